@@ -1,0 +1,63 @@
+# Each target sets up what it needs on a machine with only Python 3.11+ and git: `make -C path/to/checkout quickstart`.
+# Paths are relative, so the checkout may lie anywhere, spaces in the path included.
+# Less to download on Linux without a GPU: UV_TORCH_BACKEND=cpu make quickstart
+
+PYTHON ?=
+WORKERS ?= 2
+ARGS ?=
+SHELL := /bin/sh
+BIN := .venv/bin
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test coverage lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## install everything into .venv
+
+# The stamp comes last, so an installation that broke off is done again; uv does not read pip's own configuration, hence
+# the second way.
+$(READY): pyproject.toml
+	@rm -f $(READY); set -e; \
+	modern() { command -v "$$1" >/dev/null 2>&1 && "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }; \
+	if ! modern $(BIN)/python; then \
+	  for python in "$(PYTHON)" python3 python3.14 python3.13 python3.12 python3.11; do \
+	    if [ -n "$$python" ] && modern "$$python"; then break; fi; \
+	    python=; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 2; \
+	  fi; \
+	  echo "making .venv with $$("$$python" --version)"; \
+	  "$$python" -m venv --clear .venv || { rm -rf .venv; \
+	    echo "error: '$$python -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }; \
+	fi; \
+	export PIP_DISABLE_PIP_VERSION_CHECK=1; \
+	$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet uv; \
+	echo "installing t2i and its libraries into .venv"; \
+	$(BIN)/python -m uv pip install --python $(BIN)/python -e '.[test]' || $(BIN)/python -m pip install -e '.[test]'; \
+	touch $(READY)
+
+quickstart: $(READY) ## train, sample and score a small model; a page in runs/quickstart shows it
+	@$(BIN)/python -m t2i.cli quickstart $(ARGS)
+
+test: $(READY) ## run the test suite; ARGS="tests/test_config.py -k yaml" for a part
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+coverage: $(READY) ## run the test suite and report the lines that no test reaches
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS) --cov
+
+lint: $(READY) ## ruff and pyright
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+format: $(READY) ## let ruff lay out and sort
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## remove the environment and everything built; runs/ stays
+	rm -rf .venv build dist *.egg-info .coverage .coverage.* .pytest_cache .ruff_cache
+	find t2i train sample eval configs tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,64 @@
+"""Every random draw is a pure function of (seed, purpose, step, sample id): there is no generator state to save.
+
+So a picture does not depend on the batch it was drawn in, a resumed run continues bit for bit, and N processes see what one
+would. The hash is the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), vectorised in numpy.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * _MIX_1
+    x = (x ^ (x >> np.uint64(27))) * _MIX_2
+    return x ^ (x >> np.uint64(31))
+
+
+def key_of(text: str) -> int:
+    """A 63-bit integer for a word or an id, the same in every process (Python's own `hash` is not)."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1
+
+
+def hash64(seed: int, purpose: str, ids: ArrayLike, draws: int) -> NDArray[np.uint64]:
+    """[N, draws] independent 64-bit hashes, row i a function of (seed, purpose, ids[i]) alone."""
+    with np.errstate(over="ignore"):
+        start = _mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF) + _GAMMA * np.uint64(key_of(purpose)))
+        rows = _mix(start + _GAMMA * (np.asarray(ids, dtype=np.int64).astype(np.uint64) + np.uint64(1)))
+        return _mix(rows[:, None] + _GAMMA * np.arange(1, draws + 1, dtype=np.uint64))
+
+
+def uniform(seed: int, purpose: str, ids: ArrayLike, draws: int) -> NDArray[np.float64]:
+    """[N, draws] uniforms in [0, 1)."""
+    return (hash64(seed, purpose, ids, draws) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def normal(seed: int, purpose: str, ids: ArrayLike, draws: int) -> NDArray[np.float32]:
+    """[N, draws] standard normals (Box-Muller on pairs of uniforms)."""
+    pairs = (draws + 1) // 2
+    u = uniform(seed, purpose, ids, 2 * pairs)
+    radius = np.sqrt(-2.0 * np.log1p(-u[:, :pairs]))
+    angle = 2.0 * np.pi * u[:, pairs:]
+    out = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return out[:, :draws].astype(np.float32)
+
+
+def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """The data order of one epoch, a function of (seed, epoch, size) alone."""
+    return np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, epoch])).permutation(size)
+
+
+def derive(seed: int, *words: str | int) -> int:
+    """A new 63-bit seed for one purpose of this seed, e.g. `derive(seed, "step", 10)`."""
+    return key_of("/".join(str(word) for word in (seed, *words)))
+
+
+def ids_of(names: Sequence[str]) -> NDArray[np.int64]:
+    """Integer ids of image names, for `uniform` and `normal`."""
+    return np.array([key_of(name) for name in names], dtype=np.int64)

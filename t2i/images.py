@@ -1,0 +1,212 @@
+"""The only file that knows how a picture on disk becomes a tensor and back.
+
+Contract: a picture is uint8 RGB, HWC (numpy) or NHWC for a batch; a model sees float32 in [-1, 1], BCHW. Quantisation
+to uint8 rounds half up and happens once, at the model's boundary.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+
+from t2i.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_PIXELS = 50_000_000
+MAX_SIDE = 16_384
+MAX_BYTES = 64 * 1024 * 1024
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp")
+Fit = Literal["center", "random", "squash", "pad"]
+
+ImageArray = NDArray[np.uint8]
+
+# EXIF orientation -> what turns the stored pixels upright
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Set once, as `catch_warnings` around each decode would race between threads. Pillow's bomb limit lies above MAX_PIXELS
+# and that is checked right after; its other warnings speak of damaged metadata, which no pixel depends on.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+class BrokenImage(ValueError):
+    """A picture that cannot be decoded; the message says why, the caller names the file."""
+
+
+def decode(source: Path | bytes) -> Image.Image:
+    """Decodes one picture to RGB: EXIF orientation applied, transparency on white, first frame of an animation.
+
+    The result's `format` still names the file's own: PNG, JPEG, ...
+
+    Raises:
+        BrokenImage: the file is unreadable, truncated, not an image, or over the limits of this module.
+    """
+    try:
+        data = source if isinstance(source, bytes) else read_limited(source)
+        picture = _load(data)
+        upright = _to_rgb(picture)
+        turn = _UPRIGHT.get(_orientation(picture))
+        if turn is not None:
+            upright = upright.transpose(turn)
+        upright.format = picture.format
+        return upright
+    except BrokenImage:
+        raise
+    # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, DecompressionBombError, ... on damage
+    except Exception as error:
+        raise BrokenImage(f"{type(error).__name__}: {str(error) or 'cannot be decoded'}"[:200]) from error
+
+
+def _load(data: bytes) -> Image.Image:
+    if not data:
+        raise BrokenImage("the file is empty")
+    if len(data) > MAX_BYTES:
+        raise BrokenImage(f"more than the limit of {MAX_BYTES:,} bytes")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+    except UnidentifiedImageError as error:
+        raise BrokenImage(f"not a PNG, JPEG, WEBP, GIF or BMP picture: it begins with {data[:12]!r}") from error
+    width, height = picture.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise BrokenImage(f"{width}x{height} pixels, over the limit of {MAX_PIXELS:,} pixels or {MAX_SIDE} a side")
+    picture.load()
+    return picture
+
+
+def read_limited(path: Path) -> bytes:
+    """The file's bytes, at most one more than `decode` accepts."""
+    with open(path, "rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return picture.getexif().get(0x0112, 1)
+    except Exception:  # a damaged EXIF block raises anything; the pixels are whole
+        return 1
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("I;16", "I;16B", "I;16L", "I"):
+        levels = np.asarray(picture, dtype=np.int64)
+        picture = Image.fromarray((levels >> 8).clip(0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        canvas = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(canvas, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def fit(picture: Image.Image, size: int, how: Fit = "center", offset: tuple[float, float] = (0.5, 0.5)) -> ImageArray:
+    """Brings a picture to [size, size, 3] with Pillow's antialiased bicubic filter.
+
+    Args:
+        picture: RGB, any size.
+        size: pixels a side.
+        how: `center`/`random`: the largest square, cut at `offset`, is scaled; `squash`: both sides are scaled;
+            `pad`: the longest side becomes `size`, white around it.
+        offset: where the crop lies, (x, y) in [0, 1]; 0.5 is the centre. The caller draws it for `random`.
+    """
+    width, height = picture.size
+    if how == "squash":
+        return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+    if how == "pad":
+        scale = size / max(width, height)
+        new = (max(1, round(width * scale)), max(1, round(height * scale)))
+        canvas = Image.new("RGB", (size, size), "white")
+        canvas.paste(picture.resize(new, Image.Resampling.BICUBIC), ((size - new[0]) // 2, (size - new[1]) // 2))
+        return np.asarray(canvas)
+    # only the cut square is scaled: the whole of a 1 x 16384 strip would need gigabytes
+    side = min(width, height)
+    left, top = round((width - side) * offset[0]), round((height - side) * offset[1])
+    box = (left, top, left + side, top + side)
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def to_model(images_BHWC: ImageArray) -> "torch.Tensor":
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1], channels_last in memory."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(images_BHWC)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_uint8(images_BCHW: "torch.Tensor") -> ImageArray:
+    """float [B, 3, H, W] in [-1, 1] (clipped) -> uint8 [B, H, W, 3], rounded half up."""
+    import torch
+
+    levels = images_BCHW.detach().float().clamp(-1, 1).add(1).mul(127.5).add(0.5).floor().clamp(0, 255)
+    return levels.permute(0, 2, 3, 1).to(device="cpu", dtype=torch.uint8).contiguous().numpy()
+
+
+def save_png(image_HWC: ImageArray, path: Path, text: dict[str, str] | None = None) -> None:
+    """Writes one picture as PNG, with `text` (prompt, seed, ...) in its metadata."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, value in (text or {}).items():
+        info.add_itxt(key, value)
+    try:
+        Image.fromarray(image_HWC).save(path, pnginfo=info)
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"cannot write {path}: {why}; free some space or name another folder") from error
+
+
+def grid(
+    images: Sequence[ImageArray],
+    labels: Sequence[str] | None = None,
+    columns: int | None = None,
+    cell: int | None = None,
+) -> Image.Image:
+    """A contact sheet: pictures in rows, each enlarged to `cell` pixels (nearest neighbour), its label wrapped below.
+
+    Args:
+        images: uint8 HWC, all of one size.
+        labels: one a picture, drawn under it; None for no text.
+        columns: pictures a row; None for a sheet about as wide as high.
+        cell: pixels a side of each picture in the sheet; None: at least 128.
+    """
+    if not images:
+        raise InputError("a grid needs at least one picture, got none")
+    columns = columns or max(1, round(len(images) ** 0.5 + 0.49))
+    size = images[0].shape[0]
+    side = cell or size * max(1, -(-128 // size))
+    font = ImageFont.load_default(size=11)
+    wrapped = [_wrap(label, font, side) for label in labels or []]
+    text_height = 14 * max((len(lines) for lines in wrapped), default=0) + (6 if labels else 0)
+    rows = -(-len(images) // columns)
+    gap = 6
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + text_height + gap) + gap), "#f4f4f4")
+    draw = ImageDraw.Draw(sheet)
+    for i, image in enumerate(images):
+        x, y = gap + (i % columns) * (side + gap), gap + (i // columns) * (side + text_height + gap)
+        sheet.paste(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST), (x, y))
+        for k, line in enumerate(wrapped[i] if labels else []):
+            draw.text((x, y + side + 2 + 14 * k), line, fill="#222222", font=font)
+    return sheet
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int = 5) -> list[str]:
+    lines: list[str] = [""]
+    for word in text[:400].split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " ..."]

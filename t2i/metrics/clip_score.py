@@ -1,0 +1,114 @@
+"""CLIP score: how well a picture fits its caption, as one named image-text encoder sees it (Hessel et al., 2021).
+
+100 * max(cos(image, caption), 0), averaged, without that paper's factor 2.5 and prefix. It has no scale of its own:
+B/32 and L/14 differ by 5 points on the same pictures, so the real pictures' score (ceiling) and that of shuffled
+captions (floor) stand beside it.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t2i.errors import InputError
+from t2i.metrics.intervals import Estimate, Labels, group_index, mean_estimate
+from t2i.metrics.statistics import Array, checked
+
+VERSION = 1
+
+
+def clip_score(images: NDArray[np.floating], captions: NDArray[np.floating], prompts: Labels | None = None) -> Estimate:
+    """Mean of 100 * max(cos, 0) over pictures, each with its caption, in [0, 100].
+
+    Args:
+        images: [N, D] image features.
+        captions: [N, D] text features of the same encoder, row i the caption of picture i.
+        prompts: [N] labels of the prompts, where several pictures share one; the standard error is clustered by them.
+
+    Raises:
+        ValueError: other shapes, a feature that is zero or not finite.
+    """
+    image_unit, caption_unit = unit_rows(images), unit_rows(captions)
+    if image_unit.shape != caption_unit.shape:
+        raise ValueError(
+            f"features of pictures {image_unit.shape}, of captions {caption_unit.shape}: they must be pairs"
+        )
+    cosine = (image_unit * caption_unit).sum(axis=1)
+    return mean_estimate(100.0 * np.maximum(cosine, 0.0), prompts)
+
+
+def clip_bounds(
+    images: NDArray[np.floating],
+    captions: NDArray[np.floating],
+    real_images: NDArray[np.floating],
+    prompts: Labels,
+    seed: int = 0,
+) -> dict[str, float]:
+    """What the score is to be read against, on the same captions.
+
+    Args:
+        real_images: [N, D] features of the real pictures that the captions were written for.
+        prompts: [N] captions (or labels of their meaning): the shuffle gives no picture one of its own.
+
+    Returns:
+        `real`: the score of the real pictures (ceiling); `shuffled`: of generated pictures with others' captions
+        (floor).
+    """
+    shuffled = np.asarray(captions)[derangement(prompts, seed)]
+    return {"real": clip_score(real_images, captions).value, "shuffled": clip_score(images, shuffled).value}
+
+
+def derangement(labels: Labels, seed: int) -> NDArray[np.int64]:
+    """A permutation p of 0..N-1, decided by `seed`, with labels[p[i]] != labels[i] for every i.
+
+    Raises:
+        InputError: one label has more than half of the rows, so there is none.
+    """
+    index = group_index(labels)
+    sizes = np.bincount(index, minlength=1)
+    largest = int(sizes.max())
+    if 2 * largest > len(index):
+        raise InputError(
+            f"cannot shuffle captions: {largest} of {len(index)} pictures share one; "
+            "score more prompts or fewer pictures of each"
+        )
+    rng = np.random.default_rng(seed)
+    # Groups in random order, rows in random order within each; a turn by the largest group's size takes all out of
+    # theirs.
+    order = np.lexsort((rng.random(len(index)), rng.permutation(len(sizes))[index]))
+    permutation = np.empty(len(index), dtype=np.int64)
+    permutation[order] = np.roll(order, -largest)
+    return permutation
+
+
+def refuse_training_encoder(name: str, digest: str, trained_with: Mapping[str, str]) -> None:
+    """An encoder that guided the training cannot judge its result.
+
+    Args:
+        name: of the scorer.
+        digest: of the scorer's weights.
+        trained_with: digest -> what that encoder did in training.
+
+    Raises:
+        InputError: the scorer is among them.
+    """
+    if digest in trained_with:
+        raise InputError(
+            f"{name} cannot score this run: it was its {trained_with[digest]}, "
+            "so the score would measure the training objective; name another encoder"
+        )
+
+
+def unit_rows(features: NDArray[np.floating]) -> Array:
+    """[N, D] rows scaled to length 1.
+
+    Raises:
+        ValueError: a row is zero or not finite.
+    """
+    x = checked(features)
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    if not (norms > 0).all():
+        raise ValueError(
+            f"the features of row {int(np.flatnonzero(norms[:, 0] == 0)[0])} are zero: it has no direction"
+        )
+    return x / norms

@@ -1,0 +1,41 @@
+"""Diversity within a prompt.
+
+A generator that ignores its noise draws one picture a prompt, and neither FID nor CLIP score sees it.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t2i.errors import InputError
+from t2i.metrics.intervals import Estimate, Labels, group_index, mean_estimate
+from t2i.metrics.statistics import checked
+
+VERSION = 1
+
+
+def within_prompt_diversity(features: NDArray[np.floating], prompts: Labels) -> Estimate:
+    """Mean Euclidean distance between pictures of the same prompt, averaged over prompts; 0 for a collapsed generator.
+
+    Args:
+        features: [N, D] of the generated pictures.
+        prompts: [N] the prompt of each picture.
+
+    Raises:
+        InputError: a prompt has only one picture.
+    """
+    x, index = checked(features), group_index(prompts)
+    if len(x) != len(index):
+        raise ValueError(f"{len(x)} pictures, {len(index)} prompts")
+    sizes = np.bincount(index)
+    if (sizes < 2).any():
+        lonely = prompts[int(np.flatnonzero(sizes[index] < 2)[0])]
+        raise InputError(
+            f"diversity needs at least 2 pictures a prompt; {str(lonely)[:80]!r} has one: sample with -n 2 or more"
+        )
+    rows = np.split(np.argsort(index, kind="stable"), np.cumsum(sizes)[:-1])
+    return mean_estimate([_mean_pair_distance(x[members]) for members in rows])
+
+
+def _mean_pair_distance(x: NDArray[np.float64]) -> float:
+    first, second = np.triu_indices(len(x), k=1)
+    return float(np.linalg.norm(x[first] - x[second], axis=1).mean())

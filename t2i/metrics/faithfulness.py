@@ -1,0 +1,66 @@
+"""Faithfulness: the share of captions whose picture shows what they say, as an oracle reads it. Only the counting."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t2i.metrics.intervals import Interval, wilson
+
+VERSION = 1
+# What an oracle judges of a picture; `strict` is all of it together.
+ASPECTS = ("count", "layout", "shape", "colour", "size", "relation", "background", "strict")
+
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of captions with its 95 % Wilson interval."""
+
+    value: float
+    interval: Interval
+    successes: int
+    count: int
+
+    @classmethod
+    def of(cls, flags: Flags) -> "Rate":
+        successes, count = int(flags.sum()), len(flags)
+        return cls(successes / count, wilson(successes, count), successes, count)
+
+
+def faithfulness(
+    outcomes: Mapping[str, Flags], subgroups: Mapping[str, Flags] | None = None
+) -> dict[str, dict[str, Rate]]:
+    """Rates of each aspect, over all captions and over each subgroup.
+
+    Args:
+        outcomes: aspect (one of `ASPECTS`) -> [N] bool, whether picture i shows that aspect of caption i.
+        subgroups: name -> [N] bool, which captions belong to it, e.g. seen and unseen combinations.
+
+    Returns:
+        subgroup -> aspect -> rate; the whole is the subgroup `all`. One without captions is left out: it has no rate.
+
+    Raises:
+        ValueError: an unknown aspect, an array that is not [N] bool, or a picture right in all but an aspect.
+    """
+    masks = {**(subgroups or {})}
+    if unknown := sorted(set(outcomes) - set(ASPECTS)):
+        raise ValueError(f"unknown aspects {unknown}; allowed: {', '.join(ASPECTS)}")
+    if not outcomes or "all" in masks:
+        raise ValueError("give at least one aspect, and no subgroup of the name 'all'")
+    count = len(next(iter(outcomes.values())))
+    for name, flags in {**outcomes, **masks}.items():
+        if np.shape(flags) != (count,) or np.asarray(flags).dtype != np.bool_ or count == 0:
+            found = f"{np.asarray(flags).dtype} {np.shape(flags)}"
+            raise ValueError(f"{name!r} must be bool ({count},) and not empty, got {found}")
+    for name, flags in outcomes.items():
+        if "strict" in outcomes and (outcomes["strict"] & ~flags).any():
+            raise ValueError(f"a picture is strictly right but its {name} is wrong")
+    masks = {"all": np.ones(count, dtype=np.bool_), **masks}
+    return {
+        group: {aspect: Rate.of(outcomes[aspect][mask]) for aspect in ASPECTS if aspect in outcomes}
+        for group, mask in masks.items()
+        if mask.any()
+    }

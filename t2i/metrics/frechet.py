@@ -1,0 +1,104 @@
+"""Frechet distance between Gaussians fitted to features (Heusel et al., 2017: FID, with the FID Inception's features).
+
+d^2 = |mu_f - mu_r|^2 + tr(S_f) + tr(S_r) - 2 nuc(L_f^T L_r), with S = L L^T and nuc the sum of singular values.
+Neither a matrix square root nor the eigenvalues of the unsymmetric product S_f S_r: both lose half the digits where a
+covariance is rank deficient, and turn negative on sets that are nearly equal.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t2i.errors import InputError
+from t2i.metrics.statistics import Array, GaussianStats, checked
+
+VERSION = 1
+FEW_PICTURES = 10_000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A Gaussian as (mean, factor): covariance = factor @ factor.T. Made of the real pictures once for all models."""
+
+    mean: Array  # [D]
+    factor: Array  # [D, at most min(N, D)]
+    count: int
+
+    @classmethod
+    def of(cls, data: GaussianStats | NDArray[np.floating]) -> Self:
+        """The Gaussian of [N, D] features or of their statistics.
+
+        Up to N = D features are their own factor, which is exact; beyond, the factor comes from the covariance's
+        eigenvectors.
+        """
+        if isinstance(data, GaussianStats):
+            values, vectors = np.linalg.eigh(data.covariance)
+            # N pictures span N - 1 directions; the rest are rounding, whose square roots would cost half the digits.
+            kept = slice(-min(data.count - 1, len(values)), None)
+            return cls(data.mean, vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0.0)), data.count)
+        if data.ndim == 2 and len(data) > data.shape[1]:
+            return cls.of(GaussianStats.of(data))
+        x = checked(data)
+        if len(x) < 2:
+            raise ValueError(f"a covariance needs at least 2 pictures, got {len(x)}")
+        mean = x.mean(axis=0)
+        return cls(mean, (x - mean).T / np.sqrt(len(x) - 1), len(x))
+
+    @property
+    def dim(self) -> int:
+        return len(self.mean)
+
+    @property
+    def trace(self) -> float:
+        """Total variance: the trace of the covariance."""
+        return float(np.square(self.factor).sum())
+
+
+def frechet_distance(fake: GaussianStats | NDArray[np.floating], reference: Reference, *, force: bool = False) -> float:
+    """Squared Frechet distance of generated pictures from the reference, >= 0 up to rounding, never clipped.
+
+    It is biased upward by about c/N: below 10,000 pictures it warns, and only scores of the same N compare.
+
+    Args:
+        fake: features [N, D] of the generated pictures, or their statistics.
+        reference: the real pictures' Gaussian.
+        force: go on with fewer than 2 D pictures on a side, where the value says more about N than about the model.
+
+    Raises:
+        InputError: fewer than 2 D pictures on a side and not forced.
+        ValueError: another D than the reference's.
+        ArithmeticError: the value is below -1e-6 of the total variance, which rounding cannot do.
+    """
+    dim = len(fake.shift) if isinstance(fake, GaussianStats) else np.shape(fake)[1]
+    if dim != reference.dim:
+        raise ValueError(f"the generated pictures have {dim} features, the reference has {reference.dim}")
+    check_sample_size(fake.count if isinstance(fake, GaussianStats) else len(fake), reference.count, dim, force)
+    return distance(Reference.of(fake), reference)
+
+
+def distance(fake: Reference, real: Reference) -> float:
+    """The formula alone, without the rules about N."""
+    nuclear = np.linalg.svd(fake.factor.T @ real.factor, compute_uv=False).sum()
+    value = float(np.square(fake.mean - real.mean).sum() + fake.trace + real.trace - 2.0 * nuclear)
+    if not value >= -1e-6 * (fake.trace + real.trace):
+        raise ArithmeticError(f"Frechet distance {value:.6g} with a total variance of {fake.trace + real.trace:.6g}")
+    return value
+
+
+def check_sample_size(n_fake: int, n_real: int, dim: int, force: bool = False) -> None:
+    """Refuses a Frechet distance of fewer than 2 D pictures on a side, warns below 10,000."""
+    fewest = min(n_fake, n_real)
+    counts = f"{n_fake:,} generated and {n_real:,} real pictures"
+    if fewest < 2 * dim and not force:
+        raise InputError(
+            f"FID of {counts} with {dim} features means nothing: "
+            f"give at least {2 * dim:,} on each side, use KID, or force it"
+        )
+    if fewest < FEW_PICTURES:
+        warnings.warn(
+            f"FID of {counts} is biased upward; compare it only with scores of the same N, and see the unbiased KID",
+            stacklevel=3,
+        )

@@ -1,0 +1,92 @@
+"""Retrieval both ways: does the caption find its picture among all, and the picture its caption?
+
+Captions of equal meaning are hits of each other's pictures, and an item as similar as the hit counts as ranked before
+it: an encoder that maps everything to one point scores nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t2i.metrics.clip_score import unit_rows
+from t2i.metrics.intervals import Labels, group_index
+from t2i.metrics.statistics import Array
+
+VERSION = 1
+# The same cosine comes out of a matrix product with different last digits in different columns.
+_TIE = 1e-12
+
+
+@dataclass(frozen=True)
+class Recall:
+    """One direction of retrieval."""
+
+    recall: dict[int, float]  # K -> share of queries with a hit among the first K, in [0, 1]
+    median_rank: float  # of the first hit, from 1
+    queries: int
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    text_to_image: Recall
+    image_to_text: Recall
+
+
+def retrieval(
+    images: NDArray[np.floating],
+    captions: NDArray[np.floating],
+    image_groups: Labels,
+    caption_groups: Labels,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    block: int = 1024,
+) -> Retrieval:
+    """Recall@K and median rank by cosine similarity.
+
+    Args:
+        images: [N, D] image features.
+        captions: [M, D] text features of the same encoder.
+        image_groups: [N] what each picture shows: its id, or its meaning.
+        caption_groups: [M] what each caption says, in the same labels; a caption is a hit for a picture when they are
+            equal.
+        block: queries compared at once; decides memory, not the value.
+
+    Raises:
+        ValueError: other shapes, a zero feature, or a query without any hit.
+    """
+    x, y = unit_rows(images), unit_rows(captions)
+    if x.shape[1] != y.shape[1] or len(x) != len(image_groups) or len(y) != len(caption_groups):
+        groups = f"{len(image_groups)} and {len(caption_groups)} group labels"
+        raise ValueError(f"pictures {x.shape} and captions {y.shape} with {groups}")
+    labels = group_index([*image_groups, *caption_groups])
+    image_labels, caption_labels = labels[: len(x)], labels[len(x) :]
+    return Retrieval(
+        text_to_image=_recall(ranks(y, x, caption_labels, image_labels, block), ks),
+        image_to_text=_recall(ranks(x, y, image_labels, caption_labels, block), ks),
+    )
+
+
+def ranks(
+    queries: Array, items: Array, query_labels: NDArray, item_labels: NDArray, block: int = 1024
+) -> NDArray[np.int64]:
+    """[Q] rank of the first item with the query's label, from 1; of items equally similar, hits come last.
+
+    Raises:
+        ValueError: no item has the label of some query.
+    """
+    out = np.empty(len(queries), dtype=np.int64)
+    for start in range(0, len(queries), block):
+        similarity = queries[start : start + block] @ items.T
+        hits = query_labels[start : start + block, None] == item_labels[None, :]
+        if not hits.any(axis=1).all():
+            row = start + int(np.flatnonzero(~hits.any(axis=1))[0])
+            raise ValueError(f"query {row} has no item of its group: it cannot be found")
+        best = np.where(hits, similarity, -np.inf).max(axis=1, keepdims=True)
+        out[start : start + block] = 1 + ((similarity >= best - _TIE) & ~hits).sum(axis=1)
+    return out
+
+
+def _recall(rank: NDArray[np.int64], ks: Sequence[int]) -> Recall:
+    return Recall({k: float((rank <= k).mean()) for k in ks}, float(np.median(rank)), len(rank))

@@ -212,7 +212,10 @@ def score(
         str | None, typer.Option(metavar="FOLDER", help="Compare two folders of pictures instead.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the data, as val, test or heldout.")] = "val",
-    n: Annotated[int | None, typer.Option("--n", "-n", min=1, metavar="N", help="Pictures scored.")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("--n", "-n", min=1, metavar="N", help="Pictures scored; 1,000 of a run, all of a folder."),
+    ] = None,
     metrics: Annotated[str | None, typer.Option(metavar="A,B", help="Metrics; default: all that apply.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides noise, captions and bootstrap.")] = 0,
     truncation: Annotated[float | None, typer.Option(help="As in t2i sample.")] = None,
@@ -221,6 +224,9 @@ def score(
         Path | None, typer.Option(metavar="FILE", help="State dict of the FID Inception, for `fid` and `kid`.")
     ] = None,
     clip: Annotated[Path | None, typer.Option(metavar="DIR", help="A CLIP model, for the CLIP score.")] = None,
+    scorer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="An align run to score with instead of the embedded encoder.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Score even where the protocol advises against it.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON of the scores; default: in the run.")] = None,
 ) -> None:
@@ -237,6 +243,7 @@ def score(
         guidance=guidance,
         inception=inception,
         clip=clip,
+        scorer=scorer,
         force=force,
         out=out,
     )

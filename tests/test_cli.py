@@ -264,10 +264,8 @@ def test_sample_passes_every_option_on(run, noted):
 
 def test_eval_score_passes_every_option_on(run, noted):
     argv = "a_run --data shapes-2 --against other --split heldout -n 9 --metrics a,,b --seed 3 --truncation 0.5"
-    assert (
-        run("eval", "score", *argv.split(), *"--guidance 2 --inception i.pt --clip c --force --out o.json".split())[0]
-        == 0
-    )
+    more = "--guidance 2 --inception i.pt --clip c --scorer a --force --out o.json"
+    assert run("eval", "score", *argv.split(), *more.split())[0] == 0
     assert noted["score"] == {
         "target": "a_run",
         "data": "shapes-2",
@@ -280,6 +278,7 @@ def test_eval_score_passes_every_option_on(run, noted):
         "guidance": 2.0,
         "inception": Path("i.pt"),
         "clip": Path("c"),
+        "scorer": Path("a"),
         "force": True,
         "out": Path("o.json"),
     }

@@ -51,7 +51,7 @@ class Protocol:
     reranking: str | None = None
     libraries: Mapping[str, str] = field(default_factory=library_versions)
     run: str | None = None  # digest of the run's resolved config; None: a folder of pictures
-    checkpoint: str | None = None  # digest of the weights
+    checkpoint: str | None = None  # its digest; of a folder: that of its pictures
 
 
 # What is scored, as opposed to how: two models under one protocol differ here, and compare.

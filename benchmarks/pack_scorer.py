@@ -1,0 +1,15 @@
+"""Puts a dual encoder of `t2i train align --config align-scorer` into the package as the embedded scorer.
+
+    python benchmarks/pack_scorer.py runs/scorer
+"""
+
+import sys
+from pathlib import Path
+
+from t2i.align.saved import load_dual_encoder
+from t2i.align.scorer import scorer_dir
+
+if __name__ == "__main__":
+    encoder = load_dual_encoder(Path(sys.argv[1]))
+    encoder.save(scorer_dir())
+    print(f"{scorer_dir()}: {encoder.digest()}")

@@ -1,0 +1,47 @@
+"""A byte-pair tokenizer fitted on the training captions only (Sennrich et al., ACL 2016; the `tokenizers` library)."""
+
+from collections.abc import Sequence
+
+import torch
+
+
+class CaptionTokenizer:
+    """Lower-cased byte pairs with start, end and padding; every string has an encoding."""
+
+    PAD, START, END = 0, 1, 2
+
+    def __init__(self, json_text: str, max_tokens: int) -> None:
+        from tokenizers import Tokenizer
+
+        self.json_text, self.max_tokens = json_text, max_tokens
+        self._tokenizer = Tokenizer.from_str(json_text)
+
+    @classmethod
+    def fit(cls, captions: Sequence[str], vocabulary: int, max_tokens: int) -> "CaptionTokenizer":
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=["<pad>", "<start>", "<end>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(captions, trainer)
+        return cls(tokenizer.to_str(), max_tokens)
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def __call__(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """ids [B, max_tokens] int64, mask [B, max_tokens] (True: real), and how many captions were cut."""
+        ids = torch.full((len(captions), self.max_tokens), self.PAD, dtype=torch.long)
+        cut = 0
+        for row, encoding in enumerate(self._tokenizer.encode_batch(list(captions))):
+            tokens = encoding.ids
+            cut += len(tokens) > self.max_tokens - 2
+            tokens = [self.START, *tokens[: self.max_tokens - 2], self.END]
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        return ids, ids != self.PAD, cut

@@ -1,0 +1,18 @@
+"""Networks from a config: the one place that reads `ARCHITECTURES`."""
+
+from importlib import import_module
+
+from torch import nn
+
+from t2i.cgan import ARCHITECTURES
+from t2i.cgan.config import Config
+
+
+def build(config: Config, pooled_dim: int, token_dim: int) -> tuple[nn.Module, nn.Module]:
+    """(generator, discriminator) for an encoder of these widths, freshly initialised from torch's generator."""
+    module = import_module(ARCHITECTURES[config.architecture])
+    resolution = config.data.resolution
+    return (
+        module.Generator(config.generator, resolution, pooled_dim, token_dim),
+        module.Discriminator(config.discriminator, resolution, pooled_dim),
+    )

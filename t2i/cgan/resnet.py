@@ -1,0 +1,254 @@
+"""A residual text-conditional GAN without normalisation layers.
+
+Blocks and initialisation after R3GAN (Huang et al., NeurIPS 2024), text fusion by affine layers after DF-GAN (Tao et al.,
+CVPR 2022), projection discriminator after Miyato & Koyama (ICLR 2018), gated word attention after GigaGAN (Kang et al.,
+CVPR 2023).
+
+Axes: B batch, C channels, H W picture, T text tokens, D token width, P pooled text, Z noise, W latent.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from t2i.cgan.config import DiscriminatorConfig, GeneratorConfig
+from t2i.text import TextFeatures
+
+SLOPE = 0.2
+ATTENTION_AT = (8, 16)
+
+
+def unit_rms(x: Tensor) -> Tensor:
+    """Scales each row to a mean square of one."""
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + 1e-8)
+
+
+def activate(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, SLOPE)
+
+
+def conv3x3(channels_in: int, channels_out: int, gain: float = 1.0) -> nn.Conv2d:
+    """He initialisation for the leaky ReLU; gain 0 makes a residual branch start as nothing (Fixup)."""
+    layer = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+    nn.init.normal_(layer.weight, std=gain * math.sqrt(2 / (1 + SLOPE**2) / (9 * channels_in)))
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def conv1x1(channels_in: int, channels_out: int) -> nn.Module:
+    """Matches the channels of a skip path; nothing where they match already."""
+    if channels_in == channels_out:
+        return nn.Identity()
+    layer = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+    nn.init.normal_(layer.weight, std=1 / math.sqrt(channels_in))
+    return layer
+
+
+def stage_widths(width: int, limit: int, resolution: int) -> list[int]:
+    """Channels from full resolution down to 4 x 4."""
+    return [min(width * 2**i, limit) for i in range((resolution // 4).bit_length())]
+
+
+class Affine(nn.Module):
+    """Scale and shift of the channels by the latent; starts as the identity (DF-GAN)."""
+
+    def __init__(self, w_dim: int, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(w_dim, 2 * channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x_BCHW: Tensor, w_BW: Tensor) -> Tensor:
+        scale, shift = self.linear(w_BW)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, x_BCHW, 1 + scale)
+
+
+class GeneratorBlock(nn.Module):
+    """Residual pair of 3x3 convolutions, each after an affine layer."""
+
+    def __init__(self, channels_in: int, channels_out: int, w_dim: int) -> None:
+        super().__init__()
+        self.skip = conv1x1(channels_in, channels_out)
+        self.affine_1, self.conv_1 = Affine(w_dim, channels_in), conv3x3(channels_in, channels_out)
+        self.affine_2, self.conv_2 = Affine(w_dim, channels_out), conv3x3(channels_out, channels_out, gain=0)
+
+    def forward(self, x_BCHW: Tensor, w_BW: Tensor) -> Tensor:
+        h = self.conv_1(activate(self.affine_1(x_BCHW, w_BW)))
+        return self.skip(x_BCHW) + self.conv_2(activate(self.affine_2(h, w_BW)))
+
+
+class WordAttention(nn.Module):
+    """Pixels attend to token states, padding excluded; the gate starts at 0, so the sentence-only model is the start."""
+
+    def __init__(self, channels: int, token_dim: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.kv = nn.Linear(channels, channels), nn.Linear(token_dim, 2 * channels)
+        self.out = nn.Linear(channels, channels)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x_BCHW: Tensor, tokens_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        height = x_BCHW.shape[2]
+        pixels = rearrange(x_BCHW, "b c h w -> b (h w) c")
+        q = rearrange(self.q(unit_rms(pixels)), "b l (n d) -> b n l d", n=self.heads)
+        k, v = rearrange(self.kv(unit_rms(tokens_BTD)), "b t (two n d) -> two b n t d", two=2, n=self.heads)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BT[:, None, None, :])
+        update = self.out(rearrange(attended, "b n l d -> b l (n d)"))
+        return x_BCHW + self.gate * rearrange(update, "b (h w) c -> b c h w", h=height)
+
+
+class TextBlock(nn.Module):
+    """Pre-norm transformer block over words and places; padding is never attended to."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(self.norm_1(x_BTD)), "b t (three n d) -> three b n t d", three=3, n=self.heads)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BT[:, None, None, :])
+        x_BTD = x_BTD + self.out(rearrange(attended, "b n t d -> b t (n d)"))
+        return x_BTD + self.mlp(self.norm_2(x_BTD))
+
+
+class Layout(nn.Module):
+    """Reads the words into the 4 x 4 start map: one learned query a place, attending to words and to other places.
+
+    Learned layers on top of frozen word states, as in GigaGAN; that each place asks for its own words is what lets an object
+    be drawn alike wherever it stands.
+    """
+
+    def __init__(self, config: GeneratorConfig, token_dim: int, channels: int) -> None:
+        super().__init__()
+        width = config.layout_width
+        self.words = nn.Linear(token_dim, width)
+        self.latent = nn.Linear(config.w_dim, width)
+        self.places = nn.Parameter(torch.randn(16, width) * 0.5)
+        self.blocks = nn.ModuleList(TextBlock(width, config.layout_heads) for _ in range(config.layout_depth))
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, channels)
+
+    def forward(self, w_BW: Tensor, text: TextFeatures) -> Tensor:
+        longest = max(1, int(text.mask_BT.sum(dim=1).max()))
+        words = self.words(unit_rms(text.tokens_BTD[:, :longest]))
+        places = self.places + self.latent(w_BW)[:, None]
+        x = torch.cat([words, places], dim=1)
+        mask = F.pad(text.mask_BT[:, :longest], (0, 16), value=True)
+        for block in self.blocks:
+            x = block(x, mask)
+        start = self.out(self.norm(x[:, longest:]))
+        return rearrange(start, "b (h w) c -> b c h w", h=4)
+
+
+class Generator(nn.Module):
+    """(noise, text) -> picture in [-1, 1]; `mapping` and `synthesis` are its two halves."""
+
+    w_average: Tensor
+
+    def __init__(self, config: GeneratorConfig, resolution: int, pooled_dim: int, token_dim: int) -> None:
+        super().__init__()
+        self.config, self.resolution = config, resolution
+        widths = stage_widths(config.width, config.width_limit, resolution)[::-1]
+        self.text = nn.Linear(pooled_dim, config.w_dim)
+        self.map_1 = nn.Linear(config.z_dim + config.w_dim, config.w_dim)
+        self.map_2 = nn.Linear(config.w_dim, config.w_dim)
+        self.start: nn.Module = (
+            Layout(config, token_dim, widths[0]) if config.layout == "words" else nn.Linear(config.w_dim, widths[0] * 16)
+        )
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                GeneratorBlock(channels_in if k == 0 else channels, channels, config.w_dim) for k in range(config.depth)
+            )
+            for channels_in, channels in zip([widths[0], *widths[:-1]], widths, strict=True)
+        )
+        self.words = nn.ModuleDict(
+            {
+                str(4 * 2**i): WordAttention(channels, token_dim)
+                for i, channels in enumerate(widths)
+                if config.cross_attention and 4 * 2**i in ATTENTION_AT
+            }
+        )
+        self.to_rgb = conv3x3(widths[-1], 3, gain=0.3)
+        # mean latent over training captions, for guidance: the null caption of a GAN
+        self.register_buffer("w_average", torch.zeros(config.w_dim))
+        self.to(memory_format=torch.channels_last)
+
+    def mapping(self, z_BZ: Tensor, pooled_BP: Tensor) -> Tensor:
+        """w_BW, of unit mean square. Noise and text enter with equal weight."""
+        text = unit_rms(self.text(unit_rms(pooled_BP)))
+        hidden = activate(self.map_1(torch.cat([unit_rms(z_BZ), text], dim=1)))
+        return unit_rms(activate(self.map_2(hidden)))
+
+    def synthesis(self, w_BW: Tensor, text: TextFeatures) -> Tensor:
+        """images_BCHW, roughly in [-1, 1]; not clipped, so that gradients never vanish."""
+        start = self.start(w_BW, text) if self.config.layout == "words" else self.start(w_BW).view(len(w_BW), -1, 4, 4)
+        x = start.contiguous(memory_format=torch.channels_last)
+        for i, stage in enumerate(self.stages):
+            if i:
+                x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+            for block in stage:  # type: ignore[union-attr]
+                x = block(x, w_BW)
+            if str(x.shape[2]) in self.words:
+                x = self.words[str(x.shape[2])](x, text.tokens_BTD, text.mask_BT)
+        return self.to_rgb(activate(x))
+
+    def forward(self, z_BZ: Tensor, text: TextFeatures) -> Tensor:
+        return self.synthesis(self.mapping(z_BZ, text.pooled_BP), text)
+
+
+class DiscriminatorBlock(nn.Module):
+    """Residual pair of 3x3 convolutions, then halved."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.skip = conv1x1(channels_in, channels_out)
+        self.conv_1, self.conv_2 = conv3x3(channels_in, channels_in), conv3x3(channels_in, channels_out, gain=0)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.skip(x_BCHW) + self.conv_2(activate(self.conv_1(activate(x_BCHW))))
+
+
+class Discriminator(nn.Module):
+    """logit(x, t) = u(phi(x)) + <phi(x), P t> / sqrt(d): other captions of the same picture cost no second pass."""
+
+    def __init__(self, config: DiscriminatorConfig, resolution: int, pooled_dim: int) -> None:
+        super().__init__()
+        widths = stage_widths(config.width, config.width_limit, resolution)
+        self.stem = conv3x3(3, widths[0])
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                DiscriminatorBlock(channels, channels_out if k == config.depth - 1 else channels) for k in range(config.depth)
+            )
+            for channels, channels_out in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.last = conv3x3(widths[-1], widths[-1])
+        self.phi = nn.Linear(widths[-1] * 16, config.feature_dim)
+        self.unconditional = nn.Linear(config.feature_dim, 1)
+        self.text_1 = nn.Linear(pooled_dim, config.feature_dim)
+        self.text_2 = nn.Linear(config.feature_dim, config.feature_dim)
+        for head in (self.unconditional, self.text_2):  # every logit starts at 0, every relativistic loss at ln 2
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images_NCHW: Tensor, pooled_MP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One pass for all pictures and all captions of a step, so that it may be wrapped for several processes.
+
+        Returns:
+            unconditional u(phi(x)) [N], features phi(x) [N, F], projected captions P t / sqrt(F) [M, F]. The logit of picture
+            i with caption j is unconditional[i] + <features[i], projected[j]>.
+        """
+        x = self.stem(images_NCHW)
+        for stage in self.stages:
+            for block in stage:  # type: ignore[union-attr]
+                x = block(x)
+            x = F.avg_pool2d(x, 2)
+        features = activate(self.phi(activate(self.last(activate(x))).flatten(1)))
+        projected = self.text_2(activate(self.text_1(unit_rms(pooled_MP))))
+        projected = projected / math.sqrt(projected.shape[-1])
+        return self.unconditional(features).squeeze(1).float(), features.float(), projected.float()

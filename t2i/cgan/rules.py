@@ -1,0 +1,123 @@
+"""What each player does in one step: the losses put together, and nothing else.
+
+Captions enter as pooled vectors. Each step brings a pool of M captions of other pictures; a picture of the batch with a
+caption of the pool is a mismatched pair, unless the two say the same. The pool is drawn for the step, not from the batch, so
+a step means the same however it is cut into micro-batches and processes.
+
+Axes: B batch, C channels, H W picture, P pooled text, M captions of the pool, F discriminator features.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t2i.cgan import losses
+from t2i.cgan.config import LossConfig
+
+
+class Captions(NamedTuple):
+    """Text of one micro-batch and the step's pool."""
+
+    pooled_BP: Tensor
+    pool_MP: Tensor
+    same_BM: Tensor  # True where caption m of the pool belongs to picture b or reads the same: no mismatch
+
+
+def _pairwise(u_B: Tensor, features_BF: Tensor, text_F: Tensor, condition: float) -> Tensor:
+    return u_B + condition * (features_BF * text_F).sum(dim=1)
+
+
+def mismatched_mean(values_BM: Tensor, same_BM: Tensor) -> Tensor:
+    """Mean over pairs, where those that do match count as 0: so means of micro-batches average to that of the batch."""
+    return (values_BM * ~same_BM).mean()
+
+
+def discriminator_loss(
+    discriminator: nn.Module,
+    real_BCHW: Tensor,
+    fake_BCHW: Tensor,
+    captions: Captions,
+    noise: tuple[Tensor, Tensor] | None,
+    config: LossConfig,
+    gamma: float,
+    condition: float = 1.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The discriminator's loss and what to watch.
+
+    Args:
+        real_BCHW, fake_BCHW: in [-1, 1], augmented alike; no gradient flows to the generator.
+        noise: standard normals [n, C, H, W] for the penalty on n reals and n fakes; None with the autograd penalty.
+        gamma: weight of R1 + R2 at this step.
+        condition: 0 ignores the captions, 1 uses them (the ramp on small data).
+    """
+    batch = len(real_BCHW)
+    count = max(1, round(config.penalty_fraction * batch))
+    exact = config.kind == "hinge" or config.penalty == "autograd"
+    real, fake = real_BCHW.detach().requires_grad_(exact), fake_BCHW.detach().requires_grad_(exact)
+    pooled = captions.pooled_BP.detach().requires_grad_(config.kind == "hinge")
+    images = [real, fake]
+    if noise is not None and not exact:
+        images += [real[:count] + config.penalty_sigma * noise[0], fake[:count] + config.penalty_sigma * noise[1]]
+    u, features, projected = discriminator(torch.cat(images), torch.cat([pooled, captions.pool_MP]))
+    text, pool = projected[:batch], projected[batch:]
+    real_B = _pairwise(u[:batch], features[:batch], text, condition)
+    fake_B = _pairwise(u[batch : 2 * batch], features[batch : 2 * batch], text, condition)
+    mismatched_BM = u[:batch, None] + condition * features[:batch] @ pool.T
+    watch = {
+        "d_real": real_B.mean(),
+        "d_fake": fake_B.mean(),
+        "d_mismatched": mismatched_mean(mismatched_BM, captions.same_BM),
+    }
+    if config.kind == "hinge":
+        share = condition * config.mismatched_weight
+        mismatched = mismatched_mean(F.relu(1 + mismatched_BM), captions.same_BM)
+        loss = losses.hinge_discriminator(real_B, fake_B, mismatched, share)
+        watch["penalty"] = losses.matching_aware_penalty(real_B, real, pooled)
+        return loss + config.ma_gp_weight * watch["penalty"], watch
+    loss = losses.relativistic(real_B, fake_B)
+    pairing_BM = F.softplus(mismatched_BM - real_B[:, None])
+    loss = loss + condition * config.mismatched_weight * mismatched_mean(pairing_BM, captions.same_BM)
+    loss = loss + config.centering * losses.centering(real_B, fake_B)
+    if exact:
+        watch["r1"] = losses.gradient_penalty_autograd(real_B, real)
+        watch["r2"] = losses.gradient_penalty_autograd(fake_B, fake)
+    else:
+        rows = slice(2 * batch, 2 * batch + count), slice(2 * batch + count, 2 * batch + 2 * count)
+        probed = [_pairwise(u[part], features[part], text[:count], condition) for part in rows]
+        watch["r1"] = losses.gradient_penalty_finite_difference(real_B[:count], probed[0], config.penalty_sigma)
+        watch["r2"] = losses.gradient_penalty_finite_difference(fake_B[:count], probed[1], config.penalty_sigma)
+    return loss + gamma / 2 * (watch["r1"] + watch["r2"]), watch
+
+
+def generator_loss(
+    discriminator: nn.Module,
+    real_BCHW: Tensor,
+    fake_BCHW: Tensor,
+    captions: Captions,
+    config: LossConfig,
+    condition: float = 1.0,
+) -> Tensor:
+    """The generator's adversarial loss; gradients reach it through `fake_BCHW` alone."""
+    batch = len(fake_BCHW)
+    if config.kind == "hinge":
+        u, features, text = discriminator(fake_BCHW, captions.pooled_BP)
+        return losses.hinge_generator(_pairwise(u, features, text, condition))
+    u, features, text = discriminator(torch.cat([fake_BCHW, real_BCHW.detach()]), captions.pooled_BP)
+    fake_B = _pairwise(u[:batch], features[:batch], text, condition)
+    real_B = _pairwise(u[batch:], features[batch:], text, condition)
+    return losses.relativistic(fake_B, real_B.detach())
+
+
+def guidance_loss(image_BE: Tensor, text_BE: Tensor, pool_ME: Tensor, same_BM: Tensor, scale: float) -> Tensor:
+    """Contrastive loss of generated pictures against their own caption and the pool's, through a frozen dual encoder.
+
+    Args:
+        image_BE, text_BE, pool_ME: unit-length embeddings.
+        scale: the encoder's 1 / temperature.
+    """
+    own_B = scale * (image_BE * text_BE).sum(dim=1)
+    others_BM = (scale * image_BE @ pool_ME.T).masked_fill(same_BM, float("-inf"))
+    logits = torch.cat([own_B[:, None], others_BM], dim=1)
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))

@@ -1,0 +1,332 @@
+"""Atomic, verified, self-describing checkpoints: safetensors + manifest.json, nothing to unpickle.
+
+A checkpoint is one directory `step-00001234/`. It is written under a temporary name, every file is flushed to the disk,
+the manifest (schema, step, sha256 and size of each file, and a sha256 of itself) comes last, then the directory is
+renamed and its parent flushed. So a directory under its final name is whole, and what decays later is noticed.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from t2i.errors import InputError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+_STEP = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+_RESERVED = frozenset({"schema", "step", "files", "sha256"})
+
+State = Mapping[str, Mapping[str, Tensor]]
+
+
+def save(root: Path, step: int, state: State, manifest: Mapping[str, Any]) -> Path:
+    """Writes `root/step-XXXXXXXX/{name}.safetensors` and its manifest, whole or not at all.
+
+    Args:
+        root: the folder of a run's checkpoints, made when it is missing. One writer at a time: a half-written folder
+            that a killed writer left is removed.
+        step: names the checkpoint. One of this step that is intact stays as it is; a damaged one is replaced.
+        state: name of a part -> its tensors, on any device and in any memory layout.
+        manifest: further keys (config, config_hash, images_seen, family, ...), plain JSON values.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written; older checkpoints are untouched.
+    """
+    if unfit := [name for name in state if not _NAME.fullmatch(name)]:
+        raise ValueError(f"names of parts are letters, digits and _, got {unfit}")
+    if clash := _RESERVED & manifest.keys():
+        raise ValueError(f"manifest keys {sorted(clash)} are the checkpoint's own")
+    final = root / f"step-{step:08d}"
+    if verify(final) is None:
+        return final
+    temporary = root / f"{final.name}.tmp-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(root)
+        _check_space(root, step, state)
+        temporary.mkdir()
+        _fill(temporary, step, state, manifest)
+        if final.exists():
+            os.rename(final, root / f"{final.name}.tmp-damaged")
+        os.rename(temporary, final)
+        _flush_directory(root)
+        _remove_leftovers(root)
+    except OSError as error:
+        raise InputError(
+            f"cannot write checkpoint {final}: {error.strerror or error}; free some space or mend the folder, "
+            "older checkpoints are intact"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def _fill(folder: Path, step: int, state: State, manifest: Mapping[str, Any]) -> None:
+    files: dict[str, dict[str, Any]] = {}
+    for name, tensors in state.items():
+        # clones: safetensors refuses tensors that share memory, and tied weights do
+        plain = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+        data = safetensors.torch.save(plain)
+        files[f"{name}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        _write(folder / f"{name}.safetensors", data)
+    whole = {"schema": SCHEMA, "step": step, "files": files, **manifest}
+    whole["sha256"] = _digest(whole)
+    _write(folder / MANIFEST, _dump(whole).encode())
+    _flush_directory(folder)
+
+
+def _dump(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=1, allow_nan=False) + "\n"
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 of a manifest without its own `sha256`."""
+    return hashlib.sha256(_dump({k: v for k, v in manifest.items() if k != "sha256"}).encode()).hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_space(root: Path, step: int, state: State) -> None:
+    tensors = (tensor for part in state.values() for tensor in part.values())
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors) + 1_000_000
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise InputError(
+            f"no room for checkpoint {step} in {root}: it needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; "
+            "free some space, older checkpoints are intact"
+        )
+
+
+def _remove_leftovers(root: Path) -> None:
+    for leftover in root.glob("step-*.tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def _steps(root: Path) -> list[Path]:
+    """The checkpoints under `root`, newest first, damaged ones included."""
+    found = [(int(match[1]), path) for path in root.glob("step-*") if (match := _STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | str:
+    """The manifest of a checkpoint, or why it cannot be trusted."""
+    try:
+        with open(path / MANIFEST, "rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+        text = data.decode()
+        manifest = json.loads(text)
+    except OSError as error:
+        return f"{MANIFEST}: {error.strerror or error}"
+    except (ValueError, RecursionError):
+        return f"{MANIFEST} is not JSON"
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), int) for key in ("schema", "step")):
+        return f"{MANIFEST} holds no schema and step"
+    if manifest["schema"] > SCHEMA:
+        return f"{MANIFEST} has schema {manifest['schema']}, newer than this t2i reads ({SCHEMA}); upgrade t2i"
+    # the text too: a flipped bit can turn 1e-05 into 1E-05, which parses to the same number
+    try:
+        same = text == _dump(manifest) and manifest.get("sha256") == _digest(manifest)
+    except ValueError:  # NaN
+        same = False
+    if not same:
+        return f"{MANIFEST} was changed after it was written"
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(map(_is_entry, files, files.values())):
+        return f"{MANIFEST} lists no files that a checkpoint has"
+    if path.resolve().name != f"step-{manifest['step']:08d}":
+        return f"{MANIFEST} is of step {manifest['step']}"
+    return manifest
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    """One file of the manifest: no path, so it cannot point outside its folder."""
+    plain = name.endswith(".safetensors") and _NAME.fullmatch(name.removesuffix(".safetensors"))
+    return bool(plain) and isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
+
+
+def _read_files(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, bytes | str]]:
+    """(file name, its bytes or what is wrong with it) for every file of the manifest."""
+    for name, entry in manifest["files"].items():
+        try:
+            data = (path / name).read_bytes()
+        except OSError as error:
+            yield name, f"{name}: {error.strerror or error}"
+            continue
+        if len(data) != entry["bytes"]:
+            yield name, f"{name} has {len(data):,} bytes, not {entry['bytes']:,}"
+        elif hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            yield name, f"{name} has another sha256 than when it was written"
+        else:
+            yield name, data
+
+
+def verify(path: Path) -> str | None:
+    """Why a checkpoint is damaged, None when every byte is as it was written. Reads it all."""
+    manifest = _read_manifest(path)
+    if isinstance(manifest, str):
+        return manifest
+    return next((data for _, data in _read_files(path, manifest) if isinstance(data, str)), None)
+
+
+def latest(root: Path) -> Path | None:
+    """The newest intact checkpoint under `root`, None without one; warns of each damaged one that it skips."""
+    for path in _steps(root):
+        reason = verify(path)
+        if reason is None:
+            return path
+        warnings.warn(f"checkpoint {path} is damaged and skipped: {reason}", stacklevel=2)
+    return None
+
+
+def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """(part -> tensors on the CPU, manifest) of one checkpoint; what is returned is what was verified.
+
+    Raises:
+        InputError: it is damaged, or no checkpoint.
+    """
+    manifest = _read_manifest(path)
+    if isinstance(manifest, str):
+        raise InputError(f"checkpoint {path} cannot be used: {manifest}")
+    state: dict[str, dict[str, Tensor]] = {}
+    for name, data in _read_files(path, manifest):
+        if isinstance(data, str):
+            raise InputError(f"checkpoint {path} is damaged: {data}; use an older one")
+        try:
+            state[name.removesuffix(".safetensors")] = safetensors.torch.load(data)
+        except safetensors.SafetensorError as error:
+            raise InputError(f"checkpoint {path}: {name} is no safetensors file ({error}); use an older one") from error
+    return state, manifest
+
+
+def rotate(root: Path, limit: int, keep: Collection[Path] = ()) -> None:
+    """Deletes the oldest checkpoints until `limit` intact ones are left, never fewer than 2, never one of `keep`.
+
+    Every checkpoint that counts is read and verified first, so a damaged one never costs an intact one its place.
+    """
+    _remove_leftovers(root)
+    intact = 0
+    pinned = {path.resolve() for path in keep}
+    for path in _steps(root):
+        if intact < max(2, limit):
+            reason = verify(path)
+            intact += reason is None
+            if reason is not None:
+                warnings.warn(f"checkpoint {path} is damaged: {reason}", stacklevel=2)
+        elif path.resolve() not in pinned:
+            # renamed first: a kill half-way must not leave a torn folder under a good name
+            doomed = path.with_name(f"{path.name}.tmp-old")
+            os.rename(path, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+# ---- state of modules and optimizers -------------------------------------------------------------------------------
+
+_FIX = "name another run directory, or train with the config this one was started with"
+
+
+def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Copies a state dict into a module; `what` names the part in the error.
+
+    Raises:
+        InputError: a tensor is missing, not the module's, or of another shape; the module is untouched.
+    """
+    own = module.state_dict()
+    for name in [*own, *(name for name in tensors if name not in own)]:
+        problem = None
+        if name not in tensors:
+            problem = f"has no tensor {name}"
+        elif name not in own:
+            problem = f"holds {name}, which this model has not"
+        elif own[name].shape != tensors[name].shape:
+            problem = f"holds {name} as {list(tensors[name].shape)}, this model as {list(own[name].shape)}"
+        if problem:
+            raise InputError(f"checkpoint of another model: {what} {problem}; {_FIX}")
+    module.load_state_dict(dict(tensors))
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Every per-parameter tensor as `INDEX.NAME`, the index counting parameters over all groups.
+
+    Learning rate and other group options are not in it: they are functions of config and step.
+    """
+    out: dict[str, Tensor] = {}
+    for index, (parameter, _) in enumerate(_parameters(optimizer)):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                out[f"{index}.{name}"] = value.detach()
+            elif value is not None:
+                raise TypeError(f"{type(optimizer).__name__} keeps {name} as {type(value).__name__}, not as a tensor")
+    return out
+
+
+def load_optimizer_state(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Puts back what `optimizer_state` gave, bit for bit, on each parameter's device and in its memory layout.
+
+    Raises:
+        InputError: a tensor belongs to no parameter or does not fit it; the optimizer is untouched.
+    """
+    parameters = _parameters(optimizer)
+    state: dict[Tensor, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise InputError(
+                f"checkpoint of another model: optimizer tensor {key}, and it has {len(parameters)} parameters; {_FIX}"
+            )
+        parameter, group = parameters[int(index)]
+        if not _fits(tensor, parameter):
+            shapes = f"is {list(tensor.shape)}, its parameter {list(parameter.shape)}"
+            raise InputError(f"checkpoint of another model: optimizer tensor {key} {shapes}; {_FIX}")
+        state.setdefault(parameter, {})[name] = _placed(tensor, parameter, group, name)
+    optimizer.state.clear()
+    optimizer.state.update(state)
+
+
+def _parameters(optimizer: Optimizer) -> list[tuple[Tensor, dict[str, Any]]]:
+    return [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _fits(tensor: Tensor, parameter: Tensor) -> bool:
+    """Moments have the parameter's shape, factored ones (Adafactor) some sides of 1, step counts no side at all."""
+    if tensor.ndim in (0, parameter.ndim):
+        return all(n in (1, m) for n, m in zip(tensor.shape, parameter.shape, strict=False))
+    return False
+
+
+def _placed(tensor: Tensor, parameter: Tensor, group: Mapping[str, Any], name: str) -> Tensor:
+    if tensor.shape == parameter.shape and tensor.ndim:
+        # strides of the parameter: kernels round alike only where they walk alike
+        return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+    # torch keeps `step` on the CPU, where reading it costs no synchronisation, but for these two kinds of kernels
+    on_cpu = name == "step" and not group.get("capturable") and not group.get("fused")
+    return tensor.clone() if on_cpu else tensor.to(parameter.device, copy=True)

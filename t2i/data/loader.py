@@ -1,0 +1,192 @@
+"""Batches in an order that is a pure function of (seed, samples consumed), so a resumed run goes on bit for bit.
+
+Position p of training shows row `permutation(seed, p // N)[p % N]`. A global batch covers the next batch_size x
+num_processes positions, crossing the border of an epoch where it falls, and process r takes the r-th slice of it.
+Neither the number of processes nor that of workers changes which sample comes when.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from t2i.data import Dataset
+from t2i.errors import InputError
+from t2i.images import BrokenImage, ImageArray
+from t2i.seeding import permutation, uniform
+
+MAX_BROKEN = 0.01  # share of the rows that may turn out undecodable while training
+Broken = Mapping[str, Any]
+
+
+class Batch(NamedTuple):
+    """One micro-batch of one process; axis B of all four is the same pictures."""
+
+    images_BHWC: torch.Tensor  # uint8
+    rows: NDArray[np.int64]  # of the data set, after substitution
+    sample_ids: NDArray[np.int64]  # positions since the start of training: unique, the key of all random draws
+    epoch: NDArray[np.int64]
+
+
+class Loader(Iterator[Batch]):
+    """Endless batches of one data set.
+
+    Args:
+        dataset: its `images` is called with whole batches.
+        batch_size: pictures a batch on this process.
+        seed: of the order.
+        samples_consumed: over all processes since the start of training: 0, or `Run.images_seen` of a resumed run.
+        process_index: which slice of each global batch.
+        num_processes: slices of each global batch.
+        num_workers: processes that decode ahead; 0: decoded when asked for.
+        on_broken: called once with {"row", "id", "reason"} of each row that cannot be decoded.
+
+    Attributes:
+        wait_seconds: spent so far in waiting for batches.
+        quarantine: the rows that could not be decoded. Each is replaced by the next row that can be.
+
+    Raises:
+        InputError: while iterating, when over 1 % of the rows are broken.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        samples_consumed: int = 0,
+        process_index: int = 0,
+        num_processes: int = 1,
+        num_workers: int = 0,
+        on_broken: Callable[[Broken], None] | None = None,
+    ):
+        if len(dataset) == 0:
+            raise InputError(f"data {dataset.address}, split {dataset.split}, holds no pictures; nothing to train on")
+        self.wait_seconds = 0.0
+        self.quarantine: list[Broken] = []
+        self._dataset = dataset
+        self._on_broken = on_broken
+        start = samples_consumed + process_index * batch_size
+        reader = _Reader(dataset, batch_size, seed, start, batch_size * num_processes)
+        self._batches: Iterator[Any] = iter(
+            _in_workers(reader, num_workers) if num_workers else map(reader.__getitem__, count())
+        )
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        started = time.perf_counter()
+        batch, broken = next(self._batches)
+        self.wait_seconds += time.perf_counter() - started
+        known = {entry["row"] for entry in self.quarantine}  # workers find the same row independently
+        for entry in broken:
+            if entry["row"] not in known:
+                self.quarantine.append(entry)
+                if self._on_broken is not None:
+                    self._on_broken(entry)
+        if batch is None or _too_many(len(self.quarantine), len(self._dataset)):
+            self._batches = iter(())  # ends the workers now, not when the traceback is freed
+            share = f"{len(self.quarantine)} of {len(self._dataset)} pictures cannot be decoded, over {MAX_BROKEN:.0%}"
+            first = ", ".join(f"{entry['id']} ({entry['reason']})" for entry in self.quarantine[:3])
+            raise InputError(
+                f"data {self._dataset.address}: {share}: {first}; mend or remove them, `t2i data check` lists all"
+            )
+        return batch
+
+
+def _too_many(broken: int, total: int) -> bool:
+    return broken > MAX_BROKEN * total
+
+
+class _Reader(torch.utils.data.Dataset):
+    """Batch g of one process as item g; sent to the workers, where each keeps its own list of broken rows."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, start: int, stride: int):
+        self._dataset, self._batch_size, self._seed = dataset, batch_size, seed
+        self._start, self._stride = start, stride
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+        self._broken: set[int] = set()
+
+    def __getitem__(self, index: int) -> tuple[Batch | None, list[Broken]]:
+        """The batch, None when too much is broken, and the rows found broken for the first time."""
+        sample_ids = self._start + index * self._stride + np.arange(self._batch_size, dtype=np.int64)
+        epoch, places = np.divmod(sample_ids, len(self._dataset))
+        rows = np.empty_like(sample_ids)
+        for number in np.unique(epoch):
+            rows[epoch == number] = self._permutation(int(number))[places[epoch == number]]
+        images, rows, broken = self._read(rows)
+        if images is None:
+            return None, broken
+        return Batch(torch.from_numpy(np.ascontiguousarray(images)), rows, sample_ids, epoch), broken
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        if self._order[0] != epoch:
+            self._order = epoch, permutation(self._seed, epoch, len(self._dataset))
+        return self._order[1]
+
+    def _read(self, rows: NDArray[np.int64]) -> tuple[ImageArray | None, NDArray[np.int64], list[Broken]]:
+        """(pictures, rows they show, newly broken): the batch at once, one by one only where that fails."""
+        found: list[Broken] = []
+        rows = np.array([self._substitute(int(row)) for row in rows], dtype=np.int64)
+        try:
+            return self._dataset.images(rows.tolist()), rows, found
+        except (BrokenImage, OSError):
+            pictures = []
+            for i, row in enumerate(rows.tolist()):
+                picture = None
+                while picture is None:
+                    row = self._substitute(row)
+                    try:
+                        picture = self._dataset.images([row])
+                    except (BrokenImage, OSError) as error:
+                        self._broken.add(row)
+                        reason = " ".join(str(error).split())[:200]
+                        found.append({"row": row, "id": self._dataset.ids[row], "reason": reason})
+                        if _too_many(len(self._broken), len(self._dataset)):
+                            return None, rows, found
+                rows[i] = row
+                pictures.append(picture)
+            return np.concatenate(pictures), rows, found
+
+    def _substitute(self, row: int) -> int:
+        """The row itself or, for a broken one, the next that is not known as broken: the same in every process."""
+        while row in self._broken:
+            row = (row + 1) % len(self._dataset)
+        return row
+
+
+def _in_workers(reader: _Reader, num_workers: int) -> "torch.utils.data.DataLoader[Any]":
+    return torch.utils.data.DataLoader(
+        reader,
+        batch_size=None,
+        sampler=count(),  # pyright: ignore[reportArgumentType]  # any iterable of indices will do
+        num_workers=num_workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_leave_signals_to_the_main_process,
+    )
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process still needs batches to finish its step."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def choose_captions(
+    dataset: Dataset, rows: Sequence[int] | NDArray[np.int64], sample_ids: NDArray[np.int64], seed: int
+) -> list[tuple[int, int]]:
+    """(row, which of its captions) for each sample, a function of (seed, sample id) alone."""
+    draws = uniform(seed, "caption", sample_ids, 1)[:, 0]
+    return [(int(row), int(u * len(dataset.captions[int(row)]))) for row, u in zip(rows, draws, strict=True)]

@@ -1,0 +1,172 @@
+"""Frozen text encoders behind one protocol. A new one is one file, one line in `ENCODERS`, one yaml.
+
+Axes: B captions, T text tokens, D width of a token state, P width of the pooled vector.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from t2i.config import Section
+from t2i.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TextConfig(Section):
+    """Which frozen encoder reads the captions."""
+
+    encoder: Literal["aligned", "bow", "tfidf", "word2vec", "clip", "t5", "bert", "gpt2"] = Field(
+        default="aligned", description="name of the text encoder"
+    )
+    path: str | None = Field(
+        default=None,
+        description="local directory or hub id of clip/t5/bert/gpt2, or an align run for `aligned`; classical encoders "
+        "are fitted on the training captions and take none",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=512,
+        description="text tokens kept; null: 77 for clip/t5/bert/gpt2 (or their own limit where that is less), "
+        "the longest training caption for the classical encoders",
+    )
+
+
+class TextFeatures(NamedTuple):
+    """What a generator sees of a caption. All float32 on the CPU; the mask is True at real tokens, False at padding."""
+
+    tokens_BTD: "torch.Tensor"
+    mask_BT: "torch.Tensor"
+    pooled_BP: "torch.Tensor"
+
+
+class TextEncoder(Protocol):
+    """A frozen map from captions to features. A row depends on its caption alone, never on the batch beside it."""
+
+    name: str  # the key in ENCODERS
+    token_dim: int
+    pooled_dim: int
+    max_tokens: int  # T of tokens_BTD: every batch is padded to it
+
+    def encode(self, captions: Sequence[str]) -> TextFeatures: ...
+
+    def digest(self) -> str:
+        """sha256 of all that decides the features: weights, tokenizer or vocabulary, length limit."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Writes everything `load` needs; pretrained towers are copied, so a run folder is complete."""
+        ...
+
+    # Each class also has two constructors:
+    #   fit(config: TextConfig, captions: Sequence[str]) -> Self     for a new run; `captions` are the training captions
+    #   load(directory: Path) -> Self                                from a folder that `save` wrote
+
+
+# name -> "module:class", imported when asked for: transformers takes 20 s to import, a bag of words takes none
+ENCODERS: dict[str, str] = {
+    "aligned": "t2i.text.aligned:AlignedEncoder",
+    "bow": "t2i.text.classical:BagOfWords",
+    "tfidf": "t2i.text.classical:TfIdf",
+    "word2vec": "t2i.text.classical:Word2Vec",
+    "clip": "t2i.text.pretrained:CLIPText",
+    "t5": "t2i.text.pretrained:T5Text",
+    "bert": "t2i.text.pretrained:BertText",
+    "gpt2": "t2i.text.pretrained:GPT2Text",
+}
+
+
+def encoder_class(name: str) -> type:
+    """The class of one text encoder; raises KeyError for a name that is not in `ENCODERS`."""
+    module, _, attribute = ENCODERS[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def fit_encoder(config: TextConfig, captions: Sequence[str]) -> TextEncoder:
+    """The encoder a new run asks for: loaded from `config.path`, or fitted on `captions`, the training captions.
+
+    Raises:
+        InputError: the path, the model in it, or the captions are unusable.
+    """
+    return encoder_class(config.encoder).fit(config, captions)
+
+
+def load_encoder(directory: Path) -> TextEncoder:
+    """The encoder that `save` wrote into `directory`; its encoder.json names a key of `ENCODERS` and nothing else.
+
+    Raises:
+        InputError: `directory` holds no encoder, an unknown one, or a damaged one.
+    """
+    name = read_saved(directory, _SavedName).encoder
+    if name not in ENCODERS:
+        raise InputError(f"{directory / SAVED} names the text encoder {name!r}; valid ones: {', '.join(ENCODERS)}")
+    return encoder_class(name).load(directory)
+
+
+SAVED = "encoder.json"
+
+
+class _SavedName(BaseModel):
+    encoder: str
+
+
+class Saved(Section):
+    """What every encoder writes into encoder.json; an encoder with more to say adds fields in a subclass."""
+
+    encoder: str
+    max_tokens: int = Field(ge=1)
+
+
+AnySaved = TypeVar("AnySaved", bound=BaseModel)
+
+
+def read_saved(directory: Path, schema: type[AnySaved]) -> AnySaved:
+    """encoder.json of `directory`, checked; raises InputError when it is missing or not what `schema` says."""
+    path = directory / SAVED
+    try:
+        return schema.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"no text encoder at {directory}: cannot read {SAVED} there ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][:2]) or "the file"
+        raise InputError(f"{path} is not a saved text encoder: {where}: {first['msg']}; save the run again") from error
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Makes `directory`; a full or read-only disk inside the block becomes an InputError."""
+    from safetensors import SafetensorError
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot write {directory}: {reason}; free some space or name another folder") from error
+
+
+class TruncationWarning(UserWarning):
+    """Captions were longer than the encoder reads; one warning an `encode` call."""
+
+    def __init__(self, count: int, name: str, limit: int):
+        self.count = count
+        self.limit = limit
+        self.name = name
+        super().__init__(
+            f"{count:,} caption{'s are' if count > 1 else ' is'} longer than the {limit} tokens that the text encoder "
+            f"{name} reads; the rest was cut off"
+        )
+
+
+def warn_truncated(count: int, name: str, limit: int) -> None:
+    """Warns the caller of `encode` when `count` captions were cut."""
+    if count:
+        warnings.warn(TruncationWarning(count, name, limit), stacklevel=3)

@@ -1,0 +1,69 @@
+"""`aligned`: the text tower of a dual encoder trained here with `t2i train align`, frozen."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+
+from t2i.align.saved import CHUNK, FrozenDualEncoder, load_dual_encoder
+from t2i.errors import InputError
+from t2i.text import Saved, TextConfig, TextFeatures, read_saved, warn_truncated, writing
+
+FOLDER = "dual_encoder"
+
+
+class AlignedEncoder:
+    """Token states of the tower, pooled at the end token and projected into the space shared with pictures.
+
+    The image tower travels with it, for guidance; `dual` is the whole encoder.
+    """
+
+    name = "aligned"
+
+    def __init__(self, dual: FrozenDualEncoder, max_tokens: int | None = None) -> None:
+        self.dual = dual
+        limit = dual.config.text_tower.max_tokens
+        if max_tokens is not None and max_tokens > limit:
+            raise InputError(
+                f"text.max_tokens is {max_tokens}, but this aligned encoder reads {limit}; set it to {limit} or less"
+            )
+        self.max_tokens = max_tokens or limit
+        dual.tokenizer.max_tokens = self.max_tokens
+        self.token_dim, self.pooled_dim = dual.config.text_tower.width, dual.config.embedding
+
+    @classmethod
+    def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
+        """Loads the dual encoder at `config.path`; it is trained beforehand, on pictures too."""
+        if config.path is None:
+            raise InputError(
+                "text.encoder is aligned but text.path names no encoder; run `t2i train align` and give its run directory"
+            )
+        return cls(load_dual_encoder(Path(config.path)), config.max_tokens)
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        saved = read_saved(directory, Saved)
+        return cls(load_dual_encoder(directory / FOLDER), saved.max_tokens)
+
+    def encode(self, captions: Sequence[str]) -> TextFeatures:
+        parts, cut = [], 0
+        for start in range(0, len(captions), CHUNK):
+            ids, mask, chunk_cut = self.dual.tokenizer(captions[start : start + CHUNK])
+            cut += chunk_cut
+            with torch.no_grad():
+                tokens, embedding = self.dual.model.text(ids, mask)
+            parts.append((tokens, mask, F.normalize(embedding, dim=-1)))
+        warn_truncated(cut, self.name, self.max_tokens)
+        tokens, masks, pooled = zip(*parts, strict=True)
+        return TextFeatures(torch.cat(tokens), torch.cat(masks), torch.cat(pooled))
+
+    def digest(self) -> str:
+        return f"{self.dual.digest()}-{self.max_tokens}"
+
+    def save(self, directory: Path) -> None:
+        with writing(directory):
+            self.dual.save(directory / FOLDER)
+            saved = Saved(encoder=self.name, max_tokens=self.max_tokens)
+            (directory / "encoder.json").write_text(saved.model_dump_json())

@@ -1,0 +1,235 @@
+"""Text encoders fitted on the training captions: bag of words, TF-IDF and skip-gram word vectors.
+
+Words are runs of letters and digits in lower case; a word that was not seen in fitting is skipped. A caption without a
+known word has zeros for a pooled vector and one token row of zeros with mask True: attention never sees an empty row.
+
+- `bow`, `tfidf`: pooled = the caption's word weights (count, or count x idf), L2-normalised; P = V words, at most the
+  4,096 most frequent. tokens = one row a word, in order: the one-hot of the word times its weight, so the rows add up
+  to the pooled vector before normalisation. With V > 256 words the rows go through a fixed Gaussian random projection
+  to 256 dimensions, which keeps inner products (Johnson & Lindenstrauss 1984); a word alone decides its direction.
+- `word2vec`: tokens = 128-d skip-gram vectors (Mikolov et al., NeurIPS 2013), pooled = their mean.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat
+
+from t2i import seeding
+from t2i.errors import InputError
+from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, warn_truncated, writing
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import CountVectorizer
+
+MAX_WORDS = 4096
+MAX_TOKEN_DIM = 256
+WORD2VEC_DIM = 128
+# T when the config names none: the longest training caption, within these bounds (a prompt may be a little longer)
+FEWEST_TOKENS, MOST_TOKENS = 16, 77
+_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
+
+Matrix = NDArray[np.float32]
+
+
+def split_words(caption: str) -> list[str]:
+    """The words of a caption in order: "A bird's-eye view" -> ["a", "bird's", "eye", "view"]."""
+    return _WORD.findall(caption.lower())
+
+
+class _SavedWords(Saved):
+    vocabulary: list[str] = Field(min_length=1)
+    weights: list[FiniteFloat] | None = None  # None: the word vectors lie in a safetensors file beside
+
+
+class _WordEncoder:
+    """A table with one token row a word; the subclasses say how rows are fitted and how a caption is pooled."""
+
+    name: str
+
+    def __init__(self, vocabulary: Sequence[str], rows_VD: Matrix, pooled_dim: int, max_tokens: int):
+        self.vocabulary = list(vocabulary)
+        self.max_tokens = max_tokens
+        self.token_dim, self.pooled_dim = rows_VD.shape[1], pooled_dim
+        self._rows_VD = rows_VD
+        self._row_of = {word: row for row, word in enumerate(self.vocabulary)}
+
+    def _pool(self, rows: NDArray[np.int64]) -> Matrix:
+        """[P] of a caption that has these known words, at least one."""
+        raise NotImplementedError
+
+    def encode(self, captions: Sequence[str]) -> TextFeatures:
+        """Features of captions; [B, T, D], [B, T], [B, P]. Rows of padding are zero."""
+        import torch
+
+        tokens_BTD = np.zeros((len(captions), self.max_tokens, self.token_dim), dtype=np.float32)
+        mask_BT = np.zeros((len(captions), self.max_tokens), dtype=bool)
+        mask_BT[:, 0] = True
+        pooled_BP = np.zeros((len(captions), self.pooled_dim), dtype=np.float32)
+        truncated = 0
+        for i, caption in enumerate(captions):
+            rows = [self._row_of[word] for word in split_words(caption) if word in self._row_of]
+            truncated += len(rows) > self.max_tokens
+            kept = np.array(rows[: self.max_tokens], dtype=np.int64)
+            if len(kept):
+                tokens_BTD[i, : len(kept)] = self._rows_VD[kept]
+                mask_BT[i, : len(kept)] = True
+                pooled_BP[i] = self._pool(kept)
+        warn_truncated(truncated, self.name, self.max_tokens)
+        return TextFeatures(torch.from_numpy(tokens_BTD), torch.from_numpy(mask_BT), torch.from_numpy(pooled_BP))
+
+    def digest(self) -> str:
+        """sha256 of the name, the vocabulary, the token rows and the length limit."""
+        head = json.dumps([self.name, "words/1", self.max_tokens, self.vocabulary])
+        return hashlib.sha256(head.encode() + np.ascontiguousarray(self._rows_VD, dtype="<f4").tobytes()).hexdigest()
+
+
+class _WeightedWords(_WordEncoder):
+    """Counts of words times one weight a word."""
+
+    def __init__(self, vocabulary: Sequence[str], weights: Sequence[float], max_tokens: int):
+        self._weights_V = np.array(weights, dtype=np.float64)
+        super().__init__(vocabulary, _word_rows(vocabulary, self._weights_V), len(vocabulary), max_tokens)
+
+    def _pool(self, rows: NDArray[np.int64]) -> Matrix:
+        weighted_V = np.bincount(rows, minlength=len(self.vocabulary)) * self._weights_V
+        return (weighted_V / max(float(np.linalg.norm(weighted_V)), 1e-12)).astype(np.float32)
+
+    @classmethod
+    def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
+        """Fits the vocabulary and the weights; raises InputError when the captions hold no word."""
+        _check_fittable(config, captions)
+        engine = cls._engine()
+        engine.fit(captions)
+        vocabulary: list[str] = engine.get_feature_names_out().tolist()
+        weights = getattr(engine, "idf_", np.ones(len(vocabulary))).tolist()
+        return cls(vocabulary, weights, config.max_tokens or _longest(captions))
+
+    @classmethod
+    def _engine(cls) -> "CountVectorizer":
+        """scikit-learn's vectoriser, which finds vocabulary and weights; its numbers are kept, never the object."""
+        raise NotImplementedError
+
+    def save(self, directory: Path) -> None:
+        """Writes encoder.json: vocabulary and weights."""
+        saved = _SavedWords(
+            encoder=self.name, max_tokens=self.max_tokens, vocabulary=self.vocabulary, weights=self._weights_V.tolist()
+        )
+        with writing(directory):
+            (directory / SAVED).write_text(saved.model_dump_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """From a folder that `save` wrote."""
+        saved = read_saved(directory, _SavedWords)
+        if saved.weights is None or len(saved.weights) != len(saved.vocabulary):
+            raise InputError(f"{directory / SAVED} is damaged: it needs one weight a word; save the run again")
+        return cls(saved.vocabulary, saved.weights, saved.max_tokens)
+
+
+class BagOfWords(_WeightedWords):
+    """L2-normalised word counts."""
+
+    name = "bow"
+
+    @classmethod
+    def _engine(cls) -> "CountVectorizer":
+        from sklearn.feature_extraction.text import CountVectorizer
+
+        return CountVectorizer(analyzer=split_words, max_features=MAX_WORDS)  # pyright: ignore[reportArgumentType]
+
+
+class TfIdf(_WeightedWords):
+    """L2-normalised word counts times idf = ln((1 + N) / (1 + df)) + 1 (scikit-learn's smoothed form)."""
+
+    name = "tfidf"
+
+    @classmethod
+    def _engine(cls) -> "CountVectorizer":
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        return TfidfVectorizer(analyzer=split_words, max_features=MAX_WORDS)  # pyright: ignore[reportArgumentType]
+
+
+class Word2Vec(_WordEncoder):
+    """Skip-gram word vectors; the same captions give the same vectors, bit for bit, in every process."""
+
+    name = "word2vec"
+
+    def __init__(self, vocabulary: Sequence[str], vectors_VD: Matrix, max_tokens: int):
+        super().__init__(vocabulary, vectors_VD, vectors_VD.shape[1], max_tokens)
+
+    def _pool(self, rows: NDArray[np.int64]) -> Matrix:
+        return self._rows_VD[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
+
+    @classmethod
+    def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
+        """Trains the vectors with gensim; raises InputError when the captions hold no word."""
+        from gensim.models import Word2Vec as SkipGram
+
+        _check_fittable(config, captions)
+        sentences = [split_words(caption) for caption in captions]
+        # a small set is read more often: about two million words in all, but 5 to 50 passes
+        passes = min(50, max(5, math.ceil(2_000_000 / sum(map(len, sentences)))))
+        # sample=0: the default drops frequent words, and in captions of a few dozen words every word is frequent.
+        # One worker and an own hash: threads race on the weights, and Python's hash changes from process to process.
+        model = SkipGram(
+            sentences, vector_size=WORD2VEC_DIM, sg=1, window=5, min_count=1, sample=0, epochs=passes, workers=1,
+            seed=0, hashfxn=seeding.key_of,
+        )  # fmt: skip
+        vocabulary = [str(word) for word in model.wv.index_to_key]
+        return cls(vocabulary, np.array(model.wv.vectors, np.float32), config.max_tokens or _longest(captions))
+
+    def save(self, directory: Path) -> None:
+        """Writes encoder.json (vocabulary) and vectors.safetensors."""
+        from safetensors.numpy import save_file
+
+        saved = _SavedWords(encoder=self.name, max_tokens=self.max_tokens, vocabulary=self.vocabulary)
+        with writing(directory):
+            save_file({"vectors": np.ascontiguousarray(self._rows_VD)}, directory / "vectors.safetensors")
+            (directory / SAVED).write_text(saved.model_dump_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """From a folder that `save` wrote."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        saved = read_saved(directory, _SavedWords)
+        path = directory / "vectors.safetensors"
+        try:
+            vectors_VD = load_file(path)["vectors"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise InputError(f"cannot read the word vectors {path}: {error}; save the run again") from error
+        if vectors_VD.ndim != 2 or len(vectors_VD) != len(saved.vocabulary) or vectors_VD.dtype != np.float32:
+            raise InputError(f"{path} does not fit the vocabulary in {SAVED}; save the run again")
+        return cls(saved.vocabulary, vectors_VD, saved.max_tokens)
+
+
+def _word_rows(vocabulary: Sequence[str], weights_V: NDArray[np.float64]) -> Matrix:
+    """[V, D] one-hot rows times weight; through the random projection when V > 256."""
+    if len(vocabulary) <= MAX_TOKEN_DIM:
+        return np.diag(weights_V).astype(np.float32)
+    directions_VD = seeding.normal(0, "text.word", seeding.ids_of(vocabulary), MAX_TOKEN_DIM) / math.sqrt(MAX_TOKEN_DIM)
+    return (weights_V[:, None] * directions_VD).astype(np.float32)
+
+
+def _check_fittable(config: TextConfig, captions: Sequence[str]) -> None:
+    if config.path is not None:
+        raise InputError(
+            f"text.path={config.path!r} has no use with text.encoder={config.encoder}, which is fitted on the training "
+            "captions; remove it"
+        )
+    if not any(_WORD.search(caption) for caption in captions):
+        raise InputError(f"text.encoder={config.encoder} found no word in {len(captions):,} captions; check the data")
+
+
+def _longest(captions: Sequence[str]) -> int:
+    return min(MOST_TOKENS, max(FEWEST_TOKENS, max(len(split_words(caption)) for caption in captions)))

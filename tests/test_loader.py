@@ -1,0 +1,195 @@
+"""The order of training data: pure, exact on resume, the same for any number of processes and workers."""
+
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from t2i.data import View, open_dataset
+from t2i.data.loader import Batch, Loader, choose_captions
+from t2i.errors import InputError
+from t2i.images import BrokenImage, ImageArray
+from t2i.seeding import permutation
+
+
+class Numbered:
+    """Pictures that show their row number; rows in `broken` cannot be decoded."""
+
+    address, split, resolution = "numbered", "train", 2
+
+    def __init__(self, size: int, broken: tuple[int, ...] = (), error: type[Exception] = BrokenImage):
+        self.ids = [f"picture-{row}.png" for row in range(size)]
+        self.captions = [[f"caption {k} of {row}" for k in range(1 + row % 3)] for row in range(size)]
+        self._broken, self._error = set(broken), error
+        self.calls = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def images(self, indices: list[int]) -> ImageArray:
+        self.calls += 1
+        if bad := self._broken.intersection(indices):
+            raise self._error(f"picture-{min(bad)}.png: truncated")
+        levels = np.array(indices)[:, None, None, None] // np.array([1, 256, 65536])
+        return np.broadcast_to(levels % 256, (len(indices), 2, 2, 3)).astype(np.uint8)
+
+    def fingerprint(self) -> str:
+        return "numbered"
+
+
+def take(loader: Loader, count: int) -> list[Batch]:
+    return [next(loader) for _ in range(count)]
+
+
+def rows_of(batches: list[Batch]) -> list[int]:
+    return [int(row) for batch in batches for row in batch.rows]
+
+
+def shown(batch: Batch) -> list[int]:
+    levels = batch.images_BHWC[:, 0, 0].to(torch.int64)
+    return (levels * torch.tensor([1, 256, 65536])).sum(1).tolist()
+
+
+def assert_same(a: Batch, b: Batch) -> None:
+    assert torch.equal(a.images_BHWC, b.images_BHWC)
+    for left, right in zip(a[1:], b[1:], strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_every_epoch_is_a_permutation_and_batches_cross_its_border():
+    batches = take(Loader(Numbered(10), batch_size=4, seed=3), 10)
+    rows = rows_of(batches)
+    for epoch in range(4):
+        assert rows[10 * epoch : 10 * epoch + 10] == permutation(3, epoch, 10).tolist()
+    assert batches[2].epoch.tolist() == [0, 0, 1, 1]
+    assert [int(i) for batch in batches for i in batch.sample_ids] == list(range(40))
+    for batch in batches:
+        assert batch.images_BHWC.dtype == torch.uint8 and shown(batch) == batch.rows.tolist()
+
+
+def test_a_batch_may_hold_several_epochs_of_a_small_set():
+    (batch,) = take(Loader(Numbered(3), batch_size=10, seed=0), 1)
+    assert batch.epoch.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    assert sorted(batch.rows[:9].tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_seeds_differ():
+    assert rows_of(take(Loader(Numbered(50), 8, seed=0), 3)) != rows_of(take(Loader(Numbered(50), 8, seed=1), 3))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 13])
+def test_resumed_loader_gives_the_next_fifty_batches(stop):
+    whole = take(Loader(Numbered(30), 7, seed=5), stop + 50)
+    resumed = Loader(Numbered(30), 7, seed=5, samples_consumed=7 * stop)
+    for batch in whole[stop:]:
+        assert_same(batch, next(resumed))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_share_one_global_order(workers):
+    whole = take(Loader(Numbered(25), 8, seed=2), 20)
+    ranks = [Loader(Numbered(25), 4, 2, process_index=r, num_processes=2, num_workers=workers) for r in (0, 1)]
+    for batch in whole:
+        left, right = (next(rank) for rank in ranks)
+        joined = [np.concatenate(pair) for pair in zip(left[1:], right[1:], strict=True)]
+        assert_same(batch, Batch(torch.cat([left.images_BHWC, right.images_BHWC]), *joined))
+
+
+def test_changing_the_number_of_processes_keeps_the_order():
+    """1 -> 2 -> 1 processes at the same global batch: the rows run on as if nothing had happened."""
+    dataset, seen, consumed = Numbered(25), [], 0
+    for processes in (1, 2, 1):
+        ranks = [Loader(dataset, 8 // processes, 2, consumed, r, processes) for r in range(processes)]
+        for _ in range(6):
+            seen += [row for rank in ranks for row in next(rank).rows.tolist()]
+            consumed += 8
+    assert seen == rows_of(take(Loader(dataset, 8, 2), 18))
+
+
+def test_workers_change_nothing_on_real_data():
+    dataset = open_dataset("shapes-2", "train", View(resolution=32, limit=40))
+    inline, ahead = Loader(dataset, 16, seed=1), Loader(dataset, 16, seed=1, num_workers=2)
+    for _ in range(6):
+        batch = next(inline)
+        assert_same(batch, next(ahead))
+        assert batch.images_BHWC.shape == (16, 32, 32, 3)
+        np.testing.assert_array_equal(batch.images_BHWC.numpy(), dataset.images(batch.rows.tolist()))
+    assert inline.wait_seconds > 0
+
+
+def test_dataset_is_read_in_whole_batches():
+    dataset = Numbered(100)
+    take(Loader(dataset, 10, seed=0), 5)
+    assert dataset.calls == 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error", [BrokenImage, FileNotFoundError])
+def test_broken_rows_are_replaced_by_the_next_and_reported_once(workers, error):
+    broken = (17, 18, 150)
+    reported = []
+    loader = Loader(Numbered(300, broken, error), 20, 4, num_workers=workers, on_broken=reported.append)
+    batches = take(loader, 45)  # three epochs
+    wanted = [19 if row in (17, 18) else 151 if row == 150 else row for e in range(3) for row in permutation(4, e, 300)]
+    assert rows_of(batches) == wanted
+    assert all(shown(batch) == batch.rows.tolist() for batch in batches)
+    assert sorted(entry["row"] for entry in reported) == sorted(broken) and reported == loader.quarantine
+    assert {entry["id"] for entry in reported} == {f"picture-{row}.png" for row in broken}
+    assert "truncated" in reported[0]["reason"]
+
+
+def test_substitutes_do_not_depend_on_where_training_started():
+    dataset = Numbered(300, (17, 18, 150))
+    whole = rows_of(take(Loader(dataset, 20, 4), 30))
+    assert rows_of(take(Loader(dataset, 20, 4, samples_consumed=260), 17)) == whole[260:]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_over_one_percent_broken_stops_and_names_them(workers):
+    loader = Loader(Numbered(200, tuple(range(0, 200, 50))), 20, 0, num_workers=workers)
+    with pytest.raises(InputError, match=r"3 of 200 .* over 1%: picture-\d+\.png \(.*truncated\)") as caught:
+        take(loader, 10)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_broken_stops_at_once():
+    with pytest.raises(InputError, match="cannot be decoded"):
+        next(Loader(Numbered(50, tuple(range(50))), 10, 0))
+
+
+def test_empty_data_is_refused():
+    with pytest.raises(InputError, match="holds no pictures"):
+        Loader(Numbered(0), 4, 0)
+
+
+def test_workers_survive_an_interrupt_and_end_with_their_owner():
+    """Ctrl-C goes to the whole process group; the main process must still get its batches to finish the step."""
+    others = multiprocessing.active_children()
+    loader = Loader(Numbered(100), 10, 0, num_workers=2)
+    take(loader, 2)
+    workers = [process for process in multiprocessing.active_children() if process not in others]
+    assert len(workers) == 2
+    for process in workers:
+        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.SIGUSR1)
+    assert rows_of(take(loader, 6)) == rows_of(take(Loader(Numbered(100), 10, 0), 8))[20:]
+    del loader
+    for process in workers:
+        process.join(20)
+        assert process.exitcode == 0
+
+
+def test_caption_choice_depends_on_seed_and_sample_alone():
+    dataset = Numbered(60)
+    ids = np.arange(3000, dtype=np.int64)
+    rows = ids % 60
+    chosen = choose_captions(dataset, rows, ids, seed=1)
+    assert [row for row, _ in chosen] == rows.tolist()
+    assert choose_captions(dataset, rows[500:700], ids[500:700], seed=1) == chosen[500:700]
+    assert choose_captions(dataset, rows, ids, seed=2) != chosen
+    for captions in (1, 2, 3):
+        counts = np.bincount([k for row, k in chosen if row % 3 == captions - 1], minlength=captions)
+        assert len(counts) == captions and counts.min() > 0.8 * 1000 / captions

@@ -1,0 +1,506 @@
+"""The pipeline: a picture follows from (seed, prompt, k) alone, and a pipeline from its folder alone."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from tiny_run import CAPTIONS, STEP, make_run, tiny_config
+
+from t2i import checkpoint
+from t2i.cgan.build import build
+from t2i.cgan.sampling import noise, sample, slerp
+from t2i.errors import InputError
+from t2i.images import to_uint8
+from t2i.metrics.protocol import Protocol, Score, write_scores
+from t2i.pipeline import TextToImagePipeline, mix, picture_seed
+from t2i.samplers import SAMPLERS
+from t2i.text import TextConfig, TextFeatures, fit_encoder, load_encoder
+
+PROMPT = "a small red circle"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny", generator={"cross_attention": True})
+
+
+@pytest.fixture(scope="module")
+def pipe(run: Path) -> TextToImagePipeline:
+    return TextToImagePipeline.from_pretrained(run)
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A run to damage."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+@pytest.fixture
+def saved(pipe: TextToImagePipeline, tmp_path: Path) -> Path:
+    """A saved pipeline to damage."""
+    pipe.save_pretrained(tmp_path / "saved", prompts=[])
+    return tmp_path / "saved"
+
+
+def draw(pipe: TextToImagePipeline, *arguments, **options) -> np.ndarray:
+    return pipe(*arguments, output_type="np", **options).images
+
+
+def refused(place: Path | str, *words: str) -> None:
+    """Loading fails with one line that holds these words."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError) as error:
+            TextToImagePipeline.from_pretrained(place)
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 500
+    assert all(word in message for word in words), message
+
+
+# ---- drawing -------------------------------------------------------------------------------------------------------
+
+
+def test_the_kinds_of_output_show_the_same_pictures(pipe):
+    pil, array, tensor = (pipe(PROMPT, 2, seed=3, output_type=kind).images for kind in ("pil", "np", "pt"))
+    assert array.shape == (2, 32, 32, 3) and array.dtype == np.uint8 and array.std() > 10
+    assert [image.size for image in pil] == [(32, 32)] * 2
+    assert np.array_equal(np.stack([np.asarray(image) for image in pil]), array)
+    assert tensor.shape == (2, 3, 32, 32) and tensor.dtype == torch.float32
+    assert torch.equal((tensor * 255).round().to(torch.uint8).permute(0, 2, 3, 1), torch.from_numpy(array))
+    (alone,) = pipe(PROMPT, 2, seed=3, output_type="np", return_dict=False)
+    assert np.array_equal(alone, array)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"generator": {"cross_attention": True}},
+        {"data": {"resolution": 64}, "generator": {"width": 16}},
+        {"generator": {"w_dim": 27}},  # matrix products whose rows round by where they stand
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("knobs", [{}, {"truncation": 0.6, "guidance_scale": 1.7}])
+def test_a_picture_has_the_same_bits_at_every_batch_size_and_in_any_company(tmp_path, changes, knobs):
+    pipe = TextToImagePipeline.from_pretrained(make_run(tmp_path, **changes))
+    every = draw(pipe, CAPTIONS, 3, seed=5, batch_size=32, **knobs)
+    assert len(np.unique(every.reshape(15, -1), axis=0)) == 15
+    assert 20 < every.std() and np.isin(every, (0, 255)).mean() < 0.5  # clipped values would hide a difference
+    for batch_size in (1, 4, 7, 8):
+        assert np.array_equal(draw(pipe, CAPTIONS, 3, seed=5, batch_size=batch_size, **knobs), every)
+    turned = draw(pipe, CAPTIONS[::-1], 3, seed=5, **knobs)
+    assert np.array_equal(turned.reshape(5, 3, *every.shape[1:])[::-1].reshape(every.shape), every)
+    assert np.array_equal(draw(pipe, CAPTIONS[2], 2, seed=5, **knobs), every[6:8])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert np.array_equal(draw(pipe, CAPTIONS, 3, seed=5, **knobs), every)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_seed_decides_the_picture(pipe):
+    output = pipe(CAPTIONS, 2, seed=1, output_type="np")
+    assert len(set(output.seeds)) == 10 and output.seeds[3] == picture_seed(1, CAPTIONS[1], 1)
+    assert np.array_equal(draw(pipe, CAPTIONS, 2, seed=1), output.images)
+    assert (draw(pipe, CAPTIONS, 2, seed=2) != output.images).any(axis=(1, 2, 3)).all()
+    assert np.array_equal(draw(pipe, CAPTIONS[1], seed=[output.seeds[3]]), output.images[3:4])
+    assert np.array_equal(draw(pipe, CAPTIONS, 2, seed=np.array(output.seeds)), output.images)
+    # cleaned as captions are, so white space is no other prompt
+    assert np.array_equal(draw(pipe, f"  {CAPTIONS[1].replace(' ', '  ')}\n", 2, seed=1), output.images[2:4])
+    one_noise = draw(pipe, CAPTIONS[:2], seed=[7, 7])
+    assert (one_noise[0] != one_noise[1]).any()
+
+
+def test_without_a_seed_pictures_are_fresh_and_can_be_drawn_again(pipe):
+    first, second = (pipe(PROMPT, 2, output_type="np") for _ in range(2))
+    assert (first.images != second.images).any(axis=(1, 2, 3)).all()
+    assert np.array_equal(draw(pipe, PROMPT, 2, seed=first.seeds), first.images)
+
+
+def test_generators_give_one_seed_a_picture(pipe):
+    def generators(*seeds: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    three = draw(pipe, PROMPT, 3, generator=generators(1, 2, 3))
+    for batch_size in (1, 2):
+        assert np.array_equal(draw(pipe, PROMPT, 3, generator=generators(1, 2, 3), batch_size=batch_size), three)
+    assert np.array_equal(draw(pipe, PROMPT, generator=generators(2)), three[1:2])
+    (single,) = generators(1)
+    two = draw(pipe, PROMPT, 2, generator=single)
+    assert np.array_equal(two[0], three[0]) and (two[1] != three[1]).any()
+    assert (draw(pipe, PROMPT, 2, generator=single) != two).any()  # it goes on
+
+
+def test_drawing_and_loading_leave_the_callers_random_numbers_alone(run):
+    before = torch.get_rng_state()
+    draw(TextToImagePipeline.from_pretrained(run), PROMPT)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_truncation_and_guidance(pipe):
+    plain = draw(pipe, PROMPT, 4, seed=0)
+    assert np.array_equal(draw(pipe, PROMPT, 4, seed=0, truncation=1.0, guidance_scale=1.0), plain)
+    spread = [draw(pipe, PROMPT, 4, seed=0, truncation=t).astype(float).std(axis=0).mean() for t in (0, 0.5, 1)]
+    assert spread[0] == 0 and spread[0] < spread[1] < spread[2]
+    guided = draw(pipe, PROMPT, 4, seed=0, guidance_scale=2)
+    assert (guided != plain).any(axis=(1, 2, 3)).all()
+    pipe.guidance_scale = 2
+    try:
+        assert np.array_equal(draw(pipe, PROMPT, 4, seed=0), guided)
+        assert np.array_equal(draw(pipe, PROMPT, 4, seed=0, guidance_scale=1), plain)
+    finally:
+        pipe.guidance_scale = 1.0
+
+
+def test_guidance_needs_the_mean_latent(run):
+    pipe = TextToImagePipeline.from_pretrained(run)
+    pipe.sampler.generator.w_average.zero_()
+    draw(pipe, PROMPT)
+    with pytest.raises(InputError, match="guidance 1.5 has no mean latent"):
+        pipe(PROMPT, guidance_scale=1.5)
+
+
+def test_the_pictures_are_those_of_the_averaged_generator(run, pipe):
+    state, manifest = checkpoint.load(run / "checkpoints" / f"step-{STEP:08d}")
+    encoder = load_encoder(run / "text")
+    generator, _ = build(tiny_config(generator={"cross_attention": True}), encoder.pooled_dim, encoder.token_dim)
+    generator.load_state_dict(state["ema"])
+    seeds = list(range(8))
+    text = encoder.encode((CAPTIONS * 2)[:8])
+    expected = to_uint8(sample(generator.eval(), noise(seeds, 8), text, truncation=0.8)).astype(int)
+    apart = np.abs(draw(pipe, (CAPTIONS * 2)[:8], seed=seeds, truncation=0.8) - expected)
+    assert apart.max() <= 1 and (apart > 0).mean() < 1e-3  # it drew all in one batch, which rounds differently
+    assert pipe.manifest == manifest and pipe.family == "cgan" and pipe.run == run
+
+
+def test_the_callback_hears_how_far_it_is(pipe):
+    heard: list[tuple[int, float, int]] = []
+
+    def listen(who, step, done, info):
+        assert who is pipe
+        heard.append((step, done, len(info["seeds"])))
+
+    output = pipe(CAPTIONS, 4, seed=0, batch_size=12, callback_on_step_end=listen)
+    assert [step for step, _, _ in heard] == list(range(20)) and len(output.images) == 20
+    assert [done for _, done, _ in heard] == pytest.approx([k / 20 for k in range(1, 21)])
+    assert [size for _, _, size in heard] == [12] * 12 + [8] * 8
+
+
+def test_a_callback_may_stop_it(pipe):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pipe(PROMPT, 50, callback_on_step_end=stop)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "says"),
+    [
+        ("", {}, "the prompt '' is empty"),
+        (" \u200b\n", {}, "is empty"),
+        ([PROMPT, ""], {}, "is empty"),
+        ("x" * 10_000, {}, "has 10,000 characters; shorten it to at most 4,096"),
+        (7, {}, None),
+        ([7], {}, "a prompt must be text, got int 7"),
+        ([], {}, "prompts must be 1 or more, got 0"),
+        (PROMPT, {"num_images_per_prompt": 0}, "num_images_per_prompt must be 1 or more, got 0"),
+        (PROMPT, {"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        (PROMPT, {"seed": [1, 2]}, "got 2 seeds for 1 pictures"),
+        (PROMPT, {"generator": [torch.Generator()] * 3}, "got 3 generators for 1 pictures"),
+        (PROMPT, {"seed": 1, "generator": torch.Generator()}, "give seed or generator, not both"),
+        (PROMPT, {"guidance_scale": float("nan")}, "guidance must be a number from 0 on, got nan"),
+        (PROMPT, {"truncation": -1.0}, "truncation must be a number from 0 on, got -1.0"),
+        (PROMPT, {"output_type": "latent"}, "output_type 'latent' is unknown; valid ones: pil, np, pt"),
+    ],
+)
+def test_wrong_calls(pipe, prompt, options, says):
+    with pytest.raises(TypeError if says is None else InputError, match=says):
+        pipe(prompt, **options)
+
+
+def test_an_unknown_device(pipe):
+    with pytest.raises(InputError, match="device 'nonsense' cannot be used") as error:
+        pipe.to("nonsense")
+    assert "\n" not in str(error.value)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="device 'cuda' cannot be used"):
+            pipe.to("cuda")
+    assert pipe.to("cpu") is pipe and pipe.device == torch.device("cpu")
+
+
+# ---- interpolation -------------------------------------------------------------------------------------------------
+
+
+def test_noise_interpolation_goes_from_picture_to_picture(pipe):
+    pair = pipe(PROMPT, 2, seed=4, output_type="np")
+    output = pipe.interpolate_noise(PROMPT, pair.seeds, steps=6, output_type="np")
+    row = output.images
+    assert len(row) == 6 and output.seeds == pair.seeds
+    assert np.array_equal(row[0], pair.images[0]) and np.array_equal(row[-1], pair.images[1])
+    steps = np.abs(np.diff(row.astype(float), axis=0)).mean(axis=(1, 2, 3))
+    whole = np.abs(row[0].astype(float) - row[-1]).mean()
+    assert 0 < steps.min() and steps.max() < whole  # no jump
+
+
+def test_the_great_circle_keeps_the_length():
+    a, b = noise([1, 2], 64)
+    a, b = a / a.norm(), b / b.norm()
+    way = slerp(a, b, [0, 0.25, 0.5, 0.75, 1])
+    assert torch.equal(way[0], a) and torch.equal(way[-1], b)
+    torch.testing.assert_close(way.norm(dim=1), torch.ones(5))
+    angles = torch.arccos((way[1:] * way[:-1]).sum(dim=1))
+    torch.testing.assert_close(angles, angles[:1].expand(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(slerp(a, a, [0, 0.3, 1]), a.expand(3, -1))
+
+
+def test_caption_interpolation_goes_from_caption_to_caption(pipe):
+    a, b = CAPTIONS[0], CAPTIONS[2]
+    row = pipe.interpolate_captions(a, b, steps=5, seed=9, output_type="np").images
+    ends = draw(pipe, [a, b], seed=[9, 9])
+    assert np.array_equal(row[0], ends[0]) and np.array_equal(row[-1], ends[1])
+    assert len(np.unique(row.reshape(5, -1), axis=0)) == 5
+    with pytest.raises(InputError, match="steps must be 2 or more"):
+        pipe.interpolate_captions(a, b, steps=1)
+
+
+def test_mixed_captions_read_the_tokens_of_both():
+    tokens = torch.ones(2, 3, 2)
+    tokens[1] *= 3
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    mixed = mix(TextFeatures(tokens, mask, torch.tensor([[0.0], [4.0]])), [0.0, 0.25, 1.0])
+    assert mixed.mask_BT.tolist() == [[True, True, False], [True, True, False], [True, False, False]]
+    assert mixed.tokens_BTD[:, :, 0].tolist() == [[1, 1, 0], [1.5, 0.75, 0], [3, 0, 0]]  # padding counts as zero
+    assert mixed.pooled_BP[:, 0].tolist() == [0, 1, 4]
+
+
+def test_a_family_without_a_noise_space_says_so(run):
+    pipe = TextToImagePipeline.from_pretrained(run)
+    pipe.sampler = SimpleNamespace(draw=pipe.sampler.draw)
+    with pytest.raises(InputError, match="a cgan has no path between two noises; interpolate captions"):
+        pipe.interpolate_noise(PROMPT, (1, 2))
+
+
+# ---- a run ---------------------------------------------------------------------------------------------------------
+
+
+def test_folders_that_are_no_run(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young" / "config.yaml").write_text("family: cgan")
+    refused(tmp_path / "missing", "missing does not exist", "run directory")
+    refused(tmp_path / "empty", "empty is no run directory")
+    refused(tmp_path / "file", "file is a file")
+    refused(tmp_path / "young", "has no checkpoint yet")
+
+
+def test_the_newest_intact_checkpoint_is_used(copy):
+    make_run(copy, step=STEP + 1, seed=1, generator={"cross_attention": True})
+    assert TextToImagePipeline.from_pretrained(copy).manifest["step"] == STEP + 1
+    flip_a_bit(copy / "checkpoints" / f"step-{STEP + 1:08d}" / "ema.safetensors")
+    with pytest.warns(UserWarning, match="is damaged and skipped"):
+        assert TextToImagePipeline.from_pretrained(copy).manifest["step"] == STEP
+    flip_a_bit(copy / "checkpoints" / f"step-{STEP:08d}" / "ema.safetensors")
+    refused(copy, "no checkpoint in", "is intact", "sha256")
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def rewrite_checkpoint(run: Path, parts: tuple[str, ...] = ("ema",), **changes) -> None:
+    """The run's checkpoint anew with another manifest: intact, but of something else."""
+    path = run / "checkpoints" / f"step-{STEP:08d}"
+    state, manifest = checkpoint.load(path)
+    shutil.rmtree(path)
+    own = {key: value for key, value in manifest.items() if key not in ("schema", "step", "files", "sha256")}
+    checkpoint.save(path.parent, STEP, {name: state["ema"] for name in parts}, own | changes)
+
+
+def test_checkpoints_that_draw_nothing(copy):
+    rewrite_checkpoint(copy, family="align")
+    refused(copy, "family 'align', which draws no pictures", ", ".join(SAMPLERS))
+    rewrite_checkpoint(copy, family="cgan", config={**tiny_config().model_dump(mode="json"), "family": "vqvae"})
+    refused(copy, "a config that this version of t2i does not read: family")
+    rewrite_checkpoint(copy, config=tiny_config(generator={"width": 16}).model_dump(mode="json"))
+    refused(copy, "checkpoint of another model")
+    rewrite_checkpoint(copy, parts=("ema_of_old",))
+    refused(copy, "of the family cgan has no 'ema'")
+
+
+def test_the_text_encoder_must_be_the_runs_own(copy):
+    fit_encoder(TextConfig(encoder="bow"), ["other words"]).save(copy / "text")
+    refused(copy, "holds another text encoder than the generator was trained with")
+    (copy / "text" / "encoder.json").write_text("{")
+    refused(copy, "encoder.json is not a saved text encoder")
+    shutil.rmtree(copy / "text")
+    refused(copy, "no text encoder at")
+
+
+def test_a_damaged_file_of_an_encoder_is_one_line(copy, monkeypatch):
+    def load(folder):
+        raise safetensors.SafetensorError("invalid\nheader")
+
+    monkeypatch.setattr("t2i.pipeline_files.load_encoder", load)
+    refused(copy, "the text encoder in", "is damaged: SafetensorError: invalid header")
+
+
+# ---- saving --------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_pipeline_draws_the_same_pictures(pipe, tmp_path):
+    before = draw(pipe, CAPTIONS, 2, seed=3)
+    pipe.save_pretrained(tmp_path / "a")
+    shutil.move(tmp_path / "a", tmp_path / "elsewhere")  # nothing points outside
+    again = TextToImagePipeline.from_pretrained(str(tmp_path / "elsewhere"))
+    assert np.array_equal(draw(again, CAPTIONS, 2, seed=3), before)
+    assert again.manifest == pipe.manifest and again.run is None
+    again.guidance_scale, again.truncation = 1.5, 0.5
+    again.save_pretrained(tmp_path / "b")
+    third = TextToImagePipeline.from_pretrained(tmp_path / "b")
+    assert np.array_equal(
+        draw(third, CAPTIONS, seed=3), draw(pipe, CAPTIONS, seed=3, guidance_scale=1.5, truncation=0.5)
+    )
+    weights = [tmp_path / name / "generator" / "model.safetensors" for name in ("elsewhere", "b")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    files = {str(path.relative_to(tmp_path / "b")) for path in (tmp_path / "b").rglob("*") if path.is_file()}
+    assert files == {
+        "model_index.json", "README.md", "grid.png", "generator/config.json", "generator/model.safetensors",
+        "text_encoder/encoder.json",
+    }  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "elsewhere"]
+
+
+def test_the_model_card(copy, tmp_path):
+    protocol = Protocol(
+        metric="faithfulness-strict", metric_version=1, extractor=None, extractor_digest=None, n_real=9, n_fake=9,
+        data="folder:/home/somebody/pictures", data_digest="d", split="val", captions="first", resize=None,
+        resolution=32, seed=0,
+    )  # fmt: skip
+    write_scores(copy / "scores-val.json", [Score(0.4375, protocol, (0.4, 0.5), "wilson", {"real": 0.99})])
+    (copy / "scores-odd.json").write_text("{}")
+    pipe = TextToImagePipeline.from_pretrained(copy)
+    pipe.save_pretrained(tmp_path / "shapes-gan", license="cc0-1.0")
+    text = (tmp_path / "shapes-gan" / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    head = yaml.safe_load(front)
+    assert head["license"] == "cc0-1.0" and head["pipeline_tag"] == "text-to-image" and head["library_name"] == "t2i"
+    assert {"t2i", "text-to-image", "cgan"} <= set(head["tags"])
+    assert 'TextToImagePipeline.from_pretrained("shapes-gan")' in body and "(grid.png)" in body
+    assert "| `generator.w_dim` | 32 |" in body and f"trained for {STEP} steps" in body
+    assert "| faithfulness-strict@9 | 0.4375 | 0.4 to 0.5 | real 0.99 | folder:pictures val | scores-val.json |" in body
+    assert "somebody" not in text
+    # the scores travel along
+    TextToImagePipeline.from_pretrained(tmp_path / "shapes-gan").save_pretrained(tmp_path / "again", prompts=[PROMPT])
+    body = (tmp_path / "again" / "README.md").read_text()
+    assert "faithfulness-strict@9" in body and f'pipe("{PROMPT}", ' in body
+
+
+def test_captions_of_others_are_not_published(tmp_path):
+    run = make_run(tmp_path / "run", data={"address": "folder:/home/somebody/pictures"})
+    TextToImagePipeline.from_pretrained(run).save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "grid.png").exists()
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "grid.png" not in card and "pictures of `folder:pictures`" in card and "somebody" not in card
+
+
+def test_saving_never_overwrites(pipe, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine").write_text("x")
+    with pytest.raises(InputError, match="used holds files; name a new or an empty folder"):
+        pipe.save_pretrained(tmp_path / "used")
+    assert [path.name for path in tmp_path.rglob("*")] == ["used", "mine"]
+
+
+def test_a_failed_save_leaves_nothing(pipe, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(pipe.text_encoder), "save", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        pipe.save_pretrained(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["generator/model.safetensors", "generator/config.json"])
+def test_a_damaged_component_is_noticed(saved, name):
+    flip_a_bit(saved / name)
+    refused(saved, f"{name} is damaged")
+    (saved / name).unlink()
+    refused(saved, f"cannot read {saved / name}")
+
+
+def test_damaged_text_and_index(saved):
+    fit_encoder(TextConfig(encoder="bow"), ["other words"]).save(saved / "text_encoder")
+    refused(saved, "holds another text encoder")
+    index = json.loads((saved / "model_index.json").read_text())
+    (saved / "model_index.json").write_text(json.dumps(index | {"family": "vqvae"}))
+    refused(saved, "family 'vqvae', which draws no pictures")
+    (saved / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionPipeline"}))
+    refused(saved, "model_index.json is no index of a t2i pipeline (_class_name")
+    (saved / "model_index.json").write_text("[")
+    refused(saved, "model_index.json is no index of a t2i pipeline")
+
+
+# ---- the hub -------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_network_the_hub_is_one_line(pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused("somebody/shapes-gan", "no folder 'somebody/shapes-gan' here, and none from the hub")
+    (tmp_path / "runs").mkdir()
+    refused("runs/typo", "runs/typo does not exist")
+    with pytest.raises(InputError, match="cannot push to 'somebody/shapes-gan'.*hf auth login") as error:
+        pipe.push_to_hub("somebody/shapes-gan", prompts=[])
+    assert "\n" not in str(error.value)
+
+
+def test_from_and_to_the_hub(pipe, saved, tmp_path, monkeypatch):
+    asked: list[tuple] = []
+    uploaded: dict[str, bytes] = {}
+
+    def snapshot_download(repo_id, allow_patterns):
+        asked.append((repo_id, allow_patterns))
+        return str(saved)
+
+    class Api:
+        def create_repo(self, repo_id, private, exist_ok):
+            asked.append((repo_id, private, exist_ok))
+            return f"https://hub/{repo_id}"
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).rglob("*") if path.is_file()})
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    again = TextToImagePipeline.from_pretrained("somebody/shapes-gan")
+    assert np.array_equal(draw(again, PROMPT, seed=1), draw(pipe, PROMPT, seed=1))
+    repo_id, patterns = asked.pop()
+    assert repo_id == "somebody/shapes-gan"
+    assert {pattern.rpartition(".")[2] for pattern in patterns} == {"safetensors", "json", "yaml", "txt"}
+    assert again.push_to_hub("me/mine", prompts=[], private=True) == "https://hub/me/mine"
+    assert asked.pop() == ("me/mine", True, True)
+    assert uploaded["model.safetensors"] == (saved / "generator" / "model.safetensors").read_bytes()
+    assert b'from_pretrained("me/mine")' in uploaded["README.md"]
+    (saved / "model_index.json").unlink()
+    refused("somebody/other", "on the hub is no t2i pipeline")

@@ -1,0 +1,110 @@
+"""Tiny random towers with real tokenizers, in folders as transformers' `save_pretrained` writes them."""
+
+import itertools
+from pathlib import Path
+
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+
+COLOURS = ("red", "green", "blue", "yellow")
+SHAPES = ("circle", "square", "triangle", "star")
+CAPTIONS = [
+    f"a {size} {colour} {shape} {relation} a {other} ring"
+    for size, colour, shape, relation, other in itertools.product(
+        ("small", "large"), COLOURS, SHAPES, ("above", "left of"), ("pink", "cyan")
+    )
+]
+_SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_TEXT = {**_SIZE, "max_position_embeddings": 77, "projection_dim": 24}
+_VISION = {**_SIZE, "image_size": 32, "patch_size": 8}
+
+
+WORDS = sorted({word for caption in CAPTIONS for word in caption.split()})
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def _byte_pairs(start: str, end: str, specials: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges that read up to four letters of a known word as one token. By hand: training breaks ties by
+    chance."""
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = alphabet + [letter + end for letter in alphabet if end]
+    merges = []
+    for word in WORDS:
+        letters = [*start, *word[:-1], word[-1] + end]
+        for i in range(1, min(len(letters), 4)):
+            merges.append(("".join(letters[:i]), letters[i]))
+    merges = list(dict.fromkeys(merges))
+    tokens += [left + right for left, right in merges]
+    return {token: i for i, token in enumerate(dict.fromkeys(tokens + specials))}, merges
+
+
+def save_clip(folder: Path, kind: str) -> Path:
+    """`kind`: "projected" or "plain", a text tower with or without projection, or "whole", text and image towers."""
+    from transformers import (
+        CLIPConfig,
+        CLIPModel,
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+    )
+
+    vocabulary, merges = _byte_pairs("", "</w>", ["<|startoftext|>", "<|endoftext|>"])
+    end = vocabulary["<|endoftext|>"]
+    text = {**_TEXT, "vocab_size": len(vocabulary), "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    torch.manual_seed(0)
+    if kind == "whole":
+        # the projection's size at the top differs from the default that the text part holds, as in real folders
+        text.pop("projection_dim")
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=_VISION, projection_dim=24))
+    else:
+        model = {"projected": CLIPTextModelWithProjection, "plain": CLIPTextModel}[kind](CLIPTextConfig(**text))
+    _spread(model).save_pretrained(folder)
+    CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77).save_pretrained(folder)
+    return folder
+
+
+def save_t5(folder: Path) -> Path:
+    from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    pieces += [(f"\u2581{word}", -4.0) for word in WORDS[::2]] + [(letter, -6.0) for letter in LETTERS]
+    torch.manual_seed(1)
+    config = T5Config(vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    _spread(T5ForConditionalGeneration(config)).save_pretrained(folder)
+    T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(folder)
+    return folder
+
+
+def save_bert(folder: Path) -> Path:
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS[::2], *LETTERS, *("##" + one for one in LETTERS)]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    torch.manual_seed(2)
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=128, **_SIZE)
+    _spread(BertForMaskedLM(config)).save_pretrained(folder)
+    BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    return folder
+
+
+def save_gpt2(folder: Path) -> Path:
+    from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+
+    vocabulary, merges = _byte_pairs("\u0120", "", ["<|endoftext|>"])
+    torch.manual_seed(3)
+    end = vocabulary["<|endoftext|>"]
+    config = GPT2Config(
+        vocab_size=len(vocabulary), n_positions=96, n_embd=32, n_layer=2, n_head=4, bos_token_id=end, eos_token_id=end
+    )
+    _spread(GPT2LMHeadModel(config)).save_pretrained(folder)
+    GPT2Tokenizer(vocab=vocabulary, merges=merges).save_pretrained(folder)
+    return folder
+
+
+def _spread(model: torch.nn.Module) -> torch.nn.Module:
+    """Larger random weights than the usual initialisation, so that attention and position matter in the features."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+    return model

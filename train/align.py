@@ -1,0 +1,146 @@
+"""Trains a small dual encoder on captioned pictures: a frozen text encoder and a CLIP-style scorer (Radford et al., 2021).
+
+    t2i train align --data shapes-2 --run runs/align
+
+The run's directory is what `text.path` and `guidance.path` of other programs name. To resume, run the same command again.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+from t2i import seeding
+from t2i.align.config import Config
+from t2i.align.model import DualEncoder, contrastive_loss
+from t2i.align.negatives import LikeWords
+from t2i.align.saved import TOKENIZER
+from t2i.align.tokenizer import CaptionTokenizer
+from t2i.data import Dataset, open_dataset
+from t2i.data.loader import Batch, Loader, choose_captions
+from t2i.data.shapes_captions import meaning
+from t2i.errors import InputError
+from t2i.images import to_model
+from t2i.metrics.retrieval import retrieval
+from t2i.run import NonFiniteGuard, Run, learning_rate, prepare_cpu, set_learning_rate
+
+EVALUATED = 1000  # pairs of each held-out split among which Recall@K is measured
+NOISE = 0.05  # standard deviation of the noise on training pictures, in units of [-1, 1]
+
+
+class Paired(nn.Module):
+    """Both embeddings in one call, as DistributedDataParallel wants it."""
+
+    def __init__(self, model: DualEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images_BCHW: Tensor, ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.model.embed_images(images_BCHW), self.model.embed_text(ids_NT, mask_NT), self.model.scale()
+
+
+def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels; none for gains, biases and embeddings."""
+    decayed = {n: p for n, p in model.named_parameters() if p.ndim >= 2 and "tokens" not in n and "positions" not in n}
+    rest = [p for name, p in model.named_parameters() if name not in decayed]
+    return [{"params": list(decayed.values()), "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
+    """The training split, and whatever held-out splits the data has."""
+    train = open_dataset(config.data.address, config.split, config.data.view(config.data.limit))
+    held_out: dict[str, Dataset] = {}
+    for split in ("val", "heldout"):
+        try:
+            held_out[split] = open_dataset(config.data.address, split, config.data.view(EVALUATED))
+        except InputError:  # a small folder may have no such split
+            continue
+    return train, held_out
+
+
+@torch.no_grad()
+def recalls(model: DualEncoder, tokenizer: CaptionTokenizer, dataset: Dataset, device: torch.device) -> dict[str, float]:
+    """Recall@1/5/10 both ways among the rows of `dataset`; captions that ask for the same count as hits."""
+    model.eval()
+    captions = [options[0] for options in dataset.captions]
+    images, texts = [], []
+    for start in range(0, len(dataset), 250):
+        rows = range(start, min(start + 250, len(dataset)))
+        images.append(model.embed_images(to_model(dataset.images(rows)).to(device)).cpu().numpy())
+        ids, mask, _ = tokenizer(captions[start : start + 250])
+        texts.append(model.embed_text(ids.to(device), mask.to(device)).cpu().numpy())
+    model.train()
+    groups = [meaning(caption) for caption in captions]
+    found = retrieval(np.concatenate(images), np.concatenate(texts), groups, groups)
+    ways = {"text_to_image": found.text_to_image, "image_to_text": found.image_to_text}
+    return {f"{way}_recall@{k}": value for way, result in ways.items() for k, value in result.recall.items()}
+
+
+def everywhere(tensor: Tensor, num_processes: int) -> Tensor:
+    """Rows of all processes, with gradients: every process's captions are negatives of every other's pictures."""
+    return torch.cat(all_gather(tensor)) if num_processes > 1 else tensor  # type: ignore[arg-type]
+
+
+def main(config: Config, run_dir: Path) -> None:
+    prepare_cpu()
+    train, held_out = open_splits(config)
+    captions = [caption for options in train.captions for caption in options]
+    tokenizer = CaptionTokenizer.fit(captions, config.text_tower.vocabulary, config.text_tower.max_tokens)
+    like_words = LikeWords.fit(captions[:20_000]) if config.swap_negatives else None
+
+    with Run(run_dir, config, "align") as run:
+        if run.is_main:
+            (run_dir / TOKENIZER).write_text(tokenizer.json_text)
+        model = DualEncoder(config, len(tokenizer)).to(run.device)
+        optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
+        run.register("model", model)
+        run.register("optimizer", optimizer)
+        run.resume()
+        paired = run.prepare(Paired(model), config.compile)
+        place = (run.images_seen, run.process_index, run.num_processes, config.dataloader_num_workers, run.quarantine)
+        run.loader = loader = Loader(train, config.train_batch_size, config.seed, *place)
+        guard = NonFiniteGuard()
+
+        def loss_of(batch: Batch) -> Tensor:
+            chosen = choose_captions(train, batch.rows, batch.sample_ids, config.seed)
+            said = [train.captions[row][k] for row, k in chosen]
+            wrong = like_words.swap(said, seeding.uniform(config.seed, "swap", batch.sample_ids, 1)) if like_words else []
+            ids, mask, _ = tokenizer([*said, *wrong])
+            images = to_model(batch.images_BHWC.numpy()).to(run.device)
+            if config.augment:
+                images = images + NOISE * torch.randn_like(images)
+            image_BE, text_NE, scale = paired(images, ids.to(run.device), mask.to(run.device))
+            own, negatives = text_NE[: len(said)], text_NE[len(said) :]
+            keys = torch.from_numpy(seeding.ids_of(said)).to(run.device)
+            pictures = torch.from_numpy(batch.rows).to(run.device)
+            image_BE, own, keys, pictures = (everywhere(x, run.num_processes) for x in (image_BE, own, keys, pictures))
+            same = (keys[:, None] == keys) | (pictures[:, None] == pictures)
+            return contrastive_loss(image_BE, own, scale, same, negatives if wrong else None)
+
+        while run.step < run.total_steps and not run.stopping():
+            lr = learning_rate(run.step, run.total_steps, config.learning_rate, config.lr_warmup_steps, 0.02)
+            set_learning_rate(optimizer, lr)
+            batches = [next(loader) for _ in range(config.gradient_accumulation_steps)]
+            total = torch.zeros((), device=run.device)
+            for i, batch in enumerate(batches):
+                with nullcontext() if i == len(batches) - 1 else run.accelerator.no_sync(paired):
+                    loss = loss_of(batch)
+                    run.accelerator.backward(loss)
+                total += loss.detach() / len(batches)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if guard.check(run.all_finite(total, norm), run.step, batches[0].sample_ids.tolist()):
+                optimizer.step()
+            optimizer.zero_grad()
+            run.advance(config.train_batch_size * len(batches) * run.num_processes)
+            run.note({"loss": total, "temperature": 1 / model.scale(), "gradient_norm": norm, "learning_rate": lr})
+
+            if run.is_main and run.due(config.validation_steps):
+                for split, dataset in held_out.items():
+                    found = recalls(model, tokenizer, dataset, run.device)
+                    run.record({f"{split}_{name}": value for name, value in found.items()})
+            if run.due(config.checkpointing_steps):
+                run.save()

@@ -49,7 +49,9 @@ class DualGuide:
         elif path is not None:
             self._dual = load_dual_encoder(path)
         else:
-            raise InputError("guidance.encoder is aligned but guidance.path names no encoder; give a run of `t2i train align`")
+            raise InputError(
+                "guidance.encoder is aligned but guidance.path names no encoder; give a run of `t2i train align`"
+            )
         self.scale = float(self._dual.model.scale())
         self._image: nn.Module = self._dual.model.image
 

@@ -27,7 +27,8 @@ class TrainConfig(Section):
     seed: int = Field(default=0, ge=0, description="decides every random draw of the run")
     mixed_precision: Literal["auto", "no", "bf16"] = Field(
         default="auto",
-        description="auto: bf16 on CUDA, no on CPU; fp16 is not offered, as its range overflows in GAN training",
+        description="auto: bf16 on CUDA and on a CPU with bf16 instructions, else no; "
+        "fp16 is not offered, as its range overflows in GAN training",
     )
     checkpointing_steps: int = Field(default=1000, ge=1, description="a checkpoint every so many steps, and at the end")
     checkpoints_total_limit: int = Field(

@@ -109,7 +109,9 @@ def test_both_penalties_give_the_squared_gradient_norm() -> None:
     expected = critic.a.square().sum().item()
     exact = LossConfig(penalty="autograd")
     _, watch = rules.discriminator_loss(critic, x, y, captions, None, exact, 1.0)
-    assert watch["r1"].item() == pytest.approx(expected, rel=1e-5) and watch["r2"].item() == pytest.approx(expected, rel=1e-5)
+    assert watch["r1"].item() == pytest.approx(expected, rel=1e-5) and watch["r2"].item() == pytest.approx(
+        expected, rel=1e-5
+    )
     finite = LossConfig(penalty_fraction=1.0)
     _, watch = rules.discriminator_loss(critic, x, y, captions, (torch.randn_like(x), torch.randn_like(y)), finite, 1.0)
     assert watch["r1"].item() == pytest.approx(expected, rel=0.1)  # a chi-square mean over 4000: 2 % standard error
@@ -147,7 +149,9 @@ def test_micro_batches_add_up_to_the_batch(networks, kind: str) -> None:
         return torch.cat([p.grad.flatten() for p in discriminator.parameters() if p.grad is not None])
 
     whole = gradient([slice(0, 8)])
-    torch.testing.assert_close(gradient([slice(0, 4), slice(4, 8)]), whole, rtol=1e-3, atol=1e-4 * whole.abs().max().item())
+    torch.testing.assert_close(
+        gradient([slice(0, 4), slice(4, 8)]), whole, rtol=1e-3, atol=1e-4 * whole.abs().max().item()
+    )
 
 
 def test_guidance_is_cross_entropy_over_own_and_other_captions() -> None:
@@ -158,7 +162,9 @@ def test_guidance_is_cross_entropy_over_own_and_other_captions() -> None:
     for i in range(3):
         scores = [image[i] @ text[i]] + [image[i] @ pool[j] for j in range(4) if not same[i, j]]
         expected.append(F.cross_entropy(10 * torch.stack(scores)[None], torch.tensor([0])))
-    assert rules.guidance_loss(image, text, pool, same, 10.0).item() == pytest.approx(torch.stack(expected).mean().item())
+    assert rules.guidance_loss(image, text, pool, same, 10.0).item() == pytest.approx(
+        torch.stack(expected).mean().item()
+    )
 
 
 def test_condition_zero_ignores_the_caption(networks) -> None:
@@ -206,7 +212,9 @@ def test_noise_text_truncation_and_guidance_each_change_the_picture(networks) ->
     generator.w_average.fill_(0.5)
     torch.testing.assert_close(latents(generator, z, text.pooled_BP, guidance=0.0), generator.w_average.expand(2, -1))
     assert (sample(generator, z, text, guidance=2.0) - base).abs().max() > 1e-3
-    torch.testing.assert_close(sample(generator, z[1:], TextFeatures(*(x[1:] for x in text))), base[1:], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        sample(generator, z[1:], TextFeatures(*(x[1:] for x in text))), base[1:], atol=1e-5, rtol=1e-4
+    )
 
 
 def test_word_attention_starts_closed_and_never_sees_padding() -> None:
@@ -240,7 +248,9 @@ def test_eight_pictures_are_learnt_by_their_captions() -> None:
     for step in range(250):
         fake = generator(torch.from_numpy(seeding.normal(0, "z", np.arange(8) + 8 * step, 8)), text)
         probes = torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16)
-        loss, _ = rules.discriminator_loss(discriminator, real, fake.detach(), pool, probes, config.loss, config.loss.gamma)
+        loss, _ = rules.discriminator_loss(
+            discriminator, real, fake.detach(), pool, probes, config.loss, config.loss.gamma
+        )
         players[0].zero_grad()
         loss.backward()
         players[0].step()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from accelerate.state import AcceleratorState
 import torch
 from forks import fork, in_child, wait
 from pydantic import ValidationError
@@ -140,6 +141,8 @@ def two_processes(action: Callable[[int], Any], port: str | None = None) -> list
     def rank(index: int) -> None:
         os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        # a run of another test may have made this process's one Accelerate state already, for a single process
+        AcceleratorState._reset_state(reset_partial_state=True)
         action(index)
 
     return [wait(pid) for pid in [fork(lambda i=i: rank(i)) for i in range(2)]]

@@ -32,11 +32,7 @@ def test_training_scenes_never_show_what_heldout_scenes_always_show(level: int) 
     held = s.draw_scenes(level, "heldout", np.arange(5_000))
     val = s.draw_scenes(level, "val", np.arange(5_000))
     for seen in (train, val):
-        pairs = {
-            (int(a), int(c))
-            for a, c in zip(seen.shape_NM.ravel(), seen.color_NM.ravel(), strict=True)
-            if a >= 0
-        }
+        pairs = {(int(a), int(c)) for a, c in zip(seen.shape_NM.ravel(), seen.color_NM.ravel(), strict=True) if a >= 0}
         assert not pairs & s.HELDOUT_PAIRS
         assert seen is not train or len(pairs) == 56  # every other pair is shown
         assert not relations_of(seen) & s.HELDOUT_RELATIONS
@@ -58,7 +54,9 @@ def relations_of(scenes: s.Scenes) -> set[tuple[int, int, int]]:
 def test_no_content_and_no_caption_of_val_or_heldout_is_in_train(level: int) -> None:
     def contents(split: str, n: int) -> set:
         z = s.draw_scenes(level, split, np.arange(n))
-        return set(map(tuple, np.concatenate([z.layout_N[:, None], z.shape_NM, z.color_NM, z.size_NM], axis=1).tolist()))
+        return set(
+            map(tuple, np.concatenate([z.layout_N[:, None], z.shape_NM, z.color_NM, z.size_NM], axis=1).tolist())
+        )
 
     train = contents("train", 20_000)
     assert not train & contents("val", 2_000)
@@ -107,7 +105,10 @@ def test_captions_say_what_the_scene_shows(level: int, split: str) -> None:
         looks = sorted(zip(said.shapes, said.colors, said.sizes, strict=True))
         assert looks == sorted(zip(scene.shapes, scene.colors, scene.sizes, strict=True)), caption
         assert said.background in (None, scene.background)
-        order = [list(zip(scene.shapes, scene.colors, strict=True)).index(x) for x in zip(said.shapes, said.colors, strict=True)]
+        order = [
+            list(zip(scene.shapes, scene.colors, strict=True)).index(x)
+            for x in zip(said.shapes, said.colors, strict=True)
+        ]
         assert {(order[a], r, order[b]) for a, r, b in said.relations} == set(scene.relations), caption
         assert said.cell == scene.cell or (split == "train" and said.cell is None)
 

@@ -17,7 +17,6 @@ from torch.distributed.nn.functional import all_gather
 from t2i import seeding
 from t2i.align.config import Config
 from t2i.align.model import DualEncoder, contrastive_loss
-from t2i.align.negatives import LikeWords
 from t2i.align.saved import TOKENIZER
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.data import Dataset, open_dataset
@@ -39,8 +38,8 @@ class Paired(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images_BCHW: Tensor, ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.model.embed_images(images_BCHW), self.model.embed_text(ids_NT, mask_NT), self.model.scale()
+    def forward(self, images_BCHW: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.model.embed_images(images_BCHW), self.model.embed_text(ids_BT, mask_BT), self.model.scale()
 
 
 def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -63,7 +62,9 @@ def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
 
 
 @torch.no_grad()
-def recalls(model: DualEncoder, tokenizer: CaptionTokenizer, dataset: Dataset, device: torch.device) -> dict[str, float]:
+def recalls(
+    model: DualEncoder, tokenizer: CaptionTokenizer, dataset: Dataset, device: torch.device
+) -> dict[str, float]:
     """Recall@1/5/10 both ways among the rows of `dataset`; captions that ask for the same count as hits."""
     model.eval()
     captions = [options[0] for options in dataset.captions]
@@ -90,13 +91,14 @@ def main(config: Config, run_dir: Path) -> None:
     train, held_out = open_splits(config)
     captions = [caption for options in train.captions for caption in options]
     tokenizer = CaptionTokenizer.fit(captions, config.text_tower.vocabulary, config.text_tower.max_tokens)
-    like_words = LikeWords.fit(captions[:20_000]) if config.swap_negatives else None
 
     with Run(run_dir, config, "align") as run:
         if run.is_main:
             (run_dir / TOKENIZER).write_text(tokenizer.json_text)
         model = DualEncoder(config, len(tokenizer)).to(run.device)
-        optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
+        )
         run.register("model", model)
         run.register("optimizer", optimizer)
         run.resume()
@@ -108,18 +110,18 @@ def main(config: Config, run_dir: Path) -> None:
         def loss_of(batch: Batch) -> Tensor:
             chosen = choose_captions(train, batch.rows, batch.sample_ids, config.seed)
             said = [train.captions[row][k] for row, k in chosen]
-            wrong = like_words.swap(said, seeding.uniform(config.seed, "swap", batch.sample_ids, 1)) if like_words else []
-            ids, mask, _ = tokenizer([*said, *wrong])
+            ids, mask, _ = tokenizer(said)
             images = to_model(batch.images_BHWC.numpy()).to(run.device)
             if config.augment:
                 images = images + NOISE * torch.randn_like(images)
-            image_BE, text_NE, scale = paired(images, ids.to(run.device), mask.to(run.device))
-            own, negatives = text_NE[: len(said)], text_NE[len(said) :]
+            image_BE, text_BE, scale = paired(images, ids.to(run.device), mask.to(run.device))
             keys = torch.from_numpy(seeding.ids_of(said)).to(run.device)
             pictures = torch.from_numpy(batch.rows).to(run.device)
-            image_BE, own, keys, pictures = (everywhere(x, run.num_processes) for x in (image_BE, own, keys, pictures))
+            image_BE, text_BE, keys, pictures = (
+                everywhere(x, run.num_processes) for x in (image_BE, text_BE, keys, pictures)
+            )
             same = (keys[:, None] == keys) | (pictures[:, None] == pictures)
-            return contrastive_loss(image_BE, own, scale, same, negatives if wrong else None)
+            return contrastive_loss(image_BE, text_BE, scale, same)
 
         while run.step < run.total_steps and not run.stopping():
             lr = learning_rate(run.step, run.total_steps, config.learning_rate, config.lr_warmup_steps, 0.02)

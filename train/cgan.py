@@ -19,7 +19,7 @@ from t2i.cgan import rules
 from t2i.cgan.augment import DRAWS, augment, flip
 from t2i.cgan.build import build
 from t2i.cgan.config import Config
-from t2i.cgan.sampling import noise, sample
+from t2i.cgan.sampling import draw, noise
 from t2i.data import Dataset, open_dataset
 from t2i.data.cache import CachedText, encode_cached
 from t2i.data.loader import Batch, Loader, choose_captions
@@ -27,7 +27,7 @@ from t2i.data.shapes_captions import parse
 from t2i.data.shapes_oracle import judge, read
 from t2i.errors import InputError
 from t2i.guidance import Guide, make_guide
-from t2i.images import grid, to_model, to_uint8
+from t2i.images import grid, to_model
 from t2i.metrics.diversity import within_prompt_diversity
 from t2i.run import EMA, NonFiniteGuard, Run, learning_rate, prepare_cpu, set_learning_rate
 from t2i.text import TextEncoder, TextFeatures, fit_encoder, load_encoder
@@ -97,25 +97,15 @@ def prepare_validation(config: Config, encoder: TextEncoder) -> Validation | Non
     return Validation(prompts, encoder.encode(prompts))
 
 
-def draw(model: nn.Module, text: TextFeatures, seeds: list[int], device: torch.device) -> np.ndarray:
-    """uint8 pictures, one a row of `text`; picture i depends on seeds[i] and its caption alone."""
-    out = []
-    for start in range(0, len(seeds), 64):
-        part = TextFeatures(*(x[start : start + 64].to(device) for x in text))
-        z = noise(seeds[start : start + 64], model.config.z_dim).to(device)  # type: ignore[arg-type]
-        out.append(to_uint8(sample(model, z, part)))  # type: ignore[arg-type]
-    return np.concatenate(out)
-
-
 def validate(model: nn.Module, validation: Validation, run: Run) -> dict[str, float]:
     """Draws held-out prompts with fixed seeds, saves the grid, and measures what needs no real pictures."""
     prompts, text = validation
-    images = draw(model, text, list(range(len(prompts))), run.device)
+    images = draw(model, noise(range(len(prompts)), model.config.z_dim), text)  # type: ignore
     (run.directory / "samples").mkdir(exist_ok=True)
     sheet = grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6)
     sheet.save(run.directory / "samples" / f"step-{run.step:08d}.png")
     repeated = TextFeatures(*(x[:SHOWN].repeat_interleave(DIVERSE, dim=0) for x in text))
-    several = draw(model, repeated, list(range(len(repeated.pooled_BP))), run.device)
+    several = draw(model, noise(range(len(repeated.pooled_BP)), model.config.z_dim), repeated)  # type: ignore
     owner = np.arange(min(SHOWN, len(prompts))).repeat(DIVERSE)
     found = {"diversity": within_prompt_diversity(several.reshape(len(several), -1) / 127.5, owner).value}
     specs = [parse(prompt) for prompt in prompts]
@@ -126,14 +116,11 @@ def validate(model: nn.Module, validation: Validation, run: Run) -> dict[str, fl
 
 
 @torch.no_grad()
-def measure_mean_latent(ema: EMA, plain: nn.Module, captions: Captions, run: Run) -> None:
-    """The mean latent over training captions, which guidance in sampling moves away from; kept as a buffer."""
-    rows = (seeding.uniform(0, "mean latent", np.arange(512), 1)[:, 0] * len(captions.same)).astype(np.int64)
-    pooled = captions.text.rows(rows, tokens=False).pooled_BP.to(run.device)
-    z = noise(rows.tolist(), plain.config.z_dim).to(run.device)  # type: ignore[union-attr]
-    mean = ema.module.mapping(z, pooled).mean(dim=0)  # type: ignore[operator]
-    for model in (ema.module, plain):
-        model.w_average.copy_(mean)  # type: ignore[operator]
+def track_mean_latent(generator: nn.Module, micro: Micro) -> None:
+    """The mean latent over captions, kept as a buffer: what guidance in sampling moves away from."""
+    mean = generator.mapping(micro.z, micro.text.pooled_BP).mean(dim=0)  # type: ignore[operator]
+    average: Tensor = generator.w_average  # type: ignore[assignment]
+    average.lerp_(mean, 0.02 if average.any() else 1.0)
 
 
 def main(config: Config, run_dir: Path) -> None:
@@ -151,7 +138,7 @@ def main(config: Config, run_dir: Path) -> None:
         models = build(config, encoder.pooled_dim, encoder.token_dim)
         plain_generator, plain_discriminator = (model.to(run.device) for model in models)
         ema = EMA(plain_generator, config.ema_halflife_images, config.ema_ramp)
-        adam = {"betas": (0.0, 0.99), "eps": 1e-8}
+        adam = {"betas": (0.0, config.adam_beta2)}
         generator_optimizer = torch.optim.Adam(plain_generator.parameters(), config.learning_rate, **adam)
         discriminator_optimizer = torch.optim.Adam(plain_discriminator.parameters(), config.learning_rate, **adam)
         parts = (plain_generator, plain_discriminator, ema, generator_optimizer, discriminator_optimizer)
@@ -164,20 +151,30 @@ def main(config: Config, run_dir: Path) -> None:
         place = (run.images_seen, run.process_index, run.num_processes, config.dataloader_num_workers, run.quarantine)
         run.loader = loader = Loader(train, config.train_batch_size, config.seed, *place)
         guard = NonFiniteGuard()
-        parameters = {"generator": list(plain_generator.parameters()), "discriminator": list(plain_discriminator.parameters())}
-        manifest = {"text_digest": encoder.digest(), "guide_digest": guide.digest() if guide else None}
+        parameters = {
+            "generator": list(plain_generator.parameters()),
+            "discriminator": list(plain_discriminator.parameters()),
+        }
+        run.extra = {"text_digest": encoder.digest(), "guide_digest": guide.digest() if guide else None}
 
         def prepare(batch: Batch, penalty: bool) -> Micro:
             chosen = choose_captions(train, batch.rows, batch.sample_ids, config.seed)
             index = np.array([captions.first[row] + k for row, k in chosen])
-            pool = (seeding.uniform(config.seed, f"pool/{run.step}", np.arange(config.loss.negatives), 1)[:, 0] * len(captions.same)).astype(np.int64)
+            pool = (
+                seeding.uniform(config.seed, f"pool/{run.step}", np.arange(config.loss.negatives), 1)[:, 0]
+                * len(captions.same)
+            ).astype(np.int64)
             pool_rows = np.searchsorted(captions.first, pool, side="right") - 1
-            same = (captions.same[index][:, None] == captions.same[pool]) | torch.from_numpy(batch.rows[:, None] == pool_rows)
+            same = (captions.same[index][:, None] == captions.same[pool]) | torch.from_numpy(
+                batch.rows[:, None] == pool_rows
+            )
             tokens = config.generator.reads_words
             text = TextFeatures(*(x.to(run.device) for x in captions.text.rows(index, tokens=tokens)))
             pool_BP = captions.text.rows(pool, tokens=False).pooled_BP.to(run.device)
             draws = [
-                torch.from_numpy(seeding.uniform(config.seed, f"augment/{who}", batch.sample_ids, DRAWS)).float().to(run.device)
+                torch.from_numpy(seeding.uniform(config.seed, f"augment/{who}", batch.sample_ids, DRAWS))
+                .float()
+                .to(run.device)
                 for who in ("real", "fake")
             ]
             real = to_model(batch.images_BHWC.numpy()).to(run.device)
@@ -186,7 +183,11 @@ def main(config: Config, run_dir: Path) -> None:
             count = max(1, round(config.loss.penalty_fraction * len(real)))
             probes = tuple(torch.randn_like(real[:count]) for _ in range(2)) if penalty else None
             z = torch.from_numpy(seeding.normal(config.seed, "train/z", batch.sample_ids, config.generator.z_dim))
-            embedded = None if captions.guide is None else (captions.guide[index].to(run.device), captions.guide[pool].to(run.device))
+            embedded = (
+                None
+                if captions.guide is None
+                else (captions.guide[index].to(run.device), captions.guide[pool].to(run.device))
+            )
             return Micro(
                 real, text, rules.Captions(text.pooled_BP, pool_BP, same.to(run.device)), embedded, z.to(run.device),
                 (draws[0], draws[1]), probes,
@@ -196,7 +197,9 @@ def main(config: Config, run_dir: Path) -> None:
             return nullcontext() if last else run.accelerator.no_sync(model)
 
         while run.step < run.total_steps and not run.stopping():
-            lr = learning_rate(run.step, run.total_steps, config.learning_rate, config.lr_warmup_steps, config.lr_final_factor)
+            lr = learning_rate(
+                run.step, run.total_steps, config.learning_rate, config.lr_warmup_steps, config.lr_final_factor
+            )
             ratio = (config.discriminator_learning_rate or config.learning_rate) / config.learning_rate
             set_learning_rate(generator_optimizer, lr)
             set_learning_rate(discriminator_optimizer, lr * ratio)
@@ -218,7 +221,9 @@ def main(config: Config, run_dir: Path) -> None:
                     )
                     run.accelerator.backward(loss)
                 watch |= {name: value.detach() for name, value in seen.items()} | {"d_loss": loss.detach()}
-            watch["d_gradient"] = nn.utils.get_total_norm([p.grad for p in parameters["discriminator"] if p.grad is not None])
+            watch["d_gradient"] = nn.utils.get_total_norm(
+                [p.grad for p in parameters["discriminator"] if p.grad is not None]
+            )
             sound = run.all_finite(watch["d_loss"], watch["d_gradient"])
             if sound:
                 discriminator_optimizer.step()
@@ -231,7 +236,9 @@ def main(config: Config, run_dir: Path) -> None:
                         fake = generator(micro.z, micro.text)
                     real = augment(micro.real, config.augment, micro.draws[0])
                     shown = augment(fake, config.augment, micro.draws[1])
-                    loss = rules.generator_loss(plain_discriminator, real, shown, micro.captions, config.loss, condition)
+                    loss = rules.generator_loss(
+                        plain_discriminator, real, shown, micro.captions, config.loss, condition
+                    )
                     watch["g_loss"] = loss.detach()
                     if guide and micro.guide:
                         with run.accelerator.autocast():
@@ -241,8 +248,12 @@ def main(config: Config, run_dir: Path) -> None:
                         loss = loss + config.guidance.weight * guided
                     run.accelerator.backward(loss)
             plain_discriminator.requires_grad_(True)
-            watch["g_gradient"] = nn.utils.get_total_norm([p.grad for p in parameters["generator"] if p.grad is not None])
-            sound = guard.check(sound and run.all_finite(loss, watch["g_gradient"]), run.step, batches[0].sample_ids.tolist())
+            watch["g_gradient"] = nn.utils.get_total_norm(
+                [p.grad for p in parameters["generator"] if p.grad is not None]
+            )
+            sound = guard.check(
+                sound and run.all_finite(loss, watch["g_gradient"]), run.step, batches[0].sample_ids.tolist()
+            )
             if sound:
                 generator_optimizer.step()
             generator_optimizer.zero_grad()
@@ -250,12 +261,11 @@ def main(config: Config, run_dir: Path) -> None:
             images = config.train_batch_size * len(micros) * run.num_processes
             run.advance(images)
             if sound:
+                track_mean_latent(plain_generator, micros[0])
                 ema.update(plain_generator, images, run.images_seen)
             run.note(watch | {"learning_rate": lr, "gamma": gamma})
 
-            if run.due(config.checkpointing_steps) or run.due(config.validation_steps):
-                measure_mean_latent(ema, plain_generator, captions, run)
             if validation and run.is_main and run.due(config.validation_steps):
                 run.record(validate(ema.module, validation, run))
             if run.due(config.checkpointing_steps):
-                run.save(manifest)
+                run.save()

@@ -22,7 +22,9 @@ class TextTowerConfig(Section):
 class ImageTowerConfig(Section):
     """A residual convolutional tower that halves the picture down to 4 x 4 and keeps what stands where."""
 
-    width: int = Field(default=48, ge=8, multiple_of=8, description="channels of the first stage; doubled at each halving")
+    width: int = Field(
+        default=48, ge=8, multiple_of=8, description="channels of the first stage; doubled at each halving"
+    )
     width_limit: int = Field(default=192, ge=8, multiple_of=8, description="most channels of a stage")
     depth: int = Field(default=1, ge=1, le=8, description="residual blocks a stage")
 
@@ -36,11 +38,13 @@ class Config(TrainConfig):
     image_tower: ImageTowerConfig = ImageTowerConfig()
     embedding: int = Field(default=128, ge=8, description="dimensions that images and captions share")
     split: Literal["train", "all"] = Field(
-        default="train", description="`all` also shows the held-out combinations: for a scorer, never for a generator's guide"
+        default="train",
+        description="`all` also shows the held-out combinations: for a scorer, never for a generator's guide",
     )
     augment: bool = Field(default=True, description="noise and small shifts on the training pictures")
-    swap_negatives: bool = Field(default=True, description="captions with two like words swapped as extra negatives")
-    train_batch_size: int = Field(default=256, ge=2, description="pictures a step on each process: each is a negative of all others")
+    train_batch_size: int = Field(
+        default=256, ge=2, description="pictures a step on each process: each is a negative of all others"
+    )
     max_train_steps: int = Field(default=250, ge=1, description="optimiser steps")
     learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate of AdamW")
     lr_warmup_steps: int = Field(default=20, ge=0, description="steps of linear warm-up")

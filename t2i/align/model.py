@@ -24,7 +24,9 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(self.norm_attention(x_BTD)), "b t (three n d) -> three b n t d", three=3, n=self.heads)
+        q, k, v = rearrange(
+            self.qkv(self.norm_attention(x_BTD)), "b t (three n d) -> three b n t d", three=3, n=self.heads
+        )
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BT[:, None, None, :])
         x_BTD = x_BTD + self.out(rearrange(attended, "b n t d -> b t (n d)"))
         return x_BTD + self.mlp(self.norm_mlp(x_BTD))
@@ -42,13 +44,17 @@ class TextTower(nn.Module):
         self.project = nn.Linear(config.width, embedding, bias=False)
         nn.init.normal_(self.tokens.weight, std=0.02)
 
-    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens_BTD (normed states) and embedding_BE (not yet normalised)."""
-        longest = int(mask_BT.sum(dim=1).max())  # padding beyond the longest caption costs nothing
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor, trim: bool = True) -> tuple[Tensor, Tensor]:
+        """tokens_BTD (normed states, zero at padding) and embedding_BE (not yet normalised).
+
+        Args:
+            trim: leave out the padding beyond the longest caption: faster, but the last bits then depend on the batch.
+        """
+        longest = int(mask_BT.sum(dim=1).max()) if trim else ids_BT.shape[1]
         x = self.tokens(ids_BT[:, :longest]) + self.positions[:longest]
         for block in self.blocks:
             x = block(x, mask_BT[:, :longest])
-        x = self.norm(x)
+        x = self.norm(x) * mask_BT[:, :longest, None]
         last = mask_BT.sum(dim=1) - 1
         embedding = self.project(x[torch.arange(len(x), device=x.device), last])
         return F.pad(x, (0, 0, 0, ids_BT.shape[1] - longest)), embedding
@@ -135,20 +141,16 @@ class DualEncoder(nn.Module):
         return self.log_scale.exp().clamp(max=SCALE_LIMIT)
 
 
-def contrastive_loss(
-    image_BE: Tensor, text_BE: Tensor, scale: Tensor, same_BB: Tensor, negatives_ME: Tensor | None = None
-) -> Tensor:
+def contrastive_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, same_BB: Tensor) -> Tensor:
     """Symmetric InfoNCE (van den Oord et al. 2018; Radford et al. 2021, figure 3).
 
     Args:
         image_BE, text_BE: unit-length embeddings of matching pairs.
         scale: 1 / temperature.
         same_BB: True where caption j says the same as caption i: those are no negatives.
-        negatives_ME: captions that match no picture (NegCLIP, Yuksekgonul et al. 2023): more choices for the images.
     """
     logits_BB = scale * image_BE @ text_BE.T
     own = torch.eye(len(logits_BB), dtype=torch.bool, device=logits_BB.device)
     logits_BB = logits_BB.masked_fill(same_BB & ~own, float("-inf"))
     target = torch.arange(len(logits_BB), device=logits_BB.device)
-    to_text = logits_BB if negatives_ME is None else torch.cat([logits_BB, scale * image_BE @ negatives_ME.T], dim=1)
-    return (F.cross_entropy(to_text, target) + F.cross_entropy(logits_BB.T, target)) / 2
+    return (F.cross_entropy(logits_BB, target) + F.cross_entropy(logits_BB.T, target)) / 2

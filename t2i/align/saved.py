@@ -7,6 +7,9 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 
 from t2i import checkpoint
@@ -17,7 +20,7 @@ from t2i.errors import InputError
 from t2i.images import ImageArray, to_model
 
 DESCRIPTION, WEIGHTS, TOKENIZER = "dual_encoder.json", "model.safetensors", "tokenizer.json"
-CHUNK = 256
+CHUNK, TEXT_CHUNK = 256, 64
 
 
 class FrozenDualEncoder:
@@ -37,12 +40,29 @@ class FrozenDualEncoder:
 
     def text(self, captions: Sequence[str]) -> Tensor:
         """Unit-length embeddings [B, E] of captions."""
-        out = []
-        for start in range(0, len(captions), CHUNK):
-            ids, mask, _ = self.tokenizer(captions[start : start + CHUNK])
+        return self.states(captions)[2]
+
+    def states(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Token states [B, T, D], mask [B, T], unit-length embeddings [B, E], and how many captions were cut.
+
+        Batches have one fixed shape, filled up with empty captions: a row has the same bits whatever stands beside it.
+        """
+        ids, mask, cut = self.tokenizer(captions)
+        spare = -len(captions) % TEXT_CHUNK
+        empty, empty_mask, _ = self.tokenizer([""])
+        ids, mask_all = torch.cat([ids, empty.expand(spare, -1)]), torch.cat([mask, empty_mask.expand(spare, -1)])
+        tokens, embeddings = (
+            [ids.new_zeros(0, ids.shape[1], self.config.text_tower.width, dtype=torch.float32)],
+            [torch.zeros(0, self.config.embedding)],
+        )
+        for start in range(0, len(ids), TEXT_CHUNK):
+            rows = slice(start, start + TEXT_CHUNK)
             with torch.no_grad():
-                out.append(self.model.embed_text(ids, mask))
-        return torch.cat(out)
+                states, embedding = self.model.text(ids[rows], mask_all[rows], trim=False)
+            tokens.append(states)
+            embeddings.append(F.normalize(embedding, dim=-1))
+        count = len(captions)
+        return torch.cat(tokens)[:count], mask, torch.cat(embeddings)[:count], cut
 
     def digest(self) -> str:
         """sha256 over the weights and the tokenizer."""
@@ -52,10 +72,10 @@ class FrozenDualEncoder:
             total.update(tensor.detach().float().contiguous().numpy().tobytes())
         return total.hexdigest()
 
-    def save(self, directory: Path) -> None:
-        """Writes the folder that `load_dual_encoder` reads."""
+    def save(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Writes the folder that `load_dual_encoder` reads; `dtype` float16 takes half the space."""
         directory.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+        weights = {name: tensor.to(dtype).contiguous() for name, tensor in self.model.state_dict().items()}
         safetensors.torch.save_file(weights, directory / WEIGHTS)
         description = {"config": self.config.model_dump(mode="json"), "tokenizer": self.tokenizer.json_text}
         (directory / DESCRIPTION).write_text(json.dumps(description))
@@ -67,16 +87,32 @@ def load_dual_encoder(path: Path) -> FrozenDualEncoder:
     Raises:
         InputError: `path` is neither, or its checkpoints are damaged.
     """
+    try:
+        return _read(path)
+    except (ValidationError, KeyError, json.JSONDecodeError, SafetensorError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(
+            f"the dual encoder at {path} is damaged ({reason}); train it again: t2i train align"
+        ) from error
+
+
+def _read(path: Path) -> FrozenDualEncoder:
     if (path / DESCRIPTION).is_file():
         description = json.loads((path / DESCRIPTION).read_text())
         weights = {name: tensor.float() for name, tensor in safetensors.torch.load_file(path / WEIGHTS).items()}
         config = Config.model_validate(description["config"])
-        return FrozenDualEncoder(config, CaptionTokenizer(description["tokenizer"], config.text_tower.max_tokens), weights)
+        return FrozenDualEncoder(
+            config, CaptionTokenizer(description["tokenizer"], config.text_tower.max_tokens), weights
+        )
     if not (path / TOKENIZER).is_file():
-        raise InputError(f"{path} is no dual encoder: it holds neither {DESCRIPTION} nor {TOKENIZER}; train one: t2i train align")
+        raise InputError(
+            f"{path} is no dual encoder: it holds neither {DESCRIPTION} nor {TOKENIZER}; train one: t2i train align"
+        )
     newest = checkpoint.latest(path / "checkpoints")
     if newest is None:
-        raise InputError(f"the align run {path} has no intact checkpoint yet; run `t2i train align --run {path}` to its end")
+        raise InputError(
+            f"the align run {path} has no intact checkpoint yet; run `t2i train align --run {path}` to its end"
+        )
     state, manifest = checkpoint.load(newest)
     config = Config.model_validate(manifest["config"])
     tokenizer = CaptionTokenizer((path / TOKENIZER).read_text(), config.text_tower.max_tokens)

@@ -62,4 +62,3 @@ KINDS = {"color": color, "translation": translation, "cutout": cutout}
 def flip(images_BCHW: Tensor, draws_BU: Tensor) -> Tensor:
     """Mirrors half the pictures (the last of the draws)."""
     return torch.where((draws_BU[:, 7] < 0.5)[:, None, None, None], images_BCHW.flip(3), images_BCHW)
-

@@ -158,7 +158,9 @@ class Generator(nn.Module):
         self.map_1 = nn.Linear(config.z_dim + config.w_dim, config.w_dim)
         self.map_2 = nn.Linear(config.w_dim, config.w_dim)
         self.start: nn.Module = (
-            Layout(config, token_dim, widths[0]) if config.layout == "words" else nn.Linear(config.w_dim, widths[0] * 16)
+            Layout(config, token_dim, widths[0])
+            if config.layout == "words"
+            else nn.Linear(config.w_dim, widths[0] * 16)
         )
         self.stages = nn.ModuleList(
             nn.ModuleList(
@@ -222,7 +224,8 @@ class Discriminator(nn.Module):
         self.stem = conv3x3(3, widths[0])
         self.stages = nn.ModuleList(
             nn.ModuleList(
-                DiscriminatorBlock(channels, channels_out if k == config.depth - 1 else channels) for k in range(config.depth)
+                DiscriminatorBlock(channels, channels_out if k == config.depth - 1 else channels)
+                for k in range(config.depth)
             )
             for channels, channels_out in zip(widths[:-1], widths[1:], strict=True)
         )

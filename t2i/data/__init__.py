@@ -26,10 +26,13 @@ class DataConfig(Section):
     address: str = Field(default="shapes-2", description="shapes-1, shapes-2, shapes-3, a folder, or kind:place")
     resolution: int = Field(default=32, ge=16, le=1024, description="pixels a side, a power of two times 4")
     fit: Literal["center", "random", "squash", "pad"] = Field(
-        default="center", description="how other sizes and aspects become square: crop at the centre or at random, squash, pad"
+        default="center",
+        description="how other sizes and aspects become square: crop at the centre or at random, squash, pad",
     )
     limit: int | None = Field(default=None, ge=1, description="use the first N training images only; null: all")
-    split_seed: int = Field(default=0, ge=0, description="decides the split of a folder that has no train/val/test folders")
+    split_seed: int = Field(
+        default=0, ge=0, description="decides the split of a folder that has no train/val/test folders"
+    )
 
     @field_validator("resolution")
     @classmethod
@@ -93,7 +96,9 @@ def parse_address(address: str) -> tuple[str, str]:
     if Path(address).is_dir():
         return "folder", address
     if Path(address).exists():
-        raise InputError(f"data {address!r} is a file, not a folder of captioned pictures; name the folder that holds it")
+        raise InputError(
+            f"data {address!r} is a file, not a folder of captioned pictures; name the folder that holds it"
+        )
     raise InputError(
         f"data {address!r} not found: give shapes-1, shapes-2, shapes-3 or an existing folder of captioned pictures"
     )

@@ -4,14 +4,13 @@
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from t2i.data import Dataset
 from t2i.errors import InputError
+from t2i.folders import new_folder
 from t2i.images import BrokenImage, save_png
 
 _CHUNK = 256
@@ -23,13 +22,13 @@ def export(dataset: Dataset, out: Path) -> None:
     Raises:
         InputError: `out` is a file or holds something, cannot be written, or a picture of the data set is broken.
     """
-    with _new_folder(out) as folder:
+    with _whole(out) as folder:
         _write(dataset, folder)
 
 
 def export_splits(datasets: Mapping[str, Dataset], out: Path) -> None:
     """Writes each split into its own subfolder, `out/train`, `out/val`, ...; raises as `export` does."""
-    with _new_folder(out) as folder:
+    with _whole(out) as folder:
         for split, dataset in datasets.items():
             (folder / split).mkdir()
             _write(dataset, folder / split)
@@ -50,23 +49,9 @@ def _write(dataset: Dataset, folder: Path) -> None:
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when all went well, and vanishes otherwise."""
-    out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "holds files" if out.is_dir() else "is a file"
-        raise InputError(f"output folder {out} {what}; name a new or an empty folder")
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+def _whole(out: Path) -> Iterator[Path]:
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
+        with new_folder(out) as folder:
+            yield folder
     except BrokenImage as error:
         raise InputError(f"{error}; repair or remove it and export again") from error
-    except OSError as error:
-        why = error.strerror or error
-        raise InputError(f"cannot write {out}: {why}; free some space or name another folder") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -32,7 +32,16 @@ BACKGROUNDS = ("white", "black", "grey")
 RELATIONS = ("left of", "above")  # stored with the left or upper object first; captions also say "right of" and "below"
 
 COLOR_RGB = np.array(
-    [(225, 25, 25), (255, 140, 0), (250, 225, 20), (25, 150, 45), (0, 205, 225), (30, 60, 225), (130, 35, 175), (255, 115, 190)],
+    [
+        (225, 25, 25),
+        (255, 140, 0),
+        (250, 225, 20),
+        (25, 150, 45),
+        (0, 205, 225),
+        (30, 60, 225),
+        (130, 35, 175),
+        (255, 115, 190),
+    ],
     dtype=np.float32,
 )
 BACKGROUND_RGB = np.array([(255, 255, 255), (0, 0, 0), (128, 128, 128)], dtype=np.float32)
@@ -101,7 +110,9 @@ def _content_hash(layout: NDArray, shape: NDArray, color: NDArray, size: NDArray
     """A hash of objects and layout, whatever the background: decides which contents belong to `val`."""
     code = layout.astype(np.int64)
     for slot in range(3):
-        code = code * 1024 + np.where(shape[..., slot] < 0, 0, 1 + shape[..., slot] * 16 + color[..., slot] * 2 + size[..., slot])
+        code = code * 1024 + np.where(
+            shape[..., slot] < 0, 0, 1 + shape[..., slot] * 16 + color[..., slot] * 2 + size[..., slot]
+        )
     return seeding.hash64(0, "shapes/content", code.reshape(-1), 1).reshape(code.shape)
 
 
@@ -187,7 +198,9 @@ def draw_scenes(level: int, split: str, rows: Sequence[int] | NDArray, seed: int
 def _place(layout: NDArray, shape: NDArray, color: NDArray, size: NDArray, u: NDArray) -> Scenes:
     signed = 2 * u - 1
     # Pairs may drift across their axis and single objects stay near their cell; no object leaves its own region.
-    wobble = np.where((layout == 9)[:, None, None], [0.0, 0.04], np.where((layout == 10)[:, None, None], [0.04, 0.0], 0.0))
+    wobble = np.where(
+        (layout == 9)[:, None, None], [0.0, 0.04], np.where((layout == 10)[:, None, None], [0.04, 0.0], 0.0)
+    )
     centers = LAYOUT_CENTERS[layout] + (JITTER + wobble) * signed[:, :6].reshape(-1, 3, 2)
     radius = np.where(shape < 0, np.nan, RADIUS[size.clip(0)] * (1 + RADIUS_JITTER * signed[:, 6:9]))
     return Scenes(
@@ -221,7 +234,9 @@ def signed_distance(shape: int, u: NDArray, v: NDArray) -> NDArray:
         a, b = np.abs(u), np.abs(v)
         return np.minimum(np.maximum(a - 0.98, b - 0.34), np.maximum(b - 0.98, a - 0.34)).astype(u.dtype)
     if name == "triangle":
-        return np.maximum(v - np.float32(0.62), np.float32(0.8575) * np.abs(u) - np.float32(0.5145) * (v + np.float32(1.02)))
+        return np.maximum(
+            v - np.float32(0.62), np.float32(0.8575) * np.abs(u) - np.float32(0.5145) * (v + np.float32(1.02))
+        )
     if name == "heart":
         return _heart(u, v)
     return _star(u, v)
@@ -272,7 +287,14 @@ def render(scenes: Scenes, resolution: int) -> ImageArray:
 
 
 def _paint(
-    canvas: NDArray, scenes: Scenes, rows: NDArray, slot: int, shape: int, resolution: int, margin: int, offsets: NDArray
+    canvas: NDArray,
+    scenes: Scenes,
+    rows: NDArray,
+    slot: int,
+    shape: int,
+    resolution: int,
+    margin: int,
+    offsets: NDArray,
 ) -> None:
     x = scenes.x_NM[rows, slot] * resolution + margin
     y = scenes.y_NM[rows, slot] * resolution + margin
@@ -322,5 +344,7 @@ def open_shapes(level: str, split: str, view: View) -> ShapesDataset:
     if split not in DEFAULT_SIZE:
         raise InputError(f"shapes-{level} has no split {split!r}: choose one of {', '.join(DEFAULT_SIZE)}")
     if not 16 <= view.resolution <= 1024:
-        raise InputError(f"shapes are drawn at 16 to 1024 pixels, not {view.resolution}; set data.resolution within that")
+        raise InputError(
+            f"shapes are drawn at 16 to 1024 pixels, not {view.resolution}; set data.resolution within that"
+        )
     return ShapesDataset(int(level), split, view)

@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 from numpy.typing import NDArray
 
 from t2i import seeding
@@ -160,7 +159,10 @@ def _patterns() -> list[tuple[re.Pattern[str], int]]:
         groups[key] = f"an? (?:(?P<{key}_size>{size}) )?(?P<{key}_color>{color}) (?P<{key}_shape>{shape})"
     compiled = []
     for count, templates in {**TEMPLATES, 1: (*TEMPLATES[1], OPEN_TEMPLATE, "{a} on a {g} background")}.items():
-        compiled += [(re.compile(re.escape(t).replace(r"\{", "{").replace(r"\}", "}").format(**groups)), count) for t in templates]
+        compiled += [
+            (re.compile(re.escape(t).replace(r"\{", "{").replace(r"\}", "}").format(**groups)), count)
+            for t in templates
+        ]
     return compiled
 
 

@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-import torch
-import torch.nn.functional as F
-
-from t2i.align.saved import CHUNK, FrozenDualEncoder, load_dual_encoder
+from t2i.align.saved import FrozenDualEncoder, load_dual_encoder
 from t2i.errors import InputError
 from t2i.text import Saved, TextConfig, TextFeatures, read_saved, warn_truncated, writing
 
@@ -48,16 +45,9 @@ class AlignedEncoder:
         return cls(load_dual_encoder(directory / FOLDER), saved.max_tokens)
 
     def encode(self, captions: Sequence[str]) -> TextFeatures:
-        parts, cut = [], 0
-        for start in range(0, len(captions), CHUNK):
-            ids, mask, chunk_cut = self.dual.tokenizer(captions[start : start + CHUNK])
-            cut += chunk_cut
-            with torch.no_grad():
-                tokens, embedding = self.dual.model.text(ids, mask)
-            parts.append((tokens, mask, F.normalize(embedding, dim=-1)))
+        tokens, mask, pooled, cut = self.dual.states(captions)
         warn_truncated(cut, self.name, self.max_tokens)
-        tokens, masks, pooled = zip(*parts, strict=True)
-        return TextFeatures(torch.cat(tokens), torch.cat(masks), torch.cat(pooled))
+        return TextFeatures(tokens, mask, pooled)
 
     def digest(self) -> str:
         return f"{self.dual.digest()}-{self.max_tokens}"

@@ -1,6 +1,6 @@
 """A tour of the whole package in a few minutes: `t2i quickstart` runs the commands that a user would type, in order.
 
-    t2i quickstart --run runs/quickstart --minutes 3
+    t2i quickstart --run-dir runs/quickstart --minutes 3
 
 It trains a dual encoder and a conditional GAN on the embedded data, draws held-out prompts, scores the run, and writes
 a page of all that. The same command again goes on where it stopped; what is finished is not done again.
@@ -24,11 +24,11 @@ from t2i.data import View, open_dataset
 from t2i.errors import InputError
 from t2i.report import Part, Picture, write_report
 
-DATA = "shapes-2"
+DATA = "shapes-1"
 RESOLUTION = 32
-ALIGN: tuple[str, ...] = ("max_train_steps=1200",)  # settings over those of align-tiny
+ALIGN: tuple[str, ...] = ("max_train_steps=700", "data.limit=20000")  # settings over those of align-tiny
 # over those of cgan-tiny; the minutes are the limit, the steps must not be
-CGAN: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500")
+CGAN: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=20000")
 SHOWN = 12  # prompts of each held-out split that are drawn for the page
 SCORED = 500  # pictures that are scored of each
 SPLITS = {
@@ -58,7 +58,7 @@ def steps(run: Path, minutes: float) -> list[Step]:
     def sets(*values: str) -> list[str]:
         return [word for value in values for word in ("--set", value)]
 
-    trained_on = ["--data", DATA, "--run"]
+    trained_on = ["--data", DATA, "--run-dir"]
     path = f"text.path={json.dumps(str(align), ensure_ascii=False)}"
     scored = [
         Step(
@@ -97,7 +97,7 @@ def main(run_dir: Path, minutes: float) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{run_dir} is no folder and cannot become one; name another with --run") from None
+        raise InputError(f"{run_dir} is no folder and cannot become one; name another with --run-dir") from None
     tour = steps(run_dir, minutes)
     record = Record(run_dir / "timings.json")
     write_prompts(run_dir / "prompts.txt")
@@ -221,11 +221,11 @@ def next_commands(run: Path) -> dict[str, str]:
         "Go from one sentence to another": [
             f'{t2i} sample {cgan} "a large red heart" "a small green star" --interpolate caption'
         ],
-        "Train longer": [f"{t2i} quickstart --run {shlex.quote(str(run))} --minutes 30"],
+        "Train longer": [f"{t2i} quickstart --run-dir {shlex.quote(str(run))} --minutes 30"],
         "Train on a folder of your own pictures with captions": [
             f"{t2i} data check FOLDER",
-            f"{t2i} train align --config align-tiny --data FOLDER --run {encoder}",
-            f"{t2i} train cgan --config cgan-tiny --data FOLDER --set text.path={encoder} --run {own}",
+            f"{t2i} train align --config align-tiny --data FOLDER --run-dir {encoder}",
+            f"{t2i} train cgan --config cgan-tiny --data FOLDER --set text.path={encoder} --run-dir {own}",
         ],
     }
     return {what: "\n".join(commands) for what, commands in lines.items()}

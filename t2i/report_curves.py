@@ -129,8 +129,8 @@ def _line(i: int, points: Points, x: Axis, y: Axis) -> str:
 def _frame(x: Axis, y: Axis, ticks: Sequence[float]) -> str:
     rows = "".join(
         f'<path class="rule" d="M{LEFT:g} {y(tick):.1f}H{WIDTH - RIGHT:g}"/>'
-        f'<text x="{LEFT - 6:g}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>'
-        for tick in ticks
+        f'<text x="{LEFT - 6:g}" y="{y(tick) + 4:.1f}" text-anchor="end">{label}</text>'
+        for tick, label in zip(ticks, labels(ticks), strict=True)
     )
     marks = [tick for tick in linear_ticks(x.low, x.high) if tick <= x.high and tick == int(tick)]
     columns = "".join(
@@ -166,6 +166,16 @@ def log_ticks(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = -(-(last - first) // 5)
     return [10.0**k for k in range(first, last + every, every)]
+
+
+def labels(ticks: Sequence[float]) -> list[str]:
+    """The ticks with as many digits as it takes to tell them apart."""
+    found = [number(tick) for tick in ticks]
+    for digits in range(4, 16):
+        if len(set(found)) == len(found):
+            break
+        found = [f"{tick:.{digits}g}" for tick in ticks]
+    return found
 
 
 def number(value: float | None) -> str:

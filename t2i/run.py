@@ -35,6 +35,7 @@ import accelerate
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -419,6 +420,8 @@ class Run:
             self.images_seen = manifest["images_seen"]
             self._seconds_before = manifest["train_seconds"]
             self._take_total(manifest)
+        if self._budget is not None:
+            self._budget = self._new_budget()  # preparing the data is not training
         self._on_main(self._continue_files)
         self._window = (time.monotonic(), self.images_seen, self.loader.wait_seconds if self.loader else 0.0)
         return path is not None
@@ -487,6 +490,7 @@ def _accelerator(config: TrainConfig, directory: Path, family: str) -> Accelerat
     if config.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise InputError("report_to tensorboard needs its package: pip install 't2i[track]', or set report_to=none")
     warnings.filterwarnings("ignore", message=".*`?broadcast_buffers`? is deprecated")  # Accelerate always passes it
+    AcceleratorState._reset_state()  # or a second run of this process could not have another precision
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision=precision,

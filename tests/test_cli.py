@@ -169,7 +169,7 @@ def test_train_hands_the_resolved_config_and_the_run_directory_over(run, trained
     Path("mine.yaml").write_text("family: cgan\nseed: 5\n")
     assert run("train", "cgan", "-c", "mine.yaml")[0] == 0
     assert trained[-1][0].seed == 5 and trained[-1][1] == Path("runs/mine")
-    assert run("train", "cgan", "-c", "mine.yaml", "--run", "out/there")[0] == 0
+    assert run("train", "cgan", "-c", "mine.yaml", "--run-dir", "out/there")[0] == 0
     assert trained[-1][1] == Path("out/there")
 
 
@@ -181,41 +181,43 @@ def test_a_dry_run_prints_the_config_and_writes_nothing(run, trained, tmp_path):
 
 
 def test_the_same_command_resumes_and_a_bare_one_uses_the_runs_own_config(run, trained):
-    command = ["train", "cgan", "--set", "seed=3", "--set", "data.resolution=64", "--run", "r"]
+    command = ["train", "cgan", "--set", "seed=3", "--set", "data.resolution=64", "--run-dir", "r"]
     assert run(*command)[0] == 0
     assert run(*command)[0] == 0
-    assert run("train", "cgan", "--run", "r")[0] == 0
+    assert run("train", "cgan", "--run-dir", "r")[0] == 0
     assert trained[0] == trained[1] == trained[2]
 
 
 def test_a_resumed_run_may_be_longer_but_not_learn_something_else(run, trained):
-    run("train", "cgan", "--set", "seed=3", "--run", "r")
-    assert run("train", "cgan", "--run", "r", "--set", "max_train_steps=9", "--set", "report_to=tensorboard")[0] == 0
+    run("train", "cgan", "--set", "seed=3", "--run-dir", "r")
+    assert (
+        run("train", "cgan", "--run-dir", "r", "--set", "max_train_steps=9", "--set", "report_to=tensorboard")[0] == 0
+    )
     assert (trained[-1][0].max_train_steps, trained[-1][0].seed) == (9, 3)
 
-    status, _, err = run("train", "cgan", "--run", "r", "--set", "seed=4", "--set", "data.resolution=64")
+    status, _, err = run("train", "cgan", "--run-dir", "r", "--set", "seed=4", "--set", "data.resolution=64")
     assert status == 2 and len(trained) == 2
-    assert err.startswith("error: r holds a run with another config; name a new folder with --run, ")
+    assert err.startswith("error: r holds a run with another config; name a new folder with --run-dir, ")
     assert "seed: 3 in the run, 4 asked for" in err and "data.resolution: 32 in the run, 64 asked for" in err
     assert "max_train_steps" not in err
 
 
 def test_a_named_config_is_compared_with_the_run(run, trained):
     Path("mine.yaml").write_text("seed: 5\n")
-    run("train", "cgan", "-c", "mine.yaml", "--run", "r")
-    assert run("train", "cgan", "-c", "mine.yaml", "--run", "r")[0] == 0
+    run("train", "cgan", "-c", "mine.yaml", "--run-dir", "r")
+    assert run("train", "cgan", "-c", "mine.yaml", "--run-dir", "r")[0] == 0
     Path("mine.yaml").write_text("seed: 6\n")
-    status, _, err = run("train", "cgan", "-c", "mine.yaml", "--run", "r")
+    status, _, err = run("train", "cgan", "-c", "mine.yaml", "--run-dir", "r")
     assert status == 2 and "seed: 5 in the run, 6 asked for" in err
 
 
 def test_a_run_of_another_family_or_a_file_is_refused(run, trained):
-    run("train", "cgan", "--run", "r")
-    status, _, err = run("train", "align", "--run", "r")
+    run("train", "cgan", "--run-dir", "r")
+    status, _, err = run("train", "align", "--run-dir", "r")
     assert status == 2 and err.startswith("error: family: must be align, got 'cgan' (r/config.yaml line ")
     Path("file").touch()
-    status, _, err = run("train", "cgan", "--run", "file")
-    assert (status, err) == (2, "error: run directory file is a file; name a folder with --run\n")
+    status, _, err = run("train", "cgan", "--run-dir", "file")
+    assert (status, err) == (2, "error: run directory file is a file; name a folder with --run-dir\n")
 
 
 def test_config_mistakes_are_listed_before_anything_is_imported_or_written(run, trained, tmp_path):
@@ -285,7 +287,7 @@ def test_eval_score_passes_every_option_on(run, noted):
 
 
 def test_quickstart_passes_its_options_on(run, noted):
-    assert run("quickstart", "--run", "q", "--minutes", "1.5")[0] == 0
+    assert run("quickstart", "--run-dir", "q", "--minutes", "1.5")[0] == 0
     assert noted["quickstart"] == (Path("q"), 1.5)
 
 

@@ -55,7 +55,7 @@ class Tour(NamedTuple):
 def tour(run: Path) -> Tour:
     printed = io.StringIO()
     with redirect_stdout(printed):
-        assert cli.main(["quickstart", "--run", str(run), "--minutes", "1"]) == 0
+        assert cli.main(["quickstart", "--run-dir", str(run), "--minutes", "1"]) == 0
     return Tour(run, printed.getvalue(), json.loads((run / "timings.json").read_text()))
 
 
@@ -65,7 +65,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("scorer") / "scorer"
         sets = [word for value in (*TINY_ALIGN, "split=all", "seed=1") for word in ("--set", value)]
-        assert cli.main(["train", "align", *sets, "--run", str(folder)]) == 0
+        assert cli.main(["train", "align", *sets, "--run-dir", str(folder)]) == 0
         patch.setattr(scorer, "scorer_dir", lambda: folder)
         patch.setattr(quickstart, "ALIGN", TINY_ALIGN)
         patch.setattr(quickstart, "CGAN", (*TINY_CGAN, "max_train_steps=2"))
@@ -89,7 +89,7 @@ def test_one_command_trains_draws_scores_and_shows(first: Tour):
     with Image.open(run / "pictures" / "grid.png") as sheet:
         assert min(sheet.size) > 2 * 128, "six pictures of at least 128 pixels and their labels"
     for split in ("val", "heldout"):
-        protocol = read_scores(run / "cgan" / f"scores-shapes-2-{split}-20.json")[0].protocol
+        protocol = read_scores(run / "cgan" / f"scores-shapes-1-{split}-20.json")[0].protocol
         assert (protocol.split, protocol.n_fake) == (split, 20)
 
 
@@ -123,7 +123,7 @@ def test_every_command_is_printed_with_its_time_and_can_be_typed(first: Tour):
 
 def test_the_prompts_are_held_out_half_of_them_of_unseen_combinations(first: Tour):
     prompts = (first.run / "prompts.txt").read_text().splitlines()
-    expected = [open_dataset("shapes-2", split, View(limit=3)).captions for split in ("val", "heldout")]
+    expected = [open_dataset(quickstart.DATA, split, View(limit=3)).captions for split in ("val", "heldout")]
     assert prompts == [options[0] for captions in expected for options in captions]
 
 
@@ -139,7 +139,7 @@ def test_the_same_command_again_does_only_what_is_missing(first: Tour, tiny, tmp
         :5
     ]
     assert (run / "index.html").exists()
-    (run / "cgan" / "scores-shapes-2-val-20.json").unlink()
+    (run / "cgan" / "scores-shapes-1-val-20.json").unlink()
     assert re.findall(r"\] (.*): finished before", tour(run).out) == [name for name in NAMES if name != "score on val"]
 
 
@@ -194,17 +194,23 @@ def test_the_status_of_a_command_is_that_of_the_tour(programs, tmp_path, monkeyp
     assert resumed == NAMES[1:], "what was finished is not run again, what stopped is"
 
 
-def test_the_time_of_an_interrupted_training_counts_and_that_of_a_failed_start_does_not(
-    programs, tmp_path, monkeypatch
-):
+def test_time_adds_up_where_a_training_was_resumed_and_nowhere_else(programs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     clock = iter(range(0, 10_000, 7))
     monkeypatch.setattr(quickstart.time, "monotonic", lambda: next(clock))
-    for stops, seconds in (({"generator": 2}, 7), ({"generator": 85}, 7), ({"generator": 85}, 14)):
-        programs(stops)
+    for name, status, seconds in (
+        ("generator", 2, 7),  # before it left anything
+        ("generator", 85, 7),
+        ("generator", 85, 14),
+        ("pictures", 1, 7),
+        ("pictures", 1, 7),
+    ):
+        programs({name: status})
         with pytest.raises(SystemExit):
             quickstart.main(Path("q"), 1.0)
-        assert json.loads(Path("q/timings.json").read_text())["generator"]["seconds"] == seconds
+        timings = json.loads(Path("q/timings.json").read_text())
+        assert timings[name]["seconds"] == seconds
+    assert timings["generator"]["seconds"] == 21
 
 
 def test_a_damaged_record_means_that_all_is_run(programs, tmp_path, monkeypatch):
@@ -222,7 +228,7 @@ def test_a_damaged_record_means_that_all_is_run(programs, tmp_path, monkeypatch)
 def test_a_folder_that_cannot_be_one_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match=r"file.* is no folder and cannot become one; name another with --run"):
+        with pytest.raises(InputError, match=r"file.* is no folder and cannot become one; name another with --run-dir"):
             quickstart.main(place, 1.0)
 
 
@@ -232,7 +238,7 @@ def test_a_folder_that_cannot_be_one_is_named(tmp_path):
 def test_pictures_are_judged_by_what_they_show(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
-    scenes = [open_dataset("shapes-2", split, View(limit=quickstart.SHOWN)) for split in quickstart.SPLITS]
+    scenes = [open_dataset(quickstart.DATA, split, View(limit=quickstart.SHOWN)) for split in quickstart.SPLITS]
     drawn = np.concatenate([scene.images(range(quickstart.SHOWN)) for scene in scenes])
     prompts = [options[0] for scene in scenes for options in scene.captions]
     drawn[1], drawn[2] = drawn[2].copy(), 255  # another scene's picture, and an empty one

@@ -19,7 +19,7 @@ from t2i.errors import InputError
 from t2i.images import save_png
 from t2i.metrics.protocol import Protocol, Score, write_scores
 from t2i.report import Part, Picture, write_report
-from t2i.report_curves import MOST_POINTS, chart, charts, linear_ticks, log_ticks, series_of, thin
+from t2i.report_curves import MOST_POINTS, chart, charts, labels, linear_ticks, log_ticks, series_of, thin
 
 HOSTILE = """<img src=x onerror="alert(1)"> & '</figcaption><script>alert(2)</script>"""
 VOID = {"meta", "img", "br"}
@@ -265,6 +265,11 @@ def test_ticks_are_few_round_and_around_the_values(low, high):
     assert 2 <= len(ticks) <= 7
     assert ticks[0] <= low + 1e-9 * abs(low) and ticks[-1] >= high - 1e-9 * abs(high)
     assert all(len(Decimal(f"{tick:.10g}").normalize().as_tuple().digits) <= 4 for tick in ticks)
+
+
+def test_ticks_are_labelled_with_the_digits_that_tell_them_apart():
+    assert labels([0.07068, 0.07072, 0.07076]) == ["0.07068", "0.07072", "0.07076"]
+    assert labels([0.0, 20000.0, 40000.0]) == ["0", "20,000", "40,000"]
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 100), (0.003, 4), (1e-9, 1e9), (0.01, 1)])

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from accelerate.state import AcceleratorState
 import torch
+from accelerate.state import AcceleratorState
 from forks import fork, in_child, wait
 from pydantic import ValidationError
 from torch import nn

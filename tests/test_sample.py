@@ -303,7 +303,7 @@ def test_train_then_sample(t2i, tmp_path, monkeypatch):
         "discriminator.width": 8, "discriminator.width_limit": 16, "loss.negatives": 4, "device": "cpu",
     }  # fmt: skip
     words = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
-    assert t2i("train", "cgan", "--run", "trained", *words)[0] == 0
+    assert t2i("train", "cgan", "--run-dir", "trained", *words)[0] == 0
     status, out, err = t2i("sample", "trained", PROMPT, "a large blue star", "-n", 2, "--guidance", 1.2)
     assert (status, err) == (0, [])
     folder = Path("trained/samples/a-small-red-circle-seed0")

@@ -1,6 +1,6 @@
 """Trains a small dual encoder on captioned pictures: a frozen text encoder and a CLIP-style scorer (Radford et al., 2021).
 
-    t2i train align --data shapes-2 --run runs/align
+    t2i train align --data shapes-2 --run-dir runs/align
 
 The run's directory is what `text.path` and `guidance.path` of other programs name. To resume, run the same command again.
 """

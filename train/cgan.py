@@ -1,7 +1,7 @@
 """Trains a text-conditional GAN on captioned pictures, conditioned by a frozen text encoder.
 
-    t2i train cgan --config cgan-tiny --set text.path=runs/align --run runs/shapes
-    torchrun --nproc_per_node 2 -m t2i.cli train cgan --config cgan-tiny --set text.path=runs/align --run runs/shapes
+    t2i train cgan --config cgan-tiny --set text.path=runs/align --run-dir runs/shapes
+    torchrun --nproc_per_node 2 -m t2i.cli train cgan --config cgan-tiny --set text.path=runs/align --run-dir runs/shapes
 
 The directory holds all that `t2i sample` and `t2i eval` need. To resume, run the same command again.
 """

@@ -111,7 +111,7 @@ def _read(path: Path) -> FrozenDualEncoder:
     newest = checkpoint.latest(path / "checkpoints")
     if newest is None:
         raise InputError(
-            f"the align run {path} has no intact checkpoint yet; run `t2i train align --run {path}` to its end"
+            f"the align run {path} has no intact checkpoint yet; run `t2i train align --run-dir {path}` to its end"
         )
     state, manifest = checkpoint.load(newest)
     config = Config.model_validate(manifest["config"])

@@ -117,14 +117,15 @@ class Config(TrainConfig):
     )
     train_batch_size: int = Field(default=64, ge=2, description="pictures a micro-batch on each process")
     max_train_steps: int = Field(default=4000, ge=1, description="optimiser steps of each player")
-    learning_rate: float = Field(
-        default=1e-3, gt=0, description="peak learning rate of the generator"
-    )
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of the generator")
     discriminator_learning_rate: float | None = Field(default=None, gt=0, description="null: the generator's")
     lr_warmup_steps: int = Field(default=100, ge=0, description="steps of linear warm-up")
     lr_final_factor: float = Field(default=0.05, ge=0, le=1, description="the cosine ends at this share of the peak")
     adam_beta2: float = Field(
-        default=0.9, ge=0, lt=1, description="of both Adams (beta1 is 0); 0.99 lets a rare large gradient move a weight 10 steps"
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="of both Adams (beta1 is 0); 0.99 lets a rare large gradient move a weight 10 steps",
     )
     ema_halflife_images: int = Field(
         default=100_000, ge=1, description="half-life of the averaged generator, in pictures"

@@ -121,7 +121,7 @@ def has_heldout_pair(shape: NDArray, color: NDArray) -> NDArray[np.bool_]:
     table = np.zeros((9, 9), dtype=bool)
     for s, c in HELDOUT_PAIRS:
         table[s, c] = True
-    return table[shape, color].any(axis=-1)
+    return np.asarray(table[shape, color].any(axis=-1))
 
 
 def has_heldout_relation(layout: NDArray, shape: NDArray) -> NDArray[np.bool_]:
@@ -192,7 +192,8 @@ def draw_scenes(level: int, split: str, rows: Sequence[int] | NDArray, seed: int
         for target, values in zip(contents, drawn, strict=True):
             target[pending[done]] = values[np.arange(len(pending)), pick][done]
         pending, block = pending[~done], block + 1
-    return _place(*contents, seeding.uniform(seed, f"{purpose}/place", rows, 20))
+    layout, shape, color, size = contents
+    return _place(layout, shape, color, size, seeding.uniform(seed, f"{purpose}/place", rows, 20))
 
 
 def _place(layout: NDArray, shape: NDArray, color: NDArray, size: NDArray, u: NDArray) -> Scenes:

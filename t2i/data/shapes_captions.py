@@ -214,10 +214,11 @@ def _spec(found: dict[str, str | None], count: int) -> Spec:
 
 
 def meaning(caption: str) -> str:
-    """A label that captions share exactly if they ask for the same; any other sentence stands for itself, in lower case."""
+    """A label that captions share exactly if they ask for the same objects in the same places, whatever the background (many
+    captions leave it open, so it can be no part of a label); any other sentence stands for itself, in lower case."""
     spec = parse(caption)
     if spec is None:
         return " ".join(caption.lower().split())
     looks = [(s, c, -1 if z is None else z) for s, c, z in zip(spec.shapes, spec.colors, spec.sizes, strict=True)]
     relations = sorted((looks[a], relation, looks[b]) for a, relation, b in spec.relations)
-    return repr((sorted(looks), relations, spec.cell, spec.background))
+    return repr((sorted(looks), relations, spec.cell))

@@ -70,7 +70,8 @@ def _read_batch(x: NDArray[np.float32]) -> list[Reading]:
     difference = np.sqrt(((x - base[:, None, None]) ** 2).sum(-1))
     touching = np.zeros((3, 3, 3), bool)
     touching[1] = True  # eight neighbours within a picture, none between pictures
-    labels, total = ndimage.label(difference > CONTRAST, structure=touching)
+    labels: NDArray[np.int32] = np.empty(difference.shape, np.int32)
+    total = int(ndimage.label(difference > CONTRAST, structure=touching, output=labels))  # pyright: ignore[reportArgumentType]
     areas = np.bincount(labels.ravel(), minlength=total + 1)[1:]
     boxes = ndimage.find_objects(labels)
     kept = [k for k in range(total) if areas[k] >= LEAST_AREA * side * side]
@@ -117,7 +118,7 @@ def _explain(x: NDArray, base: NDArray, difference: NDArray, labels: NDArray, ke
     color = _core_color(pixels, difference[where], own)
     alpha = _alpha(pixels, base[owners], color) * rim
     grid = np.arange(window, dtype=np.float32) + 0.5
-    area = alpha.sum(axis=(1, 2))
+    area = alpha.sum(axis=(1, 2)).clip(min=1e-6)  # a patch whose colour is the background's covers nothing
     center_x = (alpha.sum(axis=1) * grid).sum(axis=1) / area
     center_y = (alpha.sum(axis=2) * grid).sum(axis=1) / area
     overlap, radii = _fit(alpha, area, center_x, center_y, grid)
@@ -158,7 +159,7 @@ def _moments() -> tuple[NDArray, NDArray]:
     dx, dy = np.meshgrid(fine * 200, fine * 200)
     areas, heights = [], []
     for shape in range(len(SHAPES)):
-        a = coverage(shape, dx, dy, np.float32(200))
+        a = coverage(shape, dx, dy, np.full(1, 200, np.float32))
         areas.append(a.sum() / 200**2)
         heights.append((a * dy).sum() / a.sum() / 200)
     return np.array(areas), np.array(heights)
@@ -200,7 +201,7 @@ def _judge_one(reading: Reading, spec: Spec) -> dict[str, bool]:
     count = len(reading.shapes) == len(spec.shapes)
     if not count:
         return {name: False for name in ATTRIBUTES} | {"background": background}
-    best: tuple[bool, ...] = ()
+    best = (False, False, False, False)
     best_score = -1
     layout = False
     for order in permutations(range(len(spec.shapes))):

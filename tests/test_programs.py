@@ -1,0 +1,176 @@
+"""The training programs, run as a user runs them: through the command line, on one and on two processes."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from t2i import checkpoint, cli, journal
+from t2i.config import FAMILIES, config_class, flat, load, shipped
+from t2i.text import load_encoder
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    *("data.limit=64", "data.resolution=16", "train_batch_size=4", "log_steps=1", "validation_steps=1000"),
+    *("mixed_precision=no", "device=cpu"),
+]
+GAN = [
+    *("generator={width: 8, width_limit: 16, w_dim: 16, z_dim: 8}", "text={encoder: bow}", "loss.negatives=8"),
+    *("discriminator={width: 8, width_limit: 16, feature_dim: 16}", "guidance.encoder=none"),
+]
+ALIGN = [
+    *("text_tower={width: 16, depth: 1, heads: 2}", "image_tower={width: 16, width_limit: 16}", "embedding=16"),
+    "train_batch_size=16",
+]
+KEYS = {"cgan": [*SMALL, *GAN], "align": [*SMALL, *ALIGN]}
+
+
+def command(family: str, run: Path, *sets: str) -> list[str]:
+    words = ["train", family, "--config", f"{family}-tiny", "--data", "shapes-1", "--run-dir", str(run)]
+    return words + [word for value in (*KEYS[family], *sets) for word in ("--set", value)]
+
+
+def digests(run: Path) -> dict[str, str]:
+    newest = checkpoint.latest(run / "checkpoints")
+    assert newest is not None
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(newest.glob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_run_stopped_and_resumed_is_the_undisturbed_run_bit_for_bit(family: str, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert cli.main(command(family, whole, "max_train_steps=5", "checkpointing_steps=5")) == 0
+    # stopped where no schedule can tell: a signal ends a run at step 2 and the same command goes on
+    code = (
+        "import os, signal, sys; from t2i import cli, run; old = run.Run.advance\n"
+        "def advance(self, n):\n old(self, n); self.step == 2 and os.kill(os.getpid(), signal.SIGTERM)\n"
+        "run.Run.advance = advance; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    words = command(family, parts, "max_train_steps=5", "checkpointing_steps=5")
+    stopped = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=240)
+    assert stopped.returncode == 85, stopped.stderr
+    assert len(digests(parts)) >= 2 and [p.name for p in (parts / "checkpoints").iterdir()] == ["step-00000002"]
+    assert cli.main(words) == 0
+    assert digests(parts) == digests(whole)
+    steps = [record["step"] for record in journal.read(parts / "journal.jsonl") if "learning_rate" in record]
+    assert steps == [1, 2, 3, 4, 5]
+
+
+def test_training_leaves_the_text_encoder_alone_and_moves_both_players(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli.main(command("cgan", run, "max_train_steps=1")) == 0
+    before = load_encoder(run / "text").digest()
+    first = checkpoint.latest(run / "checkpoints")
+    assert cli.main(command("cgan", run, "max_train_steps=4")) == 0
+    newest = checkpoint.latest(run / "checkpoints")
+    assert first is not None and newest is not None and newest.name == "step-00000004"
+    state, manifest = checkpoint.load(newest)
+    assert load_encoder(run / "text").digest() == before == manifest["text_digest"]
+    assert {"generator", "discriminator", "ema", "generator_optimizer", "discriminator_optimizer"} == set(state)
+    old = load_file(first / "generator.safetensors")
+    assert all(not torch.equal(old[k], v) for k, v in state["generator"].items() if k.startswith("stages.1"))
+    record = next(r for r in reversed(journal.read(run / "journal.jsonl")) if "d_loss" in r)
+    for key in ("d_loss", "g_loss", "d_real", "d_fake", "d_mismatched", "r1", "r2", "d_gradient", "g_gradient"):
+        assert isinstance(record[key], float), key
+    assert record["images_per_second"] > 0 and 0 <= record["data_wait"] <= 1
+
+
+def test_the_run_is_guided_by_its_encoder_and_validated_on_held_out_prompts(tmp_path: Path) -> None:
+    align, run = tmp_path / "align", tmp_path / "run"
+    assert cli.main(command("align", align, "max_train_steps=2", "validation_steps=2")) == 0
+    found = {key for record in journal.read(align / "journal.jsonl") for key in record}
+    assert {
+        f"{s}_{w}_recall@{k}"
+        for s in ("val", "heldout")
+        for w in ("text_to_image", "image_to_text")
+        for k in (1, 5, 10)
+    } <= found
+    guided = [
+        f"text={{encoder: aligned, path: {json.dumps(str(align))}}}",
+        "guidance.encoder=text",
+        "validation_steps=2",
+    ]
+    words = ["generator.cross_attention=true", "generator.layout=words", "max_train_steps=2"]
+    assert cli.main(command("cgan", run, *guided, *words)) == 0
+    records = journal.read(run / "journal.jsonl")
+    assert any("guidance" in r for r in records)
+    validation = next(r for r in records if "diversity" in r)
+    assert {"val_strict", "val_colour", "val_layout"} <= set(validation) and validation["diversity"] > 0
+    assert (run / "samples" / "step-00000002.png").stat().st_size > 1000
+    manifest = checkpoint.load(checkpoint.latest(run / "checkpoints"))[1]  # type: ignore[arg-type]
+    assert manifest["guide_digest"] == load_encoder(run / "text").dual.digest()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_two_processes_train_one_run(family: str, tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = str(server.getsockname()[1])
+    run = tmp_path / "run"
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port, "-m", "t2i.cli"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    extra = ("max_train_steps=3", "gradient_accumulation_steps=2")
+    done = subprocess.run(
+        [sys.executable, *words, *command(family, run, *extra)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    state, manifest = checkpoint.load(checkpoint.latest(run / "checkpoints"))  # type: ignore[arg-type]
+    per_process = 16 if family == "align" else 4
+    assert manifest["images_seen"] == 3 * 2 * 2 * per_process and manifest["num_processes"] == 2
+    assert len(journal.read(run / "journal.jsonl")) >= 3
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_config_is_valid_and_says_how_to_run_it(name: str, tmp_path: Path, capsys) -> None:
+    text = (ROOT / "configs" / f"{name}.yaml").read_text()
+    assert text.startswith("# ") and "# command:  t2i train" in text
+    family = name.split("-")[0]
+    load(config_class(family), name, ())
+    assert cli.main(["train", family, "--config", name, "--run-dir", str(tmp_path / "run"), "--dry-run"]) == 0
+    assert f"family: {family}" in capsys.readouterr().out and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_key_of_a_config_is_read(family: str) -> None:
+    files = [p for place in ("t2i", "train") for p in (ROOT / place).rglob("*.py") if not p.name.endswith("config.py")]
+    source = "\n".join(p.read_text() for p in files)
+    config_source = (
+        "\n".join(p.read_text() for p in (ROOT / "t2i").rglob("*config.py"))
+        + (ROOT / "t2i/data/__init__.py").read_text()
+    )
+    read_in_config = {"fit", "split_seed", "layout"}  # read by methods of the config itself
+    for key in flat(config_class(family)()):
+        leaf = key.split(".")[-1]
+        assert f".{leaf}" in source or (leaf in read_in_config and f"self.{leaf}" in config_source), key
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["text.encoder=aligned"], "t2i train align"),
+        (["text={encoder: bow, path: null}", "guidance.encoder=text"], "no image tower"),
+        (["device=cuda"], "device cuda was asked for"),
+        (["data.resolution=24"], "power of two"),
+        (["data.adress=shapes-2"], "address"),
+        (["max_train_steps=many", "learning_rate=-1"], "learning_rate"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_left(sets: list[str], words: str, tmp_path: Path, capsys) -> None:
+    if "device=cuda" in sets and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    run = tmp_path / "run"
+    assert cli.main(command("cgan", run, "max_train_steps=1", *sets)) == 2
+    shown = capsys.readouterr().err
+    assert "error:" in shown and words in shown and "Traceback" not in shown
+    assert not (run / "checkpoints").exists()

@@ -348,7 +348,7 @@ def quickstart(
     run: Annotated[Path, typer.Option("--run-dir", metavar="DIR", help="Where everything goes.")] = Path(
         "runs/quickstart"
     ),
-    minutes: Annotated[float, typer.Option(min=0.1, help="Training time of the generator.")] = 3.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Training time of the generator.")] = 4.0,
 ) -> None:
     """Train, sample and score a small model on the embedded data, and write a page that shows it."""
     import_module("t2i.quickstart").main(run, minutes)

@@ -98,6 +98,11 @@ class Journal:
             line = f"step {step}/{self.total_steps}  {self._summary()}  {left}"
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def say(self, text: str) -> None:
+        """One line for whoever watches; it is not kept."""
+        console = self._progress.console if self._progress is not None else self._console
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def _summary(self) -> str:
         shown = list(self._latest.items())[:_SHOWN]
         if "images_per_second" in self._latest:

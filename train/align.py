@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
 from t2i import seeding
 from t2i.align.config import Config
-from t2i.align.model import DualEncoder, contrastive_loss
+from t2i.align.model import Captioner, DualEncoder, contrastive_loss
 from t2i.align.saved import TOKENIZER
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.data import Dataset, open_dataset
@@ -32,14 +33,17 @@ NOISE = 0.05  # standard deviation of the noise on training pictures, in units o
 
 
 class Paired(nn.Module):
-    """Both embeddings in one call, as DistributedDataParallel wants it."""
+    """Both embeddings and the caption's likelihood in one call, as DistributedDataParallel wants it."""
 
-    def __init__(self, model: DualEncoder) -> None:
+    def __init__(self, model: DualEncoder, captioner: Captioner | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.captioner = model, captioner
 
-    def forward(self, images_BCHW: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.model.embed_images(images_BCHW), self.model.embed_text(ids_BT, mask_BT), self.model.scale()
+    def forward(self, images_BCHW: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        map_BCHW = self.model.image.map(images_BCHW)
+        image_BE = F.normalize(self.model.image.embed(map_BCHW).float(), dim=-1)
+        said = self.captioner(map_BCHW, ids_BT, mask_BT) if self.captioner else image_BE.new_zeros(())
+        return image_BE, self.model.embed_text(ids_BT, mask_BT), self.model.scale(), said
 
 
 def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -96,53 +100,59 @@ def main(config: Config, run_dir: Path) -> None:
         if run.is_main:
             (run_dir / TOKENIZER).write_text(tokenizer.json_text)
         model = DualEncoder(config, len(tokenizer)).to(run.device)
+        captioner = Captioner(config, len(tokenizer)).to(run.device) if config.captioning_weight else None
+        both = Paired(model, captioner)
         optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
+            parameter_groups(both, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
         )
         run.register("model", model)
+        if captioner:
+            run.register("captioner", captioner)
         run.register("optimizer", optimizer)
         run.resume()
-        paired = run.prepare(Paired(model), config.compile)
+        paired = run.prepare(both, config.compile)
         place = (run.images_seen, run.process_index, run.num_processes, config.dataloader_num_workers, run.quarantine)
         run.loader = loader = Loader(train, config.train_batch_size, config.seed, *place)
         guard = NonFiniteGuard()
 
-        def loss_of(batch: Batch) -> Tensor:
+        def losses_of(batch: Batch) -> tuple[Tensor, Tensor]:
             chosen = choose_captions(train, batch.rows, batch.sample_ids, config.seed)
             said = [train.captions[row][k] for row, k in chosen]
             ids, mask, _ = tokenizer(said)
             images = to_model(batch.images_BHWC.numpy()).to(run.device)
             if config.augment:
                 images = images + NOISE * torch.randn_like(images)
-            image_BE, text_BE, scale = paired(images, ids.to(run.device), mask.to(run.device))
+            image_BE, text_BE, scale, said_nll = paired(images, ids.to(run.device), mask.to(run.device))
             keys = torch.from_numpy(seeding.ids_of(said)).to(run.device)
             pictures = torch.from_numpy(batch.rows).to(run.device)
             image_BE, text_BE, keys, pictures = (
                 everywhere(x, run.num_processes) for x in (image_BE, text_BE, keys, pictures)
             )
             same = (keys[:, None] == keys) | (pictures[:, None] == pictures)
-            return contrastive_loss(image_BE, text_BE, scale, same)
+            return contrastive_loss(image_BE, text_BE, scale, same), said_nll
 
         while run.step < run.total_steps and not run.stopping():
             lr = learning_rate(run.step, run.total_steps, config.learning_rate, config.lr_warmup_steps, 0.02)
             set_learning_rate(optimizer, lr)
             batches = [next(loader) for _ in range(config.gradient_accumulation_steps)]
-            total = torch.zeros((), device=run.device)
+            total = torch.zeros(2, device=run.device)
             for i, batch in enumerate(batches):
                 with nullcontext() if i == len(batches) - 1 else run.accelerator.no_sync(paired):
-                    loss = loss_of(batch)
-                    run.accelerator.backward(loss)
-                total += loss.detach() / len(batches)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                    losses = torch.stack(losses_of(batch))
+                    run.accelerator.backward((losses * losses.new_tensor([1.0, config.captioning_weight])).sum())
+                total += losses.detach() / len(batches)
+            norm = nn.utils.clip_grad_norm_(both.parameters(), 1.0)
             if guard.check(run.all_finite(total, norm), run.step, batches[0].sample_ids.tolist()):
                 optimizer.step()
             optimizer.zero_grad()
             run.advance(config.train_batch_size * len(batches) * run.num_processes)
-            run.note({"loss": total, "temperature": 1 / model.scale(), "gradient_norm": norm, "learning_rate": lr})
+            seen = {"loss": total[0]} | ({"caption_nll": total[1]} if captioner else {})
+            run.note(seen | {"temperature": 1 / model.scale(), "gradient_norm": norm, "learning_rate": lr})
 
             if run.is_main and run.due(config.validation_steps):
                 for split, dataset in held_out.items():
                     found = recalls(model, tokenizer, dataset, run.device)
                     run.record({f"{split}_{name}": value for name, value in found.items()})
+                    run.say(f"{split}: " + "  ".join(f"{name} {value:.3f}" for name, value in found.items()))
             if run.due(config.checkpointing_steps):
                 run.save()

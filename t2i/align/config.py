@@ -28,6 +28,10 @@ class ImageTowerConfig(Section):
     width_limit: int = Field(default=192, ge=8, multiple_of=8, description="most channels of a stage")
     depth: int = Field(default=1, ge=1, le=8, description="residual blocks a stage")
 
+    def channels(self, resolution: int) -> list[int]:
+        """Of each stage, from the finest to the last, which is 4 x 4."""
+        return [min(self.width * 2**i, self.width_limit) for i in range((resolution // 4).bit_length() - 1)]
+
 
 class Config(TrainConfig):
     """A dual encoder trained with the symmetric contrastive loss."""
@@ -40,6 +44,11 @@ class Config(TrainConfig):
     split: Literal["train", "all"] = Field(
         default="train",
         description="`all` also shows the held-out combinations: for a scorer, never for a generator's guide",
+    )
+    captioning_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="weight of writing the caption from the picture beside matching it (CoCa); 0: off",
     )
     augment: bool = Field(default=True, description="noise and small shifts on the training pictures")
     train_batch_size: int = Field(

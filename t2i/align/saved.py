@@ -8,7 +8,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from t2i.errors import InputError
 from t2i.images import ImageArray, to_model
 
 DESCRIPTION, WEIGHTS, TOKENIZER = "dual_encoder.json", "model.safetensors", "tokenizer.json"
-CHUNK, TEXT_CHUNK = 256, 64
+CHUNK, TEXT_CHUNK, LENGTH_STEP = 256, 64, 8
 
 
 class FrozenDualEncoder:
@@ -45,24 +44,25 @@ class FrozenDualEncoder:
     def states(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, int]:
         """Token states [B, T, D], mask [B, T], unit-length embeddings [B, E], and how many captions were cut.
 
-        Batches have one fixed shape, filled up with empty captions: a row has the same bits whatever stands beside it.
+        A batch holds captions of about one length, padded to that, and is filled up with empty captions to a fixed size: so
+        a row has the same bits whatever stands beside it.
         """
         ids, mask, cut = self.tokenizer(captions)
-        spare = -len(captions) % TEXT_CHUNK
-        empty, empty_mask, _ = self.tokenizer([""])
-        ids, mask_all = torch.cat([ids, empty.expand(spare, -1)]), torch.cat([mask, empty_mask.expand(spare, -1)])
-        tokens, embeddings = (
-            [ids.new_zeros(0, ids.shape[1], self.config.text_tower.width, dtype=torch.float32)],
-            [torch.zeros(0, self.config.embedding)],
-        )
-        for start in range(0, len(ids), TEXT_CHUNK):
-            rows = slice(start, start + TEXT_CHUNK)
-            with torch.no_grad():
-                states, embedding = self.model.text(ids[rows], mask_all[rows], trim=False)
-            tokens.append(states)
-            embeddings.append(F.normalize(embedding, dim=-1))
-        count = len(captions)
-        return torch.cat(tokens)[:count], mask, torch.cat(embeddings)[:count], cut
+        empty_ids, empty_mask, _ = self.tokenizer([""])
+        tokens = torch.zeros(*ids.shape, self.config.text_tower.width)
+        embeddings = torch.zeros(len(ids), self.config.embedding)
+        lengths = (mask.sum(dim=1) + LENGTH_STEP - 1) // LENGTH_STEP * LENGTH_STEP
+        for length in lengths.unique().tolist():
+            for rows in (lengths == length).nonzero()[:, 0].split(TEXT_CHUNK):
+                spare = TEXT_CHUNK - len(rows)
+                padded = torch.cat([ids[rows], empty_ids.expand(spare, -1)])[:, :length]
+                padded_mask = torch.cat([mask[rows], empty_mask.expand(spare, -1)])[:, :length]
+                with torch.no_grad():
+                    states, embedding = self.model.text(padded, padded_mask, trim=False)
+                width = states.shape[1]  # less than `length` where that is beyond the longest caption
+                tokens[rows, :width] = states[: len(rows)]
+                embeddings[rows] = F.normalize(embedding[: len(rows)], dim=-1)
+        return tokens, mask, embeddings, cut
 
     def digest(self) -> str:
         """sha256 over the weights and the tokenizer."""
@@ -89,7 +89,10 @@ def load_dual_encoder(path: Path) -> FrozenDualEncoder:
     """
     try:
         return _read(path)
-    except (ValidationError, KeyError, json.JSONDecodeError, SafetensorError, OSError) as error:
+    except InputError:  # a ValueError, and says what is wrong
+        raise
+    # ValueError: JSON, UTF-8, pydantic and the tokenizer each have their own
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
             f"the dual encoder at {path} is damaged ({reason}); train it again: t2i train align"
@@ -101,9 +104,7 @@ def _read(path: Path) -> FrozenDualEncoder:
         description = json.loads((path / DESCRIPTION).read_text())
         weights = {name: tensor.float() for name, tensor in safetensors.torch.load_file(path / WEIGHTS).items()}
         config = Config.model_validate(description["config"])
-        return FrozenDualEncoder(
-            config, CaptionTokenizer(description["tokenizer"], config.text_tower.max_tokens), weights
-        )
+        return FrozenDualEncoder(config, _tokenizer(description["tokenizer"], config), weights)
     if not (path / TOKENIZER).is_file():
         raise InputError(
             f"{path} is no dual encoder: it holds neither {DESCRIPTION} nor {TOKENIZER}; train one: t2i train align"
@@ -115,5 +116,11 @@ def _read(path: Path) -> FrozenDualEncoder:
         )
     state, manifest = checkpoint.load(newest)
     config = Config.model_validate(manifest["config"])
-    tokenizer = CaptionTokenizer((path / TOKENIZER).read_text(), config.text_tower.max_tokens)
-    return FrozenDualEncoder(config, tokenizer, state["model"])
+    return FrozenDualEncoder(config, _tokenizer((path / TOKENIZER).read_text(), config), state["model"])
+
+
+def _tokenizer(json_text: str, config: Config) -> CaptionTokenizer:
+    try:
+        return CaptionTokenizer(json_text, config.text_tower.max_tokens)
+    except Exception as error:  # the library raises no narrower one
+        raise ValueError(f"its tokenizer: {error}") from error

@@ -8,11 +8,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 import t2i
 from t2i.align.saved import FrozenDualEncoder, load_dual_encoder
-from t2i.errors import InputError
 from t2i.images import ImageArray
 from t2i.metrics import Features
 from t2i.metrics.features import check_images, exact_float32, in_fixed_batches
@@ -32,15 +29,7 @@ def open_scorer(path: Path | None = None) -> "Scorer":
         InputError: there is none, or it is damaged.
     """
     place = scorer_dir() if path is None else path
-    try:
-        dual = load_dual_encoder(place)
-    # JSON, safetensors and pydantic each have their own for a damaged or missing file; InputError is a ValueError too.
-    except (ValueError, KeyError, OSError, SafetensorError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
-        raise InputError(f"dual encoder {place} is damaged ({reason}); save it again") from error
-    return Scorer(dual, embedded=place.resolve() == scorer_dir().resolve())
+    return Scorer(load_dual_encoder(place), embedded=place.resolve() == scorer_dir().resolve())
 
 
 class Scorer:

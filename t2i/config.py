@@ -21,13 +21,19 @@ from t2i.yaml_text import KeyPath
 FAMILIES: dict[str, str] = {
     "cgan": "t2i.cgan.config:Config",
     "align": "t2i.align.config:Config",
+    "prior": "t2i.prior.config:Config",
+    "vqvae": "t2i.vqvae.config:Config",
 }
 
-# What may differ between a run and its resumption: how long it is and how it is watched, never what is learned.
+# What may differ between a run and its resumption: how long it is, how it is watched and where it is computed, never what
+# is learned. Of what only rounds sums otherwise (device, mixed_precision, compile) `Run.resume` warns.
 CHANGEABLE_ON_RESUME: tuple[str, ...] = (
     "max_train_steps",
     "max_train_minutes",
     "dataloader_num_workers",
+    "device",
+    "mixed_precision",
+    "compile",
     "report_to",
     "checkpointing_steps",
     "checkpoints_total_limit",

@@ -29,10 +29,32 @@ ALIGN = [
     *("text_tower={width: 16, depth: 1, heads: 2}", "image_tower={width: 16, width_limit: 16}", "embedding=16"),
     "train_batch_size=16",
 ]
-KEYS = {"cgan": [*SMALL, *GAN], "align": [*SMALL, *ALIGN]}
+VQVAE = [
+    *("autoencoder={width: 8, width_limit: 16, grid: 4}", "quantizer={codebook_size: 16, dim: 4, warmup_steps: 1}"),
+    *("quantizer.revival_steps=2", "ema_halflife_images=16", "loss.adversarial=0.5", "loss.adversarial_start=1"),
+    "discriminator={width: 8, halvings: 1}",
+]
+PRIOR = [
+    *("model={width: 16, depth: 2, heads: 2, mlp_width: 16}", "text={encoder: bow}", "order=random", "flip=true"),
+    *("validation_steps=2", "sampling.steps=3"),
+]
+KEYS = {"cgan": [*SMALL, *GAN], "align": [*SMALL, *ALIGN], "vqvae": [*SMALL, *VQVAE], "prior": [*SMALL, *PRIOR]}
+
+
+@pytest.fixture(autouse=True)
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a prior needs before it can be trained, made once for all tests."""
+    if not TOKENIZER:
+        TOKENIZER.append(tmp_path_factory.mktemp("tokenizer") / "run")
+        assert cli.main(command("vqvae", TOKENIZER[0], "max_train_steps=3")) == 0
+
+
+TOKENIZER: list[Path] = []
 
 
 def command(family: str, run: Path, *sets: str) -> list[str]:
+    if family == "prior":
+        sets = (f"tokenizer.path={json.dumps(str(TOKENIZER[0]))}", *sets)
     words = ["train", family, "--config", f"{family}-tiny", "--data", "shapes-1", "--run-dir", str(run)]
     return words + [word for value in (*KEYS[family], *sets) for word in ("--set", value)]
 
@@ -97,7 +119,7 @@ def test_the_run_is_guided_by_its_encoder_and_validated_on_held_out_prompts(tmp_
         "guidance.encoder=text",
         "validation_steps=2",
     ]
-    words = ["generator.cross_attention=true", "generator.layout=words", "max_train_steps=2"]
+    words = ["generator.cross_attention=true", "max_train_steps=2"]
     assert cli.main(command("cgan", run, *guided, *words)) == 0
     records = journal.read(run / "journal.jsonl")
     assert any("guidance" in r for r in records)
@@ -153,6 +175,48 @@ def test_every_key_of_a_config_is_read(family: str) -> None:
     for key in flat(config_class(family)()):
         leaf = key.split(".")[-1]
         assert f".{leaf}" in source or (leaf in read_in_config and f"self.{leaf}" in config_source), key
+
+
+def test_a_prior_draws_what_it_drew_in_training_and_keeps_its_codes(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    assert cli.main(command("prior", run, "max_train_steps=2", "checkpointing_steps=1")) == 0
+    said = capsys.readouterr().err
+    assert "codes of train: 0 pictures from the cache, 64 encoded now" in said
+    record = next(r for r in journal.read(run / "journal.jsonl") if "val_bits_per_token" in r)
+    assert 3.5 < record["val_bits_per_token"] < 4.5 and "val_strict" in record  # 16 codes: 4 bits
+    assert cli.main(command("prior", run, "max_train_steps=3")) == 0
+    assert "64 pictures from the cache, 0 encoded now" in capsys.readouterr().err
+    # another tokenizer, by one step of training: none of its codes is known
+    assert cli.main(command("vqvae", tmp_path / "other", "max_train_steps=4")) == 0
+    other = f"tokenizer.path={json.dumps(str(tmp_path / 'other'))}"
+    assert cli.main(command("prior", tmp_path / "run2", "max_train_steps=1", other)) == 0
+    assert "codes of train: 0 pictures from the cache, 64 encoded now" in capsys.readouterr().err
+
+
+def test_a_prior_stops_when_held_out_likelihood_no_longer_falls(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    sets = ("data.limit=4", "learning_rate=0.05", "lr_warmup_steps=0", "max_train_steps=200", "patience=2")
+    assert cli.main(command("prior", run, *sets, "validation_steps=5", "loss.token_dropout=0")) == 0
+    assert "stopping with the best weights" in capsys.readouterr().err
+    state, manifest = checkpoint.load(checkpoint.latest(run / "checkpoints"))  # type: ignore[arg-type]
+    assert manifest["step"] < 200
+    found = [r["val_bits_per_token"] for r in journal.read(run / "journal.jsonl") if "val_bits_per_token" in r]
+    assert float(state["patience"]["nll"]) == pytest.approx(min(found), rel=1e-5)
+    assert any(not torch.equal(state["best"][k], v) for k, v in state["ema"].items())
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["tokenizer.path=nowhere"], "t2i train vqvae"),
+        (["data.resolution=32"], "codes pictures of 16 px"),
+    ],
+)
+def test_a_prior_without_its_tokenizer_is_told_so(sets: list[str], words: str, tmp_path: Path, capsys) -> None:
+    assert cli.main(command("prior", tmp_path / "run", "max_train_steps=1", *sets)) == 2
+    shown = capsys.readouterr().err
+    assert words in shown and "Traceback" not in shown and not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

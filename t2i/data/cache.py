@@ -10,7 +10,6 @@ checksum is deleted and its captions are encoded again. The whole folder may be 
 
 import hashlib
 import json
-import os
 import time
 import warnings
 import zlib
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from t2i.data.paths import cache_dir
 from t2i.errors import InputError
+from t2i.folders import new_file
 from t2i.text import TextEncoder, TextFeatures, TruncationWarning, warn_truncated
 
 FORMAT = 1
@@ -199,7 +199,8 @@ def _encode(
     return {"pooled": torch.cat(pooled), "mask": torch.cat(mask), "tokens": torch.cat(tokens)}
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """crc32 over the bytes of all tensors, by name."""
     crc = 0
     for name in sorted(tensors):
         crc = zlib.crc32(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
@@ -207,33 +208,27 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 
 def _write(folder: Path, form: _Form, hashes: list[bytes], tensors: dict[str, Tensor]) -> Path:
-    """Writes one shard whole or not at all: temporary name, flushed, renamed."""
     captions = b"".join(hashes)
     tensors["captions"] = torch.frombuffer(bytearray(captions), dtype=torch.uint8).reshape(-1, _HASH_BYTES)
     path = folder / f"{_name(form, captions)}.safetensors"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        save_file(tensors, temporary, metadata={"crc32": _checksum(tensors)})
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write the cache {folder}: {reason}; free some space or set T2I_CACHE") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    write_shard(path, tensors)
     return path
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes one shard with a checksum, whole or not at all.
+
+    Raises:
+        InputError: the disk is full or cannot be written.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
+        with new_file(path, durable=True) as temporary:
+            save_file(tensors, temporary, metadata={"crc32": checksum(tensors)})
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write the cache {path.parent}: {reason}; free some space or set T2I_CACHE") from error
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -254,8 +249,8 @@ def _open(path: Path, form: _Form, wanted: set[bytes]) -> _Shard | None:
             if wanted.isdisjoint(_split(captions)):
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            checksum = (file.metadata() or {}).get("crc32")
-        return _check(tensors, checksum, form)
+            stored = (file.metadata() or {}).get("crc32")
+        return _check(tensors, stored, form)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         warnings.warn(f"text cache: {path} is damaged ({error}); its captions are encoded again", stacklevel=4)
         with suppress(OSError):
@@ -263,7 +258,7 @@ def _open(path: Path, form: _Form, wanted: set[bytes]) -> _Shard | None:
         return None
 
 
-def _check(tensors: dict[str, Tensor], checksum: str | None, form: _Form) -> _Shard:
+def _check(tensors: dict[str, Tensor], stored: str | None, form: _Form) -> _Shard:
     mask_NT, captions = tensors["mask"], tensors["captions"]
     lengths_N = mask_NT.sum(dim=1)
     expected = {
@@ -275,7 +270,7 @@ def _check(tensors: dict[str, Tensor], checksum: str | None, form: _Form) -> _Sh
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     if found != expected:
         raise ValueError(f"it holds {found}")
-    if checksum != _checksum(tensors):
+    if stored != checksum(tensors):
         raise ValueError("its checksum is wrong")
     return _Shard(captions, tensors["pooled"], mask_NT, tensors["tokens"], lengths_N.cumsum(dim=0) - lengths_N)
 

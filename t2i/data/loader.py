@@ -32,6 +32,57 @@ class Batch(NamedTuple):
     epoch: NDArray[np.int64]
 
 
+class Rows(NamedTuple):
+    """A micro-batch of a process whose pictures are not read: their codes are known."""
+
+    rows: NDArray[np.int64]
+    sample_ids: NDArray[np.int64]
+    epoch: NDArray[np.int64]
+
+
+class RowLoader(Iterator[Rows]):
+    """The order of `Loader` without the pictures; the arguments are the same."""
+
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        seed: int,
+        samples_consumed: int = 0,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self._order = _Order(
+            rows, batch_size, seed, samples_consumed + process_index * batch_size, batch_size * num_processes
+        )
+        self._index = 0
+
+    def __next__(self) -> Rows:
+        self._index += 1
+        return self._order[self._index - 1]
+
+
+class _Order:
+    """Rows of batch g of one process as item g."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int, start: int, stride: int):
+        self._count, self._batch_size, self._seed, self._start, self._stride = rows, batch_size, seed, start, stride
+        self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+
+    def __getitem__(self, index: int) -> Rows:
+        sample_ids = self._start + index * self._stride + np.arange(self._batch_size, dtype=np.int64)
+        epoch, places = np.divmod(sample_ids, self._count)
+        rows = np.empty_like(sample_ids)
+        for number in np.unique(epoch):
+            rows[epoch == number] = self._permutation(int(number))[places[epoch == number]]
+        return Rows(rows, sample_ids, epoch)
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        if self._epoch[0] != epoch:
+            self._epoch = epoch, permutation(self._seed, epoch, self._count)
+        return self._epoch[1]
+
+
 class Loader(Iterator[Batch]):
     """Endless batches of one data set.
 
@@ -71,7 +122,7 @@ class Loader(Iterator[Batch]):
         self._dataset = dataset
         self._on_broken = on_broken
         start = samples_consumed + process_index * batch_size
-        reader = _Reader(dataset, batch_size, seed, start, batch_size * num_processes)
+        reader = Reader(dataset, batch_size, seed, start, batch_size * num_processes)
         self._batches: Iterator[Any] = iter(
             _in_workers(reader, num_workers) if num_workers else map(reader.__getitem__, count())
         )
@@ -103,34 +154,27 @@ def _too_many(broken: int, total: int) -> bool:
     return broken > MAX_BROKEN * total
 
 
-class _Reader(torch.utils.data.Dataset):
+class Reader(torch.utils.data.Dataset):
     """Batch g of one process as item g; sent to the workers, where each keeps its own list of broken rows."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int, start: int, stride: int):
-        self._dataset, self._batch_size, self._seed = dataset, batch_size, seed
-        self._start, self._stride = start, stride
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+    def __init__(self, dataset: Dataset, batch_size: int = 1, seed: int = 0, start: int = 0, stride: int = 1):
+        self._dataset = dataset
+        self._order = _Order(len(dataset), batch_size, seed, start, stride)
         self._broken: set[int] = set()
 
     def __getitem__(self, index: int) -> tuple[Batch | None, list[Broken]]:
         """The batch, None when too much is broken, and the rows found broken for the first time."""
-        sample_ids = self._start + index * self._stride + np.arange(self._batch_size, dtype=np.int64)
-        epoch, places = np.divmod(sample_ids, len(self._dataset))
-        rows = np.empty_like(sample_ids)
-        for number in np.unique(epoch):
-            rows[epoch == number] = self._permutation(int(number))[places[epoch == number]]
-        images, rows, broken = self._read(rows)
+        rows, sample_ids, epoch = self._order[index]
+        images, rows, broken = self.read(rows)
         if images is None:
             return None, broken
         return Batch(torch.from_numpy(np.ascontiguousarray(images)), rows, sample_ids, epoch), broken
 
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        if self._order[0] != epoch:
-            self._order = epoch, permutation(self._seed, epoch, len(self._dataset))
-        return self._order[1]
+    def read(self, rows: NDArray[np.int64]) -> tuple[ImageArray | None, NDArray[np.int64], list[Broken]]:
+        """(pictures, rows they show, newly broken): the batch at once, one by one only where that fails.
 
-    def _read(self, rows: NDArray[np.int64]) -> tuple[ImageArray | None, NDArray[np.int64], list[Broken]]:
-        """(pictures, rows they show, newly broken): the batch at once, one by one only where that fails."""
+        No pictures are returned when too many rows are broken.
+        """
         found: list[Broken] = []
         rows = np.array([self._substitute(int(row)) for row in rows], dtype=np.int64)
         try:
@@ -160,7 +204,7 @@ class _Reader(torch.utils.data.Dataset):
         return row
 
 
-def _in_workers(reader: _Reader, num_workers: int) -> "torch.utils.data.DataLoader[Any]":
+def _in_workers(reader: Reader, num_workers: int) -> "torch.utils.data.DataLoader[Any]":
     return torch.utils.data.DataLoader(
         reader,
         batch_size=None,

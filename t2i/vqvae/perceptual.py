@@ -1,0 +1,63 @@
+"""LPIPS (Zhang et al., CVPR 2018) on a VGG16 whose weights the user names; nothing is downloaded.
+
+The linear weights, 6 KB, come with torchmetrics.
+"""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from t2i.errors import InputError
+
+_FILE = "torchvision's vgg16-397923af.pth"
+
+
+def load_lpips(path: str | None) -> nn.Module:
+    """The frozen distance: called with two batches in [-1, 1], it gives [B, 1, 1, 1].
+
+    Args:
+        path: `loss.lpips_path`: torchvision's VGG16 as `.safetensors`, or as `.pth` (read without running any code in it).
+
+    Raises:
+        InputError: no path, no such file, not weights, or weights of another network.
+    """
+    from torchmetrics.functional.image import lpips
+
+    if path is None:
+        raise InputError(f"loss.lpips needs loss.lpips_path; download {_FILE} and name it, or set loss.lpips=0")
+    weights = _read(Path(path))
+    with torch.device("meta"):  # VGG16's own initial weights take seconds to draw
+        network = lpips._LPIPS(pretrained=False, net="vgg", pnet_rand=True)
+    network.scaling_layer = lpips.ScalingLayer()
+    linear = Path(lpips.__file__).with_name("lpips_models") / "vgg.pth"
+    network.load_state_dict(torch.load(linear, map_location="cpu", weights_only=True), strict=False, assign=True)
+    own = network.net.state_dict()
+    for name, tensor in own.items():
+        source = "features." + name.split(".", 1)[1]  # sliceN.5.weight is features.5.weight
+        found = weights.get(source)
+        if found is None or found.shape != tensor.shape:
+            what = "is missing" if found is None else f"has shape {list(found.shape)}, not {list(tensor.shape)}"
+            raise InputError(f"loss.lpips_path {path} is no VGG16: {source} {what}; name {_FILE}")
+        own[name] = found
+    network.net.load_state_dict(own, assign=True)
+    return cast(nn.Module, network.eval().requires_grad_(False))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"loss.lpips_path {path} not found; download {_FILE} and name it, or set loss.lpips=0")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    # damaged files raise SafetensorError, UnpicklingError, RuntimeError, EOFError, ... according to where
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        raise InputError(f"loss.lpips_path {path} cannot be read as weights ({reason}); name {_FILE}") from error
+    if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
+        raise InputError(f"loss.lpips_path {path} holds no state dict (names to tensors); name {_FILE}")
+    return data

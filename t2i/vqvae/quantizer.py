@@ -1,0 +1,73 @@
+"""The contract of a quantiser: what it takes, what it gives, and what a new one must keep.
+
+Axes: B batch, C channels of a latent (the quantiser's `dim`), H W latent grid, L = H * W tokens row by row, Q codebooks.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+class Quantized(NamedTuple):
+    """Latents replaced by codes."""
+
+    codes_BCHW: Tensor  # exactly `codes_of(indices_BLQ)`; its gradient goes straight to the latents
+    indices_BLQ: Tensor  # int64 in [0, K)
+    loss: Tensor  # what the quantiser adds to the loss, a scalar
+
+
+class Quantizer(Protocol):
+    """A module; `QUANTIZERS` names those that there are."""
+
+    dim: int  # channels of latents and codes
+    codebooks: int  # Q
+    codebook_size: int  # K
+
+    def __call__(self, latents_BCHW: Tensor) -> Quantized: ...
+
+    def codes_of(self, indices_BLQ: Tensor) -> Tensor:
+        """codes_BCHW of a square grid of tokens: the inverse of `indices_BLQ`, bit for bit."""
+        ...
+
+    def observe(self, latents_BCHW: Tensor, indices_BLQ: Tensor) -> None:
+        """Called after each sound optimiser step with what `forward` saw in it: where codes learn without gradients."""
+        ...
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward the codes themselves, not latents + (codes - latents), which rounds; backward the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, codes: Tensor) -> Tensor:
+        return codes.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def straight_through(latents: Tensor, codes: Tensor) -> Tensor:
+    """`codes`, whose gradient reaches `latents` as if they were these (Bengio et al., 2013)."""
+    return _StraightThrough.apply(latents, codes)  # type: ignore[return-value]
+
+
+def to_tokens(x_BCHW: Tensor) -> Tensor:
+    """[B, L, C], row by row."""
+    return rearrange(x_BCHW, "b c h w -> b (h w) c")
+
+
+def to_grid(x_BLC: Tensor) -> Tensor:
+    """[B, C, h, h] of L = h * h tokens."""
+    side = round(x_BLC.shape[1] ** 0.5)
+    if side * side != x_BLC.shape[1]:
+        raise ValueError(f"{x_BLC.shape[1]} tokens are no square grid")
+    return rearrange(x_BLC, "b (h w) c -> b c h w", h=side)
+
+
+def nearest(x_ND: Tensor, codebook_KD: Tensor) -> Tensor:
+    """Index [N] of the code with the least Euclidean distance, in fp32 whatever the autocast."""
+    with torch.autocast(x_ND.device.type, enabled=False):
+        codes = codebook_KD.float()
+        return torch.addmm(codes.square().sum(dim=1), x_ND.float(), codes.T, alpha=-2).argmin(dim=1)

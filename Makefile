@@ -4,6 +4,7 @@
 
 PYTHON ?=
 WORKERS ?= 2
+FAMILY ?= cgan
 ARGS ?=
 SHELL := /bin/sh
 BIN := .venv/bin
@@ -40,8 +41,8 @@ $(READY): pyproject.toml
 	$(BIN)/python -m uv pip install --python $(BIN)/python -e '.[test]' || $(BIN)/python -m pip install -e '.[test]'; \
 	touch $(READY)
 
-quickstart: $(READY) ## train, sample and score a small model; a page in runs/quickstart shows it
-	@$(BIN)/python -m t2i.cli quickstart $(ARGS)
+quickstart: $(READY) ## train, sample and score a small model (FAMILY=cgan or prior); runs/quickstart/index.html shows it
+	@$(BIN)/python -m t2i.cli quickstart --family $(FAMILY) $(ARGS)
 
 test: $(READY) ## run the test suite; ARGS="tests/test_config.py -k yaml" for a part
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from t2i.cpu import prepare_cpu
 from t2i.errors import InputError
 from t2i.images import ImageArray, grid
 from t2i.metrics.protocol import Score, write_scores
-from t2i.run import prepare_cpu
 from t2i.scoring import score_folders, score_run
 from t2i.scoring_metrics import Options
 from t2i.scoring_pictures import Tick
@@ -129,6 +129,7 @@ def main(
     seed: int,
     truncation: float | None,
     guidance: float | None,
+    settings: dict[str, Any],
     inception: Path | None,
     clip: Path | None,
     scorer: Path | None,
@@ -136,7 +137,8 @@ def main(
     out: Path | None,
 ) -> None:
     prepare_cpu()
-    options = Options(metrics, seed, truncation, guidance, inception, clip, scorer, force)
+    settings = {name: value for name, value in settings.items() if value is not None}
+    options = Options(metrics, seed, truncation, guidance, settings, inception, clip, scorer, force)
     folder = Path(target)
     check_place(folder, against, out)
     sheets: list[Image.Image] = []
@@ -149,7 +151,8 @@ def main(
             scores = score_run(target, data, split, n, options, tick, keep_sheet)
             out = out or (folder if folder.is_dir() else Path()) / file_name(scores, n)
         else:
-            refuse_ignored({"--data": data, "--truncation": truncation, "--guidance": guidance})
+            given = {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
+            refuse_ignored({"--data": data, "--truncation": truncation, "--guidance": guidance, **given})
             scores = score_folders(target, against, n, options, tick)
 
     show(scores)

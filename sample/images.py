@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 GRID_MOST = 100  # pictures in grid.png
 LINE_SECONDS = 10.0  # between two lines on a stderr that is no terminal
-DEFAULT_STEPS = 8
+DEFAULT_FRAMES = 8
 
 Interpolate = Literal["noise", "caption"]
 
@@ -59,12 +59,13 @@ class Job(NamedTuple):
     seed: int
     batch_size: int
     knobs: dict[str, Any]  # guidance_scale and truncation of a call; None: the pipeline's own
+    settings: dict[str, Any]  # of the family
     interpolate: Interpolate | None
-    steps: int
+    frames: int
 
     def total(self) -> int:
         rows = {None: len(self.prompts), "noise": len(self.prompts), "caption": len(self.prompts) - 1}
-        return rows[self.interpolate] * self.each * (self.steps if self.interpolate else 1)
+        return rows[self.interpolate] * self.each * (self.frames if self.interpolate else 1)
 
 
 def pictures(pipe: "TextToImagePipeline", job: Job) -> Iterator[Drawn]:
@@ -77,7 +78,9 @@ def pictures(pipe: "TextToImagePipeline", job: Job) -> Iterator[Drawn]:
         at_once = max(1, job.batch_size // job.each)
         for start in range(0, len(job.prompts), at_once):
             part = job.prompts[start : start + at_once]
-            output = pipe(part, job.each, seed=job.seed, batch_size=job.batch_size, output_type="np", **job.knobs)
+            output = pipe(
+                part, job.each, seed=job.seed, batch_size=job.batch_size, output_type="np", **job.knobs, **job.settings
+            )
             for i, (image, seed) in enumerate(zip(output.images, output.seeds, strict=True)):
                 prompt = part[i // job.each]
                 yield Drawn(image, prompt, {"prompt": prompt, "picture": i % job.each, "seed": seed})
@@ -89,9 +92,9 @@ def _between_noises(pipe: "TextToImagePipeline", job: Job) -> Iterator[Drawn]:
     for prompt in job.prompts:
         for k in range(job.each):
             seeds = picture_seed(job.seed, prompt, k), picture_seed(job.seed, prompt, k + 1)
-            row = pipe.interpolate_noise(prompt, seeds, job.steps, output_type="np", **job.knobs).images
+            row = pipe.interpolate_noise(prompt, seeds, job.frames, output_type="np", **job.knobs).images
             for i, image in enumerate(row):
-                weight = i / (job.steps - 1)
+                weight = i / (job.frames - 1)
                 label = f"{prompt}: noise {k} to {k + 1}" if i == 0 else f"{weight:.2f}"
                 yield Drawn(image, label, {"prompt": prompt, "seeds": list(seeds), "weight": weight})
 
@@ -102,10 +105,10 @@ def _between_captions(pipe: "TextToImagePipeline", job: Job) -> Iterator[Drawn]:
     for a, b in pairwise(job.prompts):
         for k in range(job.each):
             seed = picture_seed(job.seed, a, k)
-            row = pipe.interpolate_captions(a, b, job.steps, seed, output_type="np", **job.knobs).images
+            row = pipe.interpolate_captions(a, b, job.frames, seed, output_type="np", **job.knobs).images
             for i, image in enumerate(row):
-                weight = i / (job.steps - 1)
-                label = {0: a, job.steps - 1: b}.get(i, f"{weight:.2f}")
+                weight = i / (job.frames - 1)
+                label = {0: a, job.frames - 1: b}.get(i, f"{weight:.2f}")
                 yield Drawn(image, label, {"prompt": a, "to": b, "seed": seed, "weight": weight})
 
 
@@ -136,7 +139,7 @@ def slug(text: str, most: int = 40) -> str:
 def grid_columns(job: Job) -> int | None:
     """A row of the grid is a row of an interpolation, or the pictures of one prompt."""
     if job.interpolate:
-        return job.steps
+        return job.frames
     return job.each if 1 < job.each <= 10 else None
 
 
@@ -155,6 +158,7 @@ def describe(pipe: "TextToImagePipeline", run: Path, job: Job, entries: Sequence
         "num_images_per_prompt": job.each,
         "guidance": pipe.guidance_scale if job.knobs["guidance_scale"] is None else job.knobs["guidance_scale"],
         "truncation": pipe.truncation if job.knobs["truncation"] is None else job.knobs["truncation"],
+        "settings": pipe.sampler.tuned(job.settings).settings(),
         "interpolate": job.interpolate,
         "device": str(pipe.device),
         "versions": {"t2i": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -174,8 +178,8 @@ def output_folder(out: Path | None, pipe: "TextToImagePipeline", job: Job) -> Pa
 
 def warn_of_no_effect(job: Job) -> None:
     """Says which options change nothing."""
-    if job.interpolate is None and job.steps != DEFAULT_STEPS:
-        warnings.warn(f"--steps {job.steps} has no effect without --interpolate", stacklevel=2)
+    if job.interpolate is None and job.frames != DEFAULT_FRAMES:
+        warnings.warn(f"--frames {job.frames} has no effect without --interpolate", stacklevel=2)
     if job.knobs["truncation"] == 0 and (job.each > 1 or job.interpolate == "noise"):
         warnings.warn("--truncation 0 takes the noise away: all pictures of a prompt are the same", stacklevel=2)
     twice = [prompt for prompt, times in Counter(job.prompts).items() if times > 1]
@@ -234,7 +238,8 @@ def main(
     batch_size: int,
     out: Path | None,
     interpolate: Interpolate | None,
-    steps: int,
+    frames: int,
+    settings: dict[str, Any],
 ) -> None:
     wanted = [clean_prompt(prompt) for prompt in prompts] + (read_prompts(prompts_file) if prompts_file else [])
     if not wanted:
@@ -244,7 +249,8 @@ def main(
     if out is not None:
         refuse_used(out)
     knobs = {"guidance_scale": guidance, "truncation": truncation}
-    job = Job(wanted, num_images_per_prompt, seed, batch_size, knobs, interpolate, steps)
+    settings = {name: value for name, value in settings.items() if value is not None}
+    job = Job(wanted, num_images_per_prompt, seed, batch_size, knobs, settings, interpolate, frames)
 
     import torch  # slow to import: the mistakes above are told first
 

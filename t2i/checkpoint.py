@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from t2i.errors import InputError
+from t2i.folders import flush
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -63,7 +64,7 @@ def save(root: Path, step: int, state: State, manifest: Mapping[str, Any]) -> Pa
         if final.exists():
             os.rename(final, root / f"{final.name}.tmp-damaged")
         os.rename(temporary, final)
-        _flush_directory(root)
+        flush(root)
         _remove_leftovers(root)
     except OSError as error:
         raise InputError(
@@ -86,7 +87,7 @@ def _fill(folder: Path, step: int, state: State, manifest: Mapping[str, Any]) ->
     whole = {"schema": SCHEMA, "step": step, "files": files, **manifest}
     whole["sha256"] = _digest(whole)
     _write(folder / MANIFEST, _dump(whole).encode())
-    _flush_directory(folder)
+    flush(folder)
 
 
 def _dump(manifest: Mapping[str, Any]) -> str:
@@ -103,14 +104,6 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_space(root: Path, step: int, state: State) -> None:
@@ -198,12 +191,14 @@ def verify(path: Path) -> str | None:
     return next((data for _, data in _read_files(path, manifest) if isinstance(data, str)), None)
 
 
-def latest(root: Path) -> Path | None:
-    """The newest intact checkpoint under `root`, None without one; warns of each damaged one that it skips."""
+def latest(root: Path, fits: Callable[[Mapping[str, Any]], bool] = lambda manifest: True) -> Path | None:
+    """The newest intact checkpoint under `root` whose manifest `fits`, or None; warns of each damaged one it skips."""
     for path in _steps(root):
         reason = verify(path)
         if reason is None:
-            return path
+            if fits(json.loads((path / MANIFEST).read_text())):
+                return path
+            continue
         warnings.warn(f"checkpoint {path} is damaged and skipped: {reason}", stacklevel=2)
     return None
 

@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from t2i import __version__, config
+from t2i.allocator import keep_freed_memory
 from t2i.errors import InputError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # A short spin before sleeping: small steps on 2 free cores run 1.6 times as fast as with none (LOG.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    keep_freed_memory()
     try:
         typer.main.get_command(app).main(argv, prog_name="t2i")
     except SystemExit as stop:
@@ -188,7 +190,11 @@ def sample(
     interpolate: Annotated[
         Literal["noise", "caption"] | None, typer.Option(help="A row of pictures between two noises or two prompts.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=2, help="Pictures of an interpolation.")] = 8,
+    frames: Annotated[int, typer.Option(min=2, help="Pictures of an interpolation.")] = 8,
+    temperature: Annotated[float | None, typer.Option(help="Of a prior: under 1 draws likelier codes.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Of a prior: draw from the k likeliest codes.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Of a prior: from the likeliest that hold this share.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of a prior of order random: parallel steps a picture.")] = None,
 ) -> None:
     """Draw pictures for prompts: PNG files, a manifest and a grid."""
     import_module("t2i.sample.images").main(
@@ -202,7 +208,8 @@ def sample(
         batch_size=batch_size,
         out=out,
         interpolate=interpolate,
-        steps=steps,
+        frames=frames,
+        settings={"temperature": temperature, "top_k": top_k, "top_p": top_p, "steps": steps},
     )
 
 
@@ -224,6 +231,10 @@ def score(
     seed: Annotated[int, typer.Option(min=0, help="Decides noise, captions and bootstrap.")] = 0,
     truncation: Annotated[float | None, typer.Option(help="As in t2i sample.")] = None,
     guidance: Annotated[float | None, typer.Option(help="As in t2i sample.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="As in t2i sample.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="As in t2i sample.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="As in t2i sample.")] = None,
+    steps: Annotated[int | None, typer.Option(help="As in t2i sample.")] = None,
     inception: Annotated[
         Path | None, typer.Option(metavar="FILE", help="State dict of the FID Inception, for `fid` and `kid`.")
     ] = None,
@@ -245,6 +256,7 @@ def score(
         seed=seed,
         truncation=truncation,
         guidance=guidance,
+        settings={"temperature": temperature, "top_k": top_k, "top_p": top_p, "steps": steps},
         inception=inception,
         clip=clip,
         scorer=scorer,
@@ -349,9 +361,10 @@ def quickstart(
         "runs/quickstart"
     ),
     minutes: Annotated[float, typer.Option(min=0.1, help="Training time of the generator.")] = 4.0,
+    family: Annotated[Literal["cgan", "prior"], typer.Option(help="Which kind of generator.")] = "cgan",
 ) -> None:
     """Train, sample and score a small model on the embedded data, and write a page that shows it."""
-    import_module("t2i.quickstart").main(run, minutes)
+    import_module("t2i.quickstart").main(run, minutes, family)
 
 
 if __name__ == "__main__":

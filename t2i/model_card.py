@@ -63,7 +63,7 @@ def model_card(name: str, stored: Stored, license: str, prompts: Sequence[str], 
         f'pipe({example}, num_images_per_prompt=4, seed=0).images[0].save("0.png")',
         "```",
         "",
-        f"`guidance_scale` (here {stored.guidance_scale:g}) and `truncation` (here {stored.truncation:g}) trade "
+        f"`guidance_scale` (here {stored.guidance_scale or 1:g}) and `truncation` (here {stored.truncation:g}) trade "
         "variety for typical pictures. A picture depends on the seed and its prompt alone.",
         "",
         *_scores(scores),

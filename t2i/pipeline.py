@@ -64,7 +64,8 @@ class TextToImagePipeline:
     def __init__(self, sampler: Sampler, stored: Stored) -> None:
         self.sampler, self.text_encoder = sampler, stored.text
         self.family, self.manifest = stored.family, stored.manifest
-        self.guidance_scale, self.truncation = stored.guidance_scale, stored.truncation
+        self.guidance_scale = sampler.guidance if stored.guidance_scale is None else stored.guidance_scale
+        self.truncation = stored.truncation
         self.run = stored.home if stored.is_run else None
         self._stored = stored
         self.device = torch.device("cpu")
@@ -115,6 +116,7 @@ class TextToImagePipeline:
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
+        **settings: Any,
     ) -> ImagePipelineOutput:
         """Draws pictures, those of the first prompt first.
 
@@ -133,6 +135,8 @@ class TextToImagePipeline:
             output_type: `pil`: a list of PIL images; `np`: uint8 [B, H, W, 3]; `pt`: float32 [B, 3, H, W] in [0, 1].
             return_dict: False returns the tuple (images,).
             callback_on_step_end: called as `Callback` says; what it returns is ignored.
+            settings: of the family. A prior has temperature, top_k, top_p, steps and more (`t2i config schema prior`,
+                section sampling); a GAN has none.
 
         Raises:
             InputError: an empty or overlong prompt, a number out of range, seeds that are not one a picture.
@@ -141,7 +145,7 @@ class TextToImagePipeline:
         _at_least(1, prompts=len(prompts), num_images_per_prompt=num_images_per_prompt, batch_size=batch_size)
         every = [text for text in prompts for _ in range(num_images_per_prompt)]
         seeds = _seeds(prompts, num_images_per_prompt, seed, generator)
-        knobs = self._knobs(truncation, guidance_scale)
+        knobs, sampler = self._knobs(truncation, guidance_scale), self.sampler.tuned(settings)
         images: list[ImageArray] = []
         calls = 0
         for start in range(0, len(every), batch_size):
@@ -154,7 +158,7 @@ class TextToImagePipeline:
                     callback_on_step_end(self, calls, done, {"seeds": seeds[batch]})
                 calls += 1
 
-            images.append(self.sampler.draw(self._encode(every[batch]), seeds[batch], *knobs, on_step))
+            images.append(sampler.draw(self._encode(every[batch]), seeds[batch], *knobs, on_step))
         output = ImagePipelineOutput(_as(output_type, np.concatenate(images)), seeds)
         return output if return_dict else (output.images,)  # pyright: ignore[reportReturnType]
 

@@ -40,7 +40,7 @@ class Stored(NamedTuple):
     text: TextEncoder
     home: Path  # the run or the folder, where its scores lie too
     is_run: bool
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = None  # None: the sampler's own
     truncation: float = 1.0
 
 
@@ -89,7 +89,7 @@ def _read_run(run: Path) -> Stored:
     state, manifest = checkpoint.load(newest)
     family = manifest.get("family")
     try:
-        components = sampler_class(family, newest).components_of(state, manifest)
+        components = sampler_class(family, newest).components_of(state, manifest, run)
     except KeyError as error:
         raise InputError(f"checkpoint {newest} of the family {family} has no {error}; train the run anew") from None
     text = _read_text(run / "text", manifest.get("text_digest"))

@@ -1,14 +1,15 @@
 """A tour of the whole package in a few minutes: `t2i quickstart` runs the commands that a user would type, in order.
 
     t2i quickstart --run-dir runs/quickstart --minutes 3
+    t2i quickstart --family prior
 
-It trains a dual encoder and a conditional GAN on the embedded data, draws held-out prompts, scores the run, and writes
-a page of all that. The same command again goes on where it stopped; what is finished is not done again.
+It trains a dual encoder and a generator (a conditional GAN, or an image tokenizer and a prior over its codes) on the
+embedded data, draws held-out prompts, scores the run, and writes a page of all that, with the other family's beside it
+where that was run too. The same command again goes on where it stopped; what is finished is not done again.
 """
 
 import hashlib
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 from t2i import cli, images
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
+from t2i.folders import write_text
 from t2i.report import Part, Picture, write_report
 
 DATA = "shapes-1"
@@ -31,6 +33,9 @@ ALIGN: tuple[str, ...] = ("max_train_steps=700", "data.limit=20000")  # settings
 CGAN: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=20000")
 # Single objects need no word order, and plain words draw unseen pairs that the dual encoder misses: it guides (LOG.md).
 ENCODERS = ("text.encoder=bow", "guidance.encoder=aligned")
+VQVAE: tuple[str, ...] = ("max_train_steps=1200", "validation_steps=600", "checkpointing_steps=600", "data.limit=20000")
+PRIOR: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=20000")
+NAMES = {"cgan": "Conditional GAN", "prior": "Prior over the codes of a tokenizer"}
 SHOWN = 12  # prompts of each held-out split that are drawn for the page
 SCORED = 500  # pictures that are scored of each
 SPLITS = {
@@ -53,54 +58,68 @@ class Step(NamedTuple):
         return shlex.join(["t2i", *self.argv])
 
 
-def steps(run: Path, minutes: float) -> list[Step]:
-    """What is run, in order."""
-    align, cgan = run / "align", run / "cgan"
-
-    def sets(*values: str) -> list[str]:
-        return [word for value in values for word in ("--set", value)]
-
-    trained_on = ["--data", DATA, "--run-dir"]
-    path = f"guidance.path={json.dumps(str(align), ensure_ascii=False)}"
+def steps(run: Path, minutes: float, family: str) -> list[Step]:
+    """What is run for one family, in order."""
+    align, model = run / "align", run / family
+    train = {"cgan": cgan_steps, "prior": prior_steps}[family]
     scored = [
         Step(
-            f"score on {split}",
-            ["eval", "score", str(cgan), "--split", split, "-n", str(SCORED)],
-            cgan / f"scores-{DATA}-{split}-{SCORED}.json",
-            (cgan,),
+            f"score of {family} on {split}",
+            ["eval", "score", str(model), "--split", split, "-n", str(SCORED)],
+            model / f"scores-{DATA}-{split}-{SCORED}.json",
+            (model,),
         )
         for split in SPLITS
     ]
+    drawn = run / f"pictures-{family}"
     return [
+        Step("text encoder", training("align", "align-tiny", align, *ALIGN), align / "checkpoints"),
+        *train(run, align, minutes),
         Step(
-            "text encoder",
-            ["train", "align", "--config", "align-tiny", *sets(*ALIGN), *trained_on, str(align)],
-            align / "checkpoints",
-        ),
-        Step(
-            "generator",
-            ["train", "cgan", "--config", "cgan-tiny", *sets(*ENCODERS, path, f"max_train_minutes={minutes:g}", *CGAN)]
-            + [*trained_on, str(cgan)],
-            cgan / "checkpoints",
-        ),
-        Step(
-            "pictures",
-            ["sample", str(cgan), "--prompts", str(run / "prompts.txt"), "--out", str(run / "pictures")],
-            run / "pictures",
-            (cgan, run / "prompts.txt"),
+            f"pictures of {family}",
+            ["sample", str(model), "--prompts", str(run / "prompts.txt"), "--out", str(drawn)],
+            drawn,
+            (model, run / "prompts.txt"),
         ),
         *scored,
     ]
 
 
-def main(run_dir: Path, minutes: float) -> None:
+def training(family: str, config: str, run: Path, *sets: str) -> list[str]:
+    """The command that trains a model of the embedded data."""
+    words = [word for value in sets for word in ("--set", value)]
+    return ["train", family, "--config", config, *words, "--data", DATA, "--run-dir", str(run)]
+
+
+def named(key: str, path: Path) -> str:
+    """A setting that names a path; quoted, as YAML reads it."""
+    return f"{key}={json.dumps(str(path), ensure_ascii=False)}"
+
+
+def cgan_steps(run: Path, align: Path, minutes: float) -> list[Step]:
+    sets = (*ENCODERS, named("guidance.path", align), f"max_train_minutes={minutes:g}", *CGAN)
+    return [Step("generator", training("cgan", "cgan-tiny", run / "cgan", *sets), run / "cgan" / "checkpoints")]
+
+
+def prior_steps(run: Path, align: Path, minutes: float) -> list[Step]:
+    """The tokenizer has a fixed number of steps: its reconstructions are the ceiling of what the prior can draw."""
+    vqvae, prior = run / "vqvae", run / "prior"
+    paths = named("tokenizer.path", vqvae), named("text.path", align)
+    sets = (*paths, f"max_train_minutes={minutes:g}", *PRIOR)
+    return [
+        Step("tokenizer", training("vqvae", "vqvae-tiny", vqvae, *VQVAE), vqvae / "checkpoints"),
+        Step("prior", training("prior", "prior-tiny", prior, *sets), prior / "checkpoints"),
+    ]
+
+
+def main(run_dir: Path, minutes: float, family: str = "cgan") -> None:
     """Runs what is not finished yet; SystemExit with the status of a command that did not go through."""
     began = time.monotonic()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{run_dir} is no folder and cannot become one; name another with --run-dir") from None
-    tour = steps(run_dir, minutes)
+    tour = steps(run_dir, minutes, family)
     record = Record(run_dir / "timings.json")
     write_prompts(run_dir / "prompts.txt")
     for number, step in enumerate(tour, 1):
@@ -115,10 +134,21 @@ def main(run_dir: Path, minutes: float) -> None:
             raise SystemExit(status)
         say(f"{heading}: {record.seconds(step):.0f} s")
     page = run_dir / "index.html"
-    parts = [Part(step.name, step.command, record.seconds(step)) for step in tour]
-    write_report(run_dir, page, "t2i quickstart", pictures(run_dir / "pictures"), parts, next_commands(run_dir))
-    say(f"done in {time.monotonic() - began:.0f} s\n\npage      {page}\npictures  {run_dir / 'pictures' / 'grid.png'}")
-    for what, command in next_commands(run_dir).items():
+    shown, parts = [], []
+    for one in sorted(NAMES, key=lambda name: name != family):
+        every = steps(run_dir, minutes, one)
+        if all(step.result.exists() for step in every):
+            shown += pictures(run_dir / f"pictures-{one}", one)
+            parts += [
+                Part(step.name, step.command, record.seconds(step))
+                for step in every
+                if one == family or step not in tour
+            ]
+    following = next_commands(run_dir, family)
+    write_report(run_dir, page, "t2i quickstart", shown, parts, following)
+    grid = run_dir / f"pictures-{family}" / "grid.png"
+    say(f"done in {time.monotonic() - began:.0f} s\n\npage      {page}\npictures  {grid}")
+    for what, command in following.items():
         say(f"\n{what}:\n{command}")
 
 
@@ -167,9 +197,7 @@ class Record:
         return status
 
     def _write(self) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self._entries, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(temporary, self.path)
+        write_text(self.path, json.dumps(self._entries, indent=1, ensure_ascii=False) + "\n")
 
 
 def digest(inputs: Sequence[Path]) -> str:
@@ -189,8 +217,8 @@ def write_prompts(path: Path) -> None:
     path.write_text("\n".join(captions) + "\n", "utf-8")
 
 
-def pictures(folder: Path) -> list[Picture]:
-    """What was drawn, in the order of the prompts, with what the oracle of the embedded data reads in it."""
+def pictures(folder: Path, family: str) -> list[Picture]:
+    """What a family drew, in the order of the prompts, with what the oracle of the embedded data reads in it."""
     from t2i.data.shapes_captions import parse
     from t2i.data.shapes_oracle import judge, read
 
@@ -199,7 +227,7 @@ def pictures(folder: Path) -> list[Picture]:
     specs = [spec for entry in entries if (spec := parse(entry["prompt"]))]  # all: these captions are of its grammar
     judged = judge(read(drawn), specs)
     notes = [verdict({name: bool(flags[i]) for name, flags in judged.items()}) for i in range(len(entries))]
-    groups = [group for group in SPLITS.values() for _ in range(SHOWN)]
+    groups = [f"{NAMES[family]}: {group}" for group in SPLITS.values() for _ in range(SHOWN)]
     return [
         Picture(folder / entry["file"], entry["prompt"], group, note)
         for entry, group, note in zip(entries, groups, notes, strict=True)
@@ -214,16 +242,26 @@ def verdict(right: Mapping[str, bool]) -> str:
     return f"wrong: {', '.join(wrong)}"
 
 
-def next_commands(run: Path) -> dict[str, str]:
+def next_commands(run: Path, family: str) -> dict[str, str]:
     """What to try next -> the command, as it can be typed here."""
-    t2i, cgan = command_here(), shlex.quote(str(run / "cgan"))
+    t2i, model = command_here(), shlex.quote(str(run / family))
+    other = next(name for name in NAMES if name != family)
     own, encoder = shlex.quote(str(run.parent / "own")), shlex.quote(str(run.parent / "own-align"))
     lines: dict[str, Sequence[str]] = {
-        "Draw a sentence of yours": [f'{t2i} sample {cgan} "a small red circle above a large blue square" -n 4'],
-        "Go from one sentence to another": [
-            f'{t2i} sample {cgan} "a large red heart" "a small green star" --interpolate caption'
+        "Draw a sentence of yours": [f'{t2i} sample {model} "a small red circle above a large blue square" -n 4'],
+        **(
+            {
+                "Go from one sentence to another": [
+                    f'{t2i} sample {model} "a large red heart" "a small green star" --interpolate caption'
+                ]
+            }
+            if family == "cgan"
+            else {}
+        ),
+        "Train longer": [f"{t2i} quickstart --family {family} --run-dir {shlex.quote(str(run))} --minutes 30"],
+        f"The other family beside it: {NAMES[other]}": [
+            f"{t2i} quickstart --family {other} --run-dir {shlex.quote(str(run))}"
         ],
-        "Train longer": [f"{t2i} quickstart --run-dir {shlex.quote(str(run))} --minutes 30"],
         "Train on a folder of your own pictures with captions": [
             f"{t2i} data check FOLDER",
             f"{t2i} train align --config align-tiny --data FOLDER --run-dir {encoder}",

@@ -6,18 +6,18 @@ run directory is said in a line of the page.
 
 import base64
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from itertools import starmap
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from t2i import journal
 from t2i.data import Split
 from t2i.errors import InputError
+from t2i.folders import write_text
 from t2i.metrics.protocol import Score, read_scores
 from t2i.report_curves import charts, number, series_of
 from t2i.report_style import STYLE
@@ -27,7 +27,8 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a bro
 FAITHFULNESS = "faithfulness"
 LEGEND = (
     '<p class="muted">Under each value: its 95 % interval and what to read it against (real: the same measured on the '
-    "real pictures; shuffled: on the generated ones with others' captions). N, the number of pictures, belongs to the "
+    "real pictures; reconstructed: on those through the tokenizer, the ceiling of a prior; shuffled: on the generated ones "
+    "with others' captions). N, the number of pictures, belongs to the "
     "name of a score. Of the distances fid and kid lower is better.</p>"
 )
 
@@ -90,7 +91,7 @@ def write_report(
         *_section("What to try next", starmap(_command, (next_commands or {}).items())),
         *_section("Configs", map(_config, trainings), "no run here; t2i train makes one"),
     ]
-    _write(out, _page(title, body))
+    write_text(out, _page(title, body))
 
 
 def _section(heading: str, lines: Iterable[str], absent: str | None = None) -> list[str]:
@@ -141,43 +142,61 @@ def _image(path: Path, spoken: str) -> str:
 # ---- scores --------------------------------------------------------------------------------------------------------
 
 
-def _score_files(folders: Sequence[Path]) -> tuple[list[list[Score]], list[str]]:
-    """The scores of each file, in the order of the splits, and a line for each file that cannot be read."""
+class ScoreFile(NamedTuple):
+    """The scores of one file, and the run that they are of where the page shows several."""
+
+    run: str
+    scores: list[Score]
+
+
+def _score_files(folders: Sequence[Path]) -> tuple[list[ScoreFile], list[str]]:
+    """The score files, in the order of the splits, and a line for each that cannot be read."""
+    paths = sorted({path for folder in folders for path in folder.glob("scores*.json")})
+    several = len({path.parent for path in paths}) > 1
     files, problems = [], []
-    for path in sorted({path for folder in folders for path in folder.glob("scores*.json")}):
+    for path in paths:
         try:
-            files.append(read_scores(path))
+            scores = read_scores(path)
         except InputError as error:
             problems.append(_absent(str(error)))
+            continue
+        if scores:
+            files.append(ScoreFile(path.parent.name if several else "", scores))
     order = [None, *get_args(Split)]
-    return sorted(filter(None, files), key=lambda file: order.index(file[0].protocol.split)), problems
+    return sorted(files, key=lambda file: order.index(file.scores[0].protocol.split)), problems
 
 
-def _headline(files: Sequence[Sequence[Score]]) -> str:
+def _headline(files: Sequence[ScoreFile]) -> str:
     """The score that needs no expert, one sentence a file."""
     lines = []
-    for score in (score for file in files for score in file if score.protocol.metric == f"{FAITHFULNESS}-strict"):
-        bounds = {"real": "real pictures", "shuffled": "with other captions"}
+    strict = f"{FAITHFULNESS}-strict"
+    for run, score in ((file.run, score) for file in files for score in file.scores if score.protocol.metric == strict):
+        bounds = {
+            "real": "real pictures",
+            "reconstructed": "real pictures through the tokenizer",
+            "shuffled": "with other captions",
+        }
         beside = [f"{words} {score.bounds[key]:.1%}" for key, words in bounds.items() if key in score.bounds]
         shown = (
-            f"<b>{score.value:.1%}</b> of {score.protocol.n_fake:,} pictures for captions of {escape(_where(score))}"
+            f"{escape(run + ': ' if run else '')}<b>{score.value:.1%}</b> of {score.protocol.n_fake:,} pictures for "
+            f"captions of {escape(_where(score))}"
         )
         note = f'<span class="muted">({escape(", ".join(beside))})</span>' if beside else ""
         lines.append(f"<li>{shown} show all that the caption says {note}</li>")
     return f'<ul class="headline">{"".join(lines)}</ul>' if lines else ""
 
 
-def _where(score: Score) -> str:
-    return " ".join(filter(None, (score.protocol.data, score.protocol.split)))
+def _where(score: Score, run: str = "") -> str:
+    return " ".join(filter(None, (run, score.protocol.data, score.protocol.split)))
 
 
-def _score_table(files: Sequence[Sequence[Score]]) -> list[str]:
+def _score_table(files: Sequence[ScoreFile]) -> list[str]:
     """Faithfulness by aspect, then all others: a row a metric, a column a score file or a subgroup of its captions."""
     tables: dict[str, dict[str, dict[str, Score]]] = {FAITHFULNESS: {}, "others": {}}
-    for score in (score for file in files for score in file):
+    for run, score in ((file.run, score) for file in files for score in file.scores):
         found = re.fullmatch(rf"{FAITHFULNESS}-([a-z]+)(?:-(.+))?", score.protocol.metric)
         aspect, group = found.groups() if found else (score.name.rpartition("@")[0], None)
-        column = _where(score) + (f", {group.replace('-', ' ')}" if group else "")
+        column = _where(score, run) + (f", {group.replace('-', ' ')}" if group else "")
         tables[FAITHFULNESS if found else "others"].setdefault(column, {})[aspect] = score
     drawn = [_pivot(name if name == FAITHFULNESS else "", columns) for name, columns in tables.items() if columns]
     return [LEGEND, *drawn, *map(_protocol, files)] if files else []
@@ -212,8 +231,9 @@ def _value(value: float) -> str:
     return f"{value:.3f}" if 0.001 <= abs(value) <= 1 or value == 0 else number(value)
 
 
-def _protocol(scores: Sequence[Score]) -> str:
+def _protocol(file: ScoreFile) -> str:
     """What all scores of a file have in common, then what is each one's own."""
+    run, scores = file
     each = [asdict(score.protocol) | {"interval_method": score.interval_method} for score in scores]
     common = {key: value for key, value in each[0].items() if all(other[key] == value for other in each)}
     libraries = common.get("libraries")
@@ -223,7 +243,7 @@ def _protocol(scores: Sequence[Score]) -> str:
     own = [key for key in each[0] if key not in common]
     rows = [[score.name, *(_said(one[key]) for key in own)] for score, one in zip(scores, each, strict=True)]
     return (
-        f"<details><summary>Protocol of {escape(_where(scores[0]))}</summary>"
+        f"<details><summary>Protocol of {escape(_where(scores[0], run))}</summary>"
         f"<dl>{shared}</dl>{_table(['score', *own], rows)}</details>"
     )
 
@@ -320,16 +340,3 @@ def _page(title: str, body: Sequence[str]) -> str:
     ]
     top = ["<!doctype html>", '<html lang="en"><head>', *head, "</head><body><main>", f"<h1>{escape(title)}</h1>"]
     return "\n".join([*top, *body, "</main></body></html>", ""])
-
-
-def _write(out: Path, text: str) -> None:
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        try:
-            temporary.write_text(text, "utf-8", errors="replace")
-            os.replace(temporary, out)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"cannot write {out}: {reason}; free some space or name another folder") from error

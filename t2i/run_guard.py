@@ -1,4 +1,4 @@
-"""What keeps a run safe around its steps: one writer a directory, signals, the launch, the time budget, threads."""
+"""What keeps a run safe around its steps: one writer a directory, signals, the launch, the time budget."""
 
 import fcntl
 import json
@@ -153,46 +153,3 @@ class Budget:
         middle = statistics.median(timed)
         usual = [duration for duration in timed if duration <= 5 * middle]  # without a validation that fell in between
         return step + max(0, int((self._deadline - now) / statistics.fmean(usual)))
-
-
-# ---- processor -----------------------------------------------------------------------------------------------------
-
-
-def free_cores(seconds: float = 0.3) -> int:
-    """Cores that this process may use and nobody else is using now, at least 1; sleeps `seconds` to measure."""
-    cores = _allowed_cores()
-    before = _idle_ticks(cores)
-    time.sleep(seconds)
-    after = _idle_ticks(cores)
-    spans = [(after[core][0] - before[core][0], after[core][1] - before[core][1]) for core in before if core in after]
-    idle = sum(idle / total for idle, total in spans if total > 0) if spans else float(len(cores))
-    return max(1, min(round(idle), _quota(len(cores))))
-
-
-def _allowed_cores() -> set[int]:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return set(affinity(0)) if affinity else set(range(os.cpu_count() or 1))
-
-
-def _idle_ticks(cores: set[int]) -> dict[int, tuple[int, int]]:
-    """core -> (idle ticks, all ticks) since boot; empty where there is no /proc/stat."""
-    out: dict[int, tuple[int, int]] = {}
-    try:
-        lines = Path("/proc/stat").read_text().splitlines()
-    except OSError:
-        return out
-    for line in lines:
-        name, *ticks = line.split()
-        if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in cores:
-            numbers = [int(tick) for tick in ticks[:8]]
-            out[int(name[3:])] = numbers[3] + numbers[4], sum(numbers)
-    return out
-
-
-def _quota(cores: int) -> int:
-    """Cores that a container's time limit is worth."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return cores if limit == "max" else max(1, round(int(limit) / int(period)))
-    except (OSError, ValueError):
-        return cores

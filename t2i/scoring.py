@@ -4,6 +4,7 @@ All that a score needs of the real pictures is computed before any is drawn, in 
 protocol; what depends on captions is bounded by the real pictures (ceiling) and by others' captions (floor).
 """
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,12 +17,14 @@ import torch
 from t2i import seeding
 from t2i.data import View
 from t2i.data.shapes_captions import meaning, parse
+from t2i.data.shapes_oracle import read
 from t2i.images import ImageArray
 from t2i.metrics import Extractor, ImageTextExtractor
 from t2i.metrics.clip_score import derangement
 from t2i.metrics.features import digest_folder
 from t2i.metrics.protocol import Protocol, Score
 from t2i.pipeline import TextToImagePipeline
+from t2i.samplers import Reconstructs
 from t2i.scoring_metrics import (
     Case,
     Kind,
@@ -35,6 +38,7 @@ from t2i.scoring_metrics import (
 )
 from t2i.scoring_pictures import SHOWN, Pictures, Tick, dataset_pictures, folder_pictures, look
 from t2i.text import TextConfig, fit_encoder
+from t2i.text.aligned import AlignedEncoder
 
 DIVERSE = 4  # pictures a prompt for the diversity, of the first `SHOWN` prompts
 DEFAULTS = Options()
@@ -75,6 +79,7 @@ def score_run(
     view = View(own["resolution"], own["fit"], None, own["split_seed"])
     real = dataset_pictures(address, split, n, view)
     captions = real.captions or []
+    settings = pipe.sampler.tuned(options.settings).settings()
     fake = replace(real, name=str(run), chunks=lambda: drawn(range(len(real))))
     base = _protocol(
         real,
@@ -82,6 +87,8 @@ def score_run(
         options,
         truncation=pipe.truncation if options.truncation is None else options.truncation,
         guidance=pipe.guidance_scale if options.guidance is None else options.guidance,
+        temperature=settings.get("temperature"),
+        sampling=json.dumps(settings) if settings else None,
         run=manifest["config_hash"],
         checkpoint=manifest["sha256"],
     )
@@ -90,12 +97,24 @@ def score_run(
         for start in range(0, len(rows), DRAWN):
             part = rows[start : start + DRAWN]
             seeds = [seeding.derive(options.seed, "score", real.ids[k], *words) for k in part]
-            output = pipe([captions[k] for k in part], 1, base.guidance, base.truncation, seeds, output_type="np")
+            output = pipe(
+                [captions[k] for k in part],
+                1,
+                base.guidance,
+                base.truncation,
+                seeds,
+                output_type="np",
+                **options.settings,
+            )
             yield list(cast(ImageArray, output.images))  # type: ignore[union-attr]
 
     next(drawn([0]))  # a wrong knob is told now, not when all real pictures have been seen
     partners = list(range(len(real)))
     metrics, case = _prepare(base, fake, real, partners, _trained_with(pipe, options), options, tick)
+    if case.specs is not None and isinstance(pipe.sampler, Reconstructs):
+        case.reconstructed = [
+            reading for chunk in real.chunks() for reading in read(pipe.sampler.reconstruct(np.stack(chunk)))
+        ]
     scores = _see_and_compute(metrics, case, fake, tick)
     for metric in metrics:
         if metric.kind == "diversity":
@@ -157,10 +176,12 @@ def _partners(fake: Pictures, real: Pictures) -> list[int] | None:
 
 def _trained_with(pipe: TextToImagePipeline, options: Options) -> dict[str, str]:
     """Digests of the encoders that took part in the training, and what they did."""
-    text, guide = pipe.text_encoder.digest(), pipe.manifest.get("guide_digest")
-    found = {text.partition("-")[0]: "text encoder"}  # the digest of `aligned` ends in its length limit
-    if options.clip is not None and pipe.text_encoder.name == "clip":  # whose digest is of the text tower alone
-        same = TextConfig(encoder="clip", path=str(options.clip), max_tokens=pipe.text_encoder.max_tokens)
+    encoder, guide = pipe.text_encoder, pipe.manifest.get("guide_digest")
+    text = encoder.digest()
+    # the digest of `aligned` also tells its length limit, a scorer's is of the dual encoder alone
+    found = {encoder.dual.digest() if isinstance(encoder, AlignedEncoder) else text: "text encoder"}
+    if options.clip is not None and encoder.name == "clip":  # whose digest is of the text tower alone
+        same = TextConfig(encoder="clip", path=str(options.clip), max_tokens=encoder.max_tokens)
         if fit_encoder(same, []).digest() == text:
             found[digest_folder(options.clip)] = "text encoder"
     return found | ({guide: "guide"} if guide else {})

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from t2i.align.scorer import open_scorer
 from t2i.data.shapes import HELDOUT_PAIRS, HELDOUT_RELATIONS
 from t2i.data.shapes_captions import Spec, meaning
-from t2i.data.shapes_oracle import judge
+from t2i.data.shapes_oracle import Reading, judge
 from t2i.errors import InputError
 from t2i.metrics import Extractor, Features, clip_score, diversity, faithfulness, frechet, kernel
 from t2i.metrics import open_extractor as open_by_address
@@ -42,6 +42,7 @@ class Options:
             apply.
         seed: decides noise, shuffles and the bootstrap, but not which pictures are scored.
         truncation, guidance: of the generator; None: its own.
+        settings: further ones of the generator's family, e.g. temperature.
         inception, clip: a weights file and a folder, for extractors beside the scorer.
         scorer: another dual encoder than the one that ships with the package.
         force: score where the rules forbid it: with an encoder that took part in the training, with too few pictures.
@@ -51,6 +52,7 @@ class Options:
     seed: int = 0
     truncation: float | None = None
     guidance: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     inception: Path | None = None
     clip: Path | None = None
     scorer: Path | None = None
@@ -85,6 +87,7 @@ class Case:
     shuffled: Sequence[int] | NDArray[np.int64] = ()  # for each picture, one with another caption
     real: Seen = field(default_factory=Seen)
     fake: Seen = field(default_factory=Seen)
+    reconstructed: list[Reading] | None = None  # the real pictures through the run's tokenizer, row by row
     text: dict[str, Features] = field(default_factory=dict)  # extractor's digest -> [N, D] of the captions
 
 
@@ -255,6 +258,8 @@ def _faithfulness(protocol: Protocol, case: Case) -> list[Score]:
     if case.partners is not None:
         readings = [case.real.readings[k] for k in case.partners]
         bounds = {"real": faithfulness.faithfulness(judge(readings, specs), groups), **bounds}
+    if case.reconstructed is not None:
+        bounds["reconstructed"] = faithfulness.faithfulness(judge(case.reconstructed, specs), groups)
     scores = []
     for group, by_aspect in rates.items():
         for aspect, rate in by_aspect.items():

@@ -112,7 +112,7 @@ def one_family_never_imports_another(module: Module) -> Iterator[str]:
 
 
 def accelerate_is_for_runs_and_programs(module: Module) -> Iterator[str]:
-    if module.name != "t2i.run" and not within(module.name, *programs()):
+    if module.name != "t2i.accelerator" and not within(module.name, *programs()):
         yield from (name for name in module.imports() if within(name, "accelerate"))
 
 

@@ -244,9 +244,12 @@ def noted(fake_module: Fake) -> dict[str, Any]:
     return calls
 
 
+SETTINGS = "--temperature 0.7 --top-k 100 --top-p 0.9 --steps 10".split()
+
+
 def test_sample_passes_every_option_on(run, noted):
     argv = "a_run one two -n 3 --seed 7 --prompts p.txt --guidance 2 --truncation 0.5 --batch-size 8 --out o"
-    assert run("sample", *argv.split(), "--interpolate", "caption", "--steps", "5")[0] == 0
+    assert run("sample", *argv.split(), "--interpolate", "caption", "--frames", "5", *SETTINGS)[0] == 0
     assert noted["sample"] == {
         "run": Path("a_run"),
         "prompts": ["one", "two"],
@@ -258,7 +261,8 @@ def test_sample_passes_every_option_on(run, noted):
         "batch_size": 8,
         "out": Path("o"),
         "interpolate": "caption",
-        "steps": 5,
+        "frames": 5,
+        "settings": {"temperature": 0.7, "top_k": 100, "top_p": 0.9, "steps": 10},
     }
     assert run("sample", "a_run")[0] == 0
     assert noted["sample"]["prompts"] == [] and noted["sample"]["guidance"] is None
@@ -267,7 +271,7 @@ def test_sample_passes_every_option_on(run, noted):
 def test_eval_score_passes_every_option_on(run, noted):
     argv = "a_run --data shapes-2 --against other --split heldout -n 9 --metrics a,,b --seed 3 --truncation 0.5"
     more = "--guidance 2 --inception i.pt --clip c --scorer a --force --out o.json"
-    assert run("eval", "score", *argv.split(), *more.split())[0] == 0
+    assert run("eval", "score", *argv.split(), *more.split(), *SETTINGS)[0] == 0
     assert noted["score"] == {
         "target": "a_run",
         "data": "shapes-2",
@@ -278,6 +282,7 @@ def test_eval_score_passes_every_option_on(run, noted):
         "seed": 3,
         "truncation": 0.5,
         "guidance": 2.0,
+        "settings": {"temperature": 0.7, "top_k": 100, "top_p": 0.9, "steps": 10},
         "inception": Path("i.pt"),
         "clip": Path("c"),
         "scorer": Path("a"),
@@ -287,8 +292,8 @@ def test_eval_score_passes_every_option_on(run, noted):
 
 
 def test_quickstart_passes_its_options_on(run, noted):
-    assert run("quickstart", "--run-dir", "q", "--minutes", "1.5")[0] == 0
-    assert noted["quickstart"] == (Path("q"), 1.5)
+    assert run("quickstart", "--run-dir", "q", "--minutes", "1.5", "--family", "prior")[0] == 0
+    assert noted["quickstart"] == (Path("q"), 1.5, "prior")
 
 
 def test_exported_data_passes_the_check(run):

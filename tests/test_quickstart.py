@@ -33,6 +33,19 @@ TINY_ALIGN = (
     "train_batch_size=8",
     "max_train_steps=2",
 )
+TINY_VQVAE = (
+    "data.limit=200",
+    "autoencoder={width: 8, width_limit: 8}",
+    "quantizer={codebook_size: 8, warmup_steps: 1}",
+    "train_batch_size=4",
+    "max_train_steps=3",
+)
+TINY_PRIOR = (
+    "data.limit=200",
+    "model={width: 16, depth: 1, heads: 1, mlp_width: 16}",
+    "train_batch_size=4",
+    "max_train_steps=2",
+)
 TINY_CGAN = (
     "data.limit=200",
     "generator={z_dim: 4, w_dim: 8, width: 8, width_limit: 8}",
@@ -40,7 +53,7 @@ TINY_CGAN = (
     "train_batch_size=4",
     "log_steps=1",
 )
-NAMES = ["text encoder", "generator", "pictures", "score on val", "score on heldout"]
+NAMES = ["text encoder", "generator", "pictures of cgan", "score of cgan on val", "score of cgan on heldout"]
 
 
 # ---- the whole, with tiny models -----------------------------------------------------------------------------------
@@ -69,6 +82,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
         patch.setattr(scorer, "scorer_dir", lambda: folder)
         patch.setattr(quickstart, "ALIGN", TINY_ALIGN)
         patch.setattr(quickstart, "CGAN", (*TINY_CGAN, "max_train_steps=2"))
+        patch.setattr(quickstart, "VQVAE", TINY_VQVAE)
+        patch.setattr(quickstart, "PRIOR", TINY_PRIOR)
         patch.setattr(quickstart, "SHOWN", 3)
         patch.setattr(quickstart, "SCORED", 20)
         yield patch
@@ -84,9 +99,9 @@ def test_one_command_trains_draws_scores_and_shows(first: Tour):
     run = first.run
     for name, step in (("align", 2), ("cgan", 2)):
         assert [record["step"] for record in read(run / name / "journal.jsonl")][-1] == step
-    manifest = json.loads((run / "pictures" / "manifest.json").read_text())
+    manifest = json.loads((run / "pictures-cgan" / "manifest.json").read_text())
     assert [entry["prompt"] for entry in manifest["pictures"]] == (run / "prompts.txt").read_text().splitlines()
-    with Image.open(run / "pictures" / "grid.png") as sheet:
+    with Image.open(run / "pictures-cgan" / "grid.png") as sheet:
         assert min(sheet.size) > 2 * 128, "six pictures of at least 128 pixels and their labels"
     for split in ("val", "heldout"):
         protocol = read_scores(run / "cgan" / f"scores-shapes-1-{split}-20.json")[0].protocol
@@ -116,9 +131,9 @@ def test_every_command_is_printed_with_its_time_and_can_be_typed(first: Tour):
         heading = f"[{number}/5] {name}: "
         command, seconds = (line.removeprefix(heading) for line in lines if line.startswith(heading))
         assert first.timings[name]["command"] == command and seconds == f"{first.timings[name]['seconds']:.0f} s"
-        assert shlex.split(command) == ["t2i", *quickstart.steps(first.run, 1.0)[number - 1].argv]
+        assert shlex.split(command) == ["t2i", *quickstart.steps(first.run, 1.0, "cgan")[number - 1].argv]
     assert f"page      {first.run / 'index.html'}" in lines
-    assert f"pictures  {first.run / 'pictures' / 'grid.png'}" in lines
+    assert f"pictures  {first.run / 'pictures-cgan' / 'grid.png'}" in lines
 
 
 def test_the_prompts_are_held_out_half_of_them_of_unseen_combinations(first: Tour):
@@ -140,12 +155,14 @@ def test_the_same_command_again_does_only_what_is_missing(first: Tour, tiny, tmp
     ]
     assert (run / "index.html").exists()
     (run / "cgan" / "scores-shapes-1-val-20.json").unlink()
-    assert re.findall(r"\] (.*): finished before", tour(run).out) == [name for name in NAMES if name != "score on val"]
+    assert re.findall(r"\] (.*): finished before", tour(run).out) == [
+        name for name in NAMES if name != "score of cgan on val"
+    ]
 
 
 def test_longer_training_goes_on_and_all_that_follows_is_made_anew(first: Tour, tiny):
     run = first.run
-    before = {path: path.read_bytes() for path in [*run.glob("pictures/0*.png"), *run.glob("cgan/scores*.json")]}
+    before = {path: path.read_bytes() for path in [*run.glob("pictures-cgan/0*.png"), *run.glob("cgan/scores*.json")]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quickstart, "CGAN", (*TINY_CGAN, "max_train_steps=4"))
         again = tour(run)
@@ -154,7 +171,24 @@ def test_longer_training_goes_on_and_all_that_follows_is_made_anew(first: Tour, 
     assert steps == [1, 2, 3, 4], "resumed, not begun again"
     assert again.timings["generator"]["seconds"] > first.timings["generator"]["seconds"]
     assert [path.name for path, data in before.items() if path.read_bytes() == data] == []
-    assert len(list(run.glob("pictures/*.png"))) == 6 + 1
+    assert len(list(run.glob("pictures-cgan/*.png"))) == 6 + 1
+
+
+def test_the_other_family_goes_beside_it_on_the_page(first: Tour, tiny):
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        assert cli.main(["quickstart", "--family", "prior", "--run-dir", str(first.run), "--minutes", "1"]) == 0
+    assert re.findall(r"\] (.*): finished before", printed.getvalue()) == ["text encoder"]
+    page = (first.run / "index.html").read_text("utf-8")
+    for family, name in quickstart.NAMES.items():
+        assert (first.run / f"pictures-{family}" / "grid.png").exists()
+        for words in quickstart.SPLITS.values():
+            assert f"{name}: {words}" in page
+        assert f"{family} shapes-1 heldout" in page
+    assert "real pictures through the tokenizer" in page
+    assert page.index("Prior over the codes of a tokenizer:") < page.index("Conditional GAN:"), (
+        "what was asked for comes first"
+    )
 
 
 # ---- when a command does not go through ----------------------------------------------------------------------------
@@ -168,7 +202,7 @@ def programs(monkeypatch) -> Callable[..., list[str]]:
         ran: list[str] = []
 
         def main(argv: list[str]) -> int:
-            step = next(step for step in quickstart.steps(Path("q"), 1.0) if step.argv == argv)
+            step = next(step for step in quickstart.steps(Path("q"), 1.0, "cgan") if step.argv == argv)
             ran.append(step.name)
             status = (stops or {}).get(step.name, 0)
             if status != 2:
@@ -188,7 +222,7 @@ def test_the_status_of_a_command_is_that_of_the_tour(programs, tmp_path, monkeyp
         quickstart.main(Path("q"), 1.0)
     assert stopped.value.code == 85 and ran == NAMES[:2]
     assert capsys.readouterr().out.endswith("stopped with status 85; the same command goes on from here\n")
-    monkeypatch.setattr(quickstart, "pictures", lambda folder: [])
+    monkeypatch.setattr(quickstart, "pictures", lambda folder, family: [])
     resumed = programs()
     quickstart.main(Path("q"), 1.0)
     assert resumed == NAMES[1:], "what was finished is not run again, what stopped is"
@@ -202,8 +236,8 @@ def test_time_adds_up_where_a_training_was_resumed_and_nowhere_else(programs, tm
         ("generator", 2, 7),  # before it left anything
         ("generator", 85, 7),
         ("generator", 85, 14),
-        ("pictures", 1, 7),
-        ("pictures", 1, 7),
+        ("pictures of cgan", 1, 7),
+        ("pictures of cgan", 1, 7),
     ):
         programs({name: status})
         with pytest.raises(SystemExit):
@@ -215,7 +249,7 @@ def test_time_adds_up_where_a_training_was_resumed_and_nowhere_else(programs, tm
 
 def test_a_damaged_record_means_that_all_is_run(programs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(quickstart, "pictures", lambda folder: [])
+    monkeypatch.setattr(quickstart, "pictures", lambda folder, family: [])
     for damage in ("{", "[]", '{"generator": 3, "pictures": {"status": 0}}'):
         shutil.rmtree("q", ignore_errors=True)
         Path("q").mkdir()
@@ -246,9 +280,10 @@ def test_pictures_are_judged_by_what_they_show(tmp_path):
         save_png(image, folder / f"{k}.png")
     entries = [{"file": f"{k}.png", "prompt": prompt} for k, prompt in enumerate(prompts)]
     (folder / "manifest.json").write_text(json.dumps({"pictures": entries}))
-    shown = quickstart.pictures(folder)
+    shown = quickstart.pictures(folder, "cgan")
     assert [picture.prompt for picture in shown] == prompts
-    assert [picture.group for picture in shown[:: quickstart.SHOWN]] == list(quickstart.SPLITS.values())
+    groups = [f"Conditional GAN: {group}" for group in quickstart.SPLITS.values()]
+    assert [picture.group for picture in shown[:: quickstart.SHOWN]] == groups
     notes = [picture.note for picture in shown]
     assert notes[1].startswith("wrong: ") and notes[2] == "wrong: number of objects"
     assert notes[0] == "reads as asked" and set(notes[3:]) == {"reads as asked"}
@@ -269,15 +304,15 @@ def test_the_commands_to_try_next_are_commands(tmp_path, monkeypatch):
     for module, name in fakes.items():
         fake = SimpleNamespace(main=lambda *a, name=name, **k: called.append(name))
         monkeypatch.setitem(sys.modules, module, fake)  # type: ignore[arg-type]
-    monkeypatch.setattr(quickstart, "main", lambda run, minutes: called.append(f"quickstart {run} {minutes:g}"))
+    monkeypatch.setattr(quickstart, "main", lambda run, minutes, family: called.append(f"{family} {run} {minutes:g}"))
     (tmp_path / "FOLDER").mkdir()
     save_png(np.zeros((8, 8, 3), np.uint8), tmp_path / "FOLDER" / "a.png")
     (tmp_path / "FOLDER" / "a.txt").write_text("a caption")
-    for line in "\n".join(quickstart.next_commands(Path("runs/my run")).values()).splitlines():
+    for line in "\n".join(quickstart.next_commands(Path("runs/my run"), "cgan").values()).splitlines():
         words = shlex.split(line)
         assert Path(words[0]).name == "t2i"
         assert cli.main(words[1:]) == 0, line
-    assert called == ["sample", "sample", "quickstart runs/my run 30", "align", "cgan"]
+    assert called == ["sample", "sample", "cgan runs/my run 30", "prior runs/my run 4", "align", "cgan"]
 
 
 def test_the_command_can_be_typed_where_one_stands(tmp_path, monkeypatch):

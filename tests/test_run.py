@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -19,22 +20,16 @@ from forks import fork, in_child, wait
 from pydantic import ValidationError
 from torch import nn
 
-from t2i import checkpoint, journal, run_guard
+from t2i import checkpoint, cpu, journal, run_guard
+from t2i.cpu import free_cores, prepare_cpu
 from t2i.data import View, open_dataset
 from t2i.data.loader import Loader
 from t2i.errors import InputError
-from t2i.run import (
-    EMA,
-    RESUME_ME,
-    NonFiniteGuard,
-    Run,
-    learning_rate,
-    prepare_cpu,
-    set_learning_rate,
-)
+from t2i.run import RESUME_ME, Run
 from t2i.run_config import TrainConfig
-from t2i.run_guard import Budget, DirectoryLock, check_launch, free_cores
+from t2i.run_guard import Budget, DirectoryLock, check_launch
 from t2i.seeding import normal
+from t2i.training import EMA, NonFiniteGuard, learning_rate, set_learning_rate
 
 
 class Config(TrainConfig):
@@ -62,7 +57,12 @@ def warm() -> None:
 
 
 def train(
-    directory: Path, cfg: Config, each_step: Callable[[Run], None] = lambda run: None, family: str = "toy"
+    directory: Path,
+    cfg: Config,
+    each_step: Callable[[Run], None] = lambda run: None,
+    family: str = "toy",
+    spoilt: Callable[[int], bool] = lambda step: False,
+    limit: int = 3,
 ) -> None:
     """Two players with an optimizer each, dropout, batch norm, an average, and noise keyed by sample."""
     dataset = open_dataset("shapes-1", "train", View(resolution=32, limit=50))
@@ -88,6 +88,7 @@ def train(
         run.loader = loader = Loader(
             dataset, cfg.train_batch_size, cfg.seed, run.images_seen, run.process_index, run.num_processes
         )
+        guard = NonFiniteGuard(run.rollback, limit)
         while run.step < run.total_steps and not run.stopping():
             for optimizer in optimizers:
                 set_learning_rate(optimizer, learning_rate(run.step, run.total_steps, cfg.learning_rate, 3))
@@ -98,11 +99,16 @@ def train(
             logits = critic(torch.cat([real, fake])).chunk(2)
             loss = nn.functional.softplus(logits[1] - logits[0]).mean()
             loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
+            if spoilt(run.step) and run.process_index == run.num_processes - 1:
+                loss = loss * math.nan
+            sound = guard.check(run.all_finite(loss), run.step, batch.sample_ids.tolist())
+            if sound:
+                for optimizer in optimizers:
+                    optimizer.step()
             seen = cfg.train_batch_size * run.num_processes
             run.advance(seen)
-            average.update(generator, seen, run.images_seen)
+            if sound:
+                average.update(generator, seen, run.images_seen)
             run.note({"loss": loss, "rate": optimizers[0].param_groups[0]["lr"]})
             if run.due(cfg.checkpointing_steps):
                 run.save({"last": run.step})
@@ -358,11 +364,11 @@ def test_parts_that_cannot_be_saved_are_refused(tmp_path):
 def test_a_weight_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, value):
     def poison(run: Run) -> None:
         if run.step == 6:
-            part: Any = run._parts["optimizer_d"]
+            part: Any = run._parts._parts["optimizer_d"]
             part.param_groups[0]["params"][0].data[0, 0, 0, 3] = value
 
     said = refusal(lambda: train(tmp_path, config(), poison))
-    assert "step 8: 0.weight of generator is not finite, so it is not saved" in said
+    assert "step 8: 0.weight of critic is not finite, so it is not saved" in said
     assert saved_steps(tmp_path) == [4]
 
 
@@ -692,9 +698,101 @@ def test_the_guard_counts_and_gives_up_after_ten_in_a_row():
     assert guard.check(True, 9, [9]) is True
     for step in range(10, 19):
         guard.check(False, step, [step])
-    with pytest.raises(InputError, match="10 steps in a row, up to step 19 with samples 190, 191; look at"):
+    with pytest.raises(InputError, match=r"10 steps in a row, 10 to 19 with samples 10, 11, .*, 17, \.\.\.; look at"):
         guard.check(False, 19, [190, 191])
     assert guard.skipped == 19
+
+
+def weights(directory: Path, step: int) -> dict[str, torch.Tensor]:
+    return checkpoint.load(directory / "checkpoints" / f"step-{step:08d}")[0]["generator"]
+
+
+def rolled_back(directory: Path) -> list[tuple[int, float]]:
+    records = journal.read(directory / "journal.jsonl")
+    return [(r["step"], r["rolled_back_to"]) for r in records if "rolled_back_to" in r]
+
+
+def test_steps_that_stay_broken_go_back_once_to_the_last_sound_checkpoint(tmp_path):
+    """Steps 5 to 8 are broken, and the checkpoints of 6 and 8 lie among them."""
+    drift = []
+
+    def body() -> list[bool]:
+        def each_step(run: Run) -> None:
+            if run.step in (
+                5,
+                6,
+            ):  # the step before and the first broken one spoil the weights without a trace in the loss
+                for tensor in run._parts.state()["generator"].values():
+                    tensor.add_(1.0)
+            if run.step == 8:
+                saved = weights(tmp_path, 4)
+                drift.append(all(torch.equal(saved[k], v) for k, v in run._parts.state()["generator"].items()))
+
+        cfg = config(checkpointing_steps=2, checkpoints_total_limit=2)
+        with pytest.warns(UserWarning, match="step 7: losses or gradients are not finite .* weights of step 4; if"):
+            train(tmp_path, cfg, each_step, spoilt=lambda step: step in (5, 6, 7))
+        return drift
+
+    assert in_child(body) == [True]
+    assert rolled_back(tmp_path) == [(7, 4.0)]
+    assert saved_steps(tmp_path)[-1] == 12
+    assert checkpoint.load(tmp_path / "checkpoints" / "step-00000012")[1]["rolled_back"] is True
+
+
+def test_a_run_that_going_back_does_not_help_stops_and_names_the_samples(tmp_path):
+    said = refusal(lambda: train(tmp_path, config(), spoilt=lambda step: step >= 5))
+    assert "not finite in 3 steps in a row, 8 to 10 with samples 64, 65, 66, 67, 68, 69, 70, 71, ...; look at" in said
+    assert rolled_back(tmp_path) == [(7, 4.0)] and saved_steps(tmp_path) == [4, 8]
+    said = refusal(lambda: train(tmp_path, config(), spoilt=lambda step: step >= 5))  # nor does starting it again
+    assert "8 to 10 with samples 64, 65" in said and rolled_back(tmp_path) == [(7, 4.0)]
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
+    said = refusal(lambda: train(tmp_path, config(), spoilt=lambda step: True))
+    assert "3 steps in a row, 0 to 2 with samples 0, 1" in said and saved_steps(tmp_path) == []
+
+
+def test_a_run_killed_between_going_back_and_saving_ends_with_the_same_bits(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    spoilt = {"spoilt": lambda step: step in (5, 6, 7), "limit": 3}
+    assert wait(fork(lambda: train(whole, config(checkpointing_steps=5), **spoilt))) == 0
+    assert wait(fork(lambda: train(killed, config(checkpointing_steps=5), kill_at(9), **spoilt))) == -signal.SIGKILL
+    assert wait(fork(lambda: train(killed, config(checkpointing_steps=5), **spoilt))) == 0
+    assert digests(killed, 12) == digests(whole, 12)
+
+
+def test_two_processes_go_back_together(tmp_path):
+    cfg = config(max_train_steps=9)
+    assert two_processes(lambda rank: train(tmp_path, cfg, spoilt=lambda step: step in (5, 6, 7))) == [0, 0]
+    assert rolled_back(tmp_path) == [(7, 4.0)]
+    _, manifest = checkpoint.load(tmp_path / "checkpoints" / "step-00000009")
+    assert manifest["images_seen"] == 9 * 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mixed_precision": "bf16"}, "mixed_precision bf16 (was no)"),
+        ({"compile": True}, "compile True (was False)"),
+        ({"dataloader_num_workers": 1}, None),
+        ({"device": "auto"}, None),
+    ],
+)
+def test_what_only_rounds_otherwise_may_change_and_is_told(tmp_path, changes, said):
+    def resumed(cfg: Config) -> list[str]:
+        os.environ["ACCELERATE_USE_CPU"] = "1"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(tmp_path, cfg)
+        return [str(item.message) for item in caught if "resumed" in str(item.message)]
+
+    exact = {"mixed_precision": "no", "max_train_steps": 2}
+    assert in_child(lambda: resumed(config(**exact))) == []
+    told = in_child(lambda: resumed(config(**exact | {"max_train_steps": 3} | changes)))
+    assert saved_steps(tmp_path) == [2, 3]
+    assert len(told) == (said is not None) and all(
+        said in one and "bit for bit" in one and "\n" not in one for one in told
+    )
 
 
 def test_journal_survives_torn_lines_and_truncates(tmp_path):
@@ -763,9 +861,7 @@ def test_tensorboard_gets_the_scalars(tmp_path):
     assert any(b"loss" in path.read_bytes() for path in files)
 
 
-def test_a_users_number_of_threads_stands_and_free_cores_are_counted(monkeypatch):
-    assert 1 <= free_cores(0.05) <= len(os.sched_getaffinity(0))
-
+def test_a_users_number_of_threads_stands():
     def with_users_number() -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         before = torch.get_num_threads()
@@ -773,15 +869,53 @@ def test_a_users_number_of_threads_stands_and_free_cores_are_counted(monkeypatch
 
     in_child(with_users_number)
 
-    def busy(cores: set[int]) -> dict[int, tuple[int, int]]:
-        ticks = next(clock)
-        return {0: (ticks, ticks), 1: (ticks // 10, ticks), 2: (ticks, ticks), 3: (0, ticks)}
 
-    clock = iter([0, 100])
-    monkeypatch.setattr(run_guard, "_allowed_cores", lambda: {0, 1, 2, 3})
-    monkeypatch.setattr(run_guard, "_quota", lambda cores: cores)
-    monkeypatch.setattr(run_guard, "_idle_ticks", busy)
-    assert free_cores(0.0) == 2
-    clock = iter([0, 100])
-    monkeypatch.setattr(run_guard, "_quota", lambda cores: 1)
-    assert free_cores(0.0) == 1
+class Machine:
+    """Stands for /proc/stat: the share of each core that somebody uses in each window, and ticks of this job itself."""
+
+    def __init__(self, monkeypatch, busy: list[list[float]], own: float = 0.0, quota: int = 99):
+        self.busy, self.own, self.windows = busy, own, 0
+        cores = len(busy[0])
+        monkeypatch.setattr(cpu, "_allowed_cores", lambda: set(range(cores)))
+        monkeypatch.setattr(cpu, "_quota", lambda most: min(most, quota))
+        monkeypatch.setattr(cpu, "_idle_ticks", self.idle_ticks)
+        monkeypatch.setattr(cpu, "_job_ticks", lambda: round(20 * self.own * self.windows))
+        monkeypatch.setattr(cpu.time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.windows += 1
+
+    def idle_ticks(self, cores: set[int]) -> dict[int, tuple[int, int]]:
+        used = [round(20 * sum(column)) for column in zip(*self.busy[: self.windows], strict=True)] or [0] * len(cores)
+        return {core: (20 * self.windows - used[core], 20 * self.windows) for core in cores}
+
+
+def test_a_neighbour_that_computes_all_the_time_is_seen_and_a_momentary_one_is_not(monkeypatch):
+    assert 1 <= free_cores(1, 0.05) <= len(os.sched_getaffinity(0))
+    Machine(monkeypatch, [[1.0, 0.1, 0.0, 1.0]] * 5)
+    assert free_cores() == 2
+    Machine(monkeypatch, [[1.0, 1.0]] * 5)
+    assert free_cores() == 1
+    momentary = Machine(monkeypatch, [[1.0, 1.0], [1.0, 0.9], [0.1, 0.0], [1.0, 1.0], [1.0, 1.0]])
+    assert free_cores() == 2 and momentary.windows == 3  # all are free: it need not look longer
+    Machine(monkeypatch, [[0.0, 0.0]] * 5, quota=1)
+    assert free_cores() == 1
+    assert cpu.WINDOWS * cpu.WINDOW_SECONDS <= 1.0
+
+
+def test_work_of_the_job_itself_is_no_neighbours(monkeypatch):
+    Machine(monkeypatch, [[1.0, 1.0]] * 5, own=2.0)  # both processes of a job are importing torch
+    assert free_cores() == 2
+    Machine(monkeypatch, [[1.0, 1.0]] * 5, own=1.0)
+    assert free_cores() == 1
+    monkeypatch.undo()
+    before = cpu._job_ticks()
+    deadline = time.process_time() + 0.1
+    while time.process_time() < deadline:
+        pass
+    assert 5 <= cpu._job_ticks() - before <= 100
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    sibling = fork(lambda: sum(range(10_000_000)))
+    assert (
+        wait(sibling) == 0 and cpu._job_ticks() >= before
+    )  # it is not this process's sibling but its child: not counted

@@ -139,7 +139,7 @@ def test_what_stands_in_a_prompt_file_stays(tmp_path):
 
 
 def test_interpolation_of_noise(t2i, run):
-    argv = ["sample", run, *CAPTIONS[:2], "--interpolate", "noise", "--steps", 4, "-n", 2]
+    argv = ["sample", run, *CAPTIONS[:2], "--interpolate", "noise", "--frames", 4, "-n", 2]
     status, out, err = t2i(*argv, "--out", "rows")
     assert (status, err) == (0, []) and out[0].startswith("wrote 16 pictures")
     rows = pixels(Path("rows")).reshape(2, 2, 4, 32, 32, 3)
@@ -156,7 +156,7 @@ def test_interpolation_of_noise(t2i, run):
 
 
 def test_interpolation_of_captions(t2i, run):
-    argv = ["sample", run, *CAPTIONS[:3], "--interpolate", "caption", "--steps", 3, "--seed", 2]
+    argv = ["sample", run, *CAPTIONS[:3], "--interpolate", "caption", "--frames", 3, "--seed", 2]
     status, out, err = t2i(*argv, "--out", "rows")
     assert (status, err) == (0, []) and out[0].startswith("wrote 6 pictures")
     rows = pixels(Path("rows"))
@@ -184,7 +184,7 @@ def test_a_long_grid_is_cut_and_says_so(t2i, run, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--steps", "5"], "--steps 5 has no effect without --interpolate"),
+        (["--frames", "5"], "--frames 5 has no effect without --interpolate"),
         (["--truncation", "0", "-n", "2"], "--truncation 0 takes the noise away"),
         ([PROMPT], f"given twice: {PROMPT!r}"),
         (["the circle " * 60], "1 caption is longer than the 16 tokens that the text encoder bow reads"),

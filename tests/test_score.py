@@ -319,6 +319,10 @@ def test_the_scorer_may_not_have_taken_part_in_the_training(command: Command, em
     assert command(run, "-n", "20", "--split", "heldout", "--scorer", other, "--out", "o.json")[0] == 0
     found = values(read_scores(Path("o.json")))
     assert {f"fid-align-{digest[:8]}", f"clip-align-{digest[:8]}"} <= set(found) and "fid-shapes" not in found
+    # another length limit makes another text encoder, and not another dual encoder
+    run = save_run(tmp_path / "shorter", {"text": {"encoder": "aligned", "path": str(other), "max_tokens": 9}})
+    status, _, err = command(run, "-n", "20", "--split", "heldout", "--scorer", other)
+    assert status == 2 and f"fid-align-{digest[:8]} cannot score this run: it was its text encoder" in err
     assert open_scorer(scorer_module.scorer_dir()).name == "shapes"
 
 

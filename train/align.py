@@ -20,13 +20,15 @@ from t2i.align.config import Config
 from t2i.align.model import Captioner, DualEncoder, contrastive_loss
 from t2i.align.saved import TOKENIZER
 from t2i.align.tokenizer import CaptionTokenizer
+from t2i.cpu import prepare_cpu
 from t2i.data import Dataset, open_dataset
 from t2i.data.loader import Batch, Loader, choose_captions
 from t2i.data.shapes_captions import meaning
 from t2i.errors import InputError
 from t2i.images import to_model
 from t2i.metrics.retrieval import retrieval
-from t2i.run import NonFiniteGuard, Run, learning_rate, prepare_cpu, set_learning_rate
+from t2i.run import Run
+from t2i.training import NonFiniteGuard, learning_rate, set_learning_rate
 
 EVALUATED = 1000  # pairs of each held-out split among which Recall@K is measured
 NOISE = 0.05  # standard deviation of the noise on training pictures, in units of [-1, 1]
@@ -113,7 +115,7 @@ def main(config: Config, run_dir: Path) -> None:
         paired = run.prepare(both, config.compile)
         place = (run.images_seen, run.process_index, run.num_processes, config.dataloader_num_workers, run.quarantine)
         run.loader = loader = Loader(train, config.train_batch_size, config.seed, *place)
-        guard = NonFiniteGuard()
+        guard = NonFiniteGuard(run.rollback)
 
         def losses_of(batch: Batch) -> tuple[Tensor, Tensor]:
             chosen = choose_captions(train, batch.rows, batch.sample_ids, config.seed)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i import seeding
@@ -20,40 +21,34 @@ from t2i.cgan.augment import DRAWS, augment, flip
 from t2i.cgan.build import build
 from t2i.cgan.config import Config
 from t2i.cgan.sampling import draw, noise
+from t2i.conditioning import Captions, prepare_captions, prepare_text
+from t2i.cpu import prepare_cpu
 from t2i.data import Dataset, open_dataset
-from t2i.data.cache import CachedText, encode_cached
-from t2i.data.loader import Batch, Loader, choose_captions
+from t2i.data.loader import Batch, Loader
 from t2i.data.shapes_captions import parse
 from t2i.data.shapes_oracle import judge, read
 from t2i.errors import InputError
-from t2i.guidance import Guide, make_guide
+from t2i.guidance import make_guide
 from t2i.images import grid, to_model
 from t2i.metrics.diversity import within_prompt_diversity
-from t2i.run import EMA, NonFiniteGuard, Run, learning_rate, prepare_cpu, set_learning_rate
-from t2i.text import TextEncoder, TextFeatures, fit_encoder, load_encoder
+from t2i.run import Run
+from t2i.text import TextEncoder, TextFeatures
+from t2i.training import EMA, NonFiniteGuard, learning_rate, set_learning_rate
 
 VALIDATED = 200  # held-out captions that a validation draws
 SHOWN, DIVERSE = 24, 4  # prompts of the sample grid; pictures a prompt for the diversity
-
-
-class Captions(NamedTuple):
-    """All training captions, flat, with their features."""
-
-    text: CachedText
-    first: np.ndarray  # index of the first caption of each picture
-    same: Tensor  # one number for each different caption
-    guide: Tensor | None  # embeddings by the guide, [captions, E]
 
 
 class Micro(NamedTuple):
     """One micro-batch, on the device."""
 
     real: Tensor
+    real_shown: Tensor  # augmented, as the discriminator sees it
     text: TextFeatures
     captions: rules.Captions
     guide: tuple[Tensor, Tensor] | None  # embeddings of the captions and of the pool
     z: Tensor
-    draws: tuple[Tensor, Tensor]  # augmentation of reals and of fakes
+    fake_draws: Tensor  # of the augmentation of generated pictures
     noise: tuple[Tensor, Tensor] | None  # for the penalties
 
 
@@ -62,29 +57,6 @@ class Validation(NamedTuple):
 
     prompts: list[str]
     text: TextFeatures
-
-
-def prepare_text(config: Config, train: Dataset, run: Run) -> TextEncoder:
-    """The run's own encoder: the one saved in it, or a new one that is saved now."""
-    folder = run.directory / "text"
-    with run.accelerator.main_process_first():
-        if (folder / "encoder.json").exists():
-            return load_encoder(folder)
-        encoder = fit_encoder(config.text, [caption for options in train.captions for caption in options])
-        if run.is_main:
-            encoder.save(folder)
-    return encoder
-
-
-def prepare_captions(config: Config, train: Dataset, encoder: TextEncoder, guide: Guide | None, run: Run) -> Captions:
-    """Encodes every training caption once; the features come from disk the next time."""
-    flat = [caption for options in train.captions for caption in options]
-    with run.accelerator.main_process_first():
-        text = encode_cached(encoder, flat, tokens=config.generator.reads_words)
-    number = {caption: i for i, caption in enumerate(dict.fromkeys(flat))}
-    first = np.cumsum([0, *(len(options) for options in train.captions)])[:-1]
-    same = torch.tensor([number[caption] for caption in flat])
-    return Captions(text, first, same, guide.text(flat) if guide else None)
 
 
 def prepare_validation(config: Config, encoder: TextEncoder) -> Validation | None:
@@ -116,11 +88,74 @@ def validate(model: nn.Module, validation: Validation, run: Run) -> dict[str, fl
 
 
 @torch.no_grad()
-def track_mean_latent(generator: nn.Module, micro: Micro) -> None:
+def track_mean_latent(generator: nn.Module, micro: Micro, step: int) -> None:
     """The mean latent over captions, kept as a buffer: what guidance in sampling moves away from."""
     mean = generator.mapping(micro.z, micro.text.pooled_BP).mean(dim=0)  # type: ignore[operator]
-    average: Tensor = generator.w_average  # type: ignore[assignment]
-    average.lerp_(mean, 0.02 if average.any() else 1.0)
+    generator.w_average.lerp_(mean, max(0.02, 1 / step))  # type: ignore[union-attr,operator]
+
+
+def draw_pool(config: Config, captions: Captions, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Captions of a step that serve as mismatches: their numbers, and the rows of the pictures that they belong to."""
+    uniforms = seeding.uniform(config.seed, f"pool/{step}", np.arange(config.loss.negatives), 1)[:, 0]
+    pool = (uniforms * len(captions.same)).astype(np.int64)
+    return pool, np.searchsorted(captions.first, pool, side="right") - 1
+
+
+@torch.no_grad()
+def nearest_noise(generator: nn.Module, config: Config, micro: Micro, sample_ids: np.ndarray) -> Tensor:
+    """z_BZ: of a few noises for each caption, the one whose picture is nearest to the real one.
+
+    Conditional IMLE (Li et al., IJCV 2020): pulling only the nearest towards the real picture leaves the noise to decide what
+    the caption leaves open, where pulling every one would draw the mean of all. Compared at half size: finer detail is
+    not the noise's to choose.
+    """
+    shape = config.generator.z_dim, config.loss.candidates
+    others = [
+        torch.from_numpy(seeding.normal(config.seed, f"train/z/{k}", sample_ids, shape[0])) for k in range(1, shape[1])
+    ]
+    z_NZ = torch.cat([micro.z, *(z.to(micro.z.device) for z in others)])
+    text = TextFeatures(*(x.repeat(shape[1], *[1] * (x.ndim - 1)) for x in micro.text))
+    drawn = F.avg_pool2d(generator(z_NZ, text).float(), 2).flatten(1).view(shape[1], len(micro.z), -1)
+    nearest_B = (drawn - F.avg_pool2d(micro.real, 2).flatten(1)).square().mean(dim=2).argmin(dim=0)
+    return z_NZ.view(shape[1], len(micro.z), -1)[nearest_B, torch.arange(len(micro.z), device=nearest_B.device)]
+
+
+def prepare_micro(
+    config: Config, train: Dataset, captions: Captions, guiding: Tensor | None, batch: Batch, run: Run
+) -> Micro:
+    """Pictures and captions of one micro-batch with all its random draws, on the device.
+
+    Args:
+        guiding: the guide's embeddings of all captions.
+    """
+    device, seed, ids = run.device, config.seed, batch.sample_ids
+    index = captions.chosen(train, batch.rows, ids, seed)
+    pool, pool_rows = draw_pool(config, captions, run.step)
+    same = captions.same[index][:, None] == captions.same[pool]
+    same |= torch.from_numpy(batch.rows[:, None] == pool_rows)
+    text = TextFeatures(*(x.to(device) for x in captions.text.rows(index, tokens=config.generator.cross_attention)))
+    pool_BP = captions.text.rows(pool, tokens=False).pooled_BP.to(device)
+    real_draws, fake_draws = (
+        torch.from_numpy(seeding.uniform(seed, f"augment/{who}", ids, DRAWS)).float().to(device)
+        for who in ("real", "fake")
+    )
+    real = to_model(batch.images_BHWC.numpy()).to(device)
+    if config.flip:
+        real = flip(real, real_draws)
+    probed = real[: max(1, round(config.loss.penalty_fraction * len(real)))]
+    probes = None
+    if config.loss.penalty == "finite_difference":
+        probes = torch.randn_like(probed), torch.randn_like(probed)
+    return Micro(
+        real=real,
+        real_shown=augment(real, config.augment, real_draws),
+        text=text,
+        captions=rules.Captions(text.pooled_BP, pool_BP, same.to(device)),
+        guide=None if guiding is None else (guiding[index].to(device), guiding[pool].to(device)),
+        z=torch.from_numpy(seeding.normal(seed, "train/z", ids, config.generator.z_dim)).to(device),
+        fake_draws=fake_draws,
+        noise=probes,
+    )
 
 
 def main(config: Config, run_dir: Path) -> None:
@@ -128,9 +163,10 @@ def main(config: Config, run_dir: Path) -> None:
     train = open_dataset(config.data.address, "train", config.data.view(config.data.limit))
 
     with Run(run_dir, config, "cgan") as run:
-        encoder = prepare_text(config, train, run)
+        encoder = prepare_text(config.text, train, run)
         guide = make_guide(config.guidance, encoder)
-        captions = prepare_captions(config, train, encoder, guide, run)
+        captions = prepare_captions(encoder, train, run, tokens=config.generator.cross_attention)
+        guiding = guide.text(captions.flat) if guide else None
         validation = prepare_validation(config, encoder)
         if guide:
             guide.to(run.device)
@@ -150,48 +186,12 @@ def main(config: Config, run_dir: Path) -> None:
 
         place = (run.images_seen, run.process_index, run.num_processes, config.dataloader_num_workers, run.quarantine)
         run.loader = loader = Loader(train, config.train_batch_size, config.seed, *place)
-        guard = NonFiniteGuard()
+        guard = NonFiniteGuard(run.rollback)
         parameters = {
             "generator": list(plain_generator.parameters()),
             "discriminator": list(plain_discriminator.parameters()),
         }
         run.extra = {"text_digest": encoder.digest(), "guide_digest": guide.digest() if guide else None}
-
-        def prepare(batch: Batch, penalty: bool) -> Micro:
-            chosen = choose_captions(train, batch.rows, batch.sample_ids, config.seed)
-            index = np.array([captions.first[row] + k for row, k in chosen])
-            pool = (
-                seeding.uniform(config.seed, f"pool/{run.step}", np.arange(config.loss.negatives), 1)[:, 0]
-                * len(captions.same)
-            ).astype(np.int64)
-            pool_rows = np.searchsorted(captions.first, pool, side="right") - 1
-            same = (captions.same[index][:, None] == captions.same[pool]) | torch.from_numpy(
-                batch.rows[:, None] == pool_rows
-            )
-            tokens = config.generator.reads_words
-            text = TextFeatures(*(x.to(run.device) for x in captions.text.rows(index, tokens=tokens)))
-            pool_BP = captions.text.rows(pool, tokens=False).pooled_BP.to(run.device)
-            draws = [
-                torch.from_numpy(seeding.uniform(config.seed, f"augment/{who}", batch.sample_ids, DRAWS))
-                .float()
-                .to(run.device)
-                for who in ("real", "fake")
-            ]
-            real = to_model(batch.images_BHWC.numpy()).to(run.device)
-            if config.flip:
-                real = flip(real, draws[0])
-            count = max(1, round(config.loss.penalty_fraction * len(real)))
-            probes = tuple(torch.randn_like(real[:count]) for _ in range(2)) if penalty else None
-            z = torch.from_numpy(seeding.normal(config.seed, "train/z", batch.sample_ids, config.generator.z_dim))
-            embedded = (
-                None
-                if captions.guide is None
-                else (captions.guide[index].to(run.device), captions.guide[pool].to(run.device))
-            )
-            return Micro(
-                real, text, rules.Captions(text.pooled_BP, pool_BP, same.to(run.device)), embedded, z.to(run.device),
-                (draws[0], draws[1]), probes,
-            )  # fmt: skip
 
         def synced(model: nn.Module, last: bool) -> AbstractContextManager:
             return nullcontext() if last else run.accelerator.no_sync(model)
@@ -206,18 +206,30 @@ def main(config: Config, run_dir: Path) -> None:
             gamma = learning_rate(run.step, run.total_steps, config.loss.gamma, 0, 0.1)
             condition = min(1.0, run.step / (config.condition_ramp * run.total_steps)) if config.condition_ramp else 1.0
             batches = [next(loader) for _ in range(config.gradient_accumulation_steps)]
-            micros = [prepare(batch, config.loss.penalty == "finite_difference") for batch in batches]
+            micros = [prepare_micro(config, train, captions, guiding, batch, run) for batch in batches]
+            if config.loss.reconstruction and config.loss.candidates > 1:
+                with run.accelerator.autocast():
+                    micros = [
+                        micro._replace(z=nearest_noise(plain_generator, config, micro, batch.sample_ids))
+                        for micro, batch in zip(micros, batches, strict=True)
+                    ]
             share = len(micros) == 1  # one pass of the generator serves both players
             watch: dict[str, Tensor] = {}
 
             for i, micro in enumerate(micros):
                 with torch.set_grad_enabled(share):
                     fake = generator(micro.z, micro.text)
-                real = augment(micro.real, config.augment, micro.draws[0])
-                shown = augment(fake.detach(), config.augment, micro.draws[1])
+                shown = augment(fake.detach(), config.augment, micro.fake_draws)
                 with synced(discriminator, i == len(micros) - 1):
                     loss, seen = rules.discriminator_loss(
-                        discriminator, real, shown, micro.captions, micro.noise, config.loss, gamma, condition
+                        discriminator,
+                        micro.real_shown,
+                        shown,
+                        micro.captions,
+                        micro.noise,
+                        config.loss,
+                        gamma,
+                        condition,
                     )
                     run.accelerator.backward(loss)
                 watch |= {name: value.detach() for name, value in seen.items()} | {"d_loss": loss.detach()}
@@ -234,12 +246,15 @@ def main(config: Config, run_dir: Path) -> None:
                 with synced(generator, i == len(micros) - 1):
                     if not share:
                         fake = generator(micro.z, micro.text)
-                    real = augment(micro.real, config.augment, micro.draws[0])
-                    shown = augment(fake, config.augment, micro.draws[1])
+                    shown = augment(fake, config.augment, micro.fake_draws)
                     loss = rules.generator_loss(
-                        plain_discriminator, real, shown, micro.captions, config.loss, condition
+                        plain_discriminator, micro.real_shown, shown, micro.captions, config.loss, condition
                     )
                     watch["g_loss"] = loss.detach()
+                    if config.loss.reconstruction:
+                        distance = (fake.float() - micro.real).square().mean()
+                        watch["reconstruction"] = distance.detach()
+                        loss = loss + config.loss.reconstruction * distance
                     if guide and micro.guide:
                         with run.accelerator.autocast():
                             embedding = guide.images(fake)
@@ -261,7 +276,7 @@ def main(config: Config, run_dir: Path) -> None:
             images = config.train_batch_size * len(micros) * run.num_processes
             run.advance(images)
             if sound:
-                track_mean_latent(plain_generator, micros[0])
+                track_mean_latent(plain_generator, micros[0], run.step)
                 ema.update(plain_generator, images, run.images_seen)
             run.note(watch | {"learning_rate": lr, "gamma": gamma})
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from t2i import seeding
 from t2i.conditioning import Captions, now_and_then, prepare_captions, prepare_text
+from t2i.cpu import prepare_cpu
 from t2i.data import Dataset, open_dataset
 from t2i.data.codes import CachedCodes, encode_codes
 from t2i.data.loader import RowLoader, Rows
@@ -29,9 +30,10 @@ from t2i.prior.config import Config
 from t2i.prior.decoding import decode
 from t2i.prior.orders import Order, training_order
 from t2i.prior.transformer import Draws, Grid, Prior
-from t2i.run import EMA, NonFiniteGuard, Run, learning_rate, prepare_cpu, set_learning_rate
+from t2i.run import Run
 from t2i.text import TextEncoder, TextFeatures
 from t2i.tokenizers import ImageTokenizer, load_tokenizer, save_tokenizer
+from t2i.training import EMA, NonFiniteGuard, learning_rate, set_learning_rate
 
 MEASURED, DRAWN = 1000, 200  # held-out pictures whose likelihood is measured, and captions that are drawn
 SHOWN, CHUNK = 24, 50  # prompts of the sample grid; pictures of a validation batch
@@ -220,7 +222,7 @@ def main(config: Config, run_dir: Path) -> None:
 
         place = (run.images_seen, run.process_index, run.num_processes)
         loader = RowLoader(len(train), config.train_batch_size, config.seed, *place)
-        guard = NonFiniteGuard()
+        guard = NonFiniteGuard(run.rollback)
 
         while run.step < run.total_steps and not run.stopping():
             lr = learning_rate(

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from t2i.cpu import prepare_cpu
 from t2i.data import Dataset, open_dataset
 from t2i.data.loader import Loader
 from t2i.data.shapes_captions import parse
 from t2i.data.shapes_oracle import judge, read
 from t2i.errors import InputError
 from t2i.images import ImageArray, grid, to_model, to_uint8
-from t2i.run import EMA, NonFiniteGuard, Run, learning_rate, prepare_cpu, set_learning_rate
+from t2i.run import Run
+from t2i.training import EMA, NonFiniteGuard, learning_rate, set_learning_rate
 from t2i.vqvae import losses
 from t2i.vqvae.autoencoder import Autoencoder, Reconstruction
 from t2i.vqvae.config import Config
@@ -113,7 +115,7 @@ def main(config: Config, run_dir: Path) -> None:
 
         place = (run.images_seen, run.process_index, run.num_processes, config.dataloader_num_workers, run.quarantine)
         run.loader = loader = Loader(train, config.train_batch_size, config.seed, *place)
-        guard = NonFiniteGuard()
+        guard = NonFiniteGuard(run.rollback)
         use = CodeUse(plain.codes.codebooks, plain.codes.codebook_size, run.device)
         parameters = list(plain.parameters())
 

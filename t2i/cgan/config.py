@@ -22,23 +22,9 @@ class GeneratorConfig(Section):
     )
     width_limit: int = Field(default=256, ge=8, multiple_of=8, description="most channels of a stage")
     depth: int = Field(default=1, ge=1, le=4, description="residual blocks a stage")
-    layout: Literal["sentence", "words"] = Field(
-        default="sentence",
-        description="what the 4 x 4 start map is made of: the pooled caption, or its words by attention",
-    )
-    layout_width: int = Field(
-        default=128, ge=16, multiple_of=16, description="width of the layout transformer; only for words"
-    )
-    layout_depth: int = Field(default=2, ge=1, le=12, description="blocks of the layout transformer; only for words")
-    layout_heads: int = Field(default=4, ge=1, le=16, description="heads of the layout transformer; only for words")
     cross_attention: bool = Field(
         default=False, description="words: gated cross-attention over token states at 8 x 8 and 16 x 16"
     )
-
-    @property
-    def reads_words(self) -> bool:
-        """Whether token states are needed beside the pooled caption."""
-        return self.cross_attention or self.layout == "words"
 
 
 class DiscriminatorConfig(Section):
@@ -75,6 +61,18 @@ class LossConfig(Section):
         default=0.01, gt=0, description="step of the finite difference, in units of pixels in [-1, 1]"
     )
     ma_gp_weight: float = Field(default=2.0, ge=0, description="weight of MA-GP; only for hinge")
+    reconstruction: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the squared distance to the real picture of the caption (conditional IMLE): leads a short "
+        "run; 0: off",
+    )
+    candidates: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="noises tried for each picture, of which the nearest to the real one is drawn; only with reconstruction",
+    )
     centering: float = Field(
         default=0.01, ge=0, description="weight of (D(real) + D(fake))^2, which keeps logits from drifting"
     )

@@ -3,10 +3,9 @@
 Axes: B batch, Z noise, W latent, P pooled text.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from threading import Lock
+from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -17,13 +16,13 @@ from t2i import checkpoint, seeding
 from t2i.cgan.build import build
 from t2i.cgan.config import Config
 from t2i.cgan.resnet import Generator
+from t2i.cpu import one_thread_each
 from t2i.errors import InputError
 from t2i.images import ImageArray, to_uint8
 from t2i.samplers import Components
 from t2i.text import TextEncoder, TextFeatures
 
 MEAN_DRAWS = 16  # noises that the mean latent of a caption is taken over
-_threads = Lock()  # torch's number of threads is one for the whole process
 
 
 def noise(seeds: Sequence[int], z_dim: int) -> Tensor:
@@ -93,24 +92,12 @@ def draw(
         return to_uint8(sample(generator, z_BZ[[i]], features, truncation, guidance))
 
     images = []
-    with _one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
+    with one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
         for image in pool.map(one, range(count)):
             images.append(image)
             if on_step is not None:
                 on_step(len(images) / count)
     return np.concatenate(images)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[int]:
-    """Threads that are started in this block compute alone; the number of those that torch had together."""
-    with _threads:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield before
-        finally:
-            torch.set_num_threads(before)
 
 
 def slerp(a_Z: Tensor, b_Z: Tensor, weights: Sequence[float]) -> Tensor:
@@ -131,12 +118,15 @@ class CganSampler:
     """The averaged generator of a run; `t2i.samplers.Sampler` says what each method does."""
 
     parts = ("generator",)
+    guidance = 1.0
 
     def __init__(self, config: Config, generator: Generator) -> None:
         self.config, self.generator = config, generator.eval().requires_grad_(False)
 
     @classmethod
-    def components_of(cls, state: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any]) -> Components:
+    def components_of(
+        cls, state: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any], run: Path
+    ) -> Components:
         return {"generator": (manifest["config"], state["ema"])}
 
     @classmethod
@@ -153,6 +143,14 @@ class CganSampler:
 
     def to(self, device: torch.device) -> None:
         self.generator.to(device)
+
+    def tuned(self, settings: Mapping[str, Any]) -> Self:
+        if settings:
+            raise InputError(f"a GAN has no setting {min(settings)!r}; it has guidance and truncation alone")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        return {}
 
     def draw(
         self,

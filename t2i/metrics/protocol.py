@@ -5,7 +5,6 @@ other extractor stands in the name, and so does N: `fid@30000`, `fid-shapes@1000
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.errors import InputError
+from t2i.folders import write_text
 
 SCHEMA = 1
 # sha256 of the PyTorch port of http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz, the
@@ -48,6 +48,7 @@ class Protocol:
     truncation: float | None = None
     guidance: float | None = None
     temperature: float | None = None
+    sampling: str | None = None  # JSON of the settings of the generator's family
     reranking: str | None = None
     libraries: Mapping[str, str] = field(default_factory=library_versions)
     run: str | None = None  # digest of the run's resolved config; None: a folder of pictures
@@ -107,19 +108,7 @@ def write_scores(path: Path, scores: Sequence[Score]) -> None:
     """
     entries = [{"name": score.name, **asdict(score)} for score in scores]
     text = json.dumps({"schema": SCHEMA, "scores": entries}, indent=2, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"cannot write {path}: {reason}; free some space or name another folder") from error
+    write_text(path, text, durable=True)
 
 
 def read_scores(path: Path) -> list[Score]:

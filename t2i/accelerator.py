@@ -1,0 +1,60 @@
+"""The Accelerator of a run: device, precision and processes. The only library file that knows Accelerate."""
+
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from t2i.cpu import cpu_has_bf16
+from t2i.errors import InputError
+from t2i.run_config import TrainConfig
+from t2i.run_guard import check_launch
+
+
+def make_accelerator(config: TrainConfig, directory: Path, family: str) -> Accelerator:
+    """What the config asks for, `auto` resolved.
+
+    Raises:
+        InputError: the device or the tracker is not there, or the processes were not started as they must be.
+    """
+    device = config.device
+    forced_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = "cpu" if forced_cpu else next(name for name in usable if usable[name])
+    if not usable[device]:
+        raise InputError(
+            f"device {device} was asked for, and torch {torch.__version__} finds none; install a torch built for it "
+            "(`t2i doctor` tells) or say --set device=cpu"
+        )
+    check_launch(family, torch.cuda.device_count() if device == "cuda" else None)
+    precision = config.mixed_precision
+    if precision == "auto":
+        able = cpu_has_bf16() if device == "cpu" else device == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bf16" if able else "no"
+    if precision == "bf16" and device == "cpu" and not cpu_has_bf16():
+        warnings.warn("bf16 on a CPU without bf16 instructions is 2 to 4 times slower than fp32", stacklevel=3)
+    if config.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("report_to tensorboard needs its package: pip install 't2i[track]', or set report_to=none")
+    warnings.filterwarnings("ignore", message=".*`?broadcast_buffers`? is deprecated")  # Accelerate always passes it
+    AcceleratorState._reset_state()  # or a second run of this process could not have another precision
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=directory,
+        # a player of a GAN runs several times before one backward: buffers written in between would break it
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {accelerator.num_processes} process(es) found each other; "
+            f"start with: torchrun --nproc_per_node {os.environ['WORLD_SIZE']} -m t2i.cli train {family} ..."
+        )
+    return accelerator

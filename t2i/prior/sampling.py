@@ -1,0 +1,146 @@
+"""From text to pictures through codes: what `t2i sample` and the pipeline draw with for a run of `t2i train prior`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from t2i import checkpoint
+from t2i.errors import InputError
+from t2i.images import ImageArray
+from t2i.prior.config import Config, SamplingConfig
+from t2i.prior.decoding import Known, decode
+from t2i.prior.transformer import Grid, Prior
+from t2i.samplers import Components
+from t2i.text import TextEncoder, TextFeatures
+from t2i.tokenizers import ImageTokenizer, load_tokenizer, tokenizer_class
+
+SHARE_OF_DECODING = 0.95  # of the work, for who watches; the rest is the tokenizer's
+
+
+class PriorSampler:
+    """The averaged prior of a run and its tokenizer; `t2i.samplers.Sampler` says what each method does."""
+
+    parts = ("prior", "tokenizer")
+
+    def __init__(self, config: Config, prior: Prior, tokenizer: ImageTokenizer) -> None:
+        self.config, self.prior, self.tokenizer = config, prior.eval().requires_grad_(False), tokenizer
+        self.sampling, self.compile = config.sampling, False
+        self.cells = prior.grid.height, prior.grid.width
+        self._kept: Known | None = None  # one row, for all pictures
+
+    @classmethod
+    def components_of(
+        cls, state: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any], run: Path
+    ) -> Components:
+        weights = state["best"] if "best" in state else state["ema"]
+        values = manifest["config"] | {"grid": manifest["grid"]}
+        folder = run / "tokenizer"
+        if not folder.is_dir():
+            raise InputError(f"{folder} is missing, where the tokenizer of this run belongs; copy the whole run")
+        tokenizer = load_tokenizer(folder)
+        if tokenizer.digest() != manifest["tokenizer_digest"]:
+            raise InputError(f"{folder} holds another tokenizer than the prior was trained with; put that one there")
+        (component,) = tokenizer.components().values()
+        return {"prior": (values, weights), "tokenizer": component}
+
+    @classmethod
+    def load(cls, components: Components, text: TextEncoder) -> Self:
+        values, tensors = components["prior"]
+        config, grid = Config.model_validate({k: v for k, v in values.items() if k != "grid"}), Grid(*values["grid"])
+        with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
+            prior = Prior(config, grid, text.token_dim, text.pooled_dim, text.max_tokens)
+        checkpoint.load_module(prior, tensors, "prior")
+        family = str(components["tokenizer"][0].get("family"))
+        tokenizer = tokenizer_class(family, Path("tokenizer")).load({"tokenizer": components["tokenizer"]})
+        if (tokenizer.grid, tokenizer.codebooks, tokenizer.codebook_size) != (grid.width, grid.depth, grid.codes):
+            raise InputError("the tokenizer of this model has another grid or codebook than its prior was trained on")
+        return cls(config, prior, tokenizer)
+
+    @property
+    def guidance(self) -> float:
+        return self.sampling.guidance
+
+    def components(self) -> Components:
+        (tokenizer,) = self.tokenizer.components().values()
+        values = self.config.model_dump(mode="json") | {"grid": list(self.prior.grid)}
+        return {"prior": (values, self.prior.state_dict()), "tokenizer": tokenizer}
+
+    def to(self, device: torch.device) -> None:
+        self.prior.to(device)
+        self.tokenizer.to(device)
+
+    def tuned(self, settings: Mapping[str, Any]) -> Self:
+        """Settings are the keys of `SamplingConfig` but guidance, and `compile`: CUDA graphs, on a GPU."""
+        known = {*SamplingConfig.model_fields, "compile"} - {"guidance"}
+        if unknown := sorted(set(settings) - known):
+            raise InputError(f"a prior has no setting {unknown[0]!r}; it has {', '.join(sorted(known))}")
+        other = copy(self)
+        other.compile = bool(settings.get("compile", self.compile))
+        other.sampling = self._with({key: value for key, value in settings.items() if key != "compile"})
+        return other
+
+    def keeping(self, image_HWC: ImageArray, redraw_hw: NDArray[np.bool_]) -> Self:
+        redraw_S = np.repeat(redraw_hw.ravel(), self.prior.grid.depth)
+        if self.config.order == "raster" and redraw_S.argmax() + redraw_S.sum() < len(redraw_S):
+            raise InputError(
+                "this prior was trained with order raster and sees only what lies above: it can keep rows at the top and "
+                "nothing else; to fill in a mask train one with order=random"
+            )
+        other = copy(self)
+        other._kept = Known(torch.from_numpy(~redraw_S)[None], self.tokenizer.encode(image_HWC[None]).flatten(1))
+        return other
+
+    def _with(self, settings: Mapping[str, Any]) -> SamplingConfig:
+        try:
+            return SamplingConfig.model_validate(self.sampling.model_dump() | dict(settings))
+        except ValidationError as error:
+            told = error.errors()[0]
+            name = ".".join(map(str, told["loc"]))
+            raise InputError(f"{name} {settings.get(name)}: {told['msg'].lower()}") from error
+
+    def settings(self) -> dict[str, Any]:
+        return {key: value for key, value in self.sampling.model_dump().items() if key != "guidance"}
+
+    def draw(
+        self,
+        text: TextFeatures,
+        seeds: Sequence[int],
+        truncation: float = 1.0,
+        guidance: float = 1.0,
+        on_step: Callable[[float], None] | None = None,
+    ) -> ImageArray:
+        if truncation != 1:
+            raise InputError(
+                f"truncation {truncation:g} is a setting of a GAN; of a prior set temperature, top_k or top_p"
+            )
+        return self.decode(self.draw_codes(text, seeds, guidance, on_step))
+
+    def draw_codes(
+        self,
+        text: TextFeatures,
+        seeds: Sequence[int],
+        guidance: float,
+        on_step: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        """indices_BS of one picture a row of `text`."""
+        sampling, kept = self._with({"guidance": guidance}), self._kept
+        known = None if kept is None else Known(*(part.expand(len(seeds), -1) for part in kept))
+        heard = None if on_step is None else (lambda share: on_step(SHARE_OF_DECODING * share))
+        codes_BS = decode(self.prior, text, seeds, sampling, known, heard, self.compile)
+        if on_step is not None:
+            on_step(1.0)
+        return codes_BS
+
+    def decode(self, codes_BS: Tensor) -> ImageArray:
+        """The pictures of codes."""
+        return self.tokenizer.decode(codes_BS.view(len(codes_BS), -1, self.tokenizer.codebooks))
+
+    def reconstruct(self, images_BHWC: ImageArray) -> ImageArray:
+        return self.tokenizer.decode(self.tokenizer.encode(images_BHWC))

@@ -1,0 +1,113 @@
+"""What a training loop needs beside its run: the averaged weights, the learning rate, the guard against broken steps."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from t2i import checkpoint
+from t2i.errors import InputError
+
+
+class EMA:
+    """Exponential moving average of a module's weights and buffers, ramped with the number of images seen (StyleGAN-T).
+
+    Args:
+        model: copied; move it to its device before.
+        halflife_images: after so many images the old average weighs half.
+        ramp: the half-life is at most this share of the images seen so far.
+    """
+
+    def __init__(self, model: nn.Module, halflife_images: float, ramp: float = 0.05):
+        self._halflife_images, self._ramp = halflife_images, ramp
+        self._decay = 0.0
+        self._averaged = AveragedModel(model, multi_avg_fn=self._mix, use_buffers=True)
+        self._averaged.n_averaged.fill_(1)  # the copy is the first average
+        self._averaged.eval().requires_grad_(False)
+
+    @property
+    def module(self) -> nn.Module:
+        """The averaged copy, in eval mode, without gradients."""
+        return self._averaged.module
+
+    @torch.no_grad()
+    def _mix(self, averages: Any, values: Any, _: Any) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1.0 - self._decay)  # pyright: ignore[reportPrivateImportUsage]
+        else:
+            for average, value in zip(averages, values, strict=True):
+                average.copy_(value)  # counters have no average
+
+    def update(self, model: nn.Module, images_this_step: int, images_seen: int) -> None:
+        """Call it after each optimizer step with the trained module, wrapped or not."""
+        halflife = min(self._halflife_images, self._ramp * images_seen)
+        self._decay = 0.5 ** (images_this_step / max(halflife, 1e-8))
+        self._averaged.update_parameters(model)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The state dict of `module`, ready for a generator of the same config."""
+        return self.module.state_dict()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        checkpoint.load_module(self.module, tensors, "ema")
+
+
+class NonFiniteGuard:
+    """Counts steps skipped because a loss or a gradient was not finite, goes back once, and ends a run beyond help.
+
+    Args:
+        rollback: `Run.rollback`, called at the `limit`-th skipped step in a row; False: it could not, and the run ends.
+        limit: so many skipped steps in a row are no accident.
+    """
+
+    def __init__(self, rollback: Callable[[], bool] | None = None, limit: int = 10):
+        self.skipped = 0
+        self._rollback, self._limit = rollback, limit
+        self._in_a_row: list[int] = []  # their steps
+        self._samples: list[int] = []
+
+    def check(self, finite: bool, step: int, sample_ids: Sequence[int]) -> bool:
+        """Returns `finite`, as `Run.all_finite` agreed on it; `sample_ids` are the step's on this rank.
+
+        Call it before the optimizer's step, which is to be left out when this is False.
+
+        Raises:
+            InputError: `limit` skipped steps in a row, and going back was tried before or cannot be.
+        """
+        if finite:
+            self._in_a_row, self._samples = [], []
+            return True
+        self.skipped += 1
+        self._in_a_row.append(step)
+        self._samples += map(int, sample_ids)
+        if len(self._in_a_row) >= self._limit:
+            if self._rollback is None or not self._rollback():
+                raise InputError(self._report())
+            self._in_a_row, self._samples = [], []
+        return False
+
+    def _report(self) -> str:
+        ids = ", ".join(map(str, self._samples[:8])) + (", ..." if len(self._samples) > 8 else "")
+        return (
+            f"losses or gradients were not finite in {self._limit} steps in a row, {self._in_a_row[0]} to "
+            f"{self._in_a_row[-1]} with samples {ids}; look at these samples or lower the learning rate, the last "
+            "checkpoint is intact"
+        )
+
+
+def learning_rate(step: int, total: int, base: float, warmup: int, final_factor: float = 0.0) -> float:
+    """Linear warm-up over `warmup` steps, then a cosine from `base` to `base * final_factor` at step `total`."""
+    if step < warmup:
+        return base * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return base * (final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_learning_rate(optimizer: Optimizer, value: float) -> None:
+    """The same learning rate for every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = value

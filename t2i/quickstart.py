@@ -31,8 +31,6 @@ RESOLUTION = 32
 ALIGN: tuple[str, ...] = ("max_train_steps=700", "data.limit=20000")  # settings over those of align-tiny
 # over those of cgan-tiny; the minutes are the limit, the steps must not be
 CGAN: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=20000")
-# Single objects need no word order, and plain words draw unseen pairs that the dual encoder misses: it guides (LOG.md).
-ENCODERS = ("text.encoder=bow", "guidance.encoder=aligned")
 VQVAE: tuple[str, ...] = ("max_train_steps=1200", "validation_steps=600", "checkpointing_steps=600", "data.limit=20000")
 PRIOR: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=20000")
 NAMES = {"cgan": "Conditional GAN", "prior": "Prior over the codes of a tokenizer"}
@@ -97,7 +95,7 @@ def named(key: str, path: Path) -> str:
 
 
 def cgan_steps(run: Path, align: Path, minutes: float) -> list[Step]:
-    sets = (*ENCODERS, named("guidance.path", align), f"max_train_minutes={minutes:g}", *CGAN)
+    sets = (named("text.path", align), f"max_train_minutes={minutes:g}", *CGAN)
     return [Step("generator", training("cgan", "cgan-tiny", run / "cgan", *sets), run / "cgan" / "checkpoints")]
 
 

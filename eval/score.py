@@ -9,57 +9,24 @@ A table, and a JSON file in which every score carries its protocol, with a sheet
 import os
 import re
 import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from t2i.console import shown_progress
 from t2i.cpu import prepare_cpu
 from t2i.errors import InputError
 from t2i.images import ImageArray, grid
 from t2i.metrics.protocol import Score, write_scores
 from t2i.scoring import score_folders, score_run
 from t2i.scoring_metrics import Options
-from t2i.scoring_pictures import Tick
-from t2i.text import TruncationWarning
 
 COLUMNS = ("score", "value", "95 % interval", "real", "shuffled")  # the last two are names of bounds
-
-
-@contextmanager
-def shown_progress() -> Iterator[Tick]:
-    """Bars on a terminal, else a line when something starts; warnings as lines of their own."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bars: dict[str, Any] = {}
-
-    def tick(what: str, done: int, total: int) -> None:
-        if what not in bars:
-            bars[what] = progress.add_task(what, total=total)
-            if not console.is_terminal:
-                print(f"{what}: {total:,}", file=sys.stderr)
-        progress.update(bars[what], completed=done)
-
-    def warn(message: Warning | str, *_: Any) -> None:
-        if isinstance(message, TruncationWarning):  # one a batch
-            cut.append(message)
-        else:
-            console.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
-
-    cut: list[TruncationWarning] = []
-    with warnings.catch_warnings(), Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = warn
-        yield tick
-        if cut:
-            warn(str(TruncationWarning(sum(one.count for one in cut), cut[0].name, cut[0].limit)))
 
 
 def number(x: float) -> str:
@@ -130,6 +97,8 @@ def main(
     truncation: float | None,
     guidance: float | None,
     settings: dict[str, Any],
+    best_of: int,
+    reranker: str | None,
     inception: Path | None,
     clip: Path | None,
     scorer: Path | None,
@@ -137,8 +106,12 @@ def main(
     out: Path | None,
 ) -> None:
     prepare_cpu()
+    if reranker is not None and best_of == 1:
+        raise InputError(
+            f"--reranker {reranker} chooses among candidates, and there is one; ask for more with --best-of"
+        )
     settings = {name: value for name, value in settings.items() if value is not None}
-    options = Options(metrics, seed, truncation, guidance, settings, inception, clip, scorer, force)
+    options = Options(metrics, seed, truncation, guidance, settings, best_of, reranker, inception, clip, scorer, force)
     folder = Path(target)
     check_place(folder, against, out)
     sheets: list[Image.Image] = []
@@ -153,6 +126,7 @@ def main(
         else:
             given = {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
             refuse_ignored({"--data": data, "--truncation": truncation, "--guidance": guidance, **given})
+            refuse_ignored({"--best-of": best_of if best_of > 1 else None, "--reranker": reranker})
             scores = score_folders(target, against, n, options, tick)
 
     show(scores)

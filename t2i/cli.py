@@ -195,6 +195,25 @@ def sample(
     top_k: Annotated[int | None, typer.Option(help="Of a prior: draw from the k likeliest codes.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Of a prior: from the likeliest that hold this share.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of a prior of order random: parallel steps a picture.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Of a prior, on a GPU: CUDA graphs.")] = False,
+    init: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of a prior: a picture, parts of which are kept.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --init, of its size: what is white is drawn anew.")
+    ] = None,
+    keep_rows: Annotated[
+        int | None, typer.Option(metavar="N", help="With --init: N rows of tokens at the top stay.")
+    ] = None,
+    best_of: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Draw N candidates for each picture and keep the best.")
+    ] = 1,
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="With --best-of: an align run or clip:DIR that chooses, not the embedded one."
+        ),
+    ] = None,
 ) -> None:
     """Draw pictures for prompts: PNG files, a manifest and a grid."""
     import_module("t2i.sample.images").main(
@@ -209,7 +228,18 @@ def sample(
         out=out,
         interpolate=interpolate,
         frames=frames,
-        settings={"temperature": temperature, "top_k": top_k, "top_p": top_p, "steps": steps},
+        settings={
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "steps": steps,
+            "compile": compile or None,
+        },
+        init=init,
+        mask=mask,
+        keep_rows=keep_rows,
+        best_of=best_of,
+        scorer=scorer,
     )
 
 
@@ -235,6 +265,10 @@ def score(
     top_k: Annotated[int | None, typer.Option(help="As in t2i sample.")] = None,
     top_p: Annotated[float | None, typer.Option(help="As in t2i sample.")] = None,
     steps: Annotated[int | None, typer.Option(help="As in t2i sample.")] = None,
+    best_of: Annotated[int, typer.Option(min=1, metavar="N", help="As in t2i sample.")] = 1,
+    reranker: Annotated[
+        str | None, typer.Option(metavar="DIR", help="With --best-of: what chooses, as --scorer in t2i sample.")
+    ] = None,
     inception: Annotated[
         Path | None, typer.Option(metavar="FILE", help="State dict of the FID Inception, for `fid` and `kid`.")
     ] = None,
@@ -257,11 +291,61 @@ def score(
         truncation=truncation,
         guidance=guidance,
         settings={"temperature": temperature, "top_k": top_k, "top_p": top_p, "steps": steps},
+        best_of=best_of,
+        reranker=reranker,
         inception=inception,
         clip=clip,
         scorer=scorer,
         force=force,
         out=out,
+    )
+
+
+@eval_app.command()
+def sweep(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory or a saved pipeline.")],
+    guidance: Annotated[str | None, typer.Option(metavar="A,B", help="Values to try, as 1,1.5,2,3,5.")] = None,
+    truncation: Annotated[str | None, typer.Option(metavar="A,B", help="Of a GAN: values to try.")] = None,
+    temperature: Annotated[str | None, typer.Option(metavar="A,B", help="Of a prior: values to try.")] = None,
+    top_k: Annotated[str | None, typer.Option(metavar="A,B", help="Of a prior: values to try.")] = None,
+    top_p: Annotated[str | None, typer.Option(metavar="A,B", help="Of a prior: values to try.")] = None,
+    steps: Annotated[str | None, typer.Option(metavar="A,B", help="Of a prior of order random: values to try.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="ADDRESS", help="As in t2i eval score.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the data; never one that is held out for scores.")] = "val",
+    n: Annotated[int, typer.Option("--n", "-n", min=2, metavar="N", help="Pictures drawn at each setting.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the noise, the same at each setting.")] = 0,
+    inception: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="FID Inception, for `fid` instead of the embedded encoder.")
+    ] = None,
+    scorer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="An align run to measure with instead of the embedded encoder.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Measure even where the protocol advises against it.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON of all; default: in the run.")] = None,
+    make_default: Annotated[
+        bool, typer.Option("--make-default", help="Draw with the best setting from now on, in this run.")
+    ] = False,
+) -> None:
+    """Try settings of sampling: fidelity against faithfulness, as a table, JSON and a picture."""
+    import_module("t2i.eval.sweep").main(
+        run=run,
+        values={
+            "guidance": guidance,
+            "truncation": truncation,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "steps": steps,
+        },
+        data=data,
+        split=split,
+        n=n,
+        seed=seed,
+        inception=inception,
+        scorer=scorer,
+        force=force,
+        out=out,
+        make_default=make_default,
     )
 
 

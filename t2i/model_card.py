@@ -12,7 +12,7 @@ from t2i.metrics.protocol import read_scores
 from t2i.pipeline_files import Stored
 
 SHOWN = 8
-KINDS = {"cgan": "conditional GAN"}
+KINDS = {"cgan": "conditional GAN", "prior": "autoregressive prior over the codes of a VQ-VAE"}
 
 
 def card_prompts(manifest: Mapping[str, Any]) -> list[str]:
@@ -63,8 +63,7 @@ def model_card(name: str, stored: Stored, license: str, prompts: Sequence[str], 
         f'pipe({example}, num_images_per_prompt=4, seed=0).images[0].save("0.png")',
         "```",
         "",
-        f"`guidance_scale` (here {stored.guidance_scale or 1:g}) and `truncation` (here {stored.truncation:g}) trade "
-        "variety for typical pictures. A picture depends on the seed and its prompt alone.",
+        f"{_knobs(stored)} trade variety for typical pictures. A picture depends on the seed and its prompt alone.",
         "",
         *_scores(scores),
         "## Training",
@@ -74,6 +73,15 @@ def model_card(name: str, stored: Stored, license: str, prompts: Sequence[str], 
         *(f"| `{key}` | {_cell(value)} |" for key, value in _leaves(config)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _knobs(stored: Stored) -> str:
+    """The knobs of a call and their values here, e.g. "`guidance_scale` (here 2) and `temperature` (here 0.7)"."""
+    values = {"guidance_scale": stored.guidance_scale, "truncation": stored.truncation}
+    if stored.settings:
+        values = {"guidance_scale": stored.guidance_scale, **stored.settings}
+    *words, last = [f"`{key}` (here {json.dumps(value)})" for key, value in values.items()]
+    return f"{', '.join(words)} and {last}"
 
 
 def _scores(paths: Sequence[Path]) -> list[str]:

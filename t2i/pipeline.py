@@ -10,7 +10,7 @@ Axes: B pictures, T text tokens, D token width, P pooled text; pictures are uint
 import math
 import secrets
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,10 +24,13 @@ from torch import Tensor
 from t2i import pipeline_files
 from t2i.errors import InputError
 from t2i.folders import new_folder
-from t2i.images import ImageArray, grid
+from t2i.images import Fit, ImageArray, grid
+from t2i.inpainting import keep_parts
+from t2i.metrics import ImageTextExtractor
 from t2i.model_card import card_prompts, model_card
 from t2i.pipeline_files import Stored
 from t2i.prompts import clean_prompt
+from t2i.reranking import BestOf, candidate_seed, open_reranker
 from t2i.samplers import NoiseSpace, Sampler, sampler_class
 from t2i.seeding import derive
 from t2i.text import TextFeatures
@@ -44,6 +47,7 @@ class ImagePipelineOutput:
 
     images: Any  # list[PIL.Image.Image], ImageArray or Tensor: the call's `output_type` decides
     seeds: list[int]
+    scores: list[list[float]] | None = None  # with `best_of`: of all candidates of each picture, the best was kept
 
 
 def picture_seed(seed: int, prompt: str, k: int) -> int:
@@ -58,11 +62,12 @@ class TextToImagePipeline:
         family: a key of `t2i.samplers.SAMPLERS`.
         manifest: of the checkpoint that the weights come from: step, config, digests, versions.
         guidance_scale, truncation: what a call takes that names none; saved with the pipeline.
+        sampler: the generator; `pipe.sampler = pipe.sampler.tuned({...})` sets its family's settings, saved too.
         run: the run directory it was read from; None: a saved pipeline.
     """
 
     def __init__(self, sampler: Sampler, stored: Stored) -> None:
-        self.sampler, self.text_encoder = sampler, stored.text
+        self.sampler, self.text_encoder = sampler.tuned(stored.settings), stored.text
         self.family, self.manifest = stored.family, stored.manifest
         self.guidance_scale = sampler.guidance if stored.guidance_scale is None else stored.guidance_scale
         self.truncation = stored.truncation
@@ -84,7 +89,11 @@ class TextToImagePipeline:
         except ValidationError as error:
             keys = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
             raise InputError(f"{stored.home} has a config that this version of t2i does not read: {keys}") from error
-        return cls(sampler, stored).to(device)
+        try:
+            pipe = cls(sampler, stored)
+        except InputError as error:
+            raise InputError(f"{stored.home / pipeline_files.DEFAULTS}: {error}; mend or delete it") from error
+        return pipe.to(device)
 
     def to(self, device: str | torch.device) -> Self:
         """Moves the generator; captions are encoded where the encoder is.
@@ -116,6 +125,11 @@ class TextToImagePipeline:
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
+        init_image: Image.Image | None = None,
+        mask_image: Image.Image | None = None,
+        keep_rows: int | None = None,
+        best_of: int = 1,
+        scorer: ImageTextExtractor | None = None,
         **settings: Any,
     ) -> ImagePipelineOutput:
         """Draws pictures, those of the first prompt first.
@@ -135,74 +149,115 @@ class TextToImagePipeline:
             output_type: `pil`: a list of PIL images; `np`: uint8 [B, H, W, 3]; `pt`: float32 [B, 3, H, W] in [0, 1].
             return_dict: False returns the tuple (images,).
             callback_on_step_end: called as `Callback` says; what it returns is ignored.
+            init_image: a picture of any size, parts of which are kept; of a prior only. It is cut and scaled as training
+                pictures are, and what is kept are its tokens: they stay exactly, and their pixels as the tokenizer shows
+                them beside the new ones.
+            mask_image: of the size of `init_image`; light pixels are drawn anew, with the whole of each token they touch.
+            keep_rows: instead of a mask, rows of tokens at the top that stay.
+            best_of: candidates drawn for each picture, of which `scorer` keeps the best. The first candidate is what would
+                be drawn without. A score by the encoder that chose says nothing.
+            scorer: None: the one that ships with the package, which knows drawn shapes.
             settings: of the family. A prior has temperature, top_k, top_p, steps and more (`t2i config schema prior`,
-                section sampling); a GAN has none.
+                section sampling), and compile; a GAN has none.
 
         Raises:
-            InputError: an empty or overlong prompt, a number out of range, seeds that are not one a picture.
+            InputError: an empty or overlong prompt, a number out of range, seeds that are not one a picture, a mask that
+                does not fit.
         """
         prompts = [clean_prompt(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
-        _at_least(1, prompts=len(prompts), num_images_per_prompt=num_images_per_prompt, batch_size=batch_size)
+        _at_least(
+            1, prompts=len(prompts), num_images_per_prompt=num_images_per_prompt, batch_size=batch_size, best_of=best_of
+        )
         every = [text for text in prompts for _ in range(num_images_per_prompt)]
         seeds = _seeds(prompts, num_images_per_prompt, seed, generator)
         knobs, sampler = self._knobs(truncation, guidance_scale), self.sampler.tuned(settings)
-        images: list[ImageArray] = []
+        sampler = keep_parts(sampler, self._view(), init_image, mask_image, keep_rows)
+        candidates = [candidate_seed(one, k) for one in seeds for k in range(best_of)]
+        texts = [text for text in every for _ in range(best_of)]
+        drawn = self._draw(sampler, texts, candidates, knobs, batch_size, callback_on_step_end)
+        if best_of == 1:
+            output = ImagePipelineOutput(_as(output_type, np.concatenate(list(drawn))), seeds)
+        else:
+            best = BestOf(scorer or open_reranker(), every, best_of)
+            for images in drawn:
+                best.hear(images)
+            chosen = [candidates[i * best_of + k] for i, k in enumerate(best.chosen())]
+            output = ImagePipelineOutput(_as(output_type, best.images()), chosen, best.scores)
+        return output if return_dict else (output.images,)  # pyright: ignore[reportReturnType]
+
+    def _draw(
+        self,
+        sampler: Sampler,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        knobs: tuple[float, float],
+        batch_size: int,
+        callback: Callback | None,
+    ) -> Iterator[ImageArray]:
+        """One picture a prompt and seed, a batch at a time."""
         calls = 0
-        for start in range(0, len(every), batch_size):
+        for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
 
             def on_step(share: float, batch: slice = batch, start: int = start) -> None:
                 nonlocal calls
-                if callback_on_step_end is not None:
+                if callback is not None:
                     done = (start + share * len(seeds[batch])) / len(seeds)
-                    callback_on_step_end(self, calls, done, {"seeds": seeds[batch]})
+                    callback(self, calls, done, {"seeds": list(seeds[batch])})
                 calls += 1
 
-            images.append(sampler.draw(self._encode(every[batch]), seeds[batch], *knobs, on_step))
-        output = ImagePipelineOutput(_as(output_type, np.concatenate(images)), seeds)
-        return output if return_dict else (output.images,)  # pyright: ignore[reportReturnType]
+            yield sampler.draw(self._encode(prompts[batch]), seeds[batch], *knobs, on_step)
+
+    def _view(self) -> tuple[int, Fit]:
+        """How training pictures were brought to the size of the run."""
+        data = self.manifest["config"]["data"]
+        return data["resolution"], data["fit"]
 
     def interpolate_noise(
         self,
         prompt: str,
         seeds: tuple[int, int],
-        steps: int = 8,
+        frames: int = 8,
         guidance_scale: float | None = None,
         truncation: float | None = None,
         output_type: OutputType = "pil",
+        **settings: Any,
     ) -> ImagePipelineOutput:
-        """One caption, `steps` pictures from the noise of one seed to another's, on the great circle between them.
+        """One caption, `frames` pictures from the noise of one seed to another's, on the great circle between them.
 
         Args:
             seeds: of two pictures, as `ImagePipelineOutput.seeds` has them; first and last picture are those two.
         """
-        if not isinstance(self.sampler, NoiseSpace):
+        sampler = self.sampler
+        if not isinstance(sampler, NoiseSpace):
             raise InputError(f"a {self.family} has no path between two noises; interpolate captions instead")
-        _at_least(2, steps=steps)
-        text = self._encode([clean_prompt(prompt)] * steps)
+        sampler.tuned(settings)  # which has none: it says so
+        _at_least(2, frames=frames)
+        text = self._encode([clean_prompt(prompt)] * frames)
         knobs = self._knobs(truncation, guidance_scale)
-        images = self.sampler.draw_between(text, (seeds[0], seeds[1]), _weights(steps), *knobs)
+        images = sampler.draw_between(text, (seeds[0], seeds[1]), _weights(frames), *knobs)
         return ImagePipelineOutput(_as(output_type, images), list(seeds))
 
     def interpolate_captions(
         self,
         a: str,
         b: str,
-        steps: int = 8,
+        frames: int = 8,
         seed: int = 0,
         guidance_scale: float | None = None,
         truncation: float | None = None,
         output_type: OutputType = "pil",
+        **settings: Any,
     ) -> ImagePipelineOutput:
-        """One noise, `steps` pictures from one caption to another, their features mixed as in `mix`.
+        """One noise, `frames` pictures from one caption to another, their features mixed as in `mix`.
 
         Args:
             seed: of a picture, as `ImagePipelineOutput.seeds` has them.
         """
-        _at_least(2, steps=steps)
-        text = mix(self._encode([clean_prompt(a), clean_prompt(b)]), _weights(steps))
-        knobs = self._knobs(truncation, guidance_scale)
-        return ImagePipelineOutput(_as(output_type, self.sampler.draw(text, [seed] * steps, *knobs)), [seed] * steps)
+        _at_least(2, frames=frames)
+        text = mix(self._encode([clean_prompt(a), clean_prompt(b)]), _weights(frames))
+        knobs, sampler = self._knobs(truncation, guidance_scale), self.sampler.tuned(settings)
+        return ImagePipelineOutput(_as(output_type, sampler.draw(text, [seed] * frames, *knobs)), [seed] * frames)
 
     def _encode(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of each prompt; equal ones are encoded once."""
@@ -253,7 +308,10 @@ class TextToImagePipeline:
     def _save(self, directory: Path, name: str, prompts: Sequence[str] | None, license: str) -> None:
         shown = card_prompts(self.manifest) if prompts is None else list(prompts)
         stored = self._stored._replace(
-            components=self.sampler.components(), guidance_scale=self.guidance_scale, truncation=self.truncation
+            components=self.sampler.components(),
+            guidance_scale=self.guidance_scale,
+            truncation=self.truncation,
+            settings=self.sampler.settings(),
         )
         with new_folder(directory) as folder:
             pipeline_files.write(folder, stored)
@@ -281,8 +339,8 @@ def mix(text: TextFeatures, weights: Sequence[float]) -> TextFeatures:
     return TextFeatures(tokens, first | second, pooled)
 
 
-def _weights(steps: int) -> list[float]:
-    return [step / (steps - 1) for step in range(steps)]
+def _weights(frames: int) -> list[float]:
+    return [frame / (frames - 1) for frame in range(frames)]
 
 
 def _seeds(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t2i import __version__, checkpoint
 from t2i.errors import InputError
+from t2i.folders import write_text
 from t2i.samplers import Components, sampler_class
 from t2i.text import TextEncoder, load_encoder, writing
 
 INDEX, CONFIG, WEIGHTS, TEXT = "model_index.json", "config.json", "model.safetensors", "text_encoder"
+DEFAULTS = "sampling.json"  # in a run: what is drawn with where a call says nothing
 WANTED = "name a run directory of t2i train, or a folder that save_pretrained wrote"
 CLASS_NAME = "TextToImagePipeline"
 # nothing that is unpickled or run is ever downloaded
@@ -42,6 +45,17 @@ class Stored(NamedTuple):
     is_run: bool
     guidance_scale: float | None = None  # None: the sampler's own
     truncation: float = 1.0
+    settings: Mapping[str, Any] = {}  # of the family; what is not named is the sampler's own
+
+
+class Defaults(BaseModel):
+    """sampling.json: found by `t2i eval sweep`, or written by hand."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    guidance_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # None: the sampler's own
+    truncation: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    settings: dict[str, Any] = {}
 
 
 class _Index(BaseModel):
@@ -54,6 +68,7 @@ class _Index(BaseModel):
     family: str
     guidance_scale: float
     truncation: float
+    settings: dict[str, Any] = {}
     text_digest: str
     sha256: dict[str, str]  # of every file of the components
     checkpoint: dict[str, Any]
@@ -93,7 +108,32 @@ def _read_run(run: Path) -> Stored:
     except KeyError as error:
         raise InputError(f"checkpoint {newest} of the family {family} has no {error}; train the run anew") from None
     text = _read_text(run / "text", manifest.get("text_digest"))
-    return Stored(str(family), manifest, components, text, run, is_run=True)
+    return Stored(str(family), manifest, components, text, run, True, *_read_defaults(run / DEFAULTS))
+
+
+def _read_defaults(path: Path) -> tuple[float | None, float, dict[str, Any]]:
+    if not path.exists():
+        return None, 1.0, {}
+    try:
+        found = Defaults.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; mend or delete it") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InputError(
+            f"{path} names no defaults for sampling ({where}: {first['msg']}); mend or delete it"
+        ) from error
+    return found.guidance_scale, found.truncation, found.settings
+
+
+def write_defaults(run: Path, defaults: Defaults) -> None:
+    """Makes them what is drawn with from this run where nothing else is said.
+
+    Raises:
+        InputError: the run cannot be written.
+    """
+    write_text(run / DEFAULTS, json.dumps(defaults.model_dump(), indent=1) + "\n")
 
 
 def _newest(root: Path) -> Path:
@@ -141,7 +181,7 @@ def _read_saved(folder: Path) -> Stored:
         except (ValueError, safetensors.SafetensorError) as error:
             raise InputError(f"{folder / name} holds no component of t2i: {_one_line(error)}; save it anew") from error
     text = _read_text(folder / TEXT, index.text_digest)
-    knobs = index.guidance_scale, index.truncation
+    knobs = index.guidance_scale, index.truncation, index.settings
     return Stored(index.family, index.checkpoint, components, text, folder, False, *knobs)
 
 
@@ -188,6 +228,7 @@ def write(folder: Path, stored: Stored) -> None:
             "family": stored.family,
             "guidance_scale": stored.guidance_scale,
             "truncation": stored.truncation,
+            "settings": dict(stored.settings),
             "text_digest": stored.text.digest(),
             "sha256": digests,
             "checkpoint": stored.manifest,

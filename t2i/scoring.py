@@ -7,7 +7,7 @@ protocol; what depends on captions is bounded by the real pictures (ceiling) and
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,19 +24,22 @@ from t2i.metrics.clip_score import derangement
 from t2i.metrics.features import digest_folder
 from t2i.metrics.protocol import Protocol, Score
 from t2i.pipeline import TextToImagePipeline
+from t2i.reranking import open_reranker, reranker_name
 from t2i.samplers import Reconstructs
 from t2i.scoring_metrics import (
     Case,
     Kind,
     Metric,
     Options,
+    check_sizes,
     choose_metrics,
     compute,
     diversity_score,
+    leave_out_the_chooser,
     open_extractors,
     refuse_or_mark,
 )
-from t2i.scoring_pictures import SHOWN, Pictures, Tick, dataset_pictures, folder_pictures, look
+from t2i.scoring_pictures import SHOWN, Pictures, Seen, Tick, dataset_pictures, folder_pictures, look
 from t2i.text import TextConfig, fit_encoder
 from t2i.text.aligned import AlignedEncoder
 
@@ -70,61 +73,116 @@ def score_run(
     Raises:
         InputError: no such run, data, metric or weights, or a score that the rules forbid.
     """
+    (found,) = score_settings(run, data, split, n, [options], tick, show)
+    return found
+
+
+def score_settings(
+    run: Path | str,
+    data: str | None,
+    split: str,
+    n: int | None,
+    variants: Sequence[Options],
+    tick: Tick = silent,
+    show: Callable[[Sequence[ImageArray], Sequence[str]], None] | None = None,
+) -> Iterator[list[Score]]:
+    """`score_run` for each of several options, which differ in truncation, guidance and settings alone.
+
+    The real pictures are seen once, and every setting is tried on one picture before any is scored.
+    """
     pipe = TextToImagePipeline.from_pretrained(run, _device())
-    manifest = pipe.manifest
-    own = manifest["config"]["data"]
+    own, options = pipe.manifest["config"]["data"], variants[0]
     address = own["address"] if data is None else data
     if (address, split) == (own["address"], "train"):
-        warnings.warn("these are the captions that the run was trained on, not held-out ones", stacklevel=2)
+        warnings.warn("these are the captions that the run was trained on, not held-out ones", stacklevel=3)
     view = View(own["resolution"], own["fit"], None, own["split_seed"])
     real = dataset_pictures(address, split, n, view)
-    captions = real.captions or []
-    settings = pipe.sampler.tuned(options.settings).settings()
-    fake = replace(real, name=str(run), chunks=lambda: drawn(range(len(real))))
-    base = _protocol(
-        real,
-        fake,
-        options,
-        truncation=pipe.truncation if options.truncation is None else options.truncation,
-        guidance=pipe.guidance_scale if options.guidance is None else options.guidance,
-        temperature=settings.get("temperature"),
-        sampling=json.dumps(settings) if settings else None,
-        run=manifest["config_hash"],
-        checkpoint=manifest["sha256"],
-    )
-
-    def drawn(rows: Sequence[int], words: Sequence[str | int] = ()) -> Iterator[list[ImageArray]]:
-        for start in range(0, len(rows), DRAWN):
-            part = rows[start : start + DRAWN]
-            seeds = [seeding.derive(options.seed, "score", real.ids[k], *words) for k in part]
-            output = pipe(
-                [captions[k] for k in part],
-                1,
-                base.guidance,
-                base.truncation,
-                seeds,
-                output_type="np",
-                **options.settings,
-            )
-            yield list(cast(ImageArray, output.images))  # type: ignore[union-attr]
-
-    next(drawn([0]))  # a wrong knob is told now, not when all real pictures have been seen
+    chooser = open_reranker(options.reranker, _device()) if options.best_of > 1 else None
+    trials = [_Trial(pipe, real, variant, chooser) for variant in variants]
+    for trial in trials:
+        next(trial.drawn([0]))  # a wrong knob is told now, not when all real pictures have been seen
+    base = trials[0].marked(_protocol(real, replace(real, name=str(run)), options))
     partners = list(range(len(real)))
-    metrics, case = _prepare(base, fake, real, partners, _trained_with(pipe, options), options, tick)
+    digest = None if chooser is None else chooser.digest()
+    metrics, case = _prepare(base, real, real, partners, trained_with(pipe, options), digest, options, tick)
     if case.specs is not None and isinstance(pipe.sampler, Reconstructs):
         case.reconstructed = [
             reading for chunk in real.chunks() for reading in read(pipe.sampler.reconstruct(np.stack(chunk)))
         ]
+    for trial in trials:
+        fake = replace(real, name=str(run), chunks=lambda trial=trial: trial.drawn(partners))
+        own_metrics = [metric._replace(protocol=trial.marked(metric.protocol)) for metric in metrics]
+        yield _score_trial(trial, own_metrics, replace(case, fake=Seen()), fake, tick, show)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One way to draw pictures for the captions of the real ones."""
+
+    pipe: TextToImagePipeline
+    real: Pictures
+    options: Options
+    chooser: ImageTextExtractor | None
+
+    def marked(self, protocol: Protocol) -> Protocol:
+        """With what is particular to this way."""
+        pipe, options = self.pipe, self.options
+        settings = pipe.sampler.tuned(options.settings).settings()
+        chooser = self.chooser
+        return replace(
+            protocol,
+            truncation=pipe.truncation if options.truncation is None else options.truncation,
+            guidance=pipe.guidance_scale if options.guidance is None else options.guidance,
+            temperature=settings.get("temperature"),
+            sampling=json.dumps(settings) if settings else None,
+            reranking=chooser and reranking(options.best_of, reranker_name(chooser), chooser.digest()),
+            run=pipe.manifest["config_hash"],
+            checkpoint=pipe.manifest["sha256"],
+        )
+
+    def drawn(self, rows: Sequence[int], words: Sequence[str | int] = ()) -> Iterator[list[ImageArray]]:
+        options, captions = self.options, self.real.captions or []
+        for start in range(0, len(rows), DRAWN):
+            part = rows[start : start + DRAWN]
+            seeds = [seeding.derive(options.seed, "score", self.real.ids[k], *words) for k in part]
+            output = self.pipe(
+                [captions[k] for k in part],
+                1,
+                options.guidance,
+                options.truncation,
+                seeds,
+                output_type="np",
+                best_of=options.best_of,
+                scorer=self.chooser,
+                **options.settings,
+            )
+            yield list(cast(ImageArray, output.images))
+
+
+def _score_trial(
+    trial: _Trial,
+    metrics: Sequence[Metric],
+    case: Case,
+    fake: Pictures,
+    tick: Tick,
+    show: Callable[[Sequence[ImageArray], Sequence[str]], None] | None,
+) -> list[Score]:
     scores = _see_and_compute(metrics, case, fake, tick)
+    captions = fake.captions or []
     for metric in metrics:
         if metric.kind == "diversity":
-            shown = partners[:SHOWN]
-            several = [np.stack(chunk) for k in range(DIVERSE) for chunk in drawn(shown, ["again", k])]
+            shown = range(len(fake))[:SHOWN]
+            several = [np.stack(chunk) for k in range(DIVERSE) for chunk in trial.drawn(shown, ["again", k])]
             protocol = replace(metric.protocol, captions=f"first {len(shown)}, {DIVERSE} pictures each")
             scores.append(diversity_score(protocol, np.concatenate(several), [captions[k] for k in shown] * DIVERSE))
     if show is not None:
         show(case.fake.first, captions[:SHOWN])
     return scores
+
+
+def reranking(best_of: int, name: str, digest: str) -> str:
+    """How a protocol says that an encoder chose the pictures."""
+    return f"best of {best_of} by {name} {digest}"
 
 
 def score_folders(
@@ -141,8 +199,12 @@ def score_folders(
         InputError: no such folder, metric or weights, a broken picture, or a score that the rules forbid.
     """
     real, fake = folder_pictures(against, None), folder_pictures(folder, n)
+    chosen, digest = fake.chosen or {}, None
     base = _protocol(real, fake, options, checkpoint=fake.digest)
-    metrics, case = _prepare(base, fake, real, _partners(fake, real), {}, options, tick)
+    if chosen:
+        digest = str(chosen["digest"])
+        base = replace(base, reranking=reranking(chosen["best_of"], chosen["scorer"], digest))
+    metrics, case = _prepare(base, fake, real, _partners(fake, real), {}, digest, options, tick)
     return _see_and_compute(metrics, case, fake, tick)
 
 
@@ -174,7 +236,7 @@ def _partners(fake: Pictures, real: Pictures) -> list[int] | None:
     return [rows[caption] for caption in fake.captions]
 
 
-def _trained_with(pipe: TextToImagePipeline, options: Options) -> dict[str, str]:
+def trained_with(pipe: TextToImagePipeline, options: Options) -> dict[str, str]:
     """Digests of the encoders that took part in the training, and what they did."""
     encoder, guide = pipe.text_encoder, pipe.manifest.get("guide_digest")
     text = encoder.digest()
@@ -196,7 +258,8 @@ def _prepare(
     fake: Pictures,
     real: Pictures,
     partners: list[int] | None,
-    trained_with: Mapping[str, str],
+    roles: Mapping[str, str],
+    chooser: str | None,
     options: Options,
     tick: Tick,
 ) -> tuple[list[Metric], Case]:
@@ -211,7 +274,10 @@ def _prepare(
         odd = captions[parsed.index(None)]
         missing = {"faithfulness": f"the oracle reads drawn shapes, and no caption of these is {odd[:80]!r}"}
     extractors = open_extractors(options, _device())
-    metrics = refuse_or_mark(choose_metrics(base, extractors, missing, options), trained_with, options.force)
+    metrics = refuse_or_mark(choose_metrics(base, extractors, missing, options), roles, options.force)
+    if chooser is not None:
+        metrics = leave_out_the_chooser(metrics, chooser, options)
+    check_sizes(metrics, options.force)
     kinds = {metric.kind for metric in metrics}
     if missing and any(metric.protocol.extractor in ("shapes", "aligned") for metric in metrics):
         warnings.warn(

@@ -43,6 +43,8 @@ class Options:
         seed: decides noise, shuffles and the bootstrap, but not which pictures are scored.
         truncation, guidance: of the generator; None: its own.
         settings: further ones of the generator's family, e.g. temperature.
+        best_of: candidates drawn for each picture; an encoder keeps the best, and is not asked for scores then.
+        reranker: its address, as `t2i.reranking.open_reranker` takes it; None: the embedded one.
         inception, clip: a weights file and a folder, for extractors beside the scorer.
         scorer: another dual encoder than the one that ships with the package.
         force: score where the rules forbid it: with an encoder that took part in the training, with too few pictures.
@@ -53,6 +55,8 @@ class Options:
     truncation: float | None = None
     guidance: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    best_of: int = 1
+    reranker: str | None = None
     inception: Path | None = None
     clip: Path | None = None
     scorer: Path | None = None
@@ -121,7 +125,7 @@ def choose_metrics(
         missing: kinds that do not apply, and why.
 
     Raises:
-        InputError: a metric that is unknown or does not apply, or too few pictures for one.
+        InputError: a metric that is unknown or does not apply.
     """
     every = {_name(metric): metric for metric in _metrics(base, extractors)}
     absent = {name: missing[metric.kind] for name, metric in every.items() if metric.kind in missing}
@@ -133,12 +137,16 @@ def choose_metrics(
         raise InputError(_refusal(wrong, usable, absent))
     elif not options.metrics:
         raise InputError(f"no metric is named; choose from: {', '.join(usable)}")
-    chosen = [every[name] for name in dict.fromkeys(options.metrics or usable)]
-    for metric in chosen:
+    return [every[name] for name in dict.fromkeys(options.metrics or usable)]
+
+
+def check_sizes(metrics: Sequence[Metric], force: bool) -> None:
+    """Refuses a Frechet distance of too few pictures, before any is seen."""
+    for metric in metrics:
         if metric.kind == "fid" and metric.extractor is not None:
+            counts = metric.protocol.n_fake, metric.protocol.n_real or 0
             with warnings.catch_warnings(action="ignore"):  # what it warns of, it warns of again with the score
-                frechet.check_sample_size(base.n_fake, base.n_real or 0, metric.extractor.dim, options.force)
-    return chosen
+                frechet.check_sample_size(*counts, metric.extractor.dim, force)
 
 
 def _metrics(base: Protocol, extractors: Sequence[Named]) -> list[Metric]:
@@ -188,6 +196,29 @@ def refuse_or_mark(metrics: Sequence[Metric], trained_with: Mapping[str, str], f
             metric = metric._replace(protocol=replace(protocol, extractor=words))
         marked.append(metric)
     return marked
+
+
+def leave_out_the_chooser(metrics: Sequence[Metric], digest: str, options: Options) -> list[Metric]:
+    """Leaves out, or refuses where they were asked for, the metrics by the encoder that chose the pictures.
+
+    Raises:
+        InputError: one was asked for by name, or none is left.
+    """
+    own = [metric for metric in metrics if metric.protocol.extractor_digest == digest]
+    rest = [metric for metric in metrics if metric not in own]
+    if not own:
+        return rest
+    names = ", ".join(map(_name, own))
+    told = f"its encoder chose these pictures ({own[0].protocol.reranking}), so it would judge its own choice"
+    if options.force:
+        return rest + [
+            metric._replace(protocol=replace(metric.protocol, extractor=f"{metric.protocol.extractor}-its-own-choice"))
+            for metric in own
+        ]
+    if options.metrics is not None or not rest:
+        raise InputError(f"{names} cannot score: {told}; name another encoder with --scorer, or score plain pictures")
+    warnings.warn(f"{names} left out: {told}", stacklevel=4)
+    return rest
 
 
 # ---- their computation ---------------------------------------------------------------------------------------------

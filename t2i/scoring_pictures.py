@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ class Pictures:
     digest: str  # of ids, contents or what they follow from, and captions
     resolution: int | None  # pixels a side; None: they differ, or are not square
     chunks: Callable[[], Iterator[list[ImageArray]]]  # all of them, in order
+    chosen: dict[str, Any] | None = None  # which encoder chose them among how many candidates: `t2i sample --best-of`
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,20 +82,25 @@ def dataset_pictures(address: str, split: str, n: int | None, view: View) -> Pic
 def folder_pictures(folder: str, n: int | None) -> Pictures:
     """Pictures of any size below a folder, with the first caption of each if all have one.
 
+    Of a folder that `t2i sample` wrote, the pictures and prompts in its manifest.
+
     Raises:
         InputError: no such folder, no pictures, fewer than n, or one of them is broken.
     """
     index = index_folder(folder)
     if index.problems:
         raise InputError(index.problems[0])
-    every = list(index.files)
+    manifest = _sampled(index.root)
+    prompts = {entry["file"]: entry["prompt"] for entry in manifest.get("pictures", [])}
+    every = [name for name in index.files if name in prompts or not prompts]  # not its grid.png
     names = [every[k] for k in _choose(len(every), len(every) if n is None else n, shown(index.root))]
     found = verify(index.root, index.files, names)
     if broken := [name for name in names if found[name].reason]:
         first = f"{shown(broken[0])}: {found[broken[0]].reason}"
         more = f", and {some(broken[1:])}" if broken[1:] else ""
         raise InputError(f"cannot score {shown(index.root)}: broken {first}{more}; repair or remove what is broken")
-    captions = [index.captions[name][0] for name in names if name in index.captions]
+    written = {name: captions[0] for name, captions in index.captions.items()} | prompts
+    captions = [written[name] for name in names if name in written]
     digest = hashlib.sha256(json.dumps([[name, found[name].sha256] for name in names] + captions).encode())
     sizes = {size for name in names for size in (found[name].width, found[name].height)}
     paths = [index.root / index.files[name] for name in names]
@@ -105,7 +112,18 @@ def folder_pictures(folder: str, n: int | None) -> Pictures:
         digest.hexdigest(),
         sizes.pop() if len(sizes) == 1 else None,
         lambda: _decoded(paths),
+        manifest.get("reranking"),
     )
+
+
+def _sampled(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that `t2i sample` wrote; empty if it is another."""
+    path = folder / "manifest.json"
+    try:
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and {"pictures", "checkpoint", "seed"} <= found.keys() else {}
 
 
 def _choose(size: int, count: int, where: str) -> list[int]:

@@ -240,6 +240,7 @@ def noted(fake_module: Fake) -> dict[str, Any]:
     calls: dict[str, Any] = {}
     fake_module("t2i.sample.images", main=lambda **arguments: calls.update(sample=arguments))
     fake_module("t2i.eval.score", main=lambda **arguments: calls.update(score=arguments))
+    fake_module("t2i.eval.sweep", main=lambda **arguments: calls.update(sweep=arguments))
     fake_module("t2i.quickstart", main=lambda *arguments: calls.update(quickstart=arguments))
     return calls
 
@@ -249,7 +250,8 @@ SETTINGS = "--temperature 0.7 --top-k 100 --top-p 0.9 --steps 10".split()
 
 def test_sample_passes_every_option_on(run, noted):
     argv = "a_run one two -n 3 --seed 7 --prompts p.txt --guidance 2 --truncation 0.5 --batch-size 8 --out o"
-    assert run("sample", *argv.split(), "--interpolate", "caption", "--frames", "5", *SETTINGS)[0] == 0
+    more = "--compile --init i.png --mask m.png --keep-rows 4 --best-of 8 --scorer clip:c".split()
+    assert run("sample", *argv.split(), "--interpolate", "caption", "--frames", "5", *SETTINGS, *more)[0] == 0
     assert noted["sample"] == {
         "run": Path("a_run"),
         "prompts": ["one", "two"],
@@ -262,15 +264,21 @@ def test_sample_passes_every_option_on(run, noted):
         "out": Path("o"),
         "interpolate": "caption",
         "frames": 5,
-        "settings": {"temperature": 0.7, "top_k": 100, "top_p": 0.9, "steps": 10},
+        "settings": {"temperature": 0.7, "top_k": 100, "top_p": 0.9, "steps": 10, "compile": True},
+        "init": Path("i.png"),
+        "mask": Path("m.png"),
+        "keep_rows": 4,
+        "best_of": 8,
+        "scorer": "clip:c",
     }
     assert run("sample", "a_run")[0] == 0
     assert noted["sample"]["prompts"] == [] and noted["sample"]["guidance"] is None
+    assert set(noted["sample"]["settings"].values()) == {None} and noted["sample"]["best_of"] == 1
 
 
 def test_eval_score_passes_every_option_on(run, noted):
     argv = "a_run --data shapes-2 --against other --split heldout -n 9 --metrics a,,b --seed 3 --truncation 0.5"
-    more = "--guidance 2 --inception i.pt --clip c --scorer a --force --out o.json"
+    more = "--best-of 4 --reranker r --guidance 2 --inception i.pt --clip c --scorer a --force --out o.json"
     assert run("eval", "score", *argv.split(), *more.split(), *SETTINGS)[0] == 0
     assert noted["score"] == {
         "target": "a_run",
@@ -283,12 +291,42 @@ def test_eval_score_passes_every_option_on(run, noted):
         "truncation": 0.5,
         "guidance": 2.0,
         "settings": {"temperature": 0.7, "top_k": 100, "top_p": 0.9, "steps": 10},
+        "best_of": 4,
+        "reranker": "r",
         "inception": Path("i.pt"),
         "clip": Path("c"),
         "scorer": Path("a"),
         "force": True,
         "out": Path("o.json"),
     }
+
+
+def test_eval_sweep_passes_every_option_on(run, noted):
+    argv = "a_run --guidance 1,2 --truncation 1 --temperature .7 --top-k 5,all --top-p .9 --steps 4 --data shapes-2"
+    more = "--split train -n 9 --seed 3 --inception i.pt --scorer a --force --out o.json --make-default"
+    assert run("eval", "sweep", *argv.split(), *more.split())[0] == 0
+    assert noted["sweep"] == {
+        "run": "a_run",
+        "values": {
+            "guidance": "1,2",
+            "truncation": "1",
+            "temperature": ".7",
+            "top_k": "5,all",
+            "top_p": ".9",
+            "steps": "4",
+        },
+        "data": "shapes-2",
+        "split": "train",
+        "n": 9,
+        "seed": 3,
+        "inception": Path("i.pt"),
+        "scorer": Path("a"),
+        "force": True,
+        "out": Path("o.json"),
+        "make_default": True,
+    }
+    assert run("eval", "sweep", "a_run", "--guidance", "1")[0] == 0
+    assert (noted["sweep"]["split"], noted["sweep"]["n"]) == ("val", 500)
 
 
 def test_quickstart_passes_its_options_on(run, noted):

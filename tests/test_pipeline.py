@@ -251,7 +251,7 @@ def test_an_unknown_device(pipe):
 
 def test_noise_interpolation_goes_from_picture_to_picture(pipe):
     pair = pipe(PROMPT, 2, seed=4, output_type="np")
-    output = pipe.interpolate_noise(PROMPT, pair.seeds, steps=6, output_type="np")
+    output = pipe.interpolate_noise(PROMPT, pair.seeds, frames=6, output_type="np")
     row = output.images
     assert len(row) == 6 and output.seeds == pair.seeds
     assert np.array_equal(row[0], pair.images[0]) and np.array_equal(row[-1], pair.images[1])
@@ -273,12 +273,12 @@ def test_the_great_circle_keeps_the_length():
 
 def test_caption_interpolation_goes_from_caption_to_caption(pipe):
     a, b = CAPTIONS[0], CAPTIONS[2]
-    row = pipe.interpolate_captions(a, b, steps=5, seed=9, output_type="np").images
+    row = pipe.interpolate_captions(a, b, frames=5, seed=9, output_type="np").images
     ends = draw(pipe, [a, b], seed=[9, 9])
     assert np.array_equal(row[0], ends[0]) and np.array_equal(row[-1], ends[1])
     assert len(np.unique(row.reshape(5, -1), axis=0)) == 5
-    with pytest.raises(InputError, match="steps must be 2 or more"):
-        pipe.interpolate_captions(a, b, steps=1)
+    with pytest.raises(InputError, match="frames must be 2 or more"):
+        pipe.interpolate_captions(a, b, frames=1)
 
 
 def test_mixed_captions_read_the_tokens_of_both():

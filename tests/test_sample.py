@@ -171,10 +171,10 @@ def test_interpolation_of_captions(t2i, run):
 
 def test_a_long_grid_is_cut_and_says_so(t2i, run, monkeypatch):
     monkeypatch.setattr("t2i.sample.images.GRID_MOST", 4)
-    monkeypatch.setattr("t2i.sample.images.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("t2i.console.LINE_SECONDS", 0.0)
     _, out, err = t2i("sample", run, *CAPTIONS, "-n", 2, "--out", "many", "--batch-size", 4)
     assert out == ["wrote 10 pictures, grid.png and manifest.json to many (grid.png shows the first 4)"]
-    assert err[0] == "1 of 10 pictures" and err[-1] == "10 of 10 pictures"  # no terminal here: lines
+    assert err[0] == "drawing: 1 of 10 pictures" and err[-1] == "drawing: 10 of 10 pictures"  # no terminal here: lines
     assert len(pixels(Path("many"))) == 10 and Image.open("many/grid.png").width == 2 * 134 + 6
 
 

@@ -1,0 +1,69 @@
+"""What the programs show on stderr while they work: bars on a terminal, else a line now and then; warnings as lines."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from t2i.text import TruncationWarning
+
+LINE_SECONDS = 10.0  # between two lines on a stderr that is no terminal
+Tick = Callable[[str, float, int], None]  # what is going on, done, of how many
+
+
+@contextmanager
+def shown_progress(unit: str = "") -> Iterator[Tick]:
+    """One bar for each thing that goes on. `done` may be a fraction, and never goes back."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bars: dict[str, Any] = {}
+    most: dict[str, float] = {}
+    said = time.monotonic()
+
+    def tick(what: str, done: float, total: int) -> None:
+        nonlocal said
+        if what not in bars:
+            bars[what] = progress.add_task(what, total=total)
+        before, most[what] = most.get(what, 0.0), max(done, most.get(what, 0.0))
+        progress.update(bars[what], completed=most[what])
+        # pictures that are done, not those begun
+        new = int(most[what] + 1e-6) > int(before + 1e-6)
+        if new and not console.is_terminal and time.monotonic() - said > LINE_SECONDS:
+            said = time.monotonic()
+            line(console, f"{what}: {int(most[what] + 1e-6):,} of {total:,}{unit}")
+
+    with (
+        warnings_as_lines(console),
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+    ):
+        yield tick
+
+
+@contextmanager
+def warnings_as_lines(console: Console) -> Iterator[None]:
+    """One line on stderr a warning, and the same one once; those of cut captions, one a batch, are added up."""
+    cut: list[TruncationWarning] = []
+    told: set[str] = set()
+
+    def show(message: Warning | str, *_: Any) -> None:
+        if isinstance(message, TruncationWarning):
+            cut.append(message)
+        elif str(message) not in told:
+            told.add(str(message))
+            line(console, f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
+        if cut:
+            show(str(TruncationWarning(sum(one.count for one in cut), cut[0].name, cut[0].limit)))
+
+
+def line(console: Console, text: str) -> None:
+    """One line as it is, however long."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,5 +1,7 @@
 """Draws pictures for prompts: PNG files, manifest.json and a grid with the prompts in a new folder.
 
+    t2i sample "a small red star left of a large green ring"
+    t2i sample --model cgan "a small red star left of a large green ring" -n 4
     t2i sample runs/shapes "a small red circle above a large blue square" -n 4 --seed 0
     t2i sample runs/shapes --prompts PartiPrompts.tsv --truncation 0.7
     t2i sample runs/shapes "a red circle" "a blue star" --interpolate caption --frames 8
@@ -35,6 +37,7 @@ from t2i.errors import InputError
 from t2i.folders import new_folder, refuse_used
 from t2i.images import BrokenImage, ImageArray, decode, grid, save_png
 from t2i.prompts import clean_prompt, read_prompts
+from t2i.shipped import DEFAULT, shipped
 
 if TYPE_CHECKING:
     from t2i.metrics import ImageTextExtractor
@@ -158,7 +161,7 @@ def _between_captions(pipe: "TextToImagePipeline", job: Job) -> Iterator[Drawn]:
                 yield Drawn(image, label, {"prompt": a, "to": b, "seed": seed, "weight": weight})
 
 
-def write(pipe: "TextToImagePipeline", run: Path, job: Job, folder: Path, tick: Callable[[float], None]) -> None:
+def write(pipe: "TextToImagePipeline", run: str, job: Job, folder: Path, tick: Callable[[float], None]) -> None:
     """Saves each picture as it comes, then grid and manifest."""
     digits = max(3, len(str(job.total() - 1)))
     entries: list[dict[str, Any]] = []
@@ -188,7 +191,7 @@ def grid_columns(job: Job) -> int | None:
     return job.each if 1 < job.each <= 10 else None
 
 
-def describe(pipe: "TextToImagePipeline", run: Path, job: Job, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def describe(pipe: "TextToImagePipeline", run: str, job: Job, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """manifest.json: all that is needed to draw these pictures again."""
     import torch
 
@@ -287,9 +290,36 @@ def warn_of_scorer(pipe: "TextToImagePipeline", scorer: "ImageTextExtractor", ad
         )
 
 
+def split_words(words: Sequence[str], model: str | None) -> tuple[str, list[str]]:
+    """(run or shipped model, prompts): the first word is the run unless a model is named or it reads as a prompt.
+
+    Raises:
+        InputError: no such model, or a single word that may be either.
+    """
+    names = " or ".join(shipped())
+    if model is not None:
+        if model not in shipped():
+            raise InputError(f"--model {model} does not ship with t2i; give {names}, or a run without --model")
+        return model, list(words)
+    if not words or _reads_as_prompt(words[0]):
+        return DEFAULT, list(words)
+    if len(words) == 1 and not Path(words[0]).exists() and words[0] not in shipped():
+        raise InputError(
+            f"{words[0]!r} is no run; if it is a prompt, say which model is to draw it: --model {names}; if it is a "
+            f'run, give a prompt too, as in t2i sample RUN "a small red circle"'
+        )
+    return words[0], list(words[1:])
+
+
+def _reads_as_prompt(word: str) -> bool:
+    """Several words that are no path; one in a folder that is there was meant as a path."""
+    path = Path(word)
+    return len(word.split()) > 1 and not path.exists() and not ("/" in word and path.parent.is_dir())
+
+
 def main(
-    run: Path,
-    prompts: list[str],
+    words: list[str],
+    model: str | None,
     num_images_per_prompt: int,
     seed: int,
     prompts_file: Path | None,
@@ -306,6 +336,7 @@ def main(
     best_of: int,
     scorer: str | None,
 ) -> None:
+    run, prompts = split_words(words, model)
     wanted = [clean_prompt(prompt) for prompt in prompts] + (read_prompts(prompts_file) if prompts_file else [])
     if not wanted:
         raise InputError('no prompt; give one in quotes, as in t2i sample RUN "a small red circle", or --prompts FILE')
@@ -314,6 +345,8 @@ def main(
     check_options({"--init": init, "--mask": mask, "--keep-rows": keep_rows}, interpolate, best_of, scorer)
     if out is not None:
         refuse_used(out)
+    if run in shipped():
+        print(f"drawing with {run}, a model that ships with t2i and knows drawn shapes", file=sys.stderr)
     given = None if init is None else Given(init, mask, keep_rows)
     kept = given.arguments() if given else {}
 
@@ -335,6 +368,8 @@ def main(
         pipe = TextToImagePipeline.from_pretrained(run, device)
         if chooser is not None:
             warn_of_scorer(pipe, chooser, scorer)
+        if pipe.chosen:
+            print(f"weights: {pipe.chosen}", file=sys.stderr)
         place = output_folder(out, pipe, job)
         with new_folder(place) as folder:
             write(pipe, run, job, folder, lambda done: tick("drawing", done, job.total()))

@@ -70,9 +70,11 @@ app = typer.Typer(
     help="Train, sample and score text-to-image generators.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Export and check captioned pictures.")
+cache_app = typer.Typer(no_args_is_help=True, help="Look at what is kept on disk to save time, and make it smaller.")
 eval_app = typer.Typer(no_args_is_help=True, help="Score runs and folders of pictures.")
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs without running them.")
 app.add_typer(data_app, name="data")
+app.add_typer(cache_app, name="cache")
 app.add_typer(eval_app, name="eval")
 app.add_typer(config_app, name="config")
 
@@ -125,7 +127,17 @@ def train(
     if dry_run:
         typer.echo(config.to_yaml(resolved), nl=False)
         return
+    _say_recognised(resolved.data.address)  # pyright: ignore[reportAttributeAccessIssue]  # every family has it
     import_module(f"t2i.train.{name}").main(resolved, run_dir)
+
+
+def _say_recognised(address: str) -> None:
+    """Tells what a bare path was taken for, on one process of a run."""
+    from t2i.data import parse_address
+
+    notice = parse_address(address).notice
+    if notice and os.environ.get("RANK", "0") == "0":
+        typer.echo(notice, err=True)
 
 
 def programs(kind: str) -> list[str]:
@@ -172,8 +184,16 @@ def resolve(cls: type[config.ConfigT], source: str | None, sets: Sequence[str], 
 
 @app.command()
 def sample(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory or a saved pipeline.")],
-    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN] PROMPTS...",
+            help="A run directory or a saved pipeline, then prompts, each in quotes. Without RUN: a model that ships with t2i.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of those that ship with t2i: prior, the default, or cgan.")
+    ] = None,
     num_images_per_prompt: Annotated[
         int, typer.Option("--num-images-per-prompt", "-n", min=1, metavar="N", help="Pictures for each prompt.")
     ] = 1,
@@ -217,8 +237,8 @@ def sample(
 ) -> None:
     """Draw pictures for prompts: PNG files, a manifest and a grid."""
     import_module("t2i.sample.images").main(
-        run=run,
-        prompts=list(prompts or []),
+        words=list(words or []),
+        model=model,
         num_images_per_prompt=num_images_per_prompt,
         seed=seed,
         prompts_file=prompts_file,
@@ -245,17 +265,29 @@ def sample(
 
 @eval_app.command()
 def score(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A run directory or a folder of pictures.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A run, or pictures: a folder, a .tar or an .npz.")],
     data: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Captioned pictures to score on; default: the run's own.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Compare two folders of pictures instead.")
+        str | None,
+        typer.Option(
+            metavar="PLACE", help="Instead of --data: pictures, their statistics (t2i eval reference) or a run."
+        ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Split of the data, as val, test or heldout.")] = "val",
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of a run: draw these; .txt, .jsonl or .tsv as PartiPrompts.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(metavar="NAME", help="coco-30k, cub-test, flickr30k-karpathy or shapes-heldout.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data, as val, the default, test or heldout.")] = None,
     n: Annotated[
         int | None,
         typer.Option("--n", "-n", min=1, metavar="N", help="Pictures scored; 1,000 of a run, all of a folder."),
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=16, metavar="R", help="Of the real pictures; default: that of the generated ones.")
     ] = None,
     metrics: Annotated[str | None, typer.Option(metavar="A,B", help="Metrics; default: all that apply.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides noise, captions and bootstrap.")] = 0,
@@ -273,19 +305,35 @@ def score(
         Path | None, typer.Option(metavar="FILE", help="State dict of the FID Inception, for `fid` and `kid`.")
     ] = None,
     clip: Annotated[Path | None, typer.Option(metavar="DIR", help="A CLIP model, for the CLIP score.")] = None,
+    dinov2: Annotated[Path | None, typer.Option(metavar="DIR", help="A DINOv2 model, for `fd-dinov2`.")] = None,
     scorer: Annotated[
         Path | None, typer.Option(metavar="DIR", help="An align run to score with instead of the embedded encoder.")
     ] = None,
+    resize: Annotated[
+        Literal["clean", "legacy", "torch"], typer.Option(help="How pictures reach the Inception and DINOv2.")
+    ] = "clean",
     force: Annotated[bool, typer.Option("--force", help="Score even where the protocol advises against it.")] = False,
+    allow_leak: Annotated[
+        bool, typer.Option("--allow-leak", help="Score a run on what it was trained on; marks the scores.")
+    ] = False,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be decoded; the scores say how many.")
+    ] = False,
+    save_features: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep features here, and read those that are: .safetensors.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON of the scores; default: in the run.")] = None,
 ) -> None:
-    """Score a run on held-out captions, or one folder of pictures against another."""
+    """Score a run on held-out captions, or pictures against others. Also by several processes, with torchrun."""
     import_module("t2i.eval.score").main(
         target=target,
         data=data,
         against=against,
+        prompts=prompts,
+        protocol=protocol,
         split=split,
         n=n,
+        resolution=resolution,
         metrics=[name.strip() for name in metrics.split(",") if name.strip()] if metrics is not None else None,
         seed=seed,
         truncation=truncation,
@@ -293,12 +341,145 @@ def score(
         settings={"temperature": temperature, "top_k": top_k, "top_p": top_p, "steps": steps},
         best_of=best_of,
         reranker=reranker,
-        inception=inception,
-        clip=clip,
-        scorer=scorer,
+        files={"inception": inception, "clip": clip, "dinov2": dinov2, "scorer": scorer},
+        resize=resize,
         force=force,
+        allow_leak=allow_leak,
+        skip_broken=skip_broken,
+        save_features=save_features,
         out=out,
     )
+
+
+@eval_app.command()
+def reference(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Captioned data, or a folder, .tar or .npz of pictures.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The statistics: .safetensors.")],
+    split: Annotated[str, typer.Option(help="Split of the data.")] = "val",
+    n: Annotated[
+        int | None, typer.Option("--n", "-n", min=2, metavar="N", help="Pictures; default as in eval score.")
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=16, metavar="R", help="Of the data; without it pictures are taken as they are.")
+    ] = None,
+    inception: Annotated[Path | None, typer.Option(metavar="FILE", help="As in t2i eval score.")] = None,
+    clip: Annotated[Path | None, typer.Option(metavar="DIR", help="As in t2i eval score.")] = None,
+    dinov2: Annotated[Path | None, typer.Option(metavar="DIR", help="As in t2i eval score.")] = None,
+    scorer: Annotated[Path | None, typer.Option(metavar="DIR", help="As in t2i eval score.")] = None,
+    resize: Annotated[Literal["clean", "legacy", "torch"], typer.Option(help="As in t2i eval score.")] = "clean",
+    embedded: Annotated[bool, typer.Option("--embedded", help="Also by the embedded encoder.")] = False,
+    save_features: Annotated[
+        bool, typer.Option("--save-features", help="Keep the features too: for KID, precision and the like.")
+    ] = False,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="As in t2i eval score.")] = False,
+) -> None:
+    """Make statistics of real pictures once, to score any number of models against."""
+    import_module("t2i.eval.reference").main(
+        data=data,
+        split=split,
+        n=n,
+        resolution=resolution,
+        files={"inception": inception, "clip": clip, "dinov2": dinov2, "scorer": scorer},
+        resize=resize,
+        embedded=embedded or scorer is not None,
+        features=save_features,
+        skip_broken=skip_broken,
+        out=out,
+    )
+
+
+@eval_app.command()
+def compare(
+    scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="JSON files of t2i eval score.")],
+) -> None:
+    """Show score files side by side: what differs in protocol, and what more than chance explains."""
+    import_module("t2i.eval.compare").main(scores)
+
+
+@eval_app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs of any family; a column each.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Captions to draw; default: those of the first run's data.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Splits of the data; default: val, and heldout where there is one."),
+    ] = None,
+    n: Annotated[
+        int,
+        typer.Option("--n", "-n", min=2, metavar="N", help="Pictures that each run draws; 12 are shown with prompts."),
+    ] = 64,
+    neighbours: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Training pictures searched for the nearest ones; 0: none.")
+    ] = 20_000,
+    scorer: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="What judges pictures: an align run or clip:DIR, not the embedded one."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the noise, the same for all runs.")] = 0,
+    title: Annotated[str | None, typer.Option(help="Of the page; default: the names of the runs.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page, a new file; default: report.html, of one run inside it."),
+    ] = None,
+) -> None:
+    """Show runs side by side on one HTML page: pictures beside prompts, scores, curves, configs."""
+    import_module("t2i.eval.report").main(
+        runs=runs,
+        data=data,
+        splits=[name.strip() for name in split.split(",") if name.strip()] if split is not None else None,
+        n=n,
+        train=neighbours,
+        scorer=scorer,
+        seed=seed,
+        title=title,
+        out=out,
+    )
+
+
+@eval_app.command()
+def tokenizer(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of t2i train vqvae.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Pictures to reconstruct; default: the run's own data.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the data, as val, test or heldout.")] = "val",
+    n: Annotated[int | None, typer.Option("--n", "-n", min=2, metavar="N", help="Pictures; default: 1,000.")] = None,
+    inception: Annotated[Path | None, typer.Option(metavar="FILE", help="As in t2i eval score, for `rfid`.")] = None,
+    clip: Annotated[Path | None, typer.Option(metavar="DIR", help="As in t2i eval score.")] = None,
+    dinov2: Annotated[Path | None, typer.Option(metavar="DIR", help="As in t2i eval score.")] = None,
+    scorer: Annotated[Path | None, typer.Option(metavar="DIR", help="As in t2i eval score.")] = None,
+    lpips: Annotated[Path | None, typer.Option(metavar="FILE", help="VGG16 weights of torchvision, for LPIPS.")] = None,
+    resize: Annotated[Literal["clean", "legacy", "torch"], typer.Option(help="As in t2i eval score.")] = "clean",
+    force: Annotated[bool, typer.Option("--force", help="As in t2i eval score.")] = False,
+    allow_leak: Annotated[bool, typer.Option("--allow-leak", help="As in t2i eval score.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON of the scores; default: in the run.")] = None,
+) -> None:
+    """Score a tokenizer: what pictures lose on the way through its tokens and back."""
+    import_module("t2i.eval.tokenizer").main(
+        run=run,
+        data=data,
+        split=split,
+        n=n,
+        files={"inception": inception, "clip": clip, "dinov2": dinov2, "scorer": scorer},
+        lpips=lpips,
+        resize=resize,
+        force=force,
+        allow_leak=allow_leak,
+        out=out,
+    )
+
+
+@eval_app.command()
+def captions(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL: candidate and references on each line.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON of the scores; default: the table alone.")
+    ] = None,
+) -> None:
+    """Score written captions against references: BLEU-4 and CIDEr-D."""
+    import_module("t2i.eval.captions").main(file, out)
 
 
 @eval_app.command()
@@ -363,6 +544,7 @@ def export(
     from t2i.data.export import export_splits
 
     names = [name.strip() for name in split.split(",") if name.strip()]
+    _say_recognised(address)
     opened = {name: open_dataset(address, name, View(resolution=size, limit=n)) for name in names}
     if len(opened) == 1:
         export_one(opened[names[0]], out)
@@ -372,12 +554,138 @@ def export(
 
 
 @data_app.command()
-def check(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of captioned pictures.")]) -> None:
-    """Report counts, sizes, captions, duplicates, broken files and captions shared between splits."""
-    from t2i.data.check import check as check_folder
-    from t2i.data.check import format_report
+def check(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="A folder of captioned pictures, or any data.")],
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Also draw a contact sheet with captions.")
+    ] = None,
+) -> None:
+    """Decode everything; report counts, sizes, captions, duplicates, broken files, captions shared between splits."""
+    from t2i.console import shown_progress
+    from t2i.data.check import examine, gather
+    from t2i.data.check_report import contact_sheet, format_report, save_report
+    from t2i.data.verify import watched
+    from t2i.folders import new_file
 
-    typer.echo(format_report(check_folder(folder)))
+    with shown_progress(" pictures") as tick, watched(lambda done, total: tick("decoding", done, total)):
+        here = gather(address)
+    report = examine(here)
+    save_report(report, here)
+    typer.echo(format_report(report))
+    if sheet is not None:
+        page = contact_sheet(address)
+        with new_file(sheet) as temporary:
+            page.save(temporary, "PNG")
+
+
+@data_app.command("filter")
+def filter_data(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="A folder of captioned pictures, or any data.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
+    min_words: Annotated[int, typer.Option(min=0, metavar="N", help="Captions with fewer words go.")] = 0,
+    max_words: Annotated[int | None, typer.Option(min=1, metavar="N", help="Captions with more words go.")] = None,
+    unique: Annotated[bool, typer.Option("--unique", help="Of equal captions the first alone stays.")] = False,
+    allow: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Captions without any of its words, one a line, go.")
+    ] = None,
+    deny: Annotated[Path | None, typer.Option(metavar="FILE", help="Captions with one of its words go.")] = None,
+) -> None:
+    """Write a folder of the pictures whose captions pass: links and a metadata.jsonl; the source stays as it is."""
+    from t2i.console import shown_progress
+    from t2i.data.rewrite import Rules, filter_captions, read_words
+    from t2i.data.verify import watched
+
+    words = [read_words(path) if path is not None else [] for path in (allow, deny)]
+    rules = Rules(min_words, max_words, unique, *words)
+    with shown_progress(" pictures") as tick, watched(lambda done, total: tick("decoding", done, total)):
+        done = filter_captions(address, out, rules)
+    _tell_written(done.pictures, out)
+    for why, count in done.left_out.items():
+        typer.echo(f"left out: {count:,} {why}")
+
+
+@data_app.command("split")
+def split_data(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="A folder of captioned pictures, or any data.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
+    train: Annotated[float, typer.Option(min=0, max=1, help="Share of the split.")] = 0.9,
+    val: Annotated[float, typer.Option(min=0, max=1, help="Share of the split.")] = 0.05,
+    test: Annotated[float, typer.Option(min=0, max=1, help="Share of the split.")] = 0.05,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the draw, with the contents of each file.")] = 0,
+) -> None:
+    """Draw splits anew and write them as folders of links; equal files come into one split."""
+    from t2i.console import shown_progress
+    from t2i.data.rewrite import split_pictures
+    from t2i.data.verify import watched
+
+    with shown_progress(" pictures") as tick, watched(lambda done, total: tick("decoding", done, total)):
+        done = split_pictures(address, out, {"train": train, "val": val, "test": test}, seed)
+    _tell_written(done.pictures, out)
+
+
+def _tell_written(pictures: dict[str, int], out: Path) -> None:
+    typer.echo(f"wrote {', '.join(f'{count:,} {split}' for split, count in pictures.items())} pictures to {out}")
+
+
+@data_app.command("pack")
+def pack_data(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="A folder of captioned pictures, or any data.")],
+    shards: Annotated[Path, typer.Option(metavar="OUT", help="The folder of the shards; new, or one to go on with.")],
+    size: Annotated[int, typer.Option(min=0, help="Pixels of the shorter side at most; 0: files as they are.")] = 256,
+    suffix: Annotated[Literal["jpg", "png"], typer.Option(help="How pictures brought to size are written.")] = "jpg",
+    pictures: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures of a shard.")] = 1000,
+) -> None:
+    """Write WebDataset shards, a table beside each; the same command again goes on where it was stopped."""
+    from t2i.console import shown_progress
+    from t2i.data.pack import pack
+    from t2i.data.rewrite import open_splits
+    from t2i.data.verify import watched
+
+    with shown_progress(" pictures") as tick, watched(lambda done, total: tick("decoding", done, total)):
+        splits = open_splits(address)
+        done = pack(splits, shards, size or None, suffix, pictures, lambda done, total: tick("packing", done, total))
+    before = f", {done.before:,} were packed before" if done.before else ""
+    typer.echo(f"packed {done.pictures:,} pictures{before}: {done.shards:,} shards in {shards}")
+    for name, reason in done.broken[:5]:
+        typer.echo(f"left out: {name}: {reason}")
+    if len(done.broken) > 5:
+        typer.echo(f"... and {len(done.broken) - 5:,} more")
+
+
+# ---- cache ---------------------------------------------------------------------------------------------------------
+
+
+@cache_app.command("list")
+def list_cache() -> None:
+    """Print what is in the cache, what was used last first."""
+    import time
+
+    from t2i.data.cache_files import KINDS, entries
+    from t2i.data.paths import cache_dir
+
+    rows = entries()
+    for row in rows:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.used))
+        typer.echo(
+            f"{used}  {row.bytes / 1e6:>10,.1f} MB  {row.files:>6,} files  {row.kind}/{row.name}  {KINDS[row.kind]}"
+        )
+    typer.echo(f"{sum(row.bytes for row in rows) / 1e6:,.1f} MB in {cache_dir()}")
+
+
+@cache_app.command("prune")
+def prune_cache(
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Remove what was used longest ago, down to e.g. 10GB.")
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Remove what was not used for so long, e.g. 30d.")
+    ] = None,
+) -> None:
+    """Remove files of the cache; what is needed again is made again."""
+    from t2i.data.cache_files import prune
+
+    done = prune(max_size, older_than)
+    typer.echo(f"removed {done.files:,} files, {done.bytes / 1e6:,.1f} MB; {done.left / 1e6:,.1f} MB stay")
 
 
 # ---- config --------------------------------------------------------------------------------------------------------

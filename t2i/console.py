@@ -44,6 +44,17 @@ def shown_progress(unit: str = "") -> Iterator[Tick]:
 
 
 @contextmanager
+def progress_of(main: bool) -> Iterator[Tick]:
+    """`shown_progress` on the main process of several; the others show nothing, and say no warning again."""
+    if main:
+        with shown_progress() as tick:
+            yield tick
+        return
+    with warnings.catch_warnings(action="ignore"):
+        yield lambda what, done, total: None
+
+
+@contextmanager
 def warnings_as_lines(console: Console) -> Iterator[None]:
     """One line on stderr a warning, and the same one once; those of cut captions, one a batch, are added up."""
     cut: list[TruncationWarning] = []

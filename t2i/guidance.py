@@ -73,7 +73,7 @@ class CLIPGuide:
     """A CLIP folder; pictures are resized and normalised by its own numbers, differentiably."""
 
     def __init__(self, path: Path) -> None:
-        from t2i.metrics.features import CLIPExtractor
+        from t2i.metrics.clip import CLIPExtractor
 
         self._extractor = CLIPExtractor(path)
         self._model = self._extractor.model

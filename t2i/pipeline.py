@@ -75,10 +75,17 @@ class TextToImagePipeline:
         self._stored = stored
         self.device = torch.device("cpu")
 
+    @property
+    def chosen(self) -> str | None:
+        """By which score on val the weights were chosen among those of the run; None: they are its last."""
+        best = self.manifest.get("best")
+        return best and f"the best of the run by {best['metric']} on val ({best['value']:.3g}), step {best['step']:,}"
+
     @classmethod
     def from_pretrained(cls, path_or_run: str | Path, device: str | torch.device = "cpu") -> Self:
         """Reads a run directory (its newest intact checkpoint, averaged weights), a folder that `save_pretrained`
-        wrote, or `owner/name` from the hub. Safetensors only; no code that comes with a model is run.
+        wrote, `prior` or `cgan`, which come with the package, or `owner/name` from the hub. Safetensors only; no code
+        that comes with a model is run.
 
         Raises:
             InputError: one line that says what is wrong with the folder, the weights or the device.
@@ -279,7 +286,11 @@ class TextToImagePipeline:
     # ---- keeping ----------------------------------------------------------------------------------------------------
 
     def save_pretrained(
-        self, directory: str | Path, prompts: Sequence[str] | None = None, license: str = "other"
+        self,
+        directory: str | Path,
+        prompts: Sequence[str] | None = None,
+        license: str = "other",
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Writes a folder that `from_pretrained` reads, with a model card; it appears whole or not at all.
 
@@ -287,11 +298,12 @@ class TextToImagePipeline:
             directory: new or empty.
             prompts: shown in the card; None: held-out captions if the data is the embedded shapes, else no pictures.
             license: of the weights, as the hub spells it.
+            dtype: of the generator's weights on the disk; bfloat16 takes half the space, and they are read as float32.
 
         Raises:
             InputError: the directory holds files or cannot be written.
         """
-        self._save(Path(directory), Path(directory).name, prompts, license)
+        self._save(Path(directory), Path(directory).name, prompts, license, dtype)
 
     def push_to_hub(
         self, repo_id: str, prompts: Sequence[str] | None = None, license: str = "other", private: bool = False
@@ -305,7 +317,14 @@ class TextToImagePipeline:
             self._save(Path(folder) / "pipeline", repo_id, prompts, license)
             return pipeline_files.upload(Path(folder) / "pipeline", repo_id, private)
 
-    def _save(self, directory: Path, name: str, prompts: Sequence[str] | None, license: str) -> None:
+    def _save(
+        self,
+        directory: Path,
+        name: str,
+        prompts: Sequence[str] | None,
+        license: str,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         shown = card_prompts(self.manifest) if prompts is None else list(prompts)
         stored = self._stored._replace(
             components=self.sampler.components(),
@@ -314,7 +333,7 @@ class TextToImagePipeline:
             settings=self.sampler.settings(),
         )
         with new_folder(directory) as folder:
-            pipeline_files.write(folder, stored)
+            pipeline_files.write(folder, stored, dtype)
             if shown:
                 output = self(shown, seed=CARD_SEED, output_type="np")
                 grid(list(output.images), shown, columns=4).save(folder / "grid.png")

@@ -17,15 +17,17 @@ from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t2i import __version__, checkpoint
 from t2i.errors import InputError
 from t2i.folders import write_text
 from t2i.samplers import Components, sampler_class
+from t2i.shipped import INDEX, shipped
 from t2i.text import TextEncoder, load_encoder, writing
 
-INDEX, CONFIG, WEIGHTS, TEXT = "model_index.json", "config.json", "model.safetensors", "text_encoder"
+CONFIG, WEIGHTS, TEXT = "config.json", "model.safetensors", "text_encoder"
 DEFAULTS = "sampling.json"  # in a run: what is drawn with where a call says nothing
 WANTED = "name a run directory of t2i train, or a folder that save_pretrained wrote"
 CLASS_NAME = "TextToImagePipeline"
@@ -75,7 +77,8 @@ class _Index(BaseModel):
 
 
 def read(place: str | Path) -> Stored:
-    """Reads a run directory (its newest intact checkpoint), a saved pipeline, or `owner/name` from the hub.
+    """Reads a run directory (its newest intact checkpoint), a saved pipeline, one that comes with the package by its
+    name, or `owner/name` from the hub.
 
     Raises:
         InputError: there is none of these, or it is damaged, incomplete or of an unknown family.
@@ -87,6 +90,8 @@ def read(place: str | Path) -> Stored:
         return _read_run(path)
     if path.exists():
         raise InputError(f"{path} is a file; {WANTED}")
+    if str(place) in shipped():
+        return _read_saved(shipped()[str(place)])
     # `runs/typo` looks like a model on the hub, but where there is a folder `runs` it was meant to be in it
     if not _HUB_ID.fullmatch(str(place)) or path.parent.is_dir():
         raise InputError(f"{path} does not exist; {WANTED}")
@@ -206,8 +211,12 @@ def _read_file(folder: Path, name: str, index: _Index) -> bytes:
     return data
 
 
-def write(folder: Path, stored: Stored) -> None:
+def write(folder: Path, stored: Stored, dtype: torch.dtype | None = None) -> None:
     """Writes index, components and text encoder into an existing folder.
+
+    Args:
+        dtype: of the components' floating-point tensors; None: as they are. The text encoder stays as it is, for its
+            digest is part of what the generator was trained with.
 
     Raises:
         InputError: the disk is full or the folder read-only.
@@ -215,8 +224,11 @@ def write(folder: Path, stored: Stored) -> None:
     digests: dict[str, str] = {}
     with writing(folder):
         for name, (config, tensors) in stored.components.items():
-            plain = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
-            files = {CONFIG: (json.dumps(config, indent=1) + "\n").encode(), WEIGHTS: safetensors.torch.save(plain)}
+            plain = {key: _plain(tensor, dtype) for key, tensor in tensors.items()}
+            files = {
+                CONFIG: (json.dumps(_published(config), indent=1) + "\n").encode(),
+                WEIGHTS: safetensors.torch.save(plain),
+            }
             (folder / name).mkdir()
             for file, data in files.items():
                 (folder / name / file).write_bytes(data)
@@ -231,9 +243,26 @@ def write(folder: Path, stored: Stored) -> None:
             "settings": dict(stored.settings),
             "text_digest": stored.text.digest(),
             "sha256": digests,
-            "checkpoint": stored.manifest,
+            "checkpoint": _published(stored.manifest),
         }
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", "utf-8")
+
+
+def _published(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the folders above an absolute `path`, which are nobody's business and which nothing reads again."""
+    published: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            published[key] = _published(value)
+        else:
+            local = key.endswith("path") and isinstance(value, str) and Path(value).is_absolute()
+            published[key] = Path(value).name if local else value
+    return published
+
+
+def _plain(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    wanted = dtype if tensor.is_floating_point() else None
+    return tensor.detach().to("cpu", wanted, copy=True).contiguous()
 
 
 # ---- the hub -------------------------------------------------------------------------------------------------------

@@ -18,13 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from t2i import cli, images
+from t2i import cli
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
 from t2i.folders import write_text
-from t2i.report import Part, Picture, write_report
+from t2i.report import Extras, Part, make_report
 
 DATA = "shapes-1"
 RESOLUTION = 32
@@ -34,13 +32,10 @@ CGAN: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "dat
 VQVAE: tuple[str, ...] = ("max_train_steps=1200", "validation_steps=600", "checkpointing_steps=600", "data.limit=20000")
 PRIOR: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=20000")
 NAMES = {"cgan": "Conditional GAN", "prior": "Prior over the codes of a tokenizer"}
-SHOWN = 12  # prompts of each held-out split that are drawn for the page
+SHOWN = 12  # prompts of each held-out split that are drawn
 SCORED = 500  # pictures that are scored of each
-SPLITS = {
-    "val": "Combinations that training shows, in new scenes (val)",
-    "heldout": "Combinations that training never shows: a shape in that colour, or two shapes so placed (heldout)",
-}
-JUDGED = ("shape", "colour", "size", "relation", "background")  # told apart where the number of objects is right
+NEIGHBOURS = 5000  # training pictures among which the page looks for those nearest to drawn ones
+SPLITS = ("val", "heldout")
 
 
 class Step(NamedTuple):
@@ -131,19 +126,8 @@ def main(run_dir: Path, minutes: float, family: str = "cgan") -> None:
             say(f"{heading}: stopped with status {status}; the same command goes on from here")
             raise SystemExit(status)
         say(f"{heading}: {record.seconds(step):.0f} s")
-    page = run_dir / "index.html"
-    shown, parts = [], []
-    for one in sorted(NAMES, key=lambda name: name != family):
-        every = steps(run_dir, minutes, one)
-        if all(step.result.exists() for step in every):
-            shown += pictures(run_dir / f"pictures-{one}", one)
-            parts += [
-                Part(step.name, step.command, record.seconds(step))
-                for step in every
-                if one == family or step not in tour
-            ]
-    following = next_commands(run_dir, family)
-    write_report(run_dir, page, "t2i quickstart", shown, parts, following)
+    page, following = run_dir / "index.html", next_commands(run_dir, family)
+    show(run_dir, page, minutes, family, record, following)
     grid = run_dir / f"pictures-{family}" / "grid.png"
     say(f"done in {time.monotonic() - began:.0f} s\n\npage      {page}\npictures  {grid}")
     for what, command in following.items():
@@ -215,29 +199,21 @@ def write_prompts(path: Path) -> None:
     path.write_text("\n".join(captions) + "\n", "utf-8")
 
 
-def pictures(folder: Path, family: str) -> list[Picture]:
-    """What a family drew, in the order of the prompts, with what the oracle of the embedded data reads in it."""
-    from t2i.data.shapes_captions import parse
-    from t2i.data.shapes_oracle import judge, read
+def show(run: Path, page: Path, minutes: float, family: str, record: Record, following: Mapping[str, str]) -> None:
+    """Writes the page of `t2i eval report`, the family that was asked for first."""
+    from t2i.console import shown_progress
+    from t2i.report_pictures import Ask
 
-    entries = json.loads((folder / "manifest.json").read_text("utf-8"))["pictures"]
-    drawn = np.stack([np.asarray(images.decode(folder / entry["file"])) for entry in entries])
-    specs = [spec for entry in entries if (spec := parse(entry["prompt"]))]  # all: these captions are of its grammar
-    judged = judge(read(drawn), specs)
-    notes = [verdict({name: bool(flags[i]) for name, flags in judged.items()}) for i in range(len(entries))]
-    groups = [f"{NAMES[family]}: {group}" for group in SPLITS.values() for _ in range(SHOWN)]
-    return [
-        Picture(folder / entry["file"], entry["prompt"], group, note)
-        for entry, group, note in zip(entries, groups, notes, strict=True)
-    ]
-
-
-def verdict(right: Mapping[str, bool]) -> str:
-    """In a few words what is wrong with a picture, as the oracle reads it."""
-    if right["strict"]:
-        return "reads as asked"
-    wrong = [name for name in JUDGED if not right[name]] if right["count"] else ["number of objects"]
-    return f"wrong: {', '.join(wrong)}"
+    tour = {one: steps(run, minutes, one) for one in sorted(NAMES, key=lambda name: name != family)}
+    done = [one for one, every in tour.items() if all(step.result.exists() for step in every)]
+    every: list[Step] = []
+    for one in done:
+        every += [step for step in tour[one] if step not in every]
+    parts = [Part(step.name, step.command, record.seconds(step)) for step in every]
+    helpers = [run / "align", *([run / "vqvae"] if "prior" in done else [])]
+    with shown_progress(" pictures") as tick:
+        extras = Extras(helpers, parts, following)
+        make_report([run / one for one in done], page, "t2i quickstart", Ask(train=NEIGHBOURS), tick, extras)
 
 
 def next_commands(run: Path, family: str) -> dict[str, str]:

@@ -1,51 +1,40 @@
-"""One HTML file that shows a run: pictures under their prompts, scores with their protocol, curves, timings, configs.
+"""One HTML file that shows runs side by side: pictures under their prompts, scores with their protocols, curves, configs.
 
-It needs no network and no other file: pictures are inside, curves are SVG, nothing is a script. What is missing in the
-run directory is said in a line of the page.
+    t2i eval report runs/cgan runs/prior --out report.html
+
+It needs no network and no other file: pictures are inside, curves are SVG, nothing is a script. What a run does not hold is
+left out, or said in a line.
 """
 
-import base64
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import starmap
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from t2i import journal
-from t2i.data import Split
-from t2i.errors import InputError
+from t2i import yaml_text
 from t2i.folders import write_text
-from t2i.metrics.protocol import Score, read_scores
-from t2i.report_curves import charts, number, series_of
-from t2i.report_style import STYLE
+from t2i.report_curves import charts, number, shared_charts
+from t2i.report_html import absent, columns, dot, facts, folded, image, page, section, sheet, table
+from t2i.report_runs import KINDS, ShownRun, open_runs
+from t2i.report_scores import headline, score_lines
 
-SHEETS = 6  # of those that a training left, spread over its length
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a browser loads nothing but the page
-FAITHFULNESS = "faithfulness"
-LEGEND = (
-    '<p class="muted">Under each value: its 95 % interval and what to read it against (real: the same measured on the '
-    "real pictures; reconstructed: on those through the tokenizer, the ceiling of a prior; shuffled: on the generated ones "
-    "with others' captions). N, the number of pictures, belongs to the "
-    "name of a score. Of the distances fid and kid lower is better.</p>"
-)
+if TYPE_CHECKING:
+    from t2i.report_pictures import Ask, Beside, Extremes, Gallery, Judged, Near, Neighbours
+    from t2i.scoring_pictures import Tick
 
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of the page."""
-
-    file: Path  # PNG
-    prompt: str
-    group: str  # pictures of a group stand together under this heading
-    note: str = ""  # a line under the prompt
+SHEETS = 4  # of those that a training left, spread over its length
+SPLITS = {
+    "val": "New scenes of combinations that training shows (val)",
+    "heldout": "Combinations that training never shows: a shape in that colour, or two shapes so placed (heldout)",
+}
 
 
-@dataclass(frozen=True)
-class Part:
-    """One command that made the run."""
+class Part(NamedTuple):
+    """One command that made what is shown."""
 
     name: str
     command: str
@@ -53,243 +42,263 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Training:
-    """What one training left in its folder."""
+class Extras:
+    """What a page has beside its runs.
 
-    folder: Path
-    name: str
-    records: list[dict[str, Any]]
+    Attributes:
+        helpers: places of further runs that took part, such as a text encoder: their curves and configs.
+        parts: what was run, in order.
+        next_commands: what a command does -> the command.
+    """
+
+    helpers: Sequence[Path] = ()
+    parts: Sequence[Part] = ()
+    next_commands: Mapping[str, str] | None = None
+
+
+def make_report(
+    places: Sequence[str | Path], out: Path, title: str, ask: "Ask", tick: "Tick", extras: Extras = Extras()
+) -> None:
+    """Opens the runs, draws with each, and writes the page, whole or not at all.
+
+    Args:
+        places: run directories of any family, or saved pipelines; a column each.
+        tick: called with what is going on, how many pictures are done and of how many.
+
+    Raises:
+        InputError: one is no run or has no checkpoint, the held-out captions cannot be had, `out` cannot be written.
+    """
+    from t2i.report_pictures import make_gallery
+
+    runs = open_runs([*places, *extras.helpers])
+    shown, helpers = runs[: len(places)], runs[len(places) :]
+    gallery = make_gallery(shown, ask, tick)
+    write_report(out, title, shown, gallery, helpers, extras)
 
 
 def write_report(
-    run: Path,
     out: Path,
     title: str,
-    pictures: Sequence[Picture] = (),
-    parts: Sequence[Part] = (),
-    next_commands: Mapping[str, str] | None = None,
+    runs: Sequence[ShownRun],
+    gallery: "Gallery | None" = None,
+    helpers: Sequence[ShownRun] = (),
+    extras: Extras = Extras(),
 ) -> None:
-    """Writes the page, whole or not at all.
-
-    Args:
-        run: a run directory, or a folder of several; their journals, configs, scores and sheets of samples are shown.
-        pictures: groups stand in the order of their first picture.
-        parts: what was run, in order.
-        next_commands: what a command does -> the command.
+    """Writes the page of what was gathered, whole or not at all.
 
     Raises:
         InputError: `out` cannot be written.
     """
-    trainings = _trainings(run)
-    scores, unreadable = _score_files([run, *(training.folder for training in trainings)])
+    every = [*runs, *helpers]
+    why = "none: a dual encoder makes no pictures" if runs else None
+    sections = {
+        "pictures": ("Pictures beside prompts", _pictures(runs, gallery), why),
+        "extremes": ("Best and worst", _extremes(runs, gallery), None),
+        "neighbours": ("Nearest training pictures", _neighbours(runs, gallery), None),
+        "scores": ("Scores", score_lines(runs), "no score files in these runs; t2i eval score writes one"),
+        "curves": ("Curves", _curves(runs, helpers), "no journal.jsonl in these runs; t2i train writes one"),
+        "parts": ("What was run", _parts(extras.parts), None),
+        "next": ("What to try next", list(starmap(_command, (extras.next_commands or {}).items())), None),
+        "configs": ("Configs and commands", [*_differences(runs), *map(_papers, every)], None),
+    }
+    drawn = {name: section(name, heading, lines, why) for name, (heading, lines, why) in sections.items()}
+    links = "".join(f'<a href="#{name}">{escape(sections[name][0])}</a>' for name, lines in drawn.items() if lines)
     body = [
-        _headline(scores),
-        *_section("Pictures", _pictures(pictures), "no pictures here; t2i sample draws them"),
-        *_section("Scores", [*_score_table(scores), *unreadable], "no scores*.json here; t2i eval score writes one"),
-        *_section("Training", map(_training, trainings), "no journal.jsonl here; t2i train writes one"),
-        *_section("What was run", _parts(parts), "not recorded"),
-        *_section("What to try next", starmap(_command, (next_commands or {}).items())),
-        *_section("Configs", map(_config, trainings), "no run here; t2i train makes one"),
+        f'<header><h1>{escape(title)}</h1><nav aria-label="sections">{links}</nav></header><main>',
+        *_notes(gallery),
+        *_cards(runs),
+        *(line for lines in drawn.values() for line in lines),
+        "</main>",
     ]
-    write_text(out, _page(title, body))
+    write_text(out, page(title, body))
 
 
-def _section(heading: str, lines: Iterable[str], absent: str | None = None) -> list[str]:
-    """Its lines under a heading; where there are none, a line that says so, or nothing."""
-    found = list(lines) or ([_absent(absent)] if absent else [])
-    return [f"<section><h2>{heading}</h2>", *found, "</section>"] if found else []
+# ---- the runs ------------------------------------------------------------------------------------------------------
 
 
-def _trainings(run: Path) -> list[Training]:
-    """Folders with a journal, oldest first: `run` and those directly in it."""
-    found = []
-    for folder in [run, *(run.iterdir() if run.is_dir() else [])]:
-        path = folder / "journal.jsonl"
-        if path.is_file():
-            found.append(Training(folder, folder.name, journal.read(path)))
-    return sorted(found, key=lambda one: (one.records[0].get("time") or 0 if one.records else 0, one.name))
+def _notes(gallery: "Gallery | None") -> list[str]:
+    notes = [] if gallery is None else gallery.notes
+    return [f'<div class="warning">{"".join(f"<p>{escape(note)}</p>" for note in notes)}</div>'] if notes else []
+
+
+def _cards(runs: Sequence[ShownRun]) -> list[str]:
+    """What each run is, with the scores that need no expert."""
+    from t2i.model_card import KINDS as GENERATORS
+
+    tiles = headline(runs)
+    cells = []
+    for place, run in enumerate(runs):
+        told = "".join(
+            f"<li><b>{escape(value)}</b> {escape(what)}"
+            f"{f' <small class=muted>{escape(beside)}</small>' if beside else ''}</li>"
+            for value, what, beside in tiles[run.name]
+        )
+        kind = GENERATORS.get(run.family) or KINDS.get(run.family, run.family)
+        cells.append(
+            f'<article class="card"><h2>{dot(place)}{escape(run.name)}</h2><p class="muted">{escape(kind)}</p>'
+            f"{f'<ul class=tiles>{told}</ul>' if told else ''}{facts(_facts(run))}</article>"
+        )
+    return [columns(cells)]
+
+
+def _facts(run: ShownRun) -> dict[str, str]:
+    """What a model card tells of it, and how it was trained."""
+    manifest, config, command = run.manifest, run.manifest["config"], run.command
+    text, data, best = config.get("text"), run.data, manifest.get("best")
+    seconds, speed = run.seconds(), run.speed()
+    hardware = [str(command[key]) for key in ("device", "mixed_precision") if key in command]
+    if int(command.get("num_processes") or 1) > 1:
+        hardware.append(f"{command['num_processes']} processes")
+    told = {
+        "checkpoint": f"step {manifest['step']:,}, {manifest['images_seen']:,} pictures seen",
+        "best": f"{best['metric']} {number(best['value'])} on val at step {best['step']:,}" if best else "",
+        "parameters": "" if run.parameters is None else f"{run.parameters:,}",
+        "text encoder": str(text.get("encoder", "")) if isinstance(text, Mapping) else "",
+        "data": f"{data['address']}, {data['resolution']} x {data['resolution']} pixels"
+        + (f", {data['limit']:,} pictures" if data.get("limit") else ""),
+        "drawn with": _knobs(run),
+        "training time": "" if seconds is None else _duration(seconds),
+        "speed": "" if speed is None else f"{speed:,.0f} pictures/s",
+        "hardware": ", ".join(hardware),
+        "started": str(command.get("started", "")),
+    }
+    return {key: value for key, value in told.items() if value}
+
+
+def _knobs(run: ShownRun) -> str:
+    """Settings of sampling that pictures of this page were drawn with."""
+    if run.pipe is None:
+        return ""
+    shown = {"guidance": run.pipe.guidance_scale, "truncation": run.pipe.truncation} | run.pipe.sampler.settings()
+    told = ("guidance", "truncation", "temperature", "top_k", "top_p", "steps")
+    return ", ".join(f"{name} {shown[name]:g}" for name in told if shown.get(name) is not None)
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that needs few digits."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.0f} s"
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
 
-def _pictures(pictures: Sequence[Picture]) -> list[str]:
-    groups: dict[str, list[Picture]] = {}
-    for picture in pictures:
-        groups.setdefault(picture.group, []).append(picture)
-    lines = []
-    for group, members in groups.items():
-        lines.append(f'<h3>{escape(group)}</h3><div class="pictures">')
-        for one in members:
-            note = f'<small class="muted">{escape(one.note)}</small>' if one.note else ""
-            caption = f"<figcaption>{escape(one.prompt)}{note}</figcaption>"
-            lines.append(f"<figure>{_image(one.file, f'generated for: {one.prompt}')}{caption}</figure>")
+def _pictures(runs: Sequence[ShownRun], gallery: "Gallery | None") -> list[str]:
+    if gallery is None:
+        return []
+    lines = [
+        '<p class="muted">The same captions and the same seed for all runs, taken by lot and not chosen; no run was trained on '
+        f"them unless it is said above. Beside each picture: how well it fits its caption by {escape(gallery.score)} "
+        "(100 at most; of a tokenizer the PSNR of its reconstruction in dB)"
+        f"{_oracle_words(gallery)}.</p>"
+    ]
+    places = {run.name: place for place, run in enumerate(runs)}
+    for group in gallery.beside:
+        heading = SPLITS.get(group.split, "") if group.data.startswith("shapes-") else ""
+        lines.append(f"<h3>{escape(heading or f'Captions of {group.data}, split {group.split}')}</h3>")
+        lines.append(f'<div class="cards{" wide" if len(group.made) > 2 else ""}">')
+        lines += [_prompt(runs, group, k, places) for k in range(len(group.real))]
         lines.append("</div>")
     return lines
 
 
-def _image(path: Path, spoken: str) -> str:
-    """The PNG itself, in the page."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        return _absent(f"{path.name}: {error.strerror or error}")
-    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _absent(f"{path.name} is no PNG picture")
-    return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}" alt="{escape(spoken)}">'
+def _oracle_words(gallery: "Gallery") -> str:
+    known = any(one.verdict for group in gallery.beside for one in group.real)
+    return ", and what an analytic oracle reads in it: ✓ all as asked, ✗ what is wrong" if known else ""
 
 
-# ---- scores --------------------------------------------------------------------------------------------------------
+def _prompt(runs: Sequence[ShownRun], group: "Beside", k: int, places: Mapping[str, int]) -> str:
+    """A caption, the real picture and what each run made of it."""
+    real = group.real[k]
+    units = {run.name: run.unit for run in runs}
+    figures = [_figure(real, "<b>real</b>", f"real picture of: {real.caption}")]
+    for name, made in group.made.items():
+        head = f"<b>{dot(places[name])}{escape(name)}</b>"
+        figures.append(_figure(made[k], head, f"{name}, for: {real.caption}", units[name]))
+    caption = f'<h4 dir="auto">{escape(real.caption)}</h4>'
+    return f'<article class="prompt">{caption}<div class="row">{"".join(figures)}</div></article>'
 
 
-class ScoreFile(NamedTuple):
-    """The scores of one file, and the run that they are of where the page shows several."""
-
-    run: str
-    scores: list[Score]
-
-
-def _score_files(folders: Sequence[Path]) -> tuple[list[ScoreFile], list[str]]:
-    """The score files, in the order of the splits, and a line for each that cannot be read."""
-    paths = sorted({path for folder in folders for path in folder.glob("scores*.json")})
-    several = len({path.parent for path in paths}) > 1
-    files, problems = [], []
-    for path in paths:
-        try:
-            scores = read_scores(path)
-        except InputError as error:
-            problems.append(_absent(str(error)))
-            continue
-        if scores:
-            files.append(ScoreFile(path.parent.name if several else "", scores))
-    order = [None, *get_args(Split)]
-    return sorted(files, key=lambda file: order.index(file.scores[0].protocol.split)), problems
+def _figure(one: "Judged", head: str, spoken: str, unit: str = "") -> str:
+    """A picture over what is known of it."""
+    words = [head] if head else []
+    words += [f"<span>{one.score:.0f}{unit}</span>" if one.score is not None else ""]
+    if one.verdict is not None:
+        kind, mark = ("right", "✓") if one.verdict.right else ("wrong", "✗")
+        words.append(f'<span class="{kind}">{mark} {escape(one.verdict.words)}</span>')
+    return f"<figure>{image(one.image, spoken)}<figcaption>{' '.join(filter(None, words))}</figcaption></figure>"
 
 
-def _headline(files: Sequence[ScoreFile]) -> str:
-    """The score that needs no expert, one sentence a file."""
-    lines = []
-    strict = f"{FAITHFULNESS}-strict"
-    for run, score in ((file.run, score) for file in files for score in file.scores if score.protocol.metric == strict):
-        bounds = {
-            "real": "real pictures",
-            "reconstructed": "real pictures through the tokenizer",
-            "shuffled": "with other captions",
-        }
-        beside = [f"{words} {score.bounds[key]:.1%}" for key, words in bounds.items() if key in score.bounds]
-        shown = (
-            f"{escape(run + ': ' if run else '')}<b>{score.value:.1%}</b> of {score.protocol.n_fake:,} pictures for "
-            f"captions of {escape(_where(score))}"
+def _extremes(runs: Sequence[ShownRun], gallery: "Gallery | None") -> list[str]:
+    if gallery is None or not gallery.extremes:
+        return []
+    shown = [(place, run) for place, run in enumerate(runs) if run.name in gallery.extremes]
+    return [columns([_extremes_of(place, run, gallery.extremes[run.name]) for place, run in shown])]
+
+
+def _extremes_of(place: int, run: ShownRun, found: "Extremes") -> str:
+    blocks = []
+    for word, pictures in (("Best", found.best), ("Worst", found.worst)):
+        figures = "".join(
+            f'<div class="captioned">{_figure(one, "", f"{run.name}, for: {one.caption}", run.unit)}'
+            f'<p dir="auto">{escape(one.caption)}</p></div>'
+            for one in pictures
         )
-        note = f'<span class="muted">({escape(", ".join(beside))})</span>' if beside else ""
-        lines.append(f"<li>{shown} show all that the caption says {note}</li>")
-    return f'<ul class="headline">{"".join(lines)}</ul>' if lines else ""
+        blocks.append(f'<h4>{word}</h4><div class="pictures">{figures}</div>' if pictures else "")
+    return f'<h3>{dot(place)}{escape(run.name)}</h3><p class="muted">{escape(found.among)}</p>{"".join(blocks)}'
 
 
-def _where(score: Score, run: str = "") -> str:
-    return " ".join(filter(None, (run, score.protocol.data, score.protocol.split)))
+def _neighbours(runs: Sequence[ShownRun], gallery: "Gallery | None") -> list[str]:
+    if gallery is None or not gallery.neighbours:
+        return []
+    shown = [(place, run) for place, run in enumerate(runs) if run.name in gallery.neighbours]
+    words = (
+        '<p class="muted">Of the pictures that each run drew, those nearest to its training data, and the training pictures '
+        "that are nearest to them, with the distance. A model that copies draws pictures much nearer to the training data "
+        "than held-out real pictures lie.</p>"
+    )
+    return [words, columns([_neighbours_of(place, run, gallery.neighbours[run.name]) for place, run in shown])]
 
 
-def _score_table(files: Sequence[ScoreFile]) -> list[str]:
-    """Faithfulness by aspect, then all others: a row a metric, a column a score file or a subgroup of its captions."""
-    tables: dict[str, dict[str, dict[str, Score]]] = {FAITHFULNESS: {}, "others": {}}
-    for run, score in ((file.run, score) for file in files for score in file.scores):
-        found = re.fullmatch(rf"{FAITHFULNESS}-([a-z]+)(?:-(.+))?", score.protocol.metric)
-        aspect, group = found.groups() if found else (score.name.rpartition("@")[0], None)
-        column = _where(score, run) + (f", {group.replace('-', ' ')}" if group else "")
-        tables[FAITHFULNESS if found else "others"].setdefault(column, {})[aspect] = score
-    drawn = [_pivot(name if name == FAITHFULNESS else "", columns) for name, columns in tables.items() if columns]
-    return [LEGEND, *drawn, *map(_protocol, files)] if files else []
-
-
-def _pivot(title: str, columns: Mapping[str, Mapping[str, Score]]) -> str:
-    head, sizes = [f'<th scope="col">{escape(title)}</th>'], []
-    for name, column in columns.items():
-        sizes.append(max(score.protocol.n_fake for score in column.values()))
-        note = f'<small class="muted">N {sizes[-1]:,}</small>'
-        head.append(f'<th scope="col">{escape(name)}{note}</th>')
-    rows = []
-    for name in dict.fromkeys(name for column in columns.values() for name in column):
-        found = zip((column.get(name) for column in columns.values()), sizes, strict=True)
-        cells = ["<td></td>" if score is None else _cell(score, n) for score, n in found]
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
-    table = f"<table><thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
-
-
-def _cell(score: Score, n: int) -> str:
-    """The value and, small, what belongs to it; N where it is not that of the column."""
-    lines = [] if score.interval is None else [" to ".join(map(_value, score.interval))]
-    lines += [", ".join(f"{name} {_value(value)}" for name, value in score.bounds.items())] if score.bounds else []
-    lines += [f"N {score.protocol.n_fake:,}"] if score.protocol.n_fake != n else []
-    small = "<br>".join(map(escape, lines))
-    return f'<td><b>{_value(score.value)}</b><small class="muted">{small}</small></td>'
-
-
-def _value(value: float) -> str:
-    """Three decimals of a share, three digits of anything else."""
-    return f"{value:.3f}" if 0.001 <= abs(value) <= 1 or value == 0 else number(value)
-
-
-def _protocol(file: ScoreFile) -> str:
-    """What all scores of a file have in common, then what is each one's own."""
-    run, scores = file
-    each = [asdict(score.protocol) | {"interval_method": score.interval_method} for score in scores]
-    common = {key: value for key, value in each[0].items() if all(other[key] == value for other in each)}
-    libraries = common.get("libraries")
-    if isinstance(libraries, Mapping):
-        common["libraries"] = ", ".join(f"{name} {version}" for name, version in libraries.items())
-    shared = "".join(f"<dt>{escape(k)}</dt><dd>{escape(_said(v))}</dd>" for k, v in common.items() if v is not None)
-    own = [key for key in each[0] if key not in common]
-    rows = [[score.name, *(_said(one[key]) for key in own)] for score, one in zip(scores, each, strict=True)]
+def _neighbours_of(place: int, run: ShownRun, found: "Neighbours") -> str:
+    medians = f"median distance {found.median:.3f}, of held-out real pictures {found.held_out:.3f}"
+    strips = "".join(_strip(run, near) for near in found.nearest)
     return (
-        f"<details><summary>Protocol of {escape(_where(scores[0], run))}</summary>"
-        f"<dl>{shared}</dl>{_table(['score', *own], rows)}</details>"
+        f'<h3>{dot(place)}{escape(run.name)}</h3><p class="muted">{escape(f"{found.among}; {medians}")}</p>'
+        f'<div class="strips">{strips}</div>'
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Plain texts in rows; wider than the page, it scrolls by itself."""
-    top = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _said(value: object) -> str:
-    """Long digests are cut in the table; the score file has them whole."""
-    text = "" if value is None else str(value)
-    return f"{text[:12]}..." if len(text) == 64 and text.isalnum() else text
+def _strip(run: ShownRun, near: "Near") -> str:
+    figures = [_figure(near.made, "<b>drawn</b>", f"{run.name}, for: {near.made.caption}")]
+    for one, distance in near.training:
+        figures.append(_figure(one, f"<span>{distance:.3f}</span>", f"training picture of: {one.caption}"))
+    return f'<div class="strip"><p dir="auto">{escape(near.made.caption)}</p><div class="row">{"".join(figures)}</div></div>'
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def _training(training: Training) -> str:
-    drawn = charts(training.records)
-    curves = f'<div class="charts">{"".join(drawn)}</div>' if drawn else _absent("the journal holds no numbers yet")
-    head = f'<h3>{escape(training.name)}</h3><p class="muted">{escape(_facts(training))}</p>'
-    return head + curves + _sheets(training.folder)
+def _curves(runs: Sequence[ShownRun], helpers: Sequence[ShownRun]) -> list[str]:
+    """Scores of validations that runs share, then what each one wrote down."""
+    told = [run for run in [*runs, *helpers] if run.records]
+    shared = shared_charts({run.name: (run.records, _pictures_a_step(run)) for run in runs if run.records})
+    lines = [f'<h3>Side by side</h3><div class="charts">{"".join(shared)}</div>'] if shared else []
+    cells = []
+    for run in told:
+        first, rest = charts(run.records)
+        drawn = f'<div class="charts">{"".join(first)}</div>' if first else ""
+        more = folded("More curves", f'<div class="charts">{"".join(rest)}</div>') if rest else ""
+        none = "" if first or rest else absent("the journal holds no numbers yet")
+        mark = dot(list(runs).index(run)) if run in runs else ""
+        cells.append(f"<h3>{mark}{escape(run.name)}</h3>{drawn}{none}{more}{_sheets(run.folder)}")
+    return [*lines, columns(cells)] if cells else []
 
 
-def _facts(training: Training) -> str:
-    """What is known of a training, in a line."""
-    command = _json(training.folder / "command.json")
-    versions = command.get("versions")
-    facts = [f"{training.records[-1]['step']:,} steps"] if training.records else []
-    speeds = [value for _, value in series_of(training.records).get("images_per_second", []) if value is not None]
-    facts += [f"{sum(speeds) / len(speeds):,.0f} images/s"] if speeds else []
-    facts += [f"on {command['device']}"] if "device" in command else []
-    facts += [f"{k} {v}" for k, v in versions.items()] if isinstance(versions, dict) else []
-    return ", ".join(facts)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; nothing where there is none."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _pictures_a_step(run: ShownRun) -> float:
+    return run.manifest["images_seen"] / max(1, run.manifest["step"])
 
 
 def _sheets(folder: Path) -> str:
@@ -297,20 +306,12 @@ def _sheets(folder: Path) -> str:
     paths = sorted((folder / "samples").glob("step-*.png"))
     if len(paths) > SHEETS:
         paths = [paths[round(k * (len(paths) - 1) / (SHEETS - 1))] for k in range(SHEETS)]
-    figures = []
-    for path in paths:
-        image = _image(path, f"the same held-out prompts at {path.stem}")
-        figures.append(f"<figure>{image}<figcaption>{escape(path.stem)}</figcaption></figure>")
-    shown = f'<div class="sheets">{"".join(figures)}</div>'
-    return f"<details><summary>Pictures during the training</summary>{shown}</details>" if paths else ""
-
-
-def _config(training: Training) -> str:
-    try:
-        text = (training.folder / "config.yaml").read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return _absent(f"{training.name} has no config.yaml that can be read")
-    return f"<details><summary>{escape(training.name)}</summary><pre>{escape(text)}</pre></details>"
+    figures = "".join(
+        f"<figure>{sheet(path, f'the same held-out pictures at {path.stem}')}"
+        f"<figcaption>{escape(path.stem)}</figcaption></figure>"
+        for path in paths
+    )
+    return folded("Pictures during the training", f'<div class="sheets">{figures}</div>') if paths else ""
 
 
 # ---- the rest ------------------------------------------------------------------------------------------------------
@@ -319,24 +320,46 @@ def _config(training: Training) -> str:
 def _parts(parts: Sequence[Part]) -> list[str]:
     rows = [[part.name, f"{part.seconds:,.0f} s", part.command] for part in parts]
     total = ["total", f"{sum(part.seconds for part in parts):,.0f} s", ""]
-    return [_table(["part", "time", "command"], [*rows, total])] if rows else []
+    return [table(["part", "time", "command"], [*rows, total])] if rows else []
 
 
 def _command(what: str, command: str) -> str:
     return f"<p>{escape(what)}</p><pre>{escape(command)}</pre>"
 
 
-def _absent(why: str) -> str:
-    return f'<p class="muted absent">{escape(why)}</p>'
-
-
-def _page(title: str, body: Sequence[str]) -> str:
-    head = [
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        f"<title>{escape(title)}</title>",
-        f"<style>{STYLE}</style>",
+def _differences(runs: Sequence[ShownRun]) -> Iterator[str]:
+    """In what the configs of several runs differ; what only some families have is left out."""
+    if len(runs) < 2:
+        return
+    flat = [dict(_leaves(run.manifest["config"])) for run in runs]
+    keys = [key for key in flat[0] if all(key in one for one in flat)]
+    rows = [
+        [key, *(json.dumps(one[key], ensure_ascii=False) for one in flat)]
+        for key in keys
+        if any(one[key] != flat[0][key] for one in flat)
     ]
-    top = ["<!doctype html>", '<html lang="en"><head>', *head, "</head><body><main>", f"<h1>{escape(title)}</h1>"]
-    return "\n".join([*top, *body, "</main></body></html>", ""])
+    if rows:
+        yield f"<h3>What differs</h3>{table(['key', *(run.name for run in runs)], rows)}"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _papers(run: ShownRun) -> str:
+    """How it was started, with what versions, and its whole config."""
+    argv, versions = run.command.get("argv"), run.command.get("versions")
+    command = shlex.join(["t2i", *map(str, argv[1:])]) if isinstance(argv, list) else ""
+    told = {
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, Mapping) else "",
+        "commit": str(run.command.get("git") or ""),
+        "config hash": str(run.manifest.get("config_hash", "")),
+        "folder": str(run.folder),
+    }
+    started = f"<pre>{escape(command)}</pre>" if command else ""
+    config = f"<pre>{escape(yaml_text.dump(dict(run.manifest['config'])))}</pre>"
+    return folded(run.name, started + facts({key: value for key, value in told.items() if value}) + config)

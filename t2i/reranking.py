@@ -8,7 +8,7 @@ import numpy as np
 from t2i.errors import InputError
 from t2i.images import ImageArray
 from t2i.metrics import ImageTextExtractor, open_extractor
-from t2i.metrics.clip_score import unit_rows
+from t2i.metrics.statistics import unit_rows
 from t2i.seeding import derive
 
 

@@ -35,6 +35,14 @@ class TrainConfig(Section):
         default=3, ge=2, description="intact checkpoints kept; a folder that holds a file named `keep` is never deleted"
     )
     validation_steps: int = Field(default=1000, ge=1, description="samples and scores at every so many steps")
+    validation_n: int = Field(
+        default=200, ge=2, description="pictures of val that a validation scores: the same ones every time"
+    )
+    best_metric: str | None = Field(
+        default=None,
+        description="score on val whose best weights are kept beside the last and sampled from: a name in the journal "
+        "without val_; null: the last weights are sampled from",
+    )
     log_steps: int = Field(default=50, ge=1, description="a line in journal.jsonl every so many steps")
     logging_seconds: float = Field(
         default=10.0, gt=0, description="seconds between two lines on stderr, where that is no terminal"
@@ -43,3 +51,13 @@ class TrainConfig(Section):
     compile: bool = Field(default=False, description="torch.compile the networks; gains on a GPU, none on a CPU")
     dataloader_num_workers: int = Field(default=0, ge=0, description="processes that decode; 0: the main one does")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto: CUDA, else MPS, else CPU")
+
+
+class DrawingConfig(TrainConfig):
+    """What the programs share that train a generator of pictures from captions."""
+
+    validation_extractor: str | None = Field(
+        default=None,
+        description="address of what sees the pictures of a validation: inception:FILE, clip:FOLDER or dinov2:FOLDER, best "
+        "another than the guide's; null: the embedded one, on drawn shapes",
+    )

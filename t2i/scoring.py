@@ -1,51 +1,63 @@
-"""Scores a run on captioned pictures, or a folder of pictures against another: `score_run` and `score_folders`.
+"""Scores a run, or pictures from a file or folder, against real pictures: `score_run` and `score_pictures`.
 
 All that a score needs of the real pictures is computed before any is drawn, in case that fails. Every score carries its
 protocol; what depends on captions is bounded by the real pictures (ceiling) and by others' captions (floor).
 """
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 
-from t2i import seeding
-from t2i.data import View
-from t2i.data.shapes_captions import meaning, parse
+from t2i.comparing import Samples
+from t2i.data import View, open_dataset
 from t2i.data.shapes_oracle import read
+from t2i.drawing import Trial
+from t2i.errors import InputError
+from t2i.feature_files import FeatureFile
+from t2i.feature_pass import ALONE, look
 from t2i.images import ImageArray
-from t2i.metrics import Extractor, ImageTextExtractor
-from t2i.metrics.clip_score import derangement
-from t2i.metrics.features import digest_folder
-from t2i.metrics.protocol import Protocol, Score
+from t2i.leaks import refuse_leaks
+from t2i.metrics.model_folder import digest_folder, local_folder
+from t2i.metrics.protocol import Score
+from t2i.picture_sources import open_pictures
 from t2i.pipeline import TextToImagePipeline
-from t2i.reranking import open_reranker, reranker_name
+from t2i.ranks import Ranks
+from t2i.reference import Reference, open_reference
+from t2i.reranking import open_reranker
 from t2i.samplers import Reconstructs
-from t2i.scoring_metrics import (
-    Case,
-    Kind,
-    Metric,
-    Options,
-    check_sizes,
-    choose_metrics,
-    compute,
-    diversity_score,
-    leave_out_the_chooser,
-    open_extractors,
-    refuse_or_mark,
+from t2i.scoring_case import (
+    Real,
+    See,
+    chosen_by,
+    device,
+    partners_of,
+    plan,
+    protocol_of,
+    see_and_compute,
+    see_real,
 )
-from t2i.scoring_pictures import SHOWN, Pictures, Seen, Tick, dataset_pictures, folder_pictures, look
+from t2i.scoring_metrics import Case, Metric, Options, diversity_scores
+from t2i.scoring_pictures import (
+    SHOWN,
+    Pictures,
+    Seen,
+    Tick,
+    dataset_partners,
+    dataset_pictures,
+    prompt_pictures,
+)
+from t2i.shipped import INDEX, shipped
 from t2i.text import TextConfig, fit_encoder
 from t2i.text.aligned import AlignedEncoder
 
 DIVERSE = 4  # pictures a prompt for the diversity, of the first `SHOWN` prompts
 DEFAULTS = Options()
-DRAWN = 256  # prompts handed to the pipeline at once
+Show = Callable[[Sequence[ImageArray], Sequence[str]], None]
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -59,7 +71,8 @@ def score_run(
     n: int | None = None,
     options: Options = DEFAULTS,
     tick: Tick = silent,
-    show: Callable[[Sequence[ImageArray], Sequence[str]], None] | None = None,
+    show: Show | None = None,
+    **more: Any,
 ) -> list[Score]:
     """Draws one picture for the first caption of each of n real pictures, and scores them.
 
@@ -69,11 +82,12 @@ def score_run(
         n: None: 1,000, or all where there are fewer.
         tick: called with what is going on, how many pictures are done and of how many.
         show: called with the first 24 generated pictures and their captions.
+        more: as `score_settings` takes it.
 
     Raises:
         InputError: no such run, data, metric or weights, or a score that the rules forbid.
     """
-    (found,) = score_settings(run, data, split, n, [options], tick, show)
+    (found,) = score_settings(run, data, split, n, [options], tick, show, **more)
     return found
 
 
@@ -84,156 +98,202 @@ def score_settings(
     n: int | None,
     variants: Sequence[Options],
     tick: Tick = silent,
-    show: Callable[[Sequence[ImageArray], Sequence[str]], None] | None = None,
+    show: Show | None = None,
+    against: str | None = None,
+    prompts: Path | None = None,
+    ranks: Ranks = ALONE,
+    store: FeatureFile | None = None,
+    keep: Samples | None = None,
 ) -> Iterator[list[Score]]:
     """`score_run` for each of several options, which differ in truncation, guidance and settings alone.
 
     The real pictures are seen once, and every setting is tried on one picture before any is scored.
+
+    Args:
+        against: instead of `data`: pictures, whose captions are drawn where they have some; statistics of pictures; or
+            another run.
+        prompts: a file of captions to draw, instead of those of the real pictures.
+        ranks: the processes that share the pictures; all but the main one yield no scores.
+        store: keeps features.
+        keep: is given what each picture scored.
     """
-    pipe = TextToImagePipeline.from_pretrained(run, _device())
+    pipe = TextToImagePipeline.from_pretrained(run, device())
     own, options = pipe.manifest["config"]["data"], variants[0]
     address = own["address"] if data is None else data
-    if (address, split) == (own["address"], "train"):
+    if against is None and prompts is None and (address, split) == (own["address"], "train"):
         warnings.warn("these are the captions that the run was trained on, not held-out ones", stacklevel=3)
-    view = View(own["resolution"], own["fit"], None, own["split_seed"])
-    real = dataset_pictures(address, split, n, view)
-    chooser = open_reranker(options.reranker, _device()) if options.best_of > 1 else None
-    trials = [_Trial(pipe, real, variant, chooser) for variant in variants]
+    view = View(options.resolution or own["resolution"], own["fit"], None, own["split_seed"])
+    asked, real = _sides(address, split, n, view, against, prompts, options)
+    chooser = open_reranker(options.reranker, device()) if options.best_of > 1 else None
+    trials = [Trial(run, pipe, asked, variant, chooser) for variant in variants]
+    fakes = [trial.pictures() for trial in trials]
     for trial in trials:
         next(trial.drawn([0]))  # a wrong knob is told now, not when all real pictures have been seen
-    base = trials[0].marked(_protocol(real, replace(real, name=str(run)), options))
-    partners = list(range(len(real)))
+    base = trials[0].marked(protocol_of(real, fakes[0], options))
+    if real is None:
+        base = replace(base, data=asked.name, data_digest=asked.digest)
+    partners = list(range(len(asked))) if real is asked else partners_of(asked, real)
     digest = None if chooser is None else chooser.digest()
-    metrics, case = _prepare(base, real, real, partners, trained_with(pipe, options), digest, options, tick)
-    if case.specs is not None and isinstance(pipe.sampler, Reconstructs):
-        case.reconstructed = [
-            reading for chunk in real.chunks() for reading in read(pipe.sampler.reconstruct(np.stack(chunk)))
+    see = partial(look, tick=tick, ranks=ranks, store=store)
+    trained_on = partial(_training_pictures, own)
+    roles = trained_with(pipe, options)
+    metrics, case = plan(base, fakes[0], real, partners, roles, digest, options, trained=True)
+    whole = None
+    if prompts is None and real is asked and asked.split is not None:
+        noted = View(own["resolution"], "center" if own["fit"] == "random" else own["fit"], None, own["split_seed"])
+        whole = asked if noted == view else dataset_pictures(address, split, n, noted)
+    leak = refuse_leaks(pipe.run or Path(run), asked, whole, options.allow_leak)
+    see_real(metrics, case, real, see, trained_on)
+    if ranks.is_main and case.specs is not None and isinstance(pipe.sampler, Reconstructs) and real is asked:
+        every = asked.chunks(range(len(asked)))
+        case.reconstructed = [reading for chunk in every for reading in read(pipe.sampler.reconstruct(np.stack(chunk)))]
+    for trial, fake in zip(trials, fakes, strict=True):
+        own_metrics = [
+            metric._replace(protocol=trial.marked(replace(metric.protocol, leak=leak))) for metric in metrics
         ]
-    for trial in trials:
-        fake = replace(real, name=str(run), chunks=lambda trial=trial: trial.drawn(partners))
-        own_metrics = [metric._replace(protocol=trial.marked(metric.protocol)) for metric in metrics]
-        yield _score_trial(trial, own_metrics, replace(case, fake=Seen()), fake, tick, show)
+        trial_case = replace(case, fake=Seen())
+        yield _score_trial(trial, own_metrics, trial_case, fake, partial(see, show=show is not None), ranks.is_main)
+        if ranks.is_main and show is not None:
+            show(trial_case.fake.first, (fake.captions or [])[:SHOWN])
+        if keep is not None:
+            keep.take(fake, trial_case.samples)
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """One way to draw pictures for the captions of the real ones."""
+def _sides(
+    address: str, split: str, n: int | None, view: View, against: str | None, prompts: Path | None, options: Options
+) -> tuple[Pictures, Real]:
+    """(whose captions are drawn, what the pictures are compared with)."""
+    if against is None:
+        asked = dataset_pictures(address, split, n, view) if prompts is None else prompt_pictures(prompts, n)
+        return asked, asked if prompts is None else None
+    drawn = is_run(against)
+    real = None if drawn else open_real(against, options, n if prompts is None else None)
+    if prompts is not None:
+        asked = prompt_pictures(prompts, n)
+    elif isinstance(real, Pictures) and real.captions is not None:
+        asked = real
+    elif isinstance(real, Reference) and real.split is not None:
+        asked = _asked_of(real, n, view)
+    else:
+        asked = dataset_pictures(address, split, n, view)
+    return asked, drawn_by(against, asked, options) if drawn else real
 
-    pipe: TextToImagePipeline
-    real: Pictures
-    options: Options
-    chooser: ImageTextExtractor | None
 
-    def marked(self, protocol: Protocol) -> Protocol:
-        """With what is particular to this way."""
-        pipe, options = self.pipe, self.options
-        settings = pipe.sampler.tuned(options.settings).settings()
-        chooser = self.chooser
-        return replace(
-            protocol,
-            truncation=pipe.truncation if options.truncation is None else options.truncation,
-            guidance=pipe.guidance_scale if options.guidance is None else options.guidance,
-            temperature=settings.get("temperature"),
-            sampling=json.dumps(settings) if settings else None,
-            reranking=chooser and reranking(options.best_of, reranker_name(chooser), chooser.digest()),
-            run=pipe.manifest["config_hash"],
-            checkpoint=pipe.manifest["sha256"],
+def _asked_of(reference: Reference, n: int | None, view: View) -> Pictures:
+    """The pictures of a data set that a file of statistics is of, for their captions."""
+    assert reference.split is not None and reference.n is not None
+    view = replace(view, resolution=reference.resolution or view.resolution)
+    asked = dataset_pictures(reference.name, reference.split, n or reference.n, view)
+    if len(asked) == reference.n and asked.digest != reference.digest:
+        raise InputError(
+            f"{reference.path} was made of other pictures than {reference.name}, split {reference.split}, holds now; make "
+            "it anew with t2i eval reference"
         )
+    return asked
 
-    def drawn(self, rows: Sequence[int], words: Sequence[str | int] = ()) -> Iterator[list[ImageArray]]:
-        options, captions = self.options, self.real.captions or []
-        for start in range(0, len(rows), DRAWN):
-            part = rows[start : start + DRAWN]
-            seeds = [seeding.derive(options.seed, "score", self.real.ids[k], *words) for k in part]
-            output = self.pipe(
-                [captions[k] for k in part],
-                1,
-                options.guidance,
-                options.truncation,
-                seeds,
-                output_type="np",
-                best_of=options.best_of,
-                scorer=self.chooser,
-                **options.settings,
-            )
-            yield list(cast(ImageArray, output.images))
+
+def is_run(place: str) -> bool:
+    """Whether a model lies there, as opposed to pictures."""
+    path = Path(place).expanduser()
+    if not path.exists():
+        return place in shipped()
+    return path.is_dir() and any((path / name).exists() for name in ("checkpoints", "config.yaml", INDEX))
+
+
+def open_real(against: str, options: Options, n: int | None = None) -> Pictures | Reference:
+    """Statistics, or pictures from a folder or file.
+
+    Raises:
+        InputError: neither is there.
+    """
+    path = Path(against).expanduser()
+    if path.suffix.lower() in (".safetensors", ".npz"):
+        if (reference := open_reference(path)) is not None:
+            return reference
+    return open_pictures(against, n, options.skip_broken)
+
+
+def drawn_by(run: str, asked: Pictures, options: Options) -> Pictures:
+    """What another run draws for the same captions, with its own settings."""
+    plain = Options(seed=options.seed)
+    return Trial(run, TextToImagePipeline.from_pretrained(run, device()), asked, plain, None).pictures()
+
+
+def _training_pictures(own: Mapping[str, Any]) -> Pictures:
+    """All pictures that the run with this data config was trained on."""
+    view = View(own["resolution"], own["fit"], own["limit"], own["split_seed"])
+    return dataset_pictures(own["address"], "train", len(open_dataset(own["address"], "train", view)), view)
 
 
 def _score_trial(
-    trial: _Trial,
-    metrics: Sequence[Metric],
-    case: Case,
-    fake: Pictures,
-    tick: Tick,
-    show: Callable[[Sequence[ImageArray], Sequence[str]], None] | None,
+    trial: Trial, metrics: Sequence[Metric], case: Case, fake: Pictures, see: See, main: bool
 ) -> list[Score]:
-    scores = _see_and_compute(metrics, case, fake, tick)
-    captions = fake.captions or []
-    for metric in metrics:
-        if metric.kind == "diversity":
-            shown = range(len(fake))[:SHOWN]
-            several = [np.stack(chunk) for k in range(DIVERSE) for chunk in trial.drawn(shown, ["again", k])]
+    diverse = [metric for metric in metrics if metric.kind == "diversity"]
+    scores = see_and_compute([metric for metric in metrics if metric not in diverse], case, fake, see, main)
+    if diverse and main:
+        shown, captions = range(len(fake))[:SHOWN], fake.captions or []
+        several = np.concatenate(
+            [np.stack(chunk) for k in range(DIVERSE) for chunk in trial.drawn(shown, ["again", k])]
+        )
+        for metric in diverse:
             protocol = replace(metric.protocol, captions=f"first {len(shown)}, {DIVERSE} pictures each")
-            scores.append(diversity_score(protocol, np.concatenate(several), [captions[k] for k in shown] * DIVERSE))
-    if show is not None:
-        show(case.fake.first, captions[:SHOWN])
+            its = metric._replace(protocol=protocol)
+            scores += diversity_scores(its, several, [captions[k] for k in shown] * DIVERSE)
     return scores
 
 
-def reranking(best_of: int, name: str, digest: str) -> str:
-    """How a protocol says that an encoder chose the pictures."""
-    return f"best of {best_of} by {name} {digest}"
-
-
-def score_folders(
-    folder: str, against: str, n: int | None = None, options: Options = DEFAULTS, tick: Tick = silent
+def score_pictures(
+    place: str,
+    against: str | None = None,
+    n: int | None = None,
+    options: Options = DEFAULTS,
+    tick: Tick = silent,
+    data: str | None = None,
+    split: str = "val",
+    ranks: Ranks = ALONE,
+    store: FeatureFile | None = None,
+    keep: Samples | None = None,
 ) -> list[Score]:
-    """Scores the pictures of one folder, of any size, with their captions if they have some, against those of another.
+    """Scores the pictures in a folder, a .tar or an .npz, of any size, with their captions if they have some.
 
     Args:
-        folder: the generated pictures.
-        against: the real pictures; all of them are the reference.
-        n: pictures of `folder` that are scored; None: all.
+        place: the generated pictures.
+        against: real pictures, all of which are the reference; statistics of them; or a run, which draws the captions.
+        n: pictures of `place` that are scored; None: all.
+        data: instead of `against`: address of captioned pictures, of which those of the same captions are real.
+        ranks, store, keep: as `score_settings` takes them.
 
     Raises:
-        InputError: no such folder, metric or weights, a broken picture, or a score that the rules forbid.
+        InputError: no such pictures, metric or weights, a broken picture, or a score that the rules forbid.
     """
-    real, fake = folder_pictures(against, None), folder_pictures(folder, n)
-    chosen, digest = fake.chosen or {}, None
-    base = _protocol(real, fake, options, checkpoint=fake.digest)
-    if chosen:
-        digest = str(chosen["digest"])
-        base = replace(base, reranking=reranking(chosen["best_of"], chosen["scorer"], digest))
-    metrics, case = _prepare(base, fake, real, _partners(fake, real), {}, digest, options, tick)
-    return _see_and_compute(metrics, case, fake, tick)
+    fake = open_pictures(place, n, options.skip_broken)
+    real: Real = None
+    if data is not None:
+        real = _same_captions(fake, data, split, options)
+    elif against is not None:
+        real = drawn_by(against, fake, options) if is_run(against) else open_real(against, options)
+    base, digest = chosen_by(protocol_of(real, fake, options, checkpoint=fake.digest), fake)
+    see = partial(look, tick=tick, ranks=ranks, store=store)
+    metrics, case = plan(base, fake, real, partners_of(fake, real), {}, digest, options)
+    see_real(metrics, case, real, see)
+    scores = see_and_compute(metrics, case, fake, see, ranks.is_main)
+    if keep is not None:
+        keep.take(fake, case.samples)
+    return scores
 
 
-def _protocol(real: Pictures, fake: Pictures, options: Options, **more: Any) -> Protocol:
-    """What all metrics have in common."""
-    return Protocol(
-        metric="",
-        metric_version=0,
-        extractor=None,
-        extractor_digest=None,
-        n_real=len(real),
-        n_fake=len(fake),
-        data=real.name,
-        data_digest=real.digest,
-        split=real.split,
-        captions="first, 1 picture each" if fake.captions else None,
-        resize=None,
-        resolution=real.resolution if real.resolution == fake.resolution else None,
-        seed=options.seed,
-        **more,
-    )
-
-
-def _partners(fake: Pictures, real: Pictures) -> list[int] | None:
-    """For each generated picture a real one of the same caption; None unless all have one."""
-    rows = {caption: row for row, caption in reversed(list(enumerate(real.captions or [])))}
-    if fake.captions is None or any(caption not in rows for caption in fake.captions):
-        return None
-    return [rows[caption] for caption in fake.captions]
+def _same_captions(fake: Pictures, data: str, split: str, options: Options) -> Pictures:
+    if fake.captions is None:
+        raise InputError(
+            f"not all pictures in {fake.name} have captions, by which those of {data} would be found; compare with pictures "
+            "by --against"
+        )
+    resolution = options.resolution or fake.resolution
+    if resolution is None:
+        raise InputError(
+            f"pictures in {fake.name} are not squares of one size; say that of the real ones by --resolution"
+        )
+    return dataset_partners(data, split, fake.captions, View(resolution))
 
 
 def trained_with(pipe: TextToImagePipeline, options: Options) -> dict[str, str]:
@@ -245,65 +305,5 @@ def trained_with(pipe: TextToImagePipeline, options: Options) -> dict[str, str]:
     if options.clip is not None and encoder.name == "clip":  # whose digest is of the text tower alone
         same = TextConfig(encoder="clip", path=str(options.clip), max_tokens=encoder.max_tokens)
         if fit_encoder(same, []).digest() == text:
-            found[digest_folder(options.clip)] = "text encoder"
+            found[digest_folder(local_folder(options.clip, "CLIP"))] = "text encoder"
     return found | ({guide: "guide"} if guide else {})
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _prepare(
-    base: Protocol,
-    fake: Pictures,
-    real: Pictures,
-    partners: list[int] | None,
-    roles: Mapping[str, str],
-    chooser: str | None,
-    options: Options,
-    tick: Tick,
-) -> tuple[list[Metric], Case]:
-    """Chooses the metrics, and does all that can fail without a generated picture."""
-    captions = fake.captions
-    parsed = [parse(caption) for caption in captions or []]
-    specs = [spec for spec in parsed if spec is not None]
-    missing: dict[Kind, str] = {}
-    if captions is None:
-        missing = dict.fromkeys(("clip", "faithfulness"), f"not all pictures in {fake.name} have captions")
-    elif len(specs) < len(parsed):
-        odd = captions[parsed.index(None)]
-        missing = {"faithfulness": f"the oracle reads drawn shapes, and no caption of these is {odd[:80]!r}"}
-    extractors = open_extractors(options, _device())
-    metrics = refuse_or_mark(choose_metrics(base, extractors, missing, options), roles, options.force)
-    if chooser is not None:
-        metrics = leave_out_the_chooser(metrics, chooser, options)
-    check_sizes(metrics, options.force)
-    kinds = {metric.kind for metric in metrics}
-    if missing and any(metric.protocol.extractor in ("shapes", "aligned") for metric in metrics):
-        warnings.warn(
-            "the embedded scorer was trained on drawn shapes: of other pictures its scores say little", stacklevel=3
-        )
-    case = Case(captions, None if missing else specs, partners, options)
-    if captions is not None and kinds & {"clip", "faithfulness"}:
-        case.shuffled = derangement([meaning(caption) for caption in captions], options.seed)
-        if partners is None:
-            warnings.warn(
-                f"no real-image scores: not all captions in {fake.name} are among those of {real.name}", stacklevel=3
-            )
-    for metric in metrics:
-        if metric.kind == "clip" and captions is not None:
-            reader = cast(ImageTextExtractor, metric.extractor)
-            case.text[reader.digest()] = reader.text_features(captions)
-    case.real = look(real, "real pictures", _eyes(metrics), "faithfulness" in kinds and partners is not None, tick)
-    return metrics, case
-
-
-def _see_and_compute(metrics: Sequence[Metric], case: Case, fake: Pictures, tick: Tick) -> list[Score]:
-    oracle = any(metric.kind == "faithfulness" for metric in metrics)
-    case.fake = look(fake, "generated pictures", _eyes(metrics), oracle, tick)
-    return [score for metric in metrics if metric.kind != "diversity" for score in compute(metric, case)]
-
-
-def _eyes(metrics: Sequence[Metric]) -> list[Extractor]:
-    found = {metric.extractor.digest(): metric.extractor for metric in metrics if metric.extractor is not None}
-    return list(found.values())

@@ -5,8 +5,9 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +17,20 @@ from t2i.data.shapes import HELDOUT_PAIRS, HELDOUT_RELATIONS
 from t2i.data.shapes_captions import Spec, meaning
 from t2i.data.shapes_oracle import Reading, judge
 from t2i.errors import InputError
-from t2i.metrics import Extractor, Features, clip_score, diversity, faithfulness, frechet, kernel
+from t2i.metrics import METRICS, Extractor, Features, Inputs, Kind, Measured, Resize, clip_score, metric_kind
 from t2i.metrics import open_extractor as open_by_address
-from t2i.metrics.intervals import Estimate, frechet_intervals
-from t2i.metrics.protocol import Protocol, Score, score_name
+from t2i.metrics.protocol import BARE, FID_INCEPTION_DIGEST, Protocol, Score, score_name
 from t2i.scoring_pictures import Seen
 
-Kind = Literal["fid", "kid", "clip", "faithfulness", "diversity"]
-VERSIONS: dict[Kind, int] = {
-    "fid": frechet.VERSION,
-    "kid": kernel.VERSION,
-    "clip": clip_score.VERSION,
-    "faithfulness": faithfulness.VERSION,
-    "diversity": diversity.VERSION,
+# a `Need`, or one by the extractor of a digest -> why there is nothing of it
+Missing = Mapping[str | tuple[str, str], str]
+PIXELS = "pixels"
+ALL = "all"  # stands for every metric that can be had
+FILES = {
+    "inception": "Inception weights",
+    "clip": "a CLIP folder",
+    "dinov2": "a DINOv2 folder",
 }
-BOOTSTRAPPED_DIM = 512  # the 100 draws of a wider Frechet distance take minutes
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,22 @@ class Options:
     """What is scored and how.
 
     Attributes:
-        metrics: names as in a score's, without N (`fid-shapes`), and `faithfulness` for all its aspects; None: all that
-            apply.
+        metrics: names as in a score's, without N (`fid-shapes`); `faithfulness` for all its aspects, `precision` for
+            that of every extractor, `all`; None: the usual ones that apply.
         seed: decides noise, shuffles and the bootstrap, but not which pictures are scored.
         truncation, guidance: of the generator; None: its own.
         settings: further ones of the generator's family, e.g. temperature.
         best_of: candidates drawn for each picture; an encoder keeps the best, and is not asked for scores then.
         reranker: its address, as `t2i.reranking.open_reranker` takes it; None: the embedded one.
-        inception, clip: a weights file and a folder, for extractors beside the scorer.
+        inception, clip, dinov2: a weights file and folders (or hub ids), for extractors beside the scorer.
         scorer: another dual encoder than the one that ships with the package.
         force: score where the rules forbid it: with an encoder that took part in the training, with too few pictures.
+        resize: how pictures reach the size of the Inception and of DINOv2.
+        allow_leak: score a run on what it was trained on, and say so in the protocol.
+        skip_broken: leave out pictures that cannot be decoded, and count them in the protocol.
+        resolution: pixels a side of the real pictures of a data set; None: as many as the generated ones have.
+        save_features: a file that keeps features between scorings.
+        named: the protocol of `t2i.protocols` that all this is of.
     """
 
     metrics: Sequence[str] | None = None
@@ -61,6 +67,13 @@ class Options:
     clip: Path | None = None
     scorer: Path | None = None
     force: bool = False
+    dinov2: Path | None = None
+    resize: Resize = "clean"
+    allow_leak: bool = False
+    skip_broken: bool = False
+    resolution: int | None = None
+    save_features: Path | None = None
+    named: str | None = None
 
 
 class Named(NamedTuple):
@@ -72,12 +85,24 @@ class Named(NamedTuple):
 
 
 class Metric(NamedTuple):
+    """A line of `METRICS` by one extractor; None: it reads pixels, or what the oracle read."""
+
     protocol: Protocol
     extractor: Extractor | None
+    kind: str  # its name in `METRICS`
 
     @property
-    def kind(self) -> Kind:
-        return cast(Kind, self.protocol.metric)
+    def of(self) -> Kind:
+        return metric_kind(self.kind)
+
+    @property
+    def name(self) -> str:
+        """As in its score's, without N."""
+        return score_name(self.protocol).rpartition("@")[0]
+
+    @property
+    def usual(self) -> bool:
+        return self.of.usual or self.protocol.extractor == PIXELS
 
 
 @dataclass
@@ -93,6 +118,11 @@ class Case:
     fake: Seen = field(default_factory=Seen)
     reconstructed: list[Reading] | None = None  # the real pictures through the run's tokenizer, row by row
     text: dict[str, Features] = field(default_factory=dict)  # extractor's digest -> [N, D] of the captions
+    train: Seen = field(default_factory=Seen)  # the pictures that the run was trained on, where a metric needs them
+    # score's name -> [N] values, one a picture, whose mean it is; NaN: of a picture that is not counted
+    samples: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False)
+    # what a kind of metric gave by an extractor; of these very pictures, so no copy takes it along
+    _given: dict[tuple[str, str | None], Mapping[str, Measured]] = field(default_factory=dict, init=False)
 
 
 # ---- which metrics -------------------------------------------------------------------------------------------------
@@ -106,74 +136,112 @@ def open_extractors(options: Options, device: str) -> list[Named]:
     """
     scorer = open_scorer(options.scorer)
     opened = [Named(scorer, scorer.name, scorer.clip_name)]
-    if options.inception is not None:
-        inception = open_by_address(f"inception:{options.inception}", device=device)
-        opened.append(Named(inception, inception.name, None))
-    if options.clip is not None:
-        clip = open_by_address(f"clip:{options.clip}", device=device)
-        opened.append(Named(clip, clip.name, clip.name))
+    for kind in FILES:
+        if (path := getattr(options, kind)) is not None:
+            resize: Resize = "clean" if kind == "clip" else options.resize
+            found = open_by_address(f"{kind}:{path}", resize, device)
+            opened.append(Named(found, found.name, found.name if hasattr(found, "text_features") else None))
     return opened
 
 
-def choose_metrics(
-    base: Protocol, extractors: Sequence[Named], missing: Mapping[Kind, str], options: Options
-) -> list[Metric]:
-    """The metrics that were asked for, or all that apply and a warning for each that does not.
+def choose_metrics(base: Protocol, extractors: Sequence[Named], missing: Missing, options: Options) -> list[Metric]:
+    """The metrics that were asked for, or all usual ones that apply and a warning for each that does not.
 
     Args:
         base: the protocol of all, but for metric and extractor.
-        missing: kinds that do not apply, and why.
+        missing: what there is not, or not by the extractor of that digest, and why.
 
     Raises:
         InputError: a metric that is unknown or does not apply.
     """
-    every = {_name(metric): metric for metric in _metrics(base, extractors)}
-    absent = {name: missing[metric.kind] for name, metric in every.items() if metric.kind in missing}
-    usable = [name for name in every if name not in absent]
+    every = {metric.name: metric for metric in _metrics(base, extractors, missing)}
+    absent = {name: why for name, metric in every.items() if (why := _why_not(metric, missing))}
+    usable = {name: metric for name, metric in every.items() if name not in absent}
+    usual = [name for name, metric in usable.items() if metric.usual]
     if options.metrics is None:
         for name, why in absent.items():
-            warnings.warn(f"{name} is left out: {why}", stacklevel=3)
-    elif wrong := next((name for name in options.metrics if name not in usable), None):
-        raise InputError(_refusal(wrong, usable, absent))
-    elif not options.metrics:
-        raise InputError(f"no metric is named; choose from: {', '.join(usable)}")
-    return [every[name] for name in dict.fromkeys(options.metrics or usable)]
+            if every[name].usual:
+                warnings.warn(f"{name} is left out: {why}", stacklevel=3)
+        return [usable[name] for name in usual]
+    if not options.metrics:
+        raise InputError(f"no metric is named; choose from: {', '.join(usual)}, ...")
+    found: list[str] = []
+    for word in options.metrics:
+        named = [word] if word in usable else [name for name, m in usable.items() if word == ALL or _means(word, m)]
+        if not named:
+            kinds = {every[name].kind: why for name, why in absent.items()}
+            raise InputError(_refusal(word, usable, kinds | absent, options))
+        found += named
+    return [usable[name] for name in dict.fromkeys(found)]
 
 
-def check_sizes(metrics: Sequence[Metric], force: bool) -> None:
-    """Refuses a Frechet distance of too few pictures, before any is seen."""
+def _means(word: str, metric: Metric) -> bool:
+    """`precision` stands for that of every extractor, `clip-vit-*` for all so called; `fid` never for another network
+    than its own."""
+    return word == metric.kind and word not in BARE or "*" in word and fnmatchcase(metric.name, word)
+
+
+def _why_not(metric: Metric, missing: Missing) -> str:
+    digest = metric.protocol.extractor_digest or ""
+    keys = [key for need in metric.of.needs for key in (need, (digest, need))]
+    return next((missing[key] for key in keys if key in missing), "")
+
+
+def check_sizes(metrics: Sequence[Metric], force: bool) -> list[Metric]:
+    """Refuses metrics of too few pictures, before any is seen; with `force` their protocols say so."""
+    checked = []
     for metric in metrics:
-        if metric.kind == "fid" and metric.extractor is not None:
-            counts = metric.protocol.n_fake, metric.protocol.n_real or 0
+        if metric.of.check is not None and metric.extractor is not None:
+            n_fake, n_real, dim = metric.protocol.n_fake, metric.protocol.n_real, metric.extractor.dim
+            counts = n_fake, n_fake if n_real is None else n_real
             with warnings.catch_warnings(action="ignore"):  # what it warns of, it warns of again with the score
-                frechet.check_sample_size(*counts, metric.extractor.dim, force)
+                try:
+                    metric.of.check(*counts, dim, False)
+                except InputError as error:
+                    metric.of.check(*counts, dim, force)
+                    metric = metric._replace(protocol=replace(metric.protocol, forced=str(error)))
+        checked.append(metric)
+    return checked
 
 
-def _metrics(base: Protocol, extractors: Sequence[Named]) -> list[Metric]:
-    def metric(kind: Kind, name: str | None, extractor: Extractor | None = None) -> Metric:
+def _metrics(base: Protocol, extractors: Sequence[Named], missing: Missing) -> list[Metric]:
+    def metric(kind: str, name: str | None, extractor: Extractor | None = None) -> Metric:
         digest, resize = (extractor.digest(), extractor.resize) if extractor else (None, None)
-        what = {"metric": kind, "metric_version": VERSIONS[kind], "extractor": name, "extractor_digest": digest}
-        return Metric(replace(base, **what, resize=resize), extractor)
+        what = {"metric": kind, "metric_version": metric_kind(kind).version, "extractor": name}
+        return Metric(replace(base, **what, extractor_digest=digest, resize=resize), extractor, kind)
 
-    found = [metric("faithfulness", None)]
+    kinds = {name: metric_kind(name) for name in METRICS}
+    found = [metric(name, None) for name, kind in kinds.items() if kind.reads == "oracle"]
     for extractor, name, clip_name in extractors:
-        found += [metric("fid", name, extractor), metric("kid", name, extractor)]
-        found += [metric("clip", clip_name, extractor)] if clip_name else []
-    return [*found, metric("diversity", "pixels")] if base.run else found
+        classifies = getattr(extractor, "classes", None) is not None
+        names = {"features": name, "text": clip_name, "classes": name if classifies else None}
+        found += [metric(k, names[kind.reads], extractor) for k, kind in kinds.items() if names.get(kind.reads)]
+    return [*found, metric("diversity", PIXELS)] if base.run and "several" not in missing else found
 
 
-def _name(metric: Metric) -> str:
-    return score_name(metric.protocol).rpartition("@")[0]
-
-
-def _refusal(wrong: str, usable: Sequence[str], absent: Mapping[str, str]) -> str:
-    choice = f"choose from: {', '.join(usable)}"
+def _refusal(wrong: str, usable: Mapping[str, Metric], absent: Mapping[str, str], options: Options) -> str:
+    usual = [name for name, metric in usable.items() if metric.usual]
+    choice = f"choose from: {', '.join(usual)}"
     if wrong in absent:
         return f"metric {wrong} is not to be had: {absent[wrong]}; {choice}"
-    near = difflib.get_close_matches(wrong, usable, 1)
-    files = {"fid": "Inception weights", "kid": "Inception weights", "clip": "a CLIP folder"}
-    hint = f" (it needs {files[wrong]})" if wrong in files else f" (did you mean {near[0]}?)" if near else ""
+    if rest := [name for name in usable if name not in usual]:
+        choice += f", and by name {', '.join(rest)}"
+    other = next((name for name in [*usable, *absent] if name.startswith(f"{wrong}-inception-")), None)
+    if wrong in BARE and other is not None:
+        return (
+            f"{options.inception} does not hold the FID Inception of 2015-12-05 (sha256 {FID_INCEPTION_DIGEST[:8]}...), and "
+            f"of other weights no score is called {wrong}; name that file, or ask for {other}"
+        )
+    near = difflib.get_close_matches(wrong, [*usable, *METRICS], 1)
+    hint = f" (it needs {file})" if (file := _wanted(wrong)) else f" (did you mean {near[0]}?)" if near else ""
     return f"metric {wrong[:80]!r} is unknown here{hint}; {choice}"
+
+
+def _wanted(name: str) -> str | None:
+    """The option that would make a metric known."""
+    if name in METRICS:
+        return FILES["inception"] if name in BARE else FILES["clip"] if metric_kind(name).reads == "text" else None
+    return next((FILES[kind] for kind in ("dinov2", "clip") if f"-{kind}" in f"-{name}"), None)
 
 
 def refuse_or_mark(metrics: Sequence[Metric], trained_with: Mapping[str, str], force: bool) -> list[Metric]:
@@ -190,7 +258,7 @@ def refuse_or_mark(metrics: Sequence[Metric], trained_with: Mapping[str, str], f
         protocol, digest = metric.protocol, metric.protocol.extractor_digest
         if digest is not None and digest in trained_with:
             if not force:
-                clip_score.refuse_training_encoder(_name(metric), digest, trained_with)
+                clip_score.refuse_training_encoder(metric.name, digest, trained_with)
             role = trained_with[digest].replace(" ", "-")
             words = f"{protocol.extractor}-its-own-{role}"
             metric = metric._replace(protocol=replace(protocol, extractor=words))
@@ -208,7 +276,7 @@ def leave_out_the_chooser(metrics: Sequence[Metric], digest: str, options: Optio
     rest = [metric for metric in metrics if metric not in own]
     if not own:
         return rest
-    names = ", ".join(map(_name, own))
+    names = ", ".join(metric.name for metric in own)
     told = f"its encoder chose these pictures ({own[0].protocol.reranking}), so it would judge its own choice"
     if options.force:
         return rest + [
@@ -225,80 +293,74 @@ def leave_out_the_chooser(metrics: Sequence[Metric], digest: str, options: Optio
 
 
 def compute(metric: Metric, case: Case) -> list[Score]:
-    """The scores of one metric but for diversity, which needs other pictures."""
-    if metric.kind == "faithfulness":
-        return _faithfulness(metric.protocol, case)
-    assert metric.extractor is not None
-    digest = metric.extractor.digest()
-    return [_OF_FEATURES[metric.kind](metric.protocol, case, digest)]
+    """The scores of one metric: one, or several whose names begin with its own."""
+    digest = None if metric.extractor is None else metric.extractor.digest()
+    key = METRICS[metric.kind], digest
+    if key not in case._given:
+        case._given[key] = metric.of.measure(_inputs(metric, case, digest))
+    scores = scored(metric, case._given[key])
+    for score in scores:
+        if (samples := case._given[key][score.protocol.metric].samples) is not None:
+            case.samples[score.name] = samples
+    return scores
 
 
-def _frechet(protocol: Protocol, case: Case, digest: str) -> Score:
-    fake, reference = case.fake.features[digest], frechet.Reference.of(case.real.features[digest])
-    value = frechet.frechet_distance(fake, reference, force=case.options.force)
-    if reference.dim > BOOTSTRAPPED_DIM:
-        return Score(value, protocol)
-    interval = frechet_intervals(fake, reference, seed=case.options.seed).expected
-    return Score(value, protocol, interval, "bootstrap, of the expected value at this N")
+def scored(metric: Metric, given: Mapping[str, Measured]) -> list[Score]:
+    """What a metric gave, each with its protocol."""
+    scores = []
+    for name, (value, interval, method, bounds, counts, _) in given.items():
+        if name == metric.kind or name.startswith(f"{metric.kind}-"):
+            protocol = replace(metric.protocol, metric=name)
+            if counts is not None:
+                protocol = replace(protocol, n_fake=counts[0], n_real=counts[1])
+            scores.append(Score(value, protocol, interval, method, bounds))
+    return scores
 
 
-def _kernel(protocol: Protocol, case: Case, digest: str) -> Score:
-    return Score(kernel.kernel_distance(case.fake.features[digest], case.real.features[digest]), protocol)
+def _inputs(metric: Metric, case: Case, digest: str | None) -> Inputs:
+    """What the metric asks for."""
+    captions, options = case.captions or [], case.options
+    more: dict[str, Any] = {}
+    if metric.of.reads == "oracle":
+        more = {"outcomes": _judged(case), "groups": unseen(case.specs or [])}
+    elif digest is not None:
+        more = {
+            "text": case.text.get(digest),
+            "partners": None if case.partners is None else case.real.features[digest][case.partners],
+            "classes": getattr(metric.extractor, "classes", None),
+            "train": case.train.features.get(digest),
+        }
+    fake, real = (_known(seen, digest) for seen in (case.fake, case.real))
+    meanings = [meaning(caption) for caption in captions]
+    return Inputs(fake, real, captions, meanings, **more, seed=options.seed, force=options.force)
 
 
-def _clip(protocol: Protocol, case: Case, digest: str) -> Score:
-    assert case.captions is not None
-    images, text = case.fake.features[digest], case.text[digest]
-    real = None if case.partners is None else case.real.features[digest][case.partners]
-    labels = [meaning(caption) for caption in case.captions]
-    bounds = clip_score.clip_bounds(images, text, images if real is None else real, labels, case.options.seed)
-    if real is None:
-        del bounds["real"]
-    return _estimated(clip_score.clip_score(images, text, case.captions), protocol, bounds)
+def _known(seen: Seen, digest: str | None) -> Any:
+    """Features, or where no more is known or asked, their moments."""
+    if digest in seen.features:
+        return seen.features[digest]
+    return seen.moments[digest] if digest in seen.moments else np.empty((0, 0), np.float32)
 
 
-_OF_FEATURES = {"fid": _frechet, "kid": _kernel, "clip": _clip}
-
-
-def diversity_score(protocol: Protocol, images_NHWC: NDArray[np.uint8], prompts: Sequence[str]) -> Score:
-    """Root mean square difference, in grey levels of 255, between pictures of one prompt; `prompts` [N] says of which.
-
-    The bound is the same of different prompts: what a generator that ignores captions shows within a prompt too.
-    """
-    flat = images_NHWC.reshape(len(images_NHWC), -1) / math.sqrt(images_NHWC[0].size)
-    first = [prompts.index(prompt) for prompt in dict.fromkeys(prompts)]
-    bounds = {}
-    if len(first) > 1:
-        bounds["different prompts"] = diversity.within_prompt_diversity(flat[first], [0] * len(first)).value
-    protocol = replace(protocol, n_real=None, n_fake=len(images_NHWC))
-    return _estimated(diversity.within_prompt_diversity(flat, prompts), protocol, bounds)
-
-
-def _estimated(estimate: Estimate, protocol: Protocol, bounds: Mapping[str, float]) -> Score:
-    interval = estimate.interval() if math.isfinite(estimate.standard_error) else None
-    return Score(estimate.value, protocol, interval, interval and "normal, clustered by prompt", bounds)
-
-
-def _faithfulness(protocol: Protocol, case: Case) -> list[Score]:
+def _judged(case: Case) -> Mapping[str, Mapping[str, NDArray[np.bool_]]]:
     specs = case.specs
     assert specs is not None
-    groups = unseen(specs)
-    rates = faithfulness.faithfulness(judge(case.fake.readings, specs), groups)
-    elsewhere = [specs[k] for k in case.shuffled]
-    bounds = {"shuffled": faithfulness.faithfulness(judge(case.fake.readings, elsewhere), groups)}
+    found = {"fake": judge(case.fake.readings, specs)}
     if case.partners is not None:
-        readings = [case.real.readings[k] for k in case.partners]
-        bounds = {"real": faithfulness.faithfulness(judge(readings, specs), groups), **bounds}
+        found["real"] = judge([case.real.readings[k] for k in case.partners], specs)
+    found["shuffled"] = judge(case.fake.readings, [specs[k] for k in case.shuffled])
     if case.reconstructed is not None:
-        bounds["reconstructed"] = faithfulness.faithfulness(judge(case.reconstructed, specs), groups)
-    scores = []
-    for group, by_aspect in rates.items():
-        for aspect, rate in by_aspect.items():
-            name = f"faithfulness-{aspect}" + ("" if group == "all" else f"-{group}")
-            its = replace(protocol, metric=name, n_fake=rate.count, n_real=rate.count if "real" in bounds else None)
-            beside = {bound: found[group][aspect].value for bound, found in bounds.items()}
-            scores.append(Score(rate.value, its, rate.interval, "wilson", beside))
-    return scores
+        found["reconstructed"] = judge(case.reconstructed, specs)
+    return found
+
+
+def diversity_scores(metric: Metric, images_NHWC: NDArray[np.uint8], prompts: Sequence[str]) -> list[Score]:
+    """Of pictures drawn for it; `prompts` [N] says of which. By pixels: root mean square difference in grey levels."""
+    if metric.extractor is None:
+        features = (images_NHWC.reshape(len(images_NHWC), -1) / math.sqrt(images_NHWC[0].size)).astype(np.float32)
+    else:
+        features = metric.extractor.features(images_NHWC)
+    return scored(metric, metric.of.measure(Inputs(features, features[:0], prompts)))
 
 
 def unseen(specs: Sequence[Spec]) -> dict[str, NDArray[np.bool_]]:

@@ -96,9 +96,7 @@ def test_python_m_passes_the_exit_status_on():
     )
 
 
-@pytest.mark.parametrize(
-    "argv", [["nonsense"], ["train"], ["sample"], ["train", "cgan", "--nope"], ["sample", "x", "-n", "0"]]
-)
+@pytest.mark.parametrize("argv", [["nonsense"], ["train"], ["train", "cgan", "--nope"], ["sample", "x", "-n", "0"]])
 def test_wrong_usage_exits_with_2(run, argv):
     status, _, err = run(*argv)
     assert status == 2 and "Usage" in err
@@ -161,9 +159,9 @@ def test_every_training_program_has_a_config_and_every_config_a_program():
 
 
 def test_train_hands_the_resolved_config_and_the_run_directory_over(run, trained):
-    assert run("train", "cgan", "--set", "learning_rate=1e-4", "--data", "no: [such] #place")[0] == 0
+    assert run("train", "cgan", "--set", "learning_rate=1e-4", "--data", "folder:no: [such] #place")[0] == 0
     resolved, run_dir = trained[-1]
-    assert (resolved.learning_rate, resolved.data.address) == (1e-4, "no: [such] #place")
+    assert (resolved.learning_rate, resolved.data.address) == (1e-4, "folder:no: [such] #place")
     assert run_dir == Path("runs/cgan-default")
 
     Path("mine.yaml").write_text("family: cgan\nseed: 5\n")
@@ -251,10 +249,15 @@ SETTINGS = "--temperature 0.7 --top-k 100 --top-p 0.9 --steps 10".split()
 def test_sample_passes_every_option_on(run, noted):
     argv = "a_run one two -n 3 --seed 7 --prompts p.txt --guidance 2 --truncation 0.5 --batch-size 8 --out o"
     more = "--compile --init i.png --mask m.png --keep-rows 4 --best-of 8 --scorer clip:c".split()
-    assert run("sample", *argv.split(), "--interpolate", "caption", "--frames", "5", *SETTINGS, *more)[0] == 0
+    assert (
+        run("sample", *argv.split(), "--model", "cgan", "--interpolate", "caption", "--frames", "5", *SETTINGS, *more)[
+            0
+        ]
+        == 0
+    )
     assert noted["sample"] == {
-        "run": Path("a_run"),
-        "prompts": ["one", "two"],
+        "words": ["a_run", "one", "two"],
+        "model": "cgan",
         "num_images_per_prompt": 3,
         "seed": 7,
         "prompts_file": Path("p.txt"),
@@ -272,20 +275,28 @@ def test_sample_passes_every_option_on(run, noted):
         "scorer": "clip:c",
     }
     assert run("sample", "a_run")[0] == 0
-    assert noted["sample"]["prompts"] == [] and noted["sample"]["guidance"] is None
+    assert noted["sample"]["words"] == ["a_run"] and noted["sample"]["guidance"] is None
     assert set(noted["sample"]["settings"].values()) == {None} and noted["sample"]["best_of"] == 1
 
 
 def test_eval_score_passes_every_option_on(run, noted):
     argv = "a_run --data shapes-2 --against other --split heldout -n 9 --metrics a,,b --seed 3 --truncation 0.5"
-    more = "--best-of 4 --reranker r --guidance 2 --inception i.pt --clip c --scorer a --force --out o.json"
-    assert run("eval", "score", *argv.split(), *more.split(), *SETTINGS)[0] == 0
+    more = (
+        "--best-of 4 --reranker r --guidance 2 --inception i.pt --clip c --scorer a --force --allow-leak --out o.json"
+    )
+    rest = (
+        "--prompts p.tsv --protocol coco-30k --resolution 64 --dinov2 d --resize torch --skip-broken --save-features f"
+    )
+    assert run("eval", "score", *argv.split(), *more.split(), *rest.split(), *SETTINGS)[0] == 0
     assert noted["score"] == {
         "target": "a_run",
         "data": "shapes-2",
         "against": "other",
+        "prompts": Path("p.tsv"),
+        "protocol": "coco-30k",
         "split": "heldout",
         "n": 9,
+        "resolution": 64,
         "metrics": ["a", "b"],
         "seed": 3,
         "truncation": 0.5,
@@ -293,10 +304,12 @@ def test_eval_score_passes_every_option_on(run, noted):
         "settings": {"temperature": 0.7, "top_k": 100, "top_p": 0.9, "steps": 10},
         "best_of": 4,
         "reranker": "r",
-        "inception": Path("i.pt"),
-        "clip": Path("c"),
-        "scorer": Path("a"),
+        "files": {"inception": Path("i.pt"), "clip": Path("c"), "dinov2": Path("d"), "scorer": Path("a")},
+        "resize": "torch",
         "force": True,
+        "allow_leak": True,
+        "skip_broken": True,
+        "save_features": Path("f"),
         "out": Path("o.json"),
     }
 

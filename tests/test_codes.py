@@ -1,10 +1,13 @@
 """The cache of codes: hits, misses, damage, kills, broken pictures."""
 
+import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from t2i.data import View, codes, open_dataset
 from t2i.data.codes import encode_codes
@@ -115,3 +118,48 @@ def test_a_broken_picture_is_named_and_its_neighbour_stands_in(small_shards, tmp
 def test_too_many_broken_pictures_stop_it(small_shards, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="over 1 %"):
         encode_codes(Mean(), Damaged({1, 2, 3}), root=tmp_path)  # type: ignore[arg-type]
+
+
+def test_two_hundred_mutations_miss_and_two_hundred_repeats_hit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
+    rng = random.Random(0)
+    (tmp_path / "data/train").mkdir(parents=True)
+
+    def write(k: int, color: tuple[int, int, int], caption: str) -> None:
+        Image.new("RGB", (20, 16), color).save(tmp_path / f"data/train/{k}.png")
+        (tmp_path / f"data/train/{k}.txt").write_text(caption)
+
+    for k in range(3):
+        write(k, (k, k, k), f"caption {k}")
+    state: dict[str, Any] = {"tokenizer": "a", "fit": "center", "seed": 0, "mirrored": False, "resolution": 16}
+
+    def misses() -> int:
+        view = View(state["resolution"], state["fit"], seed=state["seed"])
+        dataset = open_dataset(f"folder:{tmp_path / 'data'}", "train", view)
+        tokenizer = Mean(state["tokenizer"])
+        found = encode_codes(tokenizer, dataset, state["mirrored"], tmp_path / "codes")  # type: ignore[arg-type]
+        images = dataset.images(range(3))
+        assert torch.equal(found.at(np.arange(3), np.zeros(3, dtype=int)), tokenizer.encode(images))
+        return found.misses
+
+    assert misses() == 3
+    for trial in range(200):
+        kind = ["tokenizer", "picture", "caption", "fit", "seed", "mirrored"][trial % 6]
+        if kind == "tokenizer":
+            state["tokenizer"] = f"weights {trial}"
+        elif kind in ("picture", "caption"):
+            color = tuple(rng.randrange(256) for _ in range(3))
+            write(rng.randrange(3), color, f"{kind} {trial}")  # type: ignore[arg-type]
+        elif kind == "fit":
+            state["fit"] = "random"
+            state["tokenizer"] = f"fit {trial}"
+            assert misses() == 3
+            state["fit"] = rng.choice(["squash", "pad", "center"])
+        elif kind == "seed":
+            state["fit"], state["seed"] = "random", trial
+        else:
+            state["mirrored"], state["tokenizer"] = not state["mirrored"], f"views {trial // 12}"
+        assert misses() == 3, (trial, kind)
+        assert misses() == 0, (trial, kind)

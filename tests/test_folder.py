@@ -1,5 +1,6 @@
 """Folders of captioned pictures: t2i/data/{folder,folder_index,metadata,captions,verify,check,export}.py."""
 
+import contextlib
 import csv
 import json
 import os
@@ -12,9 +13,10 @@ import pytest
 from PIL import Image
 
 from t2i import images
-from t2i.data import View, open_dataset
+from t2i.data import View, folder_columns, index, large_folder, open_dataset
 from t2i.data.captions import MAX_CHARACTERS, clean_caption
-from t2i.data.check import check, format_report
+from t2i.data.check import check
+from t2i.data.check_report import format_report
 from t2i.data.export import export, export_splits
 from t2i.data.folder import FolderDataset, open_folder
 from t2i.data.folder_index import index_folder
@@ -366,11 +368,149 @@ def test_kept_pictures_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch
     decoded: list[Path] = []
     decode = images.decode
     data = open_folder(str(folder), "train", View(resolution=12))
-    monkeypatch.setattr(images, "decode", lambda source: decoded.append(source) or decode(source))
-    monkeypatch.setattr("t2i.data.folder.MEMORY_BYTES", 2 * 12 * 12 * 3)
+    monkeypatch.setattr(images, "decode", lambda source, side=None: decoded.append(source) or decode(source, side))
+    monkeypatch.setattr("t2i.data.pictures.MEMORY_BYTES", 2 * 12 * 12 * 3)
     for _ in range(3):
         assert all((a == picture(k)).all() for k, a in enumerate(data.images(range(5))))
     assert len(decoded) == 5 + 3 + 3
+
+
+def test_many_unknown_pictures_are_not_decoded_for_the_opening(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_captioned(folder, [f"train/{i}.png" for i in range(6)])
+    (folder / "train/2.png").write_bytes(b"junk")
+    in_the_past(folder)
+    monkeypatch.setattr("t2i.data.folder.VERIFIED_AT_ONCE", 4)
+    counted = count_decodes(monkeypatch)
+    with pytest.warns(UserWarning, match="6 pictures of folder:.* have not been looked at: `t2i data check` does"):
+        data = open_folder(str(folder), "train", View())
+    assert len(data) == 6 and counted == []
+    before = data.fingerprint()
+    check(folder)
+    assert len(counted) == 6
+    with pytest.warns(UserWarning, match="train/2.png: not a PNG"):
+        checked = open_folder(str(folder), "train", View())
+    assert len(checked) == 5 and len(counted) == 6 and checked.fingerprint() != before
+
+
+# ---- large folders, kept as columns ----
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_folder, "LARGE_BYTES", 1)
+    monkeypatch.setattr(folder_columns, "_AT_ONCE", 3)
+
+
+def put_messy_rows(folder: Path) -> None:
+    names = ["train/1.png", "train/2.png", "train/sub/caf\u00e9.png", "val/3.png", "loose.png", "train/bare.png"]
+    for key, name in enumerate(names):
+        put(folder / name, key)
+    rows = [
+        {"file_name": "train/2.png", "text": " two\t spaces "},
+        {"file_name": "./train//1.png", "text": "one"},
+        {"file_name": "val\\3.png", "text": "thr\u00e9e"},
+        {"file_name": "train/sub/cafe\u0301.png", "text": "x\u200by"},
+        {"file_name": "train/2.png", "text": "again"},
+        {"file_name": "train/2.png", "text": "again"},
+        {"file_name": "train/lost.png", "text": "lost"},
+        {"file_name": "train/bare.png", "text": " \u200b "},
+        {"file_name": "loose.png", "text": "outside"},
+    ]
+    jsonl(folder / "metadata.jsonl", rows)
+    jsonl(folder / "train/metadata.jsonl", [{"file_name": "1.png", "text": ["below", "", "one"]}])
+
+
+def test_columns_hold_what_the_plain_reader_finds(folder: Path, large: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_messy_rows(folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        columns = {split: open_folder(str(folder), split, View(resolution=12)) for split in ("train", "heldout")}
+        monkeypatch.setattr(large_folder, "LARGE_BYTES", 2**40)
+        plain = {split: open_folder(str(folder), split, View(resolution=12)) for split in ("train", "heldout")}
+    assert all(isinstance(data, large_folder.LargeFolder) for data in columns.values())
+    for split, data in columns.items():
+        assert list(data.ids) == list(plain[split].ids) and data.split == plain[split].split
+        # captions of one picture may come in another order: the files are read from the top down
+        assert [set(own) for own in data.captions] == [set(own) for own in plain[split].captions]
+        assert (data.images(range(len(data))) == plain[split].images(range(len(data)))).all()
+    assert list(columns["train"].captions[1]) == ["two spaces", "again"]
+    said = "\n".join(str(warning.message) for warning in caught)
+    assert "1 captions without a picture" in said and "train/lost.png" in said and "not been looked at" in said
+
+
+def test_columns_of_drawn_splits_are_the_plain_ones(folder: Path, large: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"file_name": f"{i:03d}.png", "text": f"caption {i}"} for i in range(80)]
+    for row in rows:
+        (folder / row["file_name"]).write_bytes(b"not decoded")
+    jsonl(folder / "metadata.jsonl", list(reversed(rows)))
+    with pytest.warns(UserWarning, match="not been looked at"):
+        columns = [open_folder(str(folder), split, View(seed=4)) for split in ("train", "val", "test")]
+    index = index_folder(folder)
+    for data in columns:
+        mine = [
+            name
+            for name, part in zip(index.files, index.splits(list(index.files), 4), strict=True)
+            if part == data.split
+        ]
+        assert list(data.ids) == mine and [own for (own,) in data.captions] == [f"caption {int(n[:3])}" for n in mine]
+
+
+def test_columns_are_kept_until_something_changes(folder: Path, large: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(folder / "1.png")
+    put(folder / "2.png", 2)
+    jsonl(folder / "metadata.jsonl", [{"file_name": "1.png", "text": "one"}])
+    read: list[Path] = []
+    columns = folder_columns.read_columns
+    monkeypatch.setattr(large_folder, "read_columns", lambda root: read.append(root) or columns(root))
+
+    def ids() -> list[str]:
+        parts = []
+        for split in ("train", "val", "test"):
+            with warnings.catch_warnings(), contextlib.suppress(InputError):
+                warnings.simplefilter("ignore")
+                parts += open_folder(str(folder), split, View()).ids
+        return sorted(parts)
+
+    assert ids() == ["1.png"] and len(read) == 1
+    jsonl(folder / "metadata.jsonl", [{"file_name": f"{k}.png", "text": "longer"} for k in (1, 2)])
+    assert ids() == ["1.png", "2.png"] and len(read) == 2
+    (folder / "2.png").unlink()
+    assert ids() == ["1.png"] and len(read) == 3
+
+
+def test_what_a_check_found_broken_leaves_the_columns(folder: Path, large: None) -> None:
+    for i in range(8):
+        put(folder / f"train/{i}.png", i)
+    (folder / "train/5.png").write_bytes(b"junk")
+    jsonl(folder / "train/metadata.jsonl", [{"file_name": f"{i}.png", "text": f"picture {i}"} for i in range(8)])
+    in_the_past(folder)
+    report = check(folder)
+    assert [name for name, _ in report.broken] == ["train/5.png"] and report.splits == {"train": 7}
+    with pytest.warns(UserWarning, match="1 pictures .* are broken and left out: train/5.png: not a PNG"):
+        data = open_folder(str(folder), "train", View(resolution=12))
+    assert "train/5.png" not in data.ids and len(data) == 7
+    before = data.fingerprint()
+    put(folder / "train/6.png", 60)
+    assert data.fingerprint() != before
+    put(folder / "train/5.png", 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert len(open_folder(str(folder), "train", View())) == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"file_name": "a.png", "text": "x"}\nnot json\n', "metadata.jsonl line 2 is not JSON"),
+        (b'{"file_name": "a.png", "text": "x"}\n{"file_name": "b.png", "text": 3}', "must be a string"),
+        ('{"file_name": "a.png", "text": "\u00e9"}'.encode("latin-1"), "line 1 is not UTF-8"),
+        (b'{"file_name": "other.png", "text": "x"}', "they speak of 'other.png', there is 'a.png'"),
+    ],
+)
+def test_mistakes_in_large_captions_files_are_named(content: bytes, expected: str, folder: Path, large: None) -> None:
+    put(folder / "a.png")
+    (folder / "metadata.jsonl").write_bytes(content)
+    assert expected in error_of(lambda: open_folder(str(folder), "train", View()))
 
 
 # ---- the verify pass and its cache ----
@@ -379,7 +519,7 @@ def test_kept_pictures_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch
 def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counted: list[int] = []
     decode = images.decode
-    monkeypatch.setattr(images, "decode", lambda source: counted.append(1) or decode(source))
+    monkeypatch.setattr(images, "decode", lambda source, side=None: counted.append(1) or decode(source, side))
     return counted
 
 
@@ -393,7 +533,7 @@ def test_a_second_open_decodes_nothing_and_a_changed_file_is_seen(
     counted = count_decodes(monkeypatch)
     with pytest.warns(UserWarning, match="broken"):
         first = open_folder(str(folder), "train", View())
-    assert len(counted) == 6 and sorted(folder.rglob("*")) == before and list(own_cache.rglob("*.json"))
+    assert len(counted) == 6 and sorted(folder.rglob("*")) == before and list(own_cache.rglob("*.arrow"))
     with pytest.warns(UserWarning, match="broken"):
         second = open_folder(str(folder), "train", View())
     assert len(counted) == 6
@@ -415,15 +555,17 @@ def test_a_file_written_just_now_is_verified_again(folder: Path, monkeypatch: py
     assert len(counted) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"rules": "old", "files": {}}', b'{"files": 3}'])
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "other rules"])
 def test_a_damaged_cache_is_built_again(
-    damage: bytes, folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    damage: str, folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_captioned(folder, ["train/0.png"])
     in_the_past(folder)
     open_folder(str(folder), "train", View())
-    (store,) = own_cache.rglob("*.json")
-    store.write_bytes(damage)
+    (store,) = own_cache.rglob("*.arrow")
+    content = store.read_bytes()
+    old = content.replace(index._RULES.encode(), b"1" + index._RULES.encode()[1:])
+    store.write_bytes({"empty": b"", "cut": content[:-20], "text": b"{}", "other rules": old}[damage])
     counted = count_decodes(monkeypatch)
     for _ in range(2):
         assert len(open_folder(str(folder), "train", View())) == 1
@@ -432,6 +574,7 @@ def test_a_damaged_cache_is_built_again(
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(folder: Path, own_cache: Path) -> None:
     put_captioned(folder, ["train/0.png"])
+    in_the_past(folder)
     own_cache.write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="cannot write .* set T2I_CACHE"):
         assert len(open_folder(str(folder), "train", View())) == 1

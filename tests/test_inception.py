@@ -1,4 +1,4 @@
-"""The FID Inception against torch-fidelity and torchmetrics, on one random state dict."""
+"""The FID Inception against torch-fidelity, pytorch-fid and torchmetrics, on one random state dict."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from t2i.errors import InputError
 from t2i.metrics import open_extractor
 from t2i.metrics.features import InceptionExtractor, exact_float32
 from t2i.metrics.frechet import Reference, frechet_distance
-from t2i.metrics.inception import Inception, load_inception
+from t2i.metrics.inception import Inception, PackedConvReLU, pack
+from t2i.metrics.inception_weights import load_inception
 
 PYTORCH_FID_GROUPS = [
     ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"],
@@ -65,19 +66,22 @@ def nchw(images: np.ndarray) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def peer(weights: Path) -> Any:
+    pytest.importorskip("torch_fidelity")
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    return FeatureExtractorInceptionV3("peer", ["2048"], feature_extractor_weights_path=str(weights))
+    return FeatureExtractorInceptionV3("peer", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights))
 
 
 @pytest.mark.parametrize("size", [(299, 299), (64, 40), (301, 420)])
 def test_features_equal_torch_fidelity(extractor: InceptionExtractor, peer: Any, size: tuple[int, int]) -> None:
     images = pictures(3, *size)
-    (theirs,) = peer(nchw(images))
+    theirs, logits = peer(nchw(images))
     ours = extractor.features(images)
     assert ours.shape == (3, 2048) and ours.dtype == np.float32
     assert theirs.std(dim=0).mean() > 0.01  # the pictures are told apart
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4 * float(theirs.abs().max()), rtol=0)
+    assert extractor.classes is not None
+    np.testing.assert_allclose(ours @ extractor.classes.T, logits, atol=1e-4 * float(logits.abs().max()), rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:FID of")
@@ -102,6 +106,15 @@ def test_folding_changes_nothing(state: dict[str, torch.Tensor]) -> None:
         after = network.fold().to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
     assert float((after - before).abs().max()) < 1e-4 * max(1.0, float(before.abs().max()))
+
+
+def test_packing_changes_nothing(weights: Path) -> None:
+    x = ((nchw(pictures(2, 299, 299)).float() - 128) / 128).to(memory_format=torch.channels_last)
+    plain, packed = load_inception(weights).network, pack(load_inception(weights).network, 2)
+    assert any(isinstance(module, PackedConvReLU) for module in packed.modules())
+    with torch.inference_mode():
+        before, after = plain(x), packed(x)
+    assert float((after - before).abs().max()) < 2e-5 * float(before.abs().max())
 
 
 def test_a_picture_has_one_feature_whatever_the_batch(extractor: InceptionExtractor) -> None:
@@ -129,6 +142,89 @@ def test_all_weight_layouts_are_the_same_network(
     assert other.digest() != extractor.digest()
     # Never plain `inception`: these are not the published weights.
     assert other.name == f"inception-{other.digest()[:8]}"
+    assert isinstance(other, InceptionExtractor) and other.classes is None  # that module leaves the classifier out
+    assert extractor.classes is not None
+    np.testing.assert_array_equal(extractor.classes, state["fc.weight"].numpy())
+
+
+STYLEGAN_BLOCKS = {
+    "Conv2d_1a_3x3": "conv",
+    "Conv2d_2a_3x3": "conv_1",
+    "Conv2d_2b_3x3": "conv_2",
+    "Conv2d_3b_1x1": "conv_3",
+    "Conv2d_4a_3x3": "conv_4",
+    **{f"Mixed_{ours}": "mixed" + (f"_{k}" if k else "") for k, ours in enumerate(
+        ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
+    )},
+}  # fmt: skip
+STYLEGAN_TOWERS = {
+    "A": {"branch1x1": "conv", "branch5x5": "tower", "branch3x3dbl": "tower_1", "branch_pool": "tower_2.conv"},
+    "B": {"branch3x3": "conv", "branch3x3dbl": "tower"},
+    "C": {"branch1x1": "conv", "branch7x7": "tower", "branch7x7dbl": "tower_1", "branch_pool": "tower_2.conv"},
+    "D": {"branch3x3": "tower", "branch7x7x3": "tower_1"},
+    "E": {"branch1x1": "conv", "branch3x3": "tower", "branch3x3dbl": "tower_1", "branch_pool": "tower_2_conv"},
+}
+STYLEGAN_KINDS = dict(
+    zip(("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"), "AAABCCCCDEE", strict=True)
+)
+
+
+def stylegan_key(key: str) -> str:
+    """The name of one of our weights in StyleGAN's file, written out by hand for each kind of block."""
+    if key.startswith("fc."):
+        return key.replace("fc.", "output.")
+    block, *path, layer, leaf = key.split(".")
+    where = f"layers.{STYLEGAN_BLOCKS[block]}"
+    if not path:
+        return f"{where}.{layer}.{leaf}"
+    kind = STYLEGAN_KINDS[block.removeprefix("Mixed_")]
+    branch, _, step = path[0].partition("_") if path[0] != "branch_pool" else ("branch_pool", "", "")
+    tower = STYLEGAN_TOWERS[kind][branch]
+    between = "_" if kind == "E" else "."
+    if step[-1:] in ("a", "b"):
+        tower += f"{between}mixed_conv" + ("_1" if step[-1] == "b" else "")
+    elif step:
+        tower += f"{between}conv" + (f"_{int(step) - 1}" if step != "1" else "")
+    return f"{where}.{tower}.{layer}.{leaf}"
+
+
+@pytest.mark.parametrize("leaves", [{}, {"conv.weight": "weight", "bn.bias": "beta", "bn.running_mean": "mean",
+                                         "bn.running_var": "var"}])  # fmt: skip
+def test_stylegan_keeps_the_names_of_tensorflow(
+    state: dict[str, torch.Tensor], leaves: dict[str, str], tmp_path: Path
+) -> None:
+    """Its batch normalisation has no scale, so ours has ones."""
+    scale = {key: torch.ones_like(x) if key.endswith("bn.weight") else x for key, x in state.items()}
+    theirs = {stylegan_key(key): x for key, x in scale.items() if not key.endswith(("bn.weight", "tracked"))}
+    theirs = {
+        next((key.replace(a, b) for a, b in leaves.items() if key.endswith(a)), key): x for key, x in theirs.items()
+    }
+    assert len(theirs) == len([key for key in state if not key.endswith(("bn.weight", "tracked"))])
+    assert "layers.mixed_9.tower_1_mixed_conv_1." in " ".join(theirs) and "layers.mixed_4.tower_1.conv_4." in " ".join(
+        theirs
+    )
+    torch.save(theirs, tmp_path / "stylegan.pth")
+    torch.save(scale, tmp_path / "plain.pth")
+    found, expected = load_inception(tmp_path / "stylegan.pth"), load_inception(tmp_path / "plain.pth")
+    for (name, ours), other in zip(
+        found.network.state_dict().items(), expected.network.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, other), name
+    assert found.classes is not None
+    np.testing.assert_array_equal(found.classes, state["fc.weight"].numpy())
+
+
+def test_features_equal_pytorch_fid(
+    state: dict[str, torch.Tensor], weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = pytest.importorskip("pytorch_fid.inception")
+    monkeypatch.setattr(peer, "load_state_dict_from_url", lambda *args, **kwargs: state)
+    network = peer.InceptionV3([3]).eval()
+    images = pictures(2, 64, 40)
+    with torch.inference_mode():
+        theirs = network(nchw(images).float() / 255)[0][:, :, 0, 0]
+    ours = InceptionExtractor(weights, "torch").features(images)
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4 * float(theirs.abs().max()), rtol=0)
 
 
 def test_resizes_differ_and_say_so(extractor: InceptionExtractor, weights: Path) -> None:
@@ -137,7 +233,7 @@ def test_resizes_differ_and_say_so(extractor: InceptionExtractor, weights: Path)
     assert [e.resize for e in (clean, extractor, plain)] == ["clean", "legacy", "torch"]
     # pytorch-fid's own steps: [0, 1], bilinear, 2 x - 1
     x = torch.nn.functional.interpolate(nchw(images).float() / 255, size=(299, 299), mode="bilinear")
-    network, _ = load_inception(weights)
+    network = load_inception(weights).network
     with exact_float32("cpu"):
         expected = network((2 * x - 1).repeat(8, 1, 1, 1).to(memory_format=torch.channels_last))[:1].numpy()
     np.testing.assert_allclose(plain.features(images), expected, atol=1e-4)

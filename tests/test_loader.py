@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from t2i.data import View, open_dataset
 from t2i.data.loader import Batch, Loader, choose_captions
@@ -118,6 +119,29 @@ def test_workers_change_nothing_on_real_data():
         assert batch.images_BHWC.shape == (16, 32, 32, 3)
         np.testing.assert_array_equal(batch.images_BHWC.numpy(), dataset.images(batch.rows.tolist()))
     assert inline.wait_seconds > 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_random_crops_are_a_function_of_seed_epoch_and_picture(workers, tmp_path, monkeypatch):
+    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
+    for key in range(6):
+        pixels = np.random.default_rng(key).integers(0, 256, (8, 60, 3), dtype=np.uint8)
+        (tmp_path / "data/train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / f"data/train/{key}.png")
+        (tmp_path / f"data/train/{key}.txt").write_text("noise")
+
+    def crops(start: int = 0, seed: int = 0) -> dict[tuple[int, int], bytes]:
+        dataset = open_dataset(str(tmp_path / "data"), "train", View(8, "random", seed=seed))
+        loader = Loader(dataset, 4, 3, samples_consumed=start, num_workers=workers)
+        batches = take(loader, 9 - start // 4)
+        keys = [(int(row), int(epoch)) for batch in batches for row, epoch in zip(batch.rows, batch.epoch, strict=True)]
+        return dict(
+            zip(keys, [image.numpy().tobytes() for batch in batches for image in batch.images_BHWC], strict=True)
+        )
+
+    first = crops()
+    assert len(first) == 36 and len({first[0, epoch] for epoch in range(6)}) > 3
+    assert crops(20).items() <= first.items() and crops(seed=1) != first
 
 
 def test_dataset_is_read_in_whole_batches():

@@ -202,7 +202,7 @@ def test_a_prior_stops_when_held_out_likelihood_no_longer_falls(tmp_path: Path, 
     state, manifest = checkpoint.load(checkpoint.latest(run / "checkpoints"))  # type: ignore[arg-type]
     assert manifest["step"] < 200
     found = [r["val_bits_per_token"] for r in journal.read(run / "journal.jsonl") if "val_bits_per_token" in r]
-    assert float(state["patience"]["nll"]) == pytest.approx(min(found), rel=1e-5)
+    assert float(state["patience"]["cost"]) == pytest.approx(min(found), rel=1e-5)
     assert any(not torch.equal(state["best"][k], v) for k, v in state["ema"].items())
 
 

@@ -28,12 +28,13 @@ from t2i.data.export import export
 from t2i.data.shapes import has_heldout_pair, has_heldout_relation
 from t2i.data.shapes_captions import parse
 from t2i.data.shapes_oracle import ATTRIBUTES
+from t2i.feature_pass import Eye, look
 from t2i.metrics.faithfulness import ASPECTS
 from t2i.metrics.protocol import Score, read_scores
+from t2i.picture_sources import folder_pictures
 from t2i.pipeline import TextToImagePipeline
-from t2i.scoring import Options, score_folders, score_run, silent
+from t2i.scoring import Options, score_pictures, score_run, silent
 from t2i.scoring_metrics import unseen
-from t2i.scoring_pictures import folder_pictures, look
 from t2i.text import fit_encoder
 
 SIDE = 16
@@ -137,7 +138,7 @@ def values(scores: list[Score]) -> dict[str, Score]:
 
 
 def test_right_pictures_score_1_and_shuffled_captions_nothing(real: Path, embedded: str) -> None:
-    found = values(score_folders(str(real), str(real)))
+    found = values(score_pictures(str(real), str(real)))
     strict = found["faithfulness-strict"]
     assert strict.value == strict.bounds["real"] == 1.0
     assert strict.bounds["shuffled"] <= 0.02
@@ -158,12 +159,12 @@ def test_right_pictures_score_1_and_shuffled_captions_nothing(real: Path, embedd
 
 
 def test_the_real_score_is_that_of_the_same_captions(real: Path, tmp_path: Path, embedded: str) -> None:
-    some = values(score_folders(str(real), str(real), 60))
+    some = values(score_pictures(str(real), str(real), 60))
     assert some["faithfulness-strict"].bounds["real"] == 1.0 and some["fid-shapes"].protocol.n_real == 120
     other = tmp_path / "other"
     export(open_dataset("shapes-2", "val", View(32, limit=60)), other)
     with pytest.warns(UserWarning, match="no real-image scores: not all captions"):
-        alone = values(score_folders(str(other), str(real)))
+        alone = values(score_pictures(str(other), str(real)))
     assert set(alone["faithfulness-strict"].bounds) == set(alone["clip-aligned"].bounds) == {"shuffled"}
     assert alone["faithfulness-strict"].value == 1.0 and alone["faithfulness-strict"].protocol.n_real is None
 
@@ -173,7 +174,7 @@ def test_wrong_pictures_are_told_from_right_ones(real: Path, tmp_path: Path, emb
     for path in sorted(wrong.glob("*.png"))[:60]:
         red_to_blue = np.asarray(Image.open(path))[:, :, ::-1]
         Image.fromarray(np.ascontiguousarray(red_to_blue)).save(path)
-    found = values(score_folders(str(wrong), str(real)))
+    found = values(score_pictures(str(wrong), str(real)))
     assert found["faithfulness-shape"].value == 1.0
     assert 0.5 <= found["faithfulness-colour"].value < 0.75
     assert found["faithfulness-strict"].bounds["real"] == 1.0
@@ -217,11 +218,11 @@ def test_features_of_a_folder_stay_in_the_order_of_its_pictures(real: Path, tmp_
     mixed = Path(shutil.copytree(real, tmp_path / "mixed"))
     for path in sorted(mixed.glob("*.png"))[::3]:
         Image.open(path).resize((64, 64), Image.Resampling.NEAREST).save(path)
-    found = values(score_folders(str(mixed), str(real)))
+    found = values(score_pictures(str(mixed), str(real)))
     assert found["faithfulness-strict"].value > 0.98
     assert found["faithfulness-strict"].protocol.resolution is None
     scorer = open_scorer()
-    seen = look(folder_pictures(str(mixed), 20), "mixed", [scorer], oracle=False, tick=silent)
+    seen = look(folder_pictures(str(mixed), 20), "mixed", [Eye(scorer)], oracle=False, tick=silent)
     paths = [sorted(mixed.glob("*.png"))[row] for row in sorted(seeding.permutation(0, 0, 120)[:20])]
     alone = [scorer.features(np.asarray(Image.open(path))[None])[0] for path in paths]
     assert np.array_equal(seen.features[scorer.digest()], np.stack(alone))
@@ -379,7 +380,7 @@ def test_the_name_fid_is_for_the_inception_of_2015(command: Command, real: Path,
     safetensors.torch.save_file(Inception().state_dict(), weights)
     both = (real, "--against", real, "--inception", weights)
     status, _, err = command(*both, "--metrics", "fid")
-    assert status == 2 and "metric 'fid' is unknown here (it needs Inception weights)" in err
+    assert status == 2 and "does not hold the FID Inception of 2015-12-05" in err and "no score is called fid" in err
     (name,) = re.findall(r"fid-inception-[0-9a-f]{8}", err)
     status, _, err = command(*both, "-n", "8", "--metrics", name)
     assert status == 2 and "FID of 8 generated and 120 real pictures with 2048 features means nothing" in err
@@ -399,7 +400,7 @@ def test_the_name_fid_is_for_the_inception_of_2015(command: Command, real: Path,
         ("RUN -n 1", "score at least 2"),
         ("RUN --data REAL --split val -n 100000", "ask for at most"),
         ("RUN --metrics fid-shape", "did you mean fid-shapes?"),
-        ("RUN --metrics clip", "it needs a CLIP folder"),
+        ("RUN --metrics fid-clip", "it needs a CLIP folder"),
         ("RUN --metrics ,", "no metric is named"),
         ("RUN --guidance -1", "guidance must be a number from 0 on"),
         ("RUN --inception notes.txt", "notes.txt"),

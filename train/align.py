@@ -28,9 +28,11 @@ from t2i.errors import InputError
 from t2i.images import to_model
 from t2i.metrics.retrieval import retrieval
 from t2i.run import Run
+from t2i.trained_on import remember
 from t2i.training import NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.validation import keep_best, note_validation
 
-EVALUATED = 1000  # pairs of each held-out split among which Recall@K is measured
+WAYS, RECALLS = ("text_to_image", "image_to_text"), (1, 5, 10)
 NOISE = 0.05  # standard deviation of the noise on training pictures, in units of [-1, 1]
 
 
@@ -61,7 +63,7 @@ def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
     held_out: dict[str, Dataset] = {}
     for split in ("val", "heldout"):
         try:
-            held_out[split] = open_dataset(config.data.address, split, config.data.view(EVALUATED))
+            held_out[split] = open_dataset(config.data.address, split, config.data.view(config.validation_n))
         except InputError:  # a small folder may have no such split
             continue
     return train, held_out
@@ -82,9 +84,8 @@ def recalls(
         texts.append(model.embed_text(ids.to(device), mask.to(device)).cpu().numpy())
     model.train()
     groups = [meaning(caption) for caption in captions]
-    found = retrieval(np.concatenate(images), np.concatenate(texts), groups, groups)
-    ways = {"text_to_image": found.text_to_image, "image_to_text": found.image_to_text}
-    return {f"{way}_recall@{k}": value for way, result in ways.items() for k, value in result.recall.items()}
+    found = retrieval(np.concatenate(images), np.concatenate(texts), groups, groups, ks=RECALLS)
+    return {f"{way}_recall@{k}": getattr(found, way).recall[k] for way in WAYS for k in RECALLS}
 
 
 def everywhere(tensor: Tensor, num_processes: int) -> Tensor:
@@ -99,6 +100,7 @@ def main(config: Config, run_dir: Path) -> None:
     tokenizer = CaptionTokenizer.fit(captions, config.text_tower.vocabulary, config.text_tower.max_tokens)
 
     with Run(run_dir, config, "align") as run:
+        remember(run, train, config.data)
         if run.is_main:
             (run_dir / TOKENIZER).write_text(tokenizer.json_text)
         model = DualEncoder(config, len(tokenizer)).to(run.device)
@@ -111,6 +113,8 @@ def main(config: Config, run_dir: Path) -> None:
         if captioner:
             run.register("captioner", captioner)
         run.register("optimizer", optimizer)
+        names = [f"{way}_recall@{k}" for way in WAYS for k in RECALLS] if "val" in held_out else ()
+        best = keep_best(run, model.state_dict, config.best_metric, names)
         run.resume()
         paired = run.prepare(both, config.compile)
         place = (run.images_seen, run.process_index, run.num_processes, config.dataloader_num_workers, run.quarantine)
@@ -151,10 +155,9 @@ def main(config: Config, run_dir: Path) -> None:
             seen = {"loss": total[0]} | ({"caption_nll": total[1]} if captioner else {})
             run.note(seen | {"temperature": 1 / model.scale(), "gradient_norm": norm, "learning_rate": lr})
 
-            if run.is_main and run.due(config.validation_steps):
+            if run.due(config.validation_steps):
                 for split, dataset in held_out.items():
-                    found = recalls(model, tokenizer, dataset, run.device)
-                    run.record({f"{split}_{name}": value for name, value in found.items()})
-                    run.say(f"{split}: " + "  ".join(f"{name} {value:.3f}" for name, value in found.items()))
+                    found = run.on_main(lambda: recalls(model, tokenizer, dataset, run.device))  # noqa: B023
+                    note_validation(run, found, best if split == "val" else None, split)
             if run.due(config.checkpointing_steps):
                 run.save()

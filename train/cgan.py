@@ -25,17 +25,17 @@ from t2i.conditioning import Captions, prepare_captions, prepare_text
 from t2i.cpu import prepare_cpu
 from t2i.data import Dataset, open_dataset
 from t2i.data.loader import Batch, Loader
-from t2i.data.shapes_captions import parse
-from t2i.data.shapes_oracle import judge, read
+from t2i.data.sides import may_flip, warn_of_crops
 from t2i.errors import InputError
 from t2i.guidance import make_guide
 from t2i.images import grid, to_model
 from t2i.metrics.diversity import within_prompt_diversity
 from t2i.run import Run
 from t2i.text import TextEncoder, TextFeatures
+from t2i.trained_on import remember
 from t2i.training import EMA, NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.validation import CHUNK, HeldOut, keep_best, note_validation
 
-VALIDATED = 200  # held-out captions that a validation draws
 SHOWN, DIVERSE = 24, 4  # prompts of the sample grid; pictures a prompt for the diversity
 
 
@@ -53,38 +53,37 @@ class Micro(NamedTuple):
 
 
 class Validation(NamedTuple):
-    """Held-out captions that samples are drawn for."""
+    """Held-out captions that samples are drawn for, and their pictures."""
 
-    prompts: list[str]
+    held_out: HeldOut
     text: TextFeatures
 
 
-def prepare_validation(config: Config, encoder: TextEncoder) -> Validation | None:
+def prepare_validation(config: Config, encoder: TextEncoder, run: Run) -> Validation | None:
     """Captions of `val`, one a picture; None where the data has no such split."""
     try:
-        held_out = open_dataset(config.data.address, "val", config.data.view(VALIDATED))
+        dataset = open_dataset(config.data.address, "val", config.data.view(config.validation_n))
     except InputError:
         return None
-    prompts = [options[0] for options in held_out.captions]
-    return Validation(prompts, encoder.encode(prompts))
+    prompts = [options[0] for options in dataset.captions]
+    held_out = HeldOut(dataset, prompts, range(len(dataset)), config.validation_extractor, run.device)
+    return Validation(held_out, encoder.encode(prompts))
 
 
-def validate(model: nn.Module, validation: Validation, run: Run) -> dict[str, float]:
-    """Draws held-out prompts with fixed seeds, saves the grid, and measures what needs no real pictures."""
-    prompts, text = validation
-    images = draw(model, noise(range(len(prompts)), model.config.z_dim), text)  # type: ignore
+def validate(model: nn.Module, validation: Validation, run: Run) -> tuple[dict[str, float], float]:
+    """Draws held-out prompts with fixed seeds and saves the grid: the scores, and the diversity within a prompt."""
+    prompts, text = validation.held_out.captions, validation.text
+    parts = [range(len(prompts))[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
+    chunks = (draw(model, noise(rows, model.config.z_dim), TextFeatures(*(x[rows] for x in text))) for rows in parts)  # type: ignore
+    images = np.concatenate(list(chunks))
     (run.directory / "samples").mkdir(exist_ok=True)
     sheet = grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6)
     sheet.save(run.directory / "samples" / f"step-{run.step:08d}.png")
     repeated = TextFeatures(*(x[:SHOWN].repeat_interleave(DIVERSE, dim=0) for x in text))
     several = draw(model, noise(range(len(repeated.pooled_BP)), model.config.z_dim), repeated)  # type: ignore
     owner = np.arange(min(SHOWN, len(prompts))).repeat(DIVERSE)
-    found = {"diversity": within_prompt_diversity(several.reshape(len(several), -1) / 127.5, owner).value}
-    specs = [parse(prompt) for prompt in prompts]
-    if all(specs):
-        judged = judge(read(images), specs)  # type: ignore[arg-type]
-        found |= {f"val_{name}": float(flags.mean()) for name, flags in judged.items()}
-    return found
+    diversity = within_prompt_diversity(several.reshape(len(several), -1) / 127.5, owner).value
+    return validation.held_out.scores(images), diversity
 
 
 @torch.no_grad()
@@ -163,11 +162,14 @@ def main(config: Config, run_dir: Path) -> None:
     train = open_dataset(config.data.address, "train", config.data.view(config.data.limit))
 
     with Run(run_dir, config, "cgan") as run:
+        warn_of_crops(config.data.fit, train)
+        config = config.model_copy(update={"flip": may_flip(config.flip, train)})
+        remember(run, train, config.data, [config.text.path, config.guidance.path])
         encoder = prepare_text(config.text, train, run)
         guide = make_guide(config.guidance, encoder)
         captions = prepare_captions(encoder, train, run, tokens=config.generator.cross_attention)
         guiding = guide.text(captions.flat) if guide else None
-        validation = prepare_validation(config, encoder)
+        validation = prepare_validation(config, encoder, run)
         if guide:
             guide.to(run.device)
 
@@ -181,6 +183,8 @@ def main(config: Config, run_dir: Path) -> None:
         names = ("generator", "discriminator", "ema", "generator_optimizer", "discriminator_optimizer")
         for name, part in zip(names, parts, strict=True):
             run.register(name, part)
+        names = validation.held_out.names if validation else ()
+        best = keep_best(run, ema.state_tensors, config.best_metric, names)
         run.resume()
         generator, discriminator = (run.prepare(model, config.compile) for model in models)
 
@@ -191,7 +195,7 @@ def main(config: Config, run_dir: Path) -> None:
             "generator": list(plain_generator.parameters()),
             "discriminator": list(plain_discriminator.parameters()),
         }
-        run.extra = {"text_digest": encoder.digest(), "guide_digest": guide.digest() if guide else None}
+        run.extra |= {"text_digest": encoder.digest(), "guide_digest": guide.digest() if guide else None}
 
         def synced(model: nn.Module, last: bool) -> AbstractContextManager:
             return nullcontext() if last else run.accelerator.no_sync(model)
@@ -280,7 +284,8 @@ def main(config: Config, run_dir: Path) -> None:
                 ema.update(plain_generator, images, run.images_seen)
             run.note(watch | {"learning_rate": lr, "gamma": gamma})
 
-            if validation and run.is_main and run.due(config.validation_steps):
-                run.record(validate(ema.module, validation, run))
+            if validation and run.due(config.validation_steps):
+                found, diversity = run.on_main(lambda: validate(ema.module, validation, run))  # type: ignore[arg-type]
+                note_validation(run, found, best, diversity=diversity)
             if run.due(config.checkpointing_steps):
                 run.save()

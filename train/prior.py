@@ -7,7 +7,6 @@ Codes and text features are computed once and kept in the cache. The directory h
 need. To resume, run the same command again.
 """
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +21,7 @@ from t2i.cpu import prepare_cpu
 from t2i.data import Dataset, open_dataset
 from t2i.data.codes import CachedCodes, encode_codes
 from t2i.data.loader import RowLoader, Rows
-from t2i.data.shapes_captions import parse
-from t2i.data.shapes_oracle import judge, read
+from t2i.data.sides import may_flip, warn_of_crops
 from t2i.errors import InputError
 from t2i.images import grid
 from t2i.prior.config import Config
@@ -33,10 +31,12 @@ from t2i.prior.transformer import Draws, Grid, Prior
 from t2i.run import Run
 from t2i.text import TextEncoder, TextFeatures
 from t2i.tokenizers import ImageTokenizer, load_tokenizer, save_tokenizer
+from t2i.trained_on import remember
 from t2i.training import EMA, NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.validation import CHUNK, HeldOut, keep_best, note_validation
 
-MEASURED, DRAWN = 1000, 200  # held-out pictures whose likelihood is measured, and captions that are drawn
-SHOWN, CHUNK = 24, 50  # prompts of the sample grid; pictures of a validation batch
+MEASURED = 1000  # held-out pictures whose likelihood is measured; fewer are drawn
+SHOWN, MEASURED_AT_ONCE = 24, 50  # prompts of the sample grid; pictures whose likelihood is measured at once
 BITS = float(np.log2(np.e))
 
 
@@ -50,50 +50,11 @@ class Micro(NamedTuple):
 
 
 class Validation(NamedTuple):
-    """One held-out split: captions with their features, and the codes of their pictures."""
+    """One held-out split: captions with their features, the codes of their pictures, and those of it that are drawn."""
 
-    prompts: list[str]
+    held_out: HeldOut
     text: TextFeatures
     codes_BS: Tensor
-
-
-class Best:
-    """The averaged weights with the lowest validation NLL so far: what is sampled from. Small data is memorised early."""
-
-    def __init__(self, ema: EMA) -> None:
-        self._ema = ema
-        self._weights: dict[str, Tensor] | None = None
-        self.nll, self.misses = float("inf"), 0
-
-    def hear(self, nll: float) -> None:
-        """Keeps the averaged weights if `nll` is the lowest yet."""
-        if nll < self.nll:
-            self.nll, self.misses = nll, 0
-            self._weights = {name: tensor.clone() for name, tensor in self._ema.state_tensors().items()}
-        else:
-            self.misses += 1
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Before the first validation, the averaged weights as they are."""
-        return self._ema.state_tensors() if self._weights is None else self._weights
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        self._weights = {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-class Patience:
-    """The bookkeeping of `Best`, which is no weight."""
-
-    def __init__(self, best: Best) -> None:
-        self._best = best
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        # the largest float stands for "none yet": what is not finite is never saved
-        nll = min(self._best.nll, float(np.finfo(np.float64).max))
-        return {"nll": torch.tensor(nll, dtype=torch.float64), "misses": torch.tensor(self._best.misses)}
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        self._best.nll, self._best.misses = float(tensors["nll"]), int(tensors["misses"])
 
 
 def prepare_tokenizer(config: Config, run: Run) -> ImageTokenizer:
@@ -126,21 +87,24 @@ def prepare_codes(tokenizer: ImageTokenizer, dataset: Dataset, mirrored: bool, r
 def prepare_validation(config: Config, encoder: TextEncoder, tokenizer: ImageTokenizer, run: Run) -> Validation | None:
     """Pictures of `val` with one caption each; None where the data has no such split."""
     try:
-        held_out = open_dataset(config.data.address, "val", config.data.view(MEASURED))
+        dataset = open_dataset(config.data.address, "val", config.data.view(max(MEASURED, config.validation_n)))
     except InputError:
         return None
-    codes = prepare_codes(tokenizer, held_out, False, run)
-    rows = np.arange(len(held_out))
-    prompts = [held_out.captions[row][0] for row in codes.shown(rows).tolist()]
-    return Validation(prompts, encoder.encode(prompts), codes.at(rows, np.zeros_like(rows)).flatten(1))
+    codes = prepare_codes(tokenizer, dataset, False, run)
+    rows = np.arange(len(dataset))
+    shown = codes.shown(rows).tolist()
+    prompts = [str(dataset.captions[row][0]) for row in shown]
+    drawn = slice(config.validation_n)
+    held_out = HeldOut(dataset, prompts[drawn], shown[drawn], config.validation_extractor, run.device)
+    return Validation(held_out, encoder.encode(prompts), codes.at(rows, np.zeros_like(rows)).flatten(1))
 
 
 @torch.no_grad()
 def bits_per_token(model: Prior, validation: Validation, device: torch.device) -> float:
     """Mean NLL of held-out codes given their captions, each slot given all before it in raster or a fixed random order."""
     nll = []
-    for start in range(0, len(validation.prompts), CHUNK):
-        rows = slice(start, start + CHUNK)
+    for start in range(0, len(validation.codes_BS), MEASURED_AT_ONCE):
+        rows = slice(start, start + MEASURED_AT_ONCE)
         codes = validation.codes_BS[rows].to(device)
         order = None
         if model.query is not None:
@@ -152,18 +116,16 @@ def bits_per_token(model: Prior, validation: Validation, device: torch.device) -
 
 def validate(model: Prior, validation: Validation, tokenizer: ImageTokenizer, run: Run) -> dict[str, float]:
     """Bits per token, and held-out prompts drawn with fixed seeds at the run's own settings."""
-    found = {"val_bits_per_token": bits_per_token(model, validation, run.device)}
-    prompts, text = validation.prompts[:DRAWN], TextFeatures(*(x[:DRAWN] for x in validation.text))
-    codes = decode(model, text, range(len(prompts)), model.config.sampling)
-    images = tokenizer.decode(codes.view(len(codes), -1, tokenizer.codebooks))
+    prompts, drawn = validation.held_out.captions, []
+    for rows in (range(len(prompts))[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)):
+        text = TextFeatures(*(x[rows] for x in validation.text))
+        codes = decode(model, text, rows, model.config.sampling)
+        drawn.append(tokenizer.decode(codes.view(len(codes), -1, tokenizer.codebooks)))
+    images = np.concatenate(drawn)
     (run.directory / "samples").mkdir(exist_ok=True)
     sheet = grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6)
     sheet.save(run.directory / "samples" / f"step-{run.step:08d}.png")
-    specs = [parse(prompt) for prompt in prompts]
-    if all(specs):
-        judged = judge(read(images), specs)  # type: ignore[arg-type]
-        found |= {f"val_{name}": float(flags.mean()) for name, flags in judged.items()}
-    return found
+    return {"bits_per_token": bits_per_token(model, validation, run.device)} | validation.held_out.scores(images)
 
 
 def prepare_micro(
@@ -200,6 +162,9 @@ def main(config: Config, run_dir: Path) -> None:
     train = open_dataset(config.data.address, "train", config.data.view(config.data.limit))
 
     with Run(run_dir, config, "prior") as run:
+        warn_of_crops(config.data.fit, train)
+        config = config.model_copy(update={"flip": may_flip(config.flip, train)})
+        remember(run, train, config.data, [config.tokenizer.path, config.text.path])
         tokenizer = prepare_tokenizer(config, run)
         encoder = prepare_text(config.text, train, run)
         captions = prepare_captions(encoder, train, run, tokens=True)
@@ -209,16 +174,16 @@ def main(config: Config, run_dir: Path) -> None:
         shape = Grid(tokenizer.grid, tokenizer.grid, tokenizer.codebooks, tokenizer.codebook_size)
         plain = Prior(config, shape, encoder.token_dim, encoder.pooled_dim, encoder.max_tokens).to(run.device)
         ema = EMA(plain, config.ema_halflife_images, config.ema_ramp)
-        best = Best(ema)
         optimizer = torch.optim.AdamW(
             parameter_groups(plain, config.weight_decay), config.learning_rate, betas=(0.9, config.adam_beta2)
         )
-        parts = {"model": plain, "ema": ema, "best": best, "patience": Patience(best), "optimizer": optimizer}
-        for name, part in parts.items():
+        for name, part in {"model": plain, "ema": ema, "optimizer": optimizer}.items():
             run.register(name, part)
+        names = ("bits_per_token", *validation.held_out.names) if validation else ()
+        best = keep_best(run, ema.state_tensors, config.best_metric, names)
         run.resume()
         model = run.prepare(plain, config.compile)
-        run.extra = {"text_digest": encoder.digest(), "tokenizer_digest": tokenizer.digest(), "grid": list(shape)}
+        run.extra |= {"text_digest": encoder.digest(), "tokenizer_digest": tokenizer.digest(), "grid": list(shape)}
 
         place = (run.images_seen, run.process_index, run.num_processes)
         loader = RowLoader(len(train), config.train_batch_size, config.seed, *place)
@@ -252,11 +217,10 @@ def main(config: Config, run_dir: Path) -> None:
 
             if validation and run.due(config.validation_steps):
                 found = run.on_main(lambda: validate(ema.module, validation, tokenizer, run))  # type: ignore[arg-type]
-                run.record(found)
-                best.hear(found["val_bits_per_token"])
-                if config.patience is not None and best.misses >= config.patience:
+                note_validation(run, found, best)
+                if best and config.patience is not None and best.misses >= config.patience:
                     run.say(
-                        f"the NLL on val has not fallen for {best.misses} validations: stopping with the best weights"
+                        f"{best.metric} on val: no better for {best.misses} validations: stopping with the best weights"
                     )
                     run.save()
                     break

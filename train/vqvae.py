@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from t2i.cpu import prepare_cpu
 from t2i.data import Dataset, open_dataset
 from t2i.data.loader import Loader
-from t2i.data.shapes_captions import parse
-from t2i.data.shapes_oracle import judge, read
 from t2i.errors import InputError
 from t2i.images import ImageArray, grid, to_model, to_uint8
+from t2i.metrics.reconstruction import psnr, ssim
 from t2i.run import Run
+from t2i.trained_on import remember
 from t2i.training import EMA, NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.validation import keep_best, note_validation, oracle_names, oracle_scores
 from t2i.vqvae import losses
 from t2i.vqvae.autoencoder import Autoencoder, Reconstruction
 from t2i.vqvae.config import Config
@@ -31,7 +31,7 @@ from t2i.vqvae.discriminator import PatchDiscriminator
 from t2i.vqvae.health import CodeUse
 from t2i.vqvae.perceptual import load_lpips
 
-VALIDATED, CHUNK = 500, 50  # pictures of each held-out split, and how many at once
+CHUNK = 50  # pictures of a validation at once
 SHOWN, COLUMNS = 24, 12  # pictures of the sample grid
 
 
@@ -51,7 +51,7 @@ def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
     held_out: dict[str, Dataset] = {}
     for split in ("val", "heldout"):
         try:
-            held_out[split] = open_dataset(config.data.address, split, config.data.view(VALIDATED))
+            held_out[split] = open_dataset(config.data.address, split, config.data.view(config.validation_n))
         except InputError:  # a small folder may have no such split
             continue
     return train, held_out
@@ -71,21 +71,15 @@ def validate(model: Autoencoder, split: str, dataset: Dataset, run: Run) -> dict
     model.eval()
     made = reconstruct(model, images, run.device)
     model.train(training)
-    real, fake = (torch.from_numpy(x).permute(0, 3, 1, 2).float() for x in (images, made))
-    ratios = [peak_signal_noise_ratio(a, b, data_range=255.0).clamp(max=100) for a, b in zip(fake, real, strict=True)]
-    similarity = structural_similarity_index_measure(fake, real, data_range=255.0)
-    found = {"psnr": float(torch.stack(ratios).mean()), "ssim": float(similarity)}  # type: ignore[arg-type]
-    specs = [parse(options[0]) for options in dataset.captions]
-    if all(specs):
-        judged = judge(read(made), specs)  # type: ignore[arg-type]
-        found |= {name: float(flags.mean()) for name, flags in judged.items()}
+    found = {"psnr": float(psnr(made, images).mean()), "ssim": float(ssim(made, images).mean())}
+    found |= oracle_scores(made, [options[0] for options in dataset.captions])
     if split == "val":
         (run.directory / "samples").mkdir(exist_ok=True)
         rows = range(0, min(SHOWN, len(images)), COLUMNS)
         above_and_below = [x for i in rows for part in (images, made) for x in part[i : min(i + COLUMNS, SHOWN)]]
         sheet = grid(above_and_below, columns=min(COLUMNS, len(images)))
         sheet.save(run.directory / "samples" / f"step-{run.step:08d}.png")
-    return {f"{split}_{name}": value for name, value in found.items()}
+    return found
 
 
 def main(config: Config, run_dir: Path) -> None:
@@ -94,6 +88,7 @@ def main(config: Config, run_dir: Path) -> None:
     lpips = load_lpips(config.loss.lpips_path) if config.loss.lpips else None
 
     with Run(run_dir, config, "vqvae") as run:
+        remember(run, train, config.data)
         plain = Autoencoder(config).to(run.device)
         optimizer = torch.optim.Adam(plain.parameters(), config.learning_rate, betas=(0.9, config.adam_beta2))
         run.register("model", plain)
@@ -109,6 +104,10 @@ def main(config: Config, run_dir: Path) -> None:
             run.register("discriminator_optimizer", critic_optimizer)
         if lpips:
             lpips.to(run.device)
+        val = held_out.get("val")
+        names = ("psnr", "ssim", *oracle_names([options[0] for options in val.captions])) if val else ()
+        averaged = ema.module if ema else plain
+        best = keep_best(run, averaged.state_dict, config.best_metric, names)
         run.resume()
         model = run.prepare(plain, config.compile)
         judge_of = run.prepare(critic, config.compile) if critic else None
@@ -195,8 +194,9 @@ def main(config: Config, run_dir: Path) -> None:
             if run.due(config.validation_steps):
                 used, perplexity = use.read()
                 run.record({"use": used, "perplexity": perplexity})
-                for split, dataset in held_out.items() if run.is_main else ():
-                    run.record(validate(ema.module if ema else plain, split, dataset, run))  # type: ignore[arg-type]
+                for split, dataset in held_out.items():
+                    found = run.on_main(lambda: validate(averaged, split, dataset, run))  # type: ignore[arg-type]  # noqa: B023
+                    note_validation(run, found, best if split == "val" else None, split)
                 if run.step > config.quantizer.warmup_steps:
                     use.judge(used, perplexity, run.step, warn=run.is_main)
             if run.due(config.checkpointing_steps):

@@ -45,6 +45,9 @@ class Config(TrainConfig):
         default="train",
         description="`all` also shows the held-out combinations: for a scorer, never for a generator's guide",
     )
+    validation_n: int = Field(
+        default=1000, ge=2, description="pairs of each held-out split among which Recall@K is measured"
+    )
     captioning_weight: float = Field(
         default=1.0,
         ge=0,

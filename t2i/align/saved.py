@@ -116,7 +116,8 @@ def _read(path: Path) -> FrozenDualEncoder:
         )
     state, manifest = checkpoint.load(newest)
     config = Config.model_validate(manifest["config"])
-    return FrozenDualEncoder(config, _tokenizer((path / TOKENIZER).read_text(), config), state["model"])
+    weights = state["best"] if "best" in state else state["model"]
+    return FrozenDualEncoder(config, _tokenizer((path / TOKENIZER).read_text(), config), weights)
 
 
 def _tokenizer(json_text: str, config: Config) -> CaptionTokenizer:

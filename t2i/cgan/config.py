@@ -6,7 +6,7 @@ from pydantic import Field
 
 from t2i.config import Section
 from t2i.data import DataConfig
-from t2i.run_config import TrainConfig
+from t2i.run_config import DrawingConfig
 from t2i.text import TextConfig
 
 
@@ -90,7 +90,7 @@ class GuidanceConfig(Section):
     )
 
 
-class Config(TrainConfig):
+class Config(DrawingConfig):
     """A text-conditional GAN."""
 
     family: Literal["cgan"] = "cgan"
@@ -105,7 +105,7 @@ class Config(TrainConfig):
         default=(), description="differentiable augmentation of reals and fakes (DiffAugment): for small data"
     )
     flip: bool = Field(
-        default=False, description="mirror training pictures at random; leave off where captions say left or right"
+        default=False, description="mirror training pictures at random; off by itself where captions say left or right"
     )
     condition_ramp: float = Field(
         default=0.0,

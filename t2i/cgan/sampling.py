@@ -127,7 +127,7 @@ class CganSampler:
     def components_of(
         cls, state: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any], run: Path
     ) -> Components:
-        return {"generator": (manifest["config"], state["ema"])}
+        return {"generator": (manifest["config"], state["best"] if "best" in state else state["ema"])}
 
     @classmethod
     def load(cls, components: Components, text: TextEncoder) -> Self:

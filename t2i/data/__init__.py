@@ -1,13 +1,14 @@
 """Captioned images behind one protocol. A new kind of data is one file, one line in `DATASETS`, one paragraph in docs/data.md.
 
-An address names a data set in one word: `shapes-2`, `folder:/path`, or a bare path.
+An address names a data set in one word: `shapes-2`, `coco:/path?split=train2014`, or a bare path, which address.py recognises
+by what lies there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from pydantic import Field, field_validator
 
@@ -79,28 +80,59 @@ class Dataset(Protocol):
         ...
 
 
-# kind -> "module:function"; each function is open(address_rest: str, split: str, view: View) -> Dataset
+# kind -> "module:function"; each function is open(place: str, split: str, view: View, *, option: type = default, ...) ->
+# Dataset. Its keyword arguments are the options that an address may name after `?`, `train` under the name `split`.
 DATASETS: dict[str, str] = {
     "shapes": "t2i.data.shapes:open_shapes",
     "folder": "t2i.data.folder:open_folder",
+    "coco": "t2i.data.coco:open_coco",
+    "flickr8k": "t2i.data.flickr:open_flickr8k",
+    "flickr30k": "t2i.data.flickr:open_flickr30k",
+    "cub": "t2i.data.cub:open_cub",
+    "flowers": "t2i.data.flowers:open_flowers",
+    "vg": "t2i.data.visual_genome:open_visual_genome",
+    "shards": "t2i.data.shards:open_shards",
+    "parquet": "t2i.data.parquet:open_parquet",
+    "hub": "t2i.data.hub:open_hub",
 }
 
 
-def parse_address(address: str) -> tuple[str, str]:
-    """`shapes-2` -> ("shapes", "2"); `folder:/a/b` or an existing folder -> ("folder", "/a/b")."""
+class Address(NamedTuple):
+    """Where a data set is: its kind, its place, and what the address says after `?`."""
+
+    kind: str
+    place: str
+    options: Mapping[str, str]
+    notice: str = ""  # of a bare path: what it was taken for, and why
+
+    def __str__(self) -> str:
+        options = "&".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.kind}:{self.place}" + (f"?{options}" if options else "")
+
+
+def parse_address(address: str) -> Address:
+    """`shapes-2` -> ("shapes", "2"), `coco:/a?split=train2014` -> ("coco", "/a", {"split": "train2014"}); a bare path is
+    recognised by what lies there.
+
+    Raises:
+        InputError: the kind is unknown, or nothing is known at that path; the message says what was looked for.
+    """
+    from t2i.data.address import nearest, recognise, split_options
+
     if address.startswith("shapes-"):
-        return "shapes", address.removeprefix("shapes-")
+        return Address("shapes", *split_options(address.removeprefix("shapes-")))
     kind, colon, rest = address.partition(":")
     if colon and kind in DATASETS:
-        return kind, rest
-    if Path(address).is_dir():
-        return "folder", address
-    if Path(address).exists():
-        raise InputError(
-            f"data {address!r} is a file, not a folder of captioned pictures; name the folder that holds it"
-        )
+        return Address(kind, *split_options(rest))
+    place, options = split_options(address)
+    if Path(place).expanduser().exists() or place.endswith(".tar"):
+        kind, notice = recognise(place)
+        return Address(kind, place, options, notice)
+    if colon and kind.replace("_", "").replace("-", "").isalnum() and not rest.startswith("\\"):
+        raise InputError(f"data {address!r}: no kind {kind!r}{nearest(kind, DATASETS)}; known: {', '.join(DATASETS)}")
     raise InputError(
-        f"data {address!r} not found: give shapes-1, shapes-2, shapes-3 or an existing folder of captioned pictures"
+        f"data {address!r} not found: give shapes-1, shapes-2, shapes-3, an existing folder of captioned pictures, or "
+        f"kind:place with one of {', '.join(list(DATASETS)[1:])}"
     )
 
 
@@ -108,8 +140,11 @@ def open_dataset(address: str, split: str = "train", view: View = View()) -> Dat
     """Opens one split of the data at `address`.
 
     Raises:
-        InputError: the address, the split or the captions are not there; the message says what was looked for.
+        InputError: the address, an option, the split or the captions are not there; the message says what was looked for.
     """
-    kind, rest = parse_address(address)
-    module, _, function = DATASETS[kind].partition(":")
-    return getattr(import_module(module), function)(rest, split, view)
+    from t2i.data.address import typed_options
+
+    found = parse_address(address)
+    module, _, name = DATASETS[found.kind].partition(":")
+    function = getattr(import_module(module), name)
+    return function(found.place, split, view, **typed_options(found, function))

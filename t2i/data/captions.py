@@ -2,6 +2,8 @@
 
 import re
 import unicodedata
+from collections import Counter
+from functools import lru_cache
 
 MAX_CHARACTERS = 4096
 
@@ -22,3 +24,16 @@ def clean_caption(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
     return " ".join(text.split())[:MAX_CHARACTERS].rstrip()
+
+
+def script_of(text: str) -> str:
+    """The script that most letters are of, as Unicode names it: LATIN, CYRILLIC, ARABIC, CJK, ...; "none" without letters."""
+    if text.isascii():
+        return "LATIN" if any(map(str.isalpha, text)) else "none"
+    counts = Counter(_script(letter) for letter in text if letter.isalpha())
+    return counts.most_common(1)[0][0] if counts else "none"
+
+
+@lru_cache(maxsize=4096)
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "unknown").partition(" ")[0]

@@ -7,25 +7,24 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from t2i import images, seeding
 from t2i.data import View
 from t2i.data.folder_index import SPLITS, FolderIndex, index_folder, shown, some, split_folder
+from t2i.data.index import Verified
+from t2i.data.large_folder import LargeFolder, is_large, open_large
 from t2i.data.metadata import EXAMPLE
-from t2i.data.verify import Verified, verify, workers
+from t2i.data.pictures import Pictures
+from t2i.data.verify import stat_of, verify, warn_unverified
 from t2i.errors import InputError
-from t2i.images import ImageArray
+from t2i.images import TRANSFORM, BrokenImage, read_limited
 
-MEMORY_BYTES = 2**30  # decoded pictures kept by one dataset
+VERIFIED_AT_ONCE = 20_000  # more pictures than these are not decoded for their opening
 _TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 
 
-class FolderDataset:
-    """One split of a folder; pictures are decoded when asked for and kept up to `MEMORY_BYTES`.
+class FolderDataset(Pictures):
+    """One split of a folder.
 
     `split` is the split that was read: `test` or `val` where `heldout` was asked for and the folder has none.
     `broken` names the captioned pictures of the split that cannot be decoded, each with the reason.
@@ -39,63 +38,45 @@ class FolderDataset:
         rows: Sequence[tuple[str, Verified]],
         broken: Sequence[tuple[str, str]],
     ) -> None:
-        self.address = f"folder:{index.root}"
-        self.split = split
-        self.resolution = view.resolution
-        self.ids: list[str] = [name for name, _ in rows]
-        self.captions: list[tuple[str, ...]] = [index.captions[name] for name in self.ids]
+        ids = [name for name, _ in rows]
+        super().__init__(f"{index.kind}:{index.root}", split, view, ids, [index.captions[name] for name in ids])
+        self.index = index
         self.broken: list[tuple[str, str]] = list(broken)
-        self._view = view
-        self._paths = [index.root.absolute() / index.files[name] for name in self.ids]
-        self._contents = [found.sha256 for _, found in rows]
-        self._kept: dict[int, ImageArray] = {}
+        self._stamps = [found[:2] for _, found in rows]
+        self._paths = [index.root.absolute() / index.files[name] for name in ids]
+        # what was not decoded is known by size and time alone, which differ on another machine but are never stale
+        self._contents = [found.sha256 or f"{found.size}/{found.mtime_ns}" for _, found in rows]
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def images(self, indices: Sequence[int]) -> ImageArray:
-        """uint8 [B, resolution, resolution, 3] of the rows `indices`.
+    def source(self, i: int) -> Path:
+        """The file of row i.
 
         Raises:
-            BrokenImage: a file was removed or damaged since the folder was opened; the message names it.
-            IndexError: an index is out of range.
+            BrokenImage: it cannot be read, or holds something else since the folder was opened.
         """
-        rows = [range(len(self))[int(i)] for i in indices]
-        ready = {i: self._kept[i] for i in rows if i in self._kept}
-        fresh = [i for i in dict.fromkeys(rows) if i not in ready]
-        if len(fresh) > 1:
-            with ThreadPoolExecutor(min(workers(), len(fresh))) as pool:
-                ready.update(zip(fresh, pool.map(self._decode, fresh), strict=True))
-        else:
-            ready.update((i, self._decode(i)) for i in fresh)
-        room = MEMORY_BYTES // (3 * self.resolution**2) - len(self._kept)
-        self._kept.update((i, ready[i]) for i in fresh[: max(0, room)])
-        out_BHWC = np.empty((len(rows), self.resolution, self.resolution, 3), np.uint8)
-        for k, i in enumerate(rows):
-            out_BHWC[k] = ready[i]
-        return out_BHWC
+        path = self._paths[i]
+        if stat_of(path) != self._stamps[i]:  # it may only have been touched
+            try:
+                content = hashlib.sha256(read_limited(path)).hexdigest()
+            except OSError as error:
+                raise BrokenImage(f"cannot be read: {error.strerror or error}") from error
+            if content != self._contents[i]:
+                raise BrokenImage("the file was changed since the data was opened; start again")
+        return path
 
-    def _decode(self, i: int) -> ImageArray:
-        try:
-            picture = images.decode(self._paths[i])
-        except images.BrokenImage as error:
-            raise images.BrokenImage(f"{shown(self._paths[i])}: {error}") from error
-        x, y = 0.5, 0.5
-        if self._view.fit == "random":
-            x, y = seeding.uniform(self._view.seed, "crop", seeding.ids_of([self.ids[i]]), 2)[0].tolist()
-        return images.fit(picture, self.resolution, self._view.fit, (x, y))
+    def place(self, i: int) -> str:
+        return shown(self._paths[i])
 
     def fingerprint(self) -> str:
         """sha256 of ids, file contents, captions, split and transform; the same for a copy of the folder elsewhere."""
         view = self._view
-        transform = [view.resolution, view.fit, view.seed if view.fit == "random" else None]
+        transform = [TRANSFORM, view.resolution, view.fit, view.seed if view.fit == "random" else None]
         digest = hashlib.sha256(json.dumps([self.split, *transform]).encode())
         for row in zip(self.ids, self._contents, self.captions, strict=True):
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()
 
 
-def open_folder(path: str, split: str, view: View) -> FolderDataset:
+def open_folder(path: str, split: str, view: View) -> FolderDataset | LargeFolder:
     """Opens one split of a folder of captioned pictures; `heldout` falls back to `test`, then to `val`.
 
     Broken pictures, pictures without captions and captions without pictures are left out and counted in warnings.
@@ -103,7 +84,12 @@ def open_folder(path: str, split: str, view: View) -> FolderDataset:
     Raises:
         InputError: no such folder or split, no pictures, no captions or unreadable ones, or more than half are broken.
     """
-    index = index_folder(path)
+    root = Path(path).expanduser()
+    return open_large(root, split, view) if is_large(root) else open_index(index_folder(path), split, view)
+
+
+def open_index(index: FolderIndex, split: str, view: View) -> FolderDataset:
+    """Opens one split of what an index lists, as `open_folder` does."""
     _require_captions(index)
     members: dict[str | None, list[str]] = {}
     for name, part in zip(index.captions, index.splits(list(index.captions), view.seed), strict=True):
@@ -111,6 +97,7 @@ def open_folder(path: str, split: str, view: View) -> FolderDataset:
     part = _choose_split(index, split, members)
     rows, broken = _verified_rows(index, members[part], view.limit)
     _warn_left_out(index, part, view.seed, broken)
+    warn_unverified(f"{index.kind}:{index.root}", sum(not found.sha256 for _, found in rows))
     return FolderDataset(index, part, view, rows, broken)
 
 
@@ -145,9 +132,12 @@ def _choose_split(index: FolderIndex, split: str, members: dict[str | None, list
         return found
     there = ", ".join(name for name in SPLITS if name in members) or "none with captions"
     why = "put its pictures into a folder of that name"
+    if index.kind != "folder":
+        why = "take one of those, or say with ?split=NAME which is for training"
     if index.seeded and split in SPLITS:
         drawn = f"the draw by name gave it none of {len(index.captions):,} pictures"
-        why = f"{drawn}: add pictures, take another data.split_seed or make folders train/, val/ and test/"
+        why = f"{drawn}: add pictures, or take another data.split_seed"
+        why += " or make folders train/, val/ and test/" if index.kind == "folder" else ""
     raise InputError(f"no split '{split}' in {shown(index.root)}, which has: {there}; {why}")
 
 
@@ -160,7 +150,7 @@ def _verified_rows(
     start = 0
     while start < len(ids) and (limit is None or len(rows) < limit):
         batch = ids[start:] if limit is None else ids[start : start + limit - len(rows)]
-        found = verify(index.root, index.files, batch)
+        found = verify(index.root, index.files, batch, VERIFIED_AT_ONCE)
         rows += [(name, found[name]) for name in batch if not found[name].reason]
         broken += [(name, found[name].reason) for name in batch if found[name].reason]
         start += len(batch)
@@ -184,7 +174,7 @@ def _warn_left_out(index: FolderIndex, part: str, seed: int, broken: Sequence[tu
 
     bare = here([name for name in index.files if name not in index.captions])
     missing = here(index.missing)
-    outside = [] if index.seeded else [name for name in index.files if split_folder(name) is None]
+    outside = [] if index.seeded or index.parts is not None else [n for n in index.files if split_folder(n) is None]
     if broken:
         more = f" and {len(broken) - 3:,} more" if len(broken) > 3 else ""
         _warn(f"{len(broken):,} pictures in {where} are broken and left out: {_reasons(broken, 3)}{more}")

@@ -18,6 +18,7 @@ from t2i.errors import InputError
 SPLITS = ("train", "val", "test", "heldout")
 SPLIT_FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
 SEEDED_SHARES = {"train": 0.90, "val": 0.05, "test": 0.05}
+VAL_SHARE = 0.05  # of train, where a data set lists its splits and none is for validation
 OTHER_PICTURES = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".svg", ".jp2", ".psd", ".tga", ".ppm")
 _NO_CAPTIONS = ("readme", "license", "licence", "classes")  # .txt files that caption no picture
 
@@ -33,23 +34,38 @@ class FolderIndex:
     problems: list[str] = field(default_factory=list)  # captions files that cannot be read, a full sentence each
     unsupported: list[str] = field(default_factory=list)  # pictures in formats that are not read
     others: list[str] = field(default_factory=list)  # all other files
+    kind: str = "folder"  # of its address
+    parts: Mapping[str, str | None] | None = (
+        None  # id -> split, where the data set itself says so; None: by folder or drawn
+    )
+    drawn_val: bool = False  # of `parts`: no split is for validation, so a share of train is drawn
 
     @property
     def seeded(self) -> bool:
         """True without split folders: the split is drawn by id."""
-        return not any(split_folder(name) for name in self.files)
+        return self.parts is None and not any(split_folder(name) for name in self.files)
 
     def splits(self, ids: Sequence[str], seed: int) -> list[str | None]:
         """The split of each id; None for a picture outside the split folders.
 
         The seeded split of an id depends on the id and the seed alone, so that new files move no others.
         """
+        if self.parts is not None:
+            own = [self.parts.get(name) for name in ids]
+            if not self.drawn_val:
+                return own
+            drawn = draw_splits(ids, seed, {"train": 1 - VAL_SHARE, "val": VAL_SHARE})
+            return [new if part == "train" else part for part, new in zip(own, drawn, strict=True)]
         if not self.seeded:
             return [split_folder(name) for name in ids]
-        draws = seeding.uniform(seed, "split", seeding.ids_of(ids), 1)[:, 0]
-        bounds = np.cumsum(list(SEEDED_SHARES.values()))[:-1]
-        names = list(SEEDED_SHARES)
-        return [names[k] for k in np.searchsorted(bounds, draws, side="right")]
+        return list(draw_splits(ids, seed))
+
+
+def draw_splits(ids: Sequence[str], seed: int, shares: Mapping[str, float] = SEEDED_SHARES) -> list[str]:
+    """A split for each id, drawn by the id and the seed alone."""
+    draws = seeding.uniform(seed, "split", seeding.ids_of(ids), 1)[:, 0]
+    names = list(shares)
+    return [names[k] for k in np.searchsorted(np.cumsum(list(shares.values()))[:-1], draws, side="right")]
 
 
 def split_folder(name: str) -> str | None:
@@ -81,7 +97,7 @@ def index_folder(path: str | Path) -> FolderIndex:
         what = "is a file, not a folder" if root.exists() else "not found"
         raise InputError(f"data folder '{shown(path)}' {what}; name an existing folder of captioned pictures")
     index = FolderIndex(root)
-    listed = sorted(_walk(root))
+    listed = sorted(walk(root))
     _sort_out(index, listed)
     if not index.files:
         hint = "name the folder that holds them"
@@ -93,7 +109,7 @@ def index_folder(path: str | Path) -> FolderIndex:
     return index
 
 
-def _walk(root: Path) -> Iterable[str]:
+def walk(root: Path) -> Iterable[str]:
     """Paths of all files below root, with `/`. Links to folders are followed, each folder once."""
     pending, visited = [""], set()
     while pending:
@@ -121,7 +137,7 @@ def _sort_out(index: FolderIndex, listed: Sequence[str]) -> None:
     for path in listed:
         suffix = PurePosixPath(path).suffix.lower()
         if suffix in images.SUFFIXES:
-            name = _nfc(path)
+            name = nfc(path)
             files[path if name in files else name] = path
         elif suffix in OTHER_PICTURES:
             index.unsupported.append(path)
@@ -130,8 +146,8 @@ def _sort_out(index: FolderIndex, listed: Sequence[str]) -> None:
     index.files = dict(sorted(files.items()))
 
 
-def _nfc(name: str) -> str:
-    # the same file is spelled NFD on one system and NFC on another
+def nfc(name: str) -> str:
+    """A file name as ids spell it: the same file is NFD on one system and NFC on another."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
@@ -160,7 +176,7 @@ def _gather_captions(index: FolderIndex, listed: Sequence[str]) -> None:
 
 def _resolve(index: FolderIndex, folder: str, file_name: str) -> str:
     """The id that a metadata file in `folder` means."""
-    name = _nfc(os.path.normpath(os.path.join(folder, file_name)).replace(os.sep, "/"))
+    name = nfc(os.path.normpath(os.path.join(folder, file_name)).replace(os.sep, "/"))
     if name not in index.files and "\\" in name:  # written on Windows
         name = os.path.normpath(name.replace("\\", "/")).replace(os.sep, "/")
     return name

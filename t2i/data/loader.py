@@ -165,20 +165,26 @@ class Reader(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Batch | None, list[Broken]]:
         """The batch, None when too much is broken, and the rows found broken for the first time."""
         rows, sample_ids, epoch = self._order[index]
-        images, rows, broken = self.read(rows)
+        images, rows, broken = self.read(rows, epoch)
         if images is None:
             return None, broken
         return Batch(torch.from_numpy(np.ascontiguousarray(images)), rows, sample_ids, epoch), broken
 
-    def read(self, rows: NDArray[np.int64]) -> tuple[ImageArray | None, NDArray[np.int64], list[Broken]]:
+    def read(
+        self, rows: NDArray[np.int64], epoch: NDArray[np.int64] | None = None
+    ) -> tuple[ImageArray | None, NDArray[np.int64], list[Broken]]:
         """(pictures, rows they show, newly broken): the batch at once, one by one only where that fails.
 
         No pictures are returned when too many rows are broken.
+
+        Args:
+            epoch: of each row, where pictures are cut anew in each epoch; None: the first.
         """
+        epoch = np.zeros_like(rows) if epoch is None else epoch
         found: list[Broken] = []
         rows = np.array([self._substitute(int(row)) for row in rows], dtype=np.int64)
         try:
-            return self._dataset.images(rows.tolist()), rows, found
+            return self._images(rows, epoch), rows, found
         except (BrokenImage, OSError):
             pictures = []
             for i, row in enumerate(rows.tolist()):
@@ -186,7 +192,7 @@ class Reader(torch.utils.data.Dataset):
                 while picture is None:
                     row = self._substitute(row)
                     try:
-                        picture = self._dataset.images([row])
+                        picture = self._images(np.array([row]), epoch[i : i + 1])
                     except (BrokenImage, OSError) as error:
                         self._broken.add(row)
                         reason = " ".join(str(error).split())[:200]
@@ -196,6 +202,17 @@ class Reader(torch.utils.data.Dataset):
                 rows[i] = row
                 pictures.append(picture)
             return np.concatenate(pictures), rows, found
+
+    def _images(self, rows: NDArray[np.int64], epoch: NDArray[np.int64]) -> ImageArray:
+        dataset: Any = self._dataset
+        if not getattr(dataset, "redraws", False):  # pictures are the same in every epoch
+            return dataset.images(rows.tolist())
+        parts = [(epoch == number, number) for number in np.unique(epoch).tolist()]
+        images = [dataset.images(rows[where].tolist(), number) for where, number in parts]
+        joined = np.empty((len(rows), *images[0].shape[1:]), np.uint8)
+        for (where, _), own in zip(parts, images, strict=True):
+            joined[where] = own
+        return joined
 
     def _substitute(self, row: int) -> int:
         """The row itself or, for a broken one, the next that is not known as broken: the same in every process."""

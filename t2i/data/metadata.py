@@ -39,7 +39,7 @@ def read_txt(path: Path) -> list[str]:
         InputError: the file cannot be read or is not UTF-8.
     """
     try:
-        return _clean(_read_utf8(path).splitlines())
+        return _clean(read_utf8(path).splitlines())
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -52,7 +52,7 @@ def _clean(captions: list[str]) -> list[str]:
     return [cleaned for caption in captions if (cleaned := clean_caption(caption))]
 
 
-def _read_utf8(path: Path) -> str:
+def read_utf8(path: Path) -> str:
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")
@@ -84,7 +84,7 @@ def _listed(row: dict[str, Any]) -> str:
 
 def _rows_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     # not splitlines(): JSON strings may hold U+2028 and its like
-    for number, line in enumerate(_read_utf8(path).split("\n"), 1):
+    for number, line in enumerate(read_utf8(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path} line {number}"
@@ -99,7 +99,7 @@ def _rows_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _rows_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = _read_utf8(path)
+    text = read_utf8(path)
     delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets of some countries write semicolons
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     columns: list[str] = []

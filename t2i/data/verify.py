@@ -1,45 +1,42 @@
-"""Finds broken pictures before training: every file is decoded once, and what was found is kept in the cache directory.
+"""Finds broken pictures: each is decoded once, and what was found is kept in the cache directory (index.py).
 
-An entry counts while the file's size and modification time stay as they were, so a second look at an unchanged folder
-costs one `stat` a file. Nothing is written into the folder itself.
+A second look at an unchanged folder costs one `stat` a file. Nothing is written into the folder itself.
 """
 
-import contextlib
 import hashlib
-import json
-import logging
 import os
-import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
-import PIL
+import numpy as np
+from PIL import Image
 
 from t2i import images
-from t2i.data.paths import cache_dir
+from t2i.data.index import MIN_SIDE, Index, Verified
+from t2i.data.phash import looks
 
-MIN_SIDE = 2  # a picture one pixel wide is a placeholder or a failed download
-_RULES = f"1/{images.MAX_PIXELS}/{images.MAX_SIDE}/{images.MAX_BYTES}/{MIN_SIDE}/{PIL.__version__}"
 _RACE_NS = 2_000_000_000  # a file this young may change again without a new time stamp (FAT keeps even seconds)
-_REPORT_EVERY_S = 10.0
-_log = logging.getLogger(__name__)
+_KEEP_EVERY_S = 20.0  # what a kill may cost
+_HASHED_SIDE = 64
+_AT_ONCE = 256  # pictures between two looks at the clock
+Progress = Callable[[int, int], None]
+_progress: ContextVar[Progress | None] = ContextVar("progress of verification", default=None)
 
 
-class Verified(NamedTuple):
-    """What one file holds. `reason` is empty for a good picture; `sha256` is of the file's bytes."""
-
-    size: int
-    mtime_ns: int
-    width: int = 0
-    height: int = 0
-    format: str = ""
-    sha256: str = ""
-    reason: str = ""
-    lasting: bool = True  # False: a fault of reading, which may pass without the file changing
+@contextmanager
+def watched(progress: Progress) -> Iterator[None]:
+    """Within, verification tells `progress(pictures done, pictures to do)` how far it has come."""
+    token = _progress.set(progress)
+    try:
+        yield
+    finally:
+        _progress.reset(token)
 
 
 def workers() -> int:
@@ -47,60 +44,164 @@ def workers() -> int:
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def verify(root: Path, files: Mapping[str, str], wanted: Sequence[str]) -> dict[str, Verified]:
+def verify(root: Path, files: Mapping[str, str], wanted: Sequence[str], most: int | None = None) -> dict[str, Verified]:
     """Decodes the pictures `wanted` that are not known from before.
 
     Args:
         root: the folder.
-        files: all pictures of the folder, id -> path under `root`; entries of other ids leave the cache.
+        files: all pictures of the folder, id -> path under `root`; entries of other ids leave the index.
         wanted: ids to verify, keys of `files`.
+        most: None: all; otherwise nothing is decoded where more than so many pictures are not known.
 
     Returns:
-        one `Verified` for each id of `wanted`.
+        one `Verified` for each id of `wanted`; with an empty `sha256` and `reason` for what was not decoded.
     """
-    store = _store_of(root)
-    known = _load(store)
-    stats = {name: _stat(root / files[name]) for name in wanted}
+    index = Index(root.resolve())
+    known = index.load()
+    stats = {name: stat_of(root / files[name]) for name in wanted}
     todo = [name for name in wanted if name not in known or known[name][:2] != stats[name]]
+    if most is not None and len(todo) > most:
+        unknown = set(todo)
+        return {name: Verified(*stats[name]) if name in unknown else known[name] for name in wanted}
     if todo:
-        try:
-            _decode_all(root, files, todo, known)
-        finally:  # an interrupt keeps what was done
-            _save(store, {name: found for name, found in known.items() if name in files and _may_keep(found)})
+        _examine(index, known, todo, lambda name: _verify_file(root / files[name]), files)
     return {name: known[name] for name in wanted}
 
 
-def _decode_all(root: Path, files: Mapping[str, str], todo: Sequence[str], known: dict[str, Verified]) -> None:
-    said = time.monotonic()
-    _log.info("verifying %d pictures in %s", len(todo), root)
-    with ThreadPoolExecutor(workers()) as pool:
-        for start in range(0, len(todo), 256):
-            names = todo[start : start + 256]
-            known.update(zip(names, pool.map(_verify_one, [root / files[name] for name in names]), strict=True))
-            if time.monotonic() - said > _REPORT_EVERY_S:
-                said = time.monotonic()
-                _log.info("verified %d of %d pictures", start + len(names), len(todo))
+def verify_packed(address: str, ids: Sequence[str], read: Callable[[int], bytes | Path]) -> dict[str, Verified]:
+    """As `verify`, of pictures that are no files of their own.
+
+    Args:
+        address: of the data.
+        read: gives the bytes of the picture with the number i, or its file; raises BrokenImage or OSError.
+    """
+    index = Index(place_of(address))
+    known = index.load()
+    number = {name: i for i, name in enumerate(ids)}
+    before = dict(known)
+    _examine(index, known, ids, lambda name: _verify_packed(read, number[name], before.get(name)), None)
+    return {name: known[name] for name in ids}
 
 
-def _verify_one(path: Path) -> Verified:
-    size, mtime_ns = _stat(path)
+def verify_drawn(ids: Sequence[str], draw: Callable[[Sequence[int]], images.ImageArray]) -> dict[str, Verified]:
+    """As `verify`, of pictures that are no files: they are whole, and nothing is kept."""
+    found: dict[str, Verified] = {}
+    progress = _progress.get() or (lambda done, total: None)
+    for start in range(0, len(ids), _AT_ONCE):
+        rows = range(start, min(start + _AT_ONCE, len(ids)))
+        pixels_BHWC = draw(rows)
+        for i, image_HWC, look in zip(rows, pixels_BHWC, _looks(pixels_BHWC), strict=True):
+            height, width, _ = image_HWC.shape
+            digest = hashlib.sha256(image_HWC.tobytes()).hexdigest()
+            found[ids[i]] = Verified(image_HWC.nbytes, 0, width, height, "drawn", "RGB", digest, look)
+        progress(rows.stop, len(ids))
+    return found
+
+
+def place_of(address: str) -> str:
+    """Names the index of pictures that are no files of their own."""
+    kind, _, place = address.partition(":")
+    return f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
+
+
+def known_broken(address: str) -> dict[str, str]:
+    """sha256 -> reason of the pictures that a check of this address found broken."""
+    import pyarrow.compute as pc
+
+    bad: dict[str, str] = {}
+    for table in Index(place_of(address)).tables():
+        rows = table.filter(pc.not_equal(table["reason"], ""))  # pyright: ignore[reportAttributeAccessIssue]
+        bad |= dict(zip(rows["sha256"].to_pylist(), rows["reason"].to_pylist(), strict=True))
+    return bad
+
+
+def warn_unverified(address: str, count: int) -> None:
+    """Says that pictures were not decoded for their opening."""
+    if count:
+        warnings.warn(
+            f"{count:,} pictures of {address} have not been looked at: `t2i data check` does, and training then "
+            "leaves out what is broken; without it, a broken picture is replaced when training meets it",
+            stacklevel=4,
+        )
+
+
+def _examine(
+    index: Index,
+    known: dict[str, Verified],
+    todo: Sequence[str],
+    one: Callable[[str], Verified],
+    members: Collection[str] | None,
+) -> None:
+    """Puts what `one` finds of each picture into `known` and into the index."""
+    progress = _progress.get() or (lambda done, total: None)
+    new: dict[str, Verified] = {}
+    kept = time.monotonic()
+    progress(0, len(todo))
+    try:
+        with ThreadPoolExecutor(workers()) as pool:
+            for start in range(0, len(todo), _AT_ONCE):
+                names = todo[start : start + _AT_ONCE]
+                found = dict(zip(names, pool.map(one, names), strict=True))
+                new |= {name: its for name, its in found.items() if _may_keep(its) and known.get(name) != its}
+                known.update(found)
+                progress(start + len(names), len(todo))
+                if time.monotonic() - kept > _KEEP_EVERY_S:
+                    index.add(new)
+                    kept, new = time.monotonic(), {}
+    finally:  # an interrupt keeps what was done
+        index.add(new)
+    gone = members is not None and any(name not in members for name in known)
+    if len(index) > 1 or gone:
+        index.replace(
+            {name: its for name, its in known.items() if _may_keep(its) and (members is None or name in members)}
+        )
+
+
+def _verify_file(path: Path) -> Verified:
+    size, mtime_ns = stat_of(path)
     try:
         data = images.read_limited(path)
     except OSError as error:
         return Verified(size, mtime_ns, reason=f"cannot be read: {error.strerror or error}", lasting=False)
-    found = Verified(size, mtime_ns, sha256=hashlib.sha256(data).hexdigest())
+    return _look(data, Verified(size, mtime_ns, sha256=hashlib.sha256(data).hexdigest()))
+
+
+def _verify_packed(read: Callable[[int], bytes | Path], i: int, before: Verified | None) -> Verified:
+    try:
+        source = read(i)
+        data = source if isinstance(source, bytes) else images.read_limited(source)
+    except images.BrokenImage as error:
+        return Verified(-1, 0, reason=str(error), lasting=False)
+    except OSError as error:
+        return Verified(-1, 0, reason=f"cannot be read: {error.strerror or error}", lasting=False)
+    found = Verified(len(data), 0, sha256=hashlib.sha256(data).hexdigest())
+    return before if before is not None and before.sha256 == found.sha256 else _look(data, found)
+
+
+def _look(data: bytes, found: Verified) -> Verified:
+    """Decodes one picture, whose size, time and sha256 are known."""
     try:
         picture = images.decode(data)
     except images.BrokenImage as error:
         return found._replace(reason=str(error))
     width, height = picture.size
     small = f"{width}x{height} pixels: too small to be a picture" if min(width, height) < MIN_SIDE else ""
-    return found._replace(width=width, height=height, format=picture.format or "", reason=small)
+    with Image.open(BytesIO(data)) as header:
+        mode = header.mode
+    shrunk = picture.resize((_HASHED_SIDE, _HASHED_SIDE), Image.Resampling.BOX)
+    look = _looks(np.asarray(shrunk)[None])[0]
+    return found._replace(width=width, height=height, format=picture.format or "", mode=mode, look=look, reason=small)
 
 
-def _stat(path: Path) -> tuple[int, int]:
+def _looks(images_BHWC: images.ImageArray) -> list[bytes]:
+    found = looks(images_BHWC)
+    return [number.tobytes() + colors.tobytes() for number, colors in zip(found.hashes_N, found.colors_ND, strict=True)]
+
+
+def stat_of(path: Path | str) -> tuple[int, int]:
+    """(size, time) of a file; (-1, -1) where there is none."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns
@@ -108,34 +209,3 @@ def _stat(path: Path) -> tuple[int, int]:
 
 def _may_keep(found: Verified) -> bool:
     return found.lasting and abs(time.time_ns() - found.mtime_ns) > _RACE_NS
-
-
-def _store_of(root: Path) -> Path:
-    name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    return cache_dir() / "folders" / f"{name}.json"
-
-
-def _load(store: Path) -> dict[str, Verified]:
-    try:
-        kept = json.loads(store.read_text("utf-8"))
-        if kept["rules"] != _RULES:
-            return {}
-        return {name: Verified(*entry) for name, entry in kept["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # absent or damaged: verify again
-
-
-def _save(store: Path, known: dict[str, Verified]) -> None:
-    partial = store.with_name(f"{store.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"rules": _RULES, "files": known}), "utf-8")
-        os.replace(partial, store)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        warnings.warn(
-            f"cannot write {store} ({error.strerror or error}): pictures will be verified again next time; "
-            "set T2I_CACHE to a folder that can be written",
-            stacklevel=2,
-        )

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t2i.errors import InputError
-from t2i.metrics.intervals import Estimate, Labels, group_index, mean_estimate
-from t2i.metrics.statistics import Array, checked
-
-VERSION = 1
+from t2i.metrics import Inputs, Kind, Measured
+from t2i.metrics.intervals import Estimate, Labels, estimated, group_index, mean_estimate
+from t2i.metrics.statistics import unit_rows
 
 
 def clip_score(images: NDArray[np.floating], captions: NDArray[np.floating], prompts: Labels | None = None) -> Estimate:
@@ -99,16 +98,13 @@ def refuse_training_encoder(name: str, digest: str, trained_with: Mapping[str, s
         )
 
 
-def unit_rows(features: NDArray[np.floating]) -> Array:
-    """[N, D] rows scaled to length 1.
+def _measure(given: Inputs) -> dict[str, Measured]:
+    assert given.text is not None
+    images = given.fake if given.partners is None else given.partners
+    bounds = clip_bounds(given.fake, given.text, images, given.meanings, given.seed)
+    if given.partners is None:
+        del bounds["real"]
+    return {"clip": estimated(clip_score(given.fake, given.text, given.captions), bounds)}
 
-    Raises:
-        ValueError: a row is zero or not finite.
-    """
-    x = checked(features)
-    norms = np.linalg.norm(x, axis=1, keepdims=True)
-    if not (norms > 0).all():
-        raise ValueError(
-            f"the features of row {int(np.flatnonzero(norms[:, 0] == 0)[0])} are zero: it has no direction"
-        )
-    return x / norms
+
+CLIP_SCORE = Kind(1, _measure, reads="text", needs=("captions",), usual=True)

@@ -7,10 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t2i.errors import InputError
-from t2i.metrics.intervals import Estimate, Labels, group_index, mean_estimate
+from t2i.metrics import Inputs, Kind, Measured
+from t2i.metrics.intervals import Estimate, Labels, estimated, group_index, mean_estimate
 from t2i.metrics.statistics import checked
-
-VERSION = 1
 
 
 def within_prompt_diversity(features: NDArray[np.floating], prompts: Labels) -> Estimate:
@@ -39,3 +38,16 @@ def within_prompt_diversity(features: NDArray[np.floating], prompts: Labels) -> 
 def _mean_pair_distance(x: NDArray[np.float64]) -> float:
     first, second = np.triu_indices(len(x), k=1)
     return float(np.linalg.norm(x[first] - x[second], axis=1).mean())
+
+
+def _measure(given: Inputs) -> dict[str, Measured]:
+    """The bound is the same of different prompts: what a generator that ignores captions shows within a prompt too."""
+    _, first = np.unique(group_index(given.captions), return_index=True)
+    bounds = {}
+    if len(first) > 1:
+        bounds["different prompts"] = within_prompt_diversity(given.fake[first], [0] * len(first)).value
+    found = estimated(within_prompt_diversity(given.fake, given.captions), bounds)
+    return {"diversity": found._replace(counts=(len(given.fake), None))}
+
+
+DIVERSITY = Kind(1, _measure, needs=("captions", "several"))

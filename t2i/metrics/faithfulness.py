@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from t2i.metrics import Inputs, Kind, Measured
 from t2i.metrics.intervals import Interval, wilson
 
-VERSION = 1
 # What an oracle judges of a picture; `strict` is all of it together.
 ASPECTS = ("count", "layout", "shape", "colour", "size", "relation", "background", "strict")
 
@@ -64,3 +64,21 @@ def faithfulness(
         for group, mask in masks.items()
         if mask.any()
     }
+
+
+def _measure(given: Inputs) -> dict[str, Measured]:
+    """`faithfulness-ASPECT` over all captions and `faithfulness-ASPECT-GROUP` over those that are counted apart."""
+    rates = {whose: faithfulness(outcomes, given.groups) for whose, outcomes in given.outcomes.items()}
+    found = {}
+    for group, by_aspect in rates.pop("fake").items():
+        for aspect, rate in by_aspect.items():
+            beside = {whose: theirs[group][aspect].value for whose, theirs in rates.items()}
+            counts = rate.count, rate.count if "real" in beside else None
+            name = f"faithfulness-{aspect}" + ("" if group == "all" else f"-{group}")
+            counted = given.groups.get(group, True)
+            samples = np.where(counted, given.outcomes["fake"][aspect], np.nan)
+            found[name] = Measured(rate.value, rate.interval, "wilson", beside, counts, samples)
+    return found
+
+
+FAITHFULNESS = Kind(1, _measure, reads="oracle", needs=("captions", "drawn"), usual=True)

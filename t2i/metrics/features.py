@@ -1,16 +1,13 @@
-"""Extractors given by a path: the FID Inception's weights, or a CLIP folder as transformers writes it.
+"""The FID Inception as an extractor, and what all extractors share: fixed batches, exact float32, named resizes.
 
 Features depend a little on the batch a picture is in, so networks see batches of one fixed size, the last one filled
 up: the same picture has the same features, bit for bit, however it was handed over.
 """
 
-import hashlib
-import json
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -21,7 +18,8 @@ from torch import Tensor
 from t2i.errors import InputError
 from t2i.images import ImageArray
 from t2i.metrics import Features, Resize
-from t2i.metrics.inception import DIM, IMAGE_SIZE, load_inception
+from t2i.metrics.inception import DIM, IMAGE_SIZE, pack
+from t2i.metrics.inception_weights import load_inception
 from t2i.metrics.protocol import FID_INCEPTION_DIGEST
 
 
@@ -35,25 +33,18 @@ def open_inception(path: str, resize: Resize = "clean", device: str = "cpu") -> 
     return InceptionExtractor(Path(path), resize, device)
 
 
-def open_clip(path: str, resize: Resize = "clean", device: str = "cpu") -> "CLIPExtractor":
-    """For `EXTRACTORS`: `clip:folder`. The folder names its own preprocessing, so no other resize is taken."""
-    if resize != "clean":
-        raise InputError(f"resize {resize!r} is for the Inception; a CLIP folder has its own preprocessor_config.json")
-    return CLIPExtractor(Path(path), device)
-
-
 class InceptionExtractor:
     """2048 features of the FID Inception's last pooling."""
 
     dim = DIM
 
     def __init__(self, path: Path, resize: Resize = "clean", device: str = "cpu") -> None:
-        if resize not in ("clean", "legacy", "torch"):
-            raise InputError(f"resize {resize!r} is unknown: give clean, legacy or torch")
+        self._how: Resize = check_resize(resize)
         self.resize: str = resize
-        self._how: Resize = resize
         self._device = device
-        self._network, self._digest = load_inception(path, device)
+        self._network, self.classes, self._digest = load_inception(path, device)
+        if torch.device(device).type == "cpu":
+            self._network = pack(self._network, batch_size(device))
         self.name = "inception" if self._digest == FID_INCEPTION_DIGEST else f"inception-{self._digest[:8]}"
 
     def digest(self) -> str:
@@ -72,118 +63,11 @@ class InceptionExtractor:
             return self._network(centred).cpu().numpy()
 
 
-class CLIPExtractor:
-    """Both towers of a CLIP folder: config.json, *.safetensors, preprocessor_config.json, tokenizer."""
-
-    def __init__(self, path: Path, device: str = "cpu") -> None:
-        """Raises InputError: no such folder, another kind of model, or weights that do not fill the model."""
-        self._device = device
-        self.model, self.image_processor, self._tokenizer = _load_clip(path)
-        self.model.requires_grad_(False).eval().to(device)
-        self._max_tokens: int = self.model.config.text_config.max_position_embeddings
-        self.dim: int = self.model.config.projection_dim
-        # The class tells Pillow's resize from torchvision's, which differ by a grey level.
-        self.resize = f"preprocessor_config.json by {type(self.image_processor).__name__}"
-        self._digest = digest_folder(path)
-        vision = self.model.config.vision_config
-        size = {768: "b", 1024: "l", 1280: "h"}.get(vision.hidden_size, str(vision.hidden_size))
-        self.name = f"clip-vit-{size}-{vision.patch_size}-{self._digest[:8]}"
-
-    def digest(self) -> str:
-        return self._digest
-
-    def features(self, images_BHWC: ImageArray) -> Features:
-        """uint8 [B, H, W, 3] -> float32 [B, D], not normalised."""
-        return in_fixed_batches(self._run_images, check_images(images_BHWC), batch_size(self._device), self.dim)
-
-    def text_features(self, captions: Sequence[str]) -> Features:
-        """B captions -> float32 [B, D], not normalised.
-
-        Captions over the tower's limit are cut before their end token; one warning a call counts them.
-        """
-        if not captions:
-            return np.zeros((0, self.dim), dtype=np.float32)
-        lengths = [len(ids) for ids in self._tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]]
-        if cut := sum(length > self._max_tokens for length in lengths):
-            warnings.warn(
-                f"{cut} of {len(captions)} captions are over the {self._max_tokens} tokens of {self.name} and were cut",
-                stacklevel=2,
-            )
-        tokens = self._tokenizer(
-            list(captions), truncation=True, max_length=self._max_tokens, padding="max_length", return_tensors="np"
-        )
-        pairs = np.stack([tokens["input_ids"], tokens["attention_mask"]], axis=1)
-        return in_fixed_batches(self._run_tokens, pairs, batch_size(self._device), self.dim)
-
-    def _run_images(self, images_BHWC: ImageArray) -> Features:
-        batch = self.image_processor(images=list(images_BHWC), return_tensors="pt", input_data_format="channels_last")
-        with exact_float32(self._device):
-            return _pooled(self.model.get_image_features(pixel_values=batch["pixel_values"].to(self._device)))
-
-    def _run_tokens(self, pairs_B2T: np.ndarray) -> Features:
-        ids_BT, mask_BT = torch.from_numpy(pairs_B2T).to(self._device).unbind(dim=1)
-        with exact_float32(self._device):
-            return _pooled(self.model.get_text_features(input_ids=ids_BT, attention_mask=mask_BT))
-
-
-def _pooled(output: Any) -> Features:
-    # transformers returns the projected features inside an output object since 5.0, as a bare tensor before.
-    return getattr(output, "pooler_output", output).cpu().numpy()
-
-
-def _load_clip(path: Path) -> tuple[Any, Any, Any]:
-    if not (path / "config.json").is_file():
-        raise InputError(f"CLIP folder {path} has no config.json; name one that save_pretrained of transformers wrote")
-    try:
-        kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if kind != "clip":
-            raise InputError(f"{path} holds a model of type {kind!r}, not 'clip'; name a CLIP folder")
-        with _quiet_transformers():
-            from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
-
-            loaded: Any = CLIPModel.from_pretrained(
-                path, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-            model, report = loaded
-            processor = AutoImageProcessor.from_pretrained(path, local_files_only=True, backend="pil")
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except InputError:
-        raise
-    # Missing and damaged files raise OSError, ValueError, SafetensorError, ... according to which.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-        raise InputError(f"CLIP folder {path} cannot be loaded ({reason}); download it again") from error
-    if absent := sorted(report["missing_keys"]):  # transformers fills them with random numbers
-        what = f"{absent[0]} and {len(absent) - 1} other tensors" if len(absent) > 1 else absent[0]
-        raise InputError(f"CLIP folder {path} lacks the weights of {what}; download it again")
-    return model, processor, tokenizer
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bar and no table of missing weights, which becomes one error line."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def digest_folder(path: Path) -> str:
-    """sha256 over the names and contents of a model folder's weights, configs and tokenizer files."""
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.suffix in (".safetensors", ".json", ".txt", ".model"):
-            with open(file, "rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            digest.update(f"{file.name}\0{content}\n".encode())
-    return digest.hexdigest()
+def check_resize(resize: str) -> Resize:
+    """Raises InputError unless it is one of the named resizes."""
+    if resize not in get_args(Resize):
+        raise InputError(f"resize {resize!r} is unknown: give {', '.join(get_args(Resize))}")
+    return cast(Resize, resize)
 
 
 def check_images(images_BHWC: ImageArray) -> ImageArray:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from t2i.errors import InputError
 from t2i.metrics.statistics import Array, GaussianStats, checked
 
-VERSION = 1
 FEW_PICTURES = 10_000
 
 
@@ -31,14 +30,11 @@ class Reference:
     def of(cls, data: GaussianStats | NDArray[np.floating]) -> Self:
         """The Gaussian of [N, D] features or of their statistics.
 
-        Up to N = D features are their own factor, which is exact; beyond, the factor comes from the covariance's
-        eigenvectors.
+        Up to N = D features are their own factor, which is exact; beyond, it is the covariance's Cholesky factor, or
+        where there is none its eigenvectors.
         """
         if isinstance(data, GaussianStats):
-            values, vectors = np.linalg.eigh(data.covariance)
-            # N pictures span N - 1 directions; the rest are rounding, whose square roots would cost half the digits.
-            kept = slice(-min(data.count - 1, len(values)), None)
-            return cls(data.mean, vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0.0)), data.count)
+            return cls(data.mean, _factor(data.covariance, data.count - 1), data.count)
         if data.ndim == 2 and len(data) > data.shape[1]:
             return cls.of(GaussianStats.of(data))
         x = checked(data)
@@ -81,11 +77,33 @@ def frechet_distance(fake: GaussianStats | NDArray[np.floating], reference: Refe
 
 def distance(fake: Reference, real: Reference) -> float:
     """The formula alone, without the rules about N."""
-    nuclear = np.linalg.svd(fake.factor.T @ real.factor, compute_uv=False).sum()
+    nuclear = _singular_values(fake.factor.T @ real.factor).sum()
     value = float(np.square(fake.mean - real.mean).sum() + fake.trace + real.trace - 2.0 * nuclear)
     if not value >= -1e-6 * (fake.trace + real.trace):
         raise ArithmeticError(f"Frechet distance {value:.6g} with a total variance of {fake.trace + real.trace:.6g}")
     return value
+
+
+def _factor(covariance: Array, rank: int) -> Array:
+    """[D, D] -> [D, at most rank] with factor @ factor.T = covariance."""
+    import torch
+
+    # torch brings the LAPACK that stays fast when other processes share the cores
+    matrix = torch.from_numpy(covariance)
+    if rank >= len(covariance):
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        if not failed:
+            return lower.numpy()
+    values, vectors = (part.numpy() for part in torch.linalg.eigh(matrix))
+    # N pictures span N - 1 directions; the rest are rounding, whose square roots would cost half the digits.
+    kept = slice(-min(rank, len(values)), None)
+    return vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0.0))
+
+
+def _singular_values(matrix: Array) -> Array:
+    import torch
+
+    return torch.linalg.svdvals(torch.from_numpy(matrix)).numpy()
 
 
 def check_sample_size(n_fake: int, n_real: int, dim: int, force: bool = False) -> None:

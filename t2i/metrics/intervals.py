@@ -1,13 +1,15 @@
 """How far a score can be trusted: Wilson for rates, normal for means (clustered by prompt), bootstrap for FID."""
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+from t2i.metrics import Measured
 from t2i.metrics.frechet import Reference, distance
 from t2i.metrics.statistics import Array, checked
 
@@ -26,10 +28,19 @@ class Estimate:
     value: float
     standard_error: float
     count: int
+    samples: Array | None = field(default=None, compare=False, repr=False)  # [count] of which it is the mean
 
     def interval(self, confidence: float = 0.95) -> Interval:
         """value -+ z standard errors."""
         return _around(self.value, self.standard_error, confidence)
+
+
+def estimated(estimate: Estimate, bounds: Mapping[str, float]) -> Measured:
+    """With its interval, unless a single prompt says nothing about others."""
+    if not math.isfinite(estimate.standard_error):
+        return Measured(estimate.value, bounds=bounds, samples=estimate.samples)
+    method = "normal, clustered by prompt"
+    return Measured(estimate.value, estimate.interval(), method, bounds, samples=estimate.samples)
 
 
 def _around(value: float, deviation: float, confidence: float) -> Interval:
@@ -74,7 +85,7 @@ def mean_estimate(values: ArrayLike, groups: Labels | None = None) -> Estimate:
     residuals = np.bincount(index, weights=x - mean)
     n_groups = len(residuals)
     error = np.sqrt(np.square(residuals).sum() * n_groups / (n_groups - 1)) / len(x) if n_groups > 1 else np.nan
-    return Estimate(mean, float(error), len(x))
+    return Estimate(mean, float(error), len(x), x)
 
 
 def group_index(groups: Labels) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """A score is a number and its protocol: everything that decided it, in the name and in the file.
 
-The name `fid` (and `kid`) belongs to the FID Inception of 2015-12-05 alone, told by the digest of its weights; every
-other extractor stands in the name, and so does N: `fid@30000`, `fid-shapes@1000`, `clip-aligned@1000`.
+The name `fid` (and what else is in `BARE`) belongs to the FID Inception of 2015-12-05 alone, told by the digest of its
+weights; every other extractor stands in the name, and so does N: `fid@30000`, `fid-shapes@1000`, `clip-aligned@1000`.
 """
 
 import json
@@ -19,6 +19,7 @@ SCHEMA = 1
 # same file as published by pytorch-fid (pt_inception-2015-12-05-6726825d.pth) and torch-fidelity
 # (weights-inception-2015-12-05-6726825d.pth).
 FID_INCEPTION_DIGEST = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+BARE = ("fid", "fid-infinity", "kid", "inception-score", "rfid")
 _LIBRARIES = ("t2i", "torch", "torchvision", "transformers", "numpy", "pillow")
 
 
@@ -50,13 +51,19 @@ class Protocol:
     temperature: float | None = None
     sampling: str | None = None  # JSON of the settings of the generator's family
     reranking: str | None = None
+    leak: str | None = None  # what of the data the run was trained on, where it is scored all the same
     libraries: Mapping[str, str] = field(default_factory=library_versions)
     run: str | None = None  # digest of the run's resolved config; None: a folder of pictures
     checkpoint: str | None = None  # its digest; of a folder: that of its pictures
+    sizes: str | None = None  # where pictures differ in size, and the extractor resizes them
+    skipped: str | None = None  # broken pictures that were left out
+    forced: str | None = None  # the rule that was broken
+    weights: str | None = None  # by which score of which step they were chosen; None: the last ones
+    named: str | None = None  # a protocol of `t2i.protocols` that all this is of
 
 
 # What is scored, as opposed to how: two models under one protocol differ here, and compare.
-_SUBJECT = ("run", "checkpoint")
+_SUBJECT = ("run", "checkpoint", "weights", "named")
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,12 @@ class Score:
 def score_name(protocol: Protocol) -> str:
     """`metric-extractor@N`; the extractor is left out where the metric has none, and for the FID Inception."""
     known = protocol.extractor_digest == FID_INCEPTION_DIGEST
-    if protocol.extractor is None and protocol.metric in ("fid", "kid"):
+    if protocol.extractor is None and protocol.metric in BARE:
         raise ValueError(f"{protocol.metric} without an extractor")
-    if protocol.extractor is None or (known and protocol.metric in ("fid", "kid")):
+    if protocol.extractor is None or (known and protocol.metric in BARE):
         return f"{protocol.metric}@{protocol.n_fake}"
+    if protocol.metric.startswith("fid") and protocol.extractor.startswith("dinov2"):  # its published name
+        return f"{protocol.metric.replace('fid', 'fd', 1)}-{protocol.extractor}@{protocol.n_fake}"
     # A CLIP folder is called clip-...: its CLIP score is clip-..., its FID fid-clip-...
     words = protocol.extractor.removeprefix(f"{protocol.metric}-")
     return f"{protocol.metric}-{words}@{protocol.n_fake}"

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from t2i.metrics.clip_score import unit_rows
+from t2i.metrics import Inputs, Kind, Measured
 from t2i.metrics.intervals import Labels, group_index
-from t2i.metrics.statistics import Array
+from t2i.metrics.statistics import Array, unit_rows
 
-VERSION = 1
 # The same cosine comes out of a matrix product with different last digits in different columns.
-_TIE = 1e-12
+TIE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,31 @@ def ranks(
             row = start + int(np.flatnonzero(~hits.any(axis=1))[0])
             raise ValueError(f"query {row} has no item of its group: it cannot be found")
         best = np.where(hits, similarity, -np.inf).max(axis=1, keepdims=True)
-        out[start : start + block] = 1 + ((similarity >= best - _TIE) & ~hits).sum(axis=1)
+        out[start : start + block] = 1 + ((similarity >= best - TIE) & ~hits).sum(axis=1)
     return out
 
 
 def _recall(rank: NDArray[np.int64], ks: Sequence[int]) -> Recall:
     return Recall({k: float((rank <= k).mean()) for k in ks}, float(np.median(rank)), len(rank))
+
+
+def _measure(given: Inputs) -> dict[str, Measured]:
+    assert given.text is not None
+    ours = _flat(given.fake, given.text, given.meanings)
+    real = {} if given.partners is None else _flat(given.partners, given.text, given.meanings)
+    return {name: Measured(value, bounds={"real": real[name]} if real else {}) for name, value in ours.items()}
+
+
+def _flat(images: NDArray[np.floating], text: NDArray[np.floating], meanings: Labels) -> dict[str, float]:
+    """Both directions; of captions with one meaning the first, as they would be found together."""
+    labels = group_index(meanings)
+    groups, first = np.unique(labels, return_index=True)
+    found = retrieval(images, text[first], labels, groups)
+    flat = {}
+    for way, one in (("text-to-image", found.text_to_image), ("image-to-text", found.image_to_text)):
+        flat |= {f"retrieval-{way}-r{k}": share for k, share in one.recall.items()}
+        flat[f"retrieval-{way}-median-rank"] = one.median_rank
+    return flat
+
+
+RETRIEVAL = Kind(1, _measure, reads="text", needs=("captions",))

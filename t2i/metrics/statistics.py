@@ -24,6 +24,21 @@ def checked(features: NDArray[np.floating]) -> Array:
     return x
 
 
+def unit_rows(features: NDArray[np.floating]) -> Array:
+    """[N, D] rows scaled to length 1.
+
+    Raises:
+        ValueError: a row is zero or not finite.
+    """
+    x = checked(features)
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    if not (norms > 0).all():
+        raise ValueError(
+            f"the features of row {int(np.flatnonzero(norms[:, 0] == 0)[0])} are zero: it has no direction"
+        )
+    return x / norms
+
+
 class GaussianStats:
     """Count, sum and sum of outer products of features less a fixed shift.
 
@@ -40,8 +55,8 @@ class GaussianStats:
 
     @classmethod
     def of(cls, features: NDArray[np.floating], shift: NDArray[np.floating] | None = None) -> Self:
-        """Statistics of [N, D] features; the shift defaults to their mean."""
-        stats = cls(np.asarray(features, dtype=np.float64).mean(axis=0) if shift is None else shift)
+        """Statistics of [N, D] features; the shift defaults to the mean of the first block."""
+        stats = cls(np.asarray(features[:_BLOCK], dtype=np.float64).mean(axis=0) if shift is None else shift)
         for start in range(0, len(features), _BLOCK):
             stats.update(features[start : start + _BLOCK])
         return stats

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from t2i.config import Section
 from t2i.data import DataConfig
-from t2i.run_config import TrainConfig
+from t2i.run_config import DrawingConfig
 from t2i.text import TextConfig
 
 
@@ -73,7 +73,7 @@ class SamplingConfig(Section):
     )
 
 
-class Config(TrainConfig):
+class Config(DrawingConfig):
     """A transformer prior over the codes of a tokenizer."""
 
     family: Literal["prior"] = "prior"
@@ -85,7 +85,7 @@ class Config(TrainConfig):
         description="raster: rows from the top, the fastest to train; random: any order, parallel groups, inpainting",
     )
     flip: bool = Field(
-        default=False, description="mirror training pictures at random; leave off where captions say left or right"
+        default=False, description="mirror training pictures at random; off by itself where captions say left or right"
     )
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -98,10 +98,21 @@ class Config(TrainConfig):
     weight_decay: float = Field(default=0.05, ge=0, description="of matrices; none on gains and embeddings")
     adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="of AdamW (beta1 is 0.9)")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients longer than this are shortened to it")
+    best_metric: str | None = Field(
+        default="bits_per_token",
+        description="score on val whose best weights are kept beside the last and sampled from, as bits_per_token or "
+        "strict; null: the last weights are sampled from",
+    )
     patience: int | None = Field(
         default=None,
         ge=1,
-        description="stop after so many validations without a better NLL; null: never, the best is still the one kept",
+        description="stop after so many validations without a better best_metric; null: never, the best is still the one kept",
     )
     ema_halflife_images: int = Field(default=50_000, ge=1, description="half-life of the averaged model, in pictures")
     ema_ramp: float = Field(default=0.05, ge=0, description="the half-life is at most this share of the pictures seen")
+
+    @model_validator(mode="after")
+    def _patience_waits_for_something(self) -> "Config":
+        if self.patience is not None and self.best_metric is None:
+            raise ValueError(f"patience {self.patience} waits for a better best_metric, and that is null; name one")
+        return self

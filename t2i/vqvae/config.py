@@ -101,6 +101,11 @@ class Config(TrainConfig):
     quantizer: QuantizerConfig = QuantizerConfig()
     loss: LossConfig = LossConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    validation_n: int = Field(
+        default=500,
+        ge=2,
+        description="pictures of each held-out split that a validation scores: the same ones every time",
+    )
     train_batch_size: int = Field(default=32, ge=1, description="pictures a micro-batch on each process")
     max_train_steps: int = Field(default=2200, ge=1, description="optimiser steps")
     learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate of Adam")

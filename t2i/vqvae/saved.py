@@ -35,7 +35,8 @@ class FrozenTokenizer:
 
     @classmethod
     def components_of(cls, state: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any]) -> Components:
-        return {"tokenizer": (manifest["config"], state["ema"] if "ema" in state else state["model"])}
+        kept = next((part for part in ("best", "ema") if part in state), "model")
+        return {"tokenizer": (manifest["config"], state[kept])}
 
     @classmethod
     def load(cls, components: Components) -> Self:

@@ -1,0 +1,24 @@
+"""Scores captions that a model wrote against references: corpus BLEU-4 and CIDEr-D.
+
+    t2i eval captions written.jsonl --out scores.json
+
+A line a picture: {"candidate": "a red circle", "references": ["a red disc", "one red circle"]}.
+"""
+
+from pathlib import Path
+
+from t2i.caption_scores import score_captions
+from t2i.errors import InputError
+from t2i.metrics.protocol import write_scores
+
+
+def main(file: Path, out: Path | None) -> None:
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise InputError(f"--out {out} cannot be written; name a JSON file in an existing folder")
+    scores = score_captions(file)
+    for score in scores:
+        interval = "" if score.interval is None else " ({:.3f}..{:.3f})".format(*score.interval)
+        print(f"{score.name:<20}{score.value:.3f}{interval}")
+    if out is not None:
+        write_scores(out, scores)
+        print(f"wrote {out}")

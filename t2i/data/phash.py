@@ -1,0 +1,86 @@
+"""How pictures look, in 56 bytes each: two copies of one, re-encoded or resized, are told as near duplicates.
+
+The DCT hash (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010) has one bit for each of the
+64 lowest frequencies of the grey picture: whether its coefficient is above their median. Re-encoding flips the bits of
+frequencies that a flat picture hardly has, so many may differ, and the mean colours of 4 x 4 cells decide.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t2i.images import ImageArray
+
+MOST_BITS, MOST_LEVELS = 16, 4.0  # what may differ between near duplicates; benchmarks/leaks.py measures both
+_FREQUENCIES, _CELLS = 8, 4  # a side
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of R, G, B (ITU-R BT.601)
+_BATCH, _AT_ONCE = 32, 2**19  # pictures, and pairs of hashes, in memory as numbers
+
+
+class Looks(NamedTuple):
+    """N pictures as they look."""
+
+    hashes_N: NDArray[np.uint64]
+    colors_ND: NDArray[np.uint8]  # grey levels, D = 3 channels x 4 x 4 cells
+
+
+def looks(images_BHWC: ImageArray) -> Looks:
+    """Of uint8 pictures of any size.
+
+    The frequencies are counted in cycles a picture and not in pixels, so nothing is resized and the hash hardly depends on
+    the resolution.
+    """
+    rows, columns = (_basis(side) for side in images_BHWC.shape[1:3])
+    hashes, colors = [np.empty(0, np.uint64)], [np.empty((0, 3 * _CELLS**2), np.uint8)]
+    for start in range(0, len(images_BHWC), _BATCH):
+        levels_BCHW = images_BHWC[start : start + _BATCH].transpose(0, 3, 1, 2).astype(np.float32)
+        projected_BCKK = rows @ levels_BCHW @ columns.T
+        cosines_BCKK = projected_BCKK[..., :_FREQUENCIES, :_FREQUENCIES]
+        # rounded: what is zero but for the order of a sum must not decide a bit
+        grey_BK = np.tensordot(_LUMA, cosines_BCKK, (0, 1)).reshape(len(levels_BCHW), -1).round(2)
+        bits_BK = grey_BK > np.median(grey_BK, axis=1, keepdims=True)
+        hashes.append(np.packbits(bits_BK, axis=1).view(">u8")[:, 0].astype(np.uint64))
+        cells_BD = projected_BCKK[..., _FREQUENCIES:, _FREQUENCIES:].reshape(len(levels_BCHW), -1)
+        colors.append(cells_BD.round().clip(0, 255).astype(np.uint8))
+    return Looks(np.concatenate(hashes), np.concatenate(colors))
+
+
+def perceptual_hashes(images_BHWC: ImageArray) -> NDArray[np.uint64]:
+    """uint64 [B]: the hashes alone."""
+    return looks(images_BHWC).hashes_N
+
+
+def _basis(side: int) -> NDArray[np.float32]:
+    """[8 + 4, side]: the lowest rows of the DCT-II, and the cells, all as means over pixels."""
+    pixels = np.arange(side)
+    cosines = np.cos(np.pi / side * (pixels + 0.5) * np.arange(_FREQUENCIES)[:, None]) / side
+    cells = (pixels * _CELLS // side == np.arange(_CELLS)[:, None]).astype(np.float64)
+    return np.concatenate([cosines, cells / cells.sum(axis=1, keepdims=True).clip(1)]).astype(np.float32)
+
+
+def near_duplicates(
+    a: Looks, b: Looks | None = None, most_bits: int = MOST_BITS, most_levels: float = MOST_LEVELS
+) -> NDArray[np.int64]:
+    """[P, 2]: each picture of `a` that looks like one of `b`, and the one that it looks most like.
+
+    Args:
+        b: None: a picture is compared with those before it, so that the first of several copies is not told.
+        most_bits: of the hash that may differ.
+        most_levels: by which the colours of the cells may differ, in grey levels of 255, their mean.
+    """
+    others = a if b is None else b
+    pairs = [np.empty((0, 2), np.int64)]
+    step = max(1, _AT_ONCE // max(1, len(others.hashes_N)))
+    for start in range(0, len(a.hashes_N), step):
+        part = a.hashes_N[start : start + step]
+        rows, matches = np.nonzero(np.bitwise_count(part[:, None] ^ others.hashes_N) <= most_bits)
+        rows += start
+        if b is None:
+            rows, matches = rows[matches < rows], matches[matches < rows]
+        apart = np.abs(a.colors_ND[rows].astype(np.int16) - others.colors_ND[matches]).mean(axis=1)
+        nearest_first = np.lexsort((apart, rows))
+        near = nearest_first[apart[nearest_first] <= most_levels]
+        _, first = np.unique(rows[near], return_index=True)
+        pairs.append(np.stack([rows[near[first]], matches[near[first]]], axis=1))
+    return np.concatenate(pairs)

@@ -1,0 +1,43 @@
+"""Captions in step with their pictures: a mirror swaps left and right, and a crop may cut off what a caption speaks of."""
+
+import re
+import warnings
+from collections.abc import Iterable
+
+from t2i.data import Dataset
+
+_SIDES = re.compile(
+    r"\b(?:left|right|leftmost|rightmost|leftward|rightward|(?:anti|counter)?-?clockwise)s?\b", re.IGNORECASE
+)
+_PLACES = re.compile(r"\b(?:left|right|top|bottom|upper|lower|corner|edge|above|below|background)\b", re.IGNORECASE)
+
+
+def may_flip(wanted: bool, dataset: Dataset) -> bool:
+    """Whether training may mirror the pictures: where it is `wanted` and no caption mentions left or right (in English).
+
+    A warning quotes the first caption that does.
+    """
+    caption = _first(_SIDES, dataset) if wanted else None
+    if caption is not None:
+        warnings.warn(
+            f"flip is off: captions of {dataset.address} mention left or right, as {caption[:80]!r}; a mirrored picture "
+            "would contradict them",
+            stacklevel=2,
+        )
+    return wanted and caption is None
+
+
+def warn_of_crops(fit: str, dataset: Dataset) -> None:
+    """Warns where pictures are cut at random and captions tell where things are."""
+    caption = _first(_PLACES, dataset) if fit == "random" else None
+    if caption is not None:
+        warnings.warn(
+            f"data.fit=random may cut off what captions of {dataset.address} speak of, as {caption[:80]!r}; "
+            "data.fit=pad keeps all of a picture, center always the same part",
+            stacklevel=2,
+        )
+
+
+def _first(pattern: re.Pattern[str], dataset: Dataset) -> str | None:
+    captions: Iterable[str] = (caption for own in dataset.captions for caption in own)
+    return next((caption for caption in captions if pattern.search(caption)), None)

@@ -1,0 +1,29 @@
+"""Puts a trained run into the package, as a model that draws without training.
+
+python benchmarks/pack_model.py runs/prior prior
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+import t2i
+from t2i.pipeline import TextToImagePipeline
+from t2i.text.aligned import FOLDER, AlignedEncoder
+
+if __name__ == "__main__":
+    run, name = sys.argv[1:]
+    pipe = TextToImagePipeline.from_pretrained(run)
+    place = Path(t2i.__file__).parent / "weights" / name
+    shutil.rmtree(place, ignore_errors=True)
+    pipe.save_pretrained(place, license="apache-2.0", dtype=torch.bfloat16)
+    encoder = pipe.text_encoder
+    if isinstance(encoder, AlignedEncoder):
+        # it was trained as float16 already, so nothing is lost and its digest stays
+        encoder.dual.save(place / "text_encoder" / FOLDER, torch.float16)
+    for path in place.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    TextToImagePipeline.from_pretrained(name)
+    print(f"{place}: {sum(path.stat().st_size for path in place.rglob('*') if path.is_file()) / 2**20:.1f} MiB")

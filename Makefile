@@ -6,12 +6,13 @@ PYTHON ?=
 WORKERS ?= 2
 FAMILY ?= cgan
 ARGS ?=
+DFGAN ?=
 SHELL := /bin/sh
 BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test coverage lint format clean
+.PHONY: help setup quickstart test coverage torture bench lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -49,6 +50,17 @@ test: $(READY) ## run the test suite; ARGS="tests/test_config.py -k yaml" for a 
 
 coverage: $(READY) ## run the test suite and report the lines that no test reaches
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS) --cov
+
+torture: $(READY) ## proofs too long for the suite: broken data, a million rows, memory, planted leaks
+	@for proof in data_fuzz leaks eval_memory data_scale; do \
+	  echo; echo "== $$proof"; OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/$$proof.py || exit 1; done
+
+bench: $(READY) ## speed and parity beside other packages, about 90 minutes; DFGAN=path/to/checkout of tobran/DF-GAN adds the GAN's
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e '.[bench]'
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps dalle-pytorch
+	@for bench in eval_parity eval_speed loader_speed prior_speed $(if $(DFGAN),"cgan_speed $(DFGAN)"); do set -- $$bench; \
+	  echo; echo "== $$1"; program=benchmarks/$$1.py; shift; \
+	  OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(BIN)/python $$program "$$@" || exit 1; done
 
 lint: $(READY) ## ruff and pyright
 	@$(BIN)/ruff check .

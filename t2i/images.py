@@ -140,6 +140,8 @@ def fit(picture: Image.Image, size: int, how: Fit = "center", offset: tuple[floa
         offset: where the crop lies, (x, y) in [0, 1]; 0.5 is the centre. The caller draws it for `random`.
     """
     width, height = picture.size
+    if width == height == size:
+        return np.asarray(picture)
     if how == "squash":
         return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
     if how == "pad":

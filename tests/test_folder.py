@@ -367,12 +367,14 @@ def test_kept_pictures_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch
     put_captioned(folder, [f"train/{i}.png" for i in range(5)])
     decoded: list[Path] = []
     decode = images.decode
+    monkeypatch.setattr("t2i.data.pictures.MEMORY_BYTES", 2 * 12 * 12 * 3)
+    monkeypatch.setattr("t2i.data.pictures.BLOCK_BYTES", 12 * 12 * 3)
     data = open_folder(str(folder), "train", View(resolution=12))
     monkeypatch.setattr(images, "decode", lambda source, side=None: decoded.append(source) or decode(source, side))
-    monkeypatch.setattr("t2i.data.pictures.MEMORY_BYTES", 2 * 12 * 12 * 3)
     for _ in range(3):
         assert all((a == picture(k)).all() for k, a in enumerate(data.images(range(5))))
     assert len(decoded) == 5 + 3 + 3
+    assert [picture(k).tolist() for k in (3, 1, 3, 0)] == data.images([3, 1, 3, 0]).tolist()
 
 
 def test_many_unknown_pictures_are_not_decoded_for_the_opening(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,7 @@ def test_a_prior_stops_when_held_out_likelihood_no_longer_falls(tmp_path: Path, 
     [
         (["tokenizer.path=nowhere"], "t2i train vqvae"),
         (["data.resolution=32"], "codes pictures of 16 px"),
+        (["data.augment=[noise]"], "codes are computed once"),
     ],
 )
 def test_a_prior_without_its_tokenizer_is_told_so(sets: list[str], words: str, tmp_path: Path, capsys) -> None:

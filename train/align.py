@@ -22,6 +22,7 @@ from t2i.align.saved import TOKENIZER
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.cpu import prepare_cpu
 from t2i.data import Dataset, open_dataset
+from t2i.data.augment import warn_of_colors
 from t2i.data.loader import Batch, Loader, choose_captions
 from t2i.data.shapes_captions import meaning
 from t2i.errors import InputError
@@ -100,6 +101,7 @@ def main(config: Config, run_dir: Path) -> None:
     tokenizer = CaptionTokenizer.fit(captions, config.text_tower.vocabulary, config.text_tower.max_tokens)
 
     with Run(run_dir, config, "align") as run:
+        warn_of_colors(config.data.augment, train)
         remember(run, train, config.data)
         if run.is_main:
             (run_dir / TOKENIZER).write_text(tokenizer.json_text)
@@ -118,7 +120,7 @@ def main(config: Config, run_dir: Path) -> None:
         run.resume()
         paired = run.prepare(both, config.compile)
         place = (run.images_seen, run.process_index, run.num_processes, config.dataloader_num_workers, run.quarantine)
-        run.loader = loader = Loader(train, config.train_batch_size, config.seed, *place)
+        run.loader = loader = Loader(train, config.train_batch_size, config.seed, *place, config.data.augment)
         guard = NonFiniteGuard(run.rollback)
 
         def losses_of(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from t2i.cgan.sampling import draw, noise
 from t2i.conditioning import Captions, prepare_captions, prepare_text
 from t2i.cpu import prepare_cpu
 from t2i.data import Dataset, open_dataset
+from t2i.data.augment import warn_of_colors
 from t2i.data.loader import Batch, Loader
 from t2i.data.sides import may_flip, warn_of_crops
 from t2i.errors import InputError
@@ -163,6 +164,7 @@ def main(config: Config, run_dir: Path) -> None:
 
     with Run(run_dir, config, "cgan") as run:
         warn_of_crops(config.data.fit, train)
+        warn_of_colors(config.data.augment, train)
         config = config.model_copy(update={"flip": may_flip(config.flip, train)})
         remember(run, train, config.data, [config.text.path, config.guidance.path])
         encoder = prepare_text(config.text, train, run)
@@ -189,7 +191,7 @@ def main(config: Config, run_dir: Path) -> None:
         generator, discriminator = (run.prepare(model, config.compile) for model in models)
 
         place = (run.images_seen, run.process_index, run.num_processes, config.dataloader_num_workers, run.quarantine)
-        run.loader = loader = Loader(train, config.train_batch_size, config.seed, *place)
+        run.loader = loader = Loader(train, config.train_batch_size, config.seed, *place, config.data.augment)
         guard = NonFiniteGuard(run.rollback)
         parameters = {
             "generator": list(plain_generator.parameters()),

@@ -113,7 +113,7 @@ def main(config: Config, run_dir: Path) -> None:
         judge_of = run.prepare(critic, config.compile) if critic else None
 
         place = (run.images_seen, run.process_index, run.num_processes, config.dataloader_num_workers, run.quarantine)
-        run.loader = loader = Loader(train, config.train_batch_size, config.seed, *place)
+        run.loader = loader = Loader(train, config.train_batch_size, config.seed, *place, config.data.augment)
         guard = NonFiniteGuard(run.rollback)
         use = CodeUse(plain.codes.codebooks, plain.codes.codebook_size, run.device)
         parameters = list(plain.parameters())

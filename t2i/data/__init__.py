@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from t2i.images import Fit, ImageArray
 
 Split = Literal["train", "val", "test", "heldout"]
+Augmentation = Literal["color", "grey", "rotate", "zoom", "shift", "noise"]
 
 
 class DataConfig(Section):
@@ -33,6 +34,12 @@ class DataConfig(Section):
     limit: int | None = Field(default=None, ge=1, description="use the first N training images only; null: all")
     split_seed: int = Field(
         default=0, ge=0, description="decides the split of a folder that has no train/val/test folders"
+    )
+
+    augment: tuple[Augmentation, ...] = Field(
+        default=(),
+        description="how training pictures are changed at random: color, grey, rotate (10 degrees), zoom (1.2), shift (a tenth), "
+        "noise; not for a prior",
     )
 
     @field_validator("resolution")

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from t2i.data import Dataset
+from t2i.data import Augmentation, Dataset
+from t2i.data.augment import augment
 from t2i.errors import InputError
 from t2i.images import BrokenImage, ImageArray
 from t2i.seeding import permutation, uniform
@@ -95,6 +96,7 @@ class Loader(Iterator[Batch]):
         num_processes: slices of each global batch.
         num_workers: processes that decode ahead; 0: decoded when asked for.
         on_broken: called once with {"row", "id", "reason"} of each row that cannot be decoded.
+        augmented: how pictures are changed (`t2i.data.augment`).
 
     Attributes:
         wait_seconds: spent so far in waiting for batches.
@@ -114,6 +116,7 @@ class Loader(Iterator[Batch]):
         num_processes: int = 1,
         num_workers: int = 0,
         on_broken: Callable[[Broken], None] | None = None,
+        augmented: Sequence[Augmentation] = (),
     ):
         if len(dataset) == 0:
             raise InputError(f"data {dataset.address}, split {dataset.split}, holds no pictures; nothing to train on")
@@ -122,7 +125,7 @@ class Loader(Iterator[Batch]):
         self._dataset = dataset
         self._on_broken = on_broken
         start = samples_consumed + process_index * batch_size
-        reader = Reader(dataset, batch_size, seed, start, batch_size * num_processes)
+        reader = Reader(dataset, batch_size, seed, start, batch_size * num_processes, augmented)
         self._batches: Iterator[Any] = iter(
             _in_workers(reader, num_workers) if num_workers else map(reader.__getitem__, count())
         )
@@ -157,8 +160,16 @@ def _too_many(broken: int, total: int) -> bool:
 class Reader(torch.utils.data.Dataset):
     """Batch g of one process as item g; sent to the workers, where each keeps its own list of broken rows."""
 
-    def __init__(self, dataset: Dataset, batch_size: int = 1, seed: int = 0, start: int = 0, stride: int = 1):
-        self._dataset = dataset
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int = 1,
+        seed: int = 0,
+        start: int = 0,
+        stride: int = 1,
+        augmented: Sequence[Augmentation] = (),
+    ):
+        self._dataset, self._seed, self._augmented = dataset, seed, augmented
         self._order = _Order(len(dataset), batch_size, seed, start, stride)
         self._broken: set[int] = set()
 
@@ -168,6 +179,7 @@ class Reader(torch.utils.data.Dataset):
         images, rows, broken = self.read(rows, epoch)
         if images is None:
             return None, broken
+        images = augment(images, self._augmented, self._seed, sample_ids)
         return Batch(torch.from_numpy(np.ascontiguousarray(images)), rows, sample_ids, epoch), broken
 
     def read(

@@ -14,6 +14,36 @@ from t2i.data.verify import workers
 from t2i.images import ImageArray
 
 MEMORY_BYTES = 2**30  # decoded pictures kept by one dataset
+BLOCK_BYTES = 2**25
+
+
+class _Store:
+    """Decoded pictures by row, up to a number of bytes, in large blocks: alone each would be mapped page by page."""
+
+    def __init__(self, most_bytes: int, rows: int, resolution: int) -> None:
+        self._shape = resolution, resolution, 3
+        self._most = min(rows, most_bytes // (3 * resolution**2))
+        self._per_block = max(1, BLOCK_BYTES // (3 * resolution**2))
+        self._blocks: list[ImageArray] = []
+        self._places: dict[int, int] = {}
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._places
+
+    def __getitem__(self, row: int) -> ImageArray:
+        block, place = divmod(self._places[row], self._per_block)
+        return self._blocks[block][place]
+
+    def add(self, row: int, picture: ImageArray) -> None:
+        """Keeps a copy where there is room."""
+        if len(self._places) == self._most:
+            return
+        block, place = divmod(len(self._places), self._per_block)
+        if block == len(self._blocks):
+            left = self._most - block * self._per_block
+            self._blocks.append(np.empty((min(self._per_block, left), *self._shape), np.uint8))
+        self._blocks[block][place] = picture
+        self._places[row] = len(self._places)
 
 
 class Pictures(ABC):
@@ -28,7 +58,7 @@ class Pictures(ABC):
         self.ids = ids
         self.captions = captions
         self._view = view
-        self._kept: dict[int, ImageArray] = {}
+        self._kept = _Store(MEMORY_BYTES, len(ids), view.resolution)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,19 +102,27 @@ class Pictures(ABC):
             IndexError: an index is out of range.
         """
         rows = [range(len(self))[int(i)] for i in indices]
-        ready = {i: self._kept[i] for i in rows if i in self._kept}
-        fresh = [i for i in dict.fromkeys(rows) if i not in ready]
-        if len(fresh) > 1:
-            with ThreadPoolExecutor(min(workers(), len(fresh))) as pool:
-                ready.update(zip(fresh, pool.map(lambda i: self._decode(i, epoch), fresh), strict=True))
-        else:
-            ready.update((i, self._decode(i, epoch)) for i in fresh)
-        room = MEMORY_BYTES // (3 * self.resolution**2) - len(self._kept)
-        if not self.redraws:
-            self._kept.update((i, ready[i]) for i in fresh[: max(0, room)])
         out_BHWC = np.empty((len(rows), self.resolution, self.resolution, 3), np.uint8)
+        missing = {}  # row -> its first place in the batch
         for k, i in enumerate(rows):
-            out_BHWC[k] = ready[i]
+            if i in self._kept:
+                out_BHWC[k] = self._kept[i]
+            else:
+                missing.setdefault(i, k)
+        if len(missing) > 1:
+            with ThreadPoolExecutor(min(workers(), len(missing))) as pool:
+                decoded = pool.map(lambda i: self._decode(i, epoch), missing)
+                for k, picture in zip(missing.values(), decoded, strict=True):
+                    out_BHWC[k] = picture
+        else:
+            for i, k in missing.items():
+                out_BHWC[k] = self._decode(i, epoch)
+        for k, i in enumerate(rows):
+            if missing.get(i, k) != k:
+                out_BHWC[k] = out_BHWC[missing[i]]
+        if not self.redraws:
+            for i, k in missing.items():
+                self._kept.add(i, out_BHWC[k])
         return out_BHWC
 
     def _decode(self, i: int, epoch: int) -> ImageArray:

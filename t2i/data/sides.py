@@ -17,7 +17,7 @@ def may_flip(wanted: bool, dataset: Dataset) -> bool:
 
     A warning quotes the first caption that does.
     """
-    caption = _first(_SIDES, dataset) if wanted else None
+    caption = first_caption(_SIDES, dataset) if wanted else None
     if caption is not None:
         warnings.warn(
             f"flip is off: captions of {dataset.address} mention left or right, as {caption[:80]!r}; a mirrored picture "
@@ -29,7 +29,7 @@ def may_flip(wanted: bool, dataset: Dataset) -> bool:
 
 def warn_of_crops(fit: str, dataset: Dataset) -> None:
     """Warns where pictures are cut at random and captions tell where things are."""
-    caption = _first(_PLACES, dataset) if fit == "random" else None
+    caption = first_caption(_PLACES, dataset) if fit == "random" else None
     if caption is not None:
         warnings.warn(
             f"data.fit=random may cut off what captions of {dataset.address} speak of, as {caption[:80]!r}; "
@@ -38,6 +38,7 @@ def warn_of_crops(fit: str, dataset: Dataset) -> None:
         )
 
 
-def _first(pattern: re.Pattern[str], dataset: Dataset) -> str | None:
+def first_caption(pattern: re.Pattern[str], dataset: Dataset) -> str | None:
+    """The first caption in which `pattern` is found."""
     captions: Iterable[str] = (caption for own in dataset.captions for caption in own)
     return next((caption for caption in captions if pattern.search(caption)), None)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from t2i.config import Section
 from t2i.data import DataConfig
@@ -116,3 +116,11 @@ class Config(DrawingConfig):
         if self.patience is not None and self.best_metric is None:
             raise ValueError(f"patience {self.patience} waits for a better best_metric, and that is null; name one")
         return self
+
+    @field_validator("data")
+    @classmethod
+    def _codes_are_computed_once(cls, value: DataConfig) -> DataConfig:
+        if value.augment:
+            names = ", ".join(value.augment)
+            raise ValueError(f"augment is {names}, but a prior's codes are computed once; leave it empty, or use flip")
+        return value

@@ -1,0 +1,99 @@
+"""Augmentation of training pictures by name, as a function of (seed, sample): the same on every process, worker and resume.
+
+Reals alone see these. A GAN on little data wants `augment` of its own config, which reals and fakes see alike.
+Axes: B batch, H W picture, C channels.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from t2i.data import Augmentation, Dataset
+from t2i.data.sides import first_caption
+from t2i.images import ImageArray
+from t2i.seeding import uniform
+
+SHARE_GREY = 0.1  # pictures that `grey` takes the colours from
+ROTATED, ZOOMED, SHIFTED = math.radians(10), 1.2, 0.1  # at most, either way; zoom from 1; shift in sides
+STRENGTH, NOISE = 0.2, 8.0  # of the colours, times 1 +- that; largest standard deviation in grey levels
+LUMA = (0.299, 0.587, 0.114)
+_COLOURS = re.compile(
+    r"\b(?:red|orange|yellow|green|cyan|blue|purple|pink|brown|black|white|gr[ea]y|golden|silver)\b", re.IGNORECASE
+)
+
+
+def augment(
+    images_BHWC: ImageArray, names: Sequence[Augmentation], seed: int, sample_ids: NDArray[np.int64]
+) -> ImageArray:
+    """Applies the named augmentations, each drawn anew for every sample; `rotate`, `zoom` and `shift` are one resampling.
+
+    Args:
+        images_BHWC: uint8.
+        sample_ids: of the pictures; the draws depend on the seed, the name and these alone.
+    """
+    if not names:
+        return images_BHWC
+    draws = {name: torch.from_numpy(uniform(seed, f"data/{name}", sample_ids, 3)).float() for name in names}
+    x = torch.from_numpy(np.ascontiguousarray(images_BHWC)).permute(0, 3, 1, 2).float()
+    if any(name in MOVES for name in names):
+        x = _move(x, draws)
+    for name in names:
+        if name in COLOURS:
+            x = COLOURS[name](x, draws[name])
+    if "noise" in names:
+        grain = [np.random.default_rng([seed, int(i)]).standard_normal(x.shape[1:], np.float32) for i in sample_ids]
+        x = x + NOISE * draws["noise"][:, 0, None, None, None] * torch.from_numpy(np.stack(grain))
+    return x.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def _move(x_BCHW: Tensor, draws: dict[Augmentation, Tensor]) -> Tensor:
+    """Turned, enlarged and shifted about the middle; what enters repeats the border."""
+    still = torch.full((len(x_BCHW), 3), 0.5)
+    angle = (2 * draws.get("rotate", still)[:, 0] - 1) * ROTATED
+    zoom = ZOOMED ** -draws.get("zoom", torch.zeros(len(x_BCHW), 3))[:, 0]
+    shift_BX = (2 * draws.get("shift", still)[:, :2] - 1) * 2 * SHIFTED  # grid_sample's picture is 2 wide
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    matrix = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    grid = F.affine_grid(torch.cat([matrix, shift_BX[:, :, None]], 2), list(x_BCHW.shape), align_corners=False)
+    return F.grid_sample(x_BCHW, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _luma(x_BCHW: Tensor) -> Tensor:
+    return (x_BCHW * torch.tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
+
+
+def _color(x_BCHW: Tensor, u_BU: Tensor) -> Tensor:
+    """Brightness, contrast and saturation."""
+    brightness, contrast, saturation = (1 + STRENGTH * (2 * u_BU - 1)).T[:, :, None, None, None]
+    x = x_BCHW * brightness
+    mean = _luma(x).mean(dim=(1, 2, 3), keepdim=True)
+    x = mean + (x - mean) * contrast
+    grey = _luma(x)
+    return grey + (x - grey) * saturation
+
+
+def _grey(x_BCHW: Tensor, u_BU: Tensor) -> Tensor:
+    return torch.where((u_BU[:, 0] < SHARE_GREY)[:, None, None, None], _luma(x_BCHW).expand_as(x_BCHW), x_BCHW)
+
+
+COLOURS: dict[Augmentation, Callable[[Tensor, Tensor], Tensor]] = {"color": _color, "grey": _grey}
+MOVES: tuple[Augmentation, ...] = ("rotate", "zoom", "shift")
+
+
+def warn_of_colors(names: Sequence[Augmentation], dataset: Dataset) -> None:
+    """Warns where colours are changed and captions name them."""
+    changing = [name for name in names if name in COLOURS]
+    caption = first_caption(_COLOURS, dataset) if changing else None
+    if caption is not None:
+        warnings.warn(
+            f"data.augment {', '.join(changing)} changes the colours that captions of {dataset.address} name, as "
+            f"{caption[:80]!r}",
+            stacklevel=2,
+        )

@@ -127,8 +127,11 @@ def train(
     if dry_run:
         typer.echo(config.to_yaml(resolved), nl=False)
         return
-    _say_recognised(resolved.data.address)  # pyright: ignore[reportAttributeAccessIssue]  # every family has it
-    import_module(f"t2i.train.{name}").main(resolved, run_dir)
+    from t2i.console import warnings_of
+
+    with warnings_of(os.environ.get("RANK", "0") == "0"):
+        _say_recognised(resolved.data.address)  # pyright: ignore[reportAttributeAccessIssue]  # every family has it
+        import_module(f"t2i.train.{name}").main(resolved, run_dir)
 
 
 def _say_recognised(address: str) -> None:

@@ -50,8 +50,19 @@ def progress_of(main: bool) -> Iterator[Tick]:
         with shown_progress() as tick:
             yield tick
         return
-    with warnings.catch_warnings(action="ignore"):
+    with warnings_of(False):
         yield lambda what, done, total: None
+
+
+@contextmanager
+def warnings_of(main: bool) -> Iterator[None]:
+    """`warnings_as_lines` on the main process of several; the others are silent."""
+    if main:
+        with warnings_as_lines(Console(stderr=True)):
+            yield
+        return
+    with warnings.catch_warnings(action="ignore"):
+        yield
 
 
 @contextmanager

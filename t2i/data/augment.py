@@ -40,7 +40,9 @@ def augment(
     """
     if not names:
         return images_BHWC
-    draws = {name: torch.from_numpy(uniform(seed, f"data/{name}", sample_ids, 3)).float() for name in names}
+    draws: dict[Augmentation, Tensor] = {
+        name: torch.from_numpy(uniform(seed, f"data/{name}", sample_ids, 3)).float() for name in names
+    }
     x = torch.from_numpy(np.ascontiguousarray(images_BHWC)).permute(0, 3, 1, 2).float()
     if any(name in MOVES for name in names):
         x = _move(x, draws)

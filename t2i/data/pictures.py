@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,7 @@ class Pictures(ABC):
         for k, i in enumerate(rows):
             if missing.get(i, k) != k:
                 out_BHWC[k] = out_BHWC[missing[i]]
-        if not self.redraws:
+        if not self.redraws and parent_process() is None:  # each worker would keep its own
             for i, k in missing.items():
                 self._kept.add(i, out_BHWC[k])
         return out_BHWC

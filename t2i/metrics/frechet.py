@@ -113,7 +113,7 @@ def check_sample_size(n_fake: int, n_real: int, dim: int, force: bool = False) -
     if fewest < 2 * dim and not force:
         raise InputError(
             f"FID of {counts} with {dim} features means nothing: "
-            f"give at least {2 * dim:,} on each side, use KID, or force it"
+            f"give at least {2 * dim:,} on each side, use KID, or say --force"
         )
     if fewest < FEW_PICTURES:
         warnings.warn(

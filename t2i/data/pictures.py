@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import parent_process
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ from t2i.images import ImageArray
 
 MEMORY_BYTES = 2**30  # decoded pictures kept by one dataset
 BLOCK_BYTES = 2**25
+_ADDING = Lock()  # not the store's own, which goes to workers by pickle
 
 
 class _Store:
@@ -37,14 +39,15 @@ class _Store:
 
     def add(self, row: int, picture: ImageArray) -> None:
         """Keeps a copy where there is room."""
-        if len(self._places) == self._most:
-            return
-        block, place = divmod(len(self._places), self._per_block)
-        if block == len(self._blocks):
-            left = self._most - block * self._per_block
-            self._blocks.append(np.empty((min(self._per_block, left), *self._shape), np.uint8))
-        self._blocks[block][place] = picture
-        self._places[row] = len(self._places)
+        with _ADDING:
+            if len(self._places) == self._most or row in self._places:
+                return
+            block, place = divmod(len(self._places), self._per_block)
+            if block == len(self._blocks):
+                left = self._most - block * self._per_block
+                self._blocks.append(np.empty((min(self._per_block, left), *self._shape), np.uint8))
+            self._blocks[block][place] = picture
+            self._places[row] = len(self._places)
 
 
 class Pictures(ABC):

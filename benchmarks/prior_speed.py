@@ -133,14 +133,16 @@ def sampling_cases(side: int, batch: int) -> list[Case]:
     for guidance in (1.0, 3.0):
         task = f"sample {tokens}, batch {batch}{', guidance' if guidance != 1 else ''}"
         knobs = SamplingConfig(guidance=guidance, top_k=100)
-        steps = 10 if tokens == 64 else 20
-        parallel = knobs.model_copy(update={"steps": steps})
+        parallel = [knobs.model_copy(update={"steps": steps}) for steps in ((4, 10) if tokens == 64 else (8, 20))]
         rows = batch * (1 if guidance == 1 else 2)
         prompt = torch.randint(0, CODES, (rows, TEXT))
         cases += [
             (task, "raster", batch * tokens, lambda k=knobs: decode(raster, text, seeds, k)),
             (task, "random", batch * tokens, lambda k=knobs: decode(any_order, text, seeds, k)),
-            (task, f"random, {steps} steps", batch * tokens, lambda k=parallel: decode(any_order, text, seeds, k)),
+            *(
+                (task, f"random, {k.steps} steps", batch * tokens, lambda k=k: decode(any_order, text, seeds, k))
+                for k in parallel
+            ),
             (task, "x-transformers", batch * tokens,
              lambda p=prompt: x.generate(p, tokens, cache_kv=True, filter_kwargs={"k": 100})),
             (task, "dalle-pytorch", batch * tokens, lambda g=guidance: dalle_sample(d, batch, tokens, g)),

@@ -18,6 +18,7 @@ and keeps the one that a dual encoder finds closest to its prompt; the manifest 
 
 import hashlib
 import json
+import os
 import platform
 import re
 import sys
@@ -303,7 +304,7 @@ def split_words(words: Sequence[str], model: str | None) -> tuple[str, list[str]
         return model, list(words)
     if not words or _reads_as_prompt(words[0]):
         return DEFAULT, list(words)
-    if len(words) == 1 and not Path(words[0]).exists() and words[0] not in shipped():
+    if len(words) == 1 and not os.path.exists(words[0]) and words[0] not in shipped():
         raise InputError(
             f"{words[0]!r} is no run; if it is a prompt, say which model is to draw it: --model {names}; if it is a "
             f'run, give a prompt too, as in t2i sample RUN "a small red circle"'
@@ -313,8 +314,9 @@ def split_words(words: Sequence[str], model: str | None) -> tuple[str, list[str]
 
 def _reads_as_prompt(word: str) -> bool:
     """Several words that are no path; one in a folder that is there was meant as a path."""
-    path = Path(word)
-    return len(word.split()) > 1 and not path.exists() and not ("/" in word and path.parent.is_dir())
+    # os.path: a prompt may be longer than a file's name may be, where Path.exists raises
+    there = os.path.exists(word) or "/" in word and os.path.isdir(os.path.dirname(word))
+    return len(word.split()) > 1 and not there
 
 
 def main(

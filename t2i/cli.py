@@ -54,10 +54,13 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             raise SystemExit(130) from None
         except OSError as error:
-            if error.errno not in _DISK_ERRORS:
+            if error.errno not in (*_DISK_ERRORS, errno.ENAMETOOLONG):
                 raise
             where = error.filename or f"while working in {Path.cwd()}"
-            message = f"{where}: {os.strerror(error.errno)}; free some space or name another folder"
+            if error.errno == errno.ENAMETOOLONG:
+                message = f"{str(where)[:60]}... is too long to name a file or folder; give a shorter one"
+            else:
+                message = f"{where}: {os.strerror(error.errno)}; free some space or name another folder"
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
@@ -103,9 +106,10 @@ def root(
 
 @app.command()
 def train(
-    family: Annotated[str, typer.Argument(metavar="FAMILY", help="What to train, e.g. cgan or align.")],
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help=f"{', '.join(config.FAMILIES)}.")],
     source: Annotated[
-        str | None, typer.Option("--config", "-c", metavar="NAME|FILE", help="A shipped config or a YAML file.")
+        str | None,
+        typer.Option("--config", "-c", metavar="NAME|FILE", help="A shipped config (t2i config list) or a YAML file."),
     ] = None,
     sets: Sets = None,
     data: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Short for --set data.address=ADDRESS.")] = None,
@@ -118,7 +122,7 @@ def train(
 ) -> None:
     """Train one model. The same command again resumes the run.
 
-    In a run directory that exists, the run's own config is used unless -c names one.
+    In a run directory that exists, the run's own config is used unless -c names one. What can be set: t2i config schema FAMILY.
     """
     name = program("train", family)
     run_dir = run or Path("runs") / (Path(source).stem if source else f"{name}-default")
@@ -547,6 +551,8 @@ def export(
     from t2i.data.export import export_splits
 
     names = [name.strip() for name in split.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--split {split!r} names no split; give one or several, as --split train,val")
     _say_recognised(address)
     opened = {name: open_dataset(address, name, View(resolution=size, limit=n)) for name in names}
     if len(opened) == 1:
@@ -570,6 +576,8 @@ def check(
     from t2i.data.verify import watched
     from t2i.folders import new_file
 
+    if sheet is not None and not sheet.parent.is_dir():
+        raise InputError(f"--sheet {sheet}: there is no folder {sheet.parent}; make it or name another file")
     with shown_progress(" pictures") as tick, watched(lambda done, total: tick("decoding", done, total)):
         here = gather(address)
     report = examine(here)

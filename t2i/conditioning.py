@@ -1,5 +1,6 @@
 """What the programs that train on captions share: the run's frozen text encoder, and the features of all its captions."""
 
+import shutil
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -32,10 +33,11 @@ def prepare_text(config: TextConfig, train: Dataset, run: Run) -> TextEncoder:
     """The run's own encoder: the one saved in it, or a new one that is saved now."""
     folder = run.directory / "text"
     with run.accelerator.main_process_first():
-        if (folder / "encoder.json").exists():
+        if (folder / "encoder.json").exists() and not (run.is_new and run.is_main):
             return load_encoder(folder)
         encoder = fit_encoder(config, [caption for options in train.captions for caption in options])
         if run.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
             encoder.save(folder)
     return encoder
 
@@ -49,6 +51,7 @@ def prepare_captions(encoder: TextEncoder, train: Dataset, run: Run, tokens: boo
     flat = [caption for options in train.captions for caption in options]
     with run.accelerator.main_process_first():
         text = encode_cached(encoder, flat, tokens=tokens, on_progress=now_and_then(run, "encoding captions"))
+    run.say(f"features of captions: {text.hits:,} from the cache, {text.misses:,} encoded now")
     number = {caption: i for i, caption in enumerate(dict.fromkeys(flat))}
     first = np.cumsum([0, *(len(options) for options in train.captions)])[:-1]
     return Captions(text, first, torch.tensor([number[caption] for caption in flat]), flat)

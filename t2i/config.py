@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -49,6 +49,25 @@ class Section(BaseModel):
     """A part of a config: frozen, no unknown keys, defaults validated too; no boolean passes for another type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def kept(cls, values: Any) -> Self:
+        """The config that is kept with trained weights.
+
+        Raises:
+            InputError: it has keys that this version does not know, so a newer one wrote it.
+            ValidationError: it is damaged otherwise.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            newer = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "extra_forbidden"]
+            if not newer:
+                raise
+            raise InputError(
+                f"the config kept with the model has {', '.join(newer[:3])}, which this version does not know: a newer t2i "
+                "wrote it; install that"
+            ) from None
 
     @model_validator(mode="before")
     @classmethod

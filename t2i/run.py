@@ -18,10 +18,13 @@ Losses or gradients that are not finite: `guard = NonFiniteGuard(run.rollback)` 
 
 import hashlib
 import json
+import os
+import shutil
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -113,6 +116,19 @@ class Run:
             self.close()
         else:
             self._release()  # the state may be of half a step: it is not saved
+            if issubclass(kind, InputError) and not self.step:
+                self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        """Main process: what this run put into its directory, so that the command can be put right and given again."""
+        if self._lock is None or self._checkpoints.exists():
+            return
+        for entry in self.directory.iterdir():
+            if entry.name not in self._found:
+                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+        with suppress(OSError):  # it was there before, or holds what was found in it
+            if not self._was_there:
+                self.directory.rmdir()
 
     def close(self) -> None:
         """Saves what is not saved and frees the directory; after a signal it then raises SystemExit(85)."""
@@ -140,6 +156,8 @@ class Run:
     def _open(self) -> None:
         """Main process: takes the directory."""
         try:
+            self._was_there = self.directory.exists()
+            self._found = set(os.listdir(self.directory)) if self._was_there else set()
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = DirectoryLock(self.directory)
             try:
@@ -156,6 +174,11 @@ class Run:
             raise InputError(
                 f"run directory {self.directory} cannot be written: {error.strerror or error}; name another"
             ) from error
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has no checkpoint yet: then nothing that an earlier start put into the directory counts."""
+        return not self._checkpoints.exists()
 
     @property
     def _checkpoints(self) -> Path:

@@ -89,7 +89,7 @@ def refuse_another(
     if odd := ", ".join(sorted(set(held) ^ set(parts.names))):
         raise InputError(f"checkpoint {path} is of another model: {odd} on one side only; name another directory")
     try:
-        before = type(config).model_validate(manifest["config"])
+        before = type(config).kept(manifest["config"])
     except ValidationError as error:
         keys = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
         raise InputError(f"checkpoint {path} has a config that this version does not read: {keys}") from error

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from t2i.align.scorer import open_scorer
-from t2i.data import Dataset
+from t2i.data import DataConfig, Dataset, open_dataset
 from t2i.data.shapes_captions import parse
 from t2i.data.shapes_oracle import ATTRIBUTES, judge, read
 from t2i.errors import InputError
@@ -28,6 +28,16 @@ from t2i.run import Run
 
 LOWER = ("bits_per_token", "kid")  # of which less is better; their names may go on after a hyphen
 CHUNK = 200  # pictures in memory at once
+
+
+def open_held_out(data: DataConfig, split: str, n: int) -> Dataset | None:
+    """Up to n pictures of a split; None where it cannot be opened, which is said of `val`: much data has no `heldout`."""
+    try:
+        return open_dataset(data.address, split, data.view(n))
+    except InputError as error:
+        if split == "val":
+            warnings.warn(f"no val, so nothing is drawn or scored in training: {error}", stacklevel=2)
+        return None
 
 
 def oracle_scores(images_BHWC: ImageArray, captions: Sequence[str]) -> dict[str, float]:

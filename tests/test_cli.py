@@ -355,6 +355,15 @@ def test_exported_data_passes_the_check(run):
     assert status == 0 and {path.parent.name for path in Path("two").rglob("*.png")} == {"train", "val"}
     status, out, _ = run("data", "check", "two")
     assert status == 0 and "train 2" in out and "val 2" in out
+    for argv, says in (
+        (("data", "export", "shapes-1", "none", "--split", " ,"), "names no split"),
+        (("data", "check", "one", "--sheet", "no/sheet.png"), "there is no folder no"),
+        (("data", "check", "x" * 10_000), "is too long to name a file or folder"),
+        (("eval", "score", "x" * 10_000), "is too long to name a file or folder"),
+    ):
+        status, out, err = run(*argv)
+        assert (status, out) == (2, "") and says in err and err.count("\n") == 1, err
+    assert not Path("none").exists()
     status, _, err = run("data", "export", "shapes-1", "one")
     assert status == 2 and err.startswith("error: output folder ") and err.count("\n") == 1
     status, _, err = run("data", "check", "nowhere")

@@ -123,16 +123,14 @@ def test_guidance_changes_tokens_after_the_first(kind: str, seed: int) -> None:
         prior.head.weight.mul_(3)
     text, seeds = text_of(8), list(range(8))
     order = {"decoding_order": "raster"}
-    plain, guided = (decode(prior, text, seeds, SamplingConfig(guidance=g, **order)) for g in (1.0, 4.0))
+    plain = decode(prior, text, seeds, SamplingConfig(guidance=1.0, **order))
     # once two pictures differ all that follows differs too: so give both the same past, and look at each next token
+    changed = []
     for slot in range(1, prior.grid.slots):
-        if kind == "raster":
-            past = Known(torch.arange(prior.grid.slots).expand(8, -1) < slot, plain)
-            other = decode(prior, text, seeds, SamplingConfig(guidance=4.0, **order), past)[:, slot]
-            if not torch.equal(other, plain[:, slot]):
-                break
-    else:
-        assert kind == "random" and not torch.equal(plain[:, 1:], guided[:, 1:])
+        past = Known(torch.arange(prior.grid.slots).expand(8, -1) < slot, plain)
+        other = decode(prior, text, seeds, SamplingConfig(guidance=4.0, **order), past)[:, slot]
+        changed.append(not torch.equal(other, plain[:, slot]))
+    assert sum(changed) > len(changed) / 2
 
 
 def test_guidance_schedules_against_algebra() -> None:

@@ -8,12 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from t2i import checkpoint, cli, journal
 from t2i.config import FAMILIES, config_class, flat, load, shipped
+from t2i.data import View, open_dataset
+from t2i.images import grid
+from t2i.pipeline import TextToImagePipeline
 from t2i.text import load_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,8 +135,13 @@ def test_the_run_is_guided_by_its_encoder_and_validated_on_held_out_prompts(tmp_
     assert manifest["guide_digest"] == load_encoder(run / "text").dual.digest()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_two_processes_train_one_run(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "sets"),
+    [(family, ()) for family in FAMILIES]
+    # a gradient of a gradient, taken through the wrapper that adds up what the processes found
+    + [("cgan", ("loss.kind=hinge",)), ("cgan", ("loss.penalty=autograd",))],
+)
+def test_two_processes_train_one_run(family: str, sets: tuple[str, ...], tmp_path: Path) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = str(server.getsockname()[1])
@@ -140,7 +150,7 @@ def test_two_processes_train_one_run(family: str, tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     extra = ("max_train_steps=3", "gradient_accumulation_steps=2")
     done = subprocess.run(
-        [sys.executable, *words, *command(family, run, *extra)],
+        [sys.executable, *words, *command(family, run, *extra, *sets)],
         capture_output=True,
         text=True,
         timeout=400,
@@ -185,6 +195,12 @@ def test_a_prior_draws_what_it_drew_in_training_and_keeps_its_codes(tmp_path: Pa
     assert "codes of train: 0 pictures from the cache, 64 encoded now" in said
     record = next(r for r in journal.read(run / "journal.jsonl") if "val_bits_per_token" in r)
     assert 3.5 < record["val_bits_per_token"] < 4.5 and "val_strict" in record  # 16 codes: 4 bits
+    # the checkpoint alone draws the sheet that training drew, to the pixel
+    prompts = [options[0] for options in open_dataset("shapes-1", "val", View(16, limit=24)).captions]
+    again = TextToImagePipeline.from_pretrained(run)(prompts, seed=list(range(24)), output_type="np").images
+    sheet = Image.open(run / "samples" / "step-00000002.png").convert("RGB")
+    assert np.array_equal(np.asarray(grid(list(again), prompts, columns=6).convert("RGB")), np.asarray(sheet))
+    assert len({image.tobytes() for image in again}) > 12  # so it is no accident
     assert cli.main(command("prior", run, "max_train_steps=3")) == 0
     assert "64 pictures from the cache, 0 encoded now" in capsys.readouterr().err
     # another tokenizer, by one step of training: none of its codes is known
@@ -238,4 +254,32 @@ def test_bad_input_is_one_line_and_nothing_is_left(sets: list[str], words: str, 
     assert cli.main(command("cgan", run, "max_train_steps=1", *sets)) == 2
     shown = capsys.readouterr().err
     assert "error:" in shown and words in shown and "Traceback" not in shown
-    assert not (run / "checkpoints").exists()
+    assert not run.exists()
+
+
+def test_what_stood_in_the_folder_stays_and_the_corrected_command_goes_through(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    missing = f"text={{encoder: aligned, path: {json.dumps(str(tmp_path / 'no'))}}}"
+    assert cli.main(command("cgan", run, "max_train_steps=1", missing)) == 2
+    assert [p.name for p in run.iterdir()] == ["notes.txt"]
+    assert cli.main(command("cgan", run, "max_train_steps=1")) == 0
+    kept = {p.name for p in run.iterdir()}
+    assert cli.main([*command("cgan", run, "max_train_steps=2"), "--set", "validation_extractor=inception:no"]) == 2
+    assert {p.name for p in run.iterdir()} == kept and (run / "notes.txt").read_text() == "mine"
+
+
+def test_settings_that_play_no_part_are_named() -> None:
+    from t2i.cgan.config import Config, without_effect
+
+    def named(values: dict) -> list[str]:
+        return [line.split()[0] for line in without_effect(Config.model_validate(values))]
+
+    assert named({}) == []
+    hinge = {"kind": "hinge", "penalty_fraction": 0.25, "gamma": 0.5, "ma_gp_weight": 1.0, "candidates": 2}
+    assert named({"loss": hinge}) == ["loss.penalty_fraction", "loss.gamma", "loss.candidates"]
+    exact = {"penalty": "autograd", "penalty_sigma": 0.1, "ma_gp_weight": 1.0, "reconstruction": 1.0, "candidates": 2}
+    assert named({"loss": exact}) == ["loss.ma_gp_weight", "loss.penalty_sigma"]
+    assert named({"guidance": {"path": "runs/align", "weight": 0.1}}) == ["guidance.path", "guidance.weight"]
+    assert named({"guidance": {"encoder": "aligned", "path": "runs/align", "weight": 0.1}}) == []

@@ -254,6 +254,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(t2i, run, argv, says):
     assert tree(Path()) == before
 
 
+def test_a_prompt_longer_than_a_file_name_is_a_prompt_and_a_long_word_no_crash(t2i, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("void.txt").write_text("")
+    status, _, err = t2i("sample", "a small red circle " * 100, "--out", "void.txt")
+    assert status == 2 and err == ["error: output folder void.txt is a file; name a new or an empty folder"]
+    status, _, err = t2i("sample", "x" * 10_000, PROMPT)
+    assert status == 2 and len(err) == 1 and "is too long to name a file or folder" in err[0]
+
+
 def test_runs_that_cannot_be_sampled(t2i, run):
     shutil.copytree(run, "no-text")
     shutil.rmtree("no-text/text")

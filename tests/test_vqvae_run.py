@@ -13,7 +13,7 @@ from t2i import checkpoint, cli, journal
 from t2i.config import to_yaml
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
-from t2i.tokenizers import TOKENIZERS, load_tokenizer
+from t2i.tokenizers import TOKENIZERS, load_tokenizer, save_tokenizer
 from t2i.vqvae import QUANTIZERS
 from t2i.vqvae.autoencoder import Autoencoder
 from t2i.vqvae.config import Config
@@ -210,7 +210,12 @@ def test_what_is_no_tokenizer_is_refused_in_a_line(tmp_path: Path, pictures: np.
     folder.mkdir()
     (folder / "config.json").write_text('{"family": "vqvae"}')
     (folder / "model.safetensors").write_bytes(b"no")
+    newer = tmp_path / "newer"
+    save_tokenizer(load_tokenizer(make_run(tmp_path / "of_now")), newer)
+    values = json.loads((newer / "config.json").read_text())
+    (newer / "config.json").write_text(json.dumps(values | {"data": values["data"] | {"sparkle": 1}}))
     for path, words in (
+        (newer, "data.sparkle, which this version does not know: a newer t2i wrote it"),
         (tmp_path / "nowhere", "does not exist; train one: t2i train vqvae"),
         (tmp_path, "neither checkpoints nor config.json"),
         (tmp_path / "empty", "there is none yet"),

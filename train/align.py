@@ -25,13 +25,12 @@ from t2i.data import Dataset, open_dataset
 from t2i.data.augment import warn_of_colors
 from t2i.data.loader import Batch, Loader, choose_captions
 from t2i.data.shapes_captions import meaning
-from t2i.errors import InputError
 from t2i.images import to_model
 from t2i.metrics.retrieval import retrieval
 from t2i.run import Run
 from t2i.trained_on import remember
 from t2i.training import NonFiniteGuard, learning_rate, set_learning_rate
-from t2i.validation import keep_best, note_validation
+from t2i.validation import keep_best, note_validation, open_held_out
 
 WAYS, RECALLS = ("text_to_image", "image_to_text"), (1, 5, 10)
 NOISE = 0.05  # standard deviation of the noise on training pictures, in units of [-1, 1]
@@ -61,12 +60,8 @@ def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
 def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
     """The training split, and whatever held-out splits the data has."""
     train = open_dataset(config.data.address, config.split, config.data.view(config.data.limit))
-    held_out: dict[str, Dataset] = {}
-    for split in ("val", "heldout"):
-        try:
-            held_out[split] = open_dataset(config.data.address, split, config.data.view(config.validation_n))
-        except InputError:  # a small folder may have no such split
-            continue
+    opened = {split: open_held_out(config.data, split, config.validation_n) for split in ("val", "heldout")}
+    held_out = {split: dataset for split, dataset in opened.items() if dataset is not None}
     return train, held_out
 
 

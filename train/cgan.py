@@ -6,6 +6,7 @@
 The directory holds all that `t2i sample` and `t2i eval` need. To resume, run the same command again.
 """
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from t2i import seeding
 from t2i.cgan import rules
 from t2i.cgan.augment import DRAWS, augment, flip
 from t2i.cgan.build import build
-from t2i.cgan.config import Config
+from t2i.cgan.config import Config, without_effect
 from t2i.cgan.sampling import draw, noise
 from t2i.conditioning import Captions, prepare_captions, prepare_text
 from t2i.cpu import prepare_cpu
@@ -27,7 +28,6 @@ from t2i.data import Dataset, open_dataset
 from t2i.data.augment import warn_of_colors
 from t2i.data.loader import Batch, Loader
 from t2i.data.sides import may_flip, warn_of_crops
-from t2i.errors import InputError
 from t2i.guidance import make_guide
 from t2i.images import grid, to_model
 from t2i.metrics.diversity import within_prompt_diversity
@@ -35,7 +35,7 @@ from t2i.run import Run
 from t2i.text import TextEncoder, TextFeatures
 from t2i.trained_on import remember
 from t2i.training import EMA, NonFiniteGuard, learning_rate, set_learning_rate
-from t2i.validation import CHUNK, HeldOut, keep_best, note_validation
+from t2i.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
 
 SHOWN, DIVERSE = 24, 4  # prompts of the sample grid; pictures a prompt for the diversity
 
@@ -62,9 +62,8 @@ class Validation(NamedTuple):
 
 def prepare_validation(config: Config, encoder: TextEncoder, run: Run) -> Validation | None:
     """Captions of `val`, one a picture; None where the data has no such split."""
-    try:
-        dataset = open_dataset(config.data.address, "val", config.data.view(config.validation_n))
-    except InputError:
+    dataset = open_held_out(config.data, "val", config.validation_n)
+    if dataset is None:
         return None
     prompts = [options[0] for options in dataset.captions]
     held_out = HeldOut(dataset, prompts, range(len(dataset)), config.validation_extractor, run.device)
@@ -159,6 +158,8 @@ def prepare_micro(
 
 
 def main(config: Config, run_dir: Path) -> None:
+    for idle in without_effect(config):
+        warnings.warn(idle, stacklevel=1)
     prepare_cpu()
     train = open_dataset(config.data.address, "train", config.data.view(config.data.limit))
 

@@ -7,6 +7,7 @@ Codes and text features are computed once and kept in the cache. The directory h
 need. To resume, run the same command again.
 """
 
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ from t2i.text import TextEncoder, TextFeatures
 from t2i.tokenizers import ImageTokenizer, load_tokenizer, save_tokenizer
 from t2i.trained_on import remember
 from t2i.training import EMA, NonFiniteGuard, learning_rate, set_learning_rate
-from t2i.validation import CHUNK, HeldOut, keep_best, note_validation
+from t2i.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
 
 MEASURED = 1000  # held-out pictures whose likelihood is measured; fewer are drawn
 SHOWN, MEASURED_AT_ONCE = 24, 50  # prompts of the sample grid; pictures whose likelihood is measured at once
@@ -61,13 +62,19 @@ def prepare_tokenizer(config: Config, run: Run) -> ImageTokenizer:
     """The run's own copy of the tokenizer, made when the run starts."""
     folder = run.directory / "tokenizer"
     with run.accelerator.main_process_first():
-        if not folder.exists() and run.is_main:
+        if run.is_new and run.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
             save_tokenizer(load_tokenizer(Path(config.tokenizer.path)), folder)
         tokenizer = load_tokenizer(folder)
     if tokenizer.resolution != config.data.resolution:
         raise InputError(
             f"data.resolution is {config.data.resolution}, but the tokenizer {config.tokenizer.path} codes pictures of "
             f"{tokenizer.resolution} px; set data.resolution={tokenizer.resolution}, or train another tokenizer"
+        )
+    top_k = config.sampling.top_k
+    if top_k is not None and top_k > tokenizer.codebook_size:
+        raise InputError(
+            f"sampling.top_k {top_k} is more than the {tokenizer.codebook_size} codes; lower it, or set null"
         )
     tokenizer.to(run.device)
     return tokenizer
@@ -86,9 +93,8 @@ def prepare_codes(tokenizer: ImageTokenizer, dataset: Dataset, mirrored: bool, r
 
 def prepare_validation(config: Config, encoder: TextEncoder, tokenizer: ImageTokenizer, run: Run) -> Validation | None:
     """Pictures of `val` with one caption each; None where the data has no such split."""
-    try:
-        dataset = open_dataset(config.data.address, "val", config.data.view(max(MEASURED, config.validation_n)))
-    except InputError:
+    dataset = open_held_out(config.data, "val", max(MEASURED, config.validation_n))
+    if dataset is None:
         return None
     codes = prepare_codes(tokenizer, dataset, False, run)
     rows = np.arange(len(dataset))
@@ -189,7 +195,10 @@ def main(config: Config, run_dir: Path) -> None:
         loader = RowLoader(len(train), config.train_batch_size, config.seed, *place)
         guard = NonFiniteGuard(run.rollback)
 
-        while run.step < run.total_steps and not run.stopping():
+        def waited_enough() -> bool:
+            return best is not None and config.patience is not None and best.misses >= config.patience
+
+        while run.step < run.total_steps and not waited_enough() and not run.stopping():
             lr = learning_rate(
                 run.step, run.total_steps, config.learning_rate, config.lr_warmup_steps, config.lr_final_factor
             )
@@ -218,11 +227,9 @@ def main(config: Config, run_dir: Path) -> None:
             if validation and run.due(config.validation_steps):
                 found = run.on_main(lambda: validate(ema.module, validation, tokenizer, run))  # type: ignore[arg-type]
                 note_validation(run, found, best)
-                if best and config.patience is not None and best.misses >= config.patience:
+                if best and waited_enough():
                     run.say(
                         f"{best.metric} on val: no better for {best.misses} validations: stopping with the best weights"
                     )
-                    run.save()
-                    break
             if run.due(config.checkpointing_steps):
                 run.save()

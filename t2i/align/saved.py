@@ -103,7 +103,7 @@ def _read(path: Path) -> FrozenDualEncoder:
     if (path / DESCRIPTION).is_file():
         description = json.loads((path / DESCRIPTION).read_text())
         weights = {name: tensor.float() for name, tensor in safetensors.torch.load_file(path / WEIGHTS).items()}
-        config = Config.model_validate(description["config"])
+        config = Config.kept(description["config"])
         return FrozenDualEncoder(config, _tokenizer(description["tokenizer"], config), weights)
     if not (path / TOKENIZER).is_file():
         raise InputError(
@@ -115,7 +115,7 @@ def _read(path: Path) -> FrozenDualEncoder:
             f"the align run {path} has no intact checkpoint yet; run `t2i train align --run-dir {path}` to its end"
         )
     state, manifest = checkpoint.load(newest)
-    config = Config.model_validate(manifest["config"])
+    config = Config.kept(manifest["config"])
     weights = state["best"] if "best" in state else state["model"]
     return FrozenDualEncoder(config, _tokenizer((path / TOKENIZER).read_text(), config), weights)
 

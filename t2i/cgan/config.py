@@ -1,5 +1,6 @@
 """Config of the conditional GAN. Imports no torch, so that a wrong key is reported at once."""
 
+from functools import reduce
 from typing import Literal
 
 from pydantic import Field
@@ -129,3 +130,28 @@ class Config(DrawingConfig):
         default=100_000, ge=1, description="half-life of the averaged generator, in pictures"
     )
     ema_ramp: float = Field(default=0.05, ge=0, description="the half-life is at most this share of the pictures seen")
+
+
+def without_effect(config: Config) -> list[str]:
+    """What is set, and not to its default, but plays no part beside the rest: a sentence each."""
+    loss, guidance = config.loss, config.guidance
+    idle: dict[str, str] = {}
+    if loss.kind == "hinge":
+        names = ("penalty", "penalty_fraction", "penalty_sigma", "gamma", "centering")
+        idle |= {f"loss.{name}": "loss.kind=hinge" for name in names}
+    else:
+        idle["loss.ma_gp_weight"] = "loss.kind=relativistic"
+        if loss.penalty == "autograd":
+            idle |= {f"loss.{name}": "loss.penalty=autograd" for name in ("penalty_fraction", "penalty_sigma")}
+    if not loss.reconstruction:
+        idle["loss.candidates"] = "loss.reconstruction=0"
+    if guidance.encoder in ("none", "text"):
+        idle["guidance.path"] = f"guidance.encoder={guidance.encoder}"
+    if guidance.encoder == "none":
+        idle["guidance.weight"] = "guidance.encoder=none"
+
+    def value(of: Config, key: str) -> object:
+        return reduce(getattr, key.split("."), of)
+
+    changed = [key for key in idle if value(config, key) != value(Config(), key)]
+    return [f"{key} has no effect with {idle[key]}" for key in changed]

@@ -101,6 +101,8 @@ def recognise(place: str) -> tuple[str, str]:
         raise InputError(
             f"data {place!r} is a file, not a folder of captioned pictures; name the folder above it{hint}"
         )
+    if path.is_dir() and not any(path.iterdir()):
+        raise InputError(f"data {place!r} is an empty folder; put pictures with captions there, or name another")
     for kind, patterns in MARKS.items():
         mark = next((pattern for pattern in patterns if _has(path, pattern, kind)), None)
         if mark:

@@ -77,6 +77,7 @@ LAYOUT_RELATIONS: tuple[tuple[tuple[int, int, int], ...], ...] = (
     ((0, 1, 1), (2, 0, 0), (2, 0, 1)),
 )
 LAYOUTS_OF_COUNT = {1: range(9), 2: range(9, 11), 3: range(11, 15)}
+DRAWING = 1  # raise it when the same scene is drawn otherwise than before: features and codes kept of it are made anew
 DEFAULT_SIZE = {"train": 50_000, "val": 5_000, "heldout": 5_000, "all": 50_000}
 _CANDIDATES = 8
 
@@ -333,7 +334,14 @@ class ShapesDataset:
         return render(self.scenes[np.asarray(indices, dtype=np.int64)], self.resolution)
 
     def fingerprint(self) -> str:
-        parts = (self.address, self.split, str(len(self)), str(self.resolution), *(c[0] for c in self.captions))
+        parts = (
+            f"drawing {DRAWING}",
+            self.address,
+            self.split,
+            str(len(self)),
+            str(self.resolution),
+            *(c[0] for c in self.captions),
+        )
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

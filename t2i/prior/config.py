@@ -112,6 +112,14 @@ class Config(DrawingConfig):
     ema_ramp: float = Field(default=0.05, ge=0, description="the half-life is at most this share of the pictures seen")
 
     @model_validator(mode="after")
+    def _groups_need_any_order(self) -> "Config":
+        if self.sampling.steps is not None and self.order == "raster":
+            raise ValueError(
+                f"sampling.steps {self.sampling.steps} draws groups, and order is raster; set order=random"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _patience_waits_for_something(self) -> "Config":
         if self.patience is not None and self.best_metric is None:
             raise ValueError(f"patience {self.patience} waits for a better best_metric, and that is null; name one")

@@ -16,7 +16,7 @@ from t2i.samplers import Components
 from t2i.vqvae.autoencoder import Autoencoder
 from t2i.vqvae.config import Config
 
-CHUNK = 64  # pictures of an internal batch, always full
+CHUNK = 64  # pictures of 32 px in an internal batch, which is always full
 
 
 class FrozenTokenizer:
@@ -41,7 +41,7 @@ class FrozenTokenizer:
     @classmethod
     def load(cls, components: Components) -> Self:
         values, tensors = components["tokenizer"]
-        return cls(Config.model_validate(values), tensors)
+        return cls(Config.kept(values), tensors)
 
     def components(self) -> Components:
         tensors = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
@@ -54,6 +54,13 @@ class FrozenTokenizer:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def _chunk(self, count: int) -> int:
+        """Pictures of an internal batch. On a CPU always as many, so that no bit of one depends on the others; fewer of large
+        ones, as one picture costs a whole batch. Elsewhere bits may differ anyhow, and it follows the count by powers of 2."""
+        if self._device.type == "cpu":
+            return max(1, CHUNK * 32**2 // self.resolution**2)
+        return min(CHUNK, 1 << max(0, count - 1).bit_length())
+
     @torch.no_grad()
     def encode(self, images_BHWC: ImageArray) -> Tensor:
         side = self.resolution
@@ -61,9 +68,10 @@ class FrozenTokenizer:
             size = "x".join(map(str, images_BHWC.shape[1:]))
             raise InputError(f"the tokenizer reads pictures of {side}x{side}x3, got {size}; resize them first")
         parts = [torch.zeros(0, self.grid**2, self.codebooks, dtype=torch.int64)]
-        for start in range(0, len(images_BHWC), CHUNK):
-            part = images_BHWC[start : start + CHUNK]
-            full = np.concatenate([part, np.zeros((CHUNK - len(part), side, side, 3), np.uint8)])
+        chunk = self._chunk(len(images_BHWC))
+        for start in range(0, len(images_BHWC), chunk):
+            part = images_BHWC[start : start + chunk]
+            full = np.concatenate([part, np.zeros((chunk - len(part), side, side, 3), np.uint8)])
             parts.append(self.model.encode(to_model(full).to(self._device)).cpu()[: len(part)])
         return torch.cat(parts)
 
@@ -75,9 +83,10 @@ class FrozenTokenizer:
         if len(indices_BLQ) and not 0 <= int(indices_BLQ.min()) <= int(indices_BLQ.max()) < self.codebook_size:
             raise ValueError(f"tokens must lie in 0 ... {self.codebook_size - 1}")
         parts = [np.zeros((0, self.resolution, self.resolution, 3), np.uint8)]
-        for start in range(0, len(indices_BLQ), CHUNK):
-            part = indices_BLQ[start : start + CHUNK].to(self._device)
-            full = torch.cat([part, part.new_zeros(CHUNK - len(part), *shape)])
+        chunk = self._chunk(len(indices_BLQ))
+        for start in range(0, len(indices_BLQ), chunk):
+            part = indices_BLQ[start : start + chunk].to(self._device)
+            full = torch.cat([part, part.new_zeros(chunk - len(part), *shape)])
             parts.append(to_uint8(self.model.decode(full))[: len(part)])
         return np.concatenate(parts)
 

@@ -22,9 +22,10 @@ from rich.table import Table
 from t2i.comparing import Samples, beside
 from t2i.console import progress_of
 from t2i.cpu import prepare_cpu
+from t2i.data.folder_index import walk
 from t2i.errors import InputError
 from t2i.feature_files import FeatureFile
-from t2i.images import ImageArray, grid
+from t2i.images import SUFFIXES, ImageArray, grid
 from t2i.metrics import Resize
 from t2i.metrics.protocol import Score, write_scores
 from t2i.protocols import settle
@@ -138,6 +139,10 @@ def main(
             f"--reranker {reranker} chooses among candidates, and there is one; ask for more with --best-of"
         )
     if not run:
+        if folder.is_dir() and not any(name.lower().endswith(SUFFIXES) for name in walk(folder)):
+            raise InputError(
+                f"{target} holds neither a run (checkpoints, config.yaml) nor pictures; name one of the two"
+            )
         knobs = {"truncation": truncation, "guidance": guidance, **settings, "reranker": reranker}
         knobs |= {"best-of": best_of if best_of > 1 else None, "prompts": prompts, "allow-leak": allow_leak}
         refuse_ignored({f"--{name.replace('_', '-')}": its for name, its in knobs.items()}, f"of pictures in {target}")

@@ -355,10 +355,12 @@ def test_exported_data_passes_the_check(run):
     assert status == 0 and {path.parent.name for path in Path("two").rglob("*.png")} == {"train", "val"}
     status, out, _ = run("data", "check", "two")
     assert status == 0 and "train 2" in out and "val 2" in out
+    Path("bare").mkdir()
     for argv, says in (
         (("data", "export", "shapes-1", "none", "--split", " ,"), "names no split"),
         (("data", "check", "one", "--sheet", "no/sheet.png"), "there is no folder no"),
         (("data", "check", "x" * 10_000), "is too long to name a file or folder"),
+        (("eval", "score", "bare"), "bare holds neither a run"),
         (("eval", "score", "x" * 10_000), "is too long to name a file or folder"),
     ):
         status, out, err = run(*argv)

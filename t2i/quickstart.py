@@ -3,7 +3,7 @@
     t2i quickstart --run-dir runs/quickstart --minutes 3
     t2i quickstart --family prior
 
-It trains a dual encoder and a generator (a conditional GAN, or an image tokenizer and a prior over its codes) on the
+It trains a dual encoder and a conditional GAN, or an image tokenizer and a prior over its codes that reads plain words, on the
 embedded data, draws held-out prompts, scores the run, and writes a page of all that, with the other family's beside it
 where that was run too. The same command again goes on where it stopped; what is finished is not done again.
 """
@@ -31,13 +31,13 @@ ALIGN: tuple[str, ...] = ("max_train_steps=700", "max_train_minutes=2.5", "data.
 # over those of cgan-tiny; the minutes are the limit, the steps must not be
 CGAN: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=20000")
 VQVAE: tuple[str, ...] = (
-    "max_train_steps=1200",
-    "max_train_minutes=2",
-    "validation_steps=600",
-    "checkpointing_steps=600",
+    "max_train_steps=1600",
+    "max_train_minutes=2.5",
+    "validation_steps=800",
+    "checkpointing_steps=800",
     "data.limit=20000",
 )
-PRIOR: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=20000")
+PRIOR: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=40000")
 NAMES = {"cgan": "Conditional GAN", "prior": "Prior over the codes of a tokenizer"}
 SHOWN = 12  # prompts of each held-out split that are drawn
 SCORED = 500  # pictures that are scored of each
@@ -60,7 +60,7 @@ class Step(NamedTuple):
 
 def steps(run: Path, minutes: float, family: str) -> list[Step]:
     """What is run for one family, in order."""
-    align, model = run / "align", run / family
+    model = run / family
     train = {"cgan": cgan_steps, "prior": prior_steps}[family]
     scored = [
         Step(
@@ -73,8 +73,7 @@ def steps(run: Path, minutes: float, family: str) -> list[Step]:
     ]
     drawn = run / f"pictures-{family}"
     return [
-        Step("text encoder", training("align", "align-tiny", align, *ALIGN), align / "checkpoints"),
-        *train(run, align, minutes),
+        *train(run, minutes),
         Step(
             f"pictures of {family}",
             ["sample", str(model), "--prompts", str(run / "prompts.txt"), "--out", str(drawn)],
@@ -96,16 +95,23 @@ def named(key: str, path: Path) -> str:
     return f"{key}={json.dumps(str(path), ensure_ascii=False)}"
 
 
-def cgan_steps(run: Path, align: Path, minutes: float) -> list[Step]:
+def cgan_steps(run: Path, minutes: float) -> list[Step]:
+    align = run / "align"
     sets = (named("text.path", align), f"max_train_minutes={minutes:g}", *CGAN)
-    return [Step("generator", training("cgan", "cgan-tiny", run / "cgan", *sets), run / "cgan" / "checkpoints")]
+    return [
+        Step("text encoder", training("align", "align-tiny", align, *ALIGN), align / "checkpoints"),
+        Step("generator", training("cgan", "cgan-tiny", run / "cgan", *sets), run / "cgan" / "checkpoints"),
+    ]
 
 
-def prior_steps(run: Path, align: Path, minutes: float) -> list[Step]:
-    """The tokenizer's steps do not follow `minutes`: its reconstructions are the ceiling of what the prior can draw."""
+def prior_steps(run: Path, minutes: float) -> list[Step]:
+    """The tokenizer's steps do not follow `minutes`: its reconstructions are the ceiling of what the prior can draw.
+
+    The prior's transformer reads words as they are sooner than what a dual encoder makes of them in two minutes: after 500 steps
+    77 % of val is right, against 25 % (LOG.md).
+    """
     vqvae, prior = run / "vqvae", run / "prior"
-    paths = named("tokenizer.path", vqvae), named("text.path", align)
-    sets = (*paths, f"max_train_minutes={minutes:g}", *PRIOR)
+    sets = (named("tokenizer.path", vqvae), "text.encoder=bow", f"max_train_minutes={minutes:g}", *PRIOR)
     return [
         Step("tokenizer", training("vqvae", "vqvae-tiny", vqvae, *VQVAE), vqvae / "checkpoints"),
         Step("prior", training("prior", "prior-tiny", prior, *sets), prior / "checkpoints"),
@@ -217,7 +223,7 @@ def show(run: Path, page: Path, minutes: float, family: str, record: Record, fol
     for one in done:
         every += [step for step in tour[one] if step not in every]
     parts = [Part(step.name, step.command, record.seconds(step)) for step in every]
-    helpers = [run / "align", *([run / "vqvae"] if "prior" in done else [])]
+    helpers = [run / name for name, one in (("align", "cgan"), ("vqvae", "prior")) if one in done]
     with shown_progress(" pictures") as tick:
         extras = Extras(helpers, parts, following)
         make_report([run / one for one in done], page, "t2i quickstart", Ask(train=NEIGHBOURS), tick, extras)

@@ -183,7 +183,7 @@ def test_the_other_family_goes_beside_it_on_the_page(first: Tour, tiny):
     printed = io.StringIO()
     with redirect_stdout(printed):
         assert cli.main(["quickstart", "--family", "prior", "--run-dir", str(first.run), "--minutes", "1"]) == 0
-    assert re.findall(r"\] (.*): finished before", printed.getvalue()) == ["text encoder"]
+    assert "finished before" not in printed.getvalue(), "the families share no step"
     page = (first.run / "index.html").read_text("utf-8")
     for family in quickstart.NAMES:
         assert (first.run / f"pictures-{family}" / "grid.png").exists()

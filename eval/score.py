@@ -141,7 +141,7 @@ def main(
     if not run:
         if folder.is_dir() and not any(name.lower().endswith(SUFFIXES) for name in walk(folder)):
             raise InputError(
-                f"{target} holds neither a run (checkpoints, config.yaml) nor pictures; name one of the two"
+                f"{target} holds no pictures and is no run (no checkpoints, no config.yaml); name one of the two"
             )
         knobs = {"truncation": truncation, "guidance": guidance, **settings, "reranker": reranker}
         knobs |= {"best-of": best_of if best_of > 1 else None, "prompts": prompts, "allow-leak": allow_leak}

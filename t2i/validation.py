@@ -36,7 +36,7 @@ def open_held_out(data: DataConfig, split: str, n: int) -> Dataset | None:
         return open_dataset(data.address, split, data.view(n))
     except InputError as error:
         if split == "val":
-            warnings.warn(f"no val, so nothing is drawn or scored in training: {error}", stacklevel=2)
+            warnings.warn(f"there is no val to draw and score in training: {error}", stacklevel=2)
         return None
 
 

@@ -360,7 +360,7 @@ def test_exported_data_passes_the_check(run):
         (("data", "export", "shapes-1", "none", "--split", " ,"), "names no split"),
         (("data", "check", "one", "--sheet", "no/sheet.png"), "there is no folder no"),
         (("data", "check", "x" * 10_000), "is too long to name a file or folder"),
-        (("eval", "score", "bare"), "bare holds neither a run"),
+        (("eval", "score", "bare"), "bare holds no pictures and is no run"),
         (("eval", "score", "x" * 10_000), "is too long to name a file or folder"),
     ):
         status, out, err = run(*argv)

@@ -10,7 +10,12 @@ from test_programs import ALIGN, GAN, SMALL, VQVAE
 from t2i import checkpoint, cli, journal
 from t2i.config import config_class, load, shipped
 
-TINY_PRIOR = ["model={width: 16, depth: 2, heads: 2, mlp_width: 16}", "sampling.steps=3", "validation_steps=1000"]
+TINY_PRIOR = [
+    "model={width: 16, depth: 2, heads: 2, mlp_width: 16}",
+    "order=random",
+    "sampling.steps=3",
+    "validation_steps=1000",
+]
 FEW = [*SMALL, "data.limit=null", "lr_warmup_steps=1"]
 KEYS = {
     "cgan": [*FEW, *GAN, "generator.cross_attention=false"],

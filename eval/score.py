@@ -22,10 +22,10 @@ from rich.table import Table
 from t2i.comparing import Samples, beside
 from t2i.console import progress_of
 from t2i.cpu import prepare_cpu
-from t2i.data.folder_index import walk
+from t2i.data.folder_index import holds_pictures
 from t2i.errors import InputError
 from t2i.feature_files import FeatureFile
-from t2i.images import SUFFIXES, ImageArray, grid
+from t2i.images import ImageArray, grid
 from t2i.metrics import Resize
 from t2i.metrics.protocol import Score, write_scores
 from t2i.protocols import settle
@@ -139,7 +139,7 @@ def main(
             f"--reranker {reranker} chooses among candidates, and there is one; ask for more with --best-of"
         )
     if not run:
-        if folder.is_dir() and not any(name.lower().endswith(SUFFIXES) for name in walk(folder)):
+        if folder.is_dir() and not holds_pictures(folder):
             raise InputError(
                 f"{target} holds no pictures and is no run (no checkpoints, no config.yaml); name one of the two"
             )

@@ -54,13 +54,13 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             raise SystemExit(130) from None
         except OSError as error:
-            if error.errno not in (*_DISK_ERRORS, errno.ENAMETOOLONG):
-                raise
-            where = error.filename or f"while working in {Path.cwd()}"
+            where = str(error.filename or f"while working in {Path.cwd()}")
             if error.errno == errno.ENAMETOOLONG:
-                message = f"{str(where)[:60]}... is too long to name a file or folder; give a shorter one"
-            else:
+                message = f"{where[:60]}... is too long to name a file or folder; give a shorter one"
+            elif error.errno in _DISK_ERRORS:
                 message = f"{where}: {os.strerror(error.errno)}; free some space or name another folder"
+            else:
+                raise
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
@@ -133,7 +133,7 @@ def train(
         return
     from t2i.console import warnings_of
 
-    with warnings_of(os.environ.get("RANK", "0") == "0"):
+    with warnings_of(_is_first()):
         _say_recognised(resolved.data.address)  # pyright: ignore[reportAttributeAccessIssue]  # every family has it
         import_module(f"t2i.train.{name}").main(resolved, run_dir)
 
@@ -143,8 +143,13 @@ def _say_recognised(address: str) -> None:
     from t2i.data import parse_address
 
     notice = parse_address(address).notice
-    if notice and os.environ.get("RANK", "0") == "0":
+    if notice and _is_first():
         typer.echo(notice, err=True)
+
+
+def _is_first() -> bool:
+    """Whether this is the first of torchrun's processes, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def programs(kind: str) -> list[str]:

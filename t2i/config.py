@@ -52,7 +52,7 @@ class Section(BaseModel):
 
     @classmethod
     def kept(cls, values: Any) -> Self:
-        """The config that is kept with trained weights.
+        """The config that is kept with trained weights, for a reader that would take any odd one for damage.
 
         Raises:
             InputError: it has keys that this version does not know, so a newer one wrote it.

@@ -95,7 +95,9 @@ class TextToImagePipeline:
             sampler = sampler_class(stored.family, stored.home).load(stored.components, stored.text)
         except ValidationError as error:
             keys = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
-            raise InputError(f"{stored.home} has a config that this version of t2i does not read: {keys}") from error
+            raise InputError(
+                f"{stored.home} has a config that this version of t2i does not read: {keys}; use the t2i that wrote it"
+            ) from error
         try:
             pipe = cls(sampler, stored)
         except InputError as error:

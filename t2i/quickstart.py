@@ -219,10 +219,7 @@ def show(run: Path, page: Path, minutes: float, family: str, record: Record, fol
 
     tour = {one: steps(run, minutes, one) for one in sorted(NAMES, key=lambda name: name != family)}
     done = [one for one, every in tour.items() if all(step.result.exists() for step in every)]
-    every: list[Step] = []
-    for one in done:
-        every += [step for step in tour[one] if step not in every]
-    parts = [Part(step.name, step.command, record.seconds(step)) for step in every]
+    parts = [Part(step.name, step.command, record.seconds(step)) for one in done for step in tour[one]]
     helpers = [run / name for name, one in (("align", "cgan"), ("vqvae", "prior")) if one in done]
     with shown_progress(" pictures") as tick:
         extras = Extras(helpers, parts, following)

@@ -24,7 +24,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -121,14 +120,17 @@ class Run:
 
     def _leave_nothing(self) -> None:
         """Main process: what this run put into its directory, so that the command can be put right and given again."""
-        if self._lock is None or self._checkpoints.exists():
+        if self._lock is None or not self.is_new:
             return
-        for entry in self.directory.iterdir():
-            if entry.name not in self._found:
-                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
-        with suppress(OSError):  # it was there before, or holds what was found in it
-            if not self._was_there:
-                self.directory.rmdir()
+        if self._found is None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            return
+        for name in set(os.listdir(self.directory)) - self._found:
+            path = self.directory / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Saves what is not saved and frees the directory; after a signal it then raises SystemExit(85)."""
@@ -156,8 +158,7 @@ class Run:
     def _open(self) -> None:
         """Main process: takes the directory."""
         try:
-            self._was_there = self.directory.exists()
-            self._found = set(os.listdir(self.directory)) if self._was_there else set()
+            self._found = set(os.listdir(self.directory)) if self.directory.exists() else None
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = DirectoryLock(self.directory)
             try:

@@ -89,10 +89,12 @@ def refuse_another(
     if odd := ", ".join(sorted(set(held) ^ set(parts.names))):
         raise InputError(f"checkpoint {path} is of another model: {odd} on one side only; name another directory")
     try:
-        before = type(config).kept(manifest["config"])
+        before = type(config).model_validate(manifest["config"])
     except ValidationError as error:
         keys = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
-        raise InputError(f"checkpoint {path} has a config that this version does not read: {keys}") from error
+        raise InputError(
+            f"checkpoint {path} has a config that this version does not read: {keys}; use the t2i that wrote it"
+        ) from error
     changed = [d for d in differences(before, config) if d[0] not in CHANGEABLE_ON_RESUME]
     if changed:
         what = ", ".join(f"{key} {old} (now {new})" for key, old, new in changed[:3])

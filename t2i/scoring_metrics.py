@@ -190,7 +190,7 @@ def _why_not(metric: Metric, missing: Missing) -> str:
 def check_sizes(metrics: Sequence[Metric], force: bool) -> list[Metric]:
     """Refuses metrics of too few pictures, before any is seen; with `force` their protocols say so."""
     checked = []
-    refused: dict[str, InputError] = {}
+    refused: list[InputError] = []
     for metric in metrics:
         if metric.of.check is not None and metric.extractor is not None:
             n_fake, n_real, dim = metric.protocol.n_fake, metric.protocol.n_real, metric.extractor.dim
@@ -200,14 +200,14 @@ def check_sizes(metrics: Sequence[Metric], force: bool) -> list[Metric]:
                     metric.of.check(*counts, dim, False)
                 except InputError as error:
                     if not force:
-                        refused[metric.name] = error
+                        refused.append(error)
                         continue
                     metric.of.check(*counts, dim, force)
                     metric = metric._replace(protocol=replace(metric.protocol, forced=str(error)))
         checked.append(metric)
     if refused:
         rest = ",".join(metric.name for metric in checked)
-        raise InputError(f"{next(iter(refused.values()))}{f'; the others: --metrics {rest}' if rest else ''}")
+        raise InputError(f"{refused[0]}{f'; the others: --metrics {rest}' if rest else ''}")
     return checked
 
 

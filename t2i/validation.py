@@ -40,6 +40,12 @@ def open_held_out(data: DataConfig, split: str, n: int) -> Dataset | None:
         return None
 
 
+def open_held_out_splits(data: DataConfig, n: int) -> dict[str, Dataset]:
+    """Up to n pictures of `val` and of `heldout`, of those that the data has."""
+    opened = {split: open_held_out(data, split, n) for split in ("val", "heldout")}
+    return {split: dataset for split, dataset in opened.items() if dataset is not None}
+
+
 def oracle_scores(images_BHWC: ImageArray, captions: Sequence[str]) -> dict[str, float]:
     """The share of pictures that show what their caption asks for, by aspect; empty unless all captions are of drawn shapes."""
     specs = [spec for spec in map(parse, captions) if spec is not None]

@@ -30,7 +30,7 @@ from t2i.metrics.retrieval import retrieval
 from t2i.run import Run
 from t2i.trained_on import remember
 from t2i.training import NonFiniteGuard, learning_rate, set_learning_rate
-from t2i.validation import keep_best, note_validation, open_held_out
+from t2i.validation import keep_best, note_validation, open_held_out_splits
 
 WAYS, RECALLS = ("text_to_image", "image_to_text"), (1, 5, 10)
 NOISE = 0.05  # standard deviation of the noise on training pictures, in units of [-1, 1]
@@ -60,9 +60,7 @@ def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
 def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
     """The training split, and whatever held-out splits the data has."""
     train = open_dataset(config.data.address, config.split, config.data.view(config.data.limit))
-    opened = {split: open_held_out(config.data, split, config.validation_n) for split in ("val", "heldout")}
-    held_out = {split: dataset for split, dataset in opened.items() if dataset is not None}
-    return train, held_out
+    return train, open_held_out_splits(config.data, config.validation_n)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from t2i.metrics.reconstruction import psnr, ssim
 from t2i.run import Run
 from t2i.trained_on import remember
 from t2i.training import EMA, NonFiniteGuard, learning_rate, set_learning_rate
-from t2i.validation import keep_best, note_validation, open_held_out, oracle_names, oracle_scores
+from t2i.validation import keep_best, note_validation, open_held_out_splits, oracle_names, oracle_scores
 from t2i.vqvae import losses
 from t2i.vqvae.autoencoder import Autoencoder, Reconstruction
 from t2i.vqvae.config import Config
@@ -48,9 +48,7 @@ def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
             f"quantizer.codebook_size {config.quantizer.codebook_size} is more than the {tokens} tokens of all "
             f"{len(train)} training pictures of {config.data.address}, which cannot fill it; lower it"
         )
-    opened = {split: open_held_out(config.data, split, config.validation_n) for split in ("val", "heldout")}
-    held_out = {split: dataset for split, dataset in opened.items() if dataset is not None}
-    return train, held_out
+    return train, open_held_out_splits(config.data, config.validation_n)
 
 
 @torch.no_grad()

@@ -150,8 +150,8 @@ def without_effect(config: Config) -> list[str]:
     if guidance.encoder == "none":
         idle["guidance.weight"] = "guidance.encoder=none"
 
-    def value(of: Config, key: str) -> object:
-        return reduce(getattr, key.split("."), of)
-
-    changed = [key for key in idle if value(config, key) != value(Config(), key)]
+    defaults = Config()
+    changed = [
+        key for key in idle if reduce(getattr, key.split("."), config) != reduce(getattr, key.split("."), defaults)
+    ]
     return [f"{key} has no effect with {idle[key]}" for key in changed]

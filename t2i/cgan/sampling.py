@@ -132,7 +132,7 @@ class CganSampler:
     @classmethod
     def load(cls, components: Components, text: TextEncoder) -> Self:
         values, tensors = components["generator"]
-        config = Config.kept(values)
+        config = Config.model_validate(values)
         with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
             generator, _ = build(config, text.pooled_dim, text.token_dim)
         checkpoint.load_module(generator, tensors, "generator")

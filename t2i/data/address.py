@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from t2i.data import Address
-from t2i.data.folder_index import shown, walk
+from t2i.data.folder_index import holds_pictures, shown
 from t2i.errors import InputError
 from t2i.images import SUFFIXES
 
@@ -107,7 +107,7 @@ def recognise(place: str) -> tuple[str, str]:
         mark = next((pattern for pattern in patterns if _has(path, pattern, kind)), None)
         if mark:
             return kind, f"data {place}: read as {kind}:{place}, as {mark} is there"
-    if not any(name.lower().endswith(SUFFIXES) for name in walk(path)):
+    if not holds_pictures(path):
         looked = "; ".join(f"{', '.join(patterns[:2])} ({kind})" for kind, patterns in MARKS.items())
         raise InputError(
             f"data {place!r}: nothing known lies there; looked for pictures with captions (folder); {looked}; found "

@@ -109,6 +109,11 @@ def index_folder(path: str | Path) -> FolderIndex:
     return index
 
 
+def holds_pictures(root: Path) -> bool:
+    """Whether a file there or below has the name of a picture."""
+    return any(name.lower().endswith(images.SUFFIXES) for name in walk(root))
+
+
 def walk(root: Path) -> Iterable[str]:
     """Paths of all files below root, with `/`. Links to folders are followed, each folder once."""
     pending, visited = [""], set()

@@ -53,7 +53,7 @@ class PriorSampler:
     @classmethod
     def load(cls, components: Components, text: TextEncoder) -> Self:
         values, tensors = components["prior"]
-        config, grid = Config.kept({k: v for k, v in values.items() if k != "grid"}), Grid(*values["grid"])
+        config, grid = Config.model_validate({k: v for k, v in values.items() if k != "grid"}), Grid(*values["grid"])
         with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
             prior = Prior(config, grid, text.token_dim, text.pooled_dim, text.max_tokens)
         checkpoint.load_module(prior, tensors, "prior")

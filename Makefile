@@ -45,7 +45,7 @@ $(READY): pyproject.toml
 quickstart: $(READY) ## train, sample and score a small model (FAMILY=cgan or prior); runs/quickstart/index.html shows it
 	@$(BIN)/python -m t2i.cli quickstart --family $(FAMILY) $(ARGS)
 
-test: $(READY) ## run the test suite; ARGS="tests/test_config.py -k yaml" for a part
+test: $(READY) ## run the test suite; ARGS="tests/config/test_config.py -k yaml" for a part
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 coverage: $(READY) ## run the test suite and report the lines that no test reaches

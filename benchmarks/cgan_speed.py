@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from t2i import config as configs
 from t2i.cgan import rules
-from t2i.cgan.build import build
+from t2i.cgan.architectures import build
 from t2i.cgan.config import Config
+from t2i.config import load as configs
 from t2i.text import TextFeatures
-from t2i.training import EMA
+from t2i.training.optimization import EMA
 
 SIDE, BATCH, SAMPLED, TEXT, NOISE = 64, 24, 64, 256, 100
 # as `cgan-small`, and as many parameters as DF-GAN with nf 32

@@ -23,8 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-import hostile_data as hostile
-
+from builders import hostile_data as hostile
 from t2i.data import View, open_dataset
 from t2i.data.loader import Loader
 from t2i.errors import InputError

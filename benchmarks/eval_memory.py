@@ -67,8 +67,8 @@ def frechet(n: int) -> float:
 
 def kept(n: int) -> float:
     """Features in a file, and their moments read back from there."""
-    from t2i.feature_files import rows_in_memory
     from t2i.metrics.statistics import GaussianStats
+    from t2i.scoring.images.store import rows_in_memory
 
     rows = rows_in_memory(n, DIM)
     for features in chunks(n, 0):

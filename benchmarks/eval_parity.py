@@ -22,13 +22,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from t2i.data import View, open_dataset
+from t2i.extractors.inception import InceptionExtractor
+from t2i.extractors.inception_network import Inception
 from t2i.metrics.clip_score import clip_score
-from t2i.metrics.features import InceptionExtractor
 from t2i.metrics.frechet import Reference, frechet_distance
-from t2i.metrics.inception import Inception
 from t2i.metrics.inception_score import inception_score
 from t2i.metrics.kernel import kernel_distance
-from t2i.metrics.prdc import prdc
+from t2i.metrics.neighbours import prdc
 
 BATCH = 8
 AIM = 1e-4
@@ -170,7 +170,7 @@ def clip_rows(side: int, images: np.ndarray, captions: list[str], folder: Path) 
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from tiny_text_models import save_clip
 
-    from t2i.metrics import open_extractor
+    from t2i.extractors import open_extractor
 
     save_clip(folder, "whole")
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)

@@ -27,7 +27,7 @@ from eval_parity import nchw, pytorch_fid_network, random_weights
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t2i.metrics.features import InceptionExtractor
+from t2i.extractors.inception import InceptionExtractor
 from t2i.metrics.frechet import Reference, distance
 from t2i.metrics.statistics import GaussianStats
 

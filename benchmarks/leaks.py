@@ -34,7 +34,7 @@ from PIL import Image
 from t2i.data import View, open_dataset
 from t2i.data.phash import Looks, looks, near_duplicates
 from t2i.images import ImageArray, decode, fit
-from t2i.trained_on import caption_hashes, pixel_hashes
+from t2i.training.trained_on import caption_hashes, pixel_hashes
 
 SIDE, TRAINED, PLANTED, OTHERS = 64, 1000, 100, 1000
 

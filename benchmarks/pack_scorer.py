@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from t2i.align.saved import load_dual_encoder
-from t2i.align.scorer import scorer_dir
+from t2i.align.frozen import load_dual_encoder
+from t2i.weights import scorer_dir
 
 if __name__ == "__main__":
     encoder = load_dual_encoder(Path(sys.argv[1]))

@@ -7,9 +7,9 @@ A line a picture: {"candidate": "a red circle", "references": ["a red disc", "on
 
 from pathlib import Path
 
-from t2i.caption_scores import score_captions
 from t2i.errors import InputError
-from t2i.metrics.protocol import write_scores
+from t2i.metrics.score import write_scores
+from t2i.scoring.captions import score_captions
 
 
 def main(file: Path, out: Path | None) -> None:

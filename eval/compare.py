@@ -16,8 +16,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from t2i.comparing import Line, compare
-from t2i.metrics.protocol import Score
+from t2i.metrics.score import Score
+from t2i.scoring.comparison import Line, compare
 
 SUPERSCRIPT = "*"  # behind a value whose protocol is another
 

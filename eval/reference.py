@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from t2i.console import progress_of
-from t2i.cpu import prepare_cpu
 from t2i.data import View
+from t2i.distributed import launched_ranks
 from t2i.errors import InputError
-from t2i.metrics import Resize
-from t2i.picture_sources import open_pictures
-from t2i.ranks import launched_ranks
-from t2i.reference import make_reference
-from t2i.scoring_case import device
-from t2i.scoring_metrics import Options, open_extractors
-from t2i.scoring_pictures import Pictures, dataset_pictures
+from t2i.extractors import Resize
+from t2i.hardware import device, prepare_cpu
+from t2i.scoring.images.collection import Pictures, dataset_pictures
+from t2i.scoring.images.reference import make_reference
+from t2i.scoring.images.sources import open_pictures
+from t2i.scoring.options import Options
+from t2i.scoring.selection import open_extractors
 
 
 def pictures_of(data: str, split: str, n: int | None, resolution: int | None, skip_broken: bool) -> Pictures:

@@ -10,10 +10,10 @@ Every run draws the same held-out captions with the same seed; a tokenizer shows
 from pathlib import Path
 
 from t2i.console import shown_progress
-from t2i.cpu import prepare_cpu
 from t2i.errors import InputError
-from t2i.report import make_report
-from t2i.report_pictures import Ask
+from t2i.hardware import prepare_cpu
+from t2i.report.gallery import Ask
+from t2i.report.page import make_report
 
 NAME = "report.html"
 

@@ -19,19 +19,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from t2i.comparing import Samples, beside
 from t2i.console import progress_of
-from t2i.cpu import prepare_cpu
-from t2i.data.folder_index import holds_pictures
+from t2i.data.folders.index import holds_pictures
+from t2i.distributed import launched_ranks
 from t2i.errors import InputError
-from t2i.feature_files import FeatureFile
+from t2i.extractors import Resize
+from t2i.hardware import prepare_cpu
 from t2i.images import ImageArray, grid
-from t2i.metrics import Resize
-from t2i.metrics.protocol import Score, write_scores
-from t2i.protocols import settle
-from t2i.ranks import launched_ranks
-from t2i.scoring import is_run, score_pictures, score_run
-from t2i.scoring_metrics import Options
+from t2i.metrics.score import Score, write_scores
+from t2i.scoring.comparison import Samples, beside
+from t2i.scoring.images.store import FeatureFile
+from t2i.scoring.options import Options
+from t2i.scoring.protocols import settle
+from t2i.scoring.runs import is_run, score_pictures, score_run
 
 COLUMNS = ("score", "value", "95 % interval", "real", "shuffled")  # the last two are names of bounds
 

@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from t2i.console import shown_progress
-from t2i.cpu import prepare_cpu
 from t2i.errors import InputError
-from t2i.folders import new_file, write_text
-from t2i.metrics.protocol import Score
-from t2i.pipeline_files import DEFAULTS, write_defaults
-from t2i.report_curves import number
-from t2i.scoring_metrics import Options
-from t2i.sweep import RULE, Point, best, combinations, defaults_of, document, on_the_front, sweep
-from t2i.sweep_chart import chart, knobs_text, value_text
+from t2i.files import new_file, write_text
+from t2i.hardware import prepare_cpu
+from t2i.metrics.score import Score
+from t2i.report.curves import number
+from t2i.report.sweep_chart import chart, knobs_text, value_text
+from t2i.sampling.saved import DEFAULTS, write_defaults
+from t2i.scoring.options import Options
+from t2i.scoring.sweep import RULE, Point, best, combinations, defaults_of, document, on_the_front, sweep
 
 WHOLE = ("top_k", "steps")  # whole numbers, or `all`
 

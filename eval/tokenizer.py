@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from t2i.console import shown_progress
-from t2i.cpu import prepare_cpu
 from t2i.errors import InputError
-from t2i.metrics import Resize
-from t2i.metrics.protocol import write_scores
-from t2i.reconstructing import score_tokenizer
-from t2i.scoring_metrics import Options
+from t2i.extractors import Resize
+from t2i.hardware import prepare_cpu
+from t2i.metrics.score import write_scores
+from t2i.scoring.options import Options
+from t2i.scoring.tokenizer import score_tokenizer
 
 
 def main(

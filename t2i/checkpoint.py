@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from t2i.errors import InputError
-from t2i.folders import flush
+from t2i.files import flush
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from t2i.text import TruncationWarning
+from t2i.errors import TruncationWarning
 
 LINE_SECONDS = 10.0  # between two lines on a stderr that is no terminal
 Tick = Callable[[str, float, int], None]  # what is going on, done, of how many

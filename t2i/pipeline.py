@@ -3,7 +3,7 @@
     pipe = TextToImagePipeline.from_pretrained("runs/shapes")
     pipe("a small red circle above a large blue square", num_images_per_prompt=4, seed=0).images[0].save("circle.png")
 
-A family of generators is a `t2i.samplers.Sampler`.
+A family of generators is a `t2i.families.Sampler`.
 Axes: B pictures, T text tokens, D token width, P pooled text; pictures are uint8 [B, H, W, 3].
 """
 
@@ -21,23 +21,29 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from t2i import pipeline_files
 from t2i.errors import InputError
-from t2i.folders import new_folder
+from t2i.extractors import ImageTextExtractor
+from t2i.families import NoiseSpace, Sampler, sampler_class
+from t2i.files import new_folder
 from t2i.images import Fit, ImageArray, grid
-from t2i.inpainting import keep_parts
-from t2i.metrics import ImageTextExtractor
-from t2i.model_card import card_prompts, model_card
-from t2i.pipeline_files import Stored
-from t2i.prompts import clean_prompt
-from t2i.reranking import BestOf, candidate_seed, open_reranker
-from t2i.samplers import NoiseSpace, Sampler, sampler_class
+from t2i.pretrained import digest_folder, local_folder
+from t2i.sampling import saved
+from t2i.sampling.inpainting import keep_parts
+from t2i.sampling.model_card import card_prompts, model_card
+from t2i.sampling.prompts import clean_prompt
+from t2i.sampling.reranking import BestOf, candidate_seed, open_reranker
+from t2i.sampling.saved import Stored
 from t2i.seeding import derive
-from t2i.text import TextFeatures
+from t2i.text import TextConfig, TextFeatures, fit_encoder
+from t2i.text.aligned import AlignedEncoder
 
 OutputType = Literal["pil", "np", "pt"]
+
+
 # (pipeline, calls before this one, share of all pictures that is done, {"seeds": of the pictures under way})
 Callback = Callable[["TextToImagePipeline", int, float, dict[str, Any]], Any]
+
+
 CARD_SEED = 0
 
 
@@ -50,16 +56,11 @@ class ImagePipelineOutput:
     scores: list[list[float]] | None = None  # with `best_of`: of all candidates of each picture, the best was kept
 
 
-def picture_seed(seed: int, prompt: str, k: int) -> int:
-    """The seed of picture k of a prompt: what else is drawn beside it has no part in it."""
-    return derive(seed, clean_prompt(prompt), k)
-
-
 class TextToImagePipeline:
     """A text encoder and a generator that was trained with it.
 
     Attributes:
-        family: a key of `t2i.samplers.SAMPLERS`.
+        family: a key of `t2i.families.SAMPLERS`.
         manifest: of the checkpoint that the weights come from: step, config, digests, versions.
         guidance_scale, truncation: what a call takes that names none; saved with the pipeline.
         sampler: the generator; `pipe.sampler = pipe.sampler.tuned({...})` sets its family's settings, saved too.
@@ -90,7 +91,7 @@ class TextToImagePipeline:
         Raises:
             InputError: one line that says what is wrong with the folder, the weights or the device.
         """
-        stored = pipeline_files.read(path_or_run)
+        stored = saved.read(path_or_run)
         try:
             sampler = sampler_class(stored.family, stored.home).load(stored.components, stored.text)
         except ValidationError as error:
@@ -101,7 +102,7 @@ class TextToImagePipeline:
         try:
             pipe = cls(sampler, stored)
         except InputError as error:
-            raise InputError(f"{stored.home / pipeline_files.DEFAULTS}: {error}; mend or delete it") from error
+            raise InputError(f"{stored.home / saved.DEFAULTS}: {error}; mend or delete it") from error
         return pipe.to(device)
 
     def to(self, device: str | torch.device) -> Self:
@@ -317,7 +318,7 @@ class TextToImagePipeline:
         """
         with tempfile.TemporaryDirectory() as folder:
             self._save(Path(folder) / "pipeline", repo_id, prompts, license)
-            return pipeline_files.upload(Path(folder) / "pipeline", repo_id, private)
+            return saved.upload(Path(folder) / "pipeline", repo_id, private)
 
     def _save(
         self,
@@ -335,7 +336,7 @@ class TextToImagePipeline:
             settings=self.sampler.settings(),
         )
         with new_folder(directory) as folder:
-            pipeline_files.write(folder, stored, dtype)
+            saved.write(folder, stored, dtype)
             if shown:
                 output = self(shown, seed=CARD_SEED, output_type="np")
                 grid(list(output.images), shown, columns=4).save(folder / "grid.png")
@@ -401,3 +402,16 @@ def _as(output_type: str, images_BHWC: ImageArray) -> list[Image.Image] | ImageA
     if output_type == "pil":
         return [Image.fromarray(image) for image in images_BHWC]
     raise InputError(f"output_type {output_type!r} is unknown; valid ones: pil, np, pt")
+
+
+def trained_with(pipe: TextToImagePipeline, clip: Path | None) -> dict[str, str]:
+    """Digests of the encoders that took part in the training, and what they did."""
+    encoder, guide = pipe.text_encoder, pipe.manifest.get("guide_digest")
+    text = encoder.digest()
+    # the digest of `aligned` also tells its length limit, a scorer's is of the dual encoder alone
+    found = {encoder.dual.digest() if isinstance(encoder, AlignedEncoder) else text: "text encoder"}
+    if clip is not None and encoder.name == "clip":  # whose digest is of the text tower alone
+        same = TextConfig(encoder="clip", path=str(clip), max_tokens=encoder.max_tokens)
+        if fit_encoder(same, []).digest() == text:
+            found[digest_folder(local_folder(clip, "CLIP"))] = "text encoder"
+    return found | ({guide: "guide"} if guide else {})

@@ -1,4 +1,7 @@
-"""Who may import whom, read from the syntax trees of all files. CONTRIBUTING.md says why."""
+"""The rules of the house, read from the syntax trees of all files: who imports whom, what a package holds, how large it is.
+
+CONTRIBUTING.md says why.
+"""
 
 import ast
 import re
@@ -7,22 +10,40 @@ from pathlib import Path
 
 import pytest
 
-from t2i.config import FAMILIES
+from t2i.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("train", "sample", "eval")
+# A unit may import itself and the units of lower lines; on one line they are neighbours and do not know each other.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("t2i.train", "t2i.sample", "t2i.eval"),
+    ("t2i.cli",),
+    ("t2i.report",),
+    ("t2i.scoring",),
+    ("t2i.pipeline",),
+    ("t2i.sampling", "t2i.training", "t2i.cgan", "t2i.vqvae", "t2i.prior"),
+    ("t2i.families",),
+    ("t2i.text", "t2i.extractors"),
+    ("t2i.align",),
+    ("t2i.data",),
+    ("t2i.metrics",),
+    ("t2i.checkpoint", "t2i.config"),
+)
+GROUND = ("cache", "console", "distributed", "errors", "files", "hardware", "images", "names", "pretrained", "seeding")
+MOST_FILES, MOST_AT_THE_TOP = 15, 16
 HEAVY = {"torch", "torchvision", "transformers", "accelerate", "sklearn", "gensim", "scipy", "torchmetrics", "pyarrow"}
-TORCH_FREE = {"t2i", "t2i.cli", "t2i.config", "t2i.errors", "t2i.run_config", "t2i.yaml_text", "t2i.text", "t2i.data"}
-TORCH_FREE |= {f"t2i.{family}.config" for family in FAMILIES}
-BASE = {
+# packages, or modules, that import nothing heavy at import; their submodules may
+TORCH_FREE = {"t2i", "t2i.errors", "t2i.names", "t2i.families", "t2i.text", "t2i.data", "t2i.extractors", "t2i.weights"}
+TORCH_FREE_PACKAGES = ("t2i.cli", "t2i.config")
+FACES = {
     "t2i",
-    "t2i.errors",
-    "t2i.config",
-    "t2i.yaml_text",
-    "t2i.run_config",
-    "t2i.seeding",
-    "t2i.images",
-    "t2i.journal",
+    "t2i.cli",
+    "t2i.text",
+    "t2i.data",
+    "t2i.extractors",
+    "t2i.metrics",
+    "t2i.weights",
+    "t2i.vqvae.quantizers",
 }
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
@@ -39,8 +60,8 @@ class Module:
         self.tree = ast.parse(source)
 
     def imports(self, at_import_only: bool = False) -> Iterator[str]:
-        """Dotted names imported anywhere; with `at_import_only`, those that importing this file imports."""
-        for node in _at_import(self.tree) if at_import_only else ast.walk(self.tree):
+        """Dotted names imported when the file runs; with `at_import_only`, those that importing this file imports."""
+        for node in _reached(self.tree, functions=not at_import_only):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -63,30 +84,46 @@ class Module:
                 yield ast.unparse(node.func), node
 
 
-def _at_import(node: ast.AST) -> Iterator[ast.AST]:
+def _reached(node: ast.AST, functions: bool) -> Iterator[ast.AST]:
+    """Nodes below one that can run: no `if TYPE_CHECKING` blocks, and bodies of functions only where asked for."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if not functions and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
         if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            yield from (inner for other in child.orelse for inner in (other, *_at_import(other)))
+            yield from (inner for other in child.orelse for inner in (other, *_reached(other, functions)))
             continue
         yield child
-        yield from _at_import(child)
+        yield from _reached(child, functions)
 
 
 def within(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def families() -> list[str]:
-    return [f"t2i.{family}" for family in FAMILIES]
-
-
 def programs() -> tuple[str, ...]:
     return tuple(f"t2i.{kind}" for kind in PROGRAMS)
 
 
+def floor_of(name: str) -> tuple[int, str]:
+    """The line of FLOORS that a module stands on, and its unit; the ground is below all of them."""
+    for number, units in enumerate(FLOORS):
+        for unit in units:
+            if within(name, unit):
+                return number, unit
+    return len(FLOORS), "ground"
+
+
 # ---- the rules: each yields what breaks it -------------------------------------------------------------------------
+
+
+def imports_run_downwards(module: Module) -> Iterator[str]:
+    """Late imports count. Annotations and strings do not: a dict of swap points names what is above it."""
+    floor, unit = floor_of(module.name)
+    for name in module.imports():
+        if within(name, "t2i"):
+            other, its = floor_of(name)
+            if other < floor or other == floor and its != unit:
+                yield name
 
 
 def nothing_imports_a_program(module: Module) -> Iterator[str]:
@@ -95,49 +132,40 @@ def nothing_imports_a_program(module: Module) -> Iterator[str]:
 
 
 def command_line_and_configs_import_nothing_slow(module: Module) -> Iterator[str]:
-    if module.name in TORCH_FREE:
+    free = module.name in TORCH_FREE or within(module.name, *TORCH_FREE_PACKAGES)
+    if free or module.name.rpartition(".")[2] in ("options", "config"):
         yield from (name for name in module.imports(at_import_only=True) if name.split(".")[0] in HEAVY)
 
 
-def metrics_know_no_family(module: Module) -> Iterator[str]:
+def metrics_name_no_reader_and_no_maker(module: Module) -> Iterator[str]:
     if within(module.name, "t2i.metrics"):
-        yield from (name for name in (*module.imports(), *module.named()) if within(name, *families()))
-
-
-def one_family_never_imports_another(module: Module) -> Iterator[str]:
-    for family in families():
-        if within(module.name, family):
-            others = [other for other in families() if other != family]
-            yield from (name for name in (*module.imports(), *module.named()) if within(name, *others))
+        yield from (name for name in module.named() if floor_of(name)[0] < floor_of("t2i.metrics")[0])
 
 
 def accelerate_is_for_runs_and_programs(module: Module) -> Iterator[str]:
-    if module.name != "t2i.accelerator" and not within(module.name, *programs()):
+    if module.name != "t2i.training.accelerator" and not within(module.name, "t2i.train"):
         yield from (name for name in module.imports() if within(name, "accelerate"))
 
 
-def the_base_knows_nothing_above_it(module: Module) -> Iterator[str]:
-    if module.name in BASE:
-        own = {name for name in module.imports() if within(name, "t2i")}
-        yield from (name for name in own if name not in BASE and name.rpartition(".")[0] not in BASE - {"t2i"})
-
-
-def models_and_data_know_no_run_and_load_no_config(module: Module) -> Iterator[str]:
-    if within(module.name, *families(), "t2i.text", "t2i.data", "t2i.metrics"):
-        above = ("t2i.cli", "t2i.run", "t2i.journal", "t2i.pipeline", "t2i.quickstart", "t2i.yaml_text")
-        for name in module.imports():
-            if within(name, *above) or within(name, "t2i.config") and name not in ("t2i.config", "t2i.config.Section"):
-                yield name
+def readers_and_makers_load_no_config(module: Module) -> Iterator[str]:
+    if floor_of(module.name)[1].rpartition(".")[2] in (*FAMILIES, "text", "data", "extractors"):
+        yield from (name for name in module.imports() if within(name, "t2i.config.load", "t2i.config.yaml"))
 
 
 def the_library_has_no_command_line_and_prints_nothing(module: Module) -> Iterator[str]:
-    if within(module.name, *programs(), "t2i.cli", "t2i.quickstart"):
+    if within(module.name, *programs(), "t2i.cli"):
         return
     yield from (name for name in module.imports() if within(name, "typer", "click", "argparse", "sys.argv"))
     yield from ("print" for name, _ in module.calls() if name == "print")
-    if module.name != "t2i.run":  # which notes the command in the run directory
+    if module.name != "t2i.training.run":  # which notes the command in the run directory
         reads = (node for node in ast.walk(module.tree) if isinstance(node, ast.Attribute))
         yield from ("sys.argv" for node in reads if ast.unparse(node) == "sys.argv")
+
+
+def package_faces_are_empty(module: Module) -> Iterator[str]:
+    if module.path.name == "__init__.py" and module.name not in FACES:
+        body = [node for node in module.tree.body if not isinstance(node, ast.Expr)]
+        yield from (ast.unparse(node)[:60] for node in body)
 
 
 def nothing_is_unpickled_and_no_foreign_code_runs(module: Module) -> Iterator[str]:
@@ -153,14 +181,14 @@ def nothing_is_unpickled_and_no_foreign_code_runs(module: Module) -> Iterator[st
 
 
 RULES = (
+    imports_run_downwards,
     nothing_imports_a_program,
     command_line_and_configs_import_nothing_slow,
-    metrics_know_no_family,
-    one_family_never_imports_another,
+    metrics_name_no_reader_and_no_maker,
     accelerate_is_for_runs_and_programs,
-    the_base_knows_nothing_above_it,
-    models_and_data_know_no_run_and_load_no_config,
+    readers_and_makers_load_no_config,
     the_library_has_no_command_line_and_prints_nothing,
+    package_faces_are_empty,
     nothing_is_unpickled_and_no_foreign_code_runs,
 )
 
@@ -179,32 +207,61 @@ def test_rule(rule, modules):
 
 def test_the_files_the_rules_speak_of_are_there(modules):
     names = {module.name for module in modules}
-    assert TORCH_FREE <= names and BASE <= names
+    units = {unit for units in FLOORS for unit in units} | {f"t2i.{name}" for name in GROUND} | FACES | TORCH_FREE
+    assert units <= names
     assert all(f"t2i.{family}.config" in names for family in FAMILIES)
+
+
+def test_no_two_files_import_each_other_in_a_circle(modules):
+    names = {module.name for module in modules}
+    graph = {module.name: {name for name in module.imports() if name in names - {module.name}} for module in modules}
+    while leaves := [name for name, others in graph.items() if not others & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"in a circle, or above one: {sorted(graph)}"
+
+
+def test_a_package_can_be_seen_at_a_glance(modules):
+    files: dict[str, list[str]] = {}
+    for module in modules:
+        files.setdefault(str(module.path.parent), []).append(module.path.name)
+    top = sorted(set(files["t2i"]) - {"__init__.py"})
+    assert set(GROUND) <= {name.removesuffix(".py") for name in top}
+    assert len(top) <= MOST_AT_THE_TOP, top
+    assert {folder: len(held) for folder, held in files.items() if folder != "t2i" and len(held) > MOST_FILES} == {}
+
+
+def test_the_tests_mirror_the_library():
+    rooms = {path.name for path in (ROOT / "t2i").iterdir() if path.is_dir()} | {"builders", "golden"}
+    folders = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")} - {"tests"}
+    assert folders <= rooms
 
 
 @pytest.mark.parametrize(
     ("rule", "path", "source"),
     [
+        (imports_run_downwards, "t2i/cgan/x.py", "from ..align import dual_encoder\nfrom t2i.vqvae import losses"),
+        (imports_run_downwards, "t2i/seeding.py", "from t2i import checkpoint"),
+        (imports_run_downwards, "t2i/config/load.py", "from t2i.data import View"),
+        (imports_run_downwards, "t2i/data/x.py", "def f():\n    from t2i.training.run import Run"),
+        (imports_run_downwards, "t2i/metrics/x.py", "from t2i.align.dual_encoder import DualEncoder"),
+        (imports_run_downwards, "t2i/scoring/x.py", "from t2i.report.page import make_report"),
         (nothing_imports_a_program, "t2i/pipeline.py", "def f():\n    from t2i.train import cgan"),
         (nothing_imports_a_program, "train/cgan.py", "from . import align"),
         (nothing_imports_a_program, "t2i/pipeline.py", "import sample.images"),
         (
             command_line_and_configs_import_nothing_slow,
-            "t2i/cli.py",
+            "t2i/cli/app.py",
             "try:\n    import torch.nn\nexcept ImportError:\n    pass",
         ),
         (command_line_and_configs_import_nothing_slow, "t2i/text/__init__.py", "from transformers import AutoModel"),
-        (metrics_know_no_family, "t2i/metrics/x.py", "from t2i.align.model import DualEncoder"),
-        (metrics_know_no_family, "t2i/metrics/__init__.py", "EXTRACTORS = {'a': 't2i.align.saved:load'}"),
-        (one_family_never_imports_another, "t2i/cgan/x.py", "from ..align import model"),
+        (command_line_and_configs_import_nothing_slow, "t2i/scoring/options.py", "import torch"),
+        (metrics_name_no_reader_and_no_maker, "t2i/metrics/__init__.py", "EXTRACTORS = {'a': 't2i.align.frozen:load'}"),
         (accelerate_is_for_runs_and_programs, "t2i/cgan/x.py", "from accelerate.utils import tqdm"),
-        (the_base_knows_nothing_above_it, "t2i/seeding.py", "from t2i import checkpoint"),
-        (the_base_knows_nothing_above_it, "t2i/config.py", "from t2i.data import View"),
-        (models_and_data_know_no_run_and_load_no_config, "t2i/cgan/x.py", "from t2i.config import load"),
-        (models_and_data_know_no_run_and_load_no_config, "t2i/data/x.py", "from t2i.run import Run"),
+        (readers_and_makers_load_no_config, "t2i/cgan/x.py", "from t2i.config.load import load"),
         (the_library_has_no_command_line_and_prints_nothing, "t2i/cgan/x.py", "print('loss')"),
         (the_library_has_no_command_line_and_prints_nothing, "t2i/cgan/x.py", "import sys\nx = sys.argv[1]"),
+        (package_faces_are_empty, "t2i/cgan/__init__.py", "from t2i.cgan.architectures import build"),
         (nothing_is_unpickled_and_no_foreign_code_runs, "t2i/x.py", "import torch\ntorch.load('a')"),
         (nothing_is_unpickled_and_no_foreign_code_runs, "t2i/x.py", "from pickle import loads"),
         (nothing_is_unpickled_and_no_foreign_code_runs, "eval/x.py", "m.from_pretrained('a', trust_remote_code=True)"),
@@ -218,20 +275,17 @@ def test_each_rule_sees_what_breaks_it(rule, path, source):
     ("rule", "path", "source"),
     [
         (command_line_and_configs_import_nothing_slow, "t2i/data/__init__.py", "if TYPE_CHECKING:\n    import torch"),
-        (command_line_and_configs_import_nothing_slow, "t2i/cli.py", "def f():\n    import torch"),
-        (one_family_never_imports_another, "t2i/cgan/x.py", "from t2i.cgan import losses"),
+        (command_line_and_configs_import_nothing_slow, "t2i/cli/app.py", "def f():\n    import torch"),
+        (imports_run_downwards, "t2i/cgan/x.py", "from t2i.cgan import losses\nfrom t2i.align import frozen"),
+        (
+            imports_run_downwards,
+            "t2i/seeding.py",
+            "if TYPE_CHECKING:\n    from t2i.pipeline import TextToImagePipeline",
+        ),
+        (imports_run_downwards, "t2i/config/load.py", "from t2i.config import yaml\nfrom t2i.errors import InputError"),
         (accelerate_is_for_runs_and_programs, "train/cgan.py", "from accelerate import Accelerator"),
-        (
-            the_base_knows_nothing_above_it,
-            "t2i/config.py",
-            "from t2i import yaml_text\nfrom t2i.errors import InputError",
-        ),
-        (models_and_data_know_no_run_and_load_no_config, "t2i/cgan/config.py", "from t2i.config import Section"),
-        (
-            models_and_data_know_no_run_and_load_no_config,
-            "t2i/cgan/config.py",
-            "from t2i.run_config import TrainConfig",
-        ),
+        (readers_and_makers_load_no_config, "t2i/cgan/config.py", "from t2i.config.section import Section"),
+        (package_faces_are_empty, "t2i/cgan/__init__.py", '"""The GAN."""'),
         (nothing_is_unpickled_and_no_foreign_code_runs, "t2i/x.py", "torch.load('a', weights_only=True)"),
     ],
 )

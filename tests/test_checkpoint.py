@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from forks import fork, wait
 from torch import Tensor, nn
 
+from builders.forks import fork, wait
 from t2i import checkpoint
 from t2i.errors import InputError
 

@@ -12,16 +12,17 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from tiny_run import CAPTIONS, STEP, make_run, tiny_config
 
+from builders.tiny_run import CAPTIONS, STEP, make_run, tiny_config
 from t2i import checkpoint
-from t2i.cgan.build import build
+from t2i.cgan.architectures import build
 from t2i.cgan.sampling import noise, sample, slerp
 from t2i.errors import InputError
+from t2i.families import SAMPLERS
 from t2i.images import to_uint8
-from t2i.metrics.protocol import Protocol, Score, write_scores
-from t2i.pipeline import TextToImagePipeline, mix, picture_seed
-from t2i.samplers import SAMPLERS
+from t2i.metrics.score import Protocol, Score, write_scores
+from t2i.pipeline import TextToImagePipeline, mix
+from t2i.sampling.prompts import picture_seed
 from t2i.text import TextConfig, TextFeatures, fit_encoder, load_encoder
 
 PROMPT = "a small red circle"
@@ -361,7 +362,7 @@ def test_a_damaged_file_of_an_encoder_is_one_line(copy, monkeypatch):
     def load(folder):
         raise safetensors.SafetensorError("invalid\nheader")
 
-    monkeypatch.setattr("t2i.pipeline_files.load_encoder", load)
+    monkeypatch.setattr("t2i.sampling.saved.load_encoder", load)
     refused(copy, "the text encoder in", "is damaged: SafetensorError: invalid header")
 
 

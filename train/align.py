@@ -17,20 +17,20 @@ from torch.distributed.nn.functional import all_gather
 
 from t2i import seeding
 from t2i.align.config import Config
-from t2i.align.model import Captioner, DualEncoder, contrastive_loss
-from t2i.align.saved import TOKENIZER
+from t2i.align.dual_encoder import Captioner, DualEncoder, contrastive_loss
+from t2i.align.frozen import TOKENIZER
 from t2i.align.tokenizer import CaptionTokenizer
-from t2i.cpu import prepare_cpu
 from t2i.data import Dataset, open_dataset
-from t2i.data.augment import warn_of_colors
+from t2i.data.caption_checks import warn_of_colors
 from t2i.data.loader import Batch, Loader, choose_captions
-from t2i.data.shapes_captions import meaning
+from t2i.data.shapes.captions import meaning
+from t2i.hardware import prepare_cpu
 from t2i.images import to_model
 from t2i.metrics.retrieval import retrieval
-from t2i.run import Run
-from t2i.trained_on import remember
-from t2i.training import NonFiniteGuard, learning_rate, set_learning_rate
-from t2i.validation import keep_best, note_validation, open_held_out_splits
+from t2i.training.optimization import NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.training.run import Run
+from t2i.training.trained_on import remember
+from t2i.training.validation import keep_best, note_validation, open_held_out_splits
 
 WAYS, RECALLS = ("text_to_image", "image_to_text"), (1, 5, 10)
 NOISE = 0.05  # standard deviation of the noise on training pictures, in units of [-1, 1]

@@ -18,24 +18,23 @@ from torch import Tensor, nn
 
 from t2i import seeding
 from t2i.cgan import rules
-from t2i.cgan.augment import DRAWS, augment, flip
-from t2i.cgan.build import build
+from t2i.cgan.architectures import build
 from t2i.cgan.config import Config, without_effect
+from t2i.cgan.diffaugment import DRAWS, augment, flip
+from t2i.cgan.guidance import make_guide
 from t2i.cgan.sampling import draw, noise
-from t2i.conditioning import Captions, prepare_captions, prepare_text
-from t2i.cpu import prepare_cpu
 from t2i.data import Dataset, open_dataset
-from t2i.data.augment import warn_of_colors
+from t2i.data.caption_checks import may_flip, warn_of_colors, warn_of_crops
 from t2i.data.loader import Batch, Loader
-from t2i.data.sides import may_flip, warn_of_crops
-from t2i.guidance import make_guide
+from t2i.hardware import prepare_cpu
 from t2i.images import grid, to_model
 from t2i.metrics.diversity import within_prompt_diversity
-from t2i.run import Run
 from t2i.text import TextEncoder, TextFeatures
-from t2i.trained_on import remember
-from t2i.training import EMA, NonFiniteGuard, learning_rate, set_learning_rate
-from t2i.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
+from t2i.training.conditioning import Captions, prepare_captions, prepare_text
+from t2i.training.optimization import EMA, NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.training.run import Run
+from t2i.training.trained_on import remember
+from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
 
 SHOWN, DIVERSE = 24, 4  # prompts of the sample grid; pictures a prompt for the diversity
 

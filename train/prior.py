@@ -17,24 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from t2i import seeding
-from t2i.conditioning import Captions, now_and_then, prepare_captions, prepare_text
-from t2i.cpu import prepare_cpu
 from t2i.data import Dataset, open_dataset
-from t2i.data.codes import CachedCodes, encode_codes
+from t2i.data.caption_checks import may_flip, warn_of_crops
 from t2i.data.loader import RowLoader, Rows
-from t2i.data.sides import may_flip, warn_of_crops
 from t2i.errors import InputError
+from t2i.families import ImageTokenizer, load_tokenizer, save_tokenizer
+from t2i.hardware import prepare_cpu
 from t2i.images import grid
 from t2i.prior.config import Config
 from t2i.prior.decoding import decode
 from t2i.prior.orders import Order, training_order
 from t2i.prior.transformer import Draws, Grid, Prior
-from t2i.run import Run
 from t2i.text import TextEncoder, TextFeatures
-from t2i.tokenizers import ImageTokenizer, load_tokenizer, save_tokenizer
-from t2i.trained_on import remember
-from t2i.training import EMA, NonFiniteGuard, learning_rate, set_learning_rate
-from t2i.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
+from t2i.training.codes import CachedCodes, encode_codes
+from t2i.training.conditioning import Captions, prepare_captions, prepare_text
+from t2i.training.optimization import EMA, NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.training.run import Run, now_and_then
+from t2i.training.trained_on import remember
+from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
 
 MEASURED = 1000  # held-out pictures whose likelihood is measured; fewer are drawn
 SHOWN, MEASURED_AT_ONCE = 24, 50  # prompts of the sample grid; pictures whose likelihood is measured at once

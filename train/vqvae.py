@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from t2i.cpu import prepare_cpu
 from t2i.data import Dataset, open_dataset
 from t2i.data.loader import Loader
 from t2i.errors import InputError
+from t2i.hardware import prepare_cpu
 from t2i.images import ImageArray, grid, to_model, to_uint8
 from t2i.metrics.reconstruction import psnr, ssim
-from t2i.run import Run
-from t2i.trained_on import remember
-from t2i.training import EMA, NonFiniteGuard, learning_rate, set_learning_rate
-from t2i.validation import keep_best, note_validation, open_held_out_splits, oracle_names, oracle_scores
+from t2i.training.optimization import EMA, NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.training.run import Run
+from t2i.training.trained_on import remember
+from t2i.training.validation import keep_best, note_validation, open_held_out_splits, oracle_names, oracle_scores
 from t2i.vqvae import losses
 from t2i.vqvae.autoencoder import Autoencoder, Reconstruction
+from t2i.vqvae.codebook_use import CodeUse
 from t2i.vqvae.config import Config
 from t2i.vqvae.discriminator import PatchDiscriminator
-from t2i.vqvae.health import CodeUse
 from t2i.vqvae.perceptual import load_lpips
 
 CHUNK = 50  # pictures of a validation at once

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from t2i.config import Section
+from t2i.config.section import Section
+from t2i.config.training import TrainConfig
 from t2i.data import DataConfig
-from t2i.run_config import TrainConfig
 
 
 class TextTowerConfig(Section):

@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from t2i.config import Section
+from t2i.config.section import Section
+from t2i.config.training import DrawingConfig
 from t2i.data import DataConfig
-from t2i.run_config import DrawingConfig
 from t2i.text import TextConfig
 
 
@@ -97,7 +97,9 @@ class Config(DrawingConfig):
     family: Literal["cgan"] = "cgan"
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
-    architecture: Literal["resnet"] = Field(default="resnet", description="a name in t2i.cgan.ARCHITECTURES")
+    architecture: Literal["resnet"] = Field(
+        default="resnet", description="a name in t2i.cgan.architectures.ARCHITECTURES"
+    )
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     loss: LossConfig = LossConfig()

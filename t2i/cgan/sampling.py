@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from t2i import checkpoint, seeding
-from t2i.cgan.build import build
+from t2i.cgan.architectures import build
 from t2i.cgan.config import Config
 from t2i.cgan.resnet import Generator
-from t2i.cpu import one_thread_each
 from t2i.errors import InputError
+from t2i.families import Components
+from t2i.hardware import one_thread_each
 from t2i.images import ImageArray, to_uint8
-from t2i.samplers import Components
 from t2i.text import TextEncoder, TextFeatures
 
 MEAN_DRAWS = 16  # noises that the mean latent of a caption is taken over
@@ -115,7 +115,7 @@ def slerp(a_Z: Tensor, b_Z: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 class CganSampler:
-    """The averaged generator of a run; `t2i.samplers.Sampler` says what each method does."""
+    """The averaged generator of a run; `t2i.families.Sampler` says what each method does."""
 
     parts = ("generator",)
     guidance = 1.0

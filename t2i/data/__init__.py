@@ -4,18 +4,19 @@ An address names a data set in one word: `shapes-2`, `coco:/path?split=train2014
 by what lies there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import Field, field_validator
 
-from t2i.config import Section
+from t2i.config.section import Section
 from t2i.errors import InputError
 
 if TYPE_CHECKING:
+    from t2i.data.address import Address
     from t2i.images import Fit, ImageArray
 
 Split = Literal["train", "val", "test", "heldout"]
@@ -90,41 +91,29 @@ class Dataset(Protocol):
 # kind -> "module:function"; each function is open(place: str, split: str, view: View, *, option: type = default, ...) ->
 # Dataset. Its keyword arguments are the options that an address may name after `?`, `train` under the name `split`.
 DATASETS: dict[str, str] = {
-    "shapes": "t2i.data.shapes:open_shapes",
-    "folder": "t2i.data.folder:open_folder",
-    "coco": "t2i.data.coco:open_coco",
-    "flickr8k": "t2i.data.flickr:open_flickr8k",
-    "flickr30k": "t2i.data.flickr:open_flickr30k",
-    "cub": "t2i.data.cub:open_cub",
-    "flowers": "t2i.data.flowers:open_flowers",
-    "vg": "t2i.data.visual_genome:open_visual_genome",
-    "shards": "t2i.data.shards:open_shards",
-    "parquet": "t2i.data.parquet:open_parquet",
-    "hub": "t2i.data.hub:open_hub",
+    "shapes": "t2i.data.shapes.dataset:open_shapes",
+    "folder": "t2i.data.folders.dataset:open_folder",
+    "coco": "t2i.data.published.coco:open_coco",
+    "flickr8k": "t2i.data.published.flickr:open_flickr8k",
+    "flickr30k": "t2i.data.published.flickr:open_flickr30k",
+    "cub": "t2i.data.published.cub:open_cub",
+    "flowers": "t2i.data.published.flowers:open_flowers",
+    "vg": "t2i.data.published.visual_genome:open_visual_genome",
+    "shards": "t2i.data.packed.shards:open_shards",
+    "parquet": "t2i.data.packed.parquet:open_parquet",
+    "hub": "t2i.data.packed.hub:open_hub",
 }
 
 
-class Address(NamedTuple):
-    """Where a data set is: its kind, its place, and what the address says after `?`."""
-
-    kind: str
-    place: str
-    options: Mapping[str, str]
-    notice: str = ""  # of a bare path: what it was taken for, and why
-
-    def __str__(self) -> str:
-        options = "&".join(f"{key}={value}" for key, value in self.options.items())
-        return f"{self.kind}:{self.place}" + (f"?{options}" if options else "")
-
-
-def parse_address(address: str) -> Address:
+def parse_address(address: str) -> "Address":
     """`shapes-2` -> ("shapes", "2"), `coco:/a?split=train2014` -> ("coco", "/a", {"split": "train2014"}); a bare path is
     recognised by what lies there.
 
     Raises:
         InputError: the kind is unknown, or nothing is known at that path; the message says what was looked for.
     """
-    from t2i.data.address import nearest, recognise, split_options
+    from t2i.data.address import Address, recognise, split_options
+    from t2i.names import nearest
 
     if address.startswith("shapes-"):
         return Address("shapes", *split_options(address.removeprefix("shapes-")))

@@ -1,15 +1,28 @@
 """Reads addresses: the options after `?`, and what kind of data lies at a bare path."""
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from t2i.data import Address
-from t2i.data.folder_index import holds_pictures, shown
+from t2i.data.folders.index import holds_pictures
 from t2i.errors import InputError
 from t2i.images import SUFFIXES
+from t2i.names import nearest, shown
+
+
+class Address(NamedTuple):
+    """Where a data set is: its kind, its place, and what the address says after `?`."""
+
+    kind: str
+    place: str
+    options: Mapping[str, str]
+    notice: str = ""  # of a bare path: what it was taken for, and why
+
+    def __str__(self) -> str:
+        options = "&".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.kind}:{self.place}" + (f"?{options}" if options else "")
+
 
 # kind -> names that a data set of that kind has, any of them, as patterns below its folder; the first kind that fits wins
 MARKS: Mapping[str, tuple[str, ...]] = {
@@ -23,7 +36,11 @@ MARKS: Mapping[str, tuple[str, ...]] = {
     "shards": ("*.tar", "train/*.tar"),
     "parquet": ("*.parquet", "data/*.parquet", "train/*.parquet"),
 }
+
+
 _FILES = {".tar": "shards", ".parquet": "parquet"}
+
+
 _PACKED = (".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 
 
@@ -40,12 +57,6 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
             raise InputError(f"data {text!r}: {part!r} after `?` {what}, as in coco:/path?split=train2014")
         options[key] = value
     return place, options
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """` (did you mean X?)` where a known word is close, else nothing."""
-    close = difflib.get_close_matches(word, list(words), 1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def typed_options(address: Address, function: Callable[..., object]) -> dict[str, Any]:

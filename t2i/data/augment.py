@@ -5,8 +5,6 @@ Axes: B batch, H W picture, C channels.
 """
 
 import math
-import re
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,18 +13,20 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t2i.data import Augmentation, Dataset
-from t2i.data.sides import first_caption
+from t2i.data import Augmentation
 from t2i.images import ImageArray
 from t2i.seeding import uniform
 
 SHARE_GREY = 0.1  # pictures that `grey` takes the colours from
+
+
 ROTATED, ZOOMED, SHIFTED = math.radians(10), 1.2, 0.1  # at most, either way; zoom from 1; shift in sides
+
+
 STRENGTH, NOISE = 0.2, 8.0  # of the colours, times 1 +- that; largest standard deviation in grey levels
+
+
 LUMA = (0.299, 0.587, 0.114)
-_COLOURS = re.compile(
-    r"\b(?:red|orange|yellow|green|cyan|blue|purple|pink|brown|black|white|gr[ea]y|golden|silver)\b", re.IGNORECASE
-)
 
 
 def augment(
@@ -86,16 +86,6 @@ def _grey(x_BCHW: Tensor, u_BU: Tensor) -> Tensor:
 
 
 COLOURS: dict[Augmentation, Callable[[Tensor, Tensor], Tensor]] = {"color": _color, "grey": _grey}
+
+
 MOVES: tuple[Augmentation, ...] = ("rotate", "zoom", "shift")
-
-
-def warn_of_colors(names: Sequence[Augmentation], dataset: Dataset) -> None:
-    """Warns where colours are changed and captions name them."""
-    changing = [name for name in names if name in COLOURS]
-    caption = first_caption(_COLOURS, dataset) if changing else None
-    if caption is not None:
-        warnings.warn(
-            f"data.augment {', '.join(changing)} changes the colours that captions of {dataset.address} name, as "
-            f"{caption[:80]!r}",
-            stacklevel=2,
-        )

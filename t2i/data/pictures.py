@@ -1,13 +1,15 @@
 """What all data sets of files share: pictures are decoded when asked for, brought to size, and kept in memory."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import parent_process
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from t2i import images, seeding
@@ -15,8 +17,16 @@ from t2i.data import View
 from t2i.data.verify import workers
 from t2i.images import ImageArray
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
 MEMORY_BYTES = 2**30  # decoded pictures kept by one dataset
+
+
 BLOCK_BYTES = 2**25
+
+
 _ADDING = Lock()  # not the store's own, which goes to workers by pickle
 
 
@@ -135,3 +145,23 @@ class Pictures(ABC):
         if self.redraws:
             x, y = seeding.uniform(self._view.seed, f"crop/{epoch}", seeding.ids_of([self.ids[i]]), 2)[0].tolist()
         return images.fit(picture, self.resolution, self._view.fit, (x, y))
+
+
+class Column(Sequence[Any]):
+    """Some rows of an Arrow column as a sequence of Python values; nothing is read before it is asked for."""
+
+    def __init__(self, column: "pa.ChunkedArray", rows: NDArray[np.int64], form: Callable[[int, Any], Any]) -> None:
+        self._column, self._rows, self._form = column, rows, form
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = int(self._rows[index])
+        return self._form(row, self._column[row].as_py())

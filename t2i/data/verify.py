@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from t2i import images
-from t2i.data.index import MIN_SIDE, Index, Verified
 from t2i.data.phash import looks
+from t2i.data.verified_index import MIN_SIDE, Index, Verified
 
 _RACE_NS = 2_000_000_000  # a file this young may change again without a new time stamp (FAT keeps even seconds)
 _KEEP_EVERY_S = 20.0  # what a kill may cost

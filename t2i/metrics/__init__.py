@@ -13,73 +13,16 @@ pictures, M real ones, D features, B pictures of one call. Imports no torch.
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from t2i.errors import InputError
-
 if TYPE_CHECKING:
-    from t2i.images import ImageArray
+    pass
+
 
 Features = NDArray[np.float32]
-# clean: Pillow's antialiased bicubic in float (clean-fid); legacy: TensorFlow 1's bilinear (the first FID,
-# torch-fidelity); torch: PyTorch's bilinear without antialiasing (pytorch-fid). Scores agree within one of them and
-# never across.
-Resize = Literal["clean", "legacy", "torch"]
-
-
-class Extractor(Protocol):
-    """A frozen map from pictures to features. A row depends on its picture alone, never on the batch beside it."""
-
-    name: str  # stands in the name of every score, e.g. `shapes` in `fid-shapes@1000`
-    dim: int
-    resize: str  # how pictures reach the network's size: a `Resize`, or words where the extractor has its own way
-
-    def features(self, images_BHWC: "ImageArray") -> Features:
-        """uint8 [B, H, W, 3] -> float32 [B, D]."""
-        ...
-
-    def digest(self) -> str:
-        """sha256 of all that decides the features: the weights and, where it has them, preprocessing and tokenizer."""
-        ...
-
-
-class ImageTextExtractor(Extractor, Protocol):
-    """An extractor that also reads captions into the same space: what CLIP score and retrieval need."""
-
-    def text_features(self, captions: Sequence[str]) -> Features:
-        """B captions -> float32 [B, D]."""
-        ...
-
-
-class Classifier(Extractor, Protocol):
-    """An extractor with a linear classifier on its features: what the Inception Score needs."""
-
-    classes: NDArray[np.float32] | None  # [classes, D], without bias; None: its weights file holds none
-
-
-# kind -> "module:function"; each function is open(path: str, resize: Resize, device: str) -> Extractor
-EXTRACTORS: dict[str, str] = {
-    "inception": "t2i.metrics.features:open_inception",
-    "clip": "t2i.metrics.clip:open_clip",
-    "dinov2": "t2i.metrics.dinov2:open_dinov2",
-}
-
-
-def open_extractor(address: str, resize: Resize = "clean", device: str = "cpu") -> Extractor:
-    """Opens the extractor at `address`: `kind` or `kind:path`, such as `inception:weights.pth` or `clip:models/vit-b`.
-
-    Raises:
-        InputError: no such kind, no such file, or weights of another network.
-    """
-    kind, _, path = address.partition(":")
-    if kind not in EXTRACTORS:
-        raise InputError(
-            f"extractor {address!r} is unknown: give kind or kind:path, kind one of {', '.join(EXTRACTORS)}"
-        )
-    return _named(EXTRACTORS[kind])(path, resize, device)
 
 
 # ---- metrics -------------------------------------------------------------------------------------------------------
@@ -87,6 +30,8 @@ def open_extractor(address: str, resize: Resize = "clean", device: str = "cpu") 
 # What a metric reads of a picture: features of any extractor, of one that also reads captions, of one that classifies,
 # or the judgement of the oracle of the embedded data.
 Reads = Literal["features", "text", "classes", "oracle"]
+
+
 # What it needs beside generated and real pictures: a caption of each generated one, captions that the oracle
 # understands, several pictures of each caption, the pictures of the training, features of the real pictures or at least
 # their `GaussianStats`.
@@ -128,7 +73,7 @@ class Inputs:
 
 
 class Measured(NamedTuple):
-    """A value and how far to trust it; `t2i.metrics.protocol.Score` is this with its protocol."""
+    """A value and how far to trust it; `t2i.metrics.score.Score` is this with its protocol."""
 
     value: float
     interval: tuple[float, float] | None = None  # 95 %
@@ -164,20 +109,20 @@ class Kind:
 # name -> "module:Kind"
 METRICS: dict[str, str] = {
     "faithfulness": "t2i.metrics.faithfulness:FAITHFULNESS",
-    "fid": "t2i.metrics.fid:FID",
-    "fid-infinity": "t2i.metrics.fid:FID_INFINITY",
+    "fid": "t2i.metrics.frechet:FID",
+    "fid-infinity": "t2i.metrics.frechet:FID_INFINITY",
     "kid": "t2i.metrics.kernel:KID",
     "cmmd": "t2i.metrics.kernel:CMMD",
     "inception-score": "t2i.metrics.inception_score:INCEPTION_SCORE",
-    "precision": "t2i.metrics.prdc:PRDC_KIND",
-    "recall": "t2i.metrics.prdc:PRDC_KIND",
-    "density": "t2i.metrics.prdc:PRDC_KIND",
-    "coverage": "t2i.metrics.prdc:PRDC_KIND",
+    "precision": "t2i.metrics.neighbours:PRDC_KIND",
+    "recall": "t2i.metrics.neighbours:PRDC_KIND",
+    "density": "t2i.metrics.neighbours:PRDC_KIND",
+    "coverage": "t2i.metrics.neighbours:PRDC_KIND",
     "clip": "t2i.metrics.clip_score:CLIP_SCORE",
-    "r-precision": "t2i.metrics.r_precision:R_PRECISION",
+    "r-precision": "t2i.metrics.retrieval:R_PRECISION",
     "retrieval": "t2i.metrics.retrieval:RETRIEVAL",
     "diversity": "t2i.metrics.diversity:DIVERSITY",
-    "memorisation": "t2i.metrics.memorisation:MEMORISATION",
+    "memorisation": "t2i.metrics.neighbours:MEMORISATION",
 }
 
 

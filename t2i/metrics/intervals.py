@@ -10,8 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
 from t2i.metrics import Measured
-from t2i.metrics.frechet import Reference, distance
-from t2i.metrics.statistics import Array, checked
+from t2i.metrics.statistics import Array
 
 Labels = Sequence[Hashable] | NDArray  # anything hashable, one a row
 
@@ -92,53 +91,3 @@ def group_index(groups: Labels) -> NDArray[np.int64]:
     """[N] any hashable labels -> [N] integers 0..G-1 in order of first appearance."""
     seen: dict[Hashable, int] = {}
     return np.array([seen.setdefault(label, len(seen)) for label in groups], dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class FrechetIntervals:
-    """What the bootstrap says of one Frechet distance. The reference is held fixed."""
-
-    standard_deviation: float
-    expected: Interval  # of E[FID_N], the biased score around which samples of this N scatter: to compare models
-    distance: Interval  # of the distance itself, with the bias of N taken off
-
-
-def frechet_intervals(
-    fake: NDArray[np.floating], reference: Reference, *, draws: int = 100, seed: int = 0, confidence: float = 0.95
-) -> FrechetIntervals:
-    """Bootstrap intervals of the Frechet distance of [N, D] features.
-
-    A percentile interval covers 2-60 % instead of 95 %, because resampling adds the bias a second time. The estimate
-    -+ z bootstrap deviations covers E[FID_N], and 2 estimate - mean(bootstrap) -+ z deviations covers the distance.
-
-    Args:
-        fake: features of the generated pictures.
-        reference: the real pictures' Gaussian.
-        draws: bootstrap samples, drawn as multinomial weights from `seed`.
-    """
-    x = checked(fake) - reference.mean
-    projected = x @ reference.factor
-    estimate = distance(Reference.of(fake), reference)
-    rng = np.random.default_rng(seed)
-    even = np.full(len(x), 1.0 / len(x))
-    weights = (rng.multinomial(len(x), even).astype(np.float64) for _ in range(draws))
-    bootstrap = np.array([_weighted_distance(w, x, projected, reference.trace) for w in weights])
-    deviation = float(bootstrap.std(ddof=1))
-    return FrechetIntervals(
-        deviation,
-        expected=_around(estimate, deviation, confidence),
-        distance=_around(2 * estimate - float(bootstrap.mean()), deviation, confidence),
-    )
-
-
-def _weighted_distance(weights: Array, x: Array, projected: Array, trace_real: float) -> float:
-    """Frechet distance where picture i counts weights[i] times; x less the reference's mean, projected = x @ factor."""
-    n = weights.sum()
-    mean = weights @ x / n
-    trace = (weights @ np.square(x).sum(axis=1) - n * mean @ mean) / (n - 1)
-    drawn = weights > 0
-    rows = np.sqrt(weights[drawn] / (n - 1))[:, None] * (projected[drawn] - weights @ projected / n)
-    # Half the digits are plenty for a spread, and the smaller Gram matrix costs a fraction of the singular values.
-    gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
-    nuclear = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0)).sum()
-    return float(mean @ mean + trace + trace_real - 2.0 * nuclear)

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import hypergeom
 
+from t2i.errors import InputError
 from t2i.metrics import Inputs, Kind, Measured
-from t2i.metrics.intervals import Labels, group_index
+from t2i.metrics.intervals import Estimate, Labels, estimated, group_index, mean_estimate
 from t2i.metrics.statistics import Array, unit_rows
 
 # The same cosine comes out of a matrix product with different last digits in different columns.
@@ -111,3 +113,58 @@ def _flat(images: NDArray[np.floating], text: NDArray[np.floating], meanings: La
 
 
 RETRIEVAL = Kind(1, _measure, reads="text", needs=("captions",))
+
+
+MISMATCHED = 99
+
+
+_BLOCK = 1024
+
+
+def r_precision(
+    images: NDArray[np.floating], captions: NDArray[np.floating], meanings: Labels, mismatched: int = MISMATCHED
+) -> Estimate:
+    """Expected R-precision in [0, 1], by cosine similarity; a mismatched caption as near as the own one beats it.
+
+    Args:
+        images: [N, D] image features.
+        captions: [N, D] text features of the same encoder, row i the caption of picture i.
+        meanings: [N] labels, equal for captions that ask for the same; of these the first is a candidate for others.
+
+    Raises:
+        InputError: a picture with fewer than `mismatched` captions of another meaning.
+    """
+    x, y = unit_rows(images), unit_rows(captions)
+    if x.shape != y.shape or len(x) != len(meanings):
+        raise ValueError(f"features of pictures {x.shape}, of captions {y.shape}, {len(meanings)} meanings")
+    labels, first = np.unique(group_index(meanings), return_index=True)
+    others = len(labels) - 1
+    if others < mismatched:
+        raise InputError(
+            f"R-precision sets {mismatched} captions of other meanings beside each, and there are {others}; "
+            "score more captions"
+        )
+    index, candidates = group_index(meanings), y[first]
+    beaten = np.empty(len(x), np.int64)
+    for i in range(0, len(x), _BLOCK):
+        rows = slice(i, i + _BLOCK)
+        own = (x[rows] * y[rows]).sum(axis=1, keepdims=True)
+        nearer = x[rows] @ candidates.T >= own - TIE
+        beaten[rows] = (nearer & (labels != index[rows, None])).sum(axis=1)
+    return mean_estimate(hypergeom.pmf(0, others, beaten, mismatched), meanings)
+
+
+def _measure_r_precision(given: Inputs) -> dict[str, Measured]:
+    assert given.text is not None
+    bounds = {"chance": 1 / (MISMATCHED + 1)}
+    if given.partners is not None:
+        bounds["real"] = r_precision(given.partners, given.text, given.meanings).value
+    return {"r-precision": estimated(r_precision(given.fake, given.text, given.meanings), bounds)}
+
+
+def _check_r_precision(n_fake: int, n_real: int, dim: int, force: bool) -> None:
+    if n_fake <= MISMATCHED:
+        raise InputError(f"R-precision of {n_fake} pictures: give at least {MISMATCHED + 1} of different captions")
+
+
+R_PRECISION = Kind(1, _measure_r_precision, reads="text", needs=("captions",), check=_check_r_precision)

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from t2i.config import Section
+from t2i.config.section import Section
+from t2i.config.training import DrawingConfig
 from t2i.data import DataConfig
-from t2i.run_config import DrawingConfig
 from t2i.text import TextConfig
 
 

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from t2i import seeding
-from t2i.cpu import one_thread_each
 from t2i.errors import InputError
+from t2i.hardware import one_thread_each
 from t2i.prior.config import SamplingConfig
+from t2i.prior.kv_cache import Decoder, weights_of
 from t2i.prior.orders import group_sizes
-from t2i.prior.steps import Decoder, weights_of
 from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextFeatures
 

@@ -13,19 +13,18 @@ from torch import Tensor
 
 from t2i import checkpoint
 from t2i.errors import InputError
+from t2i.families import Components, ImageTokenizer, load_tokenizer, tokenizer_class
 from t2i.images import ImageArray
 from t2i.prior.config import Config, SamplingConfig
 from t2i.prior.decoding import Known, decode
 from t2i.prior.transformer import Grid, Prior
-from t2i.samplers import Components
 from t2i.text import TextEncoder, TextFeatures
-from t2i.tokenizers import ImageTokenizer, load_tokenizer, tokenizer_class
 
 SHARE_OF_DECODING = 0.95  # of the work, for who watches; the rest is the tokenizer's
 
 
 class PriorSampler:
-    """The averaged prior of a run and its tokenizer; `t2i.samplers.Sampler` says what each method does."""
+    """The averaged prior of a run and its tokenizer; `t2i.families.Sampler` says what each method does."""
 
     parts = ("prior", "tokenizer")
 

@@ -3,7 +3,6 @@
 Axes: B captions, T text tokens, D width of a token state, P width of the pooled vector.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from t2i.config import Section
+from t2i.config.section import Section
 from t2i.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,10 +64,10 @@ class TextEncoder(Protocol):
         """Writes everything `load` needs; pretrained towers are copied, so a run folder is complete."""
         ...
 
-    # Each class also has two constructors:
-    #   fit(config: TextConfig, captions: Sequence[str]) -> Self     for a new run; `captions` are the training captions
-    #   load(directory: Path) -> Self                                from a folder that `save` wrote
 
+# Each class also has two constructors:
+#   fit(config: TextConfig, captions: Sequence[str]) -> Self     for a new run; `captions` are the training captions
+#   load(directory: Path) -> Self                                from a folder that `save` wrote
 
 # name -> "module:class", imported when asked for: transformers takes 20 s to import, a bag of words takes none
 ENCODERS: dict[str, str] = {
@@ -151,22 +150,3 @@ def writing(directory: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"cannot write {directory}: {reason}; free some space or name another folder") from error
-
-
-class TruncationWarning(UserWarning):
-    """Captions were longer than the encoder reads; one warning an `encode` call."""
-
-    def __init__(self, count: int, name: str, limit: int):
-        self.count = count
-        self.limit = limit
-        self.name = name
-        super().__init__(
-            f"{count:,} caption{'s are' if count > 1 else ' is'} longer than the {limit} tokens that the text encoder "
-            f"{name} reads; the rest was cut off"
-        )
-
-
-def warn_truncated(count: int, name: str, limit: int) -> None:
-    """Warns the caller of `encode` when `count` captions were cut."""
-    if count:
-        warnings.warn(TruncationWarning(count, name, limit), stacklevel=3)

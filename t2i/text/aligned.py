@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from t2i.align.saved import FrozenDualEncoder, load_dual_encoder
-from t2i.errors import InputError
-from t2i.text import Saved, TextConfig, TextFeatures, read_saved, warn_truncated, writing
+from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
+from t2i.errors import InputError, warn_truncated
+from t2i.text import Saved, TextConfig, TextFeatures, read_saved, writing
 
 FOLDER = "dual_encoder"
 

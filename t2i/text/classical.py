@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat
 
 from t2i import seeding
-from t2i.errors import InputError
-from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, warn_truncated, writing
+from t2i.errors import InputError, warn_truncated
+from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, writing
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import CountVectorizer

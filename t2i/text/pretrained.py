@@ -23,9 +23,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from t2i.errors import InputError
-from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, warn_truncated, writing
-from t2i.text.model_folder import HOLDS, load_weights, quiet, read_model
+from t2i.errors import InputError, warn_truncated
+from t2i.pretrained import HOLDS, load_weights, quiet, read_model
+from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, writing
 
 DEFAULT_TOKENS = 77  # CLIP's limit; captions are short, and 512 token states a caption would fill the disk
 ROWS = {"cpu": 8, "cuda": 64}  # captions in one forward pass

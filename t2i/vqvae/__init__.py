@@ -1,9 +1,0 @@
-"""The image tokenizer: a VQ-VAE. A new quantiser is one file with one class, and one line here."""
-
-# quantizer.kind in a config -> "module:class"
-QUANTIZERS: dict[str, str] = {
-    "vector": "t2i.vqvae.vector:VectorQuantizer",
-    "scalar": "t2i.vqvae.scalar:ScalarQuantizer",
-    "residual": "t2i.vqvae.residual:ResidualQuantizer",
-    "simvq": "t2i.vqvae.simvq:SimVQ",
-}

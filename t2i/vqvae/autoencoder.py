@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from t2i.vqvae import QUANTIZERS
 from t2i.vqvae.config import AutoencoderConfig, Config
-from t2i.vqvae.quantizer import Quantizer
+from t2i.vqvae.quantizers import QUANTIZERS
+from t2i.vqvae.quantizers.contract import Quantizer
 
 
 class Reconstruction(NamedTuple):

@@ -4,9 +4,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from t2i.config import Section
+from t2i.config.section import Section
+from t2i.config.training import TrainConfig
 from t2i.data import DataConfig
-from t2i.run_config import TrainConfig
 
 
 class AutoencoderConfig(Section):
@@ -27,7 +27,7 @@ class QuantizerConfig(Section):
     """How latents become one of K codes."""
 
     kind: Literal["vector", "scalar", "residual", "simvq"] = Field(
-        default="vector", description="a name in t2i.vqvae.QUANTIZERS"
+        default="vector", description="a name in t2i.vqvae.quantizers.QUANTIZERS"
     )
     codebook_size: int = Field(default=2048, ge=2, le=2**20, description="codes of a codebook; not for scalar")
     dim: int = Field(default=8, ge=1, le=256, description="dimensions of a code; not for scalar")

@@ -1,0 +1,170 @@
+"""What lies in the cache directory, and how to make it smaller: `t2i cache list`, `t2i cache prune`.
+
+Everything there can be made again, and each file stands for itself: a prune may be interrupted anywhere, and a process that has
+a removed file open goes on reading it.
+"""
+
+import os
+import re
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from t2i.errors import InputError
+from t2i.files import new_file
+
+# what the folders of the cache hold
+KINDS = {
+    "text": "features of captions",
+    "codes": "codes of pictures",
+    "index": "what is known of pictures: t2i data check",
+    "folders": "names and captions of large folders",
+    "shards": "where pictures lie in tar files",
+    "tables": "pictures of parquet files and of the hub",
+    "looks": "how training pictures look",
+}
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+
+
+_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([mhdw])", re.IGNORECASE)
+
+
+_SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+
+
+class Entry(NamedTuple):
+    """All that one data set, or one encoder, has in the cache."""
+
+    kind: str
+    name: str
+    files: int
+    bytes: int
+    used: float  # seconds since the epoch, of the file that was used last
+
+
+class Pruned(NamedTuple):
+    files: int
+    bytes: int
+    left: int  # bytes
+
+
+def entries() -> list[Entry]:
+    """What is in the cache, what was used last first."""
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for path, size, used in _files():
+        kind, name, *_ = path.relative_to(cache_dir()).parts + ("",)
+        found.setdefault((kind, Path(name).stem), []).append((size, used))
+    rows = [
+        Entry(kind, name, len(own), sum(size for size, _ in own), max(used for _, used in own))
+        for (kind, name), own in found.items()
+    ]
+    return sorted(rows, key=lambda row: -row.used)
+
+
+def prune(max_size: str | None = None, older_than: str | None = None) -> Pruned:
+    """Removes what was not used for long, then what was used longest ago, until the cache is small enough.
+
+    Args:
+        max_size: of all that stays, as `10GB` or `500MB`.
+        older_than: goes in any case, as `30d` or `12h`.
+
+    Raises:
+        InputError: neither is given, one cannot be read, or a file cannot be removed.
+    """
+    if max_size is None and older_than is None:
+        raise InputError("nothing to prune by; name --max-size 10GB, --older-than 30d or both")
+    most = None if max_size is None else parse_size(max_size)
+    oldest = None if older_than is None else time.time() - parse_age(older_than)
+    files = sorted(_files(), key=lambda row: row[2])
+    left = sum(size for _, size, _ in files)
+    count = gone = 0
+    for path, size, used in files:
+        if not (oldest is not None and used < oldest or most is not None and left > most):
+            continue
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot remove {path}: {error.strerror or error}; check its permissions") from error
+        count, gone, left = count + 1, gone + size, left - size
+        with suppress(OSError):  # still holds files
+            path.parent.rmdir()
+    return Pruned(count, gone, left)
+
+
+def _files() -> Iterator[tuple[Path, int, float]]:
+    """(file, bytes, when it was used last) of the known kinds; nothing else is touched."""
+    for kind in KINDS:
+        for path in (cache_dir() / kind).rglob("*"):
+            with suppress(OSError):  # removed meanwhile
+                status = path.lstat()
+                # a file that is being written ends in .tmp; one a day old was left by a killed process
+                written = path.suffix == ".tmp" and time.time() - status.st_mtime < _SECONDS["d"]
+                if path.is_file() and not path.is_symlink() and not written:
+                    yield path, status.st_size, max(status.st_mtime, status.st_atime)
+
+
+def parse_size(text: str) -> int:
+    """`10GB` -> bytes, by thousands."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise InputError(f"--max-size {text!r} is no size; write it as 10GB or 500MB")
+    return int(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " "))
+
+
+def parse_age(text: str) -> float:
+    """`30d` -> seconds."""
+    found = _AGE.fullmatch(text.strip())
+    if found is None:
+        raise InputError(f"--older-than {text!r} is no age; write it as 30d, 12h or 2w")
+    return float(found[1]) * _SECONDS[found[2].lower()]
+
+
+_STALE_SECONDS = 24 * 3600
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """crc32 over the bytes of all tensors, by name."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes one shard with a checksum, whole or not at all.
+
+    Raises:
+        InputError: the disk is full or cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
+        with new_file(path, durable=True) as temporary:
+            save_file(tensors, temporary, metadata={"crc32": checksum(tensors)})
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write the cache {path.parent}: {reason}; free some space or set T2I_CACHE") from error
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """A killed writer leaves its temporary file; a live one's is younger than a day."""
+    for leftover in folder.glob("*.tmp"):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+                leftover.unlink()
+
+
+def cache_dir() -> Path:
+    """The folder of caches: the environment variable T2I_CACHE, or ~/.cache/t2i. May not exist yet; safe to delete."""
+    named = os.environ.get("T2I_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "t2i"

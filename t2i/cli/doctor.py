@@ -1,0 +1,181 @@
+"""What is wrong with this installation and machine, and what to do about it: `t2i doctor`."""
+
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from t2i.cache import cache_dir
+
+GIB = 1024**3
+MIN_DISK_GIB = 2.0
+MIN_MEMORY_GIB = 2.0
+REINSTALL = "reinstall both from one place: uv pip install --reinstall torch torchvision"
+
+
+class Finding(NamedTuple):
+    """One line of the report; `fix` says what to do and is empty when all is well."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+def examine() -> list[Finding]:
+    """Runs every check; one that breaks is a finding, not a crash."""
+    findings: list[Finding] = []
+    for check in CHECKS:
+        try:
+            findings.append(check())
+        except Exception as error:
+            detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            findings.append(
+                Finding(check.__name__, False, detail, "repair what the message names, then run this again")
+            )
+    return findings
+
+
+def python() -> Finding:
+    version = platform.python_version()
+    ok = sys.version_info >= (3, 11)
+    return Finding("python", ok, f"{version} on {platform.platform()}", "" if ok else "install Python 3.11 or newer")
+
+
+def packages() -> Finding:
+    """Every library at the version that the package asks for; imports none of them."""
+    try:
+        required = metadata.requires("t2i") or []
+    except metadata.PackageNotFoundError:
+        return Finding("packages", False, "t2i is not installed", "in the checkout: uv pip install -e .")
+    wrong: list[str] = []
+    versions: dict[str, str] = {}
+    for line in required:
+        match = re.match(r"([\w.-]+)[^;]*>=([\d.]+)", line)
+        if match is None or "extra ==" in line:
+            continue
+        name, floor = match.groups()
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{name} is missing")
+            continue
+        if _numbers(versions[name]) < _numbers(floor):
+            wrong.append(f"{name} {versions[name]} is older than {floor}")
+    if wrong:
+        return Finding("packages", False, "; ".join(wrong), "uv pip install --upgrade t2i (in a checkout: -e .)")
+    main = ("torch", "torchvision", "transformers", "accelerate")
+    return Finding("packages", True, ", ".join(f"{name} {versions[name]}" for name in main))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+def device() -> Finding:
+    import torch
+
+    cores = f"{_cores()} CPU cores, {torch.get_num_threads()} torch threads"
+    if torch.cuda.is_available():
+        name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB
+        bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+        count = torch.cuda.device_count()
+        return Finding(
+            "device", True, f"{count} x {name}, {memory:.0f} GiB, {bf16}, CUDA {torch.version.cuda}; {cores}"
+        )
+    if torch.backends.mps.is_available():
+        return Finding("device", True, f"MPS; {cores}")
+    detail = f"CPU, {_cpu_bf16(Path('/proc/cpuinfo'))}; {cores}"
+    if not (Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")):
+        return Finding("device", True, detail)
+    if torch.version.cuda is None:
+        return Finding("device", False, f"{detail}; a GPU driver is here, but torch is a CPU build", REINSTALL)
+    fix = "see whether nvidia-smi lists the GPU and CUDA_VISIBLE_DEVICES is unset; if so, update the driver"
+    return Finding(
+        "device", False, f"{detail}; torch (CUDA {torch.version.cuda}) finds no GPU though a driver is here", fix
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_bf16(cpuinfo: Path) -> str:
+    """Which bf16 instructions the CPU names."""
+    words = set(cpuinfo.read_text(errors="replace").split()) if cpuinfo.exists() else set()
+    found = [name for name in ("avx512_bf16", "amx_bf16") if name in words]
+    return f"bf16 by {' and '.join(found)}" if found else "no bf16 instructions"
+
+
+def operators() -> Finding:
+    """torchvision's compiled operators: pip may pair a CPU torch with a CUDA torchvision, which cannot load them."""
+    import torch
+
+    try:
+        import torchvision
+
+        kept = torchvision.ops.nms(torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2]]), torch.tensor([0.9, 0.8]), 0.5)
+    except (ImportError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        built = f"torch {torch.__version__}, torchvision {metadata.version('torchvision')}"
+        return Finding("operators", False, f"torchvision does not work with this torch: {reason} ({built})", REINSTALL)
+    ok = kept.tolist() == [0]
+    return Finding(
+        "operators", ok, f"torchvision::nms keeps {kept.tolist()} of two equal boxes", "" if ok else REINSTALL
+    )
+
+
+def disk() -> Finding:
+    """Free space where runs and caches go."""
+    places = {"here": Path.cwd(), "cache": cache_dir()}
+    free = {name: shutil.disk_usage(_existing(path)).free / GIB for name, path in places.items()}
+    detail = ", ".join(f"{name} {free[name]:.1f} GiB free ({path})" for name, path in places.items())
+    ok = min(free.values()) >= MIN_DISK_GIB
+    fix = f"free {MIN_DISK_GIB:g} GiB, work in another folder, or set T2I_CACHE to one on a larger disk"
+    return Finding("disk", ok, detail, "" if ok else fix)
+
+
+def writable() -> Finding:
+    refused: list[str] = []
+    for path in (Path.cwd(), cache_dir()):
+        try:
+            with tempfile.TemporaryFile(dir=_existing(path)):
+                pass
+        except OSError as error:
+            refused.append(f"{path} ({error.strerror})")
+    if refused:
+        fix = "work in a folder of your own, and set T2I_CACHE to one"
+        return Finding("writable", False, f"cannot write {', '.join(refused)}", fix)
+    return Finding("writable", True, "this folder and the cache")
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above a path that may not exist yet."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+
+
+def memory() -> Finding:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's share
+    words = limit.read_text().strip() if limit.exists() else "max"
+    usable = min(total, int(words) / GIB) if words.isdigit() else total
+    ok = usable >= MIN_MEMORY_GIB
+    fix = f"give this machine or container {MIN_MEMORY_GIB:g} GiB, or lower train_batch_size"
+    return Finding("memory", ok, f"{usable:.1f} GiB", "" if ok else fix)
+
+
+def threads() -> Finding:
+    """Spinning OpenMP threads cost a factor of 18 beside one busy neighbour."""
+    policy = os.environ.get("OMP_WAIT_POLICY", "unset")
+    ok = policy.lower() == "passive"
+    fix = "export OMP_WAIT_POLICY=passive"
+    return Finding("threads", ok, f"OMP_WAIT_POLICY={policy}", "" if ok else fix)
+
+
+CHECKS: tuple[Callable[[], Finding], ...] = (python, packages, device, operators, disk, writable, memory, threads)

@@ -1,0 +1,112 @@
+"""Config errors in words: which key, what is wrong, the value, where it came from, the nearest valid key."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from t2i.config.section import Stray
+from t2i.config.yaml import KeyPath
+from t2i.errors import InputError
+
+
+class ConfigError(InputError):
+    """All that is wrong with a config, one line an error: key, what, value, where it came from, nearest valid key."""
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = tuple("".join(c if c.isprintable() else "?" for c in problem) for problem in problems)
+        many = f"{len(problems)} errors in the config:\n  " + "\n  ".join(self.problems)
+        super().__init__(many if len(problems) > 1 else self.problems[0])
+
+
+Origins = dict[KeyPath, str]
+
+
+def describe(cls: type[BaseModel], error: ValidationError, tree: dict[str, Any], origins: Origins) -> list[str]:
+    """One line a key; the alternatives of a union are joined."""
+    found: dict[KeyPath, list[str]] = {}
+    tails: dict[KeyPath, str] = {}
+    for detail in error.errors(include_url=False):
+        path = _path_of(detail, tree)
+        what, tail = _explain(cls, detail, path)
+        if what not in found.setdefault(path, []):
+            found[path].append(what)
+        above = (origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins)
+        below = (origin for key, origin in origins.items() if key[: len(path)] == path)
+        origin = next(chain(above, below), None) if path else None
+        single = detail["type"] != "missing" and not isinstance(detail["input"], dict)
+        tails[path] = (got(detail["input"], origin) if single else f" ({origin})" if origin else "") + tail
+    return [f"{'.'.join(path) or 'config'}: {' or '.join(whats)}{tails[path]}" for path, whats in found.items()]
+
+
+def _path_of(detail: ErrorDetails, tree: Any) -> KeyPath:
+    """The keys a user wrote: pydantic's location without the names of a union's alternatives."""
+    path: list[str] = []
+    for part in detail["loc"]:
+        if isinstance(tree, dict) and part in tree or isinstance(tree, list) and isinstance(part, int):
+            tree = tree[part]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            path.append(str(part))
+    return (*path, str(detail["loc"][-1])) if detail["type"] == "missing" else tuple(path)
+
+
+def _explain(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple[str, str]:
+    """(what is wrong, what follows the value) of one error of pydantic."""
+    kind, value = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return "unknown key", _suggestion(cls, path)
+    if kind == "missing":
+        return "missing, and it has no default", ""
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return f"must be a section with the keys {', '.join(_keys_at(cls, path)) or '...'}", ""
+    what = re.sub(r"^(Value error|Assertion failed), ", "", detail["msg"]).replace("Input should", "must")
+    if kind == "string_type" and value is not None:
+        return what, "; put a text in quotes"
+    if isinstance(value, Stray):
+        return f"{what}, not a boolean", ""
+    return what, ""
+
+
+def _suggestion(cls: type[BaseModel], path: KeyPath) -> str:
+    """The nearest key: a sibling, or the same word in another section."""
+    if "." in path[-1]:
+        return "; a dot stands for a section in --set only, in YAML write the section and indent its keys"
+    siblings = _keys_at(cls, path[:-1])
+    close = difflib.get_close_matches(path[-1], siblings, 1)
+    if close:
+        return f"; did you mean {'.'.join((*path[:-1], close[0]))}?"
+    everywhere = [".".join(key) for key in _all_keys(cls)]
+    same = [key for key in everywhere if key.rpartition(".")[2] == path[-1]]
+    close = same or difflib.get_close_matches(".".join(path), everywhere, 1)
+    return f"; did you mean {close[0]}?" if close else f"; keys here: {', '.join(siblings)}"
+
+
+def _all_keys(cls: type[BaseModel], prefix: KeyPath = ()) -> Iterator[KeyPath]:
+    for name in cls.model_fields:
+        yield (*prefix, name)
+        for section in _sections(cls.model_fields[name].annotation):
+            yield from _all_keys(section, (*prefix, name))
+
+
+def _keys_at(cls: type[BaseModel], path: KeyPath) -> list[str]:
+    return list(dict.fromkeys(key[-1] for key in _all_keys(cls) if key[:-1] == path))
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models inside `Data`, `Data | None`, `Annotated[A | B, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
+
+
+def got(value: Any, origin: str | None) -> str:
+    return f", got {shown(value)}" + (f" ({origin})" if origin else "")
+
+
+def shown(value: Any) -> str:
+    text = {True: "true", False: "false", None: "null"}.get(value) if isinstance(value, bool | None) else repr(value)
+    return text if text is not None and len(text) <= 80 else f"{str(text)[:77]}..."

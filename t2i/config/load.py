@@ -1,0 +1,169 @@
+"""YAML + `--set a.b=c` -> frozen pydantic models, with every error reported at once. Imports no torch."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from t2i.config import yaml
+from t2i.config.explain import ConfigError, Origins, describe, got, shown
+from t2i.errors import InputError
+from t2i.names import nearest
+
+# What may differ between a run and its resumption: how long it is, how it is watched and where it is computed, never what
+# is learned. Of what only rounds sums otherwise (device, mixed_precision, compile) `Run.resume` warns.
+CHANGEABLE_ON_RESUME: tuple[str, ...] = (
+    "max_train_steps",
+    "max_train_minutes",
+    "dataloader_num_workers",
+    "device",
+    "mixed_precision",
+    "compile",
+    "report_to",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "validation_steps",
+    "log_steps",
+    "logging_seconds",
+)
+
+
+MAX_BYTES = 1_000_000
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def load(cls: type[ConfigT], source: Path | str | None, sets: Sequence[str] = ()) -> ConfigT:
+    """Reads one config.
+
+    Args:
+        cls: the model that decides keys, types, ranges and defaults.
+        source: a YAML file, a folder that holds `config.yaml`, or the name of a shipped config; None: defaults only.
+        sets: `a.b=c` overrides, later ones win; `c` is read as YAML, so `null`, `[1, 2]` and `true` mean what they say.
+
+    Raises:
+        ConfigError: with all problems of file, overrides and values together.
+    """
+    tree, origins, problems = read_tree(source) if source is not None else ({}, {}, [])
+    for override in sets:
+        problems += _override(tree, origins, override)
+    family = cls.model_fields.get("family")
+    if family is not None and "family" in tree and tree["family"] not in get_args(family.annotation):
+        wanted = ", ".join(map(str, get_args(family.annotation)))
+        raise ConfigError([f"family: must be {wanted}{got(tree['family'], origins.get(('family',)))}"])
+    try:
+        config = cls.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(problems + describe(cls, error, tree, origins)) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def shipped() -> list[str]:
+    """Names of the configs that come with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in files("t2i.configs").iterdir() if _is_yaml(entry.name))
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved config; `load` reads the same config back from it."""
+    return yaml.dump(config.model_dump(mode="json"))
+
+
+def flat(config: BaseModel) -> dict[str, Any]:
+    """Every value by its dotted key, in the order of the model; lists count as one value."""
+    return dict(_leaves(config.model_dump(mode="json"), ""))
+
+
+def differences(a: BaseModel, b: BaseModel) -> list[tuple[str, Any, Any]]:
+    """(key, value in a, value in b) where two configs differ; a key of one alone (in an optional section) has None."""
+    left, right = flat(a), flat(b)
+    keys = [*left, *(key for key in right if key not in left)]
+    return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
+
+
+def schema(cls: type[BaseModel]) -> dict[str, Any]:
+    """JSON schema of a config: types, ranges, defaults and the description of every key."""
+    return cls.model_json_schema()
+
+
+class _Read(NamedTuple):
+    tree: dict[str, Any]
+    origins: Origins
+    problems: list[str]
+
+
+def read_tree(source: Path | str) -> _Read:
+    name, text = _text_of(source)
+    try:
+        value, lines, problems = yaml.parse(text, name)
+    except InputError as error:
+        raise ConfigError([str(error)]) from error
+    if not isinstance(value, dict | None):
+        raise ConfigError([f"{name}: must hold `key: value` lines, got {type(value).__name__} {shown(value)}"])
+    return _Read(value or {}, {path: f"{name} line {line}" for path, line in lines.items()}, problems)
+
+
+def _text_of(source: Path | str) -> tuple[str, str]:
+    """(name for messages, text) of a file, a folder with config.yaml or a shipped config."""
+    path = Path(source) / "config.yaml" if os.path.isfile(Path(source) / "config.yaml") else Path(source)
+    name = str(path)
+    if not os.path.isfile(path):
+        known = shipped()
+        name = str(source).removesuffix(".yaml")
+        if name not in known:
+            near = nearest(name, known)
+            raise ConfigError(
+                [f"config {shown(str(source))} is no file and no shipped config{near}; shipped: {', '.join(known)}"]
+            )
+        path = files("t2i.configs") / f"{name}.yaml"
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError([f"{name}: over {MAX_BYTES:,} bytes, which is no config; name a small YAML file"])
+        return name, data.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError([f"{name}: cannot be read ({error.strerror or error})"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{name}: is not UTF-8 text, so it is no YAML file"]) from error
+
+
+def _override(tree: dict[str, Any], origins: Origins, override: str) -> list[str]:
+    """Writes one `a.b=c` into the tree; returns what is wrong with it."""
+    key, equals, text = override.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        return [f"--set {override}: must read key=value, as in --set seed=1 or --set data.resolution=64"]
+    try:
+        value, _, problems = yaml.parse(text, f"--set {key}")
+    except InputError as error:
+        return [f"{error}, got {shown(text)}; put the value in quotes"]
+    section = tree
+    for i, part in enumerate(path[:-1], 1):
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
+        if not isinstance(section, dict):
+            return [f"{key}: {'.'.join(path[:i])} is no section but {shown(section)} (--set {override})"]
+    section[path[-1]] = value
+    for known in [known for known in origins if known[: len(path)] == path]:
+        del origins[known]
+    origins[path] = f"--set {override if len(override) <= 80 else override[:77] + '...'}"
+    return problems
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _is_yaml(name: str) -> bool:
+    return name.endswith(".yaml") and not name.startswith(".")

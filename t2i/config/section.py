@@ -1,0 +1,61 @@
+"""The base class of every part of a config."""
+
+from typing import Any, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from t2i.errors import InputError
+
+
+class Section(BaseModel):
+    """A part of a config: frozen, no unknown keys, defaults validated too; no boolean passes for another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def kept(cls, values: Any) -> Self:
+        """The config that is kept with trained weights, for a reader that would take any odd one for damage.
+
+        Raises:
+            InputError: it has keys that this version does not know, so a newer one wrote it.
+            ValidationError: it is damaged otherwise.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            newer = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "extra_forbidden"]
+            if not newer:
+                raise
+            raise InputError(
+                f"the config kept with the model has {', '.join(newer[:3])}, which this version does not know: a newer t2i "
+                "wrote it; install that"
+            ) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_stray_booleans(cls, values: Any) -> Any:
+        # pydantic turns `seed: true` into 1 without a word
+        if not isinstance(values, dict):
+            return values
+        fields = {key: field for key, field in cls.model_fields.items() if not _admits_bool(field.annotation)}
+        return {key: _marked(value) if key in fields else value for key, value in values.items()}
+
+
+class Stray:
+    """A boolean where no boolean may stand: no type accepts it, and messages show it as it was."""
+
+    def __init__(self, value: bool):
+        self.value = value
+
+    def __repr__(self) -> str:
+        return str(self.value).lower()
+
+
+def _marked(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_marked(item) for item in value]
+    return Stray(value) if isinstance(value, bool) else value
+
+
+def _admits_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or isinstance(annotation, bool) or any(map(_admits_bool, get_args(annotation)))

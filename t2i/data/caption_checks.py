@@ -1,0 +1,64 @@
+"""Captions in step with their pictures: a mirror swaps left and right, and a crop may cut off what a caption speaks of."""
+
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+
+from t2i.data import Augmentation, Dataset
+from t2i.data.augment import COLOURS
+
+_SIDES = re.compile(
+    r"\b(?:left|right|leftmost|rightmost|leftward|rightward|(?:anti|counter)?-?clockwise)s?\b", re.IGNORECASE
+)
+
+
+_PLACES = re.compile(r"\b(?:left|right|top|bottom|upper|lower|corner|edge|above|below|background)\b", re.IGNORECASE)
+
+
+def may_flip(wanted: bool, dataset: Dataset) -> bool:
+    """Whether training may mirror the pictures: where it is `wanted` and no caption mentions left or right (in English).
+
+    A warning quotes the first caption that does.
+    """
+    caption = first_caption(_SIDES, dataset) if wanted else None
+    if caption is not None:
+        warnings.warn(
+            f"flip is off: captions of {dataset.address} mention left or right, as {caption[:80]!r}; a mirrored picture "
+            "would contradict them",
+            stacklevel=2,
+        )
+    return wanted and caption is None
+
+
+def warn_of_crops(fit: str, dataset: Dataset) -> None:
+    """Warns where pictures are cut at random and captions tell where things are."""
+    caption = first_caption(_PLACES, dataset) if fit == "random" else None
+    if caption is not None:
+        warnings.warn(
+            f"data.fit=random may cut off what captions of {dataset.address} speak of, as {caption[:80]!r}; "
+            "data.fit=pad keeps all of a picture, center always the same part",
+            stacklevel=2,
+        )
+
+
+def first_caption(pattern: re.Pattern[str], dataset: Dataset) -> str | None:
+    """The first caption in which `pattern` is found."""
+    captions: Iterable[str] = (caption for own in dataset.captions for caption in own)
+    return next((caption for caption in captions if pattern.search(caption)), None)
+
+
+_COLOURS = re.compile(
+    r"\b(?:red|orange|yellow|green|cyan|blue|purple|pink|brown|black|white|gr[ea]y|golden|silver)\b", re.IGNORECASE
+)
+
+
+def warn_of_colors(names: Sequence[Augmentation], dataset: Dataset) -> None:
+    """Warns where colours are changed and captions name them."""
+    changing = [name for name in names if name in COLOURS]
+    caption = first_caption(_COLOURS, dataset) if changing else None
+    if caption is not None:
+        warnings.warn(
+            f"data.augment {', '.join(changing)} changes the colours that captions of {dataset.address} name, as "
+            f"{caption[:80]!r}",
+            stacklevel=2,
+        )

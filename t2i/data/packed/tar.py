@@ -1,0 +1,280 @@
+"""What lies in one tar shard, and where: headers are walked, nothing is ever extracted.
+
+The rule is webdataset's: a member's key is its path up to the first dot of the base name, its kind is what follows, and the
+members of one key are one sample (img2dataset: key.jpg, key.txt, key.json). Only plain members are looked at; links,
+devices, sparse members and names that leave the folder are counted and passed over, whatever they hold.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from t2i.data.captions import clean_caption
+from t2i.data.packed.dataset import indexed, schema
+from t2i.errors import InputError
+from t2i.images import MAX_BYTES, SUFFIXES
+from t2i.names import shown
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAX_HEADER = 1 << 20  # bytes of one extended header: names are far shorter
+MAX_TEXT = 1 << 20  # of a caption or a JSON member
+CAPTION_KEYS = ("captions", "caption", "text")
+_PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)
+_Member = tuple[str, int, int]  # kind, offset, bytes
+
+
+def index_tar(path: Path, image: str = "", text: str = "") -> "pa.Table":
+    """The samples of one shard that have a picture and a caption, from the cache or made now.
+
+    Args:
+        image: the kind of member that is the picture, as `input.jpg`; "": any picture.
+        text: the kind that holds the captions, as `txt`; "": .txt, else .json, else the parquet beside the shard.
+
+    Raises:
+        InputError: it is no plain tar, holds no such sample, or two pictures have one key.
+    """
+    import pyarrow as pa
+
+    beside = path.with_suffix(".parquet")
+    files = [path, beside] if beside.is_file() else [path]
+
+    def rows(counts: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield from _samples(path, beside if len(files) > 1 else None, image, text, counts)
+
+    columns = {"offset": pa.int64(), "size": pa.int64()}
+    return indexed("shards", files, [image, text], lambda: schema(columns), rows)
+
+
+def _samples(
+    path: Path, beside: Path | None, image: str, text: str, counts: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    with open(path, "rb") as file:
+        _refuse_packed(path, file.read(6))
+        passed: Counter[str] = Counter()
+        samples = _group(path, _members(path, file, passed), image, text, passed)
+        captions_beside = _read_beside(beside) if beside else {}
+        whole = 0
+        for key, (picture, words) in samples.items():
+            if picture is None:
+                passed["captions without a picture"] += bool(words)
+                continue
+            captions = _captions(file, words, passed) or captions_beside.get(key, [])
+            if not captions:
+                passed["pictures without a caption"] += 1
+                continue
+            whole += 1
+            digest = _sha256(file, *picture[1:])
+            yield {"key": key, "captions": captions, "sha256": digest, "offset": picture[1], "size": picture[2]}
+    if not whole:
+        found = ", ".join(f"{count:,} {what}" for what, count in passed.items()) or "no members"
+        kinds = " and ".join([image or ".jpg or another picture", text or ".txt or .json"])
+        raise InputError(f"shard {path} is empty: no sample with {kinds}, but {found}; remove it or pack it again")
+    counts |= passed
+
+
+class Listed(NamedTuple):
+    """A picture in a tar."""
+
+    captions: list[str]  # empty: it has none
+    offset: int
+    size: int
+
+
+def list_tar(path: Path) -> tuple[dict[str, Listed], Counter[str]]:
+    """The pictures of one tar by key, with captions or without, and what was passed over, counted.
+
+    Raises:
+        InputError: it cannot be read, is no plain tar, or two pictures have one key.
+    """
+    passed: Counter[str] = Counter()
+    try:
+        with open(path, "rb") as file:
+            _refuse_packed(path, file.read(6))
+            samples = _group(path, _members(path, file, passed), "", "", passed)
+            found = {
+                key: Listed(_captions(file, words, passed), *picture[1:])
+                for key, (picture, words) in samples.items()
+                if picture is not None
+            }
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; name a .tar of pictures") from error
+    return found, passed
+
+
+def _refuse_packed(path: Path, start: bytes) -> None:
+    for magic, tool in (
+        (b"\x1f\x8b", "gunzip"),
+        (b"BZh", "bunzip2"),
+        (b"\xfd7zXZ", "unxz"),
+        (b"\x28\xb5\x2f\xfd", "unzstd"),
+    ):
+        if start.startswith(magic):
+            raise InputError(f"shard {path} is packed, and cannot be read at any place; unpack it first: {tool} FILE")
+
+
+class _Bounded:
+    """A file that no header makes read more than `MAX_HEADER` at once."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {count:,} bytes")
+        return self._file.read(count)
+
+
+def _members(path: Path, file: BinaryIO, passed: Counter[str]) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, bytes) of the plain members, in order; ends where the tar is cut off or damaged."""
+    end = os.fstat(file.fileno()).st_size
+    file.seek(0)
+    last = -1
+    try:
+        with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
+            while (member := tar.next()) is not None:
+                tar.members = []  # it keeps every header otherwise
+                if member.offset <= last or member.size < 0:
+                    raise tarfile.ReadError("its headers run backwards")
+                last = member.offset
+                why = _unfit(member, end)
+                if why:
+                    passed[why] += why != "folders"
+                else:
+                    yield member.name, member.offset_data, member.size
+            # tarfile takes a header that is none for the end
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"no header at {tar.offset:,}")
+    except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError, RecursionError, MemoryError) as error:
+        if last < 0:
+            raise InputError(f"shard {path} is no tar file ({error}); pack it again as plain .tar") from error
+        passed[f"damaged places, after which nothing is read ({error})"] += 1
+
+
+def _unfit(member: tarfile.TarInfo, end: int) -> str:
+    """Why a member is passed over, or nothing."""
+    name = member.name
+    if member.isdir():
+        return "folders"
+    if member.issym() or member.islnk():
+        return "links"
+    if not member.isreg() or member.issparse():
+        return "sparse members" if member.issparse() else "devices and pipes"
+    if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
+        return "names that leave the folder"
+    if member.offset_data + member.size > end:
+        return "members that are cut off"
+    return ""
+
+
+def _group(
+    path: Path, members: Iterator[tuple[str, int, int]], image: str, text: str, passed: Counter[str]
+) -> dict[str, tuple[_Member | None, dict[str, _Member]]]:
+    """key -> (its picture, its captions by kind), in the order of the shard."""
+    samples: dict[str, tuple[_Member | None, dict[str, _Member]]] = {}
+    pictures = (image,) if image else _PICTURES
+    texts = (text,) if text else ("txt", "json")
+    for name, offset, size in members:
+        folder, slash, base = name.removeprefix("./").rpartition("/")
+        stem, dot, kind = base.partition(".")
+        kind = kind.lower()
+        if not dot or not stem or kind not in (*pictures, *texts):
+            passed["other members"] += 1
+            continue
+        key = f"{folder}{slash}{stem}"
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            passed["names that are no text"] += 1
+            continue
+        picture, words = samples.get(key, (None, {}))
+        if kind in texts:
+            words[kind] = (kind, offset, size)
+        elif picture is None:
+            picture = (kind, offset, size)
+        else:
+            raise InputError(
+                f"shard {path}: two pictures with the key '{shown(key)}', .{picture[0]} and .{kind}; rename one, or say "
+                f"which kind is meant, as in shards:{path}?image={kind}"
+            )
+        samples[key] = picture, words
+    return samples
+
+
+def _read(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
+
+
+def _sha256(file: BinaryIO, offset: int, size: int) -> bytes:
+    digest = hashlib.sha256()
+    size = min(size, MAX_BYTES + 1)  # more is refused when it is to be decoded
+    file.seek(offset)
+    for start in range(0, size, 1 << 20):
+        digest.update(file.read(min(1 << 20, size - start)))
+    return digest.digest()
+
+
+def _captions(file: BinaryIO, words: Mapping[str, _Member], passed: Counter[str]) -> list[str]:
+    """The cleaned captions of a sample: lines of its text member, or those its JSON names."""
+    for kind, offset, size in sorted(words.values(), key=lambda member: member[0].endswith("json")):
+        if size > MAX_TEXT and kind.endswith("json"):
+            passed["JSON members over 1 MiB"] += 1
+            continue
+        try:
+            content = _read(file, offset, min(size, MAX_TEXT)).decode(
+                "utf-8-sig", "strict" if size <= MAX_TEXT else "ignore"
+            )
+            found = captions_in(json.loads(content)) if kind.endswith("json") else content.splitlines()
+        except UnicodeDecodeError:
+            passed["captions that are not UTF-8"] += 1
+            continue
+        except (ValueError, RecursionError):
+            passed["JSON members that are no JSON"] += 1
+            continue
+        if cleaned := clean(found):
+            return cleaned
+    return []
+
+
+def clean(captions: list[str]) -> list[str]:
+    """Cleaned, each once, none empty."""
+    return list(dict.fromkeys(cleaned for caption in captions if (cleaned := clean_caption(caption))))
+
+
+def captions_in(row: Any) -> list[str]:
+    """The captions that a JSON object names: `captions`, `caption` or `text`, a string or a list of strings."""
+    for name in CAPTION_KEYS:
+        value = row.get(name) if isinstance(row, dict) else None
+        if value:
+            values = value if isinstance(value, list) else [value]
+            return [caption for caption in values if isinstance(caption, str)]
+    return []
+
+
+def _read_beside(path: Path) -> dict[str, list[str]]:
+    """key -> captions from the parquet that img2dataset writes beside a shard; nothing where it has no such columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = pq.read_schema(path).names
+        column = next((name for name in CAPTION_KEYS if name in names), None)
+        if "key" not in names or column is None:
+            return {}
+        table = pq.read_table(path, columns=["key", column])
+        keys, values = (table[name].to_pylist() for name in ("key", column))
+        return {str(key): clean(captions_in({"caption": value})) for key, value in zip(keys, values, strict=True)}
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(
+            f"{path} is not a parquet file that can be read ({reason}); remove it or write it again"
+        ) from error

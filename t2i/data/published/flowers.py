@@ -1,0 +1,33 @@
+"""Oxford Flowers-102 with the captions of Reed et al. (CVPR 2016): `flowers:/path`. docs/data.md shows the tree."""
+
+from t2i.data import View
+from t2i.data.folders.dataset import FolderDataset
+from t2i.data.published.cub import TEXT_FOLDERS, class_parts, require_captions, roles
+from t2i.data.published.listing import Listing, first_of, open_listed, require_folder
+from t2i.errors import InputError
+from t2i.files import lines_of
+
+
+def open_flowers(place: str, split: str, view: View, *, train: str | None = None) -> FolderDataset:
+    """Opens one split: by class where the lists of classes are there, else drawn by name.
+
+    Raises:
+        InputError: no Flowers-102 there, no captions beside it, no such split, or no pictures.
+    """
+    root = require_folder(place, "flowers")
+    pictures = first_of(root, ("jpg", "102flowers/jpg"), "flowers", "folder of pictures")
+    text = first_of(root, (*TEXT_FOLDERS, "flowers/text_c10"), "flowers", "folder of captions")
+    below = pictures.relative_to(root).as_posix()
+    captions: dict[str, list[str]] = {}
+    classes: dict[str, str] = {}
+    for path in sorted(text.glob("*/image_*.txt")):
+        name = f"{below}/{path.stem}.jpg"
+        if name in captions:
+            raise InputError(
+                f"two classes in {text} caption {path.stem}: {classes[name]}, {path.parent.name}; remove one"
+            )
+        captions[name], classes[name] = lines_of(path), path.parent.name
+    require_captions(captions, text)
+    parts = class_parts((root, text, text.parent), classes)
+    listing = Listing("flowers", root, str(text), captions, parts, roles() if parts else {})
+    return open_listed(listing, split, view, train)

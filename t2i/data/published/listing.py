@@ -1,0 +1,158 @@
+"""Published data sets of picture files: what their own files say of captions and splits, opened as a folder is.
+
+A format's file reads its lists into a `Listing`; `open_listed` does the rest: which pictures are there, which of them are
+whole, which split is meant.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from t2i.data import View
+from t2i.data.captions import clean_caption
+from t2i.data.folders.dataset import FolderDataset, open_index
+from t2i.data.folders.index import FolderIndex
+from t2i.data.splits import split_of_parts
+from t2i.errors import InputError
+from t2i.files import read_json
+from t2i.names import shown, some
+
+KARPATHY = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
+
+
+@dataclass
+class Listing:
+    """What the lists of a data set say. A picture's id is its path below the root, with `/`."""
+
+    kind: str
+    root: Path
+    source: str  # the file that names the pictures, for messages
+    captions: Mapping[str, Sequence[str]]  # id -> captions as they stand there
+    parts: Mapping[str, str] | None = None  # id -> split by its published name; None: nothing says
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # train, val, test -> published names
+
+
+def open_listed(listing: Listing, split: str, view: View, train: str | None = None) -> FolderDataset:
+    """Opens one split of a listing; `heldout` falls back to `test`, then to `val`.
+
+    Args:
+        train: the published split that is read as `train`; None: as the listing says. No other split reads it then.
+
+    Raises:
+        InputError: no such split, no captions, or none of the pictures of the split is there.
+    """
+    captions = {name: cleaned for name, own in listing.captions.items() if (cleaned := _cleaned(own))}
+    if not captions:
+        raise InputError(f"{listing.source} holds no captions; take the file that comes with the data set")
+    splits = split_of_parts(listing.parts, listing.roles, train, f"{listing.kind}:{listing.root}")
+    files = _present(listing.root, listing.captions)
+    index = FolderIndex(
+        listing.root,
+        files={name: name for name in sorted(files)},
+        captions={name: captions[name] for name in sorted(captions) if name in files},
+        missing=[name for name in listing.captions if name not in files],
+        kind=listing.kind,
+        parts=splits,
+        drawn_val=splits is not None and "val" not in splits.values(),
+    )
+    _require_pictures(listing, index, split, view.seed)
+    return open_index(index, split, view)
+
+
+def _cleaned(captions: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(cleaned for caption in captions if (cleaned := clean_caption(caption))))
+
+
+def _present(root: Path, names: Iterable[str]) -> set[str]:
+    """Those of the names that are files; each folder is listed once."""
+    listed: dict[str, set[str]] = {}
+    found: set[str] = set()
+    for name in names:
+        folder, _, base = name.rpartition("/")
+        if folder not in listed:
+            try:
+                listed[folder] = set(os.listdir(root / folder))
+            except OSError:
+                listed[folder] = set()
+        if base in listed[folder]:
+            found.add(name)
+    return found
+
+
+def _require_pictures(listing: Listing, index: FolderIndex, split: str, seed: int) -> None:
+    """Raises InputError when the lists name pictures of the split, and none of them has a caption or is there."""
+    names = list(listing.captions)
+    own = [name for name, part in zip(names, index.splits(names, seed), strict=True) if part == split]
+    lacking = [name for name in own if name not in index.files]
+    if own and len(lacking) < len(own) and not any(name in index.captions for name in own):
+        raise InputError(
+            f"{listing.source} has no caption for the {len(own):,} pictures of split {split}; download it again"
+        )
+    if not lacking or len(lacking) < len(own):
+        return
+    folder, _, base = lacking[0].rpartition("/")
+    place = listing.root / folder
+    there = sorted(os.listdir(place)) if place.is_dir() else []
+    found = f"which holds {some(there)}" if there else "which is empty" if place.is_dir() else "which is not there"
+    raise InputError(
+        f"{listing.source} names {len(lacking):,} pictures and none is there: looked for '{shown(base)}' in "
+        f"{shown(place)}, {found}; put the pictures into that folder"
+    )
+
+
+# ---- what the formats share ----------------------------------------------------------------------------------------
+
+
+def require_folder(place: str, kind: str) -> Path:
+    """The folder of an address.
+
+    Raises:
+        InputError: there is none.
+    """
+    root = Path(place).expanduser()
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "is not there"
+        raise InputError(f"data {kind}:{shown(place)}: {shown(place)} {what}; name the folder that holds the data set")
+    return root
+
+
+def first_of(root: Path, names: Sequence[str], kind: str, what: str) -> Path:
+    """The first of several names that is there.
+
+    Raises:
+        InputError: none is; the message says what was looked for and what was found.
+    """
+    found = next((root / name for name in names if (root / name).exists()), None)
+    if found is not None:
+        return found
+    there = some(sorted(os.listdir(root)), 5) or "nothing"
+    raise InputError(f"data {kind}:{shown(root)}: no {what}: looked for {' or '.join(names)}; found {there}")
+
+
+def bad_layout(path: Path, error: Exception, wanted: str) -> InputError:
+    """What to raise when a JSON file lacks what its format has."""
+    return InputError(f"{path}: no {wanted} ({type(error).__name__}: {error}); is it the published file?")
+
+
+def read_karpathy(path: Path, kind: str, root: Path, folder_of: Callable[[dict[str, Any]], str]) -> Listing:
+    """The captions and splits of Karpathy and Fei-Fei (CVPR 2015): dataset_coco.json, dataset_flickr8k.json, ...
+
+    Args:
+        folder_of: the folder below the root that holds the picture of an entry.
+
+    Raises:
+        InputError: the file is not of that layout.
+    """
+    captions: dict[str, list[str]] = {}
+    parts: dict[str, str] = {}
+    try:
+        for row in read_json(path)["images"]:
+            folder = folder_of(row)
+            name = f"{folder}/{row['filename']}" if folder else row["filename"]
+            captions[name] = [sentence["raw"] for sentence in row["sentences"]]
+            parts[name] = row["split"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise bad_layout(path, error, "images with filename, split and sentences") from error
+    return Listing(kind, root, str(path), captions, parts, KARPATHY)

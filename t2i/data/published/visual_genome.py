@@ -1,0 +1,146 @@
+"""Visual Genome's region descriptions: `vg:/path?regions=concat|crop`.
+
+Krishna et al., IJCV 2017: 108,077 pictures with about 50 phrases each, a box for every phrase. Read one picture at a time, as
+the file has a gigabyte. docs/data.md shows the tree.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from PIL import Image
+
+from t2i.data import Dataset, View
+from t2i.data.captions import clean_caption
+from t2i.data.folders.dataset import FolderDataset
+from t2i.data.pictures import Pictures
+from t2i.data.published.listing import Listing, bad_layout, first_of, open_listed, require_folder
+from t2i.errors import InputError
+
+_FOLDERS = ("VG_100K", "VG_100K_2", "images/VG_100K", "images/VG_100K_2", "images")
+_CHUNK = 1 << 20
+_BETWEEN = re.compile(r"[\s,]*")
+
+
+class Region(NamedTuple):
+    """One phrase and its box, in pixels of the whole picture."""
+
+    number: int
+    x: int
+    y: int
+    width: int
+    height: int
+    phrase: str
+
+
+def open_visual_genome(
+    place: str,
+    split: str,
+    view: View,
+    *,
+    regions: Literal["concat", "crop"] = "concat",
+    min_side: int = 64,
+) -> Dataset:
+    """Opens one split, drawn by picture: nothing published says which is which.
+
+    Args:
+        regions: `concat`: whole pictures, each with all its phrases as one caption. `crop`: each region is a picture
+            of its own, with its phrase.
+        min_side: of `crop`: regions with a shorter side, in pixels, are left out.
+
+    Raises:
+        InputError: no region descriptions there, or no pictures.
+    """
+    root = require_folder(place, "vg")
+    source = first_of(root, ("region_descriptions.json",), "vg", "region descriptions")
+    where = {path.stem: f"{name}/{path.name}" for name in reversed(_FOLDERS) for path in (root / name).glob("*.jpg")}
+    found = {
+        where.get(str(image), f"{_FOLDERS[0]}/{image}.jpg"): [own for own in of_image if clean_caption(own.phrase)]
+        for image, of_image in _read(source)
+    }
+    if regions == "crop":
+        found = {name: [r for r in own if min(r.width, r.height) >= min_side] for name, own in found.items()}
+        captions = {name: [region.phrase for region in own] for name, own in found.items()}
+    else:
+        captions = {name: [_sentence(own)] for name, own in found.items()}
+    # the view's limit counts regions, of which the first pictures hold enough
+    whole = open_listed(Listing("vg", root, str(source), captions), split, view)
+    return Regions(whole, found, view) if regions == "crop" else whole
+
+
+def _sentence(regions: list[Region]) -> str:
+    """All different phrases of a picture as one text, in their order."""
+    phrases = dict.fromkeys(clean_caption(region.phrase).rstrip(".") for region in regions)
+    return ". ".join(phrases) + "." if phrases else ""
+
+
+class Regions(Pictures):
+    """The regions of a split's pictures, each a picture with one caption."""
+
+    def __init__(self, whole: FolderDataset, regions: dict[str, list[Region]], view: View) -> None:
+        rows = [(i, region) for i, name in enumerate(whole.ids) for region in regions[name]][: view.limit]
+        ids = [f"{whole.ids[i]}#{region.number}" for i, region in rows]
+        super().__init__(whole.address, whole.split, view, ids, [(clean_caption(r.phrase),) for _, r in rows])
+        self.broken = whole.broken
+        self._whole = whole
+        self._rows = rows
+
+    def source(self, i: int) -> Path:
+        return self._whole.source(self._rows[i][0])
+
+    def picture(self, i: int, full: bool = True) -> Image.Image:
+        of, region = self._rows[i]
+        picture = self._whole.picture(of, full)
+        # published boxes reach over the border here and there
+        left, top = min(max(region.x, 0), picture.width - 1), min(max(region.y, 0), picture.height - 1)
+        right, bottom = min(region.x + region.width, picture.width), min(region.y + region.height, picture.height)
+        return picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self._whole.fingerprint().encode())
+        for _, region in self._rows:
+            digest.update(json.dumps(region).encode())
+        return digest.hexdigest()
+
+
+def _read(path: Path) -> Iterator[tuple[int, list[Region]]]:
+    """(picture, its regions) for each entry; both spellings of the published versions, `id` and `image_id`."""
+    for entry in _entries(path):
+        try:
+            image = entry["id"] if "id" in entry else entry["image_id"]
+            own = [(r["region_id"], r["x"], r["y"], r["width"], r["height"], r["phrase"]) for r in entry["regions"]]
+            yield int(image), [Region(*map(int, row[:5]), phrase=str(row[5])) for row in own]
+        except (KeyError, TypeError, ValueError) as error:
+            raise bad_layout(path, error, "regions with region_id, x, y, width, height and phrase") from error
+
+
+def _entries(path: Path) -> Iterator[Any]:
+    """The elements of a JSON array, one at a time."""
+    decoder = json.JSONDecoder()
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(_CHUNK).lstrip()
+            if not text.startswith("["):
+                raise InputError(f"{path} is not a JSON array, but begins with {text[:20]!r}; take the published file")
+            at = 1
+            while True:
+                at = _BETWEEN.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]  # matches nothing too
+                if text.startswith("]", at):
+                    return
+                try:
+                    entry, at = decoder.raw_decode(text, at)
+                except ValueError:
+                    more = file.read(max(_CHUNK, len(text) - at))  # doubling: an entry is tried a few times at most
+                    if not more:
+                        near = text[at : at + 40]
+                        raise InputError(f"{path} is cut off or not JSON, near {near!r}; download it again") from None
+                    text, at = text[at:] + more, 0
+                else:
+                    yield entry
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error.reason}); re-save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; check its permissions") from error

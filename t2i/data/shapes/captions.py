@@ -1,0 +1,225 @@
+"""Captions of shape scenes, and the way back: `describe` writes them, `parse` reads what a caption asks for.
+
+The table of templates serves both, so whatever can be written can be checked.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from numpy.typing import NDArray
+
+from t2i import seeding
+from t2i.data.shapes.scenes import Scenes
+from t2i.data.shapes.vocabulary import BACKGROUNDS, COLORS, LAYOUT_RELATIONS, SHAPES, SIZES
+
+# canonical word first: it is drawn 60 % of the time
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "circle": ("circle", "disc"),
+    "square": ("square", "box"),
+    "triangle": ("triangle",),
+    "diamond": ("diamond", "rhombus"),
+    "star": ("star",),
+    "ring": ("ring", "hoop"),
+    "cross": ("cross", "plus sign"),
+    "heart": ("heart",),
+    "red": ("red",),
+    "orange": ("orange",),
+    "yellow": ("yellow",),
+    "green": ("green",),
+    "cyan": ("cyan", "turquoise"),
+    "blue": ("blue",),
+    "purple": ("purple", "violet"),
+    "pink": ("pink",),
+    "small": ("small", "tiny", "little"),
+    "large": ("large", "big", "huge"),
+    "white": ("white",),
+    "black": ("black",),
+    "grey": ("grey", "gray"),
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under", "beneath"),
+}
+CELLS = (
+    ("in the top left corner", "at the top left"),
+    ("at the top", "in the top middle"),
+    ("in the top right corner", "at the top right"),
+    ("on the left", "at the left edge"),
+    ("in the centre", "in the middle"),
+    ("on the right", "at the right edge"),
+    ("in the bottom left corner", "at the bottom left"),
+    ("at the bottom", "in the bottom middle"),
+    ("in the bottom right corner", "at the bottom right"),
+)
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+# {a} {b} {c}: objects; {p}: position; {r}: relation of a to b; {q}: of the pair to c; {s}: of c to the pair; {g}: background
+TEMPLATES: dict[int, tuple[str, ...]] = {
+    1: (
+        "{a} {p}",
+        "there is {a} {p}",
+        "a picture of {a} {p}",
+        "{a} {p} on a {g} background",
+        "a {g} background with {a} {p}",
+        "on a {g} background, {a} {p}",
+    ),
+    2: (
+        "{a} {r} {b}",
+        "{a} is {r} {b}",
+        "there is {a} {r} {b}",
+        "{a} {r} {b} on a {g} background",
+        "a {g} background with {a} {r} {b}",
+        "on a {g} background, {a} is {r} {b}",
+    ),
+    3: (
+        "{a} {r} {b}, both {q} {c}",
+        "{a} {r} {b}, and {c} {s} them",
+        "there is {a} {r} {b}, both {q} {c}",
+        "{a} {r} {b}, both {q} {c}, on a {g} background",
+        "a {g} background with {a} {r} {b}, and {c} {s} them",
+        "on a {g} background, {a} is {r} {b}, and {c} is {s} them",
+    ),
+}
+# Only in training captions: it leaves the position open, so it may repeat between splits.
+OPEN_TEMPLATE = "{a}"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a caption asks for. Objects in the order of mention; None: the caption does not say."""
+
+    shapes: tuple[int, ...]
+    colors: tuple[int, ...]
+    sizes: tuple[int | None, ...]
+    relations: tuple[tuple[int, int, int], ...]  # (first, index in RELATIONS, second), left or upper object first
+    cell: int | None  # 0-8, of a single object
+    background: int | None
+
+
+def describe(scenes: Scenes, rows: NDArray, address: str, split: str, seed: int = 0) -> list[str]:
+    """One caption a scene; caption i is a function of (seed, address, split, i) and the scene."""
+    draws = seeding.uniform(seed, f"{address}/{split}/caption", rows, 24)
+    return [_sentence(scenes, i, iter(draws[i].tolist()), split == "train") for i in range(len(scenes))]
+
+
+def _say(word: str, u: float) -> str:
+    options = SYNONYMS[word]
+    return options[0] if u < 0.6 or len(options) == 1 else options[1 + int((u - 0.6) / 0.4 * (len(options) - 1))]
+
+
+def _sentence(scenes: Scenes, i: int, draws, training: bool) -> str:
+    count, layout = int((scenes.shape_NM[i] >= 0).sum()), int(scenes.layout_N[i])
+    u = next(draws)
+    template = TEMPLATES[count][int(u * len(TEMPLATES[count]))]
+    if training and count == 1 and next(draws) < 0.1:
+        template = OPEN_TEMPLATE
+    order = [0, 1, 2]
+    flip = next(draws) < 0.5
+    if flip and count > 1:
+        order[:2] = [1, 0]
+    words = {key: _object(scenes, i, slot, draws) for key, slot in zip("abc", order[:count], strict=False)}
+    words["g"] = _say(BACKGROUNDS[scenes.background_N[i]], next(draws))
+    if count == 1:
+        words["p"] = CELLS[layout][int(next(draws) < 0.35)]
+    else:
+        words["r"] = _say(_relation(layout, order[0], order[1]), next(draws))
+    if count == 3:
+        words["q"] = _say(_relation(layout, 0, 2), next(draws))
+        words["s"] = _say(_relation(layout, 2, 0), next(draws))
+    return template.format(**words)
+
+
+def _relation(layout: int, first: int, second: int) -> str:
+    for a, relation, b in LAYOUT_RELATIONS[layout]:
+        if (a, b) == (first, second):
+            return ("left of", "above")[relation]
+        if (b, a) == (first, second):
+            return ("right of", "below")[relation]
+    raise AssertionError(f"layout {layout} does not relate slots {first} and {second}")
+
+
+def _object(scenes: Scenes, i: int, slot: int, draws) -> str:
+    size = _say(SIZES[scenes.size_NM[i, slot]], next(draws))
+    color = _say(COLORS[scenes.color_NM[i, slot]], next(draws))
+    return f"a {size} {color} {_say(SHAPES[scenes.shape_NM[i, slot]], next(draws))}"
+
+
+def _either(words: tuple[str, ...]) -> str:
+    return "(?:" + "|".join(re.escape(w) for word in words for w in sorted(SYNONYMS[word], key=len, reverse=True)) + ")"
+
+
+@cache
+def _patterns() -> list[tuple[re.Pattern[str], int]]:
+    places = "|".join(re.escape(phrase) for options in CELLS for phrase in options)
+    relation = _either(("left of", "right of", "above", "below"))
+    groups = {"p": f"(?P<p>{places})", "g": f"(?P<g>{_either(BACKGROUNDS)})"}
+    groups |= {key: f"(?P<{key}>{relation})" for key in "rqs"}
+    for key in "abc":
+        size, color, shape = _either(SIZES), _either(COLORS), _either(SHAPES)
+        groups[key] = f"an? (?:(?P<{key}_size>{size}) )?(?P<{key}_color>{color}) (?P<{key}_shape>{shape})"
+    compiled = []
+    for count, templates in {**TEMPLATES, 1: (*TEMPLATES[1], OPEN_TEMPLATE, "{a} on a {g} background")}.items():
+        compiled += [
+            (re.compile(re.escape(t).replace(r"\{", "{").replace(r"\}", "}").format(**groups)), count)
+            for t in templates
+        ]
+    return compiled
+
+
+@cache
+def _index_of() -> dict[str, int]:
+    tables = (SHAPES, COLORS, SIZES, BACKGROUNDS)
+    return {synonym: i for table in tables for i, word in enumerate(table) for synonym in SYNONYMS[word]}
+
+
+def _canonical_relation(phrase: str) -> str:
+    return next(word for word in OPPOSITE if phrase in SYNONYMS[word])
+
+
+def parse(caption: str) -> Spec | None:
+    """What a caption in the grammar of this data asks for; None for any other sentence. Sizes may be left out."""
+    text = " ".join(caption.lower().strip(" .").split())
+    for pattern, count in _patterns():
+        match = pattern.fullmatch(text)
+        if match:
+            return _spec(match.groupdict(), count)
+    return None
+
+
+def _spec(found: dict[str, str | None], count: int) -> Spec:
+    index, keys = _index_of(), "abc"[:count]
+    relations: list[tuple[int, int, int]] = []
+
+    def relate(first: int, phrase: str | None, second: int) -> None:
+        if phrase:
+            word = _canonical_relation(phrase)
+            if word in ("right of", "below"):
+                first, second, word = second, first, OPPOSITE[word]
+            relations.append((first, ("left of", "above").index(word), second))
+
+    relate(0, found.get("r"), 1)
+    for member in (0, 1):
+        relate(member, found.get("q"), 2)
+        relate(2, found.get("s"), member)
+    place = found.get("p")
+    sizes = tuple(index[found[f"{k}_size"]] if found[f"{k}_size"] else None for k in keys)  # type: ignore[index]
+    return Spec(
+        shapes=tuple(index[found[f"{k}_shape"]] for k in keys),  # type: ignore[index]
+        colors=tuple(index[found[f"{k}_color"]] for k in keys),  # type: ignore[index]
+        sizes=sizes,
+        relations=tuple(relations),
+        cell=next((i for i, options in enumerate(CELLS) if place in options), None),
+        background=index[found["g"]] if found.get("g") else None,  # type: ignore[index]
+    )
+
+
+def meaning(caption: str) -> str:
+    """A label that captions share exactly if they ask for the same objects in the same places, whatever the background (many
+    captions leave it open, so it can be no part of a label); any other sentence stands for itself, in lower case."""
+    spec = parse(caption)
+    if spec is None:
+        return " ".join(caption.lower().split())
+    looks = [(s, c, -1 if z is None else z) for s, c, z in zip(spec.shapes, spec.colors, spec.sizes, strict=True)]
+    relations = sorted((looks[a], relation, looks[b]) for a, relation, b in spec.relations)
+    return repr((sorted(looks), relations, spec.cell))

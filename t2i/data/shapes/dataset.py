@@ -1,0 +1,62 @@
+"""The embedded data as a dataset."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from t2i.data import View
+from t2i.data.shapes.drawing import render
+from t2i.data.shapes.scenes import draw_scenes
+from t2i.errors import InputError
+from t2i.images import ImageArray
+
+DRAWING = 1  # raise it when the same scene is drawn otherwise than before: features and codes kept of it are made anew
+
+
+DEFAULT_SIZE = {"train": 50_000, "val": 5_000, "heldout": 5_000, "all": 50_000}
+
+
+class ShapesDataset:
+    """One split of `shapes-<level>`; pictures are drawn when asked for, so its length costs no memory."""
+
+    def __init__(self, level: int, split: str, view: View) -> None:
+        from t2i.data.shapes.captions import describe
+
+        self.address, self.split, self.resolution = f"shapes-{level}", split, view.resolution
+        size = view.limit or DEFAULT_SIZE[split]
+        self.scenes = draw_scenes(level, split, np.arange(size))
+        self.captions = [[caption] for caption in describe(self.scenes, np.arange(size), self.address, split)]
+        self.ids = [f"{self.address}/{split}/{i:06d}" for i in range(size)]
+        self.broken: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def images(self, indices: Sequence[int]) -> ImageArray:
+        return render(self.scenes[np.asarray(indices, dtype=np.int64)], self.resolution)
+
+    def fingerprint(self) -> str:
+        parts = (
+            f"drawing {DRAWING}",
+            self.address,
+            self.split,
+            str(len(self)),
+            str(self.resolution),
+            *(c[0] for c in self.captions),
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def open_shapes(level: str, split: str, view: View) -> ShapesDataset:
+    """Opens `shapes-<level>`; `test` is another name for `heldout`."""
+    if level not in ("1", "2", "3"):
+        raise InputError(f"data 'shapes-{level}' does not exist: choose shapes-1, shapes-2 or shapes-3")
+    split = "heldout" if split == "test" else split
+    if split not in DEFAULT_SIZE:
+        raise InputError(f"shapes-{level} has no split {split!r}: choose one of {', '.join(DEFAULT_SIZE)}")
+    if not 16 <= view.resolution <= 1024:
+        raise InputError(
+            f"shapes are drawn at 16 to 1024 pixels, not {view.resolution}; set data.resolution within that"
+        )
+    return ShapesDataset(int(level), split, view)

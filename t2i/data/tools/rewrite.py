@@ -1,0 +1,215 @@
+"""New folders out of captioned pictures: `t2i data filter` chooses captions, `t2i data split` draws splits.
+
+The new folder holds hard links (links, where it lies on another disk), or copies of what lies in shards or tables, and a
+metadata.jsonl for each split. Nothing is decoded, and the source is never touched.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from t2i.data import View, open_dataset
+from t2i.data.pictures import Pictures
+from t2i.data.splits import SPLITS, draw_splits
+from t2i.errors import InputError
+from t2i.files import new_folder
+from t2i.images import BrokenImage, read_limited
+
+
+class Item(NamedTuple):
+    """One picture, with the captions that it is to have."""
+
+    dataset: Pictures
+    row: int
+    captions: Sequence[str]
+
+
+class Rules(NamedTuple):
+    """Which captions stay. A picture goes when none of its captions does."""
+
+    min_words: int = 0
+    max_words: int | None = None
+    unique: bool = False  # of equal captions, whatever their case, the first alone
+    allow: Sequence[str] = ()  # one of these words must be there
+    deny: Sequence[str] = ()  # none of these
+
+
+class Written(NamedTuple):
+    pictures: dict[str, int]  # of each split
+    left_out: dict[str, int]  # why -> how many captions or pictures
+
+
+def open_splits(address: str) -> dict[str, Pictures]:
+    """All splits of an address that are there.
+
+    Raises:
+        InputError: none is, or its pictures are drawn.
+    """
+    opened: dict[str, Pictures] = {}
+    problem: InputError | None = None
+    for split in SPLITS:
+        try:
+            dataset = open_dataset(address, split, View())
+        except InputError as error:
+            problem = problem or error
+            continue
+        if not isinstance(dataset, Pictures):
+            raise InputError(
+                f"data {address} is drawn and lies in no file; write it with `t2i data export {address} OUT`"
+            )
+        if dataset.split == split:  # `heldout` may have fallen back to another
+            opened[split] = dataset
+    if not opened:
+        raise problem or InputError(f"data {address} holds no split")
+    return opened
+
+
+def filter_captions(address: str, out: Path, rules: Rules) -> Written:
+    """Writes the pictures whose captions follow the rules into a new folder, each split for itself.
+
+    Raises:
+        InputError: nothing stays, or `out` holds something or cannot be written.
+    """
+    left_out: dict[str, int] = {}
+    seen: set[str] = set()
+    refusals = _refusals(rules, seen)
+
+    def kept(dataset: Pictures) -> Iterator[Item]:
+        for row, captions in enumerate(dataset.captions):
+            stay = []
+            for caption in captions:
+                why = next((why for why, refuses in refusals.items() if refuses(caption)), "")
+                if why:
+                    left_out[why] = left_out.get(why, 0) + 1
+                else:
+                    stay.append(caption)
+                    seen.add(caption.lower())
+            if stay:
+                yield Item(dataset, row, stay)
+
+    parts = {split: list(kept(dataset)) for split, dataset in open_splits(address).items()}
+    if not any(parts.values()):
+        told = ", ".join(f"{count:,} {why}" for why, count in left_out.items())
+        raise InputError(f"no caption of {address} passes the filters ({told}); loosen them")
+    return _write(out, parts, left_out)
+
+
+def _refusals(rules: Rules, seen: set[str]) -> dict[str, Callable[[str], bool]]:
+    """Why a caption goes -> whether it does."""
+    allow, deny = _any_of(rules.allow), _any_of(rules.deny)
+    found: dict[str, Callable[[str], bool]] = {}
+    if rules.min_words:
+        found["captions too short"] = lambda caption: len(caption.split()) < rules.min_words
+    if (most := rules.max_words) is not None:
+        found["captions too long"] = lambda caption: len(caption.split()) > most
+    if allow is not None:
+        found["captions without an allowed word"] = lambda caption: allow.search(caption) is None
+    if deny is not None:
+        found["captions with a denied word"] = lambda caption: deny.search(caption) is not None
+    if rules.unique:
+        found["captions that were there before"] = lambda caption: caption.lower() in seen
+    return found
+
+
+def _any_of(words: Sequence[str]) -> re.Pattern[str] | None:
+    told = "|".join(re.escape(word) for word in words)
+    return re.compile(rf"(?<!\w)(?:{told})(?!\w)", re.IGNORECASE) if words else None
+
+
+def read_words(path: Path) -> list[str]:
+    """A list of words, one a line.
+
+    Raises:
+        InputError: the file cannot be read or lists nothing.
+    """
+    try:
+        words = [word.strip() for word in path.read_text("utf-8").splitlines() if word.strip()]
+    except OSError as error:
+        raise InputError(f"cannot read the words of {path}: {error.strerror or error}; name a text file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8; re-save the file as UTF-8") from error
+    if not words:
+        raise InputError(f"{path} lists no words; write one a line")
+    return words
+
+
+def split_pictures(address: str, out: Path, shares: Mapping[str, float], seed: int = 0) -> Written:
+    """Draws each picture into a split anew and writes a folder for each; equal files always come into the same one.
+
+    Args:
+        shares: of `train`, `val`, ...; they add up to 1.
+        seed: the draw depends on it and on the contents of the file, so that new pictures move no others.
+
+    Raises:
+        InputError: the shares do not add up, a split stays empty, or `out` holds something or cannot be written.
+    """
+    if abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
+        told = ", ".join(f"{split} {share:g}" for split, share in shares.items())
+        raise InputError(f"the shares of the splits must add up to 1, got {told}")
+    items = [
+        Item(dataset, row, captions)
+        for dataset in open_splits(address).values()
+        for row, captions in enumerate(dataset.captions)
+    ]
+    contents = [hashlib.sha256(_bytes(item)).hexdigest() for item in items]
+    wanted = {split: share for split, share in shares.items() if share}
+    parts: dict[str, list[Item]] = {split: [] for split in wanted}
+    for item, split in zip(items, draw_splits(contents, seed, wanted), strict=True):
+        parts[split].append(item)
+    empty = [split for split, own in parts.items() if not own]
+    if empty:
+        raise InputError(
+            f"no picture of {len(items):,} was drawn into {empty[0]}; take another --seed or a larger share"
+        )
+    return _write(out, parts, {})
+
+
+def _bytes(item: Item) -> bytes:
+    try:
+        source = item.dataset.source(item.row)
+        return source if isinstance(source, bytes) else read_limited(source)
+    except (BrokenImage, OSError) as error:
+        raise InputError(f"{item.dataset.place(item.row)} cannot be read ({error}); repair or remove it") from error
+
+
+def _write(out: Path, parts: Mapping[str, Sequence[Item]], left_out: dict[str, int]) -> Written:
+    with new_folder(out) as folder:
+        for split, items in parts.items():
+            if not items:
+                continue
+            (folder / split).mkdir()
+            digits = max(6, len(str(len(items))))
+            with open(folder / split / "metadata.jsonl", "w", encoding="utf-8", errors="replace") as file:
+                for number, item in enumerate(items):
+                    name = _place(item, folder / split / f"{number:0{digits}d}")
+                    text = item.captions[0] if len(item.captions) == 1 else list(item.captions)
+                    row = {"file_name": name, "text": text, "id": item.dataset.ids[item.row]}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return Written({split: len(items) for split, items in parts.items() if items}, left_out)
+
+
+def _place(item: Item, stem: Path) -> str:
+    """Puts the picture there by a link or a copy; its name."""
+    source = item.dataset.source(item.row)
+    if isinstance(source, Path):
+        path = stem.with_name(stem.name + source.suffix.lower())
+        try:
+            os.link(os.path.realpath(source), path)
+        except OSError:  # another disk, or one without hard links
+            path.symlink_to(os.path.realpath(source))
+        return path.name
+    try:
+        with Image.open(BytesIO(source)) as header:
+            suffix = f".{(header.format or 'png').lower()}"
+    except Exception:  # broken: it stays so, under a name that is read
+        suffix = ".jpg"
+    path = stem.with_name(stem.name + suffix)
+    path.write_bytes(source)
+    return path.name

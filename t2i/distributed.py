@@ -1,0 +1,158 @@
+"""What the processes of one run decide together, over a gloo group of its own, so that no GPU is waited for."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from t2i.errors import InputError
+
+T = TypeVar("T")
+
+
+_ROWS = 4096  # sent at once
+
+
+_PATIENCE = timedelta(hours=12)  # of a process for another that is still at its share
+
+
+class Ranks:
+    """Agreement between processes; with one process every answer is its own. All of them make the same calls."""
+
+    def __init__(self, num_processes: int, is_main: bool, patience: timedelta | None = None):
+        self.num_processes = num_processes
+        self.is_main = is_main
+        self._group: Any = dist.new_group(backend="gloo", timeout=patience) if num_processes > 1 else None
+
+    def broadcast(self, value: T) -> T:
+        """The main process's value on every rank."""
+        if self._group is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+    def on_main(self, action: Callable[[], T]) -> T | None:
+        """Runs `action` on the main process while the others wait (theirs is None); what it raises is raised on all."""
+        result, failure = None, None
+        if self.is_main:
+            try:
+                result = action()
+            except Exception as error:
+                failure = error
+        problem = self.broadcast(str(failure) if failure else None)
+        if failure is not None:
+            raise failure
+        if problem is not None:
+            raise InputError(problem)
+        return result
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def max(self, values: Sequence[float]) -> list[float]:
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def all(self, mine: bool) -> bool:
+        """Whether it is so on every rank."""
+        return bool(self._reduce([float(mine)], dist.ReduceOp.MIN)[0])
+
+    def share(self, count: int) -> range:
+        """The rows of this process among `count`: one stretch each, in the order of the ranks."""
+        rank = 0 if self._group is None else dist.get_rank(self._group)
+        return range(count * rank // self.num_processes, count * (rank + 1) // self.num_processes)
+
+    def gather(self, mine: list[T]) -> list[T]:
+        """On the main process the lists of all as one, in the order of the ranks; elsewhere its own."""
+        if self._group is None:
+            return mine
+        boxes: Any = [None] * self.num_processes if self.is_main else None
+        dist.gather_object(mine, boxes, dst=0, group=self._group)
+        return [one for box in boxes for one in box] if self.is_main else mine
+
+    def gather_rows(self, mine: np.ndarray, out: np.ndarray) -> None:
+        """Fills `out` [N, D] on the main process with the rows that are each one's `share`."""
+        if self._group is None:
+            out[:] = mine
+        elif not self.is_main:
+            for start in range(0, len(mine), _ROWS):
+                dist.send(torch.from_numpy(mine[start : start + _ROWS].copy()), dst=0, group=self._group)
+        else:
+            out[: len(mine)] = mine
+            for rank in range(1, self.num_processes):
+                stop = len(out) * (rank + 1) // self.num_processes
+                for start in range(len(out) * rank // self.num_processes, stop, _ROWS):
+                    block = torch.empty((min(_ROWS, stop - start), out.shape[1]))
+                    dist.recv(block, src=rank, group=self._group)
+                    out[start : start + len(block)] = block.numpy()
+
+    def sum_array(self, mine: np.ndarray) -> np.ndarray:
+        """The sum over all processes, float64."""
+        if self._group is None:
+            return mine
+        total = torch.from_numpy(mine.copy())
+        dist.all_reduce(total, group=self._group)
+        return total.numpy()
+
+    def _reduce(self, values: Sequence[float], how: Any) -> list[float]:
+        if self._group is None:
+            return list(values)
+        box = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(box, op=how, group=self._group)
+        return box.tolist()
+
+
+@contextmanager
+def launched_ranks() -> Iterator[Ranks]:
+    """The processes that torchrun started, or this one alone, of a program that trains nothing.
+
+    Raises:
+        InputError: the environment speaks of several processes that cannot find each other.
+    """
+    words = os.environ.get("WORLD_SIZE", "1")
+    world = int(words) if words.isdecimal() else 0
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if world < 1 or world > 1 and missing:
+        raise InputError(
+            f"WORLD_SIZE is {words}, which is no whole launch by torchrun ({', '.join(missing)} not set); unset it, or start "
+            "with torchrun --nproc_per_node 2 -m t2i.cli ..."
+        )
+    if world == 1:
+        yield Ranks(1, True)
+        return
+    dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield Ranks(world, dist.get_rank() == 0, _PATIENCE)
+    finally:
+        dist.destroy_process_group()
+
+
+class Means:
+    """Means of scalars over steps, and over ranks when they are taken. Tensors stay where they are until then."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float | Tensor, int]] = {}
+
+    def add(self, scalars: Mapping[str, float | Tensor]) -> None:
+        for name, value in scalars.items():
+            total, times = self._sums.get(name, (0.0, 0))
+            plain = value.detach().float() if isinstance(value, Tensor) else value
+            self._sums[name] = total + plain, times + 1
+
+    def take(self, ranks: Ranks, device: torch.device) -> dict[str, float]:
+        """The means, which start anew; tensors meet on `device`. All ranks must have added the same names."""
+        names = list(self._sums)
+        tensors = {name: total for name, (total, _) in self._sums.items() if isinstance(total, Tensor)}
+        # one transfer for all
+        moved = torch.stack([total.to(device) for total in tensors.values()]).tolist() if tensors else []
+        values = dict(zip(tensors, moved, strict=True))
+        sums = {name: values.get(name, total) for name, (total, _) in self._sums.items()}
+        means = ranks.sum([float(sums[name]) / self._sums[name][1] for name in names])
+        self._sums.clear()
+        return {name: mean / ranks.num_processes for name, mean in zip(names, means, strict=True)}

@@ -1,0 +1,138 @@
+"""The processor: the cores that nobody else is using, and what they can do."""
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+import torch
+
+WINDOWS, WINDOW_SECONDS = 5, 0.2
+
+
+_threads = Lock()  # torch's number of threads is one for the whole process
+
+
+def prepare_cpu() -> int:
+    """Gives torch the cores that nobody else is using, and returns how many; an OMP_NUM_THREADS of the user's stands.
+
+    Call it before `Run`. With several processes on a machine each takes its share. The number holds for the life of the
+    process, so `free_cores` looks for up to a second and takes the best moment: a neighbour that is busy for a moment must
+    not cost a run half its speed for hours, while one that computes all the time is seen in every moment.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        share = free_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        # in the environment too, or Accelerate would set another number
+        os.environ["OMP_NUM_THREADS"] = str(max(1, share))
+        torch.set_num_threads(max(1, share))
+    threads = torch.get_num_threads()
+    if threads > 1 and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
+        warnings.warn(
+            "OMP_WAIT_POLICY is not passive: one busy neighbour can slow training 18 times; set it before torch is "
+            "imported, or start through `t2i`",
+            stacklevel=2,
+        )
+    return threads
+
+
+@contextmanager
+def one_thread_each() -> Iterator[int]:
+    """Threads that are started in this block compute alone; the number of those that torch had together."""
+    with _threads:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield before
+        finally:
+            torch.set_num_threads(before)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies in bf16 itself (AVX-512 BF16 or AMX); without, bf16 is emulated and slow."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return " avx512_bf16" in flags or " amx_bf16" in flags
+
+
+def free_cores(windows: int = WINDOWS, seconds: float = WINDOW_SECONDS) -> int:
+    """Cores that this process may use and nobody else is using, at least 1: the most seen free in one of `windows`.
+
+    It sleeps `windows` times `seconds`, or less when all cores are free. Work of this process and of the others that one
+    launcher started is no neighbour's: they are importing torch at the same moment.
+    """
+    cores = _allowed_cores()
+    most = _quota(len(cores))
+    best = 1
+    for _ in range(windows):
+        best = max(best, min(round(_free_in(cores, seconds)), most))
+        if best == most:
+            break
+    return best
+
+
+def _free_in(cores: set[int], seconds: float) -> float:
+    """Cores' worth of idle time, and of time spent by this job itself, while sleeping `seconds`."""
+    before, own = _idle_ticks(cores), _job_ticks()
+    time.sleep(seconds)
+    after, spent = _idle_ticks(cores), max(0, _job_ticks() - own)
+    spans = [(after[core][0] - before[core][0], after[core][1] - before[core][1]) for core in before if core in after]
+    spans = [(idle, total) for idle, total in spans if total > 0]
+    if not spans:
+        return float(len(cores))
+    per_core = sum(total for _, total in spans) / len(spans)
+    return min(float(len(cores)), sum(idle / total for idle, total in spans) + spent / per_core)
+
+
+def _job_ticks() -> int:
+    """Processor ticks of this process, and under a launcher of all its children."""
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat") if together else [Path("/proc/self/stat")]:
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()  # the name before it may hold blanks
+        except OSError:  # it has ended
+            continue
+        if not together or int(fields[1]) == os.getppid():
+            total += int(fields[11]) + int(fields[12])
+    return total
+
+
+def _allowed_cores() -> set[int]:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return set(affinity(0)) if affinity else set(range(os.cpu_count() or 1))
+
+
+def _idle_ticks(cores: set[int]) -> dict[int, tuple[int, int]]:
+    """core -> (idle ticks, all ticks) since boot; empty where there is no /proc/stat."""
+    out: dict[int, tuple[int, int]] = {}
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return out
+    for line in lines:
+        name, *ticks = line.split()
+        if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in cores:
+            numbers = [int(tick) for tick in ticks[:8]]
+            out[int(name[3:])] = numbers[3] + numbers[4], sum(numbers)
+    return out
+
+
+def _quota(cores: int) -> int:
+    """Cores that a container's time limit is worth."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return cores if limit == "max" else max(1, round(int(limit) / int(period)))
+    except (OSError, ValueError):
+        return cores
+
+
+def device() -> str:
+    """A GPU where there is one, of several processes each its own."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"

@@ -1,0 +1,178 @@
+"""A run as a report sees it: its newest weights, and what it wrote down about itself."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+from t2i.data import Split
+from t2i.errors import InputError
+from t2i.families import SAMPLERS, TOKENIZERS, family_of
+from t2i.metrics.score import Score, read_scores
+from t2i.training import journal
+from t2i.weights import INDEX, shipped
+
+if TYPE_CHECKING:
+    from t2i.families import ImageTokenizer
+    from t2i.pipeline import TextToImagePipeline
+
+KINDS = {
+    "vqvae": "image tokenizer (VQ-VAE)",
+    "align": "dual encoder",
+}  # those of generators are in t2i.sampling.model_card
+PAUSE = 20  # a gap in the journal of so many usual ones is none of the training: the run was resumed
+
+
+class ScoreFile(NamedTuple):
+    """The scores of one file."""
+
+    path: Path
+    scores: list[Score]
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """One column of the page.
+
+    Attributes:
+        name: short, and different for each run of a page.
+        manifest: of the checkpoint whose weights are shown; it holds the config.
+        command: command.json; empty where there is none.
+        records: of the journal, in order.
+        problems: files of the run that cannot be read, a line each.
+        pipe, tokenizer: what makes its pictures; None: it makes none.
+        parameters: of what makes pictures.
+    """
+
+    name: str
+    folder: Path
+    family: str
+    manifest: Mapping[str, Any]
+    command: Mapping[str, Any] = field(default_factory=dict)
+    records: Sequence[Mapping[str, Any]] = ()
+    scores: Sequence[ScoreFile] = ()
+    problems: Sequence[str] = ()
+    pipe: "TextToImagePipeline | None" = None
+    tokenizer: "ImageTokenizer | None" = None
+    parameters: int | None = None
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The section `data` of its config."""
+        return self.manifest["config"]["data"]
+
+    @property
+    def makes_pictures(self) -> bool:
+        return self.pipe is not None or self.tokenizer is not None
+
+    @property
+    def unit(self) -> str:
+        """Of the numbers beside its pictures: a tokenizer's are PSNR."""
+        return " dB" if self.family in TOKENIZERS else ""
+
+    def seconds(self) -> float | None:
+        """How long it trained, without the time between a stop and a resume; None: the journal does not tell."""
+        times = [float(record["time"]) for record in self.records if "time" in record]
+        gaps = [late - early for early, late in zip(times, times[1:], strict=False)]
+        usual = median([gap for gap in gaps if gap > 0] or [0.0])
+        return sum(gap for gap in gaps if 0 <= gap <= PAUSE * max(usual, 1.0)) + usual if gaps else None
+
+    def speed(self) -> float | None:
+        """Training pictures a second, on average."""
+        values = [record.get("images_per_second") for record in self.records]
+        known = [float(value) for value in values if isinstance(value, int | float)]
+        return sum(known) / len(known) if known else None
+
+
+def open_runs(places: Sequence[str | Path]) -> list[ShownRun]:
+    """The runs, each under a name of its own.
+
+    Raises:
+        InputError: one is no run, has no checkpoint, or is named twice.
+    """
+    paths = [Path(place) for place in places]
+    known = [path.resolve() for path in paths]
+    if twice := [path for path, full in zip(paths, known, strict=True) if known.count(full) > 1]:
+        raise InputError(f"{twice[0]} is named twice; name each run once")
+    names = [path.resolve().name for path in paths]
+    names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    return [open_run(place, name) for place, name in zip(paths, names, strict=True)]
+
+
+def open_run(place: Path, name: str) -> ShownRun:
+    """A run directory of any family, or a saved pipeline.
+
+    Raises:
+        InputError: it is none, or has no checkpoint that is intact.
+    """
+    folder = shipped().get(str(place), place) if not place.exists() else place
+    if not folder.is_dir() or not any((folder / part).exists() for part in ("checkpoints", "config.yaml", INDEX)):
+        what = "does not exist" if not folder.exists() else "is no run: it holds no checkpoints"
+        raise InputError(f"{place} {what}; name a run directory of t2i train")
+    family = family_of(folder) if (folder / "config.yaml").is_file() else None
+    scores, problems = score_files(folder)
+    told: dict[str, Any] = {
+        "command": read_json(folder / "command.json"),
+        "records": journal.read(folder / "journal.jsonl"),
+        "scores": scores,
+        "problems": problems,
+    }
+    if family is None or family in SAMPLERS:
+        from t2i.hardware import device
+        from t2i.pipeline import TextToImagePipeline
+
+        pipe = TextToImagePipeline.from_pretrained(folder, device())
+        told |= {"pipe": pipe, "parameters": _count(pipe.sampler.components())}
+        return ShownRun(name, folder, pipe.family, pipe.manifest, **told)
+    manifest = _manifest(folder)
+    if family in TOKENIZERS:
+        from t2i.families import load_tokenizer
+
+        tokenizer = load_tokenizer(folder)
+        told |= {"tokenizer": tokenizer, "parameters": _count(tokenizer.components())}
+    return ShownRun(name, folder, family, manifest, **told)
+
+
+def _count(components: Mapping[str, Any]) -> int:
+    return sum(tensor.numel() for _, tensors in components.values() for tensor in tensors.values())
+
+
+def _manifest(run: Path) -> dict[str, Any]:
+    """Of the newest checkpoint that is intact."""
+    from t2i import checkpoint
+
+    newest = checkpoint.latest(run / "checkpoints")
+    if newest is None:
+        raise InputError(f"run {run} has no intact checkpoint; train on to its first (config key checkpointing_steps)")
+    return json.loads((newest / checkpoint.MANIFEST).read_text("utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; nothing where there is none."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def score_files(folder: Path) -> tuple[list[ScoreFile], list[str]]:
+    """The score files of a run, in the order of the splits, and a line for each that cannot be read."""
+    files, problems = [], []
+    for path in sorted(folder.glob("scores*.json")):
+        try:
+            scores = read_scores(path)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if scores:
+            files.append(ScoreFile(path, scores))
+    order = [*get_args(Split), None]
+
+    def place(file: ScoreFile) -> int:
+        split = file.scores[0].protocol.split
+        return order.index(split) if split in order else len(order)
+
+    return sorted(files, key=place), problems

@@ -1,0 +1,70 @@
+"""Scores written captions against references: a JSONL file of `candidate` and `references` to BLEU-4 and CIDEr-D."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from t2i.errors import InputError
+from t2i.metrics.captions import bleu, cider_d
+from t2i.metrics.intervals import estimated
+from t2i.metrics.score import Protocol, Score
+
+VERSION = 1
+LINE = '{"candidate": "a red circle", "references": ["a red disc", "..."]}'
+
+
+def read_pairs(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Candidates, and the references of each.
+
+    Raises:
+        InputError: no such file, or a line that is not as `LINE`.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} ({error}); name a JSONL file of lines as {LINE}") from error
+    candidates, references = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            candidate, several = entry["candidate"], entry["references"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"line {number} of {path} is not as {LINE}") from error
+        if (
+            not isinstance(several, list)
+            or not several
+            or not all(isinstance(one, str) for one in [candidate, *several])
+        ):
+            raise InputError(f"line {number} of {path} is not as {LINE}")
+        candidates.append(candidate)
+        references.append(several)
+    if len(candidates) < 2:
+        raise InputError(
+            f"{path} has {len(candidates)} captions; CIDEr-D weighs words by how rare they are: give at least 2"
+        )
+    return candidates, references
+
+
+def score_captions(path: Path) -> list[Score]:
+    """BLEU-4 and CIDEr-D of a file of pairs.
+
+    Raises:
+        InputError: see `read_pairs`.
+    """
+    candidates, references = read_pairs(path)
+
+    def protocol(metric: str) -> Protocol:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        several = f"{sum(map(len, references)) / len(references):.3g} references each"
+        data = f"file:{path.name}"
+        return Protocol(
+            metric, VERSION, None, None, None, len(candidates), data, digest, None, several, None, None, None
+        )
+
+    found = estimated(cider_d(candidates, references), {})
+    return [
+        Score(bleu(candidates, references), protocol("bleu-4")),
+        Score(found.value, protocol("cider-d"), found.interval, found.method and "normal"),
+    ]

@@ -1,0 +1,197 @@
+"""Statistics of real pictures, made once and scored against by any number of models: `t2i eval reference`.
+
+A safetensors file. For each extractor, named by a hash of its digest and resize: `NAME/shift`, `NAME/total` [D] and
+`NAME/outer` [D, D] (float64, as in `GaussianStats`), and `NAME/features` float32 [N, D] where they were kept. The header
+says of which pictures they are and what each extractor is. `mu` and `sigma` of an .npz, as pytorch-fid and ADM write
+them, are read too; nothing in them says what they are of.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t2i.distributed import Ranks
+from t2i.errors import InputError
+from t2i.extractors import Extractor
+from t2i.files import read_header, read_tensors, write_tensors
+from t2i.metrics.frechet import FEW_PICTURES
+from t2i.metrics.score import library_versions
+from t2i.metrics.statistics import GaussianStats
+from t2i.scoring.images.collection import Pictures, Seen, Tick
+from t2i.scoring.images.extraction import ALONE, Eye, look
+from t2i.scoring.images.sources import npz_names
+
+SCHEMA = 1
+HEADER = "t2i_reference"
+MAX_DIM = 8192  # of mu in an .npz
+_MOMENTS = ("shift", "total", "outer")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a file of statistics says of real pictures. Attributes are as in `Pictures`.
+
+    Attributes:
+        extractors: name of its tensors -> extractor, extractor_digest, resize, dim, features; None: the file says nothing
+            of its extractor, which is taken to be the Inception.
+    """
+
+    path: Path
+    name: str
+    split: str | None
+    digest: str
+    n: int | None
+    resolution: int | None
+    sizes: str | None
+    extractors: dict[str, dict[str, Any]] | None
+    skipped: int = 0
+    captions: None = field(default=None, init=False)
+
+    def why_not(self, extractor: Extractor, features: bool) -> str:
+        """Why there are no statistics, or no features, by this extractor; nothing where there are."""
+        if self.extractors is None:
+            if features:
+                return f"{self.path} holds statistics alone"
+            known = extractor.name.startswith("inception") and extractor.dim == self._dim()
+            return "" if known else f"{self.path} holds mu and sigma of {self._dim()} features of an Inception"
+        found = self.extractors.get(_name(extractor))
+        if found is not None:
+            alone = features and not found["features"]
+            return f"{self.path} holds statistics alone; make it with --save-features" if alone else ""
+        for other in self.extractors.values():
+            if other["extractor_digest"] == extractor.digest():
+                return f"the pictures of {self.path} were resized otherwise: {other['resize']}, here {extractor.resize}"
+        there = ", ".join(
+            f"{other['extractor']} (weights {other['extractor_digest'][:8]})" for other in self.extractors.values()
+        )
+        return f"{self.path} is not of {extractor.name} (weights {extractor.digest()[:8]}), but of {there}"
+
+    def seen(self, eyes: Sequence[Eye]) -> Seen:
+        """What the file knows of its pictures by these extractors."""
+        seen = Seen()
+        for extractor, whole in eyes:
+            digest = extractor.digest()
+            if self.why_not(extractor, features=False):
+                continue
+            if self.extractors is None:
+                seen.moments[digest] = _of_npz(self.path)
+                continue
+            name = _name(extractor)
+            if whole and not self.why_not(extractor, features=True):
+                seen.features[digest] = read_tensors(self.path, [f"{name}/features"])[f"{name}/features"]
+            tensors = read_tensors(self.path, [f"{name}/{part}" for part in _MOMENTS])
+            seen.moments[digest] = _stats(*tensors.values(), count=int(self.n or 0))
+        return seen
+
+    def _dim(self) -> int:
+        return len(_of_npz(self.path).shift)
+
+
+def _name(extractor: Extractor) -> str:
+    return hashlib.sha256(json.dumps([extractor.digest(), extractor.resize]).encode()).hexdigest()[:16]
+
+
+def _stats(shift: np.ndarray, total: np.ndarray, outer: np.ndarray, count: int) -> GaussianStats:
+    stats = GaussianStats(shift)
+    stats.count, stats.total, stats.outer = count, total, outer
+    return stats
+
+
+def make_reference(
+    pictures: Pictures,
+    extractors: Sequence[Extractor],
+    out: Path,
+    features: bool = False,
+    tick: Tick = lambda what, done, total: None,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Writes the statistics of pictures, by all extractors in one pass.
+
+    Args:
+        features: keeps the features too, which KID, precision and all but the Frechet distance need.
+
+    Raises:
+        InputError: a picture cannot be decoded, or the file cannot be written.
+    """
+    seen = look(pictures, "real pictures", [Eye(one, features) for one in extractors], False, tick, ranks)
+    if not ranks.is_main:
+        return
+    tensors: dict[str, np.ndarray] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    for extractor in extractors:
+        name, digest = _name(extractor), extractor.digest()
+        if features:
+            tensors[f"{name}/features"] = seen.features[digest]
+        stats = GaussianStats.of(seen.features[digest]) if features else seen.moments[digest]
+        tensors |= {f"{name}/{part}": getattr(stats, part) for part in _MOMENTS}
+        entries[name] = {
+            "extractor": extractor.name,
+            "extractor_digest": digest,
+            "resize": extractor.resize,
+            "dim": extractor.dim,
+            "features": features,
+        }
+    about = {
+        "schema": SCHEMA,
+        "data": pictures.name,
+        "data_digest": pictures.digest,
+        "split": pictures.split,
+        "n": len(pictures),
+        "resolution": pictures.resolution,
+        "sizes": pictures.sizes,
+        "skipped": pictures.skipped,
+        "libraries": library_versions(),
+        "extractors": entries,
+    }
+    write_tensors(out, tensors, {HEADER: json.dumps(about)})
+
+
+def open_reference(path: Path) -> Reference | None:
+    """The statistics in a .safetensors file, or in an .npz with mu and sigma; None for an .npz with pictures.
+
+    Raises:
+        InputError: it cannot be read or holds something else.
+    """
+    if path.suffix.lower() == ".npz":
+        names = npz_names(path)
+        if "arr_0" in names or not {"mu", "sigma"} <= set(names):
+            return None
+        with open(path, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        _of_npz(path)
+        return Reference(path, f"npz:{path}", None, content, None, None, None, None)
+    about = read_header(path, HEADER, "reference statistics of t2i eval reference")
+    try:
+        if about["schema"] != SCHEMA:
+            raise InputError(f"{path}: statistics of schema {about['schema']}, {SCHEMA} is read here; make them anew")
+        words = (
+            about[key] for key in ("data", "split", "data_digest", "n", "resolution", "sizes", "extractors", "skipped")
+        )
+        return Reference(path, *words)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: its header lacks {error}; make the statistics anew with t2i eval reference"
+        ) from error
+
+
+def _of_npz(path: Path) -> GaussianStats:
+    """mu and sigma, of nobody knows how many pictures: counted as enough."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            largest = max(archive.getinfo(f"{name}.npy").file_size for name in ("mu", "sigma"))
+        if largest > 8 * MAX_DIM**2 + 4096:
+            raise ValueError(f"{largest:,} bytes")
+        with np.load(path, allow_pickle=False) as found:
+            mu, sigma = (np.asarray(found[name], np.float64) for name in ("mu", "sigma"))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: its mu and sigma cannot be read ({error}); make the statistics anew") from error
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise InputError(f"{path}: mu {list(mu.shape)} and sigma {list(sigma.shape)} are no mean and covariance")
+    count = max(FEW_PICTURES, 2 * len(mu) + 1)
+    return _stats(mu, np.zeros_like(mu), sigma * (count - 1), count)

@@ -1,0 +1,156 @@
+"""Features on the disk: those that `--save-features` keeps from one scoring to the next, and those too large for memory.
+
+FILE.safetensors holds a matrix float32 [N, D] for each pair of pictures and extractor; its header says which, so that
+they are never taken for others. What a killed scoring had of a pass lies beside it, and the next one goes on from there.
+"""
+
+import fcntl
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from t2i.cache import cache_dir
+from t2i.errors import InputError
+from t2i.extractors import Extractor
+from t2i.files import read_header, read_tensors, write_tensors
+from t2i.metrics import Features
+from t2i.metrics.score import library_versions
+from t2i.scoring.images.collection import Pictures
+
+MEMORY_BYTES = 2**28  # of features that are kept in memory; more lie in a file
+
+
+HEADER = "t2i_features"
+
+
+class Rows:
+    """A matrix that grows by rows, in memory or in a file."""
+
+    def __init__(self, count: int, dim: int, file: BinaryIO | None, path: Path | None = None) -> None:
+        self._shape, self._file, self._path = (count, dim), file, path
+        self._memory = np.empty(self._shape if file is None else (0, dim), np.float32)
+        self.done = 0 if file is None else min(count, file.seek(0, 2) // (4 * dim))
+
+    def keep(self, rows: int) -> None:
+        """Forgets all but the first `rows`."""
+        self.done = rows
+        if self._file is not None:
+            self._file.seek(rows * 4 * self._shape[1])
+            self._file.truncate()
+
+    def add(self, features: Features) -> None:
+        if self._file is None:
+            self._memory[self.done : self.done + len(features)] = features
+        else:
+            self._file.write(features.tobytes())
+            self._file.flush()
+        self.done += len(features)
+
+    def whole(self) -> Features:
+        """[N, D]; it must not be changed."""
+        if self.done != self._shape[0]:
+            raise RuntimeError(f"{self.done} rows of {self._shape[0]}")
+        return self._memory if self._file is None else np.memmap(self._file, np.float32, "r", shape=self._shape)
+
+    def empty(self) -> Features:
+        """[N, D] to write into."""
+        return self._memory if self._file is None else np.memmap(self._file, np.float32, "w+", shape=self._shape)
+
+    def close(self) -> None:
+        """The file is no longer needed by its name; memory that is mapped stays."""
+        if self._file is not None:
+            self._file.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def rows_in_memory(count: int, dim: int) -> Rows:
+    """In memory, or beyond `MEMORY_BYTES` in a file without a name."""
+    if 4 * count * dim <= MEMORY_BYTES:
+        return Rows(count, dim, None)
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        return Rows(count, dim, tempfile.TemporaryFile(dir=cache_dir(), buffering=0))
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(
+            f"cannot write features into {cache_dir()}: {why}; free some space or set T2I_CACHE"
+        ) from error
+
+
+class FeatureFile:
+    """Features by pictures and extractor.
+
+    Attributes:
+        read: what was taken from the file, in words.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError: the file holds something else, or its folder is not there."""
+        self.path, self.read = path, list[str]()
+        self._new: dict[str, tuple[dict[str, Any], Features]] = {}
+        if path.is_dir() or not path.parent.is_dir():
+            what = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
+            raise InputError(f"--save-features {path} {what}; name a .safetensors file in an existing folder")
+        self._index = read_header(path, HEADER, "features that --save-features kept") if path.exists() else {}
+
+    def get(self, pictures: Pictures, what: str, extractor: Extractor) -> Features | None:
+        """[N, D] if the file has them."""
+        key, _ = _entry(pictures, extractor)
+        if key in self._new:
+            return self._new[key][1]
+        if key not in self._index:
+            return None
+        found = read_tensors(self.path, [key])[key]
+        if found.shape != (len(pictures), extractor.dim) or found.dtype != np.float32:
+            raise InputError(f"{self.path} is damaged: {list(found.shape)} where features are; delete it")
+        self.read.append(f"{what} by {extractor.name}")
+        return found
+
+    def rows(self, pictures: Pictures, extractor: Extractor, part: range) -> Rows:
+        """Where features of `part` of the pictures go while they are made; a killed process leaves those it had.
+
+        Raises:
+            InputError: another process is at it.
+        """
+        key, _ = _entry(pictures, extractor)
+        path = self.path.with_name(f".{self.path.name}.{key}-{part.start}-{part.stop}.part")
+        try:
+            file = open(path, "a+b", buffering=0)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process writes features of these pictures to {self.path}; name another file"
+            ) from None
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}; name another file") from error
+        return Rows(len(part), extractor.dim, file, path)
+
+    def put(self, pictures: Pictures, extractor: Extractor, features: Features) -> None:
+        """Adds [N, D] to the file, which is written at once."""
+        key, entry = _entry(pictures, extractor)
+        self._new[key] = entry, features
+        kept = read_tensors(self.path, [name for name in self._index if name not in self._new]) if self._index else {}
+        entries = {name: self._index[name] for name in kept} | {name: its for name, (its, _) in self._new.items()}
+        tensors = kept | {name: np.asarray(its) for name, (_, its) in self._new.items()}
+        write_tensors(self.path, tensors, {HEADER: json.dumps(entries)})
+        self._index = entries
+
+
+def _entry(pictures: Pictures, extractor: Extractor) -> tuple[str, dict[str, Any]]:
+    """The name of a matrix, and all that decides it."""
+    entry = {
+        "pictures": pictures.key(),
+        "of": pictures.name,
+        "n": len(pictures),
+        "extractor": extractor.name,
+        "extractor_digest": extractor.digest(),
+        "resize": extractor.resize,
+        "libraries": library_versions(),
+    }
+    decides = {name: value for name, value in entry.items() if name != "of"}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32], entry

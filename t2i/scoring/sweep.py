@@ -1,0 +1,132 @@
+"""Which settings of sampling to draw with: each is scored for fidelity and for faithfulness, and one of them is best.
+
+Settings are chosen on `val`. Chosen on a split that scores are told of, they would make those scores too good.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from t2i.errors import InputError
+from t2i.metrics.score import Score
+from t2i.sampling.saved import Defaults
+from t2i.scoring.images.collection import Tick
+from t2i.scoring.options import Options
+from t2i.scoring.runs import score_settings, silent
+
+SCHEMA = 1
+KEPT_BACK = ("heldout", "test")  # splits that scores are told of
+OF_THE_CALL = ("guidance", "truncation")  # the rest are settings of the family
+RULE = (
+    "the lowest fidelity distance among all whose faithfulness reaches the lower end of the 95 % interval of the most "
+    "faithful"
+)
+
+Knobs = dict[str, float | int | None]
+
+
+class Point(NamedTuple):
+    """One setting and what it scored."""
+
+    knobs: Knobs
+    scores: list[Score]
+
+    @property
+    def fidelity(self) -> Score:
+        """A Frechet distance: less is better. With Inception weights theirs, else that of the scorer."""
+        return [score for score in self.scores if score.protocol.metric == "fid"][-1]
+
+    @property
+    def faithfulness(self) -> Score:
+        """What the oracle reads as asked; of captions that it cannot read, how near an encoder finds picture and caption."""
+        found = {score.protocol.metric: score for score in reversed(self.scores)}
+        return found["faithfulness-strict"] if "faithfulness-strict" in found else found["clip"]
+
+
+def combinations(values: Mapping[str, Sequence[float | int | None]]) -> list[Knobs]:
+    """Every combination; the first knob changes last.
+
+    Raises:
+        InputError: there is none.
+    """
+    tried = {name: list(dict.fromkeys(given)) for name, given in values.items() if given}
+    if not tried:
+        raise InputError("no setting to try; name values of one at least, as --guidance 1,1.5,2,3,5")
+    return [dict(zip(tried, one, strict=True)) for one in product(*tried.values())]
+
+
+def sweep(
+    run: Path | str,
+    settings: Sequence[Knobs],
+    data: str | None = None,
+    split: str = "val",
+    n: int = 500,
+    options: Options | None = None,
+    tick: Tick = silent,
+) -> Iterator[Point]:
+    """Scores each setting on the same captions with the same noise, as `t2i.scoring.runs.score_run` does.
+
+    Args:
+        settings: guidance, truncation and what else the family of the run has, each with a value.
+
+    Raises:
+        InputError: a split that is kept back for scores, or what `score_run` refuses.
+    """
+    if split in KEPT_BACK:
+        raise InputError(
+            f"split {split} is kept back for scores: what is chosen on it scores too well on it; sweep on val"
+        )
+    variants = [
+        replace(
+            options or Options(),
+            guidance=knobs.get("guidance"),
+            truncation=knobs.get("truncation"),
+            settings={name: value for name, value in knobs.items() if name not in OF_THE_CALL},
+        )
+        for knobs in settings
+    ]
+    found = score_settings(run, data, split, n, variants, tick)
+    for knobs, scores in zip(settings, found, strict=True):
+        yield Point(knobs, scores)
+
+
+def best(points: Sequence[Point]) -> int:
+    """Index of the best setting by `RULE`."""
+    most = max((point.faithfulness for point in points), key=lambda score: score.value)
+    least = most.value if most.interval is None else most.interval[0]
+    good = [k for k, point in enumerate(points) if point.faithfulness.value >= least]
+    return min(good, key=lambda k: points[k].fidelity.value)
+
+
+def on_the_front(points: Sequence[Point]) -> list[bool]:
+    """Whether no other setting is better in one of the two and at least as good in the other."""
+    at = [(point.fidelity.value, -point.faithfulness.value) for point in points]
+    return [not any(x <= a and y <= b and (x, y) != (a, b) for x, y in at) for a, b in at]
+
+
+def defaults_of(knobs: Knobs) -> Defaults:
+    """The setting as a run keeps it; a knob that was not tried stays as the model has it."""
+    words: dict[str, Any] = {"settings": {name: value for name, value in knobs.items() if name not in OF_THE_CALL}}
+    if knobs.get("guidance") is not None:
+        words["guidance_scale"] = knobs["guidance"]
+    if knobs.get("truncation") is not None:
+        words["truncation"] = knobs["truncation"]
+    return Defaults.model_validate(words)
+
+
+def document(points: Sequence[Point]) -> dict[str, Any]:
+    """All of it as JSON: every score with its protocol, the rule and what is best by it."""
+    front = on_the_front(points)
+    settings = [
+        {
+            "knobs": point.knobs,
+            "fidelity": point.fidelity.name,
+            "faithfulness": point.faithfulness.name,
+            "on_the_front": front[k],
+            "scores": [{"name": score.name, **asdict(score)} for score in point.scores],
+        }
+        for k, point in enumerate(points)
+    ]
+    return {"schema": SCHEMA, "rule": RULE, "best": points[best(points)].knobs, "settings": settings}

@@ -1,0 +1,152 @@
+"""Codes of pictures on disk: each picture goes through the tokenizer once, and no stale code is ever read back.
+
+Layout: ROOT/codes/KEY/NNNNN.safetensors. KEY hashes what decides the codes: the tokenizer's digest, the fingerprint of the
+data (file contents, split, size and crop), the views. Shard N holds the pictures N * 4096 and following: `indices`
+[n, V, L, Q] for V views (plain and, where asked for, mirrored) and `rows` [n], the picture that each shows, which is
+another one where the picture itself cannot be decoded. Shards are written whole or not at all, so a killed run goes on with
+the next, and are opened memory-mapped; one that is damaged is deleted and made again. The folder may be deleted at any time.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from t2i.cache import cache_dir, checksum, write_shard
+from t2i.data import Dataset
+from t2i.data.loader import Broken, Reader
+from t2i.errors import InputError
+from t2i.families import ImageTokenizer
+
+FORMAT = 1
+SHARD_PICTURES = 4096
+ENCODE_PICTURES = 256  # in memory at one time
+
+
+@dataclass(frozen=True)
+class CachedCodes:
+    """Codes of a data set's pictures."""
+
+    hits: int  # pictures whose codes were on disk
+    misses: int  # pictures that went through the tokenizer now, on all processes
+    broken: list[Broken]  # pictures that could not be decoded, found on this process
+    _indices: list[Tensor]  # a shard each
+    _rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def shown(self, rows: np.ndarray) -> np.ndarray:
+        """The pictures whose codes stand at `rows`: the same, but where one cannot be decoded."""
+        return self._rows[torch.from_numpy(rows)].numpy()
+
+    def at(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        """indices_BLQ, int64, of these rows, each in its view (0 plain, 1 mirrored)."""
+        where = zip(rows.tolist(), views.tolist(), strict=True)
+        return torch.stack([self._indices[r // SHARD_PICTURES][r % SHARD_PICTURES, v] for r, v in where]).long()
+
+
+def encode_codes(
+    tokenizer: ImageTokenizer,
+    dataset: Dataset,
+    mirrored: bool = False,
+    root: Path | None = None,
+    *,
+    rank: int = 0,
+    processes: int = 1,
+    wait: Callable[[], None] = lambda: None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> CachedCodes:
+    """Codes of all pictures of `dataset`, from disk where they are there, else made now and stored.
+
+    Args:
+        mirrored: also keep the codes of each picture's mirror image.
+        root: the folder of caches; None: `t2i.cache.cache_dir()`.
+        rank, processes: each process makes every `processes`-th missing shard.
+        wait: returns once every process has called it.
+        on_progress: called with (pictures done, pictures to do) of this process.
+
+    Raises:
+        InputError: the cache cannot be written, or over 1 % of the pictures cannot be decoded.
+    """
+    views = 2 if mirrored else 1
+    form = (views, tokenizer.grid**2, tokenizer.codebooks), tokenizer.codebook_size
+    parts = [FORMAT, tokenizer.digest(), dataset.fingerprint(), views]
+    folder = (root or cache_dir()) / "codes" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    starts = range(0, len(dataset), SHARD_PICTURES)
+    counts = [min(SHARD_PICTURES, len(dataset) - start) for start in starts]
+    paths = [folder / f"{number:05d}.safetensors" for number in range(len(counts))]
+    missing = [n for n, path in enumerate(paths) if _open(path, counts[n], *form) is None]
+    wait()  # all have looked before one writes
+    reader, broken = Reader(dataset), []
+    own = missing[rank::processes]
+    total, done = sum(counts[n] for n in own), 0
+    for n in own:
+        tell = (lambda count, done=done: on_progress(done + count, total)) if on_progress else None
+        tensors, found = _encode(tokenizer, reader, starts[n], counts[n], mirrored, tell)
+        write_shard(paths[n], tensors)
+        broken += found
+        done += counts[n]
+    wait()
+    shards = [_open(path, counts[n], *form) for n, path in enumerate(paths)]
+    if any(shard is None for shard in shards):
+        raise InputError(f"codes cannot be read back from the cache {folder}; check that disk")
+    misses = sum(counts[n] for n in missing)
+    rows = torch.cat([torch.zeros(0, dtype=torch.int64), *(shard["rows"] for shard in shards if shard)])
+    return CachedCodes(len(dataset) - misses, misses, broken, [shard["indices"] for shard in shards if shard], rows)
+
+
+def _encode(
+    tokenizer: ImageTokenizer,
+    reader: Reader,
+    start: int,
+    count: int,
+    mirrored: bool,
+    on_progress: Callable[[int], None] | None,
+) -> tuple[dict[str, Tensor], list[Broken]]:
+    parts, rows, broken = [], [], []
+    dtype = torch.int16 if tokenizer.codebook_size <= 2**15 else torch.int32
+    for first in range(start, start + count, ENCODE_PICTURES):
+        wanted = np.arange(first, min(first + ENCODE_PICTURES, start + count), dtype=np.int64)
+        images, shown, found = reader.read(wanted)
+        broken += found
+        if images is None:
+            names = ", ".join(f"{entry['id']} ({entry['reason']})" for entry in broken[:3])
+            raise InputError(f"over 1 % of the pictures cannot be decoded: {names}; `t2i data check` lists all")
+        views = [tokenizer.encode(images)]
+        if mirrored:
+            views.append(tokenizer.encode(np.ascontiguousarray(images[:, :, ::-1])))
+        parts.append(torch.stack(views, dim=1).to(dtype))
+        rows.append(torch.from_numpy(shown))
+        if on_progress is not None:
+            on_progress(first + len(wanted) - start)
+    return {"indices": torch.cat(parts), "rows": torch.cat(rows)}, broken
+
+
+def _open(path: Path, count: int, shape: tuple[int, ...], codes: int) -> dict[str, Tensor] | None:
+    """The tensors of a shard, memory-mapped; None where there is none, or a damaged one, which is deleted."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}
+            expected = (file.metadata() or {}).get("crc32")
+        if tensors.keys() != {"indices", "rows"} or tuple(tensors["indices"].shape) != (count, *shape):
+            raise ValueError("its tensors are not those of this data")
+        if expected != checksum(tensors):
+            raise ValueError("its checksum is wrong")
+        return tensors
+    except (OSError, SafetensorError, ValueError) as error:
+        warnings.warn(f"code cache: {path} is damaged ({error}); its pictures are encoded again", stacklevel=4)
+        with suppress(OSError):
+            path.unlink()
+        return None

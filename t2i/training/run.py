@@ -1,0 +1,425 @@
+"""One training run: directory, lock, Accelerator, journal, signals, save and resume.
+
+A program's loop:
+
+    with Run(directory, config, "cgan") as run:
+        run.register("generator", generator)
+        run.register("optimizer", optimizer)
+        run.resume()
+        while run.step < run.total_steps and not run.stopping():
+            ...  # one optimizer step
+            run.advance(images)
+            run.note({"loss": loss})
+            if run.due(config.checkpointing_steps):
+                run.save()
+
+Losses or gradients that are not finite: `guard = NonFiniteGuard(run.rollback)` and `guard.check(run.all_finite(...), ...)`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+import t2i
+from t2i import checkpoint
+from t2i.config.load import flat, to_yaml
+from t2i.config.training import TrainConfig
+from t2i.distributed import Means, Ranks
+from t2i.errors import InputError
+from t2i.seeding import derive
+from t2i.training.accelerator import make_accelerator
+from t2i.training.directory import DirectoryLock, describe, refuse_anothers
+from t2i.training.journal import Journal
+from t2i.training.state import Part, Parts, is_sound, refuse_another, refuse_not_finite, warn_of_rounding
+from t2i.training.stopping import Budget, StopSignals
+
+RESUME_ME = 85  # exit status of a run that a signal stopped and that the same command continues
+
+
+T = TypeVar("T")
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Waiting(Protocol):
+    """What `Run.loader` must tell."""
+
+    wait_seconds: float
+
+
+class Run:
+    """A training run in one directory; see the top of this file for its use.
+
+    Attributes:
+        accelerator: made from the config; `prepare` the modules with it, and no scheduler: use `learning_rate`.
+        device, is_main, num_processes, process_index: where this process stands.
+        directory, journal: of the run; the journal is None but on the main process.
+        step: optimizer steps done. images_seen: over all processes, the `samples_consumed` of a loader.
+        total_steps: of the whole run; with `max_train_minutes` it falls, once, from max_train_steps to what fits.
+        loader: set it to have the share of time waiting for data in the journal.
+        extra: further keys of the manifest of every checkpoint; `save` adds to it.
+
+    Raises:
+        InputError: the directory is another run's or is being written, the device is not there, the launch is wrong.
+    """
+
+    def __init__(self, directory: Path, config: TrainConfig, family: str):
+        self.directory, self.config, self.family = Path(directory), config, family
+        self.step = self.images_seen = 0
+        self.total_steps = config.max_train_steps
+        self.loader: Waiting | None = None
+        self.journal: Journal | None = None
+        self.extra: dict[str, Any] = {}
+        self._saved_step = 0
+        self._judged_step, self._sound = 0, True  # whether all was finite in the step judged last
+        self._rolled_back = False
+        self._means = Means()
+        self._lock: DirectoryLock | None = None
+        self._closed = False
+
+        self.accelerator = make_accelerator(config, self.directory, family)
+        self.device = self.accelerator.device
+        self.is_main = self.accelerator.is_main_process
+        self.num_processes = self.accelerator.num_processes
+        self.process_index = self.accelerator.process_index
+        self._parts = Parts(self.accelerator.unwrap_model)
+        self._ranks = Ranks(self.num_processes, self.is_main)
+        mine = _digest(config)
+        if not self._ranks.all(self._ranks.broadcast(mine) == mine):
+            raise InputError("the processes of this run have different configs; start all of them with one command")
+        self._ranks.on_main(self._open)
+        if config.report_to != "none":
+            values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat(config).items()}
+            self.accelerator.init_trackers(config.report_to, config=values)
+        self._signals = StopSignals(announce=self.is_main)
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+        self._budget = self._new_budget()
+        self._window = (self._started, 0, 0.0)  # time, images and waiting at the last line of the journal
+        torch.manual_seed(derive(config.seed, "init"))  # networks are made next, alike on every rank
+
+    # ---- the life of a run ------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._release()  # the state may be of half a step: it is not saved
+            if issubclass(kind, InputError) and not self.step:
+                self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        """Main process: what this run put into its directory, so that the command can be put right and given again."""
+        if self._lock is None or not self.is_new:
+            return
+        if self._found is None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            return
+        for name in set(os.listdir(self.directory)) - self._found:
+            path = self.directory / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Saves what is not saved and frees the directory; after a signal it then raises SystemExit(85)."""
+        if self._closed:
+            return
+        try:
+            stopped = self.stopping()
+            if self.step != self._saved_step:
+                self.save()
+        finally:
+            self._release()
+        if stopped:
+            raise SystemExit(RESUME_ME)
+
+    def _release(self) -> None:
+        self._closed = True
+        self._signals.restore()
+        for tracker in getattr(self.accelerator, "trackers", []):
+            tracker.finish()
+        if self.journal is not None:
+            self.journal.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _open(self) -> None:
+        """Main process: takes the directory."""
+        try:
+            self._found = set(os.listdir(self.directory)) if self.directory.exists() else None
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = DirectoryLock(self.directory)
+            try:
+                refuse_anothers(self.directory, self.family)
+                if not self._checkpoints.exists():
+                    self._describe()
+                track = None if self.config.report_to == "none" else self.accelerator.log
+                path = self.directory / "journal.jsonl"
+                self.journal = Journal(path, self.total_steps, self.config.logging_seconds, track)
+            except BaseException:
+                self._lock.release()
+                raise
+        except OSError as error:
+            raise InputError(
+                f"run directory {self.directory} cannot be written: {error.strerror or error}; name another"
+            ) from error
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has no checkpoint yet: then nothing that an earlier start put into the directory counts."""
+        return not self._checkpoints.exists()
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    def _describe(self) -> None:
+        """Main process: config.yaml and command.json."""
+        facts = {"device": str(self.device), "num_processes": self.num_processes}
+        facts |= {"mixed_precision": self.accelerator.mixed_precision}
+        describe(self.directory, self.config, self.family, sys.argv, facts)
+
+    # ---- agreement between ranks ------------------------------------------------------------------------------------
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What `action` returns on the main process, on every rank; what it raises is raised on all."""
+        return self._ranks.broadcast(self._ranks.on_main(action))  # type: ignore[return-value]
+
+    def all_finite(self, *tensors: Tensor) -> bool:
+        """Whether every element of every tensor is finite on every rank: the step counts for all ranks or for none."""
+        mine = bool(torch.stack([torch.isfinite(tensor.detach()).all() for tensor in tensors]).all())
+        finite = self._ranks.all(mine)
+        self._sound = finite and (self._sound or self._judged_step != self.step)
+        self._judged_step = self.step
+        return finite
+
+    def stopping(self) -> bool:
+        """Whether a signal reached any rank. Call it once before each step, on every rank.
+
+        It also seeds torch's own generator for the step: dropout depends on the step, not on what was drawn before it.
+        """
+        torch.manual_seed(derive(self.config.seed, "step", self.step, self.process_index))
+        total = self._budget.steps_that_fit(self.step) if self._budget and self.is_main else None
+        flag, agreed = self._ranks.max([float(self._signals.received), float(total or 0)])
+        if agreed:
+            self._set_total(min(int(agreed), self.config.max_train_steps))
+            self._budget = None
+        return bool(flag)
+
+    def _set_total(self, total: int) -> None:
+        self.total_steps = total
+        if self.journal is not None:
+            self.journal.total_steps = total
+
+    def _new_budget(self) -> Budget | None:
+        minutes = self.config.max_train_minutes
+        return None if minutes is None else Budget(60 * minutes - self._seconds_before)
+
+    # ---- steps ------------------------------------------------------------------------------------------------------
+
+    def advance(self, images: int) -> None:
+        """Counts one optimizer step (done or skipped) that saw `images` pictures over all processes."""
+        self.step += 1
+        self.images_seen += images
+
+    def due(self, every: int) -> bool:
+        """True at every `every`-th step and at the last one, never before the first."""
+        return self.step > 0 and (self.step % every == 0 or self.step == self.total_steps)
+
+    def note(self, scalars: Mapping[str, float | Tensor]) -> None:
+        """Adds scalars of the step just counted to running means; every `log_steps` steps they go to the journal.
+
+        Tensors stay where they are until then, so nothing waits for a GPU. All ranks must note the same names.
+        """
+        self._means.add(scalars)
+        if self.due(self.config.log_steps):
+            self._log()
+        if self.journal is not None:
+            self.journal.show(self.step)
+
+    def record(self, scalars: Mapping[str, float]) -> None:
+        """Writes scalars (scores of a validation, ...) to the journal at once; does nothing but on the main process."""
+        if self.journal is not None:
+            self.journal.write(self.step, scalars)
+
+    def say(self, text: str) -> None:
+        """One line on the main process's console."""
+        if self.journal is not None:
+            self.journal.say(text)
+
+    def quarantine(self, broken: Mapping[str, Any]) -> None:
+        """For `Loader(on_broken=...)`: a line in quarantine.jsonl, once for each picture of the run, and a warning."""
+        path = self.directory / "quarantine.jsonl"
+        line = json.dumps(dict(broken))
+        if path.exists() and line in path.read_text().splitlines():
+            return
+        with open(path, "a") as file:
+            file.write(line + "\n")
+        reason = f"{broken['id']} cannot be decoded and is replaced by the next picture: {broken['reason']}"
+        warnings.warn(reason, stacklevel=2)
+
+    def _log(self) -> None:
+        scalars = self._means.take(self._ranks, self.device)
+        then, images, waited = self._window
+        now, waiting = time.monotonic(), self.loader.wait_seconds if self.loader else 0.0
+        self._window = now, self.images_seen, waiting
+        scalars["images_per_second"] = (self.images_seen - images) / max(now - then, 1e-9)
+        if self.loader is not None:
+            scalars["data_wait"] = (waiting - waited) / max(now - then, 1e-9)
+        self.record(scalars)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def register(self, name: str, part: Part) -> None:
+        """Makes `part` the file `{name}.safetensors` of every checkpoint. Call it before `resume`, on every rank."""
+        self._parts.add(name, part)
+
+    def prepare(self, module: M, compile: bool = False) -> M:
+        """Wraps a module on its device for the processes and the precision of the run; compiles it when asked."""
+        prepared = self.accelerator.prepare(module)
+        if compile:
+            prepared.compile()
+        return prepared
+
+    def save(self, extra: Mapping[str, Any] | None = None) -> None:
+        """The main process writes `checkpoints/step-XXXXXXXX` and deletes old ones; all ranks wait.
+
+        Args:
+            extra: further keys of the manifest, e.g. what is needed to rebuild the models; kept for later saves too.
+
+        Raises:
+            InputError: on every rank, when the disk is full or a weight is not finite; older checkpoints are intact.
+        """
+        self.extra |= extra or {}
+        self._ranks.on_main(self._write)
+        self._saved_step = self.step
+
+    def _write(self) -> None:
+        state = self._parts.state()
+        refuse_not_finite(state, self.step, self._checkpoints)
+        manifest = {
+            "family": self.family,
+            "images_seen": self.images_seen,
+            "total_steps": None if self._budget else self.total_steps,
+            "train_seconds": round(self._seconds_before + time.monotonic() - self._started, 3),
+            "num_processes": self.num_processes,
+            "arithmetic": self._arithmetic(),
+            "sound": self._sound,
+            "rolled_back": self._rolled_back,
+            "config_hash": _digest(self.config),
+            "config": self.config.model_dump(mode="json"),
+            "versions": {"t2i": t2i.__version__, "torch": torch.__version__},
+            **self.extra,
+        }
+        checkpoint.save(self._checkpoints, self.step, state, manifest)
+        pinned = [marker.parent for marker in self._checkpoints.glob("step-*/keep")]
+        if not self._sound and (last_sound := checkpoint.latest(self._checkpoints, is_sound)):
+            pinned.append(last_sound)  # what `rollback` goes back to
+        checkpoint.rotate(self._checkpoints, self.config.checkpoints_total_limit, pinned)
+
+    def resume(self) -> bool:
+        """Continues from the newest intact checkpoint, if there is one. Call it once, after all `register`.
+
+        Raises:
+            InputError: the checkpoint is of another family, model or config; nothing was changed.
+        """
+        path = self.on_main(self._newest)
+        if path is not None:
+            state, manifest = checkpoint.load(path)
+            refuse_another(path, manifest, state.keys(), self._parts, self.config, self.family)
+            self._parts.load(state)
+            if self.is_main:
+                warn_of_rounding(manifest.get("arithmetic", {}), self._arithmetic())
+            self._rolled_back = manifest.get("rolled_back", False)
+            self.step = self._saved_step = manifest["step"]
+            self.images_seen = manifest["images_seen"]
+            self._seconds_before = manifest["train_seconds"]
+            self._take_total(manifest)
+        if self._budget is not None:
+            self._budget = self._new_budget()  # preparing the data is not training
+        self._ranks.on_main(self._continue_files)
+        self._window = (time.monotonic(), self.images_seen, self.loader.wait_seconds if self.loader else 0.0)
+        return path is not None
+
+    def _newest(self) -> Path | None:
+        path = checkpoint.latest(self._checkpoints)
+        if path is None and any(self._checkpoints.glob("step-*/")):
+            raise InputError(
+                f"no checkpoint in {self._checkpoints} is intact; put one back, or delete that folder to start again"
+            )
+        return path
+
+    def _continue_files(self) -> None:
+        if self.journal is not None:
+            self.journal.truncate(self.step)
+        self._describe()
+
+    def _take_total(self, manifest: Mapping[str, Any]) -> None:
+        """The number of steps is fixed once: the checkpoint's holds unless the limits in the config were changed."""
+        length = ("max_train_steps", "max_train_minutes")
+        changed = any(manifest["config"].get(key) != getattr(self.config, key) for key in length)
+        if manifest["total_steps"] is None or changed:
+            self._budget = self._new_budget()
+        else:
+            self._budget = None
+            self._set_total(manifest["total_steps"])
+
+    def _arithmetic(self) -> dict[str, Any]:
+        """What decides how sums are rounded, and nothing else of a run."""
+        threads = {"threads": torch.get_num_threads()} if self.device.type == "cpu" else {}
+        precision = {"device": self.device.type, "mixed_precision": self.accelerator.mixed_precision}
+        return precision | {"compile": self.config.compile} | threads
+
+    def rollback(self) -> bool:
+        """Puts every part back to the newest checkpoint of a sound step; False when there is none, or it was done before.
+
+        Steps, data and learning rate go on from where they are, for the same samples would only do the same again. Call
+        it on every rank, where no part is half-way through a step: `NonFiniteGuard` does.
+        """
+        path = None if self._rolled_back else self.on_main(lambda: checkpoint.latest(self._checkpoints, is_sound))
+        if path is None:
+            return False
+        state, manifest = checkpoint.load(path)
+        self._parts.load(state)
+        self._rolled_back = True
+        self.record({"rolled_back_to": manifest["step"]})
+        if self.is_main:
+            warnings.warn(
+                f"step {self.step}: losses or gradients are not finite any more, going on with the weights of step "
+                f"{manifest['step']}; if that does not help either, the run will stop",
+                stacklevel=3,
+            )
+        return True
+
+
+def _digest(config: TrainConfig) -> str:
+    return hashlib.sha256(to_yaml(config).encode()).hexdigest()
+
+
+def now_and_then(run: Run, what: str, seconds: float = 10.0) -> Callable[[int, int], None]:
+    """Tells on the console how far a long preparation has come."""
+    said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > seconds:
+            said = time.monotonic()
+            run.say(f"{what}: {done:,} of {total:,}")
+
+    return progress

@@ -1,0 +1,260 @@
+"""Text features on disk: each caption is encoded once for each encoder, and never read back stale.
+
+Layout: ROOT/text/KEY/NAME.safetensors. KEY hashes what decides the features (the encoder's digest, its token limit,
+the stored dtype, whether token states are kept); NAME hashes KEY and the captions of the shard. A shard holds, for N
+captions with M real tokens in all: `captions` [N, 16] their hashes, `pooled` [N, P], `mask` [N, T], `tokens` [M, D] (no
+row of padding).
+Shards are written whole or not at all, and opened memory-mapped; one that does not match its name, its shapes or its
+checksum is deleted and its captions are encoded again. The whole folder may be deleted at any time.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from t2i.cache import cache_dir, checksum, write_shard
+from t2i.errors import InputError, TruncationWarning, warn_truncated
+from t2i.text import TextEncoder, TextFeatures
+
+FORMAT = 1
+
+
+SHARD_CAPTIONS = 4096
+
+
+ENCODE_CAPTIONS = 256  # captions in memory with their padding at one time
+
+
+_HASH_BYTES = 16
+
+
+class _Shard(NamedTuple):
+    captions: Tensor  # uint8 [N, 16]
+    pooled_NP: Tensor
+    mask_NT: Tensor
+    tokens_MD: Tensor  # the rows under the mask, caption after caption
+    starts_N: Tensor  # where the tokens of a caption begin
+
+
+@dataclass(frozen=True)
+class CachedText:
+    """Features of a list of captions, in its order; duplicates share rows. Token states stay on disk until asked."""
+
+    hits: int  # unique captions that were on disk
+    misses: int  # unique captions that were encoded now
+    token_dim: int
+    pooled_dim: int
+    max_tokens: int
+    _shards: list[_Shard]
+    _where: Tensor  # int64 [N, 2]: shard and row of each caption
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    @property
+    def pooled_BP(self) -> Tensor:
+        """float32 [N, P], all captions."""
+        return self.rows(range(len(self)), tokens=False).pooled_BP
+
+    def rows(self, indices: Sequence[int] | Tensor | np.ndarray, tokens: bool = True) -> TextFeatures:
+        """Features of the captions `indices`, float32; rows of padding are zero.
+
+        Args:
+            indices: positions in the list of captions, any order, repeats allowed.
+            tokens: False leaves the token states on disk; they and the mask are then [B, 0, D] and [B, 0], as they are
+                in any case when the cache was filled without them.
+        """
+        where_B2 = self._where[torch.as_tensor(np.asarray(indices, dtype=np.int64))]
+        length = self.max_tokens if tokens else 0
+        tokens_BTD = torch.zeros(len(where_B2), length, self.token_dim)
+        mask_BT = torch.zeros(len(where_B2), length, dtype=torch.bool)
+        pooled_BP = torch.zeros(len(where_B2), self.pooled_dim)
+        for number in where_B2[:, 0].unique().tolist():
+            shard = self._shards[number]
+            into = (where_B2[:, 0] == number).nonzero()[:, 0]
+            rows = where_B2[into, 1]
+            pooled_BP[into] = shard.pooled_NP[rows].float()
+            if length:
+                mask = shard.mask_NT[rows]
+                mask_BT[into] = mask
+                states = torch.zeros(len(rows), length, self.token_dim)
+                # the k-th True of a row of the mask is the k-th row of its caption's tokens
+                states[mask] = shard.tokens_MD[(shard.starts_N[rows, None] + mask.cumsum(dim=1) - 1)[mask]].float()
+                tokens_BTD[into] = states
+        return TextFeatures(tokens_BTD, mask_BT, pooled_BP)
+
+
+def encode_cached(
+    encoder: TextEncoder,
+    captions: Sequence[str],
+    root: Path | None = None,
+    *,
+    tokens: bool = True,
+    dtype: torch.dtype = torch.float32,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> CachedText:
+    """Features of `captions`, from disk where they are there, else encoded now and stored.
+
+    Args:
+        encoder: any frozen text encoder.
+        captions: cleaned; each different one is encoded once.
+        root: the folder of caches; None: `t2i.cache.cache_dir()`.
+        tokens: whether token states are kept; they take most of the space, and a generator that reads only the pooled
+            vector does without.
+        dtype: how features are stored, float32 or float16 (half the space; rows come back as float32 in either case).
+        on_progress: called with (captions encoded, captions to encode) as encoding goes on.
+
+    Raises:
+        InputError: the cache cannot be written, or the encoder gives features that are not finite.
+    """
+    form = _Form(
+        _key(encoder, dtype, tokens), dtype, encoder.pooled_dim, encoder.max_tokens * tokens, encoder.token_dim
+    )
+    folder = (root or cache_dir()) / "text" / form.key[:32]
+    hashes = [_hash(caption) for caption in captions]
+    caption_of = dict(zip(hashes, captions, strict=True))
+    shards: list[_Shard] = []
+    place: dict[bytes, tuple[int, int]] = {}
+
+    def add(path: Path) -> None:
+        shard = _open(path, form, caption_of.keys() - place.keys())
+        if shard is not None:
+            place.update(
+                {one: (len(shards), row) for row, one in enumerate(_split(shard.captions)) if one not in place}
+            )
+            shards.append(shard)
+
+    for path in sorted(folder.glob("*.safetensors")):
+        add(path)
+    missing = [one for one in caption_of if one not in place]
+    with _one_truncation_warning():
+        for done in range(0, len(missing), SHARD_CAPTIONS):
+            part = missing[done : done + SHARD_CAPTIONS]
+            report = (lambda count, done=done: on_progress(done + count, len(missing))) if on_progress else None
+            tensors = _encode(encoder, [caption_of[one] for one in part], form, report)
+            add(_write(folder, form, part, tensors))
+    if lost := caption_of.keys() - place.keys():
+        raise InputError(f"{len(lost):,} captions cannot be read back from the cache {folder}; check that disk")
+    where = torch.tensor([place[one] for one in hashes], dtype=torch.int64).reshape(-1, 2)
+    hits = len(caption_of) - len(missing)
+    return CachedText(hits, len(missing), form.token_dim, form.pooled_dim, form.max_tokens, shards, where)
+
+
+class _Form(NamedTuple):
+    """What every shard of one folder must look like."""
+
+    key: str
+    dtype: torch.dtype
+    pooled_dim: int
+    max_tokens: int
+    token_dim: int
+
+
+def _key(encoder: TextEncoder, dtype: torch.dtype, tokens: bool) -> str:
+    if dtype not in (torch.float32, torch.float16):
+        raise ValueError(f"dtype={dtype}: features are stored as torch.float32 or torch.float16")
+    parts = [FORMAT, encoder.name, encoder.digest(), encoder.max_tokens, str(dtype), tokens]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _hash(caption: str) -> bytes:
+    return hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=_HASH_BYTES).digest()
+
+
+def _split(captions: Tensor) -> list[bytes]:
+    data = captions.numpy().tobytes()
+    return [data[i : i + _HASH_BYTES] for i in range(0, len(data), _HASH_BYTES)]
+
+
+def _name(form: _Form, captions: bytes) -> str:
+    return hashlib.sha256(form.key.encode() + captions).hexdigest()[:32]
+
+
+def _encode(
+    encoder: TextEncoder, captions: list[str], form: _Form, on_progress: Callable[[int], None] | None
+) -> dict[str, Tensor]:
+    """The tensors of one shard; token states without the rows of padding."""
+    pooled, mask, tokens = [], [], []
+    for start in range(0, len(captions), ENCODE_CAPTIONS):
+        features = encoder.encode(captions[start : start + ENCODE_CAPTIONS])
+        pooled.append(features.pooled_BP.to(form.dtype))
+        mask.append(features.mask_BT[:, : form.max_tokens])
+        tokens.append(features.tokens_BTD[:, : form.max_tokens][mask[-1]].to(form.dtype))
+        if not (pooled[-1].isfinite().all() and tokens[-1].isfinite().all()):
+            raise InputError(
+                f"the text encoder {encoder.name} gives features that are not finite in {form.dtype}; "
+                "check its weights, or store float32"
+            )
+        if on_progress is not None:
+            on_progress(start + len(features.pooled_BP))
+    return {"pooled": torch.cat(pooled), "mask": torch.cat(mask), "tokens": torch.cat(tokens)}
+
+
+def _write(folder: Path, form: _Form, hashes: list[bytes], tensors: dict[str, Tensor]) -> Path:
+    captions = b"".join(hashes)
+    tensors["captions"] = torch.frombuffer(bytearray(captions), dtype=torch.uint8).reshape(-1, _HASH_BYTES)
+    path = folder / f"{_name(form, captions)}.safetensors"
+    write_shard(path, tensors)
+    return path
+
+
+def _open(path: Path, form: _Form, wanted: set[bytes]) -> _Shard | None:
+    """The shard, memory-mapped; None when it holds nothing that is wanted, or is damaged and now deleted."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            captions = file.get_tensor("captions")
+            if path.stem != _name(form, captions.numpy().tobytes()):
+                raise ValueError("its captions are not those of its name")
+            if wanted.isdisjoint(_split(captions)):
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            stored = (file.metadata() or {}).get("crc32")
+        return _check(tensors, stored, form)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        warnings.warn(f"text cache: {path} is damaged ({error}); its captions are encoded again", stacklevel=4)
+        with suppress(OSError):
+            path.unlink()
+        return None
+
+
+def _check(tensors: dict[str, Tensor], stored: str | None, form: _Form) -> _Shard:
+    mask_NT, captions = tensors["mask"], tensors["captions"]
+    lengths_N = mask_NT.sum(dim=1)
+    expected = {
+        "captions": ((len(captions), _HASH_BYTES), torch.uint8),
+        "mask": ((len(captions), form.max_tokens), torch.bool),
+        "pooled": ((len(captions), form.pooled_dim), form.dtype),
+        "tokens": ((int(lengths_N.sum()), form.token_dim), form.dtype),
+    }
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    if found != expected:
+        raise ValueError(f"it holds {found}")
+    if stored != checksum(tensors):
+        raise ValueError("its checksum is wrong")
+    return _Shard(captions, tensors["pooled"], mask_NT, tensors["tokens"], lengths_N.cumsum(dim=0) - lengths_N)
+
+
+@contextmanager
+def _one_truncation_warning() -> Iterator[None]:
+    """Adds up the truncation warnings of many `encode` calls; all other warnings pass on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    cut: list[TruncationWarning] = []
+    for item in caught:
+        if isinstance(item.message, TruncationWarning):
+            cut.append(item.message)
+        else:
+            warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
+    if cut:
+        warn_truncated(sum(one.count for one in cut), cut[0].name, cut[0].limit)

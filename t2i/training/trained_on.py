@@ -1,0 +1,240 @@
+"""What a run is trained on, noted once in its directory, so that `t2i.scoring.leaks` can tell what is held out.
+
+Of each training picture `trained_on.safetensors` keeps a hash of its captions, one of its pixels, and how it looks
+(`t2i.data.phash`): 72 bytes and no more than that can be read back. Drawn shapes are named by their ids, which decide
+their pixels, so they are not drawn for this.
+"""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from t2i.cache import cache_dir
+from t2i.data import DataConfig, Dataset, open_dataset, parse_address
+from t2i.data.phash import Looks, looks
+from t2i.errors import InputError
+from t2i.files import new_file
+from t2i.images import TRANSFORM, BrokenImage, ImageArray
+
+if TYPE_CHECKING:
+    from t2i.training.run import Run
+
+RECORD = "trained_on.safetensors"
+SCHEMA = 1
+CHUNK = 256  # pictures decoded at once
+_ENDS = re.compile(r"^[\W_]+|[\W_]+$")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a model was trained on.
+
+    Attributes:
+        captions, pixels: uint64, sorted, each once.
+        shared: the share of captions that stand with two training pictures or more; of a caption of a new picture of the same
+            kind, the probability that a training picture bears it too.
+        data: of each data set its address, split, number of pictures and fingerprint.
+    """
+
+    captions: NDArray[np.uint64]
+    pixels: NDArray[np.uint64]
+    looks: Looks
+    shared: float
+    data: tuple[Mapping[str, object], ...]
+
+    def __or__(self, other: "Record") -> "Record":
+        """Both; `shared` is of the left one."""
+        known = [entry["fingerprint"] for entry in self.data]
+        return Record(
+            np.union1d(self.captions, other.captions),
+            np.union1d(self.pixels, other.pixels),
+            _unique(join([self.looks, other.looks])),
+            self.shared,
+            (*self.data, *(entry for entry in other.data if entry["fingerprint"] not in known)),
+        )
+
+
+# ---- what makes two things the same --------------------------------------------------------------------------------
+
+
+def normal_caption(caption: str) -> str:
+    """A caption without what does not change its meaning: case, white space, width and ligatures (NFKC), punctuation and
+    quotes at its ends."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", caption).casefold())
+    text = " ".join(text.split())
+    return _ENDS.sub("", text) or text
+
+
+def caption_hashes(captions: Iterable[str]) -> NDArray[np.uint64]:
+    """[N] of normalised captions."""
+    return _array(_hash64(normal_caption(caption).encode("utf-8", "surrogatepass")) for caption in captions)
+
+
+def pixel_hashes(images_BHWC: Sequence[ImageArray] | ImageArray) -> NDArray[np.uint64]:
+    """[B] of decoded pictures: the same for a lossless copy in another format."""
+    return _array(_hash64(repr(image.shape).encode() + image.tobytes()) for image in images_BHWC)
+
+
+def _hash64(data: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
+def _array(numbers: Iterable[int]) -> NDArray[np.uint64]:
+    return np.fromiter(numbers, np.uint64)
+
+
+def join(parts: Sequence[Looks]) -> Looks:
+    """The pictures of all, one after another."""
+    return Looks(np.concatenate([part.hashes_N for part in parts]), np.concatenate([part.colors_ND for part in parts]))
+
+
+def _unique(some: Looks) -> Looks:
+    rows = np.concatenate([some.hashes_N[:, None].view(np.uint8), some.colors_ND], axis=1)
+    first = np.unique(rows, axis=0, return_index=True)[1]
+    return Looks(some.hashes_N[first], some.colors_ND[first])
+
+
+# ---- the record of a run -------------------------------------------------------------------------------------------
+
+
+def remember(run: "Run", train: Dataset, data: DataConfig, built_on: Iterable[str | None] = ()) -> None:
+    """Notes in the run's directory what it is trained on, unless that stands there. Call it on every rank.
+
+    Args:
+        data: what `train` was opened with.
+        built_on: runs whose models take part in this one (tokenizer, text encoder, guide); what these were trained on
+            counts too, where they tell. Other paths, and None, are passed over.
+    """
+    from t2i.training.run import now_and_then
+
+    paths = [Path(place) / RECORD for place in built_on if place is not None]
+    progress = now_and_then(run, "looking at the training pictures, for what is held out")
+    run.on_main(lambda: _remember(run.directory / RECORD, train, data, paths, progress))
+
+
+def _remember(
+    path: Path,
+    train: Dataset,
+    data: DataConfig,
+    built_on: Iterable[Path],
+    progress: Callable[[int, int], None],
+) -> None:
+    fingerprint = train.fingerprint()
+    before = read_record(path)
+    if before is not None and any(entry["fingerprint"] == fingerprint for entry in before.data):
+        return
+    if data.fit == "random":  # each copy would be cropped elsewhere
+        view = replace(data.view(data.limit), fit="center")
+        train = open_dataset(data.address, train.split, view)
+    record = note(train, fingerprint, progress)
+    for other_path in built_on:
+        if (other := read_record(other_path)) is not None:
+            record |= other
+    write_record(path, record if before is None else record | before)
+
+
+def note(dataset: Dataset, fingerprint: str, progress: Callable[[int, int], None] = lambda done, total: None) -> Record:
+    """The record of one data set; its pictures are looked at once and kept in the cache directory.
+
+    Args:
+        fingerprint: under which the data set is known.
+    """
+    each = [np.unique(caption_hashes(options)) for options in dataset.captions]
+    captions, pictures = np.unique(np.concatenate(each), return_counts=True)
+    shared = float(pictures[pictures > 1].sum() / pictures.sum())
+    if is_drawn(dataset.address):
+        pixels, seen = id_hashes(dataset.ids), looks(np.empty((0, 1, 1, 3), np.uint8))
+    else:
+        pixels, seen = _see_cached(dataset, progress)
+    entry = {"address": dataset.address, "split": dataset.split, "pictures": len(dataset), "fingerprint": fingerprint}
+    return Record(captions, np.unique(pixels), _unique(seen), shared, (entry,))
+
+
+def is_drawn(address: str) -> bool:
+    """Whether these are drawn scenes, which their ids decide."""
+    with suppress(InputError):  # a folder that has gone
+        return parse_address(address).kind == "shapes"
+    return False
+
+
+def id_hashes(ids: Iterable[str]) -> NDArray[np.uint64]:
+    """[N]; of drawn scenes, in the place of pixels."""
+    return _array(_hash64(name.encode()) for name in ids)
+
+
+def _see_cached(dataset: Dataset, progress: Callable[[int, int], None]) -> tuple[NDArray[np.uint64], Looks]:
+    path = cache_dir() / "looks" / f"{dataset.fingerprint()}-{TRANSFORM}-{SCHEMA}.safetensors"
+    with suppress(OSError, SafetensorError, KeyError):  # not there or damaged: look again
+        with safe_open(path, "numpy") as file:
+            return file.get_tensor("pixels"), Looks(file.get_tensor("hashes"), file.get_tensor("colors"))
+    pixels, seen = [pixel_hashes([])], [looks(np.empty((0, 1, 1, 3), np.uint8))]
+    for start in range(0, len(dataset), CHUNK):
+        images_BHWC = _decodable(dataset, range(start, min(start + CHUNK, len(dataset))))
+        pixels.append(pixel_hashes(images_BHWC))
+        seen.append(looks(images_BHWC))
+        progress(min(start + CHUNK, len(dataset)), len(dataset))
+    all_pixels, all_looks = np.concatenate(pixels), join(seen)
+    with suppress(OSError):  # a full disk costs the next run a minute
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as temporary:
+            arrays = {"pixels": all_pixels, "hashes": all_looks.hashes_N, "colors": all_looks.colors_ND}
+            temporary.write_bytes(save(arrays))
+    return all_pixels, all_looks
+
+
+def _decodable(dataset: Dataset, rows: Sequence[int]) -> ImageArray:
+    try:
+        return dataset.images(rows)
+    except BrokenImage:  # since the data was opened; training puts it into quarantine
+        if len(rows) == 1:
+            return np.empty((0, dataset.resolution, dataset.resolution, 3), np.uint8)
+        return np.concatenate([_decodable(dataset, [row]) for row in rows])
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Writes `trained_on.safetensors`, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    arrays = {"captions": record.captions, "pixels": record.pixels}
+    arrays |= {"hashes": record.looks.hashes_N, "colors": record.looks.colors_ND}
+    facts = {"schema": SCHEMA, "shared": record.shared, "data": list(record.data)}
+    try:
+        with new_file(path, durable=True) as temporary:
+            temporary.write_bytes(save(arrays, {"trained_on": json.dumps(facts)}))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; free some space") from error
+
+
+def read_record(path: Path) -> Record | None:
+    """None where there is no such file.
+
+    Raises:
+        InputError: it is damaged, or of a later version.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "numpy") as file:
+            facts = json.loads((file.metadata() or {})["trained_on"])
+            captions, pixels, hashes, colors = map(file.get_tensor, ("captions", "pixels", "hashes", "colors"))
+        if facts["schema"] != SCHEMA:
+            raise InputError(f"{path} has schema {facts['schema']}, this t2i reads {SCHEMA}; upgrade t2i")
+        return Record(captions, pixels, Looks(hashes, colors), float(facts["shared"]), tuple(facts["data"]))
+    except InputError:
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise InputError(f"{path} is damaged ({reason}); delete it and resume the run, which writes it anew") from error

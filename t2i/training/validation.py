@@ -1,0 +1,236 @@
+"""What a training run watches on `val`, and the best weights by one score of it. Never on another split: select on val,
+report test once.
+
+The captions are fixed and so is the noise of each, so the scores of two steps differ by the weights alone. They are of few
+pictures: good for choosing among the steps of one run, and for nothing else; `t2i eval score` measures.
+"""
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from t2i.data import DataConfig, Dataset, open_dataset
+from t2i.data.shapes.captions import parse
+from t2i.data.shapes.oracle import ATTRIBUTES, judge, read
+from t2i.errors import InputError
+from t2i.extractors import Extractor, ImageTextExtractor, open_extractor
+from t2i.extractors.aligned import open_scorer
+from t2i.images import BrokenImage, ImageArray
+from t2i.metrics import Features
+from t2i.metrics.clip_score import clip_score
+from t2i.metrics.kernel import kernel_distance
+from t2i.metrics.score import FID_INCEPTION_DIGEST
+from t2i.training.run import Run
+
+LOWER = ("bits_per_token", "kid")  # of which less is better; their names may go on after a hyphen
+CHUNK = 200  # pictures in memory at once
+
+
+def open_held_out(data: DataConfig, split: str, n: int) -> Dataset | None:
+    """Up to n pictures of a split; None where it cannot be opened, which is said of `val`: much data has no `heldout`."""
+    try:
+        return open_dataset(data.address, split, data.view(n))
+    except InputError as error:
+        if split == "val":
+            warnings.warn(f"there is no val to draw and score in training: {error}", stacklevel=2)
+        return None
+
+
+def open_held_out_splits(data: DataConfig, n: int) -> dict[str, Dataset]:
+    """Up to n pictures of `val` and of `heldout`, of those that the data has."""
+    opened = {split: open_held_out(data, split, n) for split in ("val", "heldout")}
+    return {split: dataset for split, dataset in opened.items() if dataset is not None}
+
+
+def oracle_scores(images_BHWC: ImageArray, captions: Sequence[str]) -> dict[str, float]:
+    """The share of pictures that show what their caption asks for, by aspect; empty unless all captions are of drawn shapes."""
+    specs = [spec for spec in map(parse, captions) if spec is not None]
+    if len(specs) < len(captions):
+        return {}
+    return {name: float(flags.mean()) for name, flags in judge(read(images_BHWC), specs).items()}
+
+
+def oracle_names(captions: Sequence[str]) -> list[str]:
+    """The names of `oracle_scores`."""
+    return list(ATTRIBUTES) if all(map(parse, captions)) else []
+
+
+class HeldOut:
+    """Pictures of val and a caption of each, to score drawn pictures by.
+
+    Args:
+        rows: of the dataset, one a caption.
+        extractor: its address, as `open_extractor` takes it; None: the embedded one, where the captions are of drawn shapes.
+
+    Raises:
+        InputError: there is no such extractor.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        captions: Sequence[str],
+        rows: Sequence[int],
+        extractor: str | None,
+        device: torch.device,
+    ) -> None:
+        self.captions = captions
+        self._dataset, self._rows = dataset, rows
+        self._drawn = oracle_names(captions)
+        self._eye: Extractor | None = None
+        if extractor is not None:
+            self._eye = open_extractor(extractor, device=str(device))
+        elif self._drawn and len(captions) > 1:  # of one picture there is no distribution
+            self._eye = open_scorer()
+        self._real: Features | None = None
+        self._text: Features | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the scores, without N: `strict`, `kid-shapes`, `clip-aligned`, ..."""
+        if self._eye is None:
+            return self._drawn
+        kid = "kid" if self._eye.digest() == FID_INCEPTION_DIGEST else f"kid-{self._eye.name}"
+        clip = getattr(self._eye, "clip_name", self._eye.name)
+        return [
+            *self._drawn,
+            kid,
+            *(["clip-" + clip.removeprefix("clip-")] if hasattr(self._eye, "text_features") else []),
+        ]
+
+    def scores(self, images_BHWC: ImageArray) -> dict[str, float]:
+        """Of one picture drawn for each caption. The pictures of val are looked at the first time."""
+        found = oracle_scores(images_BHWC, self.captions)
+        if self._eye is None:
+            return found
+        if self._real is None:
+            self._real = self._look()
+        fake = self._eye.features(images_BHWC)
+        values = [kernel_distance(fake, self._real)]
+        if hasattr(self._eye, "text_features"):
+            if self._text is None:
+                self._text = cast(ImageTextExtractor, self._eye).text_features(self.captions)
+            values.append(clip_score(fake, self._text).value)
+        return found | dict(zip(self.names[len(found) :], values, strict=True))
+
+    def _look(self) -> Features:
+        assert self._eye is not None
+        try:
+            return np.concatenate([
+                self._eye.features(self._dataset.images(self._rows[start : start + CHUNK]))
+                for start in range(0, len(self._rows), CHUNK)
+            ])  # fmt: skip
+        except BrokenImage as error:
+            raise InputError(f"{error}; repair or remove it, then resume") from error
+
+
+class Best:
+    """The weights with the best validation score so far: what is sampled from.
+
+    Args:
+        run: whose manifests tell which weights these are.
+        weights: gives those of now, ready for a model of the same config.
+        metric: the score's name.
+        names: of all scores of a validation.
+
+    Raises:
+        InputError: the metric is not among them. Where there are none, it warns.
+    """
+
+    def __init__(
+        self, run: Run, weights: Callable[[], Mapping[str, Tensor]], metric: str, names: Iterable[str]
+    ) -> None:
+        known = list(names)
+        if not known and run.is_main:
+            warnings.warn(f"the data has no split val, so best_metric {metric} chooses nothing", stacklevel=3)
+        if known and metric not in known:
+            near = difflib.get_close_matches(metric, known, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            choice = f"choose from {', '.join(known)}"
+            raise InputError(f"best_metric {metric!r} is no score of a validation of this run{hint}; {choice}")
+        self.metric = metric
+        self._sign = 1.0 if metric.split("-")[0] in LOWER else -1.0
+        self._run, self._weights_now = run, weights
+        self._weights: dict[str, Tensor] | None = None
+        self.cost, self.step, self.misses = float("inf"), 0, 0
+
+    def hear(self, found: Mapping[str, float]) -> bool:
+        """Keeps the weights of now if this validation is better than all before it; returns whether it is."""
+        cost = self._sign * found[self.metric]
+        if cost < self.cost:
+            self.cost, self.step, self.misses = cost, self._run.step, 0
+            self._weights = {name: tensor.clone() for name, tensor in self._weights_now().items()}
+            self.tell()
+            return True
+        self.misses += 1
+        return False
+
+    def tell(self) -> None:
+        """Has the manifests of the run name the score, its value and the step."""
+        self._run.extra["best"] = {"metric": self.metric, "value": self._sign * self.cost, "step": self.step}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Before the first validation, the weights as they are."""
+        return dict(self._weights_now()) if self._weights is None else self._weights
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        self._weights = {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+class Patience:
+    """The bookkeeping of `Best`, which is no weight."""
+
+    def __init__(self, best: Best) -> None:
+        self._best = best
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        # the largest float stands for "none yet": what is not finite is never saved
+        cost = min(self._best.cost, float(np.finfo(np.float64).max))
+        counts = {"misses": self._best.misses, "step": self._best.step}
+        return {"cost": torch.tensor(cost, dtype=torch.float64)} | {k: torch.tensor(v) for k, v in counts.items()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        # before there was a choice of scores, it was the NLL, and its step was not kept
+        self._best.cost = float(tensors["cost" if "cost" in tensors else "nll"])
+        self._best.misses, self._best.step = int(tensors["misses"]), int(tensors.get("step", 0))
+        if self._best.step:
+            self._best.tell()
+
+
+def keep_best(
+    run: Run, weights: Callable[[], Mapping[str, Tensor]], metric: str | None, names: Iterable[str]
+) -> Best | None:
+    """Registers the best weights as parts of the run's checkpoints; None where no metric is named. Before `resume`.
+
+    Raises:
+        InputError: as `Best`.
+    """
+    if metric is None:
+        return None
+    best = Best(run, weights, metric, names)
+    run.register("best", best)
+    run.register("patience", Patience(best))
+    return best
+
+
+def note_validation(
+    run: Run, found: Mapping[str, float], best: Best | None, split: str = "val", **beside: float
+) -> None:
+    """Writes the scores of a validation to the journal and on the console, and keeps the weights if they are the best.
+
+    Call it on every rank, with the same scores.
+
+    Args:
+        found: scores on `split`, by name.
+        best: None: no weights are kept, or the split is another than val.
+        beside: what was measured with them and is no score.
+    """
+    run.record({f"{split}_{name}": value for name, value in found.items()} | beside)
+    better = best is not None and best.hear(found)
+    shown = "  ".join(f"{name} {value:.3g}" for name, value in found.items())
+    run.say(f"step {run.step}, {split}: {shown}" + ("  (the best so far)" if better else ""))

@@ -1,0 +1,99 @@
+"""A trained tokenizer for reading: `t2i.families.ImageTokenizer` says what each method does."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from t2i import checkpoint
+from t2i.errors import InputError
+from t2i.families import Components
+from t2i.images import ImageArray, to_model, to_uint8
+from t2i.vqvae.autoencoder import Autoencoder
+from t2i.vqvae.config import Config
+
+CHUNK = 64  # pictures of 32 px in an internal batch, which is always full
+
+
+class FrozenTokenizer:
+    """Eval mode, no gradients, fp32, fixed internal batches: a picture's tokens do not depend on its neighbours."""
+
+    parts = ("tokenizer",)
+
+    def __init__(self, config: Config, weights: Mapping[str, Tensor]) -> None:
+        self.config = config
+        with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
+            self.model = Autoencoder(config)
+        checkpoint.load_module(self.model, weights, "tokenizer")
+        self.model.eval().requires_grad_(False)
+        self.resolution, self.grid = config.data.resolution, config.autoencoder.grid
+        self.codebooks, self.codebook_size = self.model.codes.codebooks, self.model.codes.codebook_size
+
+    @classmethod
+    def components_of(cls, state: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any]) -> Components:
+        kept = next((part for part in ("best", "ema") if part in state), "model")
+        return {"tokenizer": (manifest["config"], state[kept])}
+
+    @classmethod
+    def load(cls, components: Components) -> Self:
+        values, tensors = components["tokenizer"]
+        return cls(Config.kept(values), tensors)
+
+    def components(self) -> Components:
+        tensors = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+        return {"tokenizer": (self.config.model_dump(mode="json"), tensors)}
+
+    def to(self, device: torch.device) -> None:
+        self.model.to(device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _chunk(self, count: int) -> int:
+        """Pictures of an internal batch. On a CPU always as many, so that no bit of one depends on the others; fewer of large
+        ones, as one picture costs a whole batch. Elsewhere bits may differ anyhow, and it follows the count by powers of 2."""
+        if self._device.type == "cpu":
+            return max(1, CHUNK * 32**2 // self.resolution**2)
+        return min(CHUNK, 1 << max(0, count - 1).bit_length())
+
+    @torch.no_grad()
+    def encode(self, images_BHWC: ImageArray) -> Tensor:
+        side = self.resolution
+        if images_BHWC.shape[1:] != (side, side, 3):
+            size = "x".join(map(str, images_BHWC.shape[1:]))
+            raise InputError(f"the tokenizer reads pictures of {side}x{side}x3, got {size}; resize them first")
+        parts = [torch.zeros(0, self.grid**2, self.codebooks, dtype=torch.int64)]
+        chunk = self._chunk(len(images_BHWC))
+        for start in range(0, len(images_BHWC), chunk):
+            part = images_BHWC[start : start + chunk]
+            full = np.concatenate([part, np.zeros((chunk - len(part), side, side, 3), np.uint8)])
+            parts.append(self.model.encode(to_model(full).to(self._device)).cpu()[: len(part)])
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def decode(self, indices_BLQ: Tensor) -> ImageArray:
+        shape = self.grid**2, self.codebooks
+        if indices_BLQ.shape[1:] != shape:
+            raise ValueError(f"tokens of a picture are {list(shape)}, got {list(indices_BLQ.shape[1:])}")
+        if len(indices_BLQ) and not 0 <= int(indices_BLQ.min()) <= int(indices_BLQ.max()) < self.codebook_size:
+            raise ValueError(f"tokens must lie in 0 ... {self.codebook_size - 1}")
+        parts = [np.zeros((0, self.resolution, self.resolution, 3), np.uint8)]
+        chunk = self._chunk(len(indices_BLQ))
+        for start in range(0, len(indices_BLQ), chunk):
+            part = indices_BLQ[start : start + chunk].to(self._device)
+            full = torch.cat([part, part.new_zeros(chunk - len(part), *shape)])
+            parts.append(to_uint8(self.model.decode(full))[: len(part)])
+        return np.concatenate(parts)
+
+    def digest(self) -> str:
+        parts = {key: self.config.model_dump(mode="json")[key] for key in ("autoencoder", "quantizer")}
+        total = hashlib.sha256(json.dumps([self.resolution, parts], sort_keys=True).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            total.update(name.encode())
+            total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()

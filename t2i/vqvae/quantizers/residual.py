@@ -1,0 +1,59 @@
+"""Residual quantisation: each codebook quantises what the ones before it left over (Lee et al., RQ-VAE, CVPR 2022).
+
+Axes as in `t2i.vqvae.quantizers.vector`; Q codebooks in depth.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t2i.vqvae.config import QuantizerConfig
+from t2i.vqvae.quantizers.contract import Quantized, nearest, straight_through, to_grid, to_tokens
+from t2i.vqvae.quantizers.vector import Codebook
+
+
+class ResidualQuantizer(nn.Module):
+    """Q codebooks whose codes add up; the first sees unit-length latents."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.dim, self.codebook_size, self.commitment = config.dim, config.codebook_size, config.commitment
+        self.codebooks = config.depth
+        self.books = nn.ModuleList(Codebook(config, unit=False, number=i) for i in range(config.depth))
+
+    def _points(self, latents_BCHW: Tensor) -> Tensor:
+        return F.normalize(to_tokens(latents_BCHW).float(), dim=-1)
+
+    def _book(self, i: int) -> Codebook:
+        return self.books[i]  # type: ignore[return-value]
+
+    def forward(self, latents_BCHW: Tensor) -> Quantized:
+        x = self._points(latents_BCHW)
+        rest, indices, loss = x.detach(), [], x.new_zeros(())
+        codes = torch.zeros_like(rest)
+        for i in range(self.codebooks):
+            found = nearest(rest.flatten(0, 1), self._book(i).codes_KD).view(rest.shape[:2])
+            codes = codes + self._book(i).codes_KD[found]
+            rest = x.detach() - codes
+            loss = loss + F.mse_loss(x, codes)  # each depth alone should come close (equation 7)
+            indices.append(found)
+        indices_BLQ = torch.stack(indices, dim=-1)
+        if self.training and self._book(0).warming_up:
+            return Quantized(to_grid(x), indices_BLQ, x.new_zeros(()))
+        loss = self.commitment * loss / self.codebooks
+        return Quantized(to_grid(straight_through(x, codes)), indices_BLQ, loss)
+
+    def codes_of(self, indices_BLQ: Tensor) -> Tensor:
+        codes = torch.zeros(*indices_BLQ.shape[:2], self.dim, device=indices_BLQ.device)
+        for i in range(self.codebooks):  # in this order: sums round
+            codes = codes + self._book(i).codes_KD[indices_BLQ[..., i]]
+        return to_grid(codes)
+
+    @torch.no_grad()
+    def observe(self, latents_BCHW: Tensor, indices_BLQ: Tensor) -> None:
+        rest = self._points(latents_BCHW).flatten(0, 1)
+        for i in range(self.codebooks):
+            found = indices_BLQ[..., i].flatten()
+            codes = self._book(i).codes_KD[found]
+            self._book(i).observe(rest, found)
+            rest = rest - codes

@@ -1,0 +1,54 @@
+"""Finite scalar quantisation: each dimension is bounded and rounded to a few levels (Mentzer et al., FSQ, ICLR 2024).
+
+There is no codebook to learn and none that can collapse: K is the product of the levels.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from t2i.vqvae.config import QuantizerConfig
+from t2i.vqvae.quantizers.contract import Quantized, straight_through, to_grid, to_tokens
+
+MARGIN = 1e-3  # how far the bound lies beyond the outer levels, as a share
+
+
+class ScalarQuantizer(nn.Module):
+    """Codes are points of a grid in [-1, 1]^D; an index counts them in mixed radix, first dimension fastest."""
+
+    codebooks = 1
+    levels_D: Tensor
+    radix_D: Tensor
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.dim, self.codebook_size = len(config.levels), math.prod(config.levels)
+        levels = torch.tensor(config.levels)
+        self.register_buffer("levels_D", levels, persistent=False)
+        self.register_buffer("radix_D", torch.cumprod(levels, 0) // levels, persistent=False)
+
+    def _bound(self, x_BLD: Tensor) -> Tensor:
+        """Into (-L/2, L/2), so that rounding gives the L levels -(L // 2) ... (L - 1) // 2 (the paper's equation 1)."""
+        half = (self.levels_D - 1) * (1 + MARGIN) / 2
+        offset = 0.5 * (self.levels_D % 2 == 0)
+        return torch.tanh(x_BLD + torch.atanh(offset / half)) * half - offset
+
+    def forward(self, latents_BCHW: Tensor) -> Quantized:
+        bounded = self._bound(to_tokens(latents_BCHW).float())
+        digits = (bounded.round() + self.levels_D // 2).long()
+        indices = (digits * self.radix_D).sum(dim=-1, keepdim=True)
+        points = bounded / (self.levels_D // 2)
+        codes = straight_through(points, self._codes(indices[..., 0]))
+        return Quantized(to_grid(codes), indices, codes.new_zeros(()))
+
+    def _codes(self, indices_BL: Tensor) -> Tensor:
+        digits = indices_BL[..., None] // self.radix_D % self.levels_D
+        half = self.levels_D // 2
+        return (digits - half).float() / half
+
+    def codes_of(self, indices_BLQ: Tensor) -> Tensor:
+        return to_grid(self._codes(indices_BLQ[..., 0]))
+
+    def observe(self, latents_BCHW: Tensor, indices_BLQ: Tensor) -> None:
+        """Nothing learns here."""

@@ -1,0 +1,496 @@
+"""The command line: the right exit status and one line for every mistake, without importing what is not needed."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from t2i.cli import app, doctor
+from t2i.config import load as config
+from t2i.config.load import load, to_yaml
+from t2i.errors import InputError
+from t2i.families import FAMILIES, config_class
+
+Fake = Callable[..., ModuleType]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs one command line in an empty folder: (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def runner(*argv: str) -> tuple[int, str, str]:
+        status = app.main(argv)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return runner
+
+
+@pytest.fixture
+def fake_module(monkeypatch: pytest.MonkeyPatch):
+    """Puts a module with the given attributes where an import will find it."""
+
+    def put(name: str, **attributes: Any) -> ModuleType:
+        module = types.ModuleType(name)
+        for key, value in attributes.items():
+            setattr(module, key, value)
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
+
+    return put
+
+
+@pytest.fixture
+def trained(fake_module: Fake, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
+    """Replaces the training programs by one that notes its arguments and leaves what every run leaves: config.yaml."""
+    calls: list[tuple[Any, Path]] = []
+
+    def main(resolved: Any, run_dir: Path) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml").write_text(to_yaml(resolved))
+        calls.append((resolved, run_dir))
+
+    monkeypatch.setattr(app, "programs", lambda kind: list(FAMILIES))
+    for family in FAMILIES:
+        fake_module(f"t2i.train.{family}", main=main)
+    return calls
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def main(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    return main
+
+
+# ---- the frame -----------------------------------------------------------------------------------------------------
+
+
+def test_help_and_config_mistakes_import_no_torch():
+    code = (
+        "import sys; from t2i.cli import main\n"
+        "status = [main(['--help']), main(['train', '--help']), main(['config', 'show', 'cgan', '--set', 'x=1'])]\n"
+        "heavy = ('torch', 'torchvision', 'transformers', 'accelerate', 'numpy', 'sklearn', 'gensim', 'PIL')\n"
+        "print(status, [name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[0, 0, 2] []"
+    for command in ("train", "sample", "eval", "data", "config", "doctor", "quickstart"):
+        assert command in done.stdout
+
+
+def test_python_m_passes_the_exit_status_on():
+    good = subprocess.run([sys.executable, "-m", "t2i.cli", "--version"], capture_output=True, text=True)
+    assert (good.returncode, good.stdout.split()[0]) == (0, "t2i")
+    bad = subprocess.run([sys.executable, "-m", "t2i.cli", "config", "show", "no"], capture_output=True, text=True)
+    assert (
+        bad.returncode == 2 and bad.stderr.startswith("error: config 'no' is no file") and "Traceback" not in bad.stderr
+    )
+
+
+@pytest.mark.parametrize("argv", [["nonsense"], ["train"], ["train", "cgan", "--nope"], ["sample", "x", "-n", "0"]])
+def test_wrong_usage_exits_with_2(run, argv):
+    status, _, err = run(*argv)
+    assert status == 2 and "Usage" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (InputError("nothing at /a/b; name a run"), 2, "error: nothing at /a/b; name a run\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (SystemExit(85), 85, ""),
+        (SystemExit(), 0, ""),
+        (SystemExit("told"), 1, "told\n"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/file"),
+            2,
+            "error: /full/file: No space left on device; free some space or name another folder\n",
+        ),
+    ],
+)
+def test_how_a_program_ends_decides_the_exit_status(run, fake_module, error, status, says):
+    fake_module("t2i.sample.images", main=raising(error))
+    assert run("sample", "somewhere") == (status, "", says)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), OSError(errno.EIO, "disk"), ValueError("a bug")])
+def test_a_bug_is_not_hidden(run, fake_module, error):
+    fake_module("t2i.sample.images", main=raising(error))
+    with pytest.raises(type(error)):
+        run("sample", "somewhere")
+
+
+def test_threads_do_not_spin_unless_the_user_says_so(run, fake_module, monkeypatch):
+    seen: list[str | None] = []
+    fake_module("t2i.sample.images", main=lambda **_: seen.append(os.environ.get("OMP_WAIT_POLICY")))
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    run("sample", "somewhere")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    run("sample", "somewhere")
+    assert seen == ["passive", "active"]
+
+
+# ---- train ---------------------------------------------------------------------------------------------------------
+
+
+def test_programs_are_the_files_that_are_there(tmp_path, monkeypatch):
+    for name in ("zebra.py", "ant.py", "_helper.py", "__init__.py", "notes.txt"):
+        (tmp_path / name).write_text("raise SystemExit('imported')")
+    spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(app, "find_spec", lambda name: spec if name == "t2i.train" else None)
+    assert app.programs("train") == ["ant", "zebra"]
+    with pytest.raises(
+        InputError, match=r"t2i train 'zebar': no such program \(did you mean zebra\?\); there are: ant, zebra"
+    ):
+        app.program("train", "zebar")
+
+
+def test_every_training_program_has_a_config_and_every_config_a_program():
+    assert set(app.programs("train")) == set(FAMILIES)
+
+
+def test_train_hands_the_resolved_config_and_the_run_directory_over(run, trained):
+    assert run("train", "cgan", "--set", "learning_rate=1e-4", "--data", "folder:no: [such] #place")[0] == 0
+    resolved, run_dir = trained[-1]
+    assert (resolved.learning_rate, resolved.data.address) == (1e-4, "folder:no: [such] #place")
+    assert run_dir == Path("runs/cgan-default")
+
+    Path("mine.yaml").write_text("family: cgan\nseed: 5\n")
+    assert run("train", "cgan", "-c", "mine.yaml")[0] == 0
+    assert trained[-1][0].seed == 5 and trained[-1][1] == Path("runs/mine")
+    assert run("train", "cgan", "-c", "mine.yaml", "--run-dir", "out/there")[0] == 0
+    assert trained[-1][1] == Path("out/there")
+
+
+def test_a_dry_run_prints_the_config_and_writes_nothing(run, trained, tmp_path):
+    status, out, err = run("train", "cgan", "--set", "seed=3", "--dry-run")
+    assert (status, err, trained, list(tmp_path.iterdir())) == (0, "", [], [])
+    Path("again.yaml").write_text(out)
+    assert load(config_class("cgan"), "again.yaml", []) == load(config_class("cgan"), None, ["seed=3"])
+
+
+def test_the_same_command_resumes_and_a_bare_one_uses_the_runs_own_config(run, trained):
+    command = ["train", "cgan", "--set", "seed=3", "--set", "data.resolution=64", "--run-dir", "r"]
+    assert run(*command)[0] == 0
+    assert run(*command)[0] == 0
+    assert run("train", "cgan", "--run-dir", "r")[0] == 0
+    assert trained[0] == trained[1] == trained[2]
+
+
+def test_a_resumed_run_may_be_longer_but_not_learn_something_else(run, trained):
+    run("train", "cgan", "--set", "seed=3", "--run-dir", "r")
+    assert (
+        run("train", "cgan", "--run-dir", "r", "--set", "max_train_steps=9", "--set", "report_to=tensorboard")[0] == 0
+    )
+    assert (trained[-1][0].max_train_steps, trained[-1][0].seed) == (9, 3)
+
+    status, _, err = run("train", "cgan", "--run-dir", "r", "--set", "seed=4", "--set", "data.resolution=64")
+    assert status == 2 and len(trained) == 2
+    assert err.startswith("error: r holds a run with another config; name a new folder with --run-dir, ")
+    assert "seed: 3 in the run, 4 asked for" in err and "data.resolution: 32 in the run, 64 asked for" in err
+    assert "max_train_steps" not in err
+
+
+def test_a_named_config_is_compared_with_the_run(run, trained):
+    Path("mine.yaml").write_text("seed: 5\n")
+    run("train", "cgan", "-c", "mine.yaml", "--run-dir", "r")
+    assert run("train", "cgan", "-c", "mine.yaml", "--run-dir", "r")[0] == 0
+    Path("mine.yaml").write_text("seed: 6\n")
+    status, _, err = run("train", "cgan", "-c", "mine.yaml", "--run-dir", "r")
+    assert status == 2 and "seed: 5 in the run, 6 asked for" in err
+
+
+def test_a_run_of_another_family_or_a_file_is_refused(run, trained):
+    run("train", "cgan", "--run-dir", "r")
+    status, _, err = run("train", "align", "--run-dir", "r")
+    assert status == 2 and err.startswith("error: family: must be align, got 'cgan' (r/config.yaml line ")
+    Path("file").touch()
+    status, _, err = run("train", "cgan", "--run-dir", "file")
+    assert (status, err) == (2, "error: run directory file is a file; name a folder with --run-dir\n")
+
+
+def test_config_mistakes_are_listed_before_anything_is_imported_or_written(run, trained, tmp_path):
+    status, out, err = run("train", "cgan", "--set", "learnin_rate=1", "--set", "seed=x")
+    assert (status, out, trained, list(tmp_path.iterdir())) == (2, "", [], [])
+    assert err.startswith("error: 2 errors in the config:\n") and "did you mean learning_rate?" in err
+
+
+def test_an_unknown_program_names_the_nearest(run, trained):
+    status, _, err = run("train", "cgna")
+    assert status == 2 and "(did you mean cgan?)" in err
+
+
+# ---- sample, eval, data, quickstart --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def noted(fake_module: Fake) -> dict[str, Any]:
+    """What the programs behind sample, eval and quickstart were called with."""
+    calls: dict[str, Any] = {}
+    fake_module("t2i.sample.images", main=lambda **arguments: calls.update(sample=arguments))
+    fake_module("t2i.eval.score", main=lambda **arguments: calls.update(score=arguments))
+    fake_module("t2i.eval.sweep", main=lambda **arguments: calls.update(sweep=arguments))
+    fake_module("t2i.cli.quickstart", main=lambda *arguments: calls.update(quickstart=arguments))
+    return calls
+
+
+SETTINGS = "--temperature 0.7 --top-k 100 --top-p 0.9 --steps 10".split()
+
+
+def test_sample_passes_every_option_on(run, noted):
+    argv = "a_run one two -n 3 --seed 7 --prompts p.txt --guidance 2 --truncation 0.5 --batch-size 8 --out o"
+    more = "--compile --init i.png --mask m.png --keep-rows 4 --best-of 8 --scorer clip:c".split()
+    assert (
+        run("sample", *argv.split(), "--model", "cgan", "--interpolate", "caption", "--frames", "5", *SETTINGS, *more)[
+            0
+        ]
+        == 0
+    )
+    assert noted["sample"] == {
+        "words": ["a_run", "one", "two"],
+        "model": "cgan",
+        "num_images_per_prompt": 3,
+        "seed": 7,
+        "prompts_file": Path("p.txt"),
+        "guidance": 2.0,
+        "truncation": 0.5,
+        "batch_size": 8,
+        "out": Path("o"),
+        "interpolate": "caption",
+        "frames": 5,
+        "settings": {"temperature": 0.7, "top_k": 100, "top_p": 0.9, "steps": 10, "compile": True},
+        "init": Path("i.png"),
+        "mask": Path("m.png"),
+        "keep_rows": 4,
+        "best_of": 8,
+        "scorer": "clip:c",
+    }
+    assert run("sample", "a_run")[0] == 0
+    assert noted["sample"]["words"] == ["a_run"] and noted["sample"]["guidance"] is None
+    assert set(noted["sample"]["settings"].values()) == {None} and noted["sample"]["best_of"] == 1
+
+
+def test_eval_score_passes_every_option_on(run, noted):
+    argv = "a_run --data shapes-2 --against other --split heldout -n 9 --metrics a,,b --seed 3 --truncation 0.5"
+    more = (
+        "--best-of 4 --reranker r --guidance 2 --inception i.pt --clip c --scorer a --force --allow-leak --out o.json"
+    )
+    rest = (
+        "--prompts p.tsv --protocol coco-30k --resolution 64 --dinov2 d --resize torch --skip-broken --save-features f"
+    )
+    assert run("eval", "score", *argv.split(), *more.split(), *rest.split(), *SETTINGS)[0] == 0
+    assert noted["score"] == {
+        "target": "a_run",
+        "data": "shapes-2",
+        "against": "other",
+        "prompts": Path("p.tsv"),
+        "protocol": "coco-30k",
+        "split": "heldout",
+        "n": 9,
+        "resolution": 64,
+        "metrics": ["a", "b"],
+        "seed": 3,
+        "truncation": 0.5,
+        "guidance": 2.0,
+        "settings": {"temperature": 0.7, "top_k": 100, "top_p": 0.9, "steps": 10},
+        "best_of": 4,
+        "reranker": "r",
+        "files": {"inception": Path("i.pt"), "clip": Path("c"), "dinov2": Path("d"), "scorer": Path("a")},
+        "resize": "torch",
+        "force": True,
+        "allow_leak": True,
+        "skip_broken": True,
+        "save_features": Path("f"),
+        "out": Path("o.json"),
+    }
+
+
+def test_eval_sweep_passes_every_option_on(run, noted):
+    argv = "a_run --guidance 1,2 --truncation 1 --temperature .7 --top-k 5,all --top-p .9 --steps 4 --data shapes-2"
+    more = "--split train -n 9 --seed 3 --inception i.pt --scorer a --force --out o.json --make-default"
+    assert run("eval", "sweep", *argv.split(), *more.split())[0] == 0
+    assert noted["sweep"] == {
+        "run": "a_run",
+        "values": {
+            "guidance": "1,2",
+            "truncation": "1",
+            "temperature": ".7",
+            "top_k": "5,all",
+            "top_p": ".9",
+            "steps": "4",
+        },
+        "data": "shapes-2",
+        "split": "train",
+        "n": 9,
+        "seed": 3,
+        "inception": Path("i.pt"),
+        "scorer": Path("a"),
+        "force": True,
+        "out": Path("o.json"),
+        "make_default": True,
+    }
+    assert run("eval", "sweep", "a_run", "--guidance", "1")[0] == 0
+    assert (noted["sweep"]["split"], noted["sweep"]["n"]) == ("val", 500)
+
+
+def test_quickstart_passes_its_options_on(run, noted):
+    assert run("quickstart", "--run-dir", "q", "--minutes", "1.5", "--family", "prior")[0] == 0
+    assert noted["quickstart"] == (Path("q"), 1.5, "prior", app.main)
+
+
+def test_exported_data_passes_the_check(run):
+    status, out, _ = run("data", "export", "shapes-1", "one", "--n", "3", "--size", "32")
+    assert status == 0 and out == "wrote 3 train pictures to one\n"
+    assert len(list(Path("one").glob("*.png"))) == 3
+    status, out, _ = run("data", "export", "shapes-1", "two", "-n", "2", "--size", "32", "--split", "train,val")
+    assert status == 0 and {path.parent.name for path in Path("two").rglob("*.png")} == {"train", "val"}
+    status, out, _ = run("data", "check", "two")
+    assert status == 0 and "train 2" in out and "val 2" in out
+    Path("bare").mkdir()
+    for argv, says in (
+        (("data", "export", "shapes-1", "none", "--split", " ,"), "names no split"),
+        (("data", "check", "one", "--sheet", "no/sheet.png"), "there is no folder no"),
+        (("data", "check", "x" * 10_000), "is too long to name a file or folder"),
+        (("eval", "score", "bare"), "bare holds no pictures and is no run"),
+        (("eval", "score", "x" * 10_000), "is too long to name a file or folder"),
+    ):
+        status, out, err = run(*argv)
+        assert (status, out) == (2, "") and says in err and err.count("\n") == 1, err
+    assert not Path("none").exists()
+    status, _, err = run("data", "export", "shapes-1", "one")
+    assert status == 2 and err.startswith("error: output folder ") and err.count("\n") == 1
+    status, _, err = run("data", "check", "nowhere")
+    assert status == 2 and "nowhere" in err and err.count("\n") == 1
+
+
+# ---- config --------------------------------------------------------------------------------------------------------
+
+
+def test_config_show_resolves_names_files_runs_and_families(run, tmp_path):
+    (tmp_path / "config.yaml").write_text("family: cgan\nseed: 5\n")
+    for name in (str(tmp_path), "config.yaml"):
+        status, out, _ = run("config", "show", name, "--set", "data.resolution=64")
+        assert status == 0 and yaml.safe_load(out)["seed"] == 5 and yaml.safe_load(out)["data"]["resolution"] == 64
+    assert run("config", "show", "align")[1] == to_yaml(load(config_class("align"), None, []))
+
+
+def test_config_schema_and_list(run):
+    assert "learning_rate" in json.loads(run("config", "schema", "cgan")[1])["properties"]
+    assert run("config", "list")[1].split() == config.shipped()
+    status, _, err = run("config", "schema", "cgna")
+    assert status == 2 and "did you mean cgan?" in err
+
+
+def test_config_diff_names_what_differs(run):
+    Path("a.yaml").write_text("family: cgan\nseed: 5\n")
+    assert run("config", "diff", "cgan", "a.yaml") == (0, "seed: 0 -> 5\n", "")
+    assert run("config", "diff", "cgan", "cgan") == (0, "", "")
+
+
+# ---- doctor --------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_exits_with_1_and_says_the_fix(run, monkeypatch):
+    well = doctor.Finding("disk", True, "9 GiB")
+    ill = doctor.Finding("device", False, "no GPU", "update the driver")
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: well,))
+    assert run("doctor") == (0, "ok      disk         9 GiB\n", "")
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: well, lambda: ill))
+    status, out, _ = run("doctor")
+    assert status == 1 and out.splitlines()[1:] == ["PROBLEM device       no GPU", "        fix: update the driver"]
+
+
+def test_a_check_that_breaks_is_a_finding(monkeypatch):
+    def device() -> doctor.Finding:
+        raise ImportError("libcudart.so.13: cannot open\nshared object file")
+
+    monkeypatch.setattr(doctor, "CHECKS", (device,))
+    (finding,) = doctor.examine()
+    assert (finding.name, finding.ok) == ("device", False)
+    assert finding.detail == "ImportError: libcudart.so.13: cannot open shared object file" and finding.fix
+
+
+def test_doctor_finds_missing_and_old_packages(monkeypatch):
+    versions = {"torch": "2.10.1+cpu", "torchvision": "0.26.0", "transformers": "5.0.0", "accelerate": "1.13.0"}
+    required = [
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "transformers<6,>=5.0",
+        "accelerate>=1.13",
+        'ruff>=9; extra == "test"',
+    ]
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise doctor.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: required)
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    assert not doctor.packages().ok and doctor.packages().detail == "torch 2.10.1+cpu is older than 2.11"
+    versions["torch"] = "2.11.0+cu130"
+    assert doctor.packages().ok and "torch 2.11.0+cu130" in doctor.packages().detail
+    del versions["accelerate"]
+    assert doctor.packages().detail == "accelerate is missing" and doctor.packages().fix
+
+
+def test_doctor_tells_a_mismatched_torchvision(monkeypatch):
+    """What `pip install torch torchvision` from two places does: the import fails, or the operator is not there."""
+    assert doctor.operators().ok
+    import torchvision
+
+    def nms(*_: Any) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(torchvision.ops, "nms", nms)
+    finding = doctor.operators()
+    assert not finding.ok and "torchvision::nms does not exist" in finding.detail and "reinstall both" in finding.fix
+
+
+def test_doctor_tells_a_gpu_that_torch_does_not_see(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "torch is a CPU build" in doctor.device().detail and "reinstall" in doctor.device().fix
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert not doctor.device().ok and "update the driver" in doctor.device().fix
+
+
+def test_doctor_reads_bf16_from_the_cpus_flags(tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags\t: fpu avx512_bf16 amx_bf16 amx_tile\n")
+    assert doctor._cpu_bf16(cpuinfo) == "bf16 by avx512_bf16 and amx_bf16"
+    cpuinfo.write_text("flags\t: fpu avx512f\n")
+    assert doctor._cpu_bf16(cpuinfo) == doctor._cpu_bf16(tmp_path / "none") == "no bf16 instructions"
+
+
+def test_doctor_watches_disk_memory_folders_and_threads(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "not" / "yet"))
+    assert doctor.disk().ok and doctor.writable().ok and doctor.memory().ok and doctor.threads().ok
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=doctor.GIB))
+    assert not doctor.disk().ok and "here 1.0 GiB free" in doctor.disk().detail
+    monkeypatch.setattr(doctor, "MIN_MEMORY_GIB", 1e6)
+    assert not doctor.memory().ok
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert not doctor.threads().ok
+
+    def refuse(dir: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+    assert not doctor.writable().ok and str(tmp_path) in doctor.writable().detail

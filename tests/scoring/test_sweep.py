@@ -1,0 +1,139 @@
+"""`t2i eval sweep`: what is best, what is kept back, and what is written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from builders.tiny_prior_run import make_prior_run
+from builders.tiny_run import make_run
+from t2i.cli import app
+from t2i.errors import InputError
+from t2i.metrics.score import Protocol, Score
+from t2i.pipeline import TextToImagePipeline
+from t2i.report.sweep_chart import chart, lines_of
+from t2i.scoring.runs import Options, score_run
+from t2i.scoring.sweep import Point, best, combinations, defaults_of, on_the_front
+
+pytestmark = pytest.mark.filterwarnings("ignore:FID of .* is biased upward")
+
+
+@pytest.fixture
+def t2i(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv: object) -> tuple[int, list[str], list[str]]:
+        status = app.main(["eval", "sweep", *(str(word) for word in argv)])
+        out, err = capsys.readouterr()
+        return status, out.splitlines(), err.splitlines()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return {"prior": make_prior_run(folder / "prior"), "cgan": make_run(folder / "cgan")}
+
+
+def point(fid: float, faithful: float, interval: tuple[float, float] | None = None, **knobs) -> Point:
+    common = {
+        "metric_version": 1, "n_real": 9, "n_fake": 9, "data": "shapes-1", "data_digest": "", "split": "val",
+        "captions": None, "resize": None, "resolution": 16, "seed": 0,
+    }  # fmt: skip
+    frechet = Protocol(metric="fid", extractor="shapes", extractor_digest="d", **common)
+    oracle = Protocol(metric="faithfulness-strict", extractor=None, extractor_digest=None, **common)
+    return Point(knobs or {"guidance": fid}, [Score(fid, frechet), Score(faithful, oracle, interval)])
+
+
+def test_the_best_is_the_nearest_of_the_most_faithful():
+    points = [
+        point(1.0, 0.5, (0.4, 0.6)),
+        point(2.0, 0.72, (0.62, 0.82)),
+        point(3.0, 0.8, (0.7, 0.9)),
+        point(4.0, 0.79, (0.7, 0.9)),
+    ]
+    assert best(points) == 1  # 0.72 is within what chance makes of 0.8, and 0.5 is not
+    assert best([*points, point(9.0, 0.95, (0.93, 0.97))]) == 4
+    assert on_the_front(points) == [True, True, True, False]
+    assert best([point(2.0, 0.5), point(1.0, 0.4)]) == 0  # without an interval: the most faithful
+
+
+def test_combinations():
+    assert combinations({"guidance": [1.0, 2.0], "top_k": [5, None], "steps": []}) == [
+        {"guidance": 1.0, "top_k": 5}, {"guidance": 1.0, "top_k": None},
+        {"guidance": 2.0, "top_k": 5}, {"guidance": 2.0, "top_k": None},
+    ]  # fmt: skip
+    assert combinations({"guidance": [1.0, 1.0]}) == [{"guidance": 1.0}]
+    with pytest.raises(InputError, match="no setting to try"):
+        combinations({})
+    kept = defaults_of({"guidance": 2.0, "top_k": None})
+    assert (kept.guidance_scale, kept.truncation, kept.settings) == (2.0, 1.0, {"top_k": None})
+
+
+def test_the_picture_shows_a_line_for_each_temperature():
+    points = [point(1 + g + t, g / 4, guidance=g, temperature=t) for g in (1.0, 2.0) for t in (0.7, 1.0)]
+    assert lines_of(points) == ("guidance", {"temperature 0.7": [0, 2], "temperature 1": [1, 3]})
+    shown = np.asarray(chart(points, "a title"))
+    for color in ((0, 100, 176), (196, 78, 0)):
+        assert (shown == color).all(axis=2).sum() > 50
+    chart([point(1.0, 0.0)], "one setting")  # axes of no extent
+
+
+def test_a_prior_is_swept(t2i, runs):
+    run = Path(shutil.copytree(runs["prior"], "run"))
+    words = ["--guidance", "1,3", "--temperature", "0.5,1", "--steps", "4", "-n", 8, "--force"]
+    status, out, err = t2i("run", *words)
+    assert status == 0, err
+    assert out[0].split()[:3] == ["guidance", "temperature", "steps"] and len(out) == 1 + 4 + 3
+    assert sum("best" in line for line in out[1:5]) == 1
+    found = json.loads((run / "sweep-shapes-1-val-8.json").read_text())
+    knobs = [one["knobs"] for one in found["settings"]]
+    assert knobs[1] == {"guidance": 1.0, "temperature": 1.0, "steps": 4} and len(knobs) == 4
+    assert found["best"] in knobs and "faithfulness reaches" in found["rule"]
+    protocols = [score["protocol"] for one in found["settings"] for score in one["scores"]]
+    assert {p["guidance"] for p in protocols} == {1.0, 3.0} and {p["temperature"] for p in protocols} == {0.5, 1.0}
+    assert {json.loads(p["sampling"])["steps"] for p in protocols} == {4}
+    assert Image.open(run / "sweep-shapes-1-val-8.png").size == (900, 560)
+    assert str(run / "sampling.json") in out[6] and not (run / "sampling.json").exists()
+    # each as `t2i eval score` would have it
+    options = Options(guidance=3.0, settings={"temperature": 0.5, "steps": 4}, force=True)
+    alone = {score.name: score.value for score in score_run(run, None, "val", 8, options)}
+    assert {score["name"]: score["value"] for score in found["settings"][2]["scores"]} == alone
+
+
+def test_a_gan_is_swept_and_keeps_the_best(t2i, runs):
+    run = Path(shutil.copytree(runs["cgan"], "run"))
+    status, out, err = t2i(
+        "run", "--guidance", "2", "--truncation", "0.5,1", "-n", 8, "--force", "--make-default", "--out", "a.json"
+    )
+    assert status == 0, err
+    chosen = json.loads(Path("a.json").read_text())["best"]
+    pipe = TextToImagePipeline.from_pretrained(run)
+    assert (pipe.guidance_scale, pipe.truncation) == (2.0, chosen["truncation"])
+    assert Path("a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("prior", "no setting to try; name values of one at least"),
+        ("prior --guidance 1,x", "--guidance 1,x: 'x' is no number"),
+        ("prior --top-k 1.5", "--top-k 1.5: '1.5' is no whole number, nor all"),
+        ("prior --guidance 1,-1", "guidance must be a number from 0 on, got -1.0"),
+        ("prior --top-k 99", "top_k 99 is above the 32 codes"),
+        ("cgan --temperature 1", "a GAN has no setting 'temperature'"),
+        ("prior --truncation .5", "truncation 0.5 is a setting of a GAN"),
+        ("prior --guidance 1 --split heldout", "split heldout is kept back for scores"),
+        ("prior --guidance 1 --out no/a.json", "--out no/a.json cannot be written"),
+        ("prior --guidance 1 -n 8", "means nothing"),
+    ],
+)
+def test_bad_input_is_one_line(t2i, runs, argv, says):
+    name, *words = argv.split()
+    status, out, err = t2i(runs[name], *words)
+    assert status == 2 and out == [] and len(err) == 1 and says in err[0], err
+    assert not list(runs[name].glob("sweep*"))

@@ -1,0 +1,166 @@
+"""The cache of codes: hits, misses, damage, kills, broken pictures."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from t2i.data import View, open_dataset
+from t2i.errors import InputError
+from t2i.images import BrokenImage
+from t2i.training import codes
+from t2i.training.codes import encode_codes
+
+
+class Mean:
+    """A tokenizer that says how bright each quarter of a picture is, and how often it was asked."""
+
+    resolution, grid, codebooks, codebook_size = 16, 2, 1, 64
+
+    def __init__(self, name: str = "a") -> None:
+        self.name, self.asked = name, 0
+
+    def encode(self, images_BHWC):
+        self.asked += len(images_BHWC)
+        quarters = images_BHWC.reshape(len(images_BHWC), 2, 8, 2, 8, 3).mean(axis=(2, 4, 5))
+        return torch.from_numpy(quarters // 4).long().reshape(-1, 4, 1)
+
+    def digest(self) -> str:
+        return self.name
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(codes, "SHARD_PICTURES", 8)
+    monkeypatch.setattr(codes, "ENCODE_PICTURES", 3)
+
+
+def data(limit: int = 20, split: str = "train"):
+    return open_dataset("shapes-1", split, View(16, limit=limit))
+
+
+def test_codes_are_those_of_the_tokenizer_in_both_views(small_shards, tmp_path: Path) -> None:
+    tokenizer, dataset = Mean(), data()
+    found = encode_codes(tokenizer, dataset, mirrored=True, root=tmp_path)  # type: ignore[arg-type]
+    images = dataset.images(range(20))
+    rows = np.array([19, 0, 7, 8, 7])
+    for view, pictures in enumerate((images, images[:, :, ::-1])):
+        assert torch.equal(found.at(rows, np.full(5, view)), tokenizer.encode(pictures)[rows])
+    assert found.hits == 0 and found.misses == 20 and (found.shown(rows) == rows).all()
+
+
+def test_what_is_there_is_not_made_again_and_what_differs_is(small_shards, tmp_path: Path) -> None:
+    def misses(tokenizer=None, dataset=None, **more) -> int:
+        return encode_codes(tokenizer or Mean(), dataset or data(), root=tmp_path, **more).misses  # type: ignore[arg-type]
+
+    assert misses() == 20 and misses() == 0
+    assert misses(Mean("b")) == 20
+    assert misses(mirrored=True) == 20
+    assert misses(dataset=data(21)) == 21 and misses(dataset=data(split="val")) == 20
+    assert misses() == 0
+
+
+def test_a_killed_run_goes_on_with_the_next_shard_and_a_damaged_one_is_made_again(small_shards, tmp_path: Path) -> None:
+    rows, plain = np.arange(20), np.zeros(20, dtype=np.int64)
+    first = encode_codes(Mean(), data(), root=tmp_path).at(rows, plain).clone()  # type: ignore[arg-type]
+    paths = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(paths) == 3
+    paths[1].unlink()
+    again = encode_codes(Mean(), data(), root=tmp_path)  # type: ignore[arg-type]
+    assert (again.hits, again.misses) == (12, 8)
+    bytes_ = bytearray(paths[2].read_bytes())
+    bytes_[-1] ^= 1
+    paths[2].write_bytes(bytes_)
+    with pytest.warns(UserWarning, match="damaged"):
+        mended = encode_codes(Mean(), data(), root=tmp_path)  # type: ignore[arg-type]
+    assert mended.misses == 4
+    assert torch.equal(first, mended.at(rows, plain))
+
+
+def test_processes_share_the_work(small_shards, tmp_path: Path) -> None:
+    tokenizers = [Mean(), Mean()]
+    with pytest.raises(InputError, match="cannot be read back"):  # alone, the first process misses the other's shard
+        encode_codes(tokenizers[0], data(), root=tmp_path, rank=0, processes=2)  # type: ignore[arg-type]
+    found = encode_codes(tokenizers[1], data(), root=tmp_path)  # type: ignore[arg-type]
+    assert tokenizers[0].asked == 12 and tokenizers[1].asked == 8 == found.misses
+
+
+class Damaged:
+    """A data set with a picture that cannot be decoded."""
+
+    def __init__(self, bad: set[int], count: int = 200) -> None:
+        self._inner, self._bad = data(count), bad
+        self.ids, self.captions, self.address, self.split = self._inner.ids, self._inner.captions, "d", "train"
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def images(self, rows):
+        if self._bad & set(rows):
+            raise BrokenImage("truncated")
+        return self._inner.images(rows)
+
+    def fingerprint(self) -> str:
+        return "damaged"
+
+
+def test_a_broken_picture_is_named_and_its_neighbour_stands_in(small_shards, tmp_path: Path) -> None:
+    found = encode_codes(Mean(), Damaged({5}), root=tmp_path)  # type: ignore[arg-type]
+    assert [entry["row"] for entry in found.broken] == [5]
+    rows = np.array([4, 5, 6])
+    assert found.shown(rows).tolist() == [4, 6, 6]
+    assert torch.equal(found.at(rows, np.zeros(3, dtype=int))[1], found.at(rows, np.zeros(3, dtype=int))[2])
+
+
+def test_too_many_broken_pictures_stop_it(small_shards, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="over 1 %"):
+        encode_codes(Mean(), Damaged({1, 2, 3}), root=tmp_path)  # type: ignore[arg-type]
+
+
+def test_two_hundred_mutations_miss_and_two_hundred_repeats_hit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
+    rng = random.Random(0)
+    (tmp_path / "data/train").mkdir(parents=True)
+
+    def write(k: int, color: tuple[int, int, int], caption: str) -> None:
+        Image.new("RGB", (20, 16), color).save(tmp_path / f"data/train/{k}.png")
+        (tmp_path / f"data/train/{k}.txt").write_text(caption)
+
+    for k in range(3):
+        write(k, (k, k, k), f"caption {k}")
+    state: dict[str, Any] = {"tokenizer": "a", "fit": "center", "seed": 0, "mirrored": False, "resolution": 16}
+
+    def misses() -> int:
+        view = View(state["resolution"], state["fit"], seed=state["seed"])
+        dataset = open_dataset(f"folder:{tmp_path / 'data'}", "train", view)
+        tokenizer = Mean(state["tokenizer"])
+        found = encode_codes(tokenizer, dataset, state["mirrored"], tmp_path / "codes")  # type: ignore[arg-type]
+        images = dataset.images(range(3))
+        assert torch.equal(found.at(np.arange(3), np.zeros(3, dtype=int)), tokenizer.encode(images))
+        return found.misses
+
+    assert misses() == 3
+    for trial in range(200):
+        kind = ["tokenizer", "picture", "caption", "fit", "seed", "mirrored"][trial % 6]
+        if kind == "tokenizer":
+            state["tokenizer"] = f"weights {trial}"
+        elif kind in ("picture", "caption"):
+            color = tuple(rng.randrange(256) for _ in range(3))
+            write(rng.randrange(3), color, f"{kind} {trial}")  # type: ignore[arg-type]
+        elif kind == "fit":
+            state["fit"] = "random"
+            state["tokenizer"] = f"fit {trial}"
+            assert misses() == 3
+            state["fit"] = rng.choice(["squash", "pad", "center"])
+        elif kind == "seed":
+            state["fit"], state["seed"] = "random", trial
+        else:
+            state["mirrored"], state["tokenizer"] = not state["mirrored"], f"views {trial // 12}"
+        assert misses() == 3, (trial, kind)
+        assert misses() == 0, (trial, kind)

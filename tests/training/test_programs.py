@@ -1,0 +1,272 @@
+"""The training programs, run as a user runs them: through the command line, on one and on two processes."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from builders.small_settings import ALIGN, GAN, SMALL, VQVAE
+from t2i import checkpoint
+from t2i.cli import app
+from t2i.config.load import flat, load, shipped
+from t2i.data import View, open_dataset
+from t2i.families import FAMILIES, config_class
+from t2i.images import grid
+from t2i.pipeline import TextToImagePipeline
+from t2i.text import load_encoder
+from t2i.training import journal
+
+ROOT = Path(__file__).resolve().parents[2]
+PRIOR = [
+    *("model={width: 16, depth: 2, heads: 2, mlp_width: 16}", "text={encoder: bow}", "order=random", "flip=true"),
+    *("validation_steps=2", "sampling.steps=3"),
+]
+KEYS = {"cgan": [*SMALL, *GAN], "align": [*SMALL, *ALIGN], "vqvae": [*SMALL, *VQVAE], "prior": [*SMALL, *PRIOR]}
+
+
+@pytest.fixture(autouse=True)
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a prior needs before it can be trained, made once for all tests."""
+    if not TOKENIZER:
+        TOKENIZER.append(tmp_path_factory.mktemp("tokenizer") / "run")
+        assert app.main(command("vqvae", TOKENIZER[0], "max_train_steps=3")) == 0
+
+
+TOKENIZER: list[Path] = []
+
+
+def command(family: str, run: Path, *sets: str) -> list[str]:
+    if family == "prior":
+        sets = (f"tokenizer.path={json.dumps(str(TOKENIZER[0]))}", *sets)
+    words = ["train", family, "--config", f"{family}-tiny", "--data", "shapes-1", "--run-dir", str(run)]
+    return words + [word for value in (*KEYS[family], *sets) for word in ("--set", value)]
+
+
+def digests(run: Path) -> dict[str, str]:
+    newest = checkpoint.latest(run / "checkpoints")
+    assert newest is not None
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(newest.glob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_run_stopped_and_resumed_is_the_undisturbed_run_bit_for_bit(family: str, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert app.main(command(family, whole, "max_train_steps=5", "checkpointing_steps=5")) == 0
+    # stopped where no schedule can tell: a signal ends a run at step 2 and the same command goes on
+    code = (
+        "import os, signal, sys; from t2i import cli; from t2i.training import run; old = run.Run.advance\n"
+        "def advance(self, n):\n old(self, n); self.step == 2 and os.kill(os.getpid(), signal.SIGTERM)\n"
+        "run.Run.advance = advance; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    words = command(family, parts, "max_train_steps=5", "checkpointing_steps=5")
+    stopped = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=240)
+    assert stopped.returncode == 85, stopped.stderr
+    assert len(digests(parts)) >= 2 and [p.name for p in (parts / "checkpoints").iterdir()] == ["step-00000002"]
+    assert app.main(words) == 0
+    assert digests(parts) == digests(whole)
+    steps = [record["step"] for record in journal.read(parts / "journal.jsonl") if "learning_rate" in record]
+    assert steps == [1, 2, 3, 4, 5]
+
+
+def test_training_leaves_the_text_encoder_alone_and_moves_both_players(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert app.main(command("cgan", run, "max_train_steps=1")) == 0
+    before = load_encoder(run / "text").digest()
+    first = checkpoint.latest(run / "checkpoints")
+    assert app.main(command("cgan", run, "max_train_steps=4")) == 0
+    newest = checkpoint.latest(run / "checkpoints")
+    assert first is not None and newest is not None and newest.name == "step-00000004"
+    state, manifest = checkpoint.load(newest)
+    assert load_encoder(run / "text").digest() == before == manifest["text_digest"]
+    assert {"generator", "discriminator", "ema", "generator_optimizer", "discriminator_optimizer"} == set(state)
+    old = load_file(first / "generator.safetensors")
+    assert all(not torch.equal(old[k], v) for k, v in state["generator"].items() if k.startswith("stages.1"))
+    record = next(r for r in reversed(journal.read(run / "journal.jsonl")) if "d_loss" in r)
+    for key in ("d_loss", "g_loss", "d_real", "d_fake", "d_mismatched", "r1", "r2", "d_gradient", "g_gradient"):
+        assert isinstance(record[key], float), key
+    assert record["images_per_second"] > 0 and 0 <= record["data_wait"] <= 1
+
+
+def test_the_run_is_guided_by_its_encoder_and_validated_on_held_out_prompts(tmp_path: Path) -> None:
+    align, run = tmp_path / "align", tmp_path / "run"
+    assert app.main(command("align", align, "max_train_steps=2", "validation_steps=2")) == 0
+    found = {key for record in journal.read(align / "journal.jsonl") for key in record}
+    assert {
+        f"{s}_{w}_recall@{k}"
+        for s in ("val", "heldout")
+        for w in ("text_to_image", "image_to_text")
+        for k in (1, 5, 10)
+    } <= found
+    guided = [
+        f"text={{encoder: aligned, path: {json.dumps(str(align))}}}",
+        "guidance.encoder=text",
+        "validation_steps=2",
+    ]
+    words = ["generator.cross_attention=true", "max_train_steps=2"]
+    assert app.main(command("cgan", run, *guided, *words)) == 0
+    records = journal.read(run / "journal.jsonl")
+    assert any("guidance" in r for r in records)
+    validation = next(r for r in records if "diversity" in r)
+    assert {"val_strict", "val_colour", "val_layout"} <= set(validation) and validation["diversity"] > 0
+    assert (run / "samples" / "step-00000002.png").stat().st_size > 1000
+    manifest = checkpoint.load(checkpoint.latest(run / "checkpoints"))[1]  # type: ignore[arg-type]
+    assert manifest["guide_digest"] == load_encoder(run / "text").dual.digest()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("family", "sets"),
+    [(family, ()) for family in FAMILIES]
+    # a gradient of a gradient, taken through the wrapper that adds up what the processes found
+    + [("cgan", ("loss.kind=hinge",)), ("cgan", ("loss.penalty=autograd",))],
+)
+def test_two_processes_train_one_run(family: str, sets: tuple[str, ...], tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = str(server.getsockname()[1])
+    run = tmp_path / "run"
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port, "-m", "t2i.cli"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    extra = ("max_train_steps=3", "gradient_accumulation_steps=2")
+    done = subprocess.run(
+        [sys.executable, *words, *command(family, run, *extra, *sets)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    state, manifest = checkpoint.load(checkpoint.latest(run / "checkpoints"))  # type: ignore[arg-type]
+    per_process = 16 if family == "align" else 4
+    assert manifest["images_seen"] == 3 * 2 * 2 * per_process and manifest["num_processes"] == 2
+    assert len(journal.read(run / "journal.jsonl")) >= 3
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_config_is_valid_and_says_how_to_run_it(name: str, tmp_path: Path, capsys) -> None:
+    text = (ROOT / "configs" / f"{name}.yaml").read_text()
+    assert text.startswith("# ") and "# command:  t2i train" in text
+    family = name.split("-")[0]
+    load(config_class(family), name, ())
+    assert app.main(["train", family, "--config", name, "--run-dir", str(tmp_path / "run"), "--dry-run"]) == 0
+    assert f"family: {family}" in capsys.readouterr().out and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_key_of_a_config_is_read(family: str) -> None:
+    files = [p for place in ("t2i", "train") for p in (ROOT / place).rglob("*.py") if not p.name.endswith("config.py")]
+    source = "\n".join(p.read_text() for p in files)
+    config_source = (
+        "\n".join(p.read_text() for p in (ROOT / "t2i").rglob("*config.py"))
+        + (ROOT / "t2i/data/__init__.py").read_text()
+    )
+    read_in_config = {"fit", "split_seed", "layout"}  # read by methods of the config itself
+    for key in flat(config_class(family)()):
+        leaf = key.split(".")[-1]
+        assert f".{leaf}" in source or (leaf in read_in_config and f"self.{leaf}" in config_source), key
+
+
+def test_a_prior_draws_what_it_drew_in_training_and_keeps_its_codes(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    assert app.main(command("prior", run, "max_train_steps=2", "checkpointing_steps=1")) == 0
+    said = capsys.readouterr().err
+    assert "codes of train: 0 pictures from the cache, 64 encoded now" in said
+    record = next(r for r in journal.read(run / "journal.jsonl") if "val_bits_per_token" in r)
+    assert 3.5 < record["val_bits_per_token"] < 4.5 and "val_strict" in record  # 16 codes: 4 bits
+    # the checkpoint alone draws the sheet that training drew, to the pixel
+    prompts = [options[0] for options in open_dataset("shapes-1", "val", View(16, limit=24)).captions]
+    again = TextToImagePipeline.from_pretrained(run)(prompts, seed=list(range(24)), output_type="np").images
+    sheet = Image.open(run / "samples" / "step-00000002.png").convert("RGB")
+    assert np.array_equal(np.asarray(grid(list(again), prompts, columns=6).convert("RGB")), np.asarray(sheet))
+    assert len({image.tobytes() for image in again}) > 12  # so it is no accident
+    assert app.main(command("prior", run, "max_train_steps=3")) == 0
+    assert "64 pictures from the cache, 0 encoded now" in capsys.readouterr().err
+    # another tokenizer, by one step of training: none of its codes is known
+    assert app.main(command("vqvae", tmp_path / "other", "max_train_steps=4")) == 0
+    other = f"tokenizer.path={json.dumps(str(tmp_path / 'other'))}"
+    assert app.main(command("prior", tmp_path / "run2", "max_train_steps=1", other)) == 0
+    assert "codes of train: 0 pictures from the cache, 64 encoded now" in capsys.readouterr().err
+
+
+def test_a_prior_stops_when_held_out_likelihood_no_longer_falls(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    sets = ("data.limit=4", "learning_rate=0.05", "lr_warmup_steps=0", "max_train_steps=200", "patience=2")
+    assert app.main(command("prior", run, *sets, "validation_steps=5", "loss.token_dropout=0")) == 0
+    assert "stopping with the best weights" in capsys.readouterr().err
+    state, manifest = checkpoint.load(checkpoint.latest(run / "checkpoints"))  # type: ignore[arg-type]
+    assert manifest["step"] < 200
+    found = [r["val_bits_per_token"] for r in journal.read(run / "journal.jsonl") if "val_bits_per_token" in r]
+    assert float(state["patience"]["cost"]) == pytest.approx(min(found), rel=1e-5)
+    assert any(not torch.equal(state["best"][k], v) for k, v in state["ema"].items())
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["tokenizer.path=nowhere"], "t2i train vqvae"),
+        (["data.resolution=32"], "codes pictures of 16 px"),
+        (["data.augment=[noise]"], "codes are computed once"),
+    ],
+)
+def test_a_prior_without_its_tokenizer_is_told_so(sets: list[str], words: str, tmp_path: Path, capsys) -> None:
+    assert app.main(command("prior", tmp_path / "run", "max_train_steps=1", *sets)) == 2
+    shown = capsys.readouterr().err
+    assert words in shown and "Traceback" not in shown and not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["text.encoder=aligned"], "t2i train align"),
+        (["text={encoder: bow, path: null}", "guidance.encoder=text"], "no image tower"),
+        (["device=cuda"], "device cuda was asked for"),
+        (["data.resolution=24"], "power of two"),
+        (["data.adress=shapes-2"], "address"),
+        (["max_train_steps=many", "learning_rate=-1"], "learning_rate"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_left(sets: list[str], words: str, tmp_path: Path, capsys) -> None:
+    if "device=cuda" in sets and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    run = tmp_path / "run"
+    assert app.main(command("cgan", run, "max_train_steps=1", *sets)) == 2
+    shown = capsys.readouterr().err
+    assert "error:" in shown and words in shown and "Traceback" not in shown
+    assert not run.exists()
+
+
+def test_what_stood_in_the_folder_stays_and_the_corrected_command_goes_through(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    missing = f"text={{encoder: aligned, path: {json.dumps(str(tmp_path / 'no'))}}}"
+    assert app.main(command("cgan", run, "max_train_steps=1", missing)) == 2
+    assert [p.name for p in run.iterdir()] == ["notes.txt"]
+    assert app.main(command("cgan", run, "max_train_steps=1")) == 0
+    kept = {p.name for p in run.iterdir()}
+    assert app.main([*command("cgan", run, "max_train_steps=2"), "--set", "validation_extractor=inception:no"]) == 2
+    assert {p.name for p in run.iterdir()} == kept and (run / "notes.txt").read_text() == "mine"
+
+
+def test_settings_that_play_no_part_are_named() -> None:
+    from t2i.cgan.config import Config, without_effect
+
+    def named(values: dict) -> list[str]:
+        return [line.split()[0] for line in without_effect(Config.model_validate(values))]
+
+    assert named({}) == []
+    hinge = {"kind": "hinge", "penalty_fraction": 0.25, "gamma": 0.5, "ma_gp_weight": 1.0, "candidates": 2}
+    assert named({"loss": hinge}) == ["loss.penalty_fraction", "loss.gamma", "loss.candidates"]
+    exact = {"penalty": "autograd", "penalty_sigma": 0.1, "ma_gp_weight": 1.0, "reconstruction": 1.0, "candidates": 2}
+    assert named({"loss": exact}) == ["loss.ma_gp_weight", "loss.penalty_sigma"]
+    assert named({"guidance": {"path": "runs/align", "weight": 0.1}}) == ["guidance.path", "guidance.weight"]
+    assert named({"guidance": {"encoder": "aligned", "path": "runs/align", "weight": 0.1}}) == []

@@ -1,0 +1,72 @@
+"""The models that come with the package: small enough, whole, and able to draw what a caption says without training."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2i.cli import app
+from t2i.data import View, open_dataset
+from t2i.data.shapes.captions import parse
+from t2i.data.shapes.oracle import judge, read
+from t2i.pipeline import TextToImagePipeline
+from t2i.weights import DEFAULT, shipped
+
+MIB = 2**20
+PROMPT = "a small red star left of a large green ring"
+# pictures of 64 entirely as asked, on captions of val; LOG.md has the scores on 1,000
+LEAST_STRICT = {"prior": 0.5, "cgan": 0.05}
+
+
+def test_they_are_small_enough_to_ship():
+    weights = next(iter(shipped().values())).parent
+    sizes = [path.stat().st_size for path in weights.rglob("*") if path.is_file()]
+    assert max(sizes) <= 12 * MIB and sum(sizes) <= 30 * MIB
+
+
+@pytest.mark.parametrize("name", sorted(LEAST_STRICT))
+def test_they_draw_what_captions_say(name: str):
+    captions = [captions[0] for captions in open_dataset("shapes-3", "val", View(64, limit=64)).captions]
+    images = TextToImagePipeline.from_pretrained(name)(captions, seed=0, output_type="np").images
+    assert images.shape == (64, 64, 64, 3)
+    readings, specs = read(images), [parse(caption) for caption in captions]
+    strict = judge(readings, specs)["strict"].mean()
+    assert strict >= LEAST_STRICT[name]
+    assert judge(readings, specs[1:] + specs[:1])["strict"].mean() < strict / 3
+
+
+@pytest.mark.parametrize("name", sorted(LEAST_STRICT))
+def test_the_card_says_how_they_were_made_and_what_they_score(name: str):
+    card = (shipped()[name] / "README.md").read_text("utf-8")
+    for said in ("max_train_steps", "faithfulness-strict", "heldout", "apache-2.0"):
+        assert said in card
+
+
+def test_a_prompt_alone_draws_with_the_default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert app.main(["sample", PROMPT, "--out", "alone"]) == 0
+    assert "drawing with prior" in capsys.readouterr().err
+    assert app.main(["sample", "--model", DEFAULT, PROMPT, "--out", "named"]) == 0
+    assert app.main(["sample", DEFAULT, PROMPT, "--out", "run"]) == 0
+    first, *others = [
+        np.asarray(Image.open(next(Path(place).glob("000_*.png")))) for place in ("alone", "named", "run")
+    ]
+    assert all(np.array_equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["circle"], "'circle' is no run; if it is a prompt, say which model is to draw it: --model cgan or prior"),
+        (["--model", "dalle", PROMPT], "--model dalle does not ship with t2i; give cgan or prior"),
+        (["./my runs", PROMPT], "my runs does not exist"),
+        ([], "no prompt"),
+    ],
+)
+def test_what_is_neither_a_run_nor_a_prompt(words, told, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert app.main(["sample", *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not list(Path().iterdir())

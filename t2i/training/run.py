@@ -114,7 +114,7 @@ class Run:
             values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat(config).items()}
             self.accelerator.init_trackers(config.report_to, config=values)
         self._signals = StopSignals(announce=self.is_main)
-        self._started = time.monotonic()
+        self._started = self._saved_at = time.monotonic()
         self._seconds_before = 0.0
         self._budget = self._new_budget()
         self._window = (self._started, 0, 0.0)  # time, images and waiting at the last line of the journal
@@ -270,11 +270,21 @@ class Run:
         """
         torch.manual_seed(derive(self.config.seed, "step", self.step, self.process_index))
         total = self._budget.steps_that_fit(self.step) if self._budget and self.is_main else None
-        flag, agreed = self.ranks.max([float(self._signals.received), float(total or 0)])
+        flag, agreed, due = self.ranks.max(
+            [float(self._signals.received), float(total or 0), float(self._save_is_due())]
+        )
         if agreed:
             self._set_total(min(int(agreed), self.config.max_train_steps))
             self._budget = None
+        if due:
+            self.save()
         return bool(flag)
+
+    def _save_is_due(self) -> bool:
+        """Main process: True when `checkpointing_minutes` have passed since the last save."""
+        minutes = self.config.checkpointing_minutes
+        late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+        return late and self.is_main and self.step != self._saved_step
 
     def _set_total(self, total: int) -> None:
         self.total_steps = total
@@ -368,7 +378,7 @@ class Run:
                 raise InputError(spoilt)
             self._sound = True
             self.ranks.on_main(self._write)
-        self._saved_step = self.step
+        self._saved_step, self._saved_at = self.step, time.monotonic()
 
     def _write(self) -> str | None:
         """Main process: writes the checkpoint; returns why it must not be written, None when it was."""
@@ -430,6 +440,7 @@ class Run:
         if self._budget is not None:
             self._budget = self._new_budget()  # preparing the data is not training
         self.ranks.on_main(self._continue_files)
+        self._saved_at = time.monotonic()
         self._window = (time.monotonic(), self.images_seen, self.loader.wait_seconds if self.loader else 0.0)
         return not self.is_new
 

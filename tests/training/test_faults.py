@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,15 @@ def test_a_refused_start_removes_its_files_before_it_frees_the_directory(tmp_pat
         assert seen == ["refused"] and not directory.exists()
 
     assert wait(fork(body)) == 0
+
+
+def test_a_run_saves_by_time_too(tmp_path: Path) -> None:
+    cfg = config(checkpointing_steps=1000, checkpointing_minutes=0.3 / 60, max_train_steps=8)
+    assert wait(fork(lambda: train(tmp_path, cfg, lambda run: time.sleep(0.1)))) == 0
+    kept = saved_steps(tmp_path)
+    assert kept[-1] == 8 and len(kept) == 3 and 1 < kept[0] < 7
+    assert wait(fork(lambda: train(tmp_path / "exact", config(max_train_steps=8)))) == 0
+    assert digests(tmp_path, 8) == digests(tmp_path / "exact", 8)
 
 
 # ---- what decides a run ---------------------------------------------------------------------------------------------

@@ -2,7 +2,15 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+
+def resolve(address: str) -> Any:
+    """The object at `module:name`, its module imported now."""
+    module, _, name = address.partition(":")
+    return getattr(import_module(module), name)
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -22,16 +22,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from t2i.errors import InputError
-from t2i.extractors import ImageTextExtractor
+from t2i.extractors import ImageTextExtractor, open_image_text
 from t2i.families import NoiseSpace, Sampler, sampler_class
 from t2i.files import new_folder
 from t2i.images import Fit, ImageArray, grid
-from t2i.pretrained import digest_folder, local_folder
 from t2i.sampling import saved
 from t2i.sampling.inpainting import keep_parts
 from t2i.sampling.model_card import card_prompts, model_card
 from t2i.sampling.prompts import clean_prompt
-from t2i.sampling.reranking import BestOf, candidate_seed, open_reranker
+from t2i.sampling.reranking import BestOf, candidate_seed
 from t2i.sampling.saved import Stored
 from t2i.seeding import derive
 from t2i.text import TextConfig, TextFeatures, fit_encoder
@@ -188,7 +187,7 @@ class TextToImagePipeline:
         if best_of == 1:
             output = ImagePipelineOutput(_as(output_type, np.concatenate(list(drawn))), seeds)
         else:
-            best = BestOf(scorer or open_reranker(), every, best_of)
+            best = BestOf(scorer or open_image_text(None), every, best_of)
             for images in drawn:
                 best.hear(images)
             chosen = [candidates[i * best_of + k] for i, k in enumerate(best.chosen())]
@@ -411,7 +410,9 @@ def trained_with(pipe: TextToImagePipeline, clip: Path | None) -> dict[str, str]
     # the digest of `aligned` also tells its length limit, a scorer's is of the dual encoder alone
     found = {encoder.dual.digest() if isinstance(encoder, AlignedEncoder) else text: "text encoder"}
     if clip is not None and encoder.name == "clip":  # whose digest is of the text tower alone
+        from t2i.extractors.clip import clip_folder
+
         same = TextConfig(encoder="clip", path=str(clip), max_tokens=encoder.max_tokens)
         if fit_encoder(same, []).digest() == text:
-            found[digest_folder(local_folder(clip, "CLIP"))] = "text encoder"
+            found[clip_folder(str(clip)).digest()] = "text encoder"
     return found | ({guide: "guide"} if guide else {})

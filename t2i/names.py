@@ -7,12 +7,6 @@ from pathlib import Path
 from typing import Any
 
 
-def resolve(address: str) -> Any:
-    """The object at `module:name`, its module imported now."""
-    module, _, name = address.partition(":")
-    return getattr(import_module(module), name)
-
-
 def nearest(word: str, words: Iterable[str]) -> str:
     """` (did you mean X?)` where a known word is close, else nothing."""
     close = difflib.get_close_matches(word, list(words), 1)
@@ -29,3 +23,9 @@ def some(names: Sequence[str], most: int = 3) -> str:
     """The first few of many names, e.g. `a.png, b.png, c.png and 4 more`."""
     rest = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(shown, names[:most])) + rest
+
+
+def resolve(target: str) -> Any:
+    """Imports the object that `module:name` names."""
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)

@@ -364,13 +364,17 @@ def read_state_dict(path: Path, label: str, advice: str) -> dict[str, Tensor]:
     # damaged files raise SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError, ... according to where
     except Exception as error:
         words = str(error)
-        if "TorchScript" in words or "Weights only load failed" in words:
+        if "TorchScript" in words or "GLOBAL" in words:
             what = "a TorchScript program" if "TorchScript" in words else "pickled objects beside tensors"
             raise InputError(
                 f"{label} holds {what}, which could run code; save its state dict where you trust it "
                 f"(torch.save(model.state_dict(), 'weights.pth')), or {advice}"
             ) from error
-        reason = f"{type(error).__name__}: {(words.splitlines() or [''])[0][:120]}"
+        reason = (
+            type(error).__name__
+            if "weights_only" in words
+            else f"{type(error).__name__}: {words[:120].splitlines()[0]}"
+        )
         raise InputError(f"{label} cannot be read as weights ({reason}); {advice}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(f"{label} holds no state dict (names to tensors); {advice}")

@@ -13,7 +13,7 @@ from t2i.extractors import open_extractor as open_by_address
 from t2i.extractors.aligned import open_scorer
 from t2i.metrics import METRICS, Kind, clip_score, metric_kind
 from t2i.metrics.score import BARE, FID_INCEPTION_DIGEST, Protocol, score_name
-from t2i.scoring.options import Options
+from t2i.scoring.options import ScoringOptions
 
 # a `Need`, or one by the extractor of a digest -> why there is nothing of it
 Missing = Mapping[str | tuple[str, str], str]
@@ -64,7 +64,7 @@ class Metric(NamedTuple):
 # ---- which metrics -------------------------------------------------------------------------------------------------
 
 
-def open_extractors(options: Options, device: str) -> list[Named]:
+def open_extractors(options: ScoringOptions, device: str) -> list[Named]:
     """The scorer and whatever else is named, weights loaded.
 
     Raises:
@@ -80,7 +80,9 @@ def open_extractors(options: Options, device: str) -> list[Named]:
     return opened
 
 
-def choose_metrics(base: Protocol, extractors: Sequence[Named], missing: Missing, options: Options) -> list[Metric]:
+def choose_metrics(
+    base: Protocol, extractors: Sequence[Named], missing: Missing, options: ScoringOptions
+) -> list[Metric]:
     """The metrics that were asked for, or all usual ones that apply and a warning for each that does not.
 
     Args:
@@ -162,7 +164,7 @@ def _metrics(base: Protocol, extractors: Sequence[Named], missing: Missing) -> l
     return [*found, metric("diversity", PIXELS)] if base.run and "several" not in missing else found
 
 
-def _refusal(wrong: str, usable: Mapping[str, Metric], absent: Mapping[str, str], options: Options) -> str:
+def _refusal(wrong: str, usable: Mapping[str, Metric], absent: Mapping[str, str], options: ScoringOptions) -> str:
     usual = [name for name, metric in usable.items() if metric.usual]
     choice = f"choose from: {', '.join(usual)}"
     if wrong in absent:
@@ -209,7 +211,7 @@ def refuse_or_mark(metrics: Sequence[Metric], trained_with: Mapping[str, str], f
     return marked
 
 
-def leave_out_the_chooser(metrics: Sequence[Metric], digest: str, options: Options) -> list[Metric]:
+def leave_out_the_chooser(metrics: Sequence[Metric], digest: str, options: ScoringOptions) -> list[Metric]:
     """Leaves out, or refuses where they were asked for, the metrics by the encoder that chose the pictures.
 
     Raises:

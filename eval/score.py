@@ -91,7 +91,8 @@ def settled(options: ScoreOptions) -> ScoreOptions:
     """The options as their protocol has them."""
     if options.protocol is None:
         return options.model_copy(update={"split": options.split or "val"})
-    fixed = settle(options.protocol, options.model_dump())
+    metrics = None if options.metrics is None else list(options.metrics)
+    fixed = settle(options.protocol, options.model_dump() | {"metrics": metrics})
     return options.model_copy(update=fixed | {"metrics": tuple(fixed["metrics"])})
 
 

@@ -175,7 +175,7 @@ def test_a_long_grid_is_cut_and_says_so(t2i, run, monkeypatch):
     monkeypatch.setattr("t2i.console.LINE_SECONDS", 0.0)
     _, out, err = t2i("sample", run, *CAPTIONS, "-n", 2, "--out", "many", "--batch-size", 4)
     assert out == ["wrote 10 images, grid.png and manifest.json to many (grid.png shows the first 4)"]
-    assert err[0] == "drawing: 1 of 10 pictures" and err[-1] == "drawing: 10 of 10 pictures"  # no terminal here: lines
+    assert err[0] == "sampling: 1 of 10 images" and err[-1] == "sampling: 10 of 10 images"  # no terminal here: lines
     assert len(pixels(Path("many"))) == 10 and Image.open("many/grid.png").width == 2 * 134 + 6
 
 
@@ -233,7 +233,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_used(t2i, run):
         ([PROMPT, "--out", "used"], "used holds files; name a new or an empty folder"),
         ([PROMPT, "--out", "void.txt"], "void.txt is a file; name a new or an empty folder"),
         ([PROMPT, "--guidance", "-1"], "guidance must be a number from 0 on, got -1.0"),
-        ([PROMPT, "--truncation", "nan"], "truncation must be a number from 0 on, got nan"),
+        ([PROMPT, "--truncation", "nan"], "--truncation nan: must be a finite number"),
         ([PROMPT, "--interpolate", "caption"], "--interpolate caption needs two prompts or more, got one"),
     ],
 )

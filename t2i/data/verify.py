@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from t2i import images
+from t2i.data.cached import Stamp, stamp_of
 from t2i.data.phash import looks
 from t2i.data.verified_index import MIN_SIDE, Index, Verified
 
@@ -58,13 +59,14 @@ def verify(root: Path, files: Mapping[str, str], wanted: Sequence[str], most: in
     """
     index = Index(root.resolve())
     known = index.load()
-    stats = {name: stat_of(root / files[name]) for name in wanted}
-    todo = [name for name in wanted if name not in known or known[name][:2] != stats[name]]
+    stamps = {name: stamp_of(root / files[name]) for name in wanted}
+    todo = [name for name in wanted if name not in known or known[name].stamp != stamps[name]]
     if most is not None and len(todo) > most:
         unknown = set(todo)
-        return {name: Verified(*stats[name]) if name in unknown else known[name] for name in wanted}
+        return {name: _stamped(stamps[name]) if name in unknown else known[name] for name in wanted}
     if todo:
-        _examine(index, known, todo, lambda name: _verify_file(root / files[name]), files)
+        before = dict(known)
+        _examine(index, known, todo, lambda name: _verify_file(root / files[name], before.get(name)), files)
     return {name: known[name] for name in wanted}
 
 
@@ -83,17 +85,17 @@ def verify_packed(address: str, ids: Sequence[str], read: Callable[[int], bytes 
     return {name: known[name] for name in ids}
 
 
-def verify_drawn(ids: Sequence[str], draw: Callable[[Sequence[int]], images.ImageArray]) -> dict[str, Verified]:
+def verify_rendered(ids: Sequence[str], render: Callable[[Sequence[int]], images.ImageArray]) -> dict[str, Verified]:
     """As `verify`, of pictures that are no files: they are whole, and nothing is kept."""
     found: dict[str, Verified] = {}
     progress = _progress.get() or (lambda done, total: None)
     for start in range(0, len(ids), _AT_ONCE):
         rows = range(start, min(start + _AT_ONCE, len(ids)))
-        pixels_BHWC = draw(rows)
+        pixels_BHWC = render(rows)
         for i, image_HWC, look in zip(rows, pixels_BHWC, _looks(pixels_BHWC), strict=True):
             height, width, _ = image_HWC.shape
             digest = hashlib.sha256(image_HWC.tobytes()).hexdigest()
-            found[ids[i]] = Verified(image_HWC.nbytes, 0, width, height, "drawn", "RGB", digest, look)
+            found[ids[i]] = Verified(image_HWC.nbytes, 0, width, height, "rendered", "RGB", digest, look)
         progress(rows.stop, len(ids))
     return found
 
@@ -157,13 +159,21 @@ def _examine(
         )
 
 
-def _verify_file(path: Path) -> Verified:
-    size, mtime_ns = stat_of(path)
+def _stamped(stamp: Stamp) -> Verified:
+    size, mtime_ns, ctime_ns = stamp
+    return Verified(size, mtime_ns, ctime_ns=ctime_ns)
+
+
+def _verify_file(path: Path, before: Verified | None = None) -> Verified:
+    found = _stamped(stamp_of(path))
     try:
         data = images.read_limited(path)
     except OSError as error:
-        return Verified(size, mtime_ns, reason=f"cannot be read: {error.strerror or error}", lasting=False)
-    return _look(data, Verified(size, mtime_ns, sha256=hashlib.sha256(data).hexdigest()))
+        return found._replace(reason=f"cannot be read: {error.strerror or error}", lasting=False)
+    content = hashlib.sha256(data).hexdigest()
+    if before is not None and before.sha256 == content:  # only touched, or linked once more
+        return before._replace(size=found.size, mtime_ns=found.mtime_ns, ctime_ns=found.ctime_ns)
+    return _look(data, found._replace(sha256=content))
 
 
 def _verify_packed(read: Callable[[int], bytes | Path], i: int, before: Verified | None) -> Verified:
@@ -196,15 +206,6 @@ def _look(data: bytes, found: Verified) -> Verified:
 def _looks(images_BHWC: images.ImageArray) -> list[bytes]:
     found = looks(images_BHWC)
     return [number.tobytes() + colors.tobytes() for number, colors in zip(found.hashes_N, found.colors_ND, strict=True)]
-
-
-def stat_of(path: Path | str) -> tuple[int, int]:
-    """(size, time) of a file; (-1, -1) where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def _may_keep(found: Verified) -> bool:

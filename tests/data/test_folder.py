@@ -15,8 +15,7 @@ from PIL import Image
 from t2i import images
 from t2i.data import View, open_dataset, verified_index
 from t2i.data.captions import MAX_CHARACTERS, clean_caption
-from t2i.data.folders import columns as folder_columns
-from t2i.data.folders import large as large_folder
+from t2i.data.folders import table
 from t2i.data.folders.dataset import FolderDataset, open_folder
 from t2i.data.folders.index import index_folder
 from t2i.data.tools.check import check
@@ -369,8 +368,8 @@ def test_kept_pictures_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch
     put_captioned(folder, [f"train/{i}.png" for i in range(5)])
     decoded: list[Path] = []
     decode = images.decode
-    monkeypatch.setattr("t2i.data.pictures.MEMORY_BYTES", 2 * 12 * 12 * 3)
-    monkeypatch.setattr("t2i.data.pictures.BLOCK_BYTES", 12 * 12 * 3)
+    monkeypatch.setattr("t2i.data.encoded.MEMORY_BYTES", 2 * 12 * 12 * 3)
+    monkeypatch.setattr("t2i.data.encoded.BLOCK_BYTES", 12 * 12 * 3)
     data = open_folder(str(folder), "train", View(resolution=12))
     monkeypatch.setattr(images, "decode", lambda source, side=None: decoded.append(source) or decode(source, side))
     for _ in range(3):
@@ -401,8 +400,8 @@ def test_many_unknown_pictures_are_not_decoded_for_the_opening(folder: Path, mon
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_folder, "LARGE_BYTES", 1)
-    monkeypatch.setattr(folder_columns, "_AT_ONCE", 3)
+    monkeypatch.setattr(table, "LARGE_BYTES", 1)
+    monkeypatch.setattr(table, "_ROWS_AT_ONCE", 3)
 
 
 def put_messy_rows(folder: Path) -> None:
@@ -429,9 +428,9 @@ def test_columns_hold_what_the_plain_reader_finds(folder: Path, large: None, mon
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         columns = {split: open_folder(str(folder), split, View(resolution=12)) for split in ("train", "heldout")}
-        monkeypatch.setattr(large_folder, "LARGE_BYTES", 2**40)
+        monkeypatch.setattr(table, "LARGE_BYTES", 2**40)
         plain = {split: open_folder(str(folder), split, View(resolution=12)) for split in ("train", "heldout")}
-    assert all(isinstance(data, large_folder.LargeFolder) for data in columns.values())
+    assert all(isinstance(data._source, table.FolderTable) for data in columns.values())
     for split, data in columns.items():
         assert list(data.ids) == list(plain[split].ids) and data.split == plain[split].split
         # captions of one picture may come in another order: the files are read from the top down
@@ -464,8 +463,7 @@ def test_columns_are_kept_until_something_changes(folder: Path, large: None, mon
     put(folder / "2.png", 2)
     jsonl(folder / "metadata.jsonl", [{"file_name": "1.png", "text": "one"}])
     read: list[Path] = []
-    columns = folder_columns.read_columns
-    monkeypatch.setattr(large_folder, "read_columns", lambda root: read.append(root) or columns(root))
+    monkeypatch.setattr(table, "index_folder", lambda root: read.append(root) or index_folder(root))
 
     def ids() -> list[str]:
         parts = []

@@ -169,6 +169,6 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def cache_dir() -> Path:
-    """Returns the cache directory: the environment variable T2I_CACHE, or ~/.cache/t2i. It may not exist; it is safe to delete."""
+    """Returns the cache directory: the environment variable T2I_CACHE, or ~/.cache/t2i. It may not exist."""
     named = os.environ.get("T2I_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "t2i"

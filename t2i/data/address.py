@@ -43,13 +43,13 @@ MARKS: Mapping[str, tuple[str, ...]] = {
 # what a file begins with, by the name of the file: another file of that name is no mark
 _BEGINS: Mapping[str, str] = {
     r"captions_(train|val)20\d\d\.json": r'\s*\{.*"(images|annotations|info)"\s*:',
-    r"dataset_\w+\.json": r'\s*\{.*"images"\s*:',
+    r"dataset_(coco|flickr\w+)\.json": r'\s*\{.*"images"\s*:',
     r"(Flickr8k|results_20130124)\..*": r"[^\n]*\.jpg#\d",
     r"captions\.txt": r"image,caption\r?\n",
     r"results\.csv": r"[^\n]*\|[^\n]*\|",
     r"images\.txt": r"\d+ [^\n]+/[^\n]+\.jpg",
     r"region_descriptions\.json": r'\s*\[.*"regions"\s*:',
-    r"dataset_dict\.json": r'\s*\{\s*"splits"\s*:',
+    r"dataset_dict\.json": r'\s*\{.*"splits"\s*:',
     r"state\.json": r'\s*\{.*"_data_files"\s*:',
 }
 _READ = 1 << 16  # bytes of the beginning of a file

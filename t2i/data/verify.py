@@ -1,6 +1,6 @@
-"""Finds broken pictures: each is decoded once, and what was found is kept in the cache directory (index.py).
+"""Finds broken images: each is decoded once, and what was found is kept in the cache directory (index.py).
 
-A second look at an unchanged folder costs one `stat` a file. Nothing is written into the folder itself.
+A second pass over an unchanged folder costs one `stat` a file. Nothing is written into the folder itself.
 """
 
 import hashlib
@@ -21,18 +21,19 @@ from t2i import images
 from t2i.data.cached import Stamp, stamp_of
 from t2i.data.phash import looks
 from t2i.data.verified_index import MIN_SIDE, Index, Verified
+from t2i.names import counted
 
 _RACE_NS = 2_000_000_000  # a file this young may change again without a new time stamp (FAT keeps even seconds)
 _KEEP_EVERY_S = 20.0  # what a kill may cost
 _HASHED_SIDE = 64
-_AT_ONCE = 256  # pictures between two looks at the clock
+_AT_ONCE = 256  # images between two looks at the clock
 Progress = Callable[[int, int], None]
 _progress: ContextVar[Progress | None] = ContextVar("progress of verification", default=None)
 
 
 @contextmanager
 def watched(progress: Progress) -> Iterator[None]:
-    """Within, verification tells `progress(pictures done, pictures to do)` how far it has come."""
+    """Within, verification tells `progress(images done, images to do)` how far it has come."""
     token = _progress.set(progress)
     try:
         yield
@@ -46,13 +47,13 @@ def workers() -> int:
 
 
 def verify(root: Path, files: Mapping[str, str], wanted: Sequence[str], most: int | None = None) -> dict[str, Verified]:
-    """Decodes the pictures `wanted` that are not known from before.
+    """Decodes the images `wanted` that are not known from before.
 
     Args:
         root: the folder.
-        files: all pictures of the folder, id -> path under `root`; entries of other ids leave the index.
+        files: all images of the folder, id -> path under `root`; entries of other ids leave the index.
         wanted: ids to verify, keys of `files`.
-        most: None: all; otherwise nothing is decoded where more than so many pictures are not known.
+        most: None: all; otherwise nothing is decoded where more than so many images are not known.
 
     Returns:
         one `Verified` for each id of `wanted`; with an empty `sha256` and `reason` for what was not decoded.
@@ -71,11 +72,11 @@ def verify(root: Path, files: Mapping[str, str], wanted: Sequence[str], most: in
 
 
 def verify_packed(address: str, ids: Sequence[str], read: Callable[[int], bytes | Path]) -> dict[str, Verified]:
-    """As `verify`, of pictures that are no files of their own.
+    """As `verify`, of images that are no files of their own.
 
     Args:
         address: of the data.
-        read: gives the bytes of the picture with the number i, or its file; raises BrokenImage or OSError.
+        read: gives the bytes of the image with the number i, or its file; raises BrokenImage or OSError.
     """
     index = Index(place_of(address))
     known = index.load()
@@ -86,7 +87,7 @@ def verify_packed(address: str, ids: Sequence[str], read: Callable[[int], bytes 
 
 
 def verify_rendered(ids: Sequence[str], render: Callable[[Sequence[int]], images.ImageArray]) -> dict[str, Verified]:
-    """As `verify`, of pictures that are no files: they are whole, and nothing is kept."""
+    """As `verify`, of images that are no files: they are whole, and nothing is kept."""
     found: dict[str, Verified] = {}
     progress = _progress.get() or (lambda done, total: None)
     for start in range(0, len(ids), _AT_ONCE):
@@ -101,13 +102,13 @@ def verify_rendered(ids: Sequence[str], render: Callable[[Sequence[int]], images
 
 
 def place_of(address: str) -> str:
-    """Names the index of pictures that are no files of their own."""
+    """Names the index of images that are no files of their own."""
     kind, _, place = address.partition(":")
     return f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
 
 
 def known_broken(address: str) -> dict[str, str]:
-    """sha256 -> reason of the pictures that a check of this address found broken."""
+    """sha256 -> reason of the images that a check of this address found broken."""
     import pyarrow.compute as pc
 
     bad: dict[str, str] = {}
@@ -118,11 +119,11 @@ def known_broken(address: str) -> dict[str, str]:
 
 
 def warn_unverified(address: str, count: int) -> None:
-    """Says that pictures were not decoded for their opening."""
+    """Says that images were not decoded for their opening."""
     if count:
         warnings.warn(
-            f"{count:,} pictures of {address} have not been looked at: `t2i data check` does, and training then "
-            "leaves out what is broken; without it, a broken picture is replaced when training meets it",
+            f"{counted(count, 'image')} of {address} have not been looked at: `t2i data check` does, and training then "
+            "leaves out what is broken; without it, a broken image is replaced when training meets it",
             stacklevel=4,
         )
 
@@ -134,7 +135,7 @@ def _examine(
     one: Callable[[str], Verified],
     members: Collection[str] | None,
 ) -> None:
-    """Puts what `one` finds of each picture into `known` and into the index."""
+    """Puts what `one` finds of each image into `known` and into the index."""
     progress = _progress.get() or (lambda done, total: None)
     new: dict[str, Verified] = {}
     kept = time.monotonic()
@@ -189,18 +190,18 @@ def _verify_packed(read: Callable[[int], bytes | Path], i: int, before: Verified
 
 
 def _look(data: bytes, found: Verified) -> Verified:
-    """Decodes one picture, whose size, time and sha256 are known."""
+    """Decodes one image, whose size, time and sha256 are known."""
     try:
-        picture = images.decode(data)
+        image = images.decode(data)
     except images.BrokenImage as error:
         return found._replace(reason=str(error))
-    width, height = picture.size
-    small = f"{width}x{height} pixels: too small to be a picture" if min(width, height) < MIN_SIDE else ""
+    width, height = image.size
+    small = f"{width}x{height} pixels: too small to be an image" if min(width, height) < MIN_SIDE else ""
     with Image.open(BytesIO(data)) as header:
         mode = header.mode
-    shrunk = picture.resize((_HASHED_SIDE, _HASHED_SIDE), Image.Resampling.BOX)
+    shrunk = image.resize((_HASHED_SIDE, _HASHED_SIDE), Image.Resampling.BOX)
     look = _looks(np.asarray(shrunk)[None])[0]
-    return found._replace(width=width, height=height, format=picture.format or "", mode=mode, look=look, reason=small)
+    return found._replace(width=width, height=height, format=image.format or "", mode=mode, look=look, reason=small)
 
 
 def _looks(images_BHWC: images.ImageArray) -> list[bytes]:

@@ -79,14 +79,14 @@ def test_the_command_reports_keeps_and_draws(folder: Path, tmp_path: Path, capsy
     assert main(["data", "check", str(folder), "--sheet", str(tmp_path / "sheet.png")]) == 0
     out = capsys.readouterr().out
     for part in (
-        "pictures             13, usable 12",
+        "images               13, usable 12",
         "train 11, val 1",
         "LATIN 12, CYRILLIC 1",
         "CMYK 1",
         "train/bad.png: not a PNG",
-        "groups of equal picture files: 1\n    train/0.png, val/copy.png",
+        "groups of equal image files: 1\n    train/0.png, val/copy.png",
         "groups of different files that look the same: 1\n    train/1.png, train/smaller.jpg",
-        "groups of equal picture files in several splits: 1",
+        "groups of equal image files in several splits: 1",
     ):
         assert part in out, part
     sheet = Image.open(tmp_path / "sheet.png")
@@ -119,10 +119,10 @@ def test_a_killed_check_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     child = os.fork()
     if child == 0:
 
-        def die_at_the_last(path: Path) -> Verified:
+        def die_at_the_last(path: Path, before: Verified | None = None) -> Verified:
             if path.name == "11.png":
                 os.kill(os.getpid(), signal.SIGKILL)
-            return real(path)
+            return real(path, before)
 
         monkeypatch.setattr(verify, "_verify_file", die_at_the_last)
         monkeypatch.setattr(verify, "_AT_ONCE", 4)
@@ -132,7 +132,7 @@ def test_a_killed_check_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     decoded: list[str] = []
-    monkeypatch.setattr(verify, "_verify_file", lambda path: decoded.append(path.name) or real(path))
+    monkeypatch.setattr(verify, "_verify_file", lambda path, before=None: decoded.append(path.name) or real(path))
     assert check(folder).images == 12 and 0 < len(decoded) <= 4
     decoded.clear()
     assert check(folder).images == 12 and decoded == []
@@ -151,7 +151,7 @@ def test_shards_are_checked_and_training_leaves_out_what_is_broken(folder: Path,
     in_the_past(folder)
     report = check(address)
     assert report.images == 6 and [name[-1] for name, _ in report.broken] == ["3"]
-    with pytest.warns(UserWarning, match="1 pictures are broken and left out"):
+    with pytest.warns(UserWarning, match="left out 1 image that its check found broken"):
         splits = open_splits(address)
     assert sum(map(len, splits.values())) == 5
     again = check(address)
@@ -164,7 +164,7 @@ def test_drawn_data_can_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         "t2i.data.tools.check.open_dataset", lambda address, split, view: real(address, split, View(64, limit=30))
     )
     report = check("shapes-1")
-    assert report.splits == {"train": 30, "val": 30, "heldout": 30} and report.formats == {"drawn": 90}
+    assert report.splits == {"train": 30, "val": 30, "heldout": 30} and report.formats == {"rendered": 90}
 
 
 # ---- filter and split --------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_equal_files_come_into_one_split_and_new_ones_move_none(folder: Path, tm
     assert first.items() <= drawn("two").items()
     with pytest.raises(InputError, match="must add up to 1, got train 0.5, val 0.1"):
         split_images(f"folder:{folder}", tmp_path / "x", {"train": 0.5, "val": 0.1})
-    with pytest.raises(InputError, match="drawn and lies in no file"):
+    with pytest.raises(InputError, match="rendered and has no files"):
         split_images("shapes-1", tmp_path / "x", {"train": 1.0})
 
 

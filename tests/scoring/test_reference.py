@@ -401,7 +401,7 @@ def hostile(path: Path, real: Path, kind: str) -> None:
         ("absolute", "holds 1 names that leave the folder"),
         ("cut", "damaged places, after which nothing is read"),
         ("broken", "broken b: "),
-        ("text", "is no tar file"),
+        ("text", "is not a tar file"),
         ("gzip", "is packed"),
         ("none", "cannot read"),
     ],

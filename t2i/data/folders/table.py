@@ -21,7 +21,7 @@ from t2i.data.folders.metadata import METADATA_NAMES
 from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, split_folder
 from t2i.data.verified_index import Index
 from t2i.errors import InputError
-from t2i.names import shown, some
+from t2i.names import counted, shown, some
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -154,11 +154,15 @@ def _is_text(name: str) -> bool:
 def _left_out(index: FolderIndex, unread: Sequence[str]) -> list[str]:
     bare = [name for name in index.files if name not in index.captions]
     kinds = (
-        ("captions without an image", index.missing),
-        ("images without a caption", bare),
-        ("images whose names are not text", [shown(name) for name in unread]),
+        ("caption", "without an image", index.missing),
+        ("image", "without a caption", bare),
+        ("image", "whose name is not text", [shown(name) for name in unread]),
     )
-    return [f"{len(names):,} {what} in {shown(index.root)}, as {some(names)}" for what, names in kinds if names]
+    return [
+        f"{counted(len(names), noun)} in {shown(index.root)} {why}, as {some(names)}"
+        for noun, why, names in kinds
+        if names
+    ]
 
 
 def _parts(index: FolderIndex) -> Callable[[str], int]:

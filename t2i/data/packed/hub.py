@@ -144,8 +144,15 @@ def _table(paths: Sequence[Path]) -> "pa.Table":
 
 
 def _saved(folder: Path) -> dict[str, list[Path]]:
-    """Split -> its Arrow files, of a folder that `save_to_disk` wrote."""
+    """Returns split -> its Arrow files, of a folder that `save_to_disk` wrote."""
     splits = {"": folder}
+    if (folder / "dataset_dict.json").is_file():
+        content = read_json(folder / "dataset_dict.json")
+        named = content.get("splits") if isinstance(content, dict) else None
+        if not isinstance(named, list):
+            raise InputError(f"{folder / 'dataset_dict.json'} names no splits; save the data set again")
+        # a name is a name, not a way out of the folder
+        splits = {name: folder / name for name in (Path(str(split)).name for split in named)}
     found: dict[str, list[Path]] = {}
     for name, below in splits.items():
         state = below / "state.json"
@@ -156,7 +163,6 @@ def _saved(folder: Path) -> dict[str, list[Path]]:
             names = [entry["filename"] for entry in read_json(state)["_data_files"]]
         except (KeyError, TypeError) as error:
             raise InputError(f"{state} names no _data_files ({error!r}); save the data set again") from error
-        # a name is a name, not a way out of the folder
         found[name] = [below / Path(str(file)).name for file in names]
     return found
 

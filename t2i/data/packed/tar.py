@@ -287,7 +287,7 @@ def captions_in(row: Any, key: str = "") -> list[str]:
     for name in (key,) if key and key != "json" else CAPTION_KEYS:
         value = row.get(name) if isinstance(row, dict) else None
         if value:
-            return captions_of(value)
+            return captions_of([own for own in value if isinstance(own, str)] if isinstance(value, list) else value)
     return []
 
 

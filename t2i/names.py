@@ -1,8 +1,10 @@
-"""Names and counts in messages: suggesting the nearest known name, fitting a name into one line, numbers with nouns."""
+"""Names of things: resolving `module:name`, suggesting the nearest known name, fitting names and counts into a message."""
 
 import difflib
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -26,3 +28,9 @@ def some(names: Sequence[str], most: int = 3) -> str:
 def counted(count: int, noun: str) -> str:
     """Returns a count with its noun in the right number, e.g. `1 image` or `5,000 images`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def resolve(target: str) -> Any:
+    """Imports the object that `module:name` names."""
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)

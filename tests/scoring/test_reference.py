@@ -178,7 +178,7 @@ def test_a_reference_of_another_extractor_says_so(t2i: Command, tmp_path: Path, 
 
 
 def embedded_digest() -> str:
-    return scorer_module.open_scorer().digest()
+    return scorer_module.open_embedded().digest()
 
 
 # ---------------------------------------------------------------- features: moments, files, a kill, several processes

@@ -39,7 +39,7 @@ def main(options: ReferenceOptions) -> None:
         raise InputError(f"--out {out} cannot be written; name a .safetensors file in an existing folder")
     with launched_ranks() as ranks, progress_of(ranks.is_main) as tick:
         images = images_of(options)
-        opened = [named.extractor for named in open_extractors(options, device())]
+        opened = open_extractors(options, device())
         extractors = opened if options.embedded or options.scorer is not None else opened[1:]
         if not extractors:
             raise InputError("no extractor is named; say --inception FILE, --clip DIR, --dinov2 DIR or --embedded")

@@ -162,7 +162,9 @@ def _quoted(text: str, delimiter: str, name: str) -> Iterator[tuple[int, list[st
                 yield before + 1, row
             before = reader.line_num
     except csv.Error as error:
-        raise InputError(f"{name} line {before + 1} is no row of a table ({error}); put quotes around its cells") from None
+        raise InputError(
+            f"{name} line {before + 1} is no row of a table ({error}); put quotes around its cells"
+        ) from None
 
 
 def _cells(rows: Iterator[tuple[int, list[str]]], name: str) -> Numbered:

@@ -49,13 +49,19 @@ def test_what_pandas_wrote_is_read_back(tmp_path, quoting, suffix, delimiter, en
         ("coco_captions.csv", "prompt\na red circle\na blue star\n"),
         ("llamagen.csv", "Prompt\tCategory\tChallenge\na red circle\tx\ty\na blue star\tx\ty\n"),
         ("excel.csv", "id;caption\n1;a red circle\n2;a blue star\n"),
-        ("evaluation_metadata.jsonl", '{"tag": "x", "prompt": "a red circle"}\n{"include": [], "prompt": "a blue star"}\n'),
+        (
+            "evaluation_metadata.jsonl",
+            '{"tag": "x", "prompt": "a red circle"}\n{"include": [], "prompt": "a blue star"}\n',
+        ),
         ("list.json", '["a red circle",\n"a blue star"]'),
         ("objects.json", '[{"Prompt": "a red circle"}, {"Prompt": "a blue star"}]'),
         ("held.json", '{"prompts": ["a red circle", "a blue star"]}'),
         ("ids.json", '{"1": "a red circle", "2": "a blue star"}'),
         ("mjhq.json", '{"1": {"category": "x", "prompt": "a red circle"}, "2": {"prompt": "a blue star"}}'),
-        ("coco.json", '{"info": {}, "annotations": [{"id": 1, "caption": "a red circle"}, {"caption": "a blue star"}]}'),
+        (
+            "coco.json",
+            '{"info": {}, "annotations": [{"id": 1, "caption": "a red circle"}, {"caption": "a blue star"}]}',
+        ),
         ("several.json", '[{"captions": ["a red circle", "another"]}, {"captions": ["a blue star"]}]'),
     ],
 )

@@ -190,7 +190,7 @@ def test_a_long_grid_is_cut_and_says_so(t2i, run, monkeypatch):
         (["--frames", "5"], "--frames 5 has no effect without --interpolate"),
         (["--truncation", "0", "-n", "2"], "--truncation 0 takes the noise away"),
         ([PROMPT], f"given twice: {PROMPT!r}"),
-        (["the circle " * 60], "1 caption is longer than the 16 tokens that the text encoder bow reads"),
+        (["a circle " * 60], "1 caption is longer than the 16 tokens that the text encoder bow reads"),
         (
             ["circle " * 60, "red circle " * 60, "red " * 60, "--batch-size", "1"],
             "3 captions are longer than the 16 tokens that the text encoder bow reads",

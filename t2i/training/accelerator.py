@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import socket
-import sys
 import threading
 import time
 import warnings
@@ -171,7 +170,8 @@ def call_the_roll() -> None:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     near = address in ("localhost", "127.0.0.1", "::1", socket.gethostname())
     seconds = ROLL_SECONDS if near else FAR_ROLL_SECONDS
-    told = threading.Timer(5.0, lambda: print(f"rank {rank} waits for the others at {address}:{port}", file=sys.stderr))
+    line = f"rank {rank} waits for the others at {address}:{port}\n".encode()
+    told = threading.Timer(5.0, lambda: os.write(2, line))
     told.daemon = True
     told.start()
     try:

@@ -18,7 +18,8 @@ from t2i.extractors.aligned import open_scorer
 from t2i.pipeline import TextToImagePipeline
 from t2i.sampling.inpainting import _box, below, touched
 from t2i.sampling.reranking import BestOf, candidate_seed
-from t2i.scoring.runs import Options, score_run
+from t2i.scoring.options import ScoreOptions
+from t2i.scoring.runs import score_run
 
 PROMPT = CAPTIONS[0]
 
@@ -329,14 +330,20 @@ def test_the_command_draws_with_all_settings(t2i, runs, pipes):
 
 
 def test_a_run_is_scored_by_another_encoder_than_the_one_that_chooses(runs):
-    with pytest.warns(UserWarning, match="fid-shapes, kid-shapes, clip-aligned left out: its encoder chose these"):
-        scores = score_run(runs["random"], None, "val", 8, Options(best_of=2))
+    def scored(*metrics: str, **changes):
+        return score_run(ScoreOptions(target=str(runs["random"]), n=8, metrics=metrics or None, **changes))
+
+    with pytest.warns(UserWarning) as warned:
+        scores = scored(best_of=2)
+    told = [str(one.message).partition(" (best of")[0] for one in warned]
+    for name in ("fid-shapes", "kid-shapes", "clip-aligned"):
+        assert f"{name} is left out: its encoder chose these images" in told
     assert {score.protocol.metric.partition("-")[0] for score in scores} == {"faithfulness", "diversity"}
     assert all(score.protocol.reranking.startswith("best of 2 by aligned ") for score in scores)
-    with pytest.raises(InputError, match="clip-aligned cannot score: its encoder chose"):
-        score_run(runs["random"], None, "val", 8, Options(("clip-aligned",), best_of=2))
-    (forced,) = score_run(runs["random"], None, "val", 8, Options(("clip-aligned",), best_of=2, force=True))
-    (plain,) = score_run(runs["random"], None, "val", 8, Options(("clip-aligned",)))
+    with pytest.raises(InputError, match="metric clip-aligned is not available here: its encoder chose"):
+        scored("clip-aligned", best_of=2)
+    (forced,) = scored("clip-aligned", best_of=2, force=True)
+    (plain,) = scored("clip-aligned")
     assert forced.name == "clip-aligned-its-own-choice@8" and forced.value > plain.value
 
 

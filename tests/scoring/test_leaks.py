@@ -17,7 +17,7 @@ from t2i.data.phash import looks, near_duplicates, perceptual_hashes
 from t2i.errors import InputError
 from t2i.images import ImageArray
 from t2i.metrics.score import read_scores
-from t2i.scoring.images.collection import Pictures, dataset_pictures
+from t2i.scoring.images.collection import Images, dataset_images
 from t2i.scoring.leaks import Found, find, refuse_leaks
 from t2i.training.trained_on import (
     RECORD,
@@ -87,8 +87,8 @@ def record(photos: Path) -> Record:
     return note(train, train.fingerprint())
 
 
-def held_out(photos: Path, split: str) -> Pictures:
-    return dataset_pictures(str(photos), split, None, View(SIDE))
+def held_out(photos: Path, split: str) -> Images:
+    return dataset_images(str(photos), split, None, View(SIDE))
 
 
 def test_captions_are_the_same_whatever_their_case_spaces_and_ends() -> None:
@@ -182,9 +182,9 @@ def test_drawn_scenes_are_known_by_their_ids_and_not_drawn() -> None:
         raise AssertionError("drawn")
 
     for split in ("val", "heldout"):
-        other = replace(dataset_pictures("shapes-2", split, 300, View(SIDE)), chunks=never)
+        other = replace(dataset_images("shapes-2", split, 300, View(SIDE)), chunks=never)
         assert find(record, other.captions or [], other) == Found([], [], [], False)
-    same = replace(dataset_pictures("shapes-2", "train", 400, View(SIDE, limit=400)), chunks=never)
+    same = replace(dataset_images("shapes-2", "train", 400, View(SIDE, limit=400)), chunks=never)
     found = find(record, same.captions or [], same)
     assert found.pictures == train.ids and len(found.captions) == 400 and found.leaks
 
@@ -241,7 +241,7 @@ def test_a_leak_is_refused_by_number_and_name_unless_it_is_allowed(
     write_record(tmp_path / RECORD, record)
     val, test = held_out(photos, "val"), held_out(photos, "test")
     assert refuse_leaks(tmp_path, val, val, False) is None
-    with pytest.warns(UserWarning, match="6 of 30 pictures look like training pictures: 'test/test001.png'"):
+    with pytest.warns(UserWarning, match="6 of 30 images resemble training images: 'test/test001.png'"):
         with pytest.raises(
             InputError, match=r"trained on 4 of 30 pictures \('test/test000.png', .*, and 1 more\)"
         ) as told:
@@ -251,7 +251,7 @@ def test_a_leak_is_refused_by_number_and_name_unless_it_is_allowed(
         marked = refuse_leaks(tmp_path, test, test, True)
     assert marked == "trained on 4 of 30 pictures"
     (tmp_path / RECORD).unlink()
-    with pytest.warns(UserWarning, match="does not tell what it was trained on"):
+    with pytest.warns(UserWarning, match="has no record of its training data"):
         assert refuse_leaks(tmp_path, test, test, False) is None
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.config import yaml
+from t2i.families import FAMILIES
 from t2i.files import write_text
 from t2i.report.chart import number
 from t2i.report.curves import charts, shared_charts
-from t2i.report.runs import KINDS, ShownRun, open_runs
+from t2i.report.runs import ShownRun, open_runs
 from t2i.report.scores import headline, score_section
 from t2i.report.template import Inline, inline_sheet, render, style
 
@@ -114,7 +115,10 @@ def write_report(
         style=style("chart.css", "style.css"),
         sections={name: heading for name, heading in SECTIONS.items() if not absent.get(name)},
         runs=runs,
-        cards=[{"name": run.name, "kind": _kind(run), "tiles": headline(run), "facts": _facts(run)} for run in runs],
+        cards=[
+            {"name": run.name, "kind": FAMILIES[run.family].words, "tiles": headline(run), "facts": _facts(run)}
+            for run in runs
+        ],
         gallery=gallery,
         places={run.name: place for place, run in enumerate(runs)},
         units={run.name: run.unit for run in runs},
@@ -130,12 +134,6 @@ def write_report(
         papers=[_papers(run) for run in [*runs, *helpers]],
     )
     write_text(out, page)
-
-
-def _kind(run: ShownRun) -> str:
-    from t2i.sampling.model_card import KINDS as GENERATORS
-
-    return GENERATORS.get(run.family) or KINDS.get(run.family, run.family)
 
 
 def _heading(data: str, split: str) -> str:

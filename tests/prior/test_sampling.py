@@ -307,7 +307,7 @@ def test_the_first_of_equal_candidates_is_kept():
 def test_the_command_draws_with_all_settings(t2i, runs, pipes):
     words = "--guidance 2.5 --temperature .7 --top-k 20 --top-p .9 --steps 5 --best-of 3 -n 2 --out drawn".split()
     status, out, err = t2i("sample", runs["random"], *CAPTIONS[:2], *words)
-    assert status == 0 and out == ["wrote 4 pictures, grid.png and manifest.json to drawn"] and err == []
+    assert status == 0 and out == ["wrote 4 images, grid.png and manifest.json to drawn"] and err == []
     manifest = json.loads(Path("drawn/manifest.json").read_text())
     assert manifest["guidance"] == 2.5
     wanted = {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "steps": 5, "decoding_order": "random"}
@@ -392,8 +392,8 @@ def _turned() -> Image.Exif:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("random --mask ok.png", "--mask ok.png needs the picture that it is of; name that with --init"),
-        ("random --keep-rows 2", "--keep-rows 2 needs the picture"),
+        ("random --mask ok.png", "--mask ok.png needs the image that it is of; name that with --init"),
+        ("random --keep-rows 2", "--keep-rows 2 needs the image"),
         ("random --init ok.png", "say which with either --mask FILE or --keep-rows N"),
         ("random --init gone.png --keep-rows 2", "gone.png is no picture that can be read"),
         ("random --init bad.png --keep-rows 2", "bad.png is no picture that can be read"),

@@ -266,9 +266,7 @@ def test_captions_outside_the_grammar_leave_faithfulness_out(command: Command, r
     run = save_run(tmp_path / "run", {"data": {"address": str(photos), "resolution": SIDE, "split_seed": 5}})
     status, out, err = command(run, "--split", "train", "-n", "30")
     assert status == 0 and "faithfulness-" not in out
-    assert (
-        "warning: faithfulness is left out: the oracle reads drawn shapes, and caption 'a photo of" in err
-    )
+    assert "warning: faithfulness is left out: the oracle reads drawn shapes, and caption 'a photo of" in err
     assert "warning: these are the captions that the run was trained on" in err
     # The run's own draw of the split: with another one its training pictures would be scored.
     found = values(read_scores(run / "scores-photos-train-30.json"))

@@ -136,6 +136,11 @@ def write_report(
     write_text(out, page)
 
 
+def _card(run: ShownRun) -> dict[str, Any]:
+    """What a run is, with the scores that need no expert."""
+    return {"name": run.name, "kind": FAMILIES[run.family].words, "tiles": headline(run), "facts": _facts(run)}
+
+
 def _heading(data: str, split: str) -> str:
     told = SPLITS.get(split) if data.startswith("shapes-") else None
     return told or f"Captions of {data}, split {split}"

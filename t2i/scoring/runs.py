@@ -8,7 +8,6 @@ depends on captions is bounded by the real images (ceiling) and by others' capti
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,7 +164,7 @@ def _refuse_leaks(
         whole = asked
         if view != view_of(options, own):
             whole = dataset_images(asked.name, asked.split, len(asked), view)
-    return refuse_leaks(pipe.run or Path(options.target), asked, whole, options.allow_leak)
+    return refuse_leaks(pipe.home, asked, whole, options.allow_leak)
 
 
 def _reconstructed(metrics: Sequence[Metric], pipe: TextToImagePipeline, asked: Images) -> list[Reading]:

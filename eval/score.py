@@ -21,7 +21,7 @@ from rich.table import Table
 
 from t2i.cli import run_program
 from t2i.console import progress_of
-from t2i.data.folders.index import holds_pictures
+from t2i.data.folders.index import holds_images
 from t2i.distributed import launched_ranks
 from t2i.errors import InputError
 from t2i.hardware import prepare_cpu
@@ -100,7 +100,7 @@ def settled(options: ScoreOptions) -> ScoreOptions:
 def refuse_settings_of_runs(options: ScoreOptions) -> None:
     """Refuses, for images that exist, options that only a run reads."""
     folder = Path(options.target)
-    if folder.is_dir() and not holds_pictures(folder):
+    if folder.is_dir() and not holds_images(folder):
         raise InputError(
             f"{folder} holds no images and is no run (no checkpoints, no config.yaml); name one of the two"
         )

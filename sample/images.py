@@ -125,11 +125,10 @@ def main(options: SampleOptions) -> None:
     import torch  # slow to import: the mistakes above are told first
 
     from t2i.pipeline import TextToImagePipeline
-    from t2i.sampling.reranking import open_reranker
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with shown_progress(" images") as tick:
-        scorer = open_reranker(options.scorer, device) if options.best_of > 1 else None
+        scorer = open_image_text(options.scorer, device) if options.best_of > 1 else None
         job = Job(wanted, options, given, scorer, kept)
         warn_of_no_effect(job)
         pipe = TextToImagePipeline.from_pretrained(run, device)

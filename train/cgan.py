@@ -172,8 +172,9 @@ def main(config: Config, run_dir: Path) -> None:
         remember(run, train, config.data, [config.text.path, config.guidance.path])
         encoder = prepare_text(config.text, train, run)
         guide = make_guide(config.guidance, encoder)
+        run.identify("guide_digest", guide.digest() if guide else None, "guide")
         captions = prepare_captions(encoder, train, run, tokens=config.generator.cross_attention)
-        guiding = guide.text(captions.flat) if guide else None
+        guiding = guide.embed_text(captions.flat) if guide else None
         validation = prepare_validation(config, encoder, run)
         if guide:
             guide.to(run.device)
@@ -200,7 +201,6 @@ def main(config: Config, run_dir: Path) -> None:
             "generator": list(plain_generator.parameters()),
             "discriminator": list(plain_discriminator.parameters()),
         }
-        run.extra |= {"text_digest": encoder.digest(), "guide_digest": guide.digest() if guide else None}
 
         def synced(model: nn.Module, last: bool) -> AbstractContextManager:
             return nullcontext() if last else run.accelerator.no_sync(model)
@@ -266,7 +266,7 @@ def main(config: Config, run_dir: Path) -> None:
                         loss = loss + config.loss.reconstruction * distance
                     if guide and micro.guide:
                         with run.accelerator.autocast():
-                            embedding = guide.images(fake)
+                            embedding = guide.embed_images(fake)
                         guided = rules.guidance_loss(embedding, *micro.guide, micro.captions.same_BM, guide.scale)
                         watch["guidance"] = guided.detach()
                         loss = loss + config.guidance.weight * guided

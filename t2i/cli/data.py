@@ -100,10 +100,12 @@ def check(options: CheckOptions) -> None:
     report = examine(here)
     save_report(report, here)
     typer.echo(format_report(report))
-    if sheet is not None:
+    if sheet is not None and not report.problem:
         page = contact_sheet(options.address)
         with new_file(sheet) as temporary:
             page.save(temporary, "PNG")
+    if report.problem:
+        raise InputError(report.problem)
 
 
 def filter_data(options: FilterOptions) -> None:
@@ -113,18 +115,18 @@ def filter_data(options: FilterOptions) -> None:
     rules = Rules(options.min_words, options.max_words, options.unique, *words)
     with _decoding():
         done = filter_captions(options.address, options.out, rules)
-    _tell_written(done.pictures, options.out)
+    _tell_written(done.images, options.out)
     for why, count in done.left_out.items():
         typer.echo(f"left out: {count:,} {why}")
 
 
 def split_data(options: SplitOptions) -> None:
-    from t2i.data.tools.rewrite import split_pictures
+    from t2i.data.tools.rewrite import split_images
 
     shares = {"train": options.train, "val": options.val, "test": options.test}
     with _decoding():
-        done = split_pictures(options.address, options.out, shares, options.seed)
-    _tell_written(done.pictures, options.out)
+        done = split_images(options.address, options.out, shares, options.seed)
+    _tell_written(done.images, options.out)
 
 
 def pack_data(options: PackOptions) -> None:
@@ -142,7 +144,7 @@ def pack_data(options: PackOptions) -> None:
             lambda done, total: tick("packing", done, total),
         )
     before = f", {done.before:,} were packed before" if done.before else ""
-    typer.echo(f"packed {done.pictures:,} images{before}: {done.shards:,} shards in {options.shards}")
+    typer.echo(f"packed {done.images:,} images{before}: {done.shards:,} shards in {options.shards}")
     for name, reason in done.broken[:5]:
         typer.echo(f"left out: {name}: {reason}")
     if len(done.broken) > 5:

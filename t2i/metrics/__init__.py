@@ -10,13 +10,13 @@ images of one call. Imports no torch and knows no network.
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from t2i.metrics.score import Score, ScoreProtocol, score_name
+from t2i.names import resolve
 
 if TYPE_CHECKING:
     from t2i.extractors import Extractor
@@ -138,9 +138,4 @@ METRICS: dict[str, str] = {
 
 def find_metric(name: str) -> Metric:
     """The metric of a name in `METRICS`."""
-    return replace(_named(METRICS[name]), name=name)
-
-
-def _named(address: str) -> Any:
-    module, _, name = address.partition(":")
-    return getattr(import_module(module), name)
+    return replace(resolve(METRICS[name]), name=name)

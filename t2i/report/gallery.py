@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from t2i.data import View, open_dataset
 from t2i.data.shapes.captions import parse
 from t2i.errors import InputError
-from t2i.extractors import ImageTextExtractor
+from t2i.extractors import ImageTextExtractor, open_image_text
 from t2i.hardware import device
 from t2i.images import ImageArray
 from t2i.metrics.reconstruction import psnr
@@ -24,7 +24,6 @@ from t2i.report.extremes import Extremes, extremes
 from t2i.report.judged import Judged, Pool, fit, judged
 from t2i.report.neighbours import Neighbours, find_neighbours
 from t2i.report.runs import ShownRun
-from t2i.sampling.reranking import open_reranker, reranker_name
 from t2i.scoring.images.collection import Images, Tick, dataset_images
 from t2i.scoring.leaks import refuse_leaks
 from t2i.scoring.options import ScoreOptions
@@ -44,7 +43,7 @@ class Ask:
         splits: None: `val`, and `heldout` where there is one; else `test`.
         n: images that each run makes; the best and worst are chosen among them where no score file knows more.
         train: training images among which neighbours are looked for, a random choice where there are more; 0: none.
-        scorer: address of the image-text encoder, as `t2i.sampling.reranking.open_reranker` takes it; None: the embedded
+        scorer: address of the image-text encoder, as `t2i.extractors.open_image_text` takes it; None: the embedded
             one.
         seed: of the noise.
     """
@@ -101,8 +100,8 @@ def make_gallery(runs: Sequence[ShownRun], ask: Ask, tick: Tick) -> Gallery | No
     makers = [run for run in runs if run.makes_images]
     if not makers:
         return None
-    scorer = open_reranker(ask.scorer, device())
-    gallery = Gallery(f"clip-{reranker_name(scorer).removeprefix('clip-')}")
+    scorer = open_image_text(ask.scorer, device())
+    gallery = Gallery(f"clip-{scorer.clip_name.removeprefix('clip-')}")
     address = ask.data or str(makers[0].data["address"])
     splits = _splits(address, makers[0], ask)
     _note_data(gallery, makers, address)

@@ -83,7 +83,7 @@ def _inputs(
         more = {
             "text": fake.text.get(digest),
             "partners": features[partners] if partners is not None and isinstance(features, np.ndarray) else None,
-            "classes": getattr(metric.extractor, "classes", None),
+            "classes": None if metric.extractor is None else metric.extractor.classes,
             "train": train.features.get(digest),
         }
     meanings = [meaning(caption) for caption in captions]

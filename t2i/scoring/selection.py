@@ -7,8 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from t2i.errors import InputError
-from t2i.extractors import Extractor, Resize, open_extractor
-from t2i.extractors.aligned import open_scorer
+from t2i.extractors import Extractor, address_of, open_extractor
 from t2i.metrics import METRICS, Metric, find_metric
 from t2i.metrics.clip_score import refuse_training_encoder
 from t2i.metrics.score import BARE, FID_INCEPTION_DIGEST, ScoreProtocol
@@ -28,12 +27,8 @@ def open_extractors(options: ExtractorOptions, device: str) -> list[Extractor]:
     Raises:
         InputError: a file is not there or holds something else.
     """
-    opened: list[Extractor] = [open_scorer(options.scorer)]
-    for kind in FILES:
-        if (path := getattr(options, kind)) is not None:
-            resize: Resize = "clean" if kind == "clip" else options.resize
-            opened.append(open_extractor(f"{kind}:{path}", resize, device))
-    return opened
+    named = [f"{kind}:{path}" for kind in FILES if (path := getattr(options, kind)) is not None]
+    return [open_extractor(address, options.resize, device) for address in (address_of(options.scorer), *named)]
 
 
 def choose_metrics(
@@ -104,11 +99,10 @@ def _all_metrics(base: ScoreProtocol, extractors: Sequence[Extractor], missing: 
     metrics = [find_metric(name) for name in METRICS]
     found = [bound(metric, None) for metric in metrics if metric.reads == "oracle"]
     for extractor in extractors:
-        reads_text, classes = hasattr(extractor, "text_features"), getattr(extractor, "classes", None)
         labels = {
             "features": extractor.name,
-            "text": getattr(extractor, "clip_name", extractor.name) if reads_text else None,
-            "classes": None if classes is None else extractor.name,
+            "text": extractor.clip_name,
+            "classes": None if extractor.classes is None else extractor.name,
         }
         found += [bound(metric, labels[metric.reads], extractor) for metric in metrics if labels.get(metric.reads)]
     pixels = base.run is not None and ("several", "") not in missing

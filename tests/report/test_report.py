@@ -23,6 +23,7 @@ from t2i.cli import app
 from t2i.config.load import to_yaml
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
+from t2i.extractors import open_image_text
 from t2i.images import save_png
 from t2i.metrics.score import Score, ScoreProtocol, read_scores, write_scores
 from t2i.report import neighbours
@@ -35,7 +36,6 @@ from t2i.report.neighbours import Near, Neighbours
 from t2i.report.page import Extras, Part, write_report
 from t2i.report.runs import ShownRun, open_run, open_runs, read_json, score_files
 from t2i.report.template import inline
-from t2i.sampling.reranking import open_reranker
 from t2i.scoring.comparison import Samples, beside
 from t2i.scoring.images.collection import Images
 from t2i.scoring.options import ScoreOptions
@@ -614,7 +614,7 @@ def test_runs_draw_what_eval_score_scored_and_its_scores_choose(tmp_path, page):
     assert best.among == "of 30 of shapes-1 val, by clip-aligned"
     assert [one.score for one in best.best] == pytest.approx(values[:-7:-1].tolist())
     assert [one.score for one in best.worst] == pytest.approx(values[:6].tolist())
-    again = fit(open_reranker(), [one.image for one in best.worst], [one.caption for one in best.worst])
+    again = fit(open_image_text(), [one.image for one in best.worst], [one.caption for one in best.worst])
     assert again.tolist() == pytest.approx([one.score for one in best.worst], abs=0.01), "the very pictures"
     # of other weights than were scored, those that are drawn now are chosen among
     protocol = replace(read_scores(run / "scores-x.json")[0].protocol, checkpoint="0" * 64)

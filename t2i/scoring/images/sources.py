@@ -122,7 +122,7 @@ def tar_images(path: Path, n: int | None = None, skip_broken: bool = False) -> I
 
 
 # what a tar of images may hold beside them
-_USUAL = ("folders", "other members", "captions without a picture", "pictures without a caption")
+_USUAL = ("folders", "other members", "captions without an image", "images without a caption")
 
 
 def _verified(data: bytes) -> Verified:

@@ -124,6 +124,7 @@ def main(options: SampleOptions) -> None:
 
     import torch  # slow to import: the mistakes above are told first
 
+    from t2i.extractors import open_image_text
     from t2i.pipeline import TextToImagePipeline
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

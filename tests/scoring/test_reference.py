@@ -168,7 +168,7 @@ def test_a_reference_of_another_extractor_says_so(t2i: Command, tmp_path: Path, 
     assert f"align-{digest[:8]} (weights {digest[:8]})" in err and len(err.splitlines()) == 1
     legacy = ("--inception", "i.safetensors", "--resize", "legacy", "--metrics", "fid-inception-*")
     status, _, err = t2i(*score, "r.safetensors", *legacy)
-    assert status == 2 and "metric 'fid-inception-*' is unknown here" in err
+    assert status == 2 and "the images of r.safetensors were resized otherwise: clean, here legacy" in err
     status, _, err = t2i(*score, "r.safetensors", *legacy[:4])
     assert status == 0 and "were resized otherwise: clean, here legacy" in err
     # mu and sigma of nobody knows what: taken for the Inception's where they have as many features
@@ -471,7 +471,7 @@ def test_captions_over_the_limit_are_counted(t2i: Command, real: Path, tmp_path:
         ("score RUN --prompts none.txt", "none.txt"),
         ("score RUN --prompts blank.txt", "holds no prompt"),
         ("score RUN --prompts p.txt -n 4", "ask for at most 3"),
-        ("score RUN --prompts p.txt --metrics fid-shapes", "there are no real pictures"),
+        ("score RUN --prompts p.txt --metrics fid-shapes", "there are no real images"),
         ("score RUN --prompts p.txt --data shapes-2", "--data shapes-2 does nothing with --prompts"),
         ("score RUN --save-features nowhere/f.safetensors", "there is no folder nowhere"),
         ("score RUN --protocol coco", "protocol 'coco' is unknown; choose from: coco-30k, "),

@@ -190,7 +190,7 @@ def test_a_long_grid_is_cut_and_says_so(t2i, run, monkeypatch):
         (["--frames", "5"], "--frames 5 has no effect without --interpolate"),
         (["--truncation", "0", "-n", "2"], "--truncation 0 takes the noise away"),
         ([PROMPT], f"given twice: {PROMPT!r}"),
-        (["the circle " * 60], "1 caption is longer than the 16 tokens that the text encoder bow reads"),
+        (["a circle " * 60], "1 caption is longer than the 16 tokens that the text encoder bow reads"),
         (
             ["circle " * 60, "red circle " * 60, "red " * 60, "--batch-size", "1"],
             "3 captions are longer than the 16 tokens that the text encoder bow reads",
@@ -227,7 +227,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_used(t2i, run):
         (["--prompts", "void.txt"], "prompts file void.txt holds no prompt"),
         (["--prompts", "long.txt"], "long.txt line 2: the prompt 'yyyy"),
         (["--prompts", "latin.txt"], "prompts file latin.txt is not UTF-8 text (byte 3)"),
-        (["--prompts", "table.csv"], "prompts file table.csv is no .txt, .jsonl, .tsv file"),
+        (["--prompts", "table.xlsx"], "prompts file table.xlsx is no .txt, .jsonl, .json, .tsv, .csv file"),
         (["--prompts", "bad.jsonl"], "bad.jsonl line 2 is not JSON"),
         (["--prompts", "other.jsonl"], "other.jsonl line 1 has no text under prompt, text, caption"),
         (["--prompts", "other.tsv"], "other.tsv has no column prompt, text, caption"),
@@ -243,7 +243,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(t2i, run, argv, says):
     Path("void.txt").write_text("\n \n")
     Path("long.txt").write_text("fine\n" + "y" * 5000)
     Path("latin.txt").write_bytes(b"caf\xe9")
-    Path("table.csv").write_text("prompt\na")
+    Path("table.xlsx").write_text("prompt\na")
     Path("bad.jsonl").write_text('{"prompt": "fine"}\n{"prompt"\n')
     Path("other.jsonl").write_text('{"words": "fine"}\n')
     Path("other.tsv").write_text("words\nfine\n")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,17 +55,19 @@ class Trial:
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
             seeds = [seeding.derive(options.seed, "score", self.asked.ids[k], *words) for k in part]
-            output = self.pipe(
-                [captions[k] for k in part],
-                1,
-                options.guidance,
-                options.truncation,
-                seeds,
-                output_type="uint8",
-                best_of=options.best_of,
-                scorer=self.chooser,
-                **options.settings,
-            )
+            with warnings.catch_warnings():  # captions of a data set may have words that are new to the model
+                warnings.filterwarnings("ignore", ".* among its words")
+                output = self.pipe(
+                    [captions[k] for k in part],
+                    1,
+                    options.guidance,
+                    options.truncation,
+                    seeds,
+                    output_type="uint8",
+                    best_of=options.best_of,
+                    scorer=self.chooser,
+                    **options.settings,
+                )
             yield list(cast(ImageArray, output.images))
 
     def images_at(self, rows: Sequence[int]) -> list[ImageArray]:

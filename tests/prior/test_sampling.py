@@ -325,7 +325,7 @@ def test_the_command_draws_with_all_settings(t2i, runs, pipes):
     assert all(len(entry["scores"]) == 3 for entry in manifest["pictures"])
     # what chose the pictures is no judge of them
     status, out, err = t2i("eval", "score", "drawn", "--against", "drawn", "--metrics", "clip-aligned")
-    assert status == 2 and "its encoder chose these pictures (best of 3 by aligned" in err[0] and len(err) == 1
+    assert status == 2 and "its encoder chose these images (best of 3 by aligned" in err[0] and len(err) == 1
     assert t2i("eval", "score", "drawn", "--against", "drawn", "--out", "s.json")[0] == 0
     found = json.loads(Path("s.json").read_text())["scores"]
     assert found and not [score for score in found if score["protocol"]["extractor"]]

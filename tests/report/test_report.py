@@ -614,7 +614,7 @@ def test_runs_draw_what_eval_score_scored_and_its_scores_choose(tmp_path, page):
     assert best.among == "of 30 of shapes-1 val, by clip-aligned"
     assert [one.score for one in best.best] == pytest.approx(values[:-7:-1].tolist())
     assert [one.score for one in best.worst] == pytest.approx(values[:6].tolist())
-    again = fit(open_image_text(), [one.image for one in best.worst], [one.caption for one in best.worst])
+    again = fit(open_image_text(None), [one.image for one in best.worst], [one.caption for one in best.worst])
     assert again.tolist() == pytest.approx([one.score for one in best.worst], abs=0.01), "the very pictures"
     # of other weights than were scored, those that are drawn now are chosen among
     protocol = replace(read_scores(run / "scores-x.json")[0].protocol, checkpoint="0" * 64)

@@ -200,7 +200,7 @@ def test_protocols_name_what_there_is() -> None:
 
 def test_coco_30k_is_val2014(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "captions_val2014.json").write_text("{}")
+    (tmp_path / "annotations" / "captions_val2014.json").write_text('{"images": [], "annotations": []}')
     given = {"data": str(tmp_path), "inception": Path("i"), "clip": Path("c"), "split": None, "n": 30_000}
     found = settle("coco-30k", given)
     assert (

@@ -174,7 +174,7 @@ def _note_leaks(gallery: Gallery, run: ShownRun, asked: Images) -> None:
 def _note_scorer(gallery: Gallery, runs: Sequence[ShownRun], scorer: ImageTextExtractor) -> None:
     """Says where the encoder that judges is not fit to judge."""
     drawn = all(parse(one.caption) for group in gallery.beside for one in group.real)
-    if getattr(scorer, "embedded", False) and not drawn:
+    if scorer.name == "shapes" and not drawn:
         gallery.note(
             f"the scores beside images are by {gallery.score}, which knows drawn shapes and says little of other "
             "images; name a CLIP folder with --scorer clip:DIR"

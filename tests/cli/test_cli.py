@@ -278,7 +278,7 @@ def test_a_dry_run_prints_the_config_and_writes_nothing(run, trained, tmp_path):
         "# text        aligned (the encoder of the shipped models)",
     ):
         assert line in out
-    assert "# training    10,000 steps of 64 images a process: 640,000 images, 6,400.0 epochs" in out
+    assert "# training    4,000 steps of 64 images a process: 256,000 images, 2,560.0 epochs" in out
     Path("again.yaml").write_text(out)
     assert load(config_class("cgan"), "again.yaml", []) == load(
         config_class("cgan"), None, ["seed=3", "data.limit=100"]

@@ -143,7 +143,7 @@ def main(config: Config, run_dir: Path) -> None:
         plain = Prior(config, shape, encoder.token_dim, encoder.pooled_dim, encoder.max_tokens).to(run.device)
         ema = EMA(plain, config.ema_halflife_images)
         groups = parameter_groups(plain, config.weight_decay)
-        optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, config.adam_beta2))
+        optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.95))
 
         # Parts of a checkpoint, and the newest one to go on from
         for name, part in {"model": plain, "ema": ema, "optimizer": optimizer}.items():

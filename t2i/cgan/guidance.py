@@ -1,9 +1,9 @@
 """Frozen image-text similarity as a training signal: the dual encoder of `t2i train align`, or a CLIP from a directory.
 
-Gradients flow to the pictures and never to the encoder. An encoder used here has been optimised against, so its digest is
+Gradients flow to the images and never to the encoder. An encoder used here has been optimised against, so its digest is
 kept with the run and it is refused as that run's scorer.
 
-Axes: B batch, C channels, H W picture, E shared embedding.
+Axes: B batch, C channels, H W image, E shared embedding.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2i.cgan.config import GuidanceConfig
+from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
+from t2i.cgan.config import AlignedGuidance, CLIPGuidance, GuidanceConfig
 from t2i.errors import InputError
 from t2i.text import TextEncoder
+from t2i.text.aligned import AlignedEncoder
 
 
 class Guide(Protocol):
@@ -27,7 +29,7 @@ class Guide(Protocol):
     def to(self, device: torch.device) -> "Guide": ...
 
     def images(self, images_BCHW: Tensor) -> Tensor:
-        """Unit-length embeddings of pictures in [-1, 1]: differentiable."""
+        """Unit-length embeddings of images in [-1, 1], differentiable."""
         ...
 
     def text(self, captions: Sequence[str]) -> Tensor:
@@ -38,20 +40,10 @@ class Guide(Protocol):
 
 
 class DualGuide:
-    """The dual encoder trained here."""
+    """A dual encoder of `t2i train align`."""
 
-    def __init__(self, path: Path | None, encoder: TextEncoder | None = None) -> None:
-        from t2i.align.frozen import load_dual_encoder
-        from t2i.text.aligned import AlignedEncoder
-
-        if isinstance(encoder, AlignedEncoder):
-            self._dual = encoder.dual
-        elif path is not None:
-            self._dual = load_dual_encoder(path)
-        else:
-            raise InputError(
-                "guidance.encoder is aligned but guidance.path names no encoder; give a run of `t2i train align`"
-            )
+    def __init__(self, dual: FrozenDualEncoder) -> None:
+        self._dual = dual
         self.scale = float(self._dual.model.scale())
         self._image: nn.Module = self._dual.model.image
 
@@ -70,7 +62,7 @@ class DualGuide:
 
 
 class CLIPGuide:
-    """A CLIP folder; pictures are resized and normalised by its own numbers, differentiably."""
+    """A CLIP folder; images are resized and normalised by its own numbers, differentiably."""
 
     def __init__(self, path: Path) -> None:
         from t2i.extractors.clip import CLIPExtractor
@@ -101,20 +93,20 @@ class CLIPGuide:
 
 
 def make_guide(config: GuidanceConfig, encoder: TextEncoder) -> Guide | None:
-    """The guide a config asks for; None for `none`.
+    """Returns the guide that a config asks for; None for `none`, or a weight of 0.
 
     Raises:
         InputError: the encoder has no image tower, or the path holds none.
     """
-    if config.encoder == "none" or config.weight == 0:
+    if config.weight == 0:
         return None
-    if config.encoder == "clip" and config.path is None:
-        raise InputError("guidance.encoder is clip but guidance.path names no CLIP directory; set guidance.path")
-    if config.encoder == "clip":
-        return CLIPGuide(Path(str(config.path)))
-    if config.encoder == "text" and encoder.name != "aligned":
+    if isinstance(config, CLIPGuidance):
+        return CLIPGuide(Path(config.path))
+    if isinstance(config, AlignedGuidance):
+        return DualGuide(load_dual_encoder(Path(config.path)))
+    if not isinstance(encoder, AlignedEncoder):
         raise InputError(
             f"guidance.encoder is text, but the text encoder {encoder.name} has no image tower; set guidance.encoder to aligned "
             "or clip and guidance.path, or to none"
         )
-    return DualGuide(Path(config.path) if config.path else None, encoder if config.encoder == "text" else None)
+    return DualGuide(encoder.dual)

@@ -52,6 +52,7 @@ from t2i.training.optimization import FINAL_RATE, NonFiniteGuard, learning_rate,
 from t2i.training.state import Part, Parts, is_sound, refuse_another, refuse_not_finite, warn_of_rounding
 from t2i.training.stopping import Budget, StopSignals
 
+LOGGING_SECONDS = 10.0  # between two lines on stderr, where that is no terminal
 RESUME_ME = 85  # exit status of a run that a signal stopped and that the same command continues
 
 
@@ -192,7 +193,7 @@ class Run:
                     self._describe()
                 track = None if self.config.report_to == "none" else self.accelerator.log
                 path = self.directory / "journal.jsonl"
-                self.journal = Journal(path, self.total_steps, self.config.logging_seconds, track)
+                self.journal = Journal(path, self.total_steps, LOGGING_SECONDS, track)
             except BaseException:
                 self._lock.release()
                 raise

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from t2i import checkpoint
 from t2i.config.load import CHANGEABLE_ON_RESUME, differences
 from t2i.config.training import TrainConfig
+from t2i.config.upgrade import trained_otherwise
 from t2i.errors import InputError
 
 
@@ -88,6 +89,11 @@ def refuse_another(
         raise InputError(f"checkpoint {path} is of {manifest.get('family')}, not of {family}; name another directory")
     if odd := ", ".join(sorted(set(held) ^ set(parts.names))):
         raise InputError(f"checkpoint {path} is of another model: {odd} on one side only; name another directory")
+    if fixed := trained_otherwise(family, manifest["config"]):
+        what = ", ".join(f"{key} {then}, which is always {now} now" for key, (then, now) in list(fixed.items())[:3])
+        raise InputError(
+            f"checkpoint {path} was trained with {what}; resume it with t2i 0.1, or sample from it as it is"
+        )
     try:
         before = type(config).model_validate(manifest["config"])
     except ValidationError as error:

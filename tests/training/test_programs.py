@@ -255,18 +255,3 @@ def test_what_stood_in_the_folder_stays_and_the_corrected_command_goes_through(t
     kept = {p.name for p in run.iterdir()}
     assert app.main([*command("cgan", run, "max_train_steps=2"), "--set", "validation_extractor=inception:no"]) == 2
     assert {p.name for p in run.iterdir()} == kept and (run / "notes.txt").read_text() == "mine"
-
-
-def test_settings_that_play_no_part_are_named() -> None:
-    from t2i.cgan.config import Config, without_effect
-
-    def named(values: dict) -> list[str]:
-        return [line.split()[0] for line in without_effect(Config.model_validate(values))]
-
-    assert named({}) == []
-    hinge = {"kind": "hinge", "penalty_fraction": 0.25, "gamma": 0.5, "ma_gp_weight": 1.0, "candidates": 2}
-    assert named({"loss": hinge}) == ["loss.penalty_fraction", "loss.gamma", "loss.candidates"]
-    exact = {"penalty": "autograd", "penalty_sigma": 0.1, "ma_gp_weight": 1.0, "reconstruction": 1.0, "candidates": 2}
-    assert named({"loss": exact}) == ["loss.ma_gp_weight", "loss.penalty_sigma"]
-    assert named({"guidance": {"path": "runs/align", "weight": 0.1}}) == ["guidance.path", "guidance.weight"]
-    assert named({"guidance": {"encoder": "aligned", "path": "runs/align", "weight": 0.1}}) == []

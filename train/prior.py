@@ -7,7 +7,6 @@ Codes and text features are computed once and kept in the cache. The run directo
 `t2i eval` need. To resume, run the same command again.
 """
 
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ from t2i.prior.step import BITS, Micro, bits_per_token, draw_micro, parameter_gr
 from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextEncoder, TextFeatures
 from t2i.training.codes import CachedCodes, encode_codes
-from t2i.training.conditioning import Captions, prepare_captions, prepare_text
+from t2i.training.conditioning import Captions, own_copy, prepare_captions, prepare_text
 from t2i.training.optimization import EMA, MAX_GRADIENT
 from t2i.training.run import Run, now_and_then
 from t2i.training.trained_on import remember
@@ -49,12 +48,8 @@ class Validation(NamedTuple):
 
 def prepare_tokenizer(config: Config, run: Run) -> ImageTokenizer:
     """Returns the run's own copy of the tokenizer, made when the run starts."""
-    folder = run.directory / "tokenizer"
-    with run.accelerator.main_process_first():
-        if run.is_new and run.is_main:
-            shutil.rmtree(folder, ignore_errors=True)
-            save_tokenizer(load_tokenizer(Path(config.tokenizer.path)), folder)
-        tokenizer = load_tokenizer(folder)
+    path = config.tokenizer.path
+    tokenizer = own_copy(run, "tokenizer", path, lambda: load_tokenizer(Path(path)), save_tokenizer, load_tokenizer)
     if tokenizer.resolution != config.data.resolution:
         raise InputError(
             f"data.resolution is {config.data.resolution}, but the tokenizer {config.tokenizer.path} codes images of "
@@ -151,7 +146,7 @@ def main(config: Config, run_dir: Path) -> None:
         names = ("bits_per_token", *validation.held_out.names) if validation else ()
         best = keep_best(run, ema.state_tensors, config.best_metric, names)
         run.resume()
-        run.extra |= {"text_digest": encoder.digest(), "tokenizer_digest": tokenizer.digest(), "grid": list(shape)}
+        run.extra["grid"] = list(shape)
 
         # The model as the processes of the run share it, and the rows from where the run left off
         model = run.prepare(plain, config.compile)

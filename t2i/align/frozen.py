@@ -17,6 +17,7 @@ from t2i.align.dual_encoder import DualEncoder
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.errors import InputError
 from t2i.images import ImageArray, to_model
+from t2i.trained import Tensors, open_run
 
 DESCRIPTION, WEIGHTS, TOKENIZER = "dual_encoder.json", "model.safetensors", "tokenizer.json"
 CHUNK, TEXT_CHUNK, LENGTH_STEP = 256, 64, 8
@@ -25,9 +26,10 @@ CHUNK, TEXT_CHUNK, LENGTH_STEP = 256, 64, 8
 class FrozenDualEncoder:
     """A trained dual encoder for reading: no gradients to its weights, eval mode, fixed internal batches."""
 
-    def __init__(self, config: Config, tokenizer: CaptionTokenizer, weights: dict[str, Tensor]) -> None:
+    def __init__(self, config: Config, tokenizer: CaptionTokenizer, weights: Tensors) -> None:
         self.config, self.tokenizer = config, tokenizer
-        self.model = DualEncoder(config, len(tokenizer))
+        with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
+            self.model = DualEncoder(config, len(tokenizer))
         checkpoint.load_module(self.model, weights, "dual encoder")
         self.model.eval().requires_grad_(False)
 
@@ -69,7 +71,7 @@ class FrozenDualEncoder:
         total = hashlib.sha256(self.tokenizer.json_text.encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             total.update(name.encode())
-            total.update(tensor.detach().float().contiguous().numpy().tobytes())
+            total.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return total.hexdigest()
 
     def save(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -109,15 +111,9 @@ def _read(path: Path) -> FrozenDualEncoder:
         raise InputError(
             f"{path} is no dual encoder: it holds neither {DESCRIPTION} nor {TOKENIZER}; train one: t2i train align"
         )
-    newest = checkpoint.latest(path / "checkpoints")
-    if newest is None:
-        raise InputError(
-            f"the align run {path} has no intact checkpoint yet; run `t2i train align --run-dir {path}` to its end"
-        )
-    state, manifest = checkpoint.load(newest)
-    config = Config.kept(manifest["config"])
-    weights = state["best"] if "best" in state else state["model"]
-    return FrozenDualEncoder(config, _tokenizer((path / TOKENIZER).read_text(), config), weights)
+    run = open_run(path)
+    config = Config.kept(run.manifest["config"])
+    return FrozenDualEncoder(config, _tokenizer((path / TOKENIZER).read_text(), config), run.weights)
 
 
 def _tokenizer(json_text: str, config: Config) -> CaptionTokenizer:

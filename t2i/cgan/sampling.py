@@ -5,7 +5,6 @@ Axes: B batch, Z noise, W latent, P pooled text.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -21,6 +20,7 @@ from t2i.families import Components
 from t2i.hardware import one_thread_each
 from t2i.images import ImageArray, to_uint8
 from t2i.text import TextEncoder, TextFeatures
+from t2i.trained import TrainedRun
 
 MEAN_DRAWS = 16  # noises that the mean latent of a caption is taken over
 
@@ -61,7 +61,7 @@ def sample(
     return generator.synthesis(latents(generator, z_BZ, text.pooled_BP, truncation, guidance), text)
 
 
-def draw(
+def sample_uint8(
     generator: Generator,
     z_BZ: Tensor,
     text: TextFeatures,
@@ -124,15 +124,13 @@ class CganSampler:
         self.config, self.generator = config, generator.eval().requires_grad_(False)
 
     @classmethod
-    def components_of(
-        cls, state: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any], run: Path
-    ) -> Components:
-        return {"generator": (manifest["config"], state["best"] if "best" in state else state["ema"])}
+    def components_of(cls, run: TrainedRun) -> Components:
+        return {"generator": (run.manifest["config"], run.weights)}
 
     @classmethod
     def load(cls, components: Components, text: TextEncoder) -> Self:
         values, tensors = components["generator"]
-        config = Config.model_validate(values)
+        config = Config.kept(values)
         with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
             generator, _ = build(config, text.pooled_dim, text.token_dim)
         checkpoint.load_module(generator, tensors, "generator")
@@ -152,7 +150,7 @@ class CganSampler:
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def draw(
+    def sample(
         self,
         text: TextFeatures,
         seeds: Sequence[int],
@@ -161,9 +159,9 @@ class CganSampler:
         on_step: Callable[[float], None] | None = None,
     ) -> ImageArray:
         z_BZ = noise(seeds, self.config.generator.z_dim)
-        return self._draw(z_BZ, text, truncation, guidance, on_step)
+        return self._sample(z_BZ, text, truncation, guidance, on_step)
 
-    def draw_between(
+    def sample_between(
         self,
         text: TextFeatures,
         seeds: tuple[int, int],
@@ -173,9 +171,9 @@ class CganSampler:
     ) -> ImageArray:
         a_Z, b_Z = noise(seeds, self.config.generator.z_dim)
         z_BZ = slerp(a_Z, b_Z, weights)
-        return self._draw(z_BZ, text, truncation, guidance, None)
+        return self._sample(z_BZ, text, truncation, guidance, None)
 
-    def _draw(
+    def _sample(
         self,
         z_BZ: Tensor,
         text: TextFeatures,
@@ -188,4 +186,4 @@ class CganSampler:
                 f"guidance {guidance:g} has no mean latent to lead away from: this checkpoint was saved before one was "
                 "measured; use guidance 1, or train on to the next checkpoint"
             )
-        return draw(self.generator, z_BZ, text, truncation, guidance, on_step)
+        return sample_uint8(self.generator, z_BZ, text, truncation, guidance, on_step)

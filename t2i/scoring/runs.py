@@ -17,12 +17,12 @@ from t2i.data import View, open_dataset
 from t2i.data.shapes.oracle import read
 from t2i.distributed import Ranks
 from t2i.errors import InputError
+from t2i.extractors import open_image_text
 from t2i.families import Reconstructs
 from t2i.hardware import device
 from t2i.images import ImageArray
 from t2i.metrics.score import Score
 from t2i.pipeline import TextToImagePipeline, trained_with
-from t2i.sampling.reranking import open_reranker
 from t2i.scoring.comparison import Samples
 from t2i.scoring.computation import Case, diversity_scores
 from t2i.scoring.images.collection import (
@@ -118,7 +118,7 @@ def score_settings(
         warnings.warn("these are the captions that the run was trained on, not held-out ones", stacklevel=3)
     view = View(options.resolution or own["resolution"], own["fit"], None, own["split_seed"])
     asked, real = _sides(address, split, n, view, against, prompts, options)
-    chooser = open_reranker(options.reranker, device()) if options.best_of > 1 else None
+    chooser = open_image_text(options.reranker, device()) if options.best_of > 1 else None
     trials = [Trial(run, pipe, asked, variant, chooser) for variant in variants]
     fakes = [trial.pictures() for trial in trials]
     for trial in trials:
@@ -136,7 +136,7 @@ def score_settings(
     if prompts is None and real is asked and asked.split is not None:
         noted = View(own["resolution"], "center" if own["fit"] == "random" else own["fit"], None, own["split_seed"])
         whole = asked if noted == view else dataset_pictures(address, split, n, noted)
-    leak = refuse_leaks(pipe.run or Path(run), asked, whole, options.allow_leak)
+    leak = refuse_leaks(pipe.home, asked, whole, options.allow_leak)
     see_real(metrics, case, real, see, trained_on)
     if ranks.is_main and case.specs is not None and isinstance(pipe.sampler, Reconstructs) and real is asked:
         every = asked.chunks(range(len(asked)))

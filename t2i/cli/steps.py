@@ -48,7 +48,7 @@ def fitted(minutes: float, speed: float, family: str) -> Plan:
     shorter = speed < FAST and family == "prior"
     length = ("max_train_steps=800", "max_train_minutes=30", "validation_steps=400", "checkpointing_steps=400")
     return Plan(
-        minutes=max(minutes, round(LEAST_MINUTES[family] / speed, 1)),
+        minutes=max(minutes, round(min(minutes, LEAST_MINUTES[family]) / speed, 1)),
         speed=speed,
         tokenizer=length if shorter else (),
         generator=("data.limit=20000",) if shorter else (),

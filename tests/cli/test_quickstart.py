@@ -62,6 +62,45 @@ PLAN = plan.fitted(1.0, 1.0, "cgan")
 NAMES = ["text encoder", "generator", "images of cgan", "score of cgan on val", "score of cgan on heldout"]
 
 
+# ---- the plan ------------------------------------------------------------------------------------------------------
+
+
+def test_the_machine_is_measured_once_by_real_steps(tmp_path):
+    asked: list[list[str]] = []
+
+    def command(argv: list[str]) -> int:
+        asked.append(argv)
+        probe = Path(argv[argv.index("--run-dir") + 1])
+        probe.mkdir()
+        (probe / "journal.jsonl").write_text(
+            '{"step": 4, "images_per_second": 90}\n{"step": 8, "images_per_second": 98}\n'
+        )
+        return 0
+
+    assert quickstart.speed_of(tmp_path, command) == quickstart.speed_of(tmp_path, command) == 0.2
+    assert len(asked) == 1 and asked[0][:2] == ["train", "vqvae"] and not (tmp_path / "probe").exists()
+
+
+@pytest.mark.parametrize(("speed", "minutes", "tokenizer_steps"), [(1.0, 4.0, 1600), (0.4, 5.0, 800), (0.1, 20.0, 800)])
+def test_a_slow_machine_trains_until_images_are_recognisable(speed, minutes, tokenizer_steps):
+    found = plan.fitted(4.0, speed, "prior")
+    assert found.minutes == minutes and ("to be recognisable" in found.describe(4.0)) == (minutes > 4.0)
+    for step, steps in zip(plan.prior_steps(Path("q"), found), (tokenizer_steps, 1_000_000), strict=True):
+        sets = [word for k, word in enumerate(step.argv) if step.argv[k - 1] == "--set"]
+        config: Any = load(config_class(step.argv[1]), step.argv[3], sets)
+        assert config.max_train_steps == steps
+    assert plan.fitted(4.0, 0.1, "cgan").minutes == 20.0
+
+
+@pytest.mark.parametrize(("right", "says"), [(0.02, "scores say little; to go on, type: "), (0.9, "90% of the images")])
+def test_a_number_that_means_nothing_yet_is_said_to(tmp_path, right, says):
+    protocol = ScoreProtocol(metric="faithfulness-strict", n_fake=500, data="shapes-1", split="val")
+    (tmp_path / "prior").mkdir()
+    write_scores(plan.scores_of(tmp_path, "prior", "val"), [Score(right, protocol)])
+    told = quickstart.verdict(tmp_path, "prior")
+    assert says in told and ("--minutes 30" in told) == (right < 0.3)
+
+
 # ---- the whole, with tiny models -----------------------------------------------------------------------------------
 
 
@@ -131,7 +170,7 @@ def test_the_page_shows_what_was_made(first: Tour):
         *NAMES,
     ):
         assert words in page
-    assert page.count('alt="cgan, for: ') >= 2 * 3 and page.count('alt="real picture of: ') == 2 * 3
+    assert page.count('alt="cgan, for: ') >= 2 * 3 and page.count('alt="real image of: ') == 2 * 3
     assert '<div class="warning"><p>' not in page, "held out, and the run tells so"
 
 
@@ -159,9 +198,8 @@ def test_the_same_command_again_does_only_what_is_missing(first: Tour, tiny, tmp
     printed = io.StringIO()
     with redirect_stdout(printed):
         quickstart.run_tour(run, 1.0, "cgan", lambda argv: pytest.fail(f"{argv} was run again"))
-    assert [f"[{k}/5] {name}: finished before" for k, name in enumerate(NAMES, 1)] == printed.getvalue().splitlines()[
-        :5
-    ]
+    lines = printed.getvalue().splitlines()[1:6]
+    assert [f"[{k}/5] {name}: finished before" for k, name in enumerate(NAMES, 1)] == lines
     assert (run / "index.html").exists()
     (run / "cgan" / "scores-shapes-1-val-20.json").unlink()
     assert re.findall(r"\] (.*): finished before", tour(run).out) == [
@@ -313,45 +351,6 @@ def test_the_command_can_be_typed_where_one_stands(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     (bin_dir / "t2i").unlink()
     assert quickstart.command_here() == "t2i"
-
-
-# ---- the plan ------------------------------------------------------------------------------------------------------
-
-
-def test_the_machine_is_measured_once_by_real_steps(tmp_path):
-    asked: list[list[str]] = []
-
-    def command(argv: list[str]) -> int:
-        asked.append(argv)
-        probe = Path(argv[argv.index("--run-dir") + 1])
-        probe.mkdir()
-        (probe / "journal.jsonl").write_text(
-            '{"step": 4, "images_per_second": 90}\n{"step": 8, "images_per_second": 98}\n'
-        )
-        return 0
-
-    assert quickstart.speed_of(tmp_path, command) == quickstart.speed_of(tmp_path, command) == 0.2
-    assert len(asked) == 1 and asked[0][:2] == ["train", "vqvae"] and not (tmp_path / "probe").exists()
-
-
-@pytest.mark.parametrize(("speed", "minutes", "tokenizer_steps"), [(1.0, 4.0, 1600), (0.4, 5.0, 800), (0.1, 20.0, 800)])
-def test_a_slow_machine_trains_until_images_are_recognisable(speed, minutes, tokenizer_steps):
-    found = plan.fitted(4.0, speed, "prior")
-    assert found.minutes == minutes and ("to be recognisable" in found.describe(4.0)) == (minutes > 4.0)
-    for step, steps in zip(plan.prior_steps(Path("q"), found), (tokenizer_steps, 1_000_000), strict=True):
-        sets = [word for k, word in enumerate(step.argv) if step.argv[k - 1] == "--set"]
-        config: Any = load(config_class(step.argv[1]), step.argv[3], sets)
-        assert config.max_train_steps == steps
-    assert plan.fitted(4.0, 0.1, "cgan").minutes == 20.0
-
-
-@pytest.mark.parametrize(("right", "says"), [(0.02, "scores say little; to go on, type: "), (0.9, "90% of the images")])
-def test_a_number_that_means_nothing_yet_is_said_to(tmp_path, right, says):
-    protocol = ScoreProtocol(metric="faithfulness-strict", n_fake=500, data="shapes-1", split="val")
-    (tmp_path / "prior").mkdir()
-    write_scores(plan.scores_of(tmp_path, "prior", "val"), [Score(right, protocol)])
-    told = quickstart.verdict(tmp_path, "prior")
-    assert says in told and ("--minutes 30" in told) == (right < 0.3)
 
 
 def test_importing_it_imports_no_torch():

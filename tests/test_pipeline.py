@@ -429,6 +429,37 @@ def test_an_unknown_device(pipe):
     assert pipe.to("cpu") is pipe and pipe.device == torch.device("cpu")
 
 
+@pytest.mark.parametrize(
+    ("model", "prompt", "says"),
+    [
+        ("cgan", "a cat", "this model knows rendered shapes; 'cat' is not among its words"),
+        ("cgan", ["a red circle", "a cat on a mat"], "'cat', 'mat' are not among its words"),
+        ("cgan", "two circles", "'two', 'circles' are not among its words"),
+        ("cgan", "ein roter Kreis", "'ein', 'roter', 'kreis' are"),
+        ("cgan", "\u732b", "'\u732b' is not"),
+        ("cgan", "one two three four dogs", "'one', 'two', 'three' and 2 more are not"),
+        ("cgan", "A SMALL RED CIRCLE, above a large-ish star!", "'ish' is not among"),
+        ("bow", "a tiny red dog", "'dog' is not among its words"),
+        ("bow", "a purple rectangle", "'rectangle' is not among its words"),
+        ("cgan", "a small red star left of a large green ring", None),
+        ("cgan", "a yellow heart below a cyan cross, on a grey background", None),
+        ("bow", "one tiny orange triangle", None),
+    ],
+)
+def test_words_that_a_model_has_never_seen_are_named_once(pipe, model, prompt, says):
+    own = (
+        TextToImagePipeline.from_pretrained(model)
+        if model == "cgan"
+        else TextToImagePipeline(pipe.sampler, pipe._stored)
+    )
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        own(prompt, seed=0)
+        own(prompt, seed=1)
+    assert [str(warning.message) for warning in heard] == ([] if says is None else [str(heard[0].message)])
+    assert says is None or says in str(heard[0].message)
+
+
 # ---- interpolation -------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@
 The run's directory is what `text.path` and `guidance.path` of other programs name. To resume, run the same command again.
 """
 
+import hashlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from t2i.align.config import Config
 from t2i.align.dual_encoder import Captioner, DualEncoder, contrastive_loss
 from t2i.align.frozen import TOKENIZER
 from t2i.align.tokenizer import CaptionTokenizer
+from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import warn_of_colors
 from t2i.data.loader import Batch, Loader, choose_captions
 from t2i.data.shapes.captions import meaning
+from t2i.files import write_text
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
 from t2i.metrics.retrieval import retrieval
@@ -63,6 +66,27 @@ def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
     return train, open_held_out_splits(config.data, config.validation_n)
 
 
+def own_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokenizer:
+    """The run's tokenizer: fitted on the captions at its start, and the same file ever after."""
+    path, most, key = run.directory / TOKENIZER, config.text_tower.max_tokens, "vocabulary_digest"
+
+    def digest_of(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def prepare() -> str:
+        if not run.is_new and path.exists():
+            return path.read_bytes().decode(errors="replace")
+        captions = [caption for options in train.captions for caption in options]
+        fitted = CaptionTokenizer.fit(captions, config.text_tower.vocabulary, most).json_text
+        run.refuse_changed(key, digest_of(fitted), "vocabulary")
+        write_text(path, fitted)
+        return fitted
+
+    text = run.on_main(prepare)
+    run.identify(key, digest_of(text), f"vocabulary in {path}")
+    return CaptionTokenizer(text, most)
+
+
 @torch.no_grad()
 def recalls(
     model: DualEncoder, tokenizer: CaptionTokenizer, dataset: Dataset, device: torch.device
@@ -90,14 +114,11 @@ def everywhere(tensor: Tensor, num_processes: int) -> Tensor:
 def main(config: Config, run_dir: Path) -> None:
     prepare_cpu()
     train, held_out = open_splits(config)
-    captions = [caption for options in train.captions for caption in options]
-    tokenizer = CaptionTokenizer.fit(captions, config.text_tower.vocabulary, config.text_tower.max_tokens)
 
     with Run(run_dir, config, "align") as run:
         warn_of_colors(config.data.augment, train)
         remember(run, train, config.data)
-        if run.is_main:
-            (run_dir / TOKENIZER).write_text(tokenizer.json_text)
+        tokenizer = own_tokenizer(config, run, train)
         model = DualEncoder(config, len(tokenizer)).to(run.device)
         captioner = Captioner(config, len(tokenizer)).to(run.device) if config.captioning_weight else None
         both = Paired(model, captioner)
@@ -156,3 +177,7 @@ def main(config: Config, run_dir: Path) -> None:
                     note_validation(run, found, best if split == "val" else None, split)
             if run.due(config.checkpointing_steps):
                 run.save()
+
+
+if __name__ == "__main__":  # python -m t2i.train.align
+    run_program("train", "align")

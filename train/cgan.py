@@ -23,6 +23,7 @@ from t2i.cgan.config import Config, without_effect
 from t2i.cgan.diffaugment import DRAWS, augment, flip
 from t2i.cgan.guidance import make_guide
 from t2i.cgan.sampling import noise, sample_uint8
+from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import may_flip, warn_of_colors, warn_of_crops
 from t2i.data.loader import Batch, Loader
@@ -171,6 +172,7 @@ def main(config: Config, run_dir: Path) -> None:
         remember(run, train, config.data, [config.text.path, config.guidance.path])
         encoder = prepare_text(config.text, train, run)
         guide = make_guide(config.guidance, encoder)
+        run.identify("guide_digest", guide.digest() if guide else None, "guide")
         captions = prepare_captions(encoder, train, run, tokens=config.generator.cross_attention)
         guiding = guide.embed_text(captions.flat) if guide else None
         validation = prepare_validation(config, encoder, run)
@@ -199,7 +201,6 @@ def main(config: Config, run_dir: Path) -> None:
             "generator": list(plain_generator.parameters()),
             "discriminator": list(plain_discriminator.parameters()),
         }
-        run.extra |= {"text_digest": encoder.digest(), "guide_digest": guide.digest() if guide else None}
 
         def synced(model: nn.Module, last: bool) -> AbstractContextManager:
             return nullcontext() if last else run.accelerator.no_sync(model)
@@ -293,3 +294,7 @@ def main(config: Config, run_dir: Path) -> None:
                 note_validation(run, found, best, diversity=diversity)
             if run.due(config.checkpointing_steps):
                 run.save()
+
+
+if __name__ == "__main__":  # python -m t2i.train.cgan
+    run_program("train", "cgan")

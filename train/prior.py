@@ -7,7 +7,6 @@ Codes and text features are computed once and kept in the cache. The directory h
 need. To resume, run the same command again.
 """
 
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i import seeding
+from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import may_flip, warn_of_crops
 from t2i.data.loader import RowLoader, Rows
@@ -30,7 +30,7 @@ from t2i.prior.orders import Order, training_order
 from t2i.prior.transformer import Draws, Grid, Prior
 from t2i.text import TextEncoder, TextFeatures
 from t2i.training.codes import CachedCodes, encode_codes
-from t2i.training.conditioning import Captions, prepare_captions, prepare_text
+from t2i.training.conditioning import Captions, own_copy, prepare_captions, prepare_text
 from t2i.training.optimization import EMA, NonFiniteGuard, learning_rate, set_learning_rate
 from t2i.training.run import Run, now_and_then
 from t2i.training.trained_on import remember
@@ -60,12 +60,8 @@ class Validation(NamedTuple):
 
 def prepare_tokenizer(config: Config, run: Run) -> ImageTokenizer:
     """The run's own copy of the tokenizer, made when the run starts."""
-    folder = run.directory / "tokenizer"
-    with run.accelerator.main_process_first():
-        if run.is_new and run.is_main:
-            shutil.rmtree(folder, ignore_errors=True)
-            save_tokenizer(load_tokenizer(Path(config.tokenizer.path)), folder)
-        tokenizer = load_tokenizer(folder)
+    path = config.tokenizer.path
+    tokenizer = own_copy(run, "tokenizer", path, lambda: load_tokenizer(Path(path)), save_tokenizer, load_tokenizer)
     if tokenizer.resolution != config.data.resolution:
         raise InputError(
             f"data.resolution is {config.data.resolution}, but the tokenizer {config.tokenizer.path} codes pictures of "
@@ -189,7 +185,7 @@ def main(config: Config, run_dir: Path) -> None:
         best = keep_best(run, ema.state_tensors, config.best_metric, names)
         run.resume()
         model = run.prepare(plain, config.compile)
-        run.extra |= {"text_digest": encoder.digest(), "tokenizer_digest": tokenizer.digest(), "grid": list(shape)}
+        run.extra["grid"] = list(shape)
 
         place = (run.images_seen, run.process_index, run.num_processes)
         loader = RowLoader(len(train), config.train_batch_size, config.seed, *place)
@@ -233,3 +229,7 @@ def main(config: Config, run_dir: Path) -> None:
                     )
             if run.due(config.checkpointing_steps):
                 run.save()
+
+
+if __name__ == "__main__":  # python -m t2i.train.prior
+    run_program("train", "prior")

@@ -16,6 +16,7 @@ from t2i.align.config import Config
 from t2i.align.dual_encoder import DualEncoder
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.errors import InputError
+from t2i.files import open_regular, read_regular
 from t2i.images import ImageArray, to_model
 from t2i.pretrained import length_batches
 from t2i.trained import Tensors, open_run
@@ -32,6 +33,8 @@ class FrozenDualEncoder:
         with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
             self.model = DualEncoder(config, len(tokenizer))
         checkpoint.load_module(self.model, weights, "dual encoder")
+        if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
+            raise ValueError(f"its weights are not finite: {bad}")
         self.model.eval().requires_grad_(False)
 
     def images(self, images_BHWC: ImageArray) -> Tensor:
@@ -90,7 +93,7 @@ def load_dual_encoder(path: Path) -> FrozenDualEncoder:
     except InputError:  # a ValueError, and says what is wrong
         raise
     # ValueError: JSON, UTF-8, pydantic and the tokenizer each have their own
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
             f"the dual encoder at {path} is damaged ({reason}); train it again: t2i train align"
@@ -99,7 +102,8 @@ def load_dual_encoder(path: Path) -> FrozenDualEncoder:
 
 def _read(path: Path) -> FrozenDualEncoder:
     if (path / DESCRIPTION).is_file():
-        description = json.loads((path / DESCRIPTION).read_text())
+        description = json.loads(read_regular(path / DESCRIPTION))
+        open_regular(path / WEIGHTS).close()
         weights = {name: tensor.float() for name, tensor in safetensors.torch.load_file(path / WEIGHTS).items()}
         config = Config.kept(description["config"])
         return FrozenDualEncoder(config, _tokenizer(description["tokenizer"], config), weights)

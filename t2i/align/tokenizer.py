@@ -15,7 +15,9 @@ class CaptionTokenizer:
 
         self.json_text, self.max_tokens = json_text, max_tokens
         self._tokenizer = Tokenizer.from_str(json_text)
-        self._tokenizer.decoder = decoders.ByteLevel()  # not in `json_text`, whose digest names encoders of earlier runs
+        self._tokenizer.decoder = (
+            decoders.ByteLevel()
+        )  # not in `json_text`, whose digest names encoders of earlier runs
 
     @classmethod
     def fit(cls, captions: Sequence[str], vocabulary: int, max_tokens: int) -> "CaptionTokenizer":
@@ -53,3 +55,7 @@ class CaptionTokenizer:
     def decode(self, ids_T: torch.Tensor) -> str:
         """The text of one row of ids, in lower case, without start, end and padding."""
         return self._tokenizer.decode(ids_T.tolist(), skip_special_tokens=True).removeprefix(" ")
+
+    def has_word(self, word: str) -> bool:
+        """True if the word is one token, as every word of the captions is that it was fitted on until its tokens ran out."""
+        return len(self._tokenizer.encode(word).ids) == 1

@@ -24,11 +24,20 @@ CHANGEABLE_ON_RESUME: tuple[str, ...] = (
     "compile",
     "report_to",
     "checkpointing_steps",
+    "checkpointing_minutes",
     "checkpoints_total_limit",
     "validation_steps",
     "log_steps",
     "logging_seconds",
 )
+
+# Places that may be spelled otherwise, as after a move: key -> the digest in the manifest that what lies there must have
+VERIFIED_ON_RESUME: dict[str, str] = {
+    "data.address": "data",
+    "text.path": "text_digest",
+    "tokenizer.path": "tokenizer_digest",
+    "guidance.path": "guide_digest",
+}
 
 
 MAX_BYTES = 1_000_000

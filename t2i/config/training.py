@@ -31,6 +31,9 @@ class TrainConfig(Section):
         "fp16 is not offered, as its range overflows in GAN training",
     )
     checkpointing_steps: int = Field(default=1000, ge=1, description="a checkpoint every so many steps, and at the end")
+    checkpointing_minutes: float | None = Field(
+        default=10.0, gt=0, description="also a checkpoint when so many minutes have passed since the last; null: never"
+    )
     checkpoints_total_limit: int = Field(
         default=3, ge=2, description="intact checkpoints kept; a folder that holds a file named `keep` is never deleted"
     )

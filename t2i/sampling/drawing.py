@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
 from t2i import __version__
 from t2i.errors import InputError
 from t2i.images import BrokenImage, ImageArray, decode, grid, save_png
+from t2i.sampling.options import SampleOptions
 
 if TYPE_CHECKING:
     from t2i.extractors import ImageTextExtractor
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 
 GRID_MOST = 100  # pictures in grid.png
-
-
-Interpolate = Literal["noise", "caption"]
 
 
 class Drawn(NamedTuple):
@@ -55,36 +53,39 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be drawn."""
+    """What to sample, after the options are checked and all prompts are read."""
 
     prompts: list[str]
-    each: int
-    seed: int
-    batch_size: int
-    knobs: dict[str, Any]  # guidance_scale and truncation of a call; None: the pipeline's own
-    settings: dict[str, Any]  # of the family
-    interpolate: Interpolate | None
-    frames: int
+    options: SampleOptions
     given: Given | None = None
-    best_of: int = 1
-    scorer: "ImageTextExtractor | None" = None  # that chooses
+    scorer: "ImageTextExtractor | None" = None  # chooses among candidates
     kept: dict[str, Any] = field(default_factory=dict)  # `given` for a call
+
+    @property
+    def each(self) -> int:
+        """Images, or rows of an interpolation, for each prompt."""
+        return self.options.num_images_per_prompt
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Settings of a call that every family has; None: the pipeline's own."""
+        return {"guidance_scale": self.options.guidance, "truncation": self.options.truncation}
 
     def total(self) -> int:
         rows = {None: len(self.prompts), "noise": len(self.prompts), "caption": len(self.prompts) - 1}
-        return rows[self.interpolate] * self.each * (self.frames if self.interpolate else 1)
+        return rows[self.options.interpolate] * self.each * (self.options.frames if self.options.interpolate else 1)
 
 
 def pictures(pipe: "TextToImagePipeline", job: Job, tick: Callable[[float], None]) -> Iterator[Drawn]:
     """All pictures in order, a batch at a time; `tick` hears how many are done, in part too."""
-    if job.interpolate is not None:
-        rows = _between_noises if job.interpolate == "noise" else _between_captions
+    if job.options.interpolate is not None:
+        rows = _between_noises if job.options.interpolate == "noise" else _between_captions
         for number, one in enumerate(rows(pipe, job)):
             tick(number + 1)
             yield one
         return
-    at_once = max(1, job.batch_size // (job.each * job.best_of))
-    words = {**job.knobs, **job.settings, **job.kept, "best_of": job.best_of, "scorer": job.scorer}
+    at_once = max(1, job.options.batch_size // (job.each * job.options.best_of))
+    words = {**job.knobs, **job.options.settings, **job.kept, "best_of": job.options.best_of, "scorer": job.scorer}
     for start in range(0, len(job.prompts), at_once):
         part = job.prompts[start : start + at_once]
 
@@ -94,8 +95,8 @@ def pictures(pipe: "TextToImagePipeline", job: Job, tick: Callable[[float], None
         output = pipe(
             part,
             job.each,
-            seed=job.seed,
-            batch_size=job.batch_size,
+            seed=job.options.seed,
+            batch_size=job.options.batch_size,
             output_type="uint8",
             callback_on_step_end=heard,
             **words,
@@ -114,12 +115,12 @@ def _between_noises(pipe: "TextToImagePipeline", job: Job) -> Iterator[Drawn]:
 
     for prompt in job.prompts:
         for k in range(job.each):
-            seeds = image_seed(job.seed, prompt, k), image_seed(job.seed, prompt, k + 1)
+            seeds = image_seed(job.options.seed, prompt, k), image_seed(job.options.seed, prompt, k + 1)
             row = pipe.interpolate_noise(
-                prompt, seeds, job.frames, output_type="uint8", **job.knobs, **job.settings
+                prompt, seeds, job.options.frames, output_type="uint8", **job.knobs, **job.options.settings
             ).images
             for i, image in enumerate(row):
-                weight = i / (job.frames - 1)
+                weight = i / (job.options.frames - 1)
                 label = f"{prompt}: noise {k} to {k + 1}" if i == 0 else f"{weight:.2f}"
                 yield Drawn(image, label, {"prompt": prompt, "seeds": list(seeds), "weight": weight})
 
@@ -129,13 +130,13 @@ def _between_captions(pipe: "TextToImagePipeline", job: Job) -> Iterator[Drawn]:
 
     for a, b in pairwise(job.prompts):
         for k in range(job.each):
-            seed = image_seed(job.seed, a, k)
+            seed = image_seed(job.options.seed, a, k)
             row = pipe.interpolate_captions(
-                a, b, job.frames, seed, output_type="uint8", **job.knobs, **job.settings
+                a, b, job.options.frames, seed, output_type="uint8", **job.knobs, **job.options.settings
             ).images
             for i, image in enumerate(row):
-                weight = i / (job.frames - 1)
-                label = {0: a, job.frames - 1: b}.get(i, f"{weight:.2f}")
+                weight = i / (job.options.frames - 1)
+                label = {0: a, job.options.frames - 1: b}.get(i, f"{weight:.2f}")
                 yield Drawn(image, label, {"prompt": a, "to": b, "seed": seed, "weight": weight})
 
 
@@ -164,8 +165,8 @@ def slug(text: str, most: int = 40) -> str:
 
 def grid_columns(job: Job) -> int | None:
     """A row of the grid is a row of an interpolation, or the pictures of one prompt."""
-    if job.interpolate:
-        return job.frames
+    if job.options.interpolate:
+        return job.options.frames
     return job.each if 1 < job.each <= 10 else None
 
 
@@ -180,14 +181,14 @@ def describe(pipe: "TextToImagePipeline", run: str, job: Job, entries: Sequence[
         "family": pipe.family,
         "text_encoder": {"name": pipe.text_encoder.name, "digest": pipe.text_encoder.digest()},
         "resolution": source["config"]["data"]["resolution"],
-        "seed": job.seed,
+        "seed": job.options.seed,
         "num_images_per_prompt": job.each,
         "guidance": pipe.guidance_scale if job.knobs["guidance_scale"] is None else job.knobs["guidance_scale"],
         "truncation": pipe.truncation if job.knobs["truncation"] is None else job.knobs["truncation"],
-        "settings": pipe.sampler.tuned(job.settings).settings(),
-        "interpolate": job.interpolate,
+        "settings": pipe.sampler.tuned(job.options.settings).settings(),
+        "interpolate": job.options.interpolate,
         "given": None if job.given is None else job.given.described(),
-        "reranking": None if job.scorer is None else described_reranking(job.scorer, job.best_of),
+        "reranking": None if job.scorer is None else described_reranking(job.scorer, job.options.best_of),
         "device": str(pipe.device),
         "versions": {"t2i": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "pictures": list(entries),

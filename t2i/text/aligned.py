@@ -7,6 +7,7 @@ from typing import Self
 from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
 from t2i.errors import InputError, warn_truncated
 from t2i.text import Saved, TextConfig, TextFeatures, read_saved, writing
+from t2i.text.classical import split_words
 
 FOLDER = "dual_encoder"
 
@@ -22,8 +23,10 @@ class AlignedEncoder:
     def __init__(self, dual: FrozenDualEncoder, max_tokens: int | None = None) -> None:
         self.dual = dual
         limit = dual.config.text_tower.max_tokens
-        if max_tokens is not None and max_tokens > limit:
-            raise InputError(f"text.max_tokens={max_tokens} is more than this aligned encoder reads; set at most {limit}")
+        if max_tokens is not None and not 3 <= max_tokens <= limit:
+            raise InputError(
+                f"text.max_tokens={max_tokens} does not fit this aligned encoder, which reads 3 to {limit} tokens"
+            )
         self.max_tokens = max_tokens or limit
         self.token_dim, self.pooled_dim = dual.config.text_tower.width, dual.config.embedding
 
@@ -45,6 +48,13 @@ class AlignedEncoder:
         tokens, mask, pooled, cut = self.dual.states(captions, self.max_tokens)
         warn_truncated(cut, self.name, self.max_tokens)
         return TextFeatures(tokens, mask, pooled)
+
+    def unknown_words(self, captions: Sequence[str]) -> list[str]:
+        """The words that no training caption had, each once; none where the tokenizer had no room for all of those."""
+        if len(self.dual.tokenizer) >= self.dual.config.text_tower.vocabulary:
+            return []
+        words = dict.fromkeys(word for caption in captions for word in split_words(caption))
+        return [word for word in words if not self.dual.tokenizer.has_word(word)]
 
     def digest(self) -> str:
         return f"{self.dual.digest()}-{self.max_tokens}"

@@ -25,6 +25,7 @@ from pydantic import Field, FiniteFloat
 
 from t2i import seeding
 from t2i.errors import InputError, warn_truncated
+from t2i.files import open_regular
 from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, writing
 
 MAX_WORDS = 4096
@@ -82,6 +83,11 @@ class _WordEncoder:
                 pooled_BP[i] = self._pool(kept)
         warn_truncated(truncated, self.name, self.max_tokens)
         return TextFeatures(torch.from_numpy(tokens_BTD), torch.from_numpy(mask_BT), torch.from_numpy(pooled_BP))
+
+    def unknown_words(self, captions: Sequence[str]) -> list[str]:
+        """The words that have no row, each once."""
+        words = dict.fromkeys(word for caption in captions for word in split_words(caption))
+        return [word for word in words if word not in self._row_of]
 
     def digest(self) -> str:
         """sha256 of the name, the vocabulary, the token rows and the length limit."""
@@ -202,11 +208,14 @@ class Word2Vec(_WordEncoder):
         saved = read_saved(directory, _SavedWords)
         path = directory / "vectors.safetensors"
         try:
+            open_regular(path).close()
             vectors_VD = load_file(path)["vectors"]
         except (OSError, SafetensorError, KeyError) as error:
             raise InputError(f"cannot read the word vectors {path}: {error}; save the run again") from error
         if vectors_VD.ndim != 2 or len(vectors_VD) != len(saved.vocabulary) or vectors_VD.dtype != np.float32:
             raise InputError(f"{path} does not fit the vocabulary in {SAVED}; save the run again")
+        if not np.isfinite(vectors_VD).all():
+            raise InputError(f"{path} has vectors that are not finite; save the run again")
         return cls(saved.vocabulary, vectors_VD, saved.max_tokens)
 
 

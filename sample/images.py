@@ -1,4 +1,4 @@
-"""Draws pictures for prompts: PNG files, manifest.json and a grid with the prompts in a new folder.
+"""Samples images for prompts: PNG files, manifest.json and a grid with the prompts in a new folder.
 
     t2i sample "a small red star left of a large green ring"
     t2i sample --model cgan "a small red star left of a large green ring" -n 4
@@ -7,20 +7,22 @@
     t2i sample runs/shapes "a red circle" "a blue star" --interpolate caption --frames 8
     t2i sample runs/shapes "a red circle" --interpolate noise -n 3
     t2i sample runs/prior "a red circle" --guidance 2 --temperature 0.7 --top-k 100 --steps 10 --best-of 8
-    t2i sample runs/prior "a red circle" --init picture.png --mask mask.png
-    t2i sample runs/prior "a red circle" --init picture.png --keep-rows 4
+    t2i sample runs/prior "a red circle" --init image.png --mask mask.png
+    t2i sample runs/prior "a red circle" --init image.png --keep-rows 4
 
-Picture k of a prompt follows from (seed, prompt, k), whatever is drawn beside it. `--interpolate noise` draws a row
-from picture k of each prompt to picture k + 1; `--interpolate caption` a row from each prompt to the next one, with the
-noise of picture k of the first; -n is then the number of rows of each. `--best-of N` draws N candidates for each picture
-and keeps the one that a dual encoder finds closest to its prompt; the manifest has the scores of all.
+Image k of a prompt follows from (seed, prompt, k), whatever is sampled beside it; the seed that the manifest tells of an image
+makes that image again. `--interpolate noise` makes a row from image k of each prompt to image k + 1; `--interpolate caption` a
+row from each prompt to the next one, with the noise of image k of the first; -n is then the number of rows of each. `--best-of N`
+samples N candidates for each image and keeps the one that a dual encoder finds closest to its prompt; the manifest has the
+scores of all.
 """
 
 import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +30,8 @@ from t2i.cli import run_program
 from t2i.console import shown_progress
 from t2i.errors import InputError
 from t2i.files import new_folder, refuse_used
-from t2i.sampling.drawing import GRID_MOST, Given, Job, slug, write
 from t2i.sampling.options import SampleOptions
+from t2i.sampling.output import GRID_MOST, Given, Job, free_folder, slug, write
 from t2i.sampling.prompts import clean_prompt, read_prompts
 from t2i.weights import DEFAULT, shipped
 
@@ -38,18 +40,19 @@ if TYPE_CHECKING:
     from t2i.pipeline import TextToImagePipeline
 
 
-def output_folder(out: Path | None, pipe: "TextToImagePipeline", job: Job) -> Path:
+@contextmanager
+def output_folder(out: Path | None, pipe: "TextToImagePipeline", job: Job) -> Iterator[Path]:
     """`out`, or the next free name: in the run, beside what training left there; of a saved pipeline, here."""
     if out is not None:
-        return out
+        yield out
+        return
     parent = (pipe.run or Path()) / "samples"
-    name = f"{slug(job.prompts[0])}-seed{job.options.seed}"
-    tried = (parent / (name if k == 1 else f"{name}-{k}") for k in range(1, sys.maxsize))
-    return next(path for path in tried if not path.exists())
+    with free_folder(parent, f"{slug(job.prompts[0])}-seed{job.options.seed}") as place:
+        yield place
 
 
 def warn_of_no_effect(job: Job) -> None:
-    """Says which options change nothing."""
+    """Warns of options that change nothing."""
     options = job.options
     if options.interpolate is None and options.frames != SampleOptions.model_fields["frames"].default:
         warnings.warn(f"--frames {options.frames} has no effect without --interpolate", stacklevel=2)
@@ -62,7 +65,7 @@ def warn_of_no_effect(job: Job) -> None:
 
 
 def warn_of_scorer(pipe: "TextToImagePipeline", scorer: "ImageTextExtractor", address: str | None) -> None:
-    """Says where the choice of an encoder is worth less than it seems."""
+    """Warns where the choice of an encoder is worth less than it seems."""
     from t2i.pipeline import trained_with
 
     clip = Path(address.removeprefix("clip:")) if address and address.startswith("clip:") else None
@@ -74,7 +77,7 @@ def warn_of_scorer(pipe: "TextToImagePipeline", scorer: "ImageTextExtractor", ad
     data = str(pipe.manifest["config"]["data"]["address"])
     if address is None and not data.startswith("shapes-"):
         warnings.warn(
-            f"the embedded encoder that chooses knows drawn shapes, and this run learned {data}; name another with --scorer",
+            f"the embedded encoder that chooses knows rendered shapes, and this run learned {data}; name another with --scorer",
             stacklevel=2,
         )
 
@@ -94,14 +97,14 @@ def split_words(words: Sequence[str], model: str | None) -> tuple[str, list[str]
         return DEFAULT, list(words)
     if len(words) == 1 and not os.path.exists(words[0]) and words[0] not in shipped():
         raise InputError(
-            f"{words[0]!r} is no run; if it is a prompt, say which model is to draw it: --model {names}; if it is a "
+            f"{words[0]!r} is no run; if it is a prompt, say which model is to sample it: --model {names}; if it is a "
             f'run, give a prompt too, as in t2i sample RUN "a small red circle"'
         )
     return words[0], list(words[1:])
 
 
 def _reads_as_prompt(word: str) -> bool:
-    """Several words that are no path; one in a folder that is there was meant as a path."""
+    """True for several words that are no path; a name in a folder that exists was meant as a path."""
     # os.path: a prompt may be longer than a file's name may be, where Path.exists raises
     there = os.path.exists(word) or "/" in word and os.path.isdir(os.path.dirname(word))
     return len(word.split()) > 1 and not there
@@ -118,7 +121,7 @@ def main(options: SampleOptions) -> None:
     if options.out is not None:
         refuse_used(options.out)
     if run in shipped():
-        print(f"sampling from {run}, a model that ships with t2i and knows drawn shapes", file=sys.stderr)
+        print(f"sampling from {run}, a model that ships with t2i and knows rendered shapes", file=sys.stderr)
     given = None if options.init is None else Given(options.init, options.mask, options.keep_rows)
     kept = given.arguments() if given else {}
 
@@ -137,8 +140,8 @@ def main(options: SampleOptions) -> None:
             warn_of_scorer(pipe, scorer, options.scorer)
         if pipe.chosen:
             print(f"weights: {pipe.chosen}", file=sys.stderr)
-        place = output_folder(options.out, pipe, job)
-        with new_folder(place) as folder:
+        pipe.warn_of_unknown_words(wanted)
+        with output_folder(options.out, pipe, job) as place, new_folder(place) as folder:
             write(pipe, run, job, folder, lambda done: tick("sampling", done, job.total()))
     part = f" (grid.png shows the first {GRID_MOST})" if job.total() > GRID_MOST else ""
     noun = "image" if job.total() == 1 else "images"

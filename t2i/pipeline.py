@@ -252,17 +252,17 @@ class TextToImagePipeline:
         candidates = [candidate_seed(one, k) for one in seeds for k in range(best_of)]
         texts = [text for text in every for _ in range(best_of)]
         batches = self._sample(sampler, texts, candidates, knobs, batch_size, callback_on_step_end)
+        none = np.empty((0, *[self._view()[0]] * 2, 3), np.uint8)
         if best_of == 1:
-            done = list(batches)
-            side = self._view()[0]
-            images = np.concatenate([np.empty((0, side, side, 3), np.uint8), *done])
+            images = np.concatenate([none, *batches])
             output = ImagePipelineOutput(as_output(output_type, images), seeds[: len(images)])
         else:
             best = BestOf(scorer or open_image_text(None), every, best_of)
             for images in batches:
                 best.hear(images)
             chosen = [candidates[i * best_of + k] for i, k in enumerate(best.chosen())]
-            output = ImagePipelineOutput(as_output(output_type, best.images()), chosen, best.scores)
+            images = best.images() if chosen else none
+            output = ImagePipelineOutput(as_output(output_type, images), chosen, best.scores[: len(chosen)])
         return output if return_dict else (output.images,)  # pyright: ignore[reportReturnType]
 
     def _sample(

@@ -243,6 +243,9 @@ def test_interrupt_ends_a_call_with_the_batches_that_are_whole(pipe, kind):
         output = pipe(PROMPT, 20, seed=3, batch_size=4, output_type=kind, callback_on_step_end=stop_at(last))
         assert len(output.images) == len(output.seeds) == whole and heard == list(range(last + 1))
     assert len(pipe(PROMPT, 20, seed=3, batch_size=4).images) == 20  # the next call starts afresh
+    for last, whole in ((0, 0), (5, 1), (11, 4)):
+        output = pipe(PROMPT, 8, seed=3, batch_size=4, output_type=kind, best_of=3, callback_on_step_end=stop_at(last))
+        assert len(output.images) == len(output.seeds) == len(output.scores) == whole
 
 
 def test_the_seed_of_an_image_makes_it_again(pipe):

@@ -359,7 +359,7 @@ def test_who_chooses_after_having_taught_is_named(t2i, runs):
     status, _, err = t2i("sample", taught, PROMPT, "--best-of", 2, "--out", "a")
     assert status == 0 and len(err) == 2
     assert "warning: the encoder that chooses was this run's guide" in err[0]
-    assert "knows drawn shapes, and this run learned folder:photos; name another with --scorer" in err[1]
+    assert "knows rendered shapes, and this run learned folder:photos; name another with --scorer" in err[1]
 
 
 def test_the_command_fills_in_and_completes(t2i, runs, pipes, picture):
@@ -395,8 +395,8 @@ def _turned() -> Image.Exif:
         ("random --mask ok.png", "--mask ok.png needs the image that it is of; name that with --init"),
         ("random --keep-rows 2", "--keep-rows 2 needs the image"),
         ("random --init ok.png", "say which with either --mask FILE or --keep-rows N"),
-        ("random --init gone.png --keep-rows 2", "gone.png is no picture that can be read"),
-        ("random --init bad.png --keep-rows 2", "bad.png is no picture that can be read"),
+        ("random --init gone.png --keep-rows 2", "gone.png is no image that can be read"),
+        ("random --init bad.png --keep-rows 2", "bad.png is no image that can be read"),
         ("random --init ok.png --mask black.png", "the mask marks nothing at all"),
         ("random --init ok.png --mask small.png", "the mask has 3x3 pixels and its picture 20x20"),
         ("random --init ok.png --keep-rows 9", "9 rows to keep: pictures of this run have 4 rows of tokens"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from PIL import Image
 from builders.tiny_run import CAPTIONS, STEP, make_run
 from t2i.cli import app
 from t2i.errors import InputError
+from t2i.files import new_folder
 from t2i.pipeline import TextToImagePipeline
+from t2i.sampling.output import free_folder
 from t2i.sampling.prompts import image_seed, read_prompts
 
 PROMPT = "a small red circle"
@@ -172,7 +175,7 @@ def test_interpolation_of_captions(t2i, run):
 
 
 def test_a_long_grid_is_cut_and_says_so(t2i, run, monkeypatch):
-    monkeypatch.setattr("t2i.sampling.drawing.GRID_MOST", 4)
+    monkeypatch.setattr("t2i.sampling.output.GRID_MOST", 4)
     monkeypatch.setattr("t2i.sample.images.GRID_MOST", 4)
     monkeypatch.setattr("t2i.console.LINE_SECONDS", 0.0)
     _, out, err = t2i("sample", run, *CAPTIONS, "-n", 2, "--out", "many", "--batch-size", 4)
@@ -296,7 +299,7 @@ def test_what_breaks_off_leaves_nothing(t2i, run, monkeypatch, error):
             raise error
         path.write_bytes(b"a picture")
 
-    monkeypatch.setattr("t2i.sampling.drawing.save_png", fail_at_third)
+    monkeypatch.setattr("t2i.sampling.output.save_png", fail_at_third)
     before = tree(Path())
     status, out, err = t2i("sample", run, *CAPTIONS, "--out", "deep/er/new")
     assert len(saved) == 3 and saved[0].parent.name != "new" and out == []
@@ -333,3 +336,56 @@ def test_train_then_sample(t2i, tmp_path, monkeypatch):
         assert np.abs(drawn.astype(int) - image).max() <= 1
     apart = np.abs(again[1:].astype(int) - again[:-1]).max(axis=(1, 2, 3))
     assert apart.min() > 10  # so it is no accident
+
+
+# ---- names and seeds -----------------------------------------------------------------------------------------------
+
+
+def test_the_seed_in_a_manifest_makes_its_image_again(t2i, run):
+    assert t2i("sample", run, *CAPTIONS[:2], "-n", 3, "--seed", 5, "--out", "all")[0] == 0
+    entries = json.loads(Path("all/manifest.json").read_text())["pictures"]
+    pipe = TextToImagePipeline.from_pretrained(run)
+    for entry, image in zip(entries, pixels(Path("all")), strict=True):
+        out = f"again{entry['seed']}"
+        assert t2i("sample", run, entry["prompt"], "--seed", entry["seed"], "--out", out)[0] == 0
+        assert np.array_equal(pixels(Path(out))[0], image)
+        assert json.loads(Path(out, "manifest.json").read_text())["pictures"][0]["seed"] == entry["seed"]
+        for seed in (entry["seed"], [entry["seed"]]):
+            assert np.array_equal(pipe(entry["prompt"], seed=seed, output_type="uint8").images[0], image)
+
+
+def test_a_folder_named_as_a_shipped_model_is_not_sampled_under_its_name(t2i, run):
+    shutil.copytree(run, "cgan")
+    status, _, err = t2i("sample", "cgan", PROMPT, "--out", "shipped")
+    assert status == 0 and json.loads(Path("shipped/manifest.json").read_text())["resolution"] == 64
+    assert "sampling from cgan, a model that ships with t2i and knows rendered shapes" in err
+    assert any("for the cgan in this folder type ./cgan" in line for line in err)
+    assert t2i("sample", "--model", "cgan", PROMPT, "--out", "named")[0] == 0
+    assert np.array_equal(pixels(Path("shipped")), pixels(Path("named")))
+    status, _, err = t2i("sample", "./cgan", PROMPT, "--out", "own")
+    assert (status, err) == (0, []) and pixels(Path("own")).shape == (1, 32, 32, 3)
+    Path("prior").write_text("a file")
+    assert TextToImagePipeline.from_pretrained(Path("cgan")).run == Path("cgan")
+    with pytest.warns(UserWarning, match="for the prior in this folder type ./prior"):
+        assert TextToImagePipeline.from_pretrained("prior").family == "prior"
+
+
+def test_several_at_once_get_a_folder_each(tmp_path):
+    def reserve(_: int) -> str:
+        with free_folder(tmp_path / "new" / "samples", "red") as place, new_folder(place) as folder:
+            (folder / "image").write_text("x")
+        return place.name
+
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(reserve, range(24)))
+    assert len(set(names)) == 24 and {"red", "red-2", "red-24"} <= set(names)
+    assert all((tmp_path / "new" / "samples" / name / "image").exists() for name in names)
+    with pytest.raises(KeyError), free_folder(tmp_path / "other" / "samples", "red"):
+        raise KeyError
+    assert not (tmp_path / "other").exists()
+
+
+def test_unknown_words_are_named_once(t2i, run):
+    status, _, err = t2i("sample", run, PROMPT, "a dog", "a dog and a cat", "--batch-size", 1, "--out", "a")
+    assert status == 0
+    assert err == ["warning: this model knows rendered shapes; 'dog', 'and', 'cat' are not among its words"]

@@ -128,6 +128,16 @@ def warn_unverified(address: str, count: int) -> None:
         )
 
 
+def warn_damaged(address: str, captions: Sequence[str]) -> None:
+    """Warns of captions with U+FFFD in the place of letters."""
+    if captions:
+        warnings.warn(
+            f"{counted(len(captions), 'caption')} of {address} with U+FFFD in the place of letters, as {captions[0][:80]!r}: "
+            "a file was read in a wrong encoding before; `t2i data check` lists all",
+            stacklevel=5,
+        )
+
+
 def _examine(
     index: Index,
     known: dict[str, Verified],

@@ -15,7 +15,7 @@ import numpy as np
 
 from t2i.data import Dataset, View, open_dataset, parse_address
 from t2i.data.address import typed_options
-from t2i.data.captions import script_of
+from t2i.data.captions import REPLACED, script_of
 from t2i.data.encoded import EncodedImages
 from t2i.data.folders.dataset import FolderDataset, open_folder
 from t2i.data.folders.hints import inner_folder, require_captions
@@ -27,7 +27,6 @@ from t2i.data.verify import place_of, verify, verify_packed, verify_rendered
 from t2i.errors import InputError
 
 MOST_COMPARED = 30_000  # images of different appearance, up to which each is compared with each
-REPLACED = "\ufffd"  # stands where bytes could not be decoded
 
 
 class Spread(NamedTuple):

@@ -21,6 +21,7 @@ from t2i.align.config import Config
 from t2i.align.dual_encoder import Captioner, DualEncoder, contrastive_loss
 from t2i.align.frozen import TOKENIZER
 from t2i.align.tokenizer import CaptionTokenizer
+from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import warn_of_colors
 from t2i.data.loader import Batch, Loader, choose_captions
@@ -176,3 +177,7 @@ def main(config: Config, run_dir: Path) -> None:
                     note_validation(run, found, best if split == "val" else None, split)
             if run.due(config.checkpointing_steps):
                 run.save()
+
+
+if __name__ == "__main__":  # python -m t2i.train.align
+    run_program("train", "align")

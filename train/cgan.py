@@ -23,6 +23,7 @@ from t2i.cgan.config import Config, without_effect
 from t2i.cgan.diffaugment import DRAWS, augment, flip
 from t2i.cgan.guidance import make_guide
 from t2i.cgan.sampling import noise, sample_uint8
+from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import may_flip, warn_of_colors, warn_of_crops
 from t2i.data.loader import Batch, Loader
@@ -293,3 +294,7 @@ def main(config: Config, run_dir: Path) -> None:
                 note_validation(run, found, best, diversity=diversity)
             if run.due(config.checkpointing_steps):
                 run.save()
+
+
+if __name__ == "__main__":  # python -m t2i.train.cgan
+    run_program("train", "cgan")

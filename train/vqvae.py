@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
 from t2i.data.loader import Loader
 from t2i.errors import InputError
@@ -195,3 +196,7 @@ def main(config: Config, run_dir: Path) -> None:
                     use.judge(used, perplexity, run.step, warn=run.is_main)
             if run.due(config.checkpointing_steps):
                 run.save()
+
+
+if __name__ == "__main__":  # python -m t2i.train.vqvae
+    run_program("train", "vqvae")

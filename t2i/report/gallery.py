@@ -31,7 +31,7 @@ from t2i.scoring.comparison import read_samples
 from t2i.scoring.images.collection import Pictures, Tick, dataset_pictures
 from t2i.scoring.images.extraction import LEAST_SIDE, Eye, look
 from t2i.scoring.leaks import refuse_leaks
-from t2i.scoring.options import Options
+from t2i.scoring.options import ScoreOptions
 from t2i.scoring.trial import Trial
 from t2i.seeding import key_of
 from t2i.training.trained_on import RECORD, read_record
@@ -243,7 +243,7 @@ def _pool(run: ShownRun, address: str, split: str, ask: Ask, n: int, scorer: Ima
     captions = asked.captions or []
     real = [picture for chunk in asked.chunks(range(len(asked))) for picture in chunk]
     made: list[ImageArray] = []
-    what, trial = f"{run.name} on {split}", _trial(run, asked, Options(seed=ask.seed))
+    what, trial = f"{run.name} on {split}", _trial(run, asked, ScoreOptions(target=str(run.folder), seed=ask.seed))
     for start in range(0, len(asked), AT_ONCE):
         tick(what, start, len(asked))
         rows = range(start, min(start + AT_ONCE, len(asked)))
@@ -253,7 +253,7 @@ def _pool(run: ShownRun, address: str, split: str, ask: Ask, n: int, scorer: Ima
     return _Pool(asked, real, made, scores)
 
 
-def _trial(run: ShownRun, asked: Pictures, options: Options) -> Trial | None:
+def _trial(run: ShownRun, asked: Pictures, options: ScoreOptions) -> Trial | None:
     return None if run.pipe is None else Trial(run.folder, run.pipe, asked, options, None)
 
 
@@ -357,7 +357,7 @@ def _again(run: ShownRun, protocol: Protocol, prompts: NDArray[np.int64]) -> Tri
     if protocol.split is None or protocol.seed is None or run.pipe is None:
         return None
     asked = dataset_pictures(protocol.data, protocol.split, protocol.n_fake, _view(run))
-    trial = Trial(run.folder, run.pipe, asked, Options(seed=protocol.seed), None)
+    trial = Trial(run.folder, run.pipe, asked, ScoreOptions(target=str(run.folder), seed=protocol.seed), None)
     same = np.array_equal([key_of(caption) for caption in asked.captions or []], prompts)
     return trial if same and trial.marked(protocol) == protocol else None
 

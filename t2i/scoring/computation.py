@@ -14,7 +14,7 @@ from t2i.data.shapes.vocabulary import HELDOUT_PAIRS, HELDOUT_RELATIONS
 from t2i.metrics import METRICS, Features, Inputs, Measured
 from t2i.metrics.score import Score
 from t2i.scoring.images.collection import Seen
-from t2i.scoring.options import Options
+from t2i.scoring.options import ScoringOptions
 from t2i.scoring.selection import Metric
 
 
@@ -25,7 +25,7 @@ class Case:
     captions: list[str] | None  # of the generated pictures
     specs: list[Spec] | None  # what these ask for, where all are in the grammar of the embedded data
     partners: list[int] | None  # the real picture of each caption
-    options: Options
+    options: ScoringOptions
     shuffled: Sequence[int] | NDArray[np.int64] = ()  # for each picture, one with another caption
     real: Seen = field(default_factory=Seen)
     fake: Seen = field(default_factory=Seen)

@@ -15,7 +15,7 @@ from t2i.scoring.computation import Case, compute
 from t2i.scoring.images.collection import Pictures, Seen
 from t2i.scoring.images.extraction import Eye
 from t2i.scoring.images.reference import Reference
-from t2i.scoring.options import Options
+from t2i.scoring.options import ScoringOptions
 from t2i.scoring.selection import (
     Metric,
     Missing,
@@ -32,7 +32,7 @@ Real = Pictures | Reference | None  # pictures, what a file says of pictures, or
 See = Callable[..., Seen]  # `look`, told how: by which processes, with what progress
 
 
-def protocol_of(real: Real, fake: Pictures, options: Options, **more: Any) -> Protocol:
+def protocol_of(real: Real, fake: Pictures, options: ScoringOptions, **more: Any) -> Protocol:
     """What all metrics have in common."""
     source = fake if real is None else real
     skipped = {"generated": fake.skipped, "real": 0 if real is None else real.skipped}
@@ -84,7 +84,7 @@ def plan(
     partners: list[int] | None,
     roles: Mapping[str, str],
     chooser: str | None,
-    options: Options,
+    options: ScoringOptions,
     trained: bool = False,
 ) -> tuple[list[Metric], Case]:
     """Chooses the metrics, and does all that can fail without a picture.

@@ -39,16 +39,13 @@ from t2i.scoring.images.reference import Reference, open_reference
 from t2i.scoring.images.sources import open_pictures
 from t2i.scoring.images.store import FeatureFile
 from t2i.scoring.leaks import refuse_leaks
-from t2i.scoring.options import Options
+from t2i.scoring.options import ScoreOptions
 from t2i.scoring.plan import Real, See, chosen_by, partners_of, plan, protocol_of, see_and_compute, see_real
 from t2i.scoring.selection import Metric
 from t2i.scoring.trial import Trial
 from t2i.weights import INDEX, shipped
 
 DIVERSE = 4  # pictures a prompt for the diversity, of the first `SHOWN` prompts
-
-
-DEFAULTS = Options()
 
 
 Show = Callable[[Sequence[ImageArray], Sequence[str]], None]
@@ -58,22 +55,11 @@ def silent(what: str, done: int, total: int) -> None:
     """Shows no progress."""
 
 
-def score_run(
-    run: Path | str,
-    data: str | None = None,
-    split: str = "val",
-    n: int | None = None,
-    options: Options = DEFAULTS,
-    tick: Tick = silent,
-    show: Show | None = None,
-    **more: Any,
-) -> list[Score]:
-    """Draws one picture for the first caption of each of n real pictures, and scores them.
+def score_run(options: ScoreOptions, tick: Tick = silent, show: Show | None = None, **more: Any) -> list[Score]:
+    """Samples one image for the first caption of each of n real images, and scores them.
 
     Args:
-        run: a run directory, or what else `TextToImagePipeline.from_pretrained` reads.
-        data: address of the captioned pictures; None: what the run was trained on.
-        n: None: 1,000, or all where there are fewer.
+        options: `target` is a run directory, or what else `TextToImagePipeline.from_pretrained` reads.
         tick: called with what is going on, how many pictures are done and of how many.
         show: called with the first 24 generated pictures and their captions.
         more: as `score_settings` takes it.
@@ -81,20 +67,14 @@ def score_run(
     Raises:
         InputError: no such run, data, metric or weights, or a score that the rules forbid.
     """
-    (found,) = score_settings(run, data, split, n, [options], tick, show, **more)
+    (found,) = score_settings([options], tick, show, **more)
     return found
 
 
 def score_settings(
-    run: Path | str,
-    data: str | None,
-    split: str,
-    n: int | None,
-    variants: Sequence[Options],
+    variants: Sequence[ScoreOptions],
     tick: Tick = silent,
     show: Show | None = None,
-    against: str | None = None,
-    prompts: Path | None = None,
     ranks: Ranks = ALONE,
     store: FeatureFile | None = None,
     keep: Samples | None = None,
@@ -104,15 +84,15 @@ def score_settings(
     The real pictures are seen once, and every setting is tried on one picture before any is scored.
 
     Args:
-        against: instead of `data`: pictures, whose captions are drawn where they have some; statistics of pictures; or
-            another run.
-        prompts: a file of captions to draw, instead of those of the real pictures.
-        ranks: the processes that share the pictures; all but the main one yield no scores.
+        ranks: the processes that share the images; all but the main one yield no scores.
         store: keeps features.
         keep: is given what each picture scored.
     """
+    options = variants[0]
+    run, data, split, n = options.target, options.data, options.split or "val", options.n
+    against, prompts = options.against, options.prompts
     pipe = TextToImagePipeline.from_pretrained(run, device())
-    own, options = pipe.manifest["config"]["data"], variants[0]
+    own = pipe.manifest["config"]["data"]
     address = own["address"] if data is None else data
     if against is None and prompts is None and (address, split) == (own["address"], "train"):
         warnings.warn("these are the captions that the run was trained on, not held-out ones", stacklevel=3)
@@ -154,7 +134,13 @@ def score_settings(
 
 
 def _sides(
-    address: str, split: str, n: int | None, view: View, against: str | None, prompts: Path | None, options: Options
+    address: str,
+    split: str,
+    n: int | None,
+    view: View,
+    against: str | None,
+    prompts: Path | None,
+    options: ScoreOptions,
 ) -> tuple[Pictures, Real]:
     """(whose captions are drawn, what the pictures are compared with)."""
     if against is None:
@@ -194,7 +180,7 @@ def is_run(place: str) -> bool:
     return path.is_dir() and any((path / name).exists() for name in ("checkpoints", "config.yaml", INDEX))
 
 
-def open_real(against: str, options: Options, n: int | None = None) -> Pictures | Reference:
+def open_real(against: str, options: ScoreOptions, n: int | None = None) -> Pictures | Reference:
     """Statistics, or pictures from a folder or file.
 
     Raises:
@@ -207,9 +193,9 @@ def open_real(against: str, options: Options, n: int | None = None) -> Pictures 
     return open_pictures(against, n, options.skip_broken)
 
 
-def drawn_by(run: str, asked: Pictures, options: Options) -> Pictures:
+def drawn_by(run: str, asked: Pictures, options: ScoreOptions) -> Pictures:
     """What another run draws for the same captions, with its own settings."""
-    plain = Options(seed=options.seed)
+    plain = ScoreOptions(target=run, seed=options.seed)
     return Trial(run, TextToImagePipeline.from_pretrained(run, device()), asked, plain, None).pictures()
 
 
@@ -237,13 +223,8 @@ def _score_trial(
 
 
 def score_pictures(
-    place: str,
-    against: str | None = None,
-    n: int | None = None,
-    options: Options = DEFAULTS,
+    options: ScoreOptions,
     tick: Tick = silent,
-    data: str | None = None,
-    split: str = "val",
     ranks: Ranks = ALONE,
     store: FeatureFile | None = None,
     keep: Samples | None = None,
@@ -251,19 +232,19 @@ def score_pictures(
     """Scores the pictures in a folder, a .tar or an .npz, of any size, with their captions if they have some.
 
     Args:
-        place: the generated pictures.
-        against: real pictures, all of which are the reference; statistics of them; or a run, which draws the captions.
-        n: pictures of `place` that are scored; None: all.
-        data: instead of `against`: address of captioned pictures, of which those of the same captions are real.
+        options: `target` is the generated images; `against` real images, all of which are the reference, statistics of
+            them, or a run that samples the captions; `data`, instead, captioned images, of which those of the same
+            captions are the real ones.
         ranks, store, keep: as `score_settings` takes them.
 
     Raises:
         InputError: no such pictures, metric or weights, a broken picture, or a score that the rules forbid.
     """
-    fake = open_pictures(place, n, options.skip_broken)
+    against = options.against
+    fake = open_pictures(options.target, options.n, options.skip_broken)
     real: Real = None
-    if data is not None:
-        real = _same_captions(fake, data, split, options)
+    if options.data is not None:
+        real = _same_captions(fake, options.data, options.split or "val", options)
     elif against is not None:
         real = drawn_by(against, fake, options) if is_run(against) else open_real(against, options)
     base, digest = chosen_by(protocol_of(real, fake, options, checkpoint=fake.digest), fake)
@@ -276,7 +257,7 @@ def score_pictures(
     return scores
 
 
-def _same_captions(fake: Pictures, data: str, split: str, options: Options) -> Pictures:
+def _same_captions(fake: Pictures, data: str, split: str, options: ScoreOptions) -> Pictures:
     if fake.captions is None:
         raise InputError(
             f"not all pictures in {fake.name} have captions, by which those of {data} would be found; compare with pictures "

@@ -11,7 +11,7 @@ from t2i.errors import InputError
 from t2i.extractors import Extractor, address_of, open_extractor
 from t2i.metrics import METRICS, Kind, clip_score, metric_kind
 from t2i.metrics.score import BARE, FID_INCEPTION_DIGEST, Protocol, score_name
-from t2i.scoring.options import Options
+from t2i.scoring.options import ScoringOptions
 
 # a `Need`, or one by the extractor of a digest -> why there is nothing of it
 Missing = Mapping[str | tuple[str, str], str]
@@ -50,7 +50,7 @@ class Metric(NamedTuple):
 # ---- which metrics -------------------------------------------------------------------------------------------------
 
 
-def open_extractors(options: Options, device: str) -> list[Extractor]:
+def open_extractors(options: ScoringOptions, device: str) -> list[Extractor]:
     """The scorer and the extractors that are named beside it, weights loaded.
 
     Raises:
@@ -60,7 +60,9 @@ def open_extractors(options: Options, device: str) -> list[Extractor]:
     return [open_extractor(address, options.resize, device) for address in (address_of(options.scorer), *named)]
 
 
-def choose_metrics(base: Protocol, extractors: Sequence[Extractor], missing: Missing, options: Options) -> list[Metric]:
+def choose_metrics(
+    base: Protocol, extractors: Sequence[Extractor], missing: Missing, options: ScoringOptions
+) -> list[Metric]:
     """The metrics that were asked for, or all usual ones that apply and a warning for each that does not.
 
     Args:
@@ -146,7 +148,7 @@ def _metrics(base: Protocol, extractors: Sequence[Extractor], missing: Missing) 
     return [*found, metric("diversity", PIXELS)] if base.run and "several" not in missing else found
 
 
-def _refusal(wrong: str, usable: Mapping[str, Metric], absent: Mapping[str, str], options: Options) -> str:
+def _refusal(wrong: str, usable: Mapping[str, Metric], absent: Mapping[str, str], options: ScoringOptions) -> str:
     usual = [name for name, metric in usable.items() if metric.usual]
     choice = f"choose from: {', '.join(usual)}"
     if wrong in absent:
@@ -193,7 +195,7 @@ def refuse_or_mark(metrics: Sequence[Metric], trained_with: Mapping[str, str], f
     return marked
 
 
-def leave_out_the_chooser(metrics: Sequence[Metric], digest: str, options: Options) -> list[Metric]:
+def leave_out_the_chooser(metrics: Sequence[Metric], digest: str, options: ScoringOptions) -> list[Metric]:
     """Leaves out, or refuses where they were asked for, the metrics by the encoder that chose the pictures.
 
     Raises:

@@ -4,16 +4,15 @@ Settings are chosen on `val`. Chosen on a split that scores are told of, they wo
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from t2i.errors import InputError
 from t2i.metrics.score import Score
 from t2i.sampling.saved import Defaults
 from t2i.scoring.images.collection import Tick
-from t2i.scoring.options import Options
+from t2i.scoring.options import Number, SweepOptions
 from t2i.scoring.runs import score_settings, silent
 
 SCHEMA = 1
@@ -24,7 +23,7 @@ RULE = (
     "faithful"
 )
 
-Knobs = dict[str, float | int | None]
+Knobs = dict[str, Number]
 
 
 class Point(NamedTuple):
@@ -57,15 +56,7 @@ def combinations(values: Mapping[str, Sequence[float | int | None]]) -> list[Kno
     return [dict(zip(tried, one, strict=True)) for one in product(*tried.values())]
 
 
-def sweep(
-    run: Path | str,
-    settings: Sequence[Knobs],
-    data: str | None = None,
-    split: str = "val",
-    n: int = 500,
-    options: Options | None = None,
-    tick: Tick = silent,
-) -> Iterator[Point]:
+def sweep(options: SweepOptions, settings: Sequence[Knobs], tick: Tick = silent) -> Iterator[Point]:
     """Scores each setting on the same captions with the same noise, as `t2i.scoring.runs.score_run` does.
 
     Args:
@@ -74,20 +65,11 @@ def sweep(
     Raises:
         InputError: a split that is kept back for scores, or what `score_run` refuses.
     """
-    if split in KEPT_BACK:
+    if options.split in KEPT_BACK:
         raise InputError(
-            f"split {split} is kept back for scores: what is chosen on it scores too well on it; sweep on val"
+            f"split {options.split} is kept back for scores: what is chosen on it scores too well on it; sweep on val"
         )
-    variants = [
-        replace(
-            options or Options(),
-            guidance=knobs.get("guidance"),
-            truncation=knobs.get("truncation"),
-            settings={name: value for name, value in knobs.items() if name not in OF_THE_CALL},
-        )
-        for knobs in settings
-    ]
-    found = score_settings(run, data, split, n, variants, tick)
+    found = score_settings([options.scored_with(knobs) for knobs in settings], tick)
     for knobs, scores in zip(settings, found, strict=True):
         yield Point(knobs, scores)
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,40 +18,32 @@ from t2i.metrics.score import Protocol, Score
 from t2i.scoring.images.collection import Tick, dataset_pictures
 from t2i.scoring.images.extraction import look
 from t2i.scoring.leaks import refuse_leaks
-from t2i.scoring.options import Options
+from t2i.scoring.options import TokenizerOptions
 from t2i.scoring.plan import plan, protocol_of, see_and_compute, see_real
 
 VERSION = 1
 Compare = Callable[[ImageArray, ImageArray], NDArray[np.float64]]
 
 
-def score_tokenizer(
-    run: Path, data: str | None, split: str, n: int | None, options: Options, lpips: Path | None, tick: Tick
-) -> list[Score]:
+def score_tokenizer(options: TokenizerOptions, tick: Tick) -> list[Score]:
     """PSNR and SSIM, LPIPS with its weights, and all usual metrics of reconstructions as if they were generated.
 
     Their Frechet distance is called `rfid`. The data and how pictures become square are those of the training.
 
-    Args:
-        run: of `t2i train vqvae`.
-        data: address; None: what it was trained on.
-        n: None: 1,000, or all where there are fewer.
-        lpips: torchvision's VGG16 weights.
-
     Raises:
         InputError: no such run, data or weights, or held-out pictures that it was trained on.
     """
+    run = options.run
     tokenizer = load_tokenizer(run)
     tokenizer.to(torch.device(device()))
     own = next(iter(tokenizer.components().values()))[0]["data"]
-    real = dataset_pictures(
-        data or own["address"], split, n, View(tokenizer.resolution, own["fit"], None, own["split_seed"])
-    )
+    view = View(tokenizer.resolution, own["fit"], None, own["split_seed"])
+    real = dataset_pictures(options.data or own["address"], options.split, options.n, view)
     comparisons: dict[str, Compare] = {"psnr": psnr, "ssim": ssim}
-    if lpips is not None:
+    if options.lpips is not None:
         from t2i.vqvae.perceptual import load_lpips
 
-        comparisons["lpips-vgg"] = partial(perceptual, load_lpips(str(lpips)))
+        comparisons["lpips-vgg"] = partial(perceptual, load_lpips(str(options.lpips)))
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in comparisons}
 
     def chunks(rows: Sequence[int]) -> Iterator[list[ImageArray]]:

@@ -14,7 +14,7 @@ from t2i.images import ImageArray
 from t2i.metrics.score import Protocol, library_versions
 from t2i.pipeline import TextToImagePipeline
 from t2i.scoring.images.collection import Pictures
-from t2i.scoring.options import Options
+from t2i.scoring.options import ScoreOptions
 from t2i.scoring.plan import reranking
 
 DRAWN = 256  # prompts handed to the pipeline at once
@@ -27,7 +27,7 @@ class Trial:
     run: Path | str
     pipe: TextToImagePipeline
     asked: Pictures
-    options: Options
+    options: ScoreOptions
     chooser: ImageTextExtractor | None
 
     def marked(self, protocol: Protocol) -> Protocol:

@@ -17,7 +17,7 @@ from t2i.metrics.kernel import cmmd
 from t2i.metrics.neighbours import PRDC, memorised, nearest, prdc, radii
 from t2i.metrics.retrieval import r_precision, retrieval
 from t2i.metrics.score import FID_INCEPTION_DIGEST, Protocol, score_name
-from t2i.scoring.options import Options
+from t2i.scoring.options import ScoringOptions
 from t2i.scoring.selection import Metric, choose_metrics
 
 N, M, D = 220, 140, 12
@@ -263,17 +263,17 @@ def names(metrics: list[Metric]) -> list[str]:
 
 
 def test_the_usual_metrics_and_those_by_name() -> None:
-    usual = choose_metrics(BASE, [SHAPES, INCEPTION], {}, Options())
+    usual = choose_metrics(BASE, [SHAPES, INCEPTION], {}, ScoringOptions())
     assert names(usual) == [
         "faithfulness", "fid-shapes", "kid-shapes", "clip-aligned", "fid", "kid", "diversity-pixels",
     ]  # fmt: skip
     asked = ("precision", "inception-score", "fid-infinity", "diversity", "fid-shapes", "precision-shapes")
-    chosen = choose_metrics(BASE, [SHAPES, INCEPTION], {}, Options(metrics=asked))
+    chosen = choose_metrics(BASE, [SHAPES, INCEPTION], {}, ScoringOptions(metrics=asked))
     assert names(chosen) == [
         "precision-shapes", "precision-inception", "inception-score", "fid-infinity",
         "diversity-shapes", "diversity-inception", "diversity-pixels", "fid-shapes",
     ]  # fmt: skip
-    every = names(choose_metrics(BASE, [SHAPES, INCEPTION, DINO], {}, Options(metrics=("all",))))
+    every = names(choose_metrics(BASE, [SHAPES, INCEPTION, DINO], {}, ScoringOptions(metrics=("all",))))
     assert {"fd-dinov2-vit-l-14-aa", "fd-infinity-dinov2-vit-l-14-aa", "kid-dinov2-vit-l-14-aa"} <= set(every)
     assert {"r-precision-aligned", "retrieval-aligned", "memorisation-shapes", "cmmd-inception"} <= set(every)
     assert "inception-score-shapes" not in every and "clip-inception" not in every
@@ -294,13 +294,15 @@ def test_the_usual_metrics_and_those_by_name() -> None:
 )
 def test_a_refusal_says_why(asked: str, words: str) -> None:
     with pytest.raises(InputError) as error:
-        choose_metrics(BASE, [SHAPES], {"train": "a folder"}, Options(metrics=(asked,)))
+        choose_metrics(BASE, [SHAPES], {"train": "a folder"}, ScoringOptions(metrics=(asked,)))
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_only_usual_metrics_are_missed() -> None:
     with pytest.warns(UserWarning) as record:
-        found = choose_metrics(BASE, [SHAPES], {"captions": "no captions", "drawn": "x", "train": "y"}, Options())
+        found = choose_metrics(
+            BASE, [SHAPES], {"captions": "no captions", "drawn": "x", "train": "y"}, ScoringOptions()
+        )
     told = [str(warning.message) for warning in record]
     assert "clip-aligned is left out: no captions" in told and not any("memorisation" in line for line in told)
     assert names(found) == ["fid-shapes", "kid-shapes"]
@@ -319,7 +321,7 @@ def test_bare_names_are_for_the_published_inception() -> None:
 def test_measured_is_a_score_without_protocol() -> None:
     from t2i.scoring.computation import scored
 
-    metric = choose_metrics(BASE, [SHAPES], {}, Options(metrics=("memorisation",)))[0]
+    metric = choose_metrics(BASE, [SHAPES], {}, ScoringOptions(metrics=("memorisation",)))[0]
     given = {"memorisation": Measured(0.5, (0.4, 0.6), "wilson", {"held-out pictures": 0.05}, (9, None))}
     (score,) = scored(metric, {**given, "precision": Measured(1.0)})
     assert (score.name, score.value, score.interval) == ("memorisation-shapes@9", 0.5, (0.4, 0.6))

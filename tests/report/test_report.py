@@ -55,7 +55,7 @@ from t2i.report.html import image
 from t2i.report.page import Extras, Part, write_report
 from t2i.report.runs import ShownRun, open_run, open_runs, read_json, score_files
 from t2i.scoring.comparison import Samples, beside
-from t2i.scoring.options import Options
+from t2i.scoring.options import ScoreOptions
 from t2i.scoring.runs import score_run
 from t2i.training import journal
 from t2i.vqvae.autoencoder import Autoencoder
@@ -625,7 +625,7 @@ def test_runs_of_all_families_on_a_users_own_pictures(three, own_data, tmp_path,
 def test_runs_draw_what_eval_score_scored_and_its_scores_choose(tmp_path, page):
     run = make_run(tmp_path / "gan")
     keep = Samples()
-    scores = score_run(run, n=30, options=Options(metrics=["clip"], seed=3), keep=keep)
+    scores = score_run(ScoreOptions(target=str(run), n=30, metrics=("clip",), seed=3), keep=keep)
     write_scores(run / "scores-x.json", scores)
     keep.write(beside(run / "scores-x.json"))
     found = make_gallery(open_runs([run]), Ask(n=13, train=0), lambda *_: None)

@@ -31,6 +31,7 @@ from t2i.scoring.images.collection import ahead
 from t2i.scoring.images.extraction import Eye, look
 from t2i.scoring.images.sources import open_pictures
 from t2i.scoring.images.store import FeatureFile, Rows
+from t2i.scoring.options import ScoreOptions
 from t2i.scoring.runs import score_pictures, silent
 
 Command = Callable[..., tuple[int, str, str]]
@@ -463,8 +464,8 @@ def test_captions_over_the_limit_are_counted(t2i: Command, real: Path, tmp_path:
         ("score REAL --against none.safetensors", "none.safetensors"),
         ("score REAL --data shapes-2 --split val", "of 40 captions are of no picture in split val of shapes-2"),
         ("score REAL.npz --data shapes-2", "by which those of shapes-2 would be found"),
-        ("score REAL --prompts p.txt", "--prompts p.txt does nothing of pictures in"),
-        ("score REAL --guidance 2 --against REAL", "--guidance 2.0 does nothing of pictures in"),
+        ("score REAL --prompts p.txt", "--prompts p.txt does nothing of images in"),
+        ("score REAL --guidance 2 --against REAL", "--guidance 2.0 does nothing of images in"),
         ("score RUN --prompts none.txt", "none.txt"),
         ("score RUN --prompts blank.txt", "holds no prompt"),
         ("score RUN --prompts p.txt -n 4", "ask for at most 3"),
@@ -516,11 +517,5 @@ def test_pictures_of_several_sizes_are_told(real: Path, tmp_path: Path, embedded
     mixed = Path(shutil.copytree(real, tmp_path / "mixed"))
     Image.open(mixed / "00000.png").resize((48, 40)).save(mixed / "00000.png")
     with pytest.warns(UserWarning, match="generated of 2 sizes, 32x32 to 48x40"):
-        found = score_pictures(str(mixed), str(real), options=options("kid-shapes"))
+        found = score_pictures(ScoreOptions(target=str(mixed), against=str(real), metrics=("kid-shapes",)))
     assert found[0].protocol.sizes == "generated of 2 sizes, 32x32 to 48x40"
-
-
-def options(*metrics: str):
-    from t2i.scoring.runs import Options
-
-    return Options(metrics)

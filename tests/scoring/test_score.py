@@ -29,7 +29,8 @@ from t2i.pipeline import TextToImagePipeline
 from t2i.scoring.computation import unseen
 from t2i.scoring.images.extraction import Eye, look
 from t2i.scoring.images.sources import folder_pictures
-from t2i.scoring.runs import Options, score_pictures, score_run, silent
+from t2i.scoring.options import ScoreOptions
+from t2i.scoring.runs import score_pictures, score_run, silent
 
 Command = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.filterwarnings("ignore:FID of .* is biased upward")
@@ -67,7 +68,7 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 
 
 def test_right_pictures_score_1_and_shuffled_captions_nothing(real: Path, embedded: str) -> None:
-    found = values(score_pictures(str(real), str(real)))
+    found = values(score_pictures(ScoreOptions(target=str(real), against=str(real))))
     strict = found["faithfulness-strict"]
     assert strict.value == strict.bounds["real"] == 1.0
     assert strict.bounds["shuffled"] <= 0.02
@@ -88,12 +89,12 @@ def test_right_pictures_score_1_and_shuffled_captions_nothing(real: Path, embedd
 
 
 def test_the_real_score_is_that_of_the_same_captions(real: Path, tmp_path: Path, embedded: str) -> None:
-    some = values(score_pictures(str(real), str(real), 60))
+    some = values(score_pictures(ScoreOptions(target=str(real), against=str(real), n=60)))
     assert some["faithfulness-strict"].bounds["real"] == 1.0 and some["fid-shapes"].protocol.n_real == 120
     other = tmp_path / "other"
     export(open_dataset("shapes-2", "val", View(32, limit=60)), other)
     with pytest.warns(UserWarning, match="no real-image scores: not all captions"):
-        alone = values(score_pictures(str(other), str(real)))
+        alone = values(score_pictures(ScoreOptions(target=str(other), against=str(real))))
     assert set(alone["faithfulness-strict"].bounds) == set(alone["clip-aligned"].bounds) == {"shuffled"}
     assert alone["faithfulness-strict"].value == 1.0 and alone["faithfulness-strict"].protocol.n_real is None
 
@@ -103,7 +104,7 @@ def test_wrong_pictures_are_told_from_right_ones(real: Path, tmp_path: Path, emb
     for path in sorted(wrong.glob("*.png"))[:60]:
         red_to_blue = np.asarray(Image.open(path))[:, :, ::-1]
         Image.fromarray(np.ascontiguousarray(red_to_blue)).save(path)
-    found = values(score_pictures(str(wrong), str(real)))
+    found = values(score_pictures(ScoreOptions(target=str(wrong), against=str(real))))
     assert found["faithfulness-shape"].value == 1.0
     assert 0.5 <= found["faithfulness-colour"].value < 0.75
     assert found["faithfulness-strict"].bounds["real"] == 1.0
@@ -147,7 +148,7 @@ def test_features_of_a_folder_stay_in_the_order_of_its_pictures(real: Path, tmp_
     mixed = Path(shutil.copytree(real, tmp_path / "mixed"))
     for path in sorted(mixed.glob("*.png"))[::3]:
         Image.open(path).resize((64, 64), Image.Resampling.NEAREST).save(path)
-    found = values(score_pictures(str(mixed), str(real)))
+    found = values(score_pictures(ScoreOptions(target=str(mixed), against=str(real))))
     assert found["faithfulness-strict"].value > 0.98
     assert found["faithfulness-strict"].protocol.resolution is None
     scorer = open_image_text(None)
@@ -194,8 +195,9 @@ def test_a_run_is_scored_with_its_protocol(command: Command, trained: Path, embe
 
 def test_scores_follow_seed_truncation_and_nothing_else(trained: Path, embedded: str) -> None:
     def scored(**changes: Any) -> dict[str, float]:
-        options = Options(metrics=("kid-shapes", "diversity-pixels"), **changes)
-        return {score.name: score.value for score in score_run(trained, "shapes-2", "val", 30, options)}
+        metrics = ("kid-shapes", "diversity-pixels")
+        options = ScoreOptions(target=str(trained), data="shapes-2", n=30, metrics=metrics, **changes)
+        return {score.name: score.value for score in score_run(options)}
 
     first = scored()
     assert scored() == first
@@ -205,10 +207,10 @@ def test_scores_follow_seed_truncation_and_nothing_else(trained: Path, embedded:
 
 
 def test_a_saved_pipeline_scores_as_its_run(trained: Path, embedded: str, tmp_path: Path) -> None:
-    options = Options(metrics=("fid-shapes", "faithfulness"), force=True)
+    options = ScoreOptions(target=str(trained), n=12, metrics=("fid-shapes", "faithfulness"), force=True)
     TextToImagePipeline.from_pretrained(trained).save_pretrained(tmp_path / "saved", prompts=[])
-    found = score_run(tmp_path / "saved", None, "val", 12, options)
-    assert found == score_run(trained, None, "val", 12, options)
+    found = score_run(options.model_copy(update={"target": str(tmp_path / "saved")}))
+    assert found == score_run(options)
     assert {score.protocol.n_fake for score in found} == {12}
 
 
@@ -216,7 +218,7 @@ def test_real_pictures_come_first_and_a_sheet_of_generated_ones_last(trained: Pa
     told: list[tuple[str, int]] = []
     shown: list[tuple[Any, Any]] = []
     score_run(
-        trained, None, "val", 30, Options(metrics=("faithfulness",)),
+        ScoreOptions(target=str(trained), n=30, metrics=("faithfulness",)),
         tick=lambda what, done, total: told.append((what, done)),
         show=lambda pictures, captions: shown.append((pictures, captions)),
     )  # fmt: skip
@@ -340,7 +342,7 @@ def test_the_name_fid_is_for_the_inception_of_2015(command: Command, real: Path,
         ("RUN --scorer damaged", "damaged"),
         ("RUN --out nowhere/o.json", "there is no folder nowhere"),
         ("RUN --out empty", "is a folder"),
-        ("empty --against REAL", "no pictures"),
+        ("empty --against REAL", "no images"),
         ("REAL --against empty", "no images"),
         ("REAL --against nowhere", "'nowhere' not found"),
         ("REAL --against REAL -n 121", "ask for at most 120"),

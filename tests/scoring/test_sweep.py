@@ -15,7 +15,8 @@ from t2i.errors import InputError
 from t2i.metrics.score import Protocol, Score
 from t2i.pipeline import TextToImagePipeline
 from t2i.report.sweep_chart import chart, lines_of
-from t2i.scoring.runs import Options, score_run
+from t2i.scoring.options import ScoreOptions
+from t2i.scoring.runs import score_run
 from t2i.scoring.sweep import Point, best, combinations, defaults_of, on_the_front
 
 pytestmark = pytest.mark.filterwarnings("ignore:FID of .* is biased upward")
@@ -100,8 +101,8 @@ def test_a_prior_is_swept(t2i, runs):
     assert Image.open(run / "sweep-shapes-1-val-8.png").size == (900, 560)
     assert str(run / "sampling.json") in out[6] and not (run / "sampling.json").exists()
     # each as `t2i eval score` would have it
-    options = Options(guidance=3.0, settings={"temperature": 0.5, "steps": 4}, force=True)
-    alone = {score.name: score.value for score in score_run(run, None, "val", 8, options)}
+    options = ScoreOptions(target=str(run), n=8, guidance=3.0, temperature=0.5, steps=4, force=True)
+    alone = {score.name: score.value for score in score_run(options)}
     assert {score["name"]: score["value"] for score in found["settings"][2]["scores"]} == alone
 
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from t2i.data import View
 from t2i.data.cached import ArrowColumn, stamp_of
+from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
 from t2i.data.folders.hints import inner_folder, require_captions
 from t2i.data.folders.index import FolderIndex, index_folder
 from t2i.data.folders.table import FolderTable, is_large, open_table
 from t2i.data.splits import SPLITS, split_folder
 from t2i.data.verified_index import Index, Verified
-from t2i.data.captions import REPLACED
 from t2i.data.verify import verify, warn_damaged, warn_unverified
 from t2i.errors import InputError
 from t2i.images import BrokenImage, read_limited

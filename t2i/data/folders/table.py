@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from t2i import seeding
 from t2i.cache import cache_dir
 from t2i.data.cached import Keep, facts_of, read_table, stamp_of, write_table
+from t2i.data.captions import REPLACED
 from t2i.data.folders.index import FolderIndex, index_folder
 from t2i.data.folders.metadata import METADATA_NAMES
-from t2i.data.captions import REPLACED
 from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, split_folder
 from t2i.data.verified_index import Index
 from t2i.errors import InputError

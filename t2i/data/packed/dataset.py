@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from t2i.cache import cache_dir
 from t2i.data import View
 from t2i.data.cached import ArrowColumn, Keep, read_table, stamp_of, write_table
+from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
 from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, assign_splits
-from t2i.data.captions import REPLACED
 from t2i.data.verify import known_broken, warn_damaged
 from t2i.errors import InputError
 from t2i.names import counted, nearest

@@ -14,22 +14,22 @@ from t2i.data import View
 from t2i.distributed import launched_ranks
 from t2i.errors import InputError
 from t2i.hardware import device, prepare_cpu
-from t2i.scoring.images.collection import Pictures, dataset_pictures
+from t2i.scoring.images.collection import Images, dataset_images
 from t2i.scoring.images.reference import make_reference
-from t2i.scoring.images.sources import open_pictures
+from t2i.scoring.images.sources import open_images
 from t2i.scoring.options import ReferenceOptions
 from t2i.scoring.selection import open_extractors
 
 
-def images_of(options: ReferenceOptions) -> Pictures:
+def images_of(options: ReferenceOptions) -> Images:
     """A data set at a resolution, or images as they are in a file or folder."""
     if options.resolution is not None:
-        return dataset_pictures(options.data, options.split, options.n, View(options.resolution))
+        return dataset_images(options.data, options.split, options.n, View(options.resolution))
     if not Path(options.data).expanduser().exists():
         raise InputError(
             f"{options.data} is no folder, .tar or .npz; of a data set say the size of its images by --resolution"
         )
-    return open_pictures(options.data, options.n, options.skip_broken)
+    return open_images(options.data, options.n, options.skip_broken)
 
 
 def main(options: ReferenceOptions) -> None:

@@ -31,7 +31,9 @@ from t2i.scoring.comparison import Samples, beside
 from t2i.scoring.images.store import FeatureFile
 from t2i.scoring.options import ScoreOptions, refuse_ignored
 from t2i.scoring.protocols import settle
-from t2i.scoring.runs import is_run, score_pictures, score_run
+from t2i.scoring.runs import score_images, score_run
+from t2i.scoring.sides import is_run
+from t2i.weights import shipped
 
 COLUMNS = ("score", "value", "95 % interval", "real", "shuffled")  # the last two are names of bounds
 
@@ -112,7 +114,8 @@ def refuse_settings_of_runs(options: ScoreOptions) -> None:
 
 def main(options: ScoreOptions) -> None:
     prepare_cpu()
-    target, folder = options.target, Path(options.target)
+    target = options.target
+    folder = Path() if target in shipped() else Path(target)  # scores of a shipped model are written here
     run = is_run(target) or not folder.exists() and options.against is None
     options = settled(options)
     if run and options.reranker is not None and options.best_of == 1:
@@ -131,7 +134,7 @@ def main(options: ScoreOptions) -> None:
     store = None if options.save_features is None else FeatureFile(options.save_features)
     with launched_ranks() as ranks, progress_of(ranks.is_main) as tick:
         how: dict[str, Any] = {"tick": tick, "ranks": ranks, "store": store, "keep": samples}
-        scores = score_run(options, show=keep_sheet, **how) if run else score_pictures(options, **how)
+        scores = score_run(options, show=keep_sheet, **how) if run else score_images(options, **how)
         if not ranks.is_main:
             return
 

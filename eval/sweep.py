@@ -1,4 +1,4 @@
-"""Tries settings of sampling on a run: fidelity against faithfulness as a table, a JSON file and a picture.
+"""Tries settings of sampling on a run: fidelity against faithfulness as a table, a JSON file and a chart.
 
     t2i eval sweep runs/prior --guidance 1,1.5,2,3,5 --temperature 0.7,1
     t2i eval sweep runs/cgan --guidance 1,1.5,2 --truncation 0.6,0.8,1 --make-default
@@ -20,11 +20,11 @@ from rich.table import Table
 from t2i.cli import run_program
 from t2i.console import shown_progress
 from t2i.errors import InputError
-from t2i.files import new_file, write_text
+from t2i.files import write_text
 from t2i.hardware import prepare_cpu
 from t2i.metrics.score import Score
-from t2i.report.curves import number
-from t2i.report.sweep_chart import chart, knobs_text, value_text
+from t2i.report.chart import number
+from t2i.report.sweep import knobs_text, sweep_chart, value_text
 from t2i.sampling.saved import DEFAULTS, write_defaults
 from t2i.scoring.options import SweepOptions
 from t2i.scoring.sweep import RULE, Point, best, combinations, defaults_of, document, on_the_front, sweep
@@ -92,8 +92,7 @@ def main(options: SweepOptions) -> None:
     place = place_of(options, f"{Path(protocol.data).name}-{protocol.split}-{options.n}")
     write_text(place, json.dumps(document(points), indent=1) + "\n")
     title = f"{run} on {options.n:,} captions of {protocol.data}, split {protocol.split}"
-    with new_file(place.with_suffix(".png")) as partial:
-        chart(points, title).save(partial, format="PNG")
+    write_text(place.with_suffix(".svg"), sweep_chart(points, title))
     print(f"best: {knobs_text(chosen)} ({RULE})")
     kept = defaults_of(chosen)
     if options.make_default:
@@ -101,7 +100,7 @@ def main(options: SweepOptions) -> None:
         print(f"it is the default of this run now: {run / DEFAULTS}")
     else:
         print(f"to make it the default of this run, write into {run / DEFAULTS}: {kept.model_dump_json()}")
-    print(f"wrote {place} and {place.with_suffix('.png')}")
+    print(f"wrote {place} and {place.with_suffix('.svg')}")
 
 
 if __name__ == "__main__":  # python -m t2i.eval.sweep

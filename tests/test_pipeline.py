@@ -19,7 +19,7 @@ from t2i.cgan.architectures import build
 from t2i.cgan.sampling import noise, sample, slerp
 from t2i.errors import InputError
 from t2i.images import to_uint8
-from t2i.metrics.score import Protocol, Score, write_scores
+from t2i.metrics.score import Score, ScoreProtocol, write_scores
 from t2i.pipeline import TextToImagePipeline, mix
 from t2i.sampling.prompts import image_seed
 from t2i.text import TextConfig, TextFeatures, fit_encoder, load_encoder
@@ -609,7 +609,7 @@ def test_a_saved_pipeline_draws_the_same_pictures(pipe, tmp_path):
 
 
 def test_the_model_card(copy, tmp_path):
-    protocol = Protocol(
+    protocol = ScoreProtocol(
         metric="faithfulness-strict", metric_version=1, extractor=None, extractor_digest=None, n_real=9, n_fake=9,
         data="folder:/home/somebody/pictures", data_digest="d", split="val", captions="first", resize=None,
         resolution=32, seed=0,

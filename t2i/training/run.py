@@ -19,6 +19,7 @@ Losses or gradients that are not finite: `guard = NonFiniteGuard(run.rollback)` 
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -37,10 +38,12 @@ from t2i.config.training import TrainConfig
 from t2i.data import Dataset
 from t2i.distributed import PATIENCE, Means, Ranks
 from t2i.errors import InputError
+from t2i.families import FAMILIES
+from t2i.hardware import why_device
 from t2i.seeding import derive
 from t2i.training.accelerator import make_accelerator
 from t2i.training.directory import STOPPED, DirectoryLock, describe, refuse_anothers, remove_new, write_stopped
-from t2i.training.identity import data_digest, describe_data, refuse_other_data, refuse_other_digest
+from t2i.training.identity import data_digest, describe_counts, describe_data, refuse_other_data, refuse_other_digest
 from t2i.training.journal import Journal
 from t2i.training.state import (
     Part,
@@ -98,6 +101,7 @@ class Run:
         self._saved_step = self._first_step = 0  # the step saved last; the one at which this process began
         self._judged_step, self._sound = 0, True  # whether all was finite in the step judged last
         self._rolled_back = False
+        self._caption = "a prompt"  # of the data, for the command that is shown at the end
         self._means = Means()
         self._lock: DirectoryLock | None = None
         self._closed = False
@@ -144,7 +148,7 @@ class Run:
                 died = self._watchdog.dead() if self._watchdog and issubclass(kind, RuntimeError) else None
                 self._release()  # the state may be of half a step: it is not saved
             if died is not None:
-                self._tell_of_end(f"{died} has died")
+                self._tell_of_death(f"{died} has died")
                 raise SystemExit(RESUME_ME)
 
     def close(self) -> None:
@@ -158,6 +162,8 @@ class Run:
             if stopped:
                 reason = next(filter(None, self.ranks.everyone(self._signals.reason)), "a signal")
                 self.ranks.on_main(lambda: write_stopped(self.directory, reason, self.step, self._saved_step))
+            elif self.step > self._first_step:
+                self._tell_of_end()
         finally:
             self._release()
         if stopped:
@@ -165,10 +171,10 @@ class Run:
 
     def _end_now(self, why: str) -> None:
         """The watchdog's thread: ends this process, whose main thread waits for a process that does not answer."""
-        self._tell_of_end(why)
+        self._tell_of_death(why)
         os._exit(RESUME_ME)
 
-    def _tell_of_end(self, why: str) -> None:
+    def _tell_of_death(self, why: str) -> None:
         saved = (
             f"the last checkpoint is of step {self._saved_step}" if self._saved_step else "there is no checkpoint yet"
         )
@@ -272,6 +278,7 @@ class Run:
         if self._newest is not None and "data" in self._newest[1]:
             refuse_other_data(self.directory, self._newest[1]["data"], found)
         self.extra["data"] = found
+        self._caption = str(train.captions[0][0])
 
     def was_started_with(self, key: str, value: str | None) -> bool:
         """Returns True when a config key, as `text.path`, is spelled as it was when the run was started."""
@@ -328,6 +335,11 @@ class Run:
 
     # ---- steps ------------------------------------------------------------------------------------------------------
 
+    @property
+    def images_per_step(self) -> int:
+        """Images of one optimizer step over all processes."""
+        return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.num_processes
+
     def advance(self, images: int) -> None:
         """Counts one optimizer step (done or skipped) that saw `images` pictures over all processes."""
         self.step += 1
@@ -347,6 +359,12 @@ class Run:
         self._means.add(scalars)
         if self.due(self.config.log_steps):
             self._log()
+        elif self.step == self._first_step + 1:
+            first = self._means.take(
+                self.ranks, self.device, keep=True
+            )  # shown at once, so that one sees that it trains
+            if self.journal is not None:
+                self.journal.write(self.step, first, kept=False)
         if self.journal is not None:
             self.journal.show(self.step)
 
@@ -475,6 +493,8 @@ class Run:
             self._budget = self._new_budget()  # preparing the data is not training
         self.ranks.on_main(self._continue_files)
         self._saved_at = time.monotonic()
+        if self.journal is not None:
+            self._tell_of_start()
         self._window = (time.monotonic(), self.images_seen, self.loader.wait_seconds if self.loader else 0.0)
         return not self.is_new
 
@@ -483,6 +503,36 @@ class Run:
             self.journal.truncate(self.step)
         self._describe()
         (self.directory / STOPPED).unlink(missing_ok=True)
+
+    def _tell_of_start(self) -> None:
+        """Main process: says what will be trained, on what, where to and how long."""
+        config: Any = self.config
+        if self.step >= self.total_steps:
+            self.say(
+                f"run {self.directory} is finished: {self.step:,} steps are done; a higher max_train_steps goes on"
+            )
+            return
+        processes = f", {self.num_processes} processes" if self.num_processes > 1 else ""
+        precision = {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
+        self.say(f"device: {why_device(self.device, config.device)}{processes}, {precision}")
+        if "data" in self.extra:
+            data = getattr(config, "data", None)
+            what = f"{data.address}, {data.resolution} px, " if data is not None else ""
+            self.say(f"data: {what}{describe_counts(self.extra['data'])}; {self.images_per_step:,} images a step")
+        self.say(f"parameters: {self._parts.sizes()}")
+        saved = min(self.step + config.checkpointing_steps - self.step % config.checkpointing_steps, self.total_steps)
+        minutes = f" or after {config.checkpointing_minutes:g} min" if config.checkpointing_minutes else ""
+        self.say(
+            f"run: {self.directory}, step {self.step:,} of {self.total_steps:,}; next checkpoint at {saved:,}{minutes}"
+        )
+
+    def _tell_of_end(self) -> None:
+        """Main process: says what can be done with a finished run."""
+        place = shlex.quote(str(self.directory))
+        if self.family in FAMILIES and FAMILIES[self.family].sampler:
+            self.say(f"done; next: t2i sample {place} {shlex.quote(self._caption)}")
+        elif self.family in FAMILIES and FAMILIES[self.family].tokenizer:
+            self.say(f"done; next: t2i train prior --set tokenizer.path={place}")
 
     def _take_total(self, manifest: Mapping[str, Any]) -> None:
         """The number of steps is fixed once: the checkpoint's holds unless the limits in the config were changed."""

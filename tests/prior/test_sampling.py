@@ -252,13 +252,13 @@ def test_a_cell_is_redrawn_where_a_masked_pixel_shows(how, size):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("cgan", {"init": (90, 50), "keep_rows": 1}, "this family cannot keep parts of a picture"),
+        ("cgan", {"init": (90, 50), "keep_rows": 1}, "this family cannot keep parts of an image"),
         ("random", {"init": (90, 50)}, "give either a mask or a number of rows"),
         ("random", {"init": (90, 50), "mask": (90, 50), "keep_rows": 1}, "give either a mask or a number of rows"),
-        ("random", {"mask": (90, 50)}, "need the picture that they are of"),
-        ("random", {"init": (90, 50), "mask": (16, 16)}, "the mask has 16x16 pixels and its picture 90x50; resize it"),
+        ("random", {"mask": (90, 50)}, "need the image that they are of"),
+        ("random", {"init": (90, 50), "mask": (16, 16)}, "the mask has 16x16 pixels and its image 90x50; resize it"),
         ("random", {"init": (90, 50), "mask": (90, 50), "level": 0}, "the mask marks nothing at all"),
-        ("random", {"init": (90, 50), "keep_rows": 4}, "pictures of this run have 4 rows of tokens; keep 1 to 3"),
+        ("random", {"init": (90, 50), "keep_rows": 4}, "images of this run have 4 rows of tokens; keep 1 to 3"),
         ("random", {"init": (90, 50), "keep_rows": 0}, "keep 1 to 3"),
         ("raster", {"init": (90, 50), "mask": (90, 50), "box": (0, 0, 60, 25)}, "trained with order raster"),
     ],
@@ -325,7 +325,7 @@ def test_the_command_draws_with_all_settings(t2i, runs, pipes):
     assert all(len(entry["scores"]) == 3 for entry in manifest["pictures"])
     # what chose the pictures is no judge of them
     status, out, err = t2i("eval", "score", "drawn", "--against", "drawn", "--metrics", "clip-aligned")
-    assert status == 2 and "its encoder chose these pictures (best of 3 by aligned" in err[0] and len(err) == 1
+    assert status == 2 and "its encoder chose these images (best of 3 by aligned" in err[0] and len(err) == 1
     assert t2i("eval", "score", "drawn", "--against", "drawn", "--out", "s.json")[0] == 0
     found = json.loads(Path("s.json").read_text())["scores"]
     assert found and not [score for score in found if score["protocol"]["extractor"]]
@@ -334,16 +334,20 @@ def test_the_command_draws_with_all_settings(t2i, runs, pipes):
 
 
 def test_a_run_is_scored_by_another_encoder_than_the_one_that_chooses(runs):
-    with pytest.warns(UserWarning, match="fid-shapes, kid-shapes, clip-aligned left out: its encoder chose these"):
-        scores = score_run(ScoreOptions(target=str(runs["random"]), n=8, best_of=2))
+    def scored(*metrics: str, **changes):
+        return score_run(ScoreOptions(target=str(runs["random"]), n=8, metrics=metrics or None, **changes))
+
+    with pytest.warns(UserWarning) as warned:
+        scores = scored(best_of=2)
+    told = [str(one.message).partition(" (best of")[0] for one in warned]
+    for name in ("fid-shapes", "kid-shapes", "clip-aligned"):
+        assert f"{name} is left out: its encoder chose these images" in told
     assert {score.protocol.metric.partition("-")[0] for score in scores} == {"faithfulness", "diversity"}
     assert all(score.protocol.reranking.startswith("best of 2 by aligned ") for score in scores)
-    with pytest.raises(InputError, match="clip-aligned cannot score: its encoder chose"):
-        score_run(ScoreOptions(target=str(runs["random"]), n=8, metrics=("clip-aligned",), best_of=2))
-    (forced,) = score_run(
-        ScoreOptions(target=str(runs["random"]), n=8, metrics=("clip-aligned",), best_of=2, force=True)
-    )
-    (plain,) = score_run(ScoreOptions(target=str(runs["random"]), n=8, metrics=("clip-aligned",)))
+    with pytest.raises(InputError, match="metric clip-aligned is not available here: its encoder chose"):
+        scored("clip-aligned", best_of=2)
+    (forced,) = scored("clip-aligned", best_of=2, force=True)
+    (plain,) = scored("clip-aligned")
     assert forced.name == "clip-aligned-its-own-choice@8" and forced.value > plain.value
 
 
@@ -398,9 +402,9 @@ def _turned() -> Image.Exif:
         ("random --init gone.png --keep-rows 2", "gone.png is no image that can be read"),
         ("random --init bad.png --keep-rows 2", "bad.png is no image that can be read"),
         ("random --init ok.png --mask black.png", "the mask marks nothing at all"),
-        ("random --init ok.png --mask small.png", "the mask has 3x3 pixels and its picture 20x20"),
-        ("random --init ok.png --keep-rows 9", "9 rows to keep: pictures of this run have 4 rows of tokens"),
-        ("cgan --init ok.png --keep-rows 2", "this family cannot keep parts of a picture"),
+        ("random --init ok.png --mask small.png", "the mask has 3x3 pixels and its image 20x20"),
+        ("random --init ok.png --keep-rows 9", "9 rows to keep: images of this run have 4 rows of tokens"),
+        ("cgan --init ok.png --keep-rows 2", "this family cannot keep parts of an image"),
         ("cgan --temperature 1", "a GAN has no setting 'temperature'"),
         ("random --scorer x", "--scorer x chooses among candidates, and there is one"),
         ("random --best-of 2 --scorer x", "x"),

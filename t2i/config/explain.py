@@ -88,6 +88,18 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple
     return what, ""
 
 
+def _unknown(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple[str, str]:
+    """A key that is not there: fixed since an older version, of another kind, or misspelt."""
+    family = cls.model_fields.get("family")
+    fixed = FIXED.get(family.default, {}) if family is not None else {}
+    key = ".".join(path)
+    if key in fixed:
+        return "is no key any more", f"; it is always {shown(fixed[key])} now, remove it"
+    if path[-1] in _keys_at(cls, path[:-1]):
+        return f"has no effect on {detail['loc'][-2]}", "; remove it, or choose another kind"
+    return "unknown key", _suggestion(cls, path)
+
+
 # names that other packages use -> keys here
 USUAL_NAMES = {
     "lr": "learning_rate",
@@ -119,18 +131,6 @@ USUAL_NAMES = {
     "data_dir": "data.address",
     "data_path": "data.address",
 }
-
-
-def _unknown(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple[str, str]:
-    """A key that is not there: fixed since an older version, of another kind, or misspelt."""
-    family = cls.model_fields.get("family")
-    fixed = FIXED.get(family.default, {}) if family is not None else {}
-    key = ".".join(path)
-    if key in fixed:
-        return "is no key any more", f"; it is always {shown(fixed[key])} now, remove it"
-    if path[-1] in _keys_at(cls, path[:-1]):
-        return f"has no effect on {detail['loc'][-2]}", "; remove it, or choose another kind"
-    return "unknown key", _suggestion(cls, path)
 
 
 def _suggestion(cls: type[BaseModel], path: KeyPath) -> str:

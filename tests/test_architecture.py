@@ -26,10 +26,22 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("t2i.text", "t2i.extractors"),
     ("t2i.align",),
     ("t2i.data",),
-    ("t2i.metrics",),
+    ("t2i.trained", "t2i.metrics"),
     ("t2i.checkpoint", "t2i.config"),
 )
-GROUND = ("cache", "console", "distributed", "errors", "files", "hardware", "images", "names", "pretrained", "seeding")
+GROUND = (
+    "cache",
+    "console",
+    "distributed",
+    "errors",
+    "files",
+    "fonts",
+    "hardware",
+    "images",
+    "names",
+    "pretrained",
+    "seeding",
+)
 MOST_FILES, MOST_AT_THE_TOP = 15, 16
 HEAVY = {"torch", "torchvision", "transformers", "accelerate", "sklearn", "gensim", "scipy", "torchmetrics", "pyarrow"}
 # packages, or modules, that import nothing heavy at import; their submodules may

@@ -16,60 +16,61 @@ from t2i.align.config import Config
 from t2i.align.dual_encoder import DualEncoder
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.errors import InputError
+from t2i.files import open_regular, read_regular
 from t2i.images import ImageArray, to_model
+from t2i.pretrained import length_batches
+from t2i.trained import Tensors, open_run
 
 DESCRIPTION, WEIGHTS, TOKENIZER = "dual_encoder.json", "model.safetensors", "tokenizer.json"
-CHUNK, TEXT_CHUNK, LENGTH_STEP = 256, 64, 8
+CHUNK, TEXT_CHUNK = 256, 64
 
 
 class FrozenDualEncoder:
-    """A trained dual encoder for reading: no gradients to its weights, eval mode, fixed internal batches."""
+    """A trained dual encoder in eval mode, without gradients to its weights, with fixed internal batches."""
 
-    def __init__(self, config: Config, tokenizer: CaptionTokenizer, weights: dict[str, Tensor]) -> None:
+    def __init__(self, config: Config, tokenizer: CaptionTokenizer, weights: Tensors) -> None:
         self.config, self.tokenizer = config, tokenizer
-        self.model = DualEncoder(config, len(tokenizer))
+        with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
+            self.model = DualEncoder(config, len(tokenizer))
         checkpoint.load_module(self.model, weights, "dual encoder")
+        if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
+            raise ValueError(f"its weights are not finite: {bad}")
         self.model.eval().requires_grad_(False)
 
     def images(self, images_BHWC: ImageArray) -> Tensor:
-        """Unit-length embeddings [B, E] of uint8 pictures of any square size."""
+        """Returns unit-length embeddings [B, E] of uint8 images of any square size."""
         parts = [images_BHWC[start : start + CHUNK] for start in range(0, len(images_BHWC), CHUNK)]
         with torch.no_grad():
             return torch.cat([self.model.embed_images(to_model(part)) for part in parts])
 
     def text(self, captions: Sequence[str]) -> Tensor:
-        """Unit-length embeddings [B, E] of captions."""
+        """Returns unit-length embeddings [B, E] of captions."""
         return self.states(captions)[2]
 
-    def states(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Token states [B, T, D], mask [B, T], unit-length embeddings [B, E], and how many captions were cut.
+    def states(self, captions: Sequence[str], max_tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Returns token states [B, T, D], mask [B, T], unit-length embeddings [B, E], and how many captions were cut.
 
-        A batch holds captions of about one length, padded to that, and is filled up with empty captions to a fixed size: so
-        a row has the same bits whatever stands beside it.
+        A row has the same bits whatever captions are beside it.
+
+        Args:
+            max_tokens: T; None: the tower's own limit.
         """
-        ids, mask, cut = self.tokenizer(captions)
-        empty_ids, empty_mask, _ = self.tokenizer([""])
+        ids, mask, cut = self.tokenizer(captions, max_tokens)
         tokens = torch.zeros(*ids.shape, self.config.text_tower.width)
         embeddings = torch.zeros(len(ids), self.config.embedding)
-        lengths = (mask.sum(dim=1) + LENGTH_STEP - 1) // LENGTH_STEP * LENGTH_STEP
-        for length in lengths.unique().tolist():
-            for rows in (lengths == length).nonzero()[:, 0].split(TEXT_CHUNK):
-                spare = TEXT_CHUNK - len(rows)
-                padded = torch.cat([ids[rows], empty_ids.expand(spare, -1)])[:, :length]
-                padded_mask = torch.cat([mask[rows], empty_mask.expand(spare, -1)])[:, :length]
-                with torch.no_grad():
-                    states, embedding = self.model.text(padded, padded_mask, trim=False)
-                width = states.shape[1]  # less than `length` where that is beyond the longest caption
-                tokens[rows, :width] = states[: len(rows)]
-                embeddings[rows] = F.normalize(embedding[: len(rows)], dim=-1)
+        for rows, count, length in length_batches(mask, TEXT_CHUNK):
+            with torch.no_grad():
+                states, embedding = self.model.text(ids[rows, :length], mask[rows, :length], trim=False)
+            tokens[rows[:count], :length] = states[:count]
+            embeddings[rows[:count]] = F.normalize(embedding[:count], dim=-1)
         return tokens, mask, embeddings, cut
 
     def digest(self) -> str:
-        """sha256 over the weights and the tokenizer."""
+        """Returns the sha256 of the weights and the tokenizer."""
         total = hashlib.sha256(self.tokenizer.json_text.encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             total.update(name.encode())
-            total.update(tensor.detach().float().contiguous().numpy().tobytes())
+            total.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return total.hexdigest()
 
     def save(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -92,7 +93,7 @@ def load_dual_encoder(path: Path) -> FrozenDualEncoder:
     except InputError:  # a ValueError, and says what is wrong
         raise
     # ValueError: JSON, UTF-8, pydantic and the tokenizer each have their own
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
             f"the dual encoder at {path} is damaged ({reason}); train it again: t2i train align"
@@ -101,7 +102,8 @@ def load_dual_encoder(path: Path) -> FrozenDualEncoder:
 
 def _read(path: Path) -> FrozenDualEncoder:
     if (path / DESCRIPTION).is_file():
-        description = json.loads((path / DESCRIPTION).read_text())
+        description = json.loads(read_regular(path / DESCRIPTION))
+        open_regular(path / WEIGHTS).close()
         weights = {name: tensor.float() for name, tensor in safetensors.torch.load_file(path / WEIGHTS).items()}
         config = Config.kept(description["config"])
         return FrozenDualEncoder(config, _tokenizer(description["tokenizer"], config), weights)
@@ -109,15 +111,9 @@ def _read(path: Path) -> FrozenDualEncoder:
         raise InputError(
             f"{path} is no dual encoder: it holds neither {DESCRIPTION} nor {TOKENIZER}; train one: t2i train align"
         )
-    newest = checkpoint.latest(path / "checkpoints")
-    if newest is None:
-        raise InputError(
-            f"the align run {path} has no intact checkpoint yet; run `t2i train align --run-dir {path}` to its end"
-        )
-    state, manifest = checkpoint.load(newest)
-    config = Config.kept(manifest["config"])
-    weights = state["best"] if "best" in state else state["model"]
-    return FrozenDualEncoder(config, _tokenizer((path / TOKENIZER).read_text(), config), weights)
+    run = open_run(path)
+    config = Config.kept(run.manifest["config"])
+    return FrozenDualEncoder(config, _tokenizer((path / TOKENIZER).read_text(), config), run.weights)
 
 
 def _tokenizer(json_text: str, config: Config) -> CaptionTokenizer:

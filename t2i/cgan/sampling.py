@@ -1,11 +1,10 @@
-"""From text and noise to pictures, with the two knobs of a GAN's latent space.
+"""Turns text and noise into images, with the two knobs of a GAN's latent space.
 
 Axes: B batch, Z noise, W latent, P pooled text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -21,6 +20,7 @@ from t2i.families import Components
 from t2i.hardware import one_thread_each
 from t2i.images import ImageArray, to_uint8
 from t2i.text import TextEncoder, TextFeatures
+from t2i.trained import TrainedRun
 
 MEAN_DRAWS = 16  # noises that the mean latent of a caption is taken over
 
@@ -38,7 +38,7 @@ def latents(
     """w_BW of noise and text.
 
     Args:
-        truncation: 1 leaves w alone, 0 gives every noise the mean latent of its caption (less variety, safer pictures).
+        truncation: 1 leaves w alone, 0 gives every noise the mean latent of its caption (less variety, safer images).
         guidance: 1 leaves w alone; above 1 moves it away from the mean latent of all captions (GAT, 2025).
     """
     w = generator.mapping(z_BZ, pooled_BP)
@@ -61,7 +61,7 @@ def sample(
     return generator.synthesis(latents(generator, z_BZ, text.pooled_BP, truncation, guidance), text)
 
 
-def draw(
+def sample_uint8(
     generator: Generator,
     z_BZ: Tensor,
     text: TextFeatures,
@@ -71,13 +71,13 @@ def draw(
 ) -> ImageArray:
     """uint8 [B, H, W, 3] of noise and text, both on any device.
 
-    On a CPU each picture is drawn alone, by one thread, as many at once as torch has threads. So it has the same bits
-    whatever is drawn beside it, while a batch would round by its size and by where a picture stands in it. On two cores
-    that draws 220 images/s at 64 px, where batches of 64 fall out of the caches and give 187, but 462 at 32 px against
-    1,168. Elsewhere all B pictures are one batch: enough work for a GPU, but they may differ by rounding with B.
+    On a CPU each image is sampled alone, by one thread, as many at once as torch has threads. So it has the same bits
+    whatever is sampled beside it, while a batch would round by its size and by the place of an image in it. On two cores
+    that makes 220 images/s at 64 px, where batches of 64 fall out of the caches and give 187, but 462 at 32 px against
+    1,168. Elsewhere all B images are one batch: enough work for a GPU, but they may differ by rounding with B.
 
     Args:
-        on_step: hears after each picture, or after the batch, which share is done.
+        on_step: is given the share that is done, after each image or after the batch.
     """
     count, device = len(z_BZ), generator.w_average.device
     if device.type != "cpu":
@@ -124,15 +124,13 @@ class CganSampler:
         self.config, self.generator = config, generator.eval().requires_grad_(False)
 
     @classmethod
-    def components_of(
-        cls, state: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any], run: Path
-    ) -> Components:
-        return {"generator": (manifest["config"], state["best"] if "best" in state else state["ema"])}
+    def components_of(cls, run: TrainedRun) -> Components:
+        return {"generator": (run.manifest["config"], run.weights)}
 
     @classmethod
     def load(cls, components: Components, text: TextEncoder) -> Self:
         values, tensors = components["generator"]
-        config = Config.model_validate(values)
+        config = Config.kept(values)
         with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
             generator, _ = build(config, text.pooled_dim, text.token_dim)
         checkpoint.load_module(generator, tensors, "generator")
@@ -152,7 +150,7 @@ class CganSampler:
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def draw(
+    def sample(
         self,
         text: TextFeatures,
         seeds: Sequence[int],
@@ -161,9 +159,9 @@ class CganSampler:
         on_step: Callable[[float], None] | None = None,
     ) -> ImageArray:
         z_BZ = noise(seeds, self.config.generator.z_dim)
-        return self._draw(z_BZ, text, truncation, guidance, on_step)
+        return self._sample(z_BZ, text, truncation, guidance, on_step)
 
-    def draw_between(
+    def sample_between(
         self,
         text: TextFeatures,
         seeds: tuple[int, int],
@@ -173,9 +171,9 @@ class CganSampler:
     ) -> ImageArray:
         a_Z, b_Z = noise(seeds, self.config.generator.z_dim)
         z_BZ = slerp(a_Z, b_Z, weights)
-        return self._draw(z_BZ, text, truncation, guidance, None)
+        return self._sample(z_BZ, text, truncation, guidance, None)
 
-    def _draw(
+    def _sample(
         self,
         z_BZ: Tensor,
         text: TextFeatures,
@@ -188,4 +186,4 @@ class CganSampler:
                 f"guidance {guidance:g} has no mean latent to lead away from: this checkpoint was saved before one was "
                 "measured; use guidance 1, or train on to the next checkpoint"
             )
-        return draw(self.generator, z_BZ, text, truncation, guidance, on_step)
+        return sample_uint8(self.generator, z_BZ, text, truncation, guidance, on_step)

@@ -8,15 +8,22 @@ import sys
 import tempfile
 from collections.abc import Callable
 from importlib import metadata
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from t2i.cache import cache_dir
+import t2i
+from t2i.config.options import Options
 
 GIB = 1024**3
 MIN_DISK_GIB = 2.0
 MIN_MEMORY_GIB = 2.0
 REINSTALL = "reinstall both from one place: uv pip install --reinstall torch torchvision"
+
+
+class DoctorOptions(Options):
+    """Check this installation and machine; every problem comes with its fix."""
 
 
 class Finding(NamedTuple):
@@ -26,6 +33,16 @@ class Finding(NamedTuple):
     ok: bool
     detail: str
     fix: str = ""
+
+
+def main(options: DoctorOptions) -> None:
+    findings = examine()
+    for finding in findings:
+        print(f"{'ok     ' if finding.ok else 'PROBLEM'} {finding.name:<12} {finding.detail}")
+        if not finding.ok:
+            print(f"        fix: {finding.fix}")
+    if not all(finding.ok for finding in findings):
+        raise SystemExit(1)
 
 
 def examine() -> list[Finding]:
@@ -78,6 +95,18 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
 
 
+def imports() -> Finding:
+    """`import t2i` in this folder: a folder named t2i may hide an editable installation from Python started here."""
+    here = Path.cwd() / "t2i"
+    found = PathFinder.find_spec("t2i", [str(Path.cwd()), *sys.path[1:]])
+    package = Path(t2i.__file__)
+    places = () if found is None or found.origin is None else (Path(found.origin), Path(found.origin).parent / "t2i")
+    if found is None or any(place.exists() and place.samefile(package) or place == package.parent for place in places):
+        return Finding("imports", True, f"t2i from {package.parent}")
+    detail = f"`import t2i` in {Path.cwd()} finds {here}, which hides the package in {package.parent}"
+    return Finding("imports", False, detail, "work in another folder, or give the folder t2i another name")
+
+
 def device() -> Finding:
     import torch
 
@@ -114,14 +143,18 @@ def _cpu_bf16(cpuinfo: Path) -> str:
 
 
 def operators() -> Finding:
-    """torchvision's compiled operators: pip may pair a CPU torch with a CUDA torchvision, which cannot load them."""
+    """torchvision's compiled operators: pip may pair a CPU torch with a CUDA torchvision, which cannot load them.
+
+    Only the library of the operators is loaded; importing torchvision itself takes seconds.
+    """
     import torch
 
     try:
-        import torchvision
-
-        kept = torchvision.ops.nms(torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2]]), torch.tensor([0.9, 0.8]), 0.5)
-    except (ImportError, RuntimeError, AttributeError) as error:
+        spec = find_spec("torchvision")
+        folders = spec.submodule_search_locations if spec else None
+        torch.ops.load_library(str(next(Path((folders or [""])[0]).glob("_C*"))))
+        kept = torch.ops.torchvision.nms(torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2]]), torch.tensor([0.9, 0.8]), 0.5)
+    except (OSError, RuntimeError, AttributeError, StopIteration) as error:
         reason = " ".join(str(error).split())[:120]
         built = f"torch {torch.__version__}, torchvision {metadata.version('torchvision')}"
         return Finding("operators", False, f"torchvision does not work with this torch: {reason} ({built})", REINSTALL)
@@ -133,7 +166,7 @@ def operators() -> Finding:
 
 def disk() -> Finding:
     """Free space where runs and caches go."""
-    places = {"here": Path.cwd(), "cache": cache_dir()}
+    places = {"here": Path.cwd(), "cache": _cache()}
     free = {name: shutil.disk_usage(_existing(path)).free / GIB for name, path in places.items()}
     detail = ", ".join(f"{name} {free[name]:.1f} GiB free ({path})" for name, path in places.items())
     ok = min(free.values()) >= MIN_DISK_GIB
@@ -143,7 +176,7 @@ def disk() -> Finding:
 
 def writable() -> Finding:
     refused: list[str] = []
-    for path in (Path.cwd(), cache_dir()):
+    for path in (Path.cwd(), _cache()):
         try:
             with tempfile.TemporaryFile(dir=_existing(path)):
                 pass
@@ -153,6 +186,12 @@ def writable() -> Finding:
         fix = "work in a folder of your own, and set T2I_CACHE to one"
         return Finding("writable", False, f"cannot write {', '.join(refused)}", fix)
     return Finding("writable", True, "this folder and the cache")
+
+
+def _cache() -> Path:
+    from t2i.cache import cache_dir  # imports torch
+
+    return cache_dir()
 
 
 def _existing(path: Path) -> Path:
@@ -178,4 +217,14 @@ def threads() -> Finding:
     return Finding("threads", ok, f"OMP_WAIT_POLICY={policy}", "" if ok else fix)
 
 
-CHECKS: tuple[Callable[[], Finding], ...] = (python, packages, device, operators, disk, writable, memory, threads)
+CHECKS: tuple[Callable[[], Finding], ...] = (
+    python,
+    packages,
+    imports,
+    device,
+    operators,
+    disk,
+    writable,
+    memory,
+    threads,
+)

@@ -1,4 +1,4 @@
-"""From text to pictures through codes: what `t2i sample` and the pipeline draw with for a run of `t2i train prior`."""
+"""Turns text into images through codes: the sampler of a run of `t2i train prior`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from t2i import checkpoint
@@ -19,6 +19,7 @@ from t2i.prior.config import Config, SamplingConfig
 from t2i.prior.decoding import Known, decode
 from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextEncoder, TextFeatures
+from t2i.trained import TrainedRun
 
 SHARE_OF_DECODING = 0.95  # of the work, for who watches; the rest is the tokenizer's
 
@@ -32,27 +33,25 @@ class PriorSampler:
         self.config, self.prior, self.tokenizer = config, prior.eval().requires_grad_(False), tokenizer
         self.sampling, self.compile = config.sampling, False
         self.cells = prior.grid.height, prior.grid.width
-        self._kept: Known | None = None  # one row, for all pictures
+        self._kept: Known | None = None  # one row, for all images
 
     @classmethod
-    def components_of(
-        cls, state: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any], run: Path
-    ) -> Components:
-        weights = state["best"] if "best" in state else state["ema"]
-        values = manifest["config"] | {"grid": manifest["grid"]}
-        folder = run / "tokenizer"
+    def components_of(cls, run: TrainedRun) -> Components:
+        values = run.manifest["config"] | {"grid": run.manifest.get("grid")}
+        folder = run.folder / "tokenizer"
         if not folder.is_dir():
             raise InputError(f"{folder} is missing, where the tokenizer of this run belongs; copy the whole run")
         tokenizer = load_tokenizer(folder)
-        if tokenizer.digest() != manifest["tokenizer_digest"]:
+        if tokenizer.digest() != run.manifest.get("tokenizer_digest"):
             raise InputError(f"{folder} holds another tokenizer than the prior was trained with; put that one there")
         (component,) = tokenizer.components().values()
-        return {"prior": (values, weights), "tokenizer": component}
+        return {"prior": (values, run.weights), "tokenizer": component}
 
     @classmethod
     def load(cls, components: Components, text: TextEncoder) -> Self:
         values, tensors = components["prior"]
-        config, grid = Config.model_validate({k: v for k, v in values.items() if k != "grid"}), Grid(*values["grid"])
+        config = Config.kept({key: value for key, value in values.items() if key != "grid"})
+        grid = TypeAdapter(Grid).validate_python(values.get("grid"))
         with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
             prior = Prior(config, grid, text.token_dim, text.pooled_dim, text.max_tokens)
         checkpoint.load_module(prior, tensors, "prior")
@@ -107,7 +106,7 @@ class PriorSampler:
     def settings(self) -> dict[str, Any]:
         return {key: value for key, value in self.sampling.model_dump().items() if key != "guidance"}
 
-    def draw(
+    def sample(
         self,
         text: TextFeatures,
         seeds: Sequence[int],
@@ -119,16 +118,16 @@ class PriorSampler:
             raise InputError(
                 f"truncation {truncation:g} is a setting of a GAN; of a prior set temperature, top_k or top_p"
             )
-        return self.decode(self.draw_codes(text, seeds, guidance, on_step))
+        return self.decode(self.sample_codes(text, seeds, guidance, on_step))
 
-    def draw_codes(
+    def sample_codes(
         self,
         text: TextFeatures,
         seeds: Sequence[int],
         guidance: float,
         on_step: Callable[[float], None] | None = None,
     ) -> Tensor:
-        """indices_BS of one picture a row of `text`."""
+        """indices_BS of one image a row of `text`."""
         sampling, kept = self._with({"guidance": guidance}), self._kept
         known = None if kept is None else Known(*(part.expand(len(seeds), -1) for part in kept))
         heard = None if on_step is None else (lambda share: on_step(SHARE_OF_DECODING * share))
@@ -138,7 +137,7 @@ class PriorSampler:
         return codes_BS
 
     def decode(self, codes_BS: Tensor) -> ImageArray:
-        """The pictures of codes."""
+        """The images of codes."""
         return self.tokenizer.decode(codes_BS.view(len(codes_BS), -1, self.tokenizer.codebooks))
 
     def reconstruct(self, images_BHWC: ImageArray) -> ImageArray:

@@ -1,16 +1,16 @@
-"""What a pipeline is read from and written to: a training run, a folder of components, a model on the hub.
+"""Reads and writes pipelines: a training run, a folder of components, a model on the hub.
 
 model_index.json            family, checkpoint manifest, sha256 of each file
 generator/config.json       one folder a component, as the family names them
 generator/model.safetensors
 text_encoder/               what `t2i.text.load_encoder` reads
+trained_on.safetensors      hashes of what it was trained on, where the run has them
 README.md, grid.png         the model card
 """
 
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,30 +20,29 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from t2i import __version__, checkpoint
+from t2i import __version__
 from t2i.errors import InputError
-from t2i.families import Components, sampler_class
+from t2i.families import CONFIG, WEIGHTS, Components, sampler_class
 from t2i.files import write_text
+from t2i.sampling.hub import WANTED, download, one_line
 from t2i.text import TextEncoder, load_encoder, writing
-from t2i.weights import INDEX, shipped
+from t2i.trained import RECORD, checked, open_run, refuse_links
+from t2i.weights import INDEX, find, shared_text_encoder, shipped
 
-CONFIG, WEIGHTS, TEXT = "config.json", "model.safetensors", "text_encoder"
-DEFAULTS = "sampling.json"  # in a run: what is drawn with where a call says nothing
-WANTED = "name a run directory of t2i train, or a folder that save_pretrained wrote"
+TEXT = "text_encoder"
+DEFAULTS = "sampling.json"  # in a run: the settings of a call that names none
 CLASS_NAME = "TextToImagePipeline"
-# nothing that is unpickled or run is ever downloaded
-DOWNLOADED = ("*.safetensors", "*.json", "*.yaml", "*.txt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Stored(NamedTuple):
-    """A pipeline as it lies on the disk, read and checked."""
+    """A pipeline on the disk, read and checked."""
 
     family: str
     manifest: dict[str, Any]  # of the checkpoint that the weights come from
     components: Components
     text: TextEncoder
-    home: Path  # the run or the folder, where its scores lie too
+    home: Path  # the run or the folder, which holds its scores too
     is_run: bool
     guidance_scale: float | None = None  # None: the sampler's own
     truncation: float = 1.0
@@ -68,52 +67,55 @@ class _Index(BaseModel):
     class_name: str = Field(alias="_class_name", pattern=f"^{CLASS_NAME}$")
     t2i_version: str = Field(alias="_t2i_version")
     family: str
-    guidance_scale: float
-    truncation: float
+    guidance_scale: float = Field(ge=0, allow_inf_nan=False)
+    truncation: float = Field(ge=0, allow_inf_nan=False)
     settings: dict[str, Any] = {}
     text_digest: str
     sha256: dict[str, str]  # of every file of the components
     checkpoint: dict[str, Any]
 
 
-def read(place: str | Path) -> Stored:
+def read(place: str | Path, subfolder: str | None = None, hub: Mapping[str, Any] = {}) -> Stored:
     """Reads a run directory (its newest intact checkpoint), a saved pipeline, one that comes with the package by its
     name, or `owner/name` from the hub.
+
+    Args:
+        subfolder: the folder in `place` to read.
+        hub: arguments of `huggingface_hub.snapshot_download`.
 
     Raises:
         InputError: there is none of these, or it is damaged, incomplete or of an unknown family.
     """
-    path = Path(place)
+    if not isinstance(place, str | Path) or not str(place):
+        raise InputError(f"no pipeline at {place!r}; {WANTED}")
+    if subfolder is not None and not isinstance(subfolder, str):
+        raise InputError(f"subfolder must be a folder's name, got {subfolder!r:.40}")
+    path = find(place) / (subfolder or "")
+    if ".." in Path(subfolder or "").parts or (subfolder and Path(subfolder).is_absolute()):
+        raise InputError(f"subfolder {subfolder!r} leads out of {place}; name a folder in it")
     if (path / INDEX).is_file():
         return _read_saved(path)
     if path.is_dir():
         return _read_run(path)
     if path.exists():
         raise InputError(f"{path} is a file; {WANTED}")
-    if str(place) in shipped():
-        return _read_saved(shipped()[str(place)])
     # `runs/typo` looks like a model on the hub, but where there is a folder `runs` it was meant to be in it
-    if not _HUB_ID.fullmatch(str(place)) or path.parent.is_dir():
+    if not _HUB_ID.fullmatch(str(place)) or Path(place).parent.is_dir():
         raise InputError(f"{path} does not exist; {WANTED}")
-    return _read_saved(_download(str(place)))
+    return _read_saved(download(str(place), subfolder, hub))
 
 
 # ---- a run ---------------------------------------------------------------------------------------------------------
 
 
-def _read_run(run: Path) -> Stored:
-    root = run / "checkpoints"
-    if not root.is_dir() and not (run / "config.yaml").is_file():
-        raise InputError(f"{run} is no run directory: it holds neither checkpoints nor {INDEX}; {WANTED}")
-    newest = _newest(root)
-    state, manifest = checkpoint.load(newest)
-    family = manifest.get("family")
-    try:
-        components = sampler_class(family, newest).components_of(state, manifest, run)
-    except KeyError as error:
-        raise InputError(f"checkpoint {newest} of the family {family} has no {error}; train the run anew") from None
-    text = _read_text(run / "text", manifest.get("text_digest"))
-    return Stored(str(family), manifest, components, text, run, True, *_read_defaults(run / DEFAULTS))
+def _read_run(folder: Path) -> Stored:
+    if not (folder / "checkpoints").is_dir() and not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder} is no run directory: it holds neither checkpoints nor {INDEX}; {WANTED}")
+    refuse_links(folder, "text", "tokenizer", DEFAULTS, "samples", RECORD)
+    run = open_run(folder)
+    components = sampler_class(run.family, run.checkpoint).components_of(run)
+    text = _read_text(folder / "text", run.manifest.get("text_digest"))
+    return Stored(run.family, run.manifest, components, text, folder, True, *_read_defaults(folder / DEFAULTS))
 
 
 def _read_defaults(path: Path) -> tuple[float | None, float, dict[str, Any]]:
@@ -133,27 +135,12 @@ def _read_defaults(path: Path) -> tuple[float | None, float, dict[str, Any]]:
 
 
 def write_defaults(run: Path, defaults: Defaults) -> None:
-    """Makes them what is drawn with from this run where nothing else is said.
+    """Makes them the settings of calls that name none, for this run.
 
     Raises:
         InputError: the run cannot be written.
     """
     write_text(run / DEFAULTS, json.dumps(defaults.model_dump(), indent=1) + "\n")
-
-
-def _newest(root: Path) -> Path:
-    with warnings.catch_warnings(record=True) as skipped:
-        warnings.simplefilter("always")
-        newest = checkpoint.latest(root)
-    if newest is None and skipped:
-        raise InputError(f"no checkpoint in {root} is intact, the newest: {skipped[0].message}; train the run anew")
-    if newest is None:
-        raise InputError(
-            f"run {root.parent} has no checkpoint yet; train on to its first (config key checkpointing_steps)"
-        )
-    for warning in skipped:
-        warnings.warn(warning.message, stacklevel=2)
-    return newest
 
 
 def _read_text(folder: Path, digest: str | None) -> TextEncoder:
@@ -165,7 +152,7 @@ def _read_text(folder: Path, digest: str | None) -> TextEncoder:
     # an encoder's files can be damaged in as many ways as there are encoders
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"the text encoder in {folder} is damaged: {_one_line(error)}; copy or train it anew"
+            f"the text encoder in {folder} is damaged: {one_line(error)}; copy or train it anew"
         ) from error
     if digest is not None and encoder.digest() != digest:
         raise InputError(f"{folder} holds another text encoder than the generator was trained with; put that one there")
@@ -176,29 +163,47 @@ def _read_text(folder: Path, digest: str | None) -> TextEncoder:
 
 
 def _read_saved(folder: Path) -> Stored:
+    refuse_links(folder, INDEX)
     index = _read_index(folder / INDEX)
+    parts = sampler_class(index.family, folder).parts
+    refuse_links(folder, *parts, TEXT, RECORD)
     components: Components = {}
-    for name in sampler_class(index.family, folder).parts:
+    for name in parts:
         config = _read_file(folder, f"{name}/{CONFIG}", index)
         weights = _read_file(folder, f"{name}/{WEIGHTS}", index)
         try:
-            components[name] = (json.loads(config), safetensors.torch.load(weights))
-        except (ValueError, safetensors.SafetensorError) as error:
-            raise InputError(f"{folder / name} holds no component of t2i: {_one_line(error)}; save it anew") from error
-    text = _read_text(folder / TEXT, index.text_digest)
+            components[name] = (_object(config), safetensors.torch.load(weights))
+        except (ValueError, RecursionError, safetensors.SafetensorError) as error:
+            raise InputError(f"{folder / name} holds no component of t2i: {one_line(error)}; save it anew") from error
+    text = _read_text(text_folder(folder), index.text_digest)
     knobs = index.guidance_scale, index.truncation, index.settings
     return Stored(index.family, index.checkpoint, components, text, folder, False, *knobs)
 
 
+def _object(data: bytes) -> dict[str, Any]:
+    found = json.loads(data)
+    if not isinstance(found, dict):
+        raise ValueError(f"its config is a {type(found).__name__}, not an object")
+    return found
+
+
+def text_folder(folder: Path) -> Path:
+    """The text encoder of a saved pipeline; the models of the package share one."""
+    own = folder / TEXT
+    return own if own.exists() or folder not in shipped().values() else shared_text_encoder()
+
+
 def _read_index(path: Path) -> _Index:
     try:
-        return _Index.model_validate_json(path.read_bytes())
+        index = _Index.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; {WANTED}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise InputError(f"{path} is no index of a t2i pipeline ({where}: {first['msg']}); {WANTED}") from error
+    checked(index.checkpoint, path)
+    return index
 
 
 def _read_file(folder: Path, name: str, index: _Index) -> bytes:
@@ -263,41 +268,3 @@ def _published(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     wanted = dtype if tensor.is_floating_point() else None
     return tensor.detach().to("cpu", wanted, copy=True).contiguous()
-
-
-# ---- the hub -------------------------------------------------------------------------------------------------------
-
-
-def _download(repo_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(repo_id, allow_patterns=list(DOWNLOADED)))
-    # no network, no such model, no right to it, a full disk: the client has an exception for each
-    except Exception as error:
-        raise InputError(f"no folder {repo_id!r} here, and none from the hub ({_one_line(error)}); {WANTED}") from error
-    if not (folder / INDEX).is_file():
-        raise InputError(f"{repo_id!r} on the hub is no t2i pipeline: it holds no {INDEX}; {WANTED}")
-    return folder
-
-
-def upload(folder: Path, repo_id: str, private: bool) -> str:
-    """Makes the repository where it is missing, and uploads the folder in one commit; returns its address.
-
-    Raises:
-        InputError: no network, no login, no right to write there.
-    """
-    from huggingface_hub import HfApi
-
-    hub = HfApi()
-    try:
-        url = hub.create_repo(repo_id, private=private, exist_ok=True)
-        hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a t2i pipeline")
-    except Exception as error:  # as in `_download`
-        fix = "log in with `hf auth login`, look at the network, or use save_pretrained and upload the folder later"
-        raise InputError(f"cannot push to {repo_id!r} ({_one_line(error)}); {fix}") from error
-    return str(url)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -7,14 +7,16 @@ from typing import Self
 from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
 from t2i.errors import InputError, warn_truncated
 from t2i.text import Saved, TextConfig, TextFeatures, read_saved, writing
+from t2i.text.classical import split_words
+from t2i.weights import shared_text_encoder
 
 FOLDER = "dual_encoder"
 
 
 class AlignedEncoder:
-    """Token states of the tower, pooled at the end token and projected into the space shared with pictures.
+    """Token states of the tower; pooled: their mean, projected into the space shared with images, unit length.
 
-    The image tower travels with it, for guidance; `dual` is the whole encoder.
+    The image tower comes with it, for guidance; `dual` is the whole encoder.
     """
 
     name = "aligned"
@@ -22,22 +24,30 @@ class AlignedEncoder:
     def __init__(self, dual: FrozenDualEncoder, max_tokens: int | None = None) -> None:
         self.dual = dual
         limit = dual.config.text_tower.max_tokens
-        if max_tokens is not None and max_tokens > limit:
+        if max_tokens is not None and not 3 <= max_tokens <= limit:
             raise InputError(
-                f"text.max_tokens is {max_tokens}, but this aligned encoder reads {limit}; set it to {limit} or less"
+                f"text.max_tokens={max_tokens} does not fit this aligned encoder, which reads 3 to {limit} tokens"
             )
         self.max_tokens = max_tokens or limit
-        dual.tokenizer.max_tokens = self.max_tokens
         self.token_dim, self.pooled_dim = dual.config.text_tower.width, dual.config.embedding
 
     @classmethod
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
-        """Loads the dual encoder at `config.path`; it is trained beforehand, on pictures too."""
-        if config.path is None:
+        """Loads the dual encoder at `config.path`; None: the one of the shipped models, which reads the embedded data.
+
+        Raises:
+            InputError: no path is given and the captions have words that the shipped encoder does not know.
+        """
+        if config.path is not None:
+            return cls(load_dual_encoder(Path(config.path)), config.max_tokens)
+        shipped = cls.load(shared_text_encoder())
+        if unknown := shipped.unknown_words(captions):
             raise InputError(
-                "text.encoder is aligned but text.path names no encoder; run `t2i train align` and give its run directory"
+                f"the text encoder that ships with t2i reads captions of the embedded shapes, and {unknown[0]!r} is not among "
+                "its words; train one on your data with t2i train align --config align-tiny --data ADDRESS --run-dir "
+                "runs/align and add --set text.path=runs/align, or add --set text.encoder=bow, which needs no training"
             )
-        return cls(load_dual_encoder(Path(config.path)), config.max_tokens)
+        return cls(shipped.dual, config.max_tokens)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -45,9 +55,16 @@ class AlignedEncoder:
         return cls(load_dual_encoder(directory / FOLDER), saved.max_tokens)
 
     def encode(self, captions: Sequence[str]) -> TextFeatures:
-        tokens, mask, pooled, cut = self.dual.states(captions)
+        tokens, mask, pooled, cut = self.dual.states(captions, self.max_tokens)
         warn_truncated(cut, self.name, self.max_tokens)
         return TextFeatures(tokens, mask, pooled)
+
+    def unknown_words(self, captions: Sequence[str]) -> list[str]:
+        """The words that no training caption had, each once; none where the tokenizer had no room for all of those."""
+        if len(self.dual.tokenizer) >= self.dual.config.text_tower.vocabulary:
+            return []
+        words = dict.fromkeys(word for caption in captions for word in split_words(caption))
+        return [word for word in words if not self.dual.tokenizer.has_word(word)]
 
     def digest(self) -> str:
         return f"{self.dual.digest()}-{self.max_tokens}"

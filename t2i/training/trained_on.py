@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +22,15 @@ from safetensors.numpy import save
 
 from t2i.cache import cache_dir
 from t2i.data import DataConfig, Dataset, open_dataset, parse_address
-from t2i.data.phash import Looks, looks
+from t2i.data.phash import Signatures, signatures
 from t2i.errors import InputError
 from t2i.files import new_file
 from t2i.images import TRANSFORM, BrokenImage, ImageArray
+from t2i.trained import RECORD
 
 if TYPE_CHECKING:
     from t2i.training.run import Run
 
-RECORD = "trained_on.safetensors"
 SCHEMA = 1
 CHUNK = 256  # pictures decoded at once
 _ENDS = re.compile(r"^[\W_]+|[\W_]+$")
@@ -49,7 +49,7 @@ class Record:
 
     captions: NDArray[np.uint64]
     pixels: NDArray[np.uint64]
-    looks: Looks
+    looks: Signatures
     shared: float
     data: tuple[Mapping[str, object], ...]
 
@@ -94,22 +94,26 @@ def _array(numbers: Iterable[int]) -> NDArray[np.uint64]:
     return np.fromiter(numbers, np.uint64)
 
 
-def join(parts: Sequence[Looks]) -> Looks:
+def join(parts: Sequence[Signatures]) -> Signatures:
     """The pictures of all, one after another."""
-    return Looks(np.concatenate([part.hashes_N for part in parts]), np.concatenate([part.colors_ND for part in parts]))
+    return Signatures(
+        np.concatenate([part.hashes_N for part in parts]), np.concatenate([part.colors_ND for part in parts])
+    )
 
 
-def _unique(some: Looks) -> Looks:
+def _unique(some: Signatures) -> Signatures:
     rows = np.concatenate([some.hashes_N[:, None].view(np.uint8), some.colors_ND], axis=1)
     first = np.unique(rows, axis=0, return_index=True)[1]
-    return Looks(some.hashes_N[first], some.colors_ND[first])
+    return Signatures(some.hashes_N[first], some.colors_ND[first])
 
 
 # ---- the record of a run -------------------------------------------------------------------------------------------
 
 
 def remember(run: "Run", train: Dataset, data: DataConfig, built_on: Iterable[str | None] = ()) -> None:
-    """Notes in the run's directory what it is trained on, unless that stands there. Call it on every rank.
+    """Notes in the run's directory what it is trained on, unless that is known. Call it first, and on every rank.
+
+    A resumed run is refused here when its data has changed.
 
     Args:
         data: what `train` was opened with.
@@ -120,6 +124,7 @@ def remember(run: "Run", train: Dataset, data: DataConfig, built_on: Iterable[st
 
     paths = [Path(place) / RECORD for place in built_on if place is not None]
     progress = now_and_then(run, "looking at the training pictures, for what is held out")
+    run.identify_data(train)
     run.on_main(lambda: _remember(run.directory / RECORD, train, data, paths, progress))
 
 
@@ -154,7 +159,7 @@ def note(dataset: Dataset, fingerprint: str, progress: Callable[[int, int], None
     captions, pictures = np.unique(np.concatenate(each), return_counts=True)
     shared = float(pictures[pictures > 1].sum() / pictures.sum())
     if is_drawn(dataset.address):
-        pixels, seen = id_hashes(dataset.ids), looks(np.empty((0, 1, 1, 3), np.uint8))
+        pixels, seen = id_hashes(dataset.ids), signatures(np.empty((0, 1, 1, 3), np.uint8))
     else:
         pixels, seen = _see_cached(dataset, progress)
     entry = {"address": dataset.address, "split": dataset.split, "pictures": len(dataset), "fingerprint": fingerprint}
@@ -173,23 +178,25 @@ def id_hashes(ids: Iterable[str]) -> NDArray[np.uint64]:
     return _array(_hash64(name.encode()) for name in ids)
 
 
-def _see_cached(dataset: Dataset, progress: Callable[[int, int], None]) -> tuple[NDArray[np.uint64], Looks]:
+def _see_cached(dataset: Dataset, progress: Callable[[int, int], None]) -> tuple[NDArray[np.uint64], Signatures]:
     path = cache_dir() / "looks" / f"{dataset.fingerprint()}-{TRANSFORM}-{SCHEMA}.safetensors"
     with suppress(OSError, SafetensorError, KeyError):  # not there or damaged: look again
         with safe_open(path, "numpy") as file:
-            return file.get_tensor("pixels"), Looks(file.get_tensor("hashes"), file.get_tensor("colors"))
-    pixels, seen = [pixel_hashes([])], [looks(np.empty((0, 1, 1, 3), np.uint8))]
+            arrays = {name: file.get_tensor(name) for name in ("pixels", "hashes", "colors")}
+            if (file.metadata() or {}).get("sha256") == _digest("", arrays):
+                return arrays["pixels"], Signatures(arrays["hashes"], arrays["colors"])
+    pixels, seen = [pixel_hashes([])], [signatures(np.empty((0, 1, 1, 3), np.uint8))]
     for start in range(0, len(dataset), CHUNK):
         images_BHWC = _decodable(dataset, range(start, min(start + CHUNK, len(dataset))))
         pixels.append(pixel_hashes(images_BHWC))
-        seen.append(looks(images_BHWC))
+        seen.append(signatures(images_BHWC))
         progress(min(start + CHUNK, len(dataset)), len(dataset))
     all_pixels, all_looks = np.concatenate(pixels), join(seen)
     with suppress(OSError):  # a full disk costs the next run a minute
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path) as temporary:
             arrays = {"pixels": all_pixels, "hashes": all_looks.hashes_N, "colors": all_looks.colors_ND}
-            temporary.write_bytes(save(arrays))
+            temporary.write_bytes(save(arrays, {"sha256": _digest("", arrays)}))
     return all_pixels, all_looks
 
 
@@ -210,12 +217,21 @@ def write_record(path: Path, record: Record) -> None:
     """
     arrays = {"captions": record.captions, "pixels": record.pixels}
     arrays |= {"hashes": record.looks.hashes_N, "colors": record.looks.colors_ND}
-    facts = {"schema": SCHEMA, "shared": record.shared, "data": list(record.data)}
+    facts = json.dumps({"schema": SCHEMA, "shared": record.shared, "data": list(record.data)})
     try:
         with new_file(path, durable=True) as temporary:
-            temporary.write_bytes(save(arrays, {"trained_on": json.dumps(facts)}))
+            temporary.write_bytes(save(arrays, {"trained_on": facts, "sha256": _digest(facts, arrays)}))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; free some space") from error
+
+
+def _digest(facts: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """sha256 over what a record says, and over the names, shapes and bytes of its arrays."""
+    total = hashlib.sha256(facts.encode())
+    for name, array in sorted(arrays.items()):
+        total.update(f"{name} {array.dtype} {array.shape}".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
 
 
 def read_record(path: Path) -> Record | None:
@@ -228,11 +244,16 @@ def read_record(path: Path) -> Record | None:
         return None
     try:
         with safe_open(path, "numpy") as file:
-            facts = json.loads((file.metadata() or {})["trained_on"])
-            captions, pixels, hashes, colors = map(file.get_tensor, ("captions", "pixels", "hashes", "colors"))
+            kept = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+        facts = json.loads(kept["trained_on"])
+        captions, pixels, hashes, colors = (arrays[name] for name in ("captions", "pixels", "hashes", "colors"))
+        # records of version 0.1.0 have no checksum
+        if "sha256" in kept and kept["sha256"] != _digest(kept["trained_on"], arrays):
+            raise ValueError("its checksum is wrong")
         if facts["schema"] != SCHEMA:
             raise InputError(f"{path} has schema {facts['schema']}, this t2i reads {SCHEMA}; upgrade t2i")
-        return Record(captions, pixels, Looks(hashes, colors), float(facts["shared"]), tuple(facts["data"]))
+        return Record(captions, pixels, Signatures(hashes, colors), float(facts["shared"]), tuple(facts["data"]))
     except InputError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:

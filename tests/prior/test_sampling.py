@@ -14,11 +14,12 @@ from builders.tiny_run import CAPTIONS, make_run
 from t2i import checkpoint, images
 from t2i.cli import app
 from t2i.errors import InputError
-from t2i.extractors.aligned import open_scorer
+from t2i.extractors import open_extractor
 from t2i.pipeline import TextToImagePipeline
 from t2i.sampling.inpainting import _box, below, touched
 from t2i.sampling.reranking import BestOf, candidate_seed
-from t2i.scoring.runs import Options, score_run
+from t2i.scoring.options import ScoreOptions
+from t2i.scoring.runs import score_run
 
 PROMPT = CAPTIONS[0]
 
@@ -71,7 +72,7 @@ class Brightness:
 
 
 def draw(pipe: TextToImagePipeline, *arguments, **options) -> np.ndarray:
-    return pipe(*arguments, output_type="np", **options).images
+    return pipe(*arguments, output_type="uint8", **options).images
 
 
 # ---- settings ------------------------------------------------------------------------------------------------------
@@ -121,7 +122,9 @@ def test_wrong_settings(pipes, name, options, says):
 
 def test_captions_can_be_mixed_and_noises_not(pipes):
     row = (
-        pipes["random"].interpolate_captions(*CAPTIONS[:2], frames=3, seed=9, temperature=0.5, output_type="np").images
+        pipes["random"]
+        .interpolate_captions(*CAPTIONS[:2], frames=3, seed=9, temperature=0.5, output_type="uint8")
+        .images
     )
     ends = draw(pipes["random"], CAPTIONS[:2], seed=[9, 9], temperature=0.5)
     assert np.array_equal(row[[0, 2]], ends)
@@ -186,7 +189,7 @@ def test_defaults_of_a_run(runs, pipes, tmp_path):
 
 
 def codes_drawn(pipe: TextToImagePipeline, sampler, count: int = 3, guidance: float = 2.0) -> torch.Tensor:
-    return sampler.draw_codes(pipe.text_encoder.encode([PROMPT] * count), range(count), guidance)
+    return sampler.sample_codes(pipe.text_encoder.encode([PROMPT] * count), range(count), guidance)
 
 
 @pytest.mark.parametrize(("name", "redraw"), [("random", "mask"), ("residual", "mask"), ("raster", "rows")])
@@ -249,13 +252,13 @@ def test_a_cell_is_redrawn_where_a_masked_pixel_shows(how, size):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("cgan", {"init": (90, 50), "keep_rows": 1}, "this family cannot keep parts of a picture"),
+        ("cgan", {"init": (90, 50), "keep_rows": 1}, "this family cannot keep parts of an image"),
         ("random", {"init": (90, 50)}, "give either a mask or a number of rows"),
         ("random", {"init": (90, 50), "mask": (90, 50), "keep_rows": 1}, "give either a mask or a number of rows"),
-        ("random", {"mask": (90, 50)}, "need the picture that they are of"),
-        ("random", {"init": (90, 50), "mask": (16, 16)}, "the mask has 16x16 pixels and its picture 90x50; resize it"),
+        ("random", {"mask": (90, 50)}, "need the image that they are of"),
+        ("random", {"init": (90, 50), "mask": (16, 16)}, "the mask has 16x16 pixels and its image 90x50; resize it"),
         ("random", {"init": (90, 50), "mask": (90, 50), "level": 0}, "the mask marks nothing at all"),
-        ("random", {"init": (90, 50), "keep_rows": 4}, "pictures of this run have 4 rows of tokens; keep 1 to 3"),
+        ("random", {"init": (90, 50), "keep_rows": 4}, "images of this run have 4 rows of tokens; keep 1 to 3"),
         ("random", {"init": (90, 50), "keep_rows": 0}, "keep 1 to 3"),
         ("raster", {"init": (90, 50), "mask": (90, 50), "box": (0, 0, 60, 25)}, "trained with order raster"),
     ],
@@ -282,7 +285,9 @@ def test_the_best_candidate_is_kept(pipes, name):
     levels = Brightness().features(every)
     scores = (levels[:, 0] / np.linalg.norm(levels, axis=1)).reshape(2, 4)
     for batch_size in (3, 32):
-        output = pipe(CAPTIONS[:2], seed=seeds, best_of=4, scorer=Brightness(), batch_size=batch_size, output_type="np")
+        output = pipe(
+            CAPTIONS[:2], seed=seeds, best_of=4, scorer=Brightness(), batch_size=batch_size, output_type="uint8"
+        )
         assert np.allclose(output.scores, scores)
         chosen = [i * 4 + int(k) for i, k in enumerate(scores.argmax(axis=1))]
         assert np.array_equal(output.images, every[chosen])
@@ -306,7 +311,7 @@ def test_the_first_of_equal_candidates_is_kept():
 def test_the_command_draws_with_all_settings(t2i, runs, pipes):
     words = "--guidance 2.5 --temperature .7 --top-k 20 --top-p .9 --steps 5 --best-of 3 -n 2 --out drawn".split()
     status, out, err = t2i("sample", runs["random"], *CAPTIONS[:2], *words)
-    assert status == 0 and out == ["wrote 4 pictures, grid.png and manifest.json to drawn"] and err == []
+    assert status == 0 and out == ["wrote 4 images, grid.png and manifest.json to drawn"] and err == []
     manifest = json.loads(Path("drawn/manifest.json").read_text())
     assert manifest["guidance"] == 2.5
     wanted = {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "steps": 5, "decoding_order": "random"}
@@ -320,7 +325,7 @@ def test_the_command_draws_with_all_settings(t2i, runs, pipes):
     assert all(len(entry["scores"]) == 3 for entry in manifest["pictures"])
     # what chose the pictures is no judge of them
     status, out, err = t2i("eval", "score", "drawn", "--against", "drawn", "--metrics", "clip-aligned")
-    assert status == 2 and "its encoder chose these pictures (best of 3 by aligned" in err[0] and len(err) == 1
+    assert status == 2 and "its encoder chose these images (best of 3 by aligned" in err[0] and len(err) == 1
     assert t2i("eval", "score", "drawn", "--against", "drawn", "--out", "s.json")[0] == 0
     found = json.loads(Path("s.json").read_text())["scores"]
     assert found and not [score for score in found if score["protocol"]["extractor"]]
@@ -329,14 +334,20 @@ def test_the_command_draws_with_all_settings(t2i, runs, pipes):
 
 
 def test_a_run_is_scored_by_another_encoder_than_the_one_that_chooses(runs):
-    with pytest.warns(UserWarning, match="fid-shapes, kid-shapes, clip-aligned left out: its encoder chose these"):
-        scores = score_run(runs["random"], None, "val", 8, Options(best_of=2))
+    def scored(*metrics: str, **changes):
+        return score_run(ScoreOptions(target=str(runs["random"]), n=8, metrics=metrics or None, **changes))
+
+    with pytest.warns(UserWarning) as warned:
+        scores = scored(best_of=2)
+    told = [str(one.message).partition(" (best of")[0] for one in warned]
+    for name in ("fid-shapes", "kid-shapes", "clip-aligned"):
+        assert f"{name} is left out: its encoder chose these images" in told
     assert {score.protocol.metric.partition("-")[0] for score in scores} == {"faithfulness", "diversity"}
     assert all(score.protocol.reranking.startswith("best of 2 by aligned ") for score in scores)
-    with pytest.raises(InputError, match="clip-aligned cannot score: its encoder chose"):
-        score_run(runs["random"], None, "val", 8, Options(("clip-aligned",), best_of=2))
-    (forced,) = score_run(runs["random"], None, "val", 8, Options(("clip-aligned",), best_of=2, force=True))
-    (plain,) = score_run(runs["random"], None, "val", 8, Options(("clip-aligned",)))
+    with pytest.raises(InputError, match="metric clip-aligned is not available here: its encoder chose"):
+        scored("clip-aligned", best_of=2)
+    (forced,) = scored("clip-aligned", best_of=2, force=True)
+    (plain,) = scored("clip-aligned")
     assert forced.name == "clip-aligned-its-own-choice@8" and forced.value > plain.value
 
 
@@ -346,13 +357,13 @@ def test_who_chooses_after_having_taught_is_named(t2i, runs):
     state, manifest = checkpoint.load(path)
     shutil.rmtree(path)
     plain = {key: value for key, value in manifest.items() if key not in ("schema", "step", "files", "sha256")}
-    plain["guide_digest"] = open_scorer().digest()
+    plain["guide_digest"] = open_extractor("embedded").digest()
     plain["config"]["data"]["address"] = "folder:photos"
     checkpoint.save(taught / "checkpoints", manifest["step"], state, plain)
     status, _, err = t2i("sample", taught, PROMPT, "--best-of", 2, "--out", "a")
     assert status == 0 and len(err) == 2
     assert "warning: the encoder that chooses was this run's guide" in err[0]
-    assert "knows drawn shapes, and this run learned folder:photos; name another with --scorer" in err[1]
+    assert "knows rendered shapes, and this run learned folder:photos; name another with --scorer" in err[1]
 
 
 def test_the_command_fills_in_and_completes(t2i, runs, pipes, picture):
@@ -385,15 +396,15 @@ def _turned() -> Image.Exif:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("random --mask ok.png", "--mask ok.png needs the picture that it is of; name that with --init"),
-        ("random --keep-rows 2", "--keep-rows 2 needs the picture"),
+        ("random --mask ok.png", "--mask ok.png needs the image that it is of; name that with --init"),
+        ("random --keep-rows 2", "--keep-rows 2 needs the image"),
         ("random --init ok.png", "say which with either --mask FILE or --keep-rows N"),
-        ("random --init gone.png --keep-rows 2", "gone.png is no picture that can be read"),
-        ("random --init bad.png --keep-rows 2", "bad.png is no picture that can be read"),
+        ("random --init gone.png --keep-rows 2", "gone.png is no image that can be read"),
+        ("random --init bad.png --keep-rows 2", "bad.png is no image that can be read"),
         ("random --init ok.png --mask black.png", "the mask marks nothing at all"),
-        ("random --init ok.png --mask small.png", "the mask has 3x3 pixels and its picture 20x20"),
-        ("random --init ok.png --keep-rows 9", "9 rows to keep: pictures of this run have 4 rows of tokens"),
-        ("cgan --init ok.png --keep-rows 2", "this family cannot keep parts of a picture"),
+        ("random --init ok.png --mask small.png", "the mask has 3x3 pixels and its image 20x20"),
+        ("random --init ok.png --keep-rows 9", "9 rows to keep: images of this run have 4 rows of tokens"),
+        ("cgan --init ok.png --keep-rows 2", "this family cannot keep parts of an image"),
         ("cgan --temperature 1", "a GAN has no setting 'temperature'"),
         ("random --scorer x", "--scorer x chooses among candidates, and there is one"),
         ("random --best-of 2 --scorer x", "x"),

@@ -13,11 +13,11 @@ from PIL import Image
 from builders.tiny_run import make_run
 from t2i.cli import app
 from t2i.data import DataConfig, View, open_dataset
-from t2i.data.phash import looks, near_duplicates, perceptual_hashes
+from t2i.data.phash import near_duplicates, signatures
 from t2i.errors import InputError
 from t2i.images import ImageArray
 from t2i.metrics.score import read_scores
-from t2i.scoring.images.collection import Pictures, dataset_pictures
+from t2i.scoring.images.collection import Images, dataset_images
 from t2i.scoring.leaks import Found, find, refuse_leaks
 from t2i.training.trained_on import (
     RECORD,
@@ -87,8 +87,8 @@ def record(photos: Path) -> Record:
     return note(train, train.fingerprint())
 
 
-def held_out(photos: Path, split: str) -> Pictures:
-    return dataset_pictures(str(photos), split, None, View(SIDE))
+def held_out(photos: Path, split: str) -> Images:
+    return dataset_images(str(photos), split, None, View(SIDE))
 
 
 def test_captions_are_the_same_whatever_their_case_spaces_and_ends() -> None:
@@ -113,12 +113,12 @@ def test_hashes_do_not_depend_on_size_or_encoding_and_tell_pictures_apart() -> N
         np.asarray(Image.open(io.BytesIO(encoded(Image.fromarray(x), "JPEG", quality=60)))) for x in pictures
     ])  # fmt: skip
     for copies in (pictures, halves, again):
-        pairs = near_duplicates(looks(copies), looks(pictures))
+        pairs = near_duplicates(signatures(copies), signatures(pictures))
         assert pairs.tolist() == [[k, k] for k in range(200)]
-    assert near_duplicates(looks(pictures)).shape == (0, 2)
-    twice = looks(np.concatenate([pictures[:3], again[1:2]]))
+    assert near_duplicates(signatures(pictures)).shape == (0, 2)
+    twice = signatures(np.concatenate([pictures[:3], again[1:2]]))
     assert near_duplicates(twice).tolist() == [[3, 1]]  # only the later one, with the first
-    apart = np.bitwise_count(perceptual_hashes(pictures)[:100] ^ perceptual_hashes(pictures)[100:])
+    apart = np.bitwise_count(signatures(pictures).hashes_N[:100] ^ signatures(pictures).hashes_N[100:])
     assert 28 < apart.mean() < 36
 
 
@@ -127,19 +127,21 @@ def test_the_same_grey_in_other_colours_is_another_picture() -> None:
     channels_swapped = picture[..., [2, 1, 0]]
     grey = np.repeat(picture.mean(axis=3, keepdims=True).astype(np.uint8), 3, axis=3)
     grey[..., 0] //= 2
-    assert len(near_duplicates(looks(picture), looks(picture))) == 1
-    assert len(near_duplicates(looks(channels_swapped), looks(picture), most_bits=64, most_levels=1.0)) == 0
-    assert len(near_duplicates(looks(grey), looks(picture), most_bits=64)) == 0
+    assert len(near_duplicates(signatures(picture), signatures(picture))) == 1
+    assert len(near_duplicates(signatures(channels_swapped), signatures(picture), most_bits=64, most_levels=1.0)) == 0
+    assert len(near_duplicates(signatures(grey), signatures(picture), most_bits=64)) == 0
 
 
 def test_flat_and_tiny_pictures_have_hashes() -> None:
     flat = np.full((2, 5, 7, 3), 90, np.uint8)
     flat[1] += 100
-    some = looks(flat)
+    some = signatures(flat)
     assert near_duplicates(some).tolist() == []  # of other colours
-    assert near_duplicates(looks(flat[:1].repeat(3, axis=0))).tolist() == [[1, 0], [2, 0]]
-    assert looks(np.zeros((1, 2, 3, 3), np.uint8)).hashes_N.shape == (1,)
-    assert len(near_duplicates(looks(flat[:0]), some)) == 0 and len(near_duplicates(some, looks(flat[:0]))) == 0
+    assert near_duplicates(signatures(flat[:1].repeat(3, axis=0))).tolist() == [[1, 0], [2, 0]]
+    assert signatures(np.zeros((1, 2, 3, 3), np.uint8)).hashes_N.shape == (1,)
+    assert (
+        len(near_duplicates(signatures(flat[:0]), some)) == 0 and len(near_duplicates(some, signatures(flat[:0]))) == 0
+    )
 
 
 def test_copies_are_found_exactly_or_by_their_looks_and_others_are_not(photos: Path, record: Record) -> None:
@@ -147,7 +149,7 @@ def test_copies_are_found_exactly_or_by_their_looks_and_others_are_not(photos: P
     clean = find(record, val.captions or [], val)
     assert clean == Found([], [], [], False) and not clean.leaks
     test = find(record, [], held_out(photos, "test"))
-    assert test.pictures == [f"test/test{k:03}.png" for k in (0, 3, 6, 9)]  # lossless copies
+    assert test.images == [f"test/test{k:03}.png" for k in (0, 3, 6, 9)]  # lossless copies
     assert test.alike == [f"test/test{k:03}.png" for k in (1, 2, 4, 5, 7, 8)] and test.leaks
 
 
@@ -156,7 +158,7 @@ def test_a_caption_of_the_training_is_a_leak(photos: Path, record: Record) -> No
     words = list(val.captions or [])
     words[4] = "the TRAIN photo,  number 17"
     found = find(record, words, val)
-    assert found.captions == [words[4]] and not found.by_chance and found.leaks and not found.pictures
+    assert found.captions == [words[4]] and not found.by_chance and found.leaks and not found.images
 
 
 def test_captions_that_pictures_share_anyway_are_no_leak(photos: Path, record: Record, tmp_path: Path) -> None:
@@ -182,11 +184,11 @@ def test_drawn_scenes_are_known_by_their_ids_and_not_drawn() -> None:
         raise AssertionError("drawn")
 
     for split in ("val", "heldout"):
-        other = replace(dataset_pictures("shapes-2", split, 300, View(SIDE)), chunks=never)
+        other = replace(dataset_images("shapes-2", split, 300, View(SIDE)), chunks=never)
         assert find(record, other.captions or [], other) == Found([], [], [], False)
-    same = replace(dataset_pictures("shapes-2", "train", 400, View(SIDE, limit=400)), chunks=never)
+    same = replace(dataset_images("shapes-2", "train", 400, View(SIDE, limit=400)), chunks=never)
     found = find(record, same.captions or [], same)
-    assert found.pictures == train.ids and len(found.captions) == 400 and found.leaks
+    assert found.images == train.ids and len(found.captions) == 400 and found.leaks
 
 
 # ---------------------------------------------------------------- the record of a run
@@ -241,17 +243,17 @@ def test_a_leak_is_refused_by_number_and_name_unless_it_is_allowed(
     write_record(tmp_path / RECORD, record)
     val, test = held_out(photos, "val"), held_out(photos, "test")
     assert refuse_leaks(tmp_path, val, val, False) is None
-    with pytest.warns(UserWarning, match="6 of 30 pictures look like training pictures: 'test/test001.png'"):
+    with pytest.warns(UserWarning, match="6 of 30 images resemble training images: 'test/test001.png'"):
         with pytest.raises(
-            InputError, match=r"trained on 4 of 30 pictures \('test/test000.png', .*, and 1 more\)"
+            InputError, match=r"trained on 4 of 30 images \('test/test000.png', .*, and 1 more\)"
         ) as told:
             refuse_leaks(tmp_path, test, test, False)
     assert "--allow-leak" in str(told.value) and "\n" not in str(told.value)
     with pytest.warns(UserWarning, match="these scores are marked"):
         marked = refuse_leaks(tmp_path, test, test, True)
-    assert marked == "trained on 4 of 30 pictures"
+    assert marked == "trained on 4 of 30 images"
     (tmp_path / RECORD).unlink()
-    with pytest.warns(UserWarning, match="does not tell what it was trained on"):
+    with pytest.warns(UserWarning, match="has no record of its training data"):
         assert refuse_leaks(tmp_path, test, test, False) is None
 
 
@@ -263,7 +265,7 @@ def test_the_command_refuses_and_marks(photos: Path, tmp_path: Path, capsys: pyt
     words = ["eval", "score", str(run), "-n", "40", "--metrics", "kid-shapes", "--split", "train", "--out", str(out)]
     assert app.main(words) == 2
     said = capsys.readouterr().err
-    assert "was trained on 40 of 40 pictures ('train/train0" in said and not out.exists()
+    assert "was trained on 40 of 40 images ('train/train0" in said and not out.exists()
     assert app.main([*words, "--allow-leak"]) == 0
     (score,) = read_scores(out)
-    assert score.protocol.leak == "trained on 40 of 40 pictures and 40 of 40 captions"
+    assert score.protocol.leak == "trained on 40 of 40 images and 40 of 40 captions"

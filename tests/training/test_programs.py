@@ -63,9 +63,9 @@ def test_a_run_stopped_and_resumed_is_the_undisturbed_run_bit_for_bit(family: st
     assert app.main(command(family, whole, "max_train_steps=5", "checkpointing_steps=5")) == 0
     # stopped where no schedule can tell: a signal ends a run at step 2 and the same command goes on
     code = (
-        "import os, signal, sys; from t2i import cli; from t2i.training import run; old = run.Run.advance\n"
-        "def advance(self, n):\n old(self, n); self.step == 2 and os.kill(os.getpid(), signal.SIGTERM)\n"
-        "run.Run.advance = advance; sys.exit(cli.main(sys.argv[1:]))"
+        "import os, signal, sys; from t2i import cli; from t2i.training import run; old = run.Run._finish_step\n"
+        "def finish(self):\n old(self); self.step == 2 and os.kill(os.getpid(), signal.SIGTERM)\n"
+        "run.Run._finish_step = finish; sys.exit(cli.main(sys.argv[1:]))"
     )
     words = command(family, parts, "max_train_steps=5", "checkpointing_steps=5")
     stopped = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=240)
@@ -179,22 +179,22 @@ def test_a_prior_draws_what_it_drew_in_training_and_keeps_its_codes(tmp_path: Pa
     run = tmp_path / "run"
     assert app.main(command("prior", run, "max_train_steps=2", "checkpointing_steps=1")) == 0
     said = capsys.readouterr().err
-    assert "codes of train: 0 pictures from the cache, 64 encoded now" in said
+    assert "codes of train: 0 images from the cache, 64 encoded now" in said
     record = next(r for r in journal.read(run / "journal.jsonl") if "val_bits_per_token" in r)
     assert 3.5 < record["val_bits_per_token"] < 4.5 and "val_strict" in record  # 16 codes: 4 bits
     # the checkpoint alone draws the sheet that training drew, to the pixel
     prompts = [options[0] for options in open_dataset("shapes-1", "val", View(16, limit=24)).captions]
-    again = TextToImagePipeline.from_pretrained(run)(prompts, seed=list(range(24)), output_type="np").images
+    again = TextToImagePipeline.from_pretrained(run)(prompts, seed=list(range(24)), output_type="uint8").images
     sheet = Image.open(run / "samples" / "step-00000002.png").convert("RGB")
     assert np.array_equal(np.asarray(grid(list(again), prompts, columns=6).convert("RGB")), np.asarray(sheet))
     assert len({image.tobytes() for image in again}) > 12  # so it is no accident
     assert app.main(command("prior", run, "max_train_steps=3")) == 0
-    assert "64 pictures from the cache, 0 encoded now" in capsys.readouterr().err
+    assert "64 images from the cache, 0 encoded now" in capsys.readouterr().err
     # another tokenizer, by one step of training: none of its codes is known
     assert app.main(command("vqvae", tmp_path / "other", "max_train_steps=4")) == 0
     other = f"tokenizer.path={json.dumps(str(tmp_path / 'other'))}"
     assert app.main(command("prior", tmp_path / "run2", "max_train_steps=1", other)) == 0
-    assert "codes of train: 0 pictures from the cache, 64 encoded now" in capsys.readouterr().err
+    assert "codes of train: 0 images from the cache, 64 encoded now" in capsys.readouterr().err
 
 
 def test_a_prior_stops_when_held_out_likelihood_no_longer_falls(tmp_path: Path, capsys) -> None:
@@ -213,7 +213,7 @@ def test_a_prior_stops_when_held_out_likelihood_no_longer_falls(tmp_path: Path, 
     ("sets", "words"),
     [
         (["tokenizer.path=nowhere"], "t2i train vqvae"),
-        (["data.resolution=32"], "codes pictures of 16 px"),
+        (["data.resolution=32"], "codes images of 16 px"),
         (["data.augment=[noise]"], "codes are computed once"),
     ],
 )
@@ -257,16 +257,88 @@ def test_what_stood_in_the_folder_stays_and_the_corrected_command_goes_through(t
     assert {p.name for p in run.iterdir()} == kept and (run / "notes.txt").read_text() == "mine"
 
 
-def test_settings_that_play_no_part_are_named() -> None:
-    from t2i.cgan.config import Config, without_effect
+# ---- what decides a run ---------------------------------------------------------------------------------------------
 
-    def named(values: dict) -> list[str]:
-        return [line.split()[0] for line in without_effect(Config.model_validate(values))]
 
-    assert named({}) == []
-    hinge = {"kind": "hinge", "penalty_fraction": 0.25, "gamma": 0.5, "ma_gp_weight": 1.0, "candidates": 2}
-    assert named({"loss": hinge}) == ["loss.penalty_fraction", "loss.gamma", "loss.candidates"]
-    exact = {"penalty": "autograd", "penalty_sigma": 0.1, "ma_gp_weight": 1.0, "reconstruction": 1.0, "candidates": 2}
-    assert named({"loss": exact}) == ["loss.ma_gp_weight", "loss.penalty_sigma"]
-    assert named({"guidance": {"path": "runs/align", "weight": 0.1}}) == ["guidance.path", "guidance.weight"]
-    assert named({"guidance": {"encoder": "aligned", "path": "runs/align", "weight": 0.1}}) == []
+def own_folder(root: Path, count: int = 40) -> Path:
+    root.mkdir()
+    colors = np.random.default_rng(1).integers(0, 255, (count, 3), np.uint8)
+    rows = []
+    for i, color in enumerate(colors):
+        Image.fromarray(np.broadcast_to(color, (16, 16, 3)).copy()).save(root / f"{i:03d}.png")
+        rows.append(json.dumps({"file_name": f"{i:03d}.png", "text": f"a thing of kind {i % 7}"}))
+    (root / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def refused(words: list[str], capsys) -> str:
+    capsys.readouterr()
+    assert app.main(words) == 2
+    shown = capsys.readouterr().err
+    assert "error:" in shown and "Traceback" not in shown
+    return shown
+
+
+def test_a_changed_encoder_or_tokenizer_is_refused_on_resume_and_left_as_it_is(tmp_path: Path, capsys) -> None:
+    gan, prior = tmp_path / "gan", tmp_path / "prior"
+    assert app.main(command("cgan", gan, "max_train_steps=1")) == 0
+    encoder = gan / "text" / "encoder.json"
+    whole = encoder.read_text()
+    encoder.write_text(whole.replace('"a"', '"an"', 1).replace("circle", "circel", 1))
+    assert encoder.read_text() != whole
+    changed = encoder.read_bytes()
+    assert "the text encoder in" in refused(command("cgan", gan, "max_train_steps=2"), capsys)
+    assert encoder.read_bytes() == changed
+    encoder.write_text(whole)
+    assert app.main(command("cgan", gan, "max_train_steps=2")) == 0
+
+    assert app.main(command("prior", prior, "max_train_steps=1")) == 0
+    weights = prior / "tokenizer" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-2] ^= 1
+    weights.write_bytes(data)
+    assert "the tokenizer in" in refused(command("prior", prior, "max_train_steps=2"), capsys)
+    assert weights.read_bytes() == data
+    # the folder alone is made again from where it came from
+    for path in (prior / "tokenizer").iterdir():
+        path.unlink()
+    (prior / "tokenizer").rmdir()
+    assert app.main(command("prior", prior, "max_train_steps=2")) == 0
+
+
+def test_an_aligner_keeps_its_vocabulary_when_its_data_has_changed(tmp_path: Path, capsys) -> None:
+    data, run = own_folder(tmp_path / "data"), tmp_path / "run"
+    words = [*command("align", run, "max_train_steps=1"), "--data", str(data)]
+    assert app.main(words) == 0
+    kept = (run / "tokenizer.json").read_bytes()
+    metadata = data / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("thing", "zebra crossing"))
+    longer = [*command("align", run, "max_train_steps=2"), "--data", str(data)]
+    assert "other captions" in refused(longer, capsys) and (run / "tokenizer.json").read_bytes() == kept
+    metadata.write_text(metadata.read_text().replace("zebra crossing", "thing"))
+    (run / "tokenizer.json").write_bytes(kept.replace(b"thing", b"thong"))
+    if b"thing" in kept:
+        assert "the vocabulary in" in refused(longer, capsys)
+    (run / "tokenizer.json").unlink()
+    assert app.main(longer) == 0 and (run / "tokenizer.json").read_bytes() == kept
+
+
+def test_a_path_may_be_spelled_otherwise_while_its_contents_are_the_same(tmp_path: Path, capsys, monkeypatch) -> None:
+    data, run = own_folder(tmp_path / "data"), tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    spellings = ["data", "./data", "data/", str(data), f"folder:{data}"]
+    for step, spelling in enumerate(spellings, 1):
+        assert app.main([*command("cgan", run, f"max_train_steps={step}"), "--data", spelling]) == 0, spelling
+    data.rename(tmp_path / "moved")
+    assert app.main([*command("cgan", run, "max_train_steps=6"), "--data", "moved"]) == 0
+    other = own_folder(tmp_path / "other", 20)
+    assert "images, now" in refused([*command("cgan", run, "max_train_steps=7"), "--data", str(other)], capsys)
+    moved = tmp_path / "tokenizer"
+    assert app.main(command("vqvae", moved, "max_train_steps=2")) == 0
+    run = tmp_path / "prior"
+    named = "tokenizer.path={}"
+    assert app.main(command("prior", run, "max_train_steps=1", named.format(moved))) == 0
+    moved.rename(tmp_path / "there")
+    assert app.main(command("prior", run, "max_train_steps=2", named.format(tmp_path / "there"))) == 0
+    said = refused(command("prior", run, "max_train_steps=3", named.format(TOKENIZER[0])), capsys)
+    assert "the tokenizer is not what run" in said

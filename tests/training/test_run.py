@@ -1,9 +1,11 @@
 """A run stopped anywhere goes on bit for bit; one writer, agreed decisions, clean ends."""
 
+import contextlib
 import json
 import math
 import os
 import pty
+import re
 import signal
 import socket
 import sys
@@ -11,150 +13,40 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from pydantic import ValidationError
 from torch import nn
 
 from builders.forks import fork, in_child, wait
+from builders.toy_run import (
+    Config,
+    config,
+    digests,
+    kill_at,
+    saved_steps,
+    train,
+    two_processes,
+    warm_up,
+)
 from t2i import checkpoint, hardware
-from t2i.config.training import TrainConfig
-from t2i.data import View, open_dataset
-from t2i.data.loader import Loader
 from t2i.errors import InputError
 from t2i.hardware import free_cores, prepare_cpu
-from t2i.seeding import normal
 from t2i.training import journal, stopping
 from t2i.training.accelerator import check_launch
 from t2i.training.directory import DirectoryLock
-from t2i.training.optimization import EMA, NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.training.optimization import EMA, NonFiniteGuard, learning_rate
 from t2i.training.run import RESUME_ME, Run
 from t2i.training.stopping import Budget
 
 
-class Config(TrainConfig):
-    """A tiny adversarial pair."""
-
-    family: Literal["toy"] = "toy"
-    width: int = 6
-    learning_rate: float = 1e-2
-
-
-def config(**changes: Any) -> Config:
-    values = {"train_batch_size": 8, "max_train_steps": 12, "checkpointing_steps": 4, "log_steps": 3, "device": "cpu"}
-    return Config.model_validate(values | changes)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def warm() -> None:
-    """What is slow the first time (torch's first optimizer imports a compiler) is done once, before any fork."""
-    torch.set_num_threads(1)
-    model = nn.Linear(2, 2)
-    model(torch.ones(2)).sum().backward()
-    torch.optim.Adam(model.parameters()).step()
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
-
-
-def train(
-    directory: Path,
-    cfg: Config,
-    each_step: Callable[[Run], None] = lambda run: None,
-    family: str = "toy",
-    spoilt: Callable[[int], bool] = lambda step: False,
-    limit: int = 3,
-) -> None:
-    """Two players with an optimizer each, dropout, batch norm, an average, and noise keyed by sample."""
-    dataset = open_dataset("shapes-1", "train", View(resolution=32, limit=50))
-    with Run(directory, cfg, family) as run:
-        generator = nn.Sequential(nn.Linear(4, cfg.width), nn.Dropout(0.3), nn.Linear(cfg.width, 3 * 16))
-        layers = (
-            nn.Conv2d(3, cfg.width, 4, 4),
-            nn.BatchNorm2d(cfg.width),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(cfg.width, 1),
-        )
-        critic = nn.Sequential(*layers).to(memory_format=torch.channels_last)
-        average = EMA(generator, halflife_images=200)
-        generator, critic = run.prepare(generator), run.prepare(critic)
-        optimizers = [torch.optim.Adam(player.parameters(), betas=(0.0, 0.99)) for player in (generator, critic)]
-        run.register("generator", generator)
-        run.register("critic", critic)
-        run.register("ema", average)
-        run.register("optimizer_g", optimizers[0])
-        run.register("optimizer_d", optimizers[1])
-        run.resume()
-        run.loader = loader = Loader(
-            dataset, cfg.train_batch_size, cfg.seed, run.images_seen, run.process_index, run.num_processes
-        )
-        guard = NonFiniteGuard(run.rollback, limit)
-        while run.step < run.total_steps and not run.stopping():
-            for optimizer in optimizers:
-                set_learning_rate(optimizer, learning_rate(run.step, run.total_steps, cfg.learning_rate, 3))
-                optimizer.zero_grad()
-            batch = next(loader)
-            real = batch.images_BHWC.permute(0, 3, 1, 2)[:, :, ::8, ::8].float() / 127.5 - 1
-            fake = generator(torch.from_numpy(normal(cfg.seed, "z", batch.sample_ids, 4))).view(-1, 3, 4, 4)
-            logits = critic(torch.cat([real, fake])).chunk(2)
-            loss = nn.functional.softplus(logits[1] - logits[0]).mean()
-            loss.backward()
-            if spoilt(run.step) and run.process_index == run.num_processes - 1:
-                loss = loss * math.nan
-            sound = guard.check(run.all_finite(loss), run.step, batch.sample_ids.tolist())
-            if sound:
-                for optimizer in optimizers:
-                    optimizer.step()
-            seen = cfg.train_batch_size * run.num_processes
-            run.advance(seen)
-            if sound:
-                average.update(generator, seen, run.images_seen)
-            run.note({"loss": loss, "rate": optimizers[0].param_groups[0]["lr"]})
-            if run.due(cfg.checkpointing_steps):
-                run.save({"last": run.step})
-                torch.rand(run.step)  # a validation may draw: the next step must not feel it
-            each_step(run)
-
-
-def kill_at(step: int) -> Callable[[Run], None]:
-    def each_step(run: Run) -> None:
-        if run.step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return each_step
-
-
-def digests(directory: Path, step: int) -> dict[str, str]:
-    """sha256 of every part of a checkpoint: weights, average and optimizers."""
-    _, manifest = checkpoint.load(directory / "checkpoints" / f"step-{step:08d}")
-    return {name: entry["sha256"] for name, entry in manifest["files"].items()}
-
-
-def saved_steps(directory: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in (directory / "checkpoints").glob("step-*"))
-
-
-def free_port() -> str:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return str(server.getsockname()[1])
-
-
-def two_processes(action: Callable[[int], Any], port: str | None = None) -> list[int]:
-    """Forks ranks 0 and 1 of a job on the CPU, as torchrun starts them; their exit statuses."""
-    port = port or free_port()
-
-    def rank(index: int) -> None:
-        os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        # a run of another test may have made this process's one Accelerate state already, for a single process
-        AcceleratorState._reset_state(reset_partial_state=True)
-        action(index)
-
-    return [wait(pid) for pid in [fork(lambda i=i: rank(i)) for i in range(2)]]
+    warm_up()
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +73,7 @@ def test_a_run_leaves_what_is_promised(undisturbed):
     records = journal.read(undisturbed / "journal.jsonl")
     assert [record["step"] for record in records] == [3, 6, 9, 12]
     for record in records:
-        assert record.keys() == {"step", "time", "loss", "rate", "images_per_second", "data_wait"}
+        assert record.keys() == {"step", "time", "loss", "rate", "learning_rate", "images_per_second", "data_wait"}
         assert record["images_per_second"] > 0 and 0 < record["data_wait"] < 1
     rates = [learning_rate(step, 12, 1e-2, 3) for step in range(12)]
     assert [record["rate"] for record in records] == pytest.approx(
@@ -291,7 +183,7 @@ def test_another_config_family_or_model_is_refused_and_nothing_changes(undisturb
     before = files_of(undisturbed)
     said = refusal(lambda: train(undisturbed, config(seed=1, learning_rate=0.5)))
     assert (
-        f"{undisturbed} was started with seed 0 (now 1), learning_rate 0.01 (now 0.5); resume with that config" in said
+        f"{undisturbed} was started with learning_rate 0.01 (now 0.5), seed 0 (now 1); resume with that config" in said
     )
     assert "holds a run of toy, not of cgan" in refusal(lambda: train(undisturbed, config(), family="cgan"))
 
@@ -370,9 +262,12 @@ def test_a_weight_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, value)
             part: Any = run._parts._parts["optimizer_d"]
             part.param_groups[0]["params"][0].data[0, 0, 0, 3] = value
 
-    said = refusal(lambda: train(tmp_path, config(), poison))
+    with_a_checkpoint = tmp_path / "one"
+    assert wait(fork(lambda: train(with_a_checkpoint, config(), poison))) == 0
+    assert rolled_back(with_a_checkpoint) == [(8, 4.0)] and saved_steps(with_a_checkpoint) == [4, 8, 12]
+    said = refusal(lambda: train(tmp_path / "none", config(checkpointing_steps=8), poison))
     assert "step 8: 0.weight of critic is not finite, so it is not saved" in said
-    assert saved_steps(tmp_path) == [4]
+    assert saved_steps(tmp_path / "none") == []
 
 
 # ---- one writer ----------------------------------------------------------------------------------------------------
@@ -451,7 +346,7 @@ def wait_for_step(directory: Path, step: int) -> None:
 ENDLESS = {"max_train_steps": 1_000_000, "checkpointing_steps": 1_000_000, "log_steps": 1}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_within_a_step_and_the_run_goes_on(tmp_path, number):
     pid = fork(lambda: train(tmp_path, config(**ENDLESS), lambda run: time.sleep(0.15)))
     wait_for_step(tmp_path, 2)
@@ -461,6 +356,8 @@ def test_a_signal_saves_within_a_step_and_the_run_goes_on(tmp_path, number):
     os.kill(pid, number)  # a launcher passes on what the terminal sent to all: one and the same stop
     assert wait(pid) == RESUME_ME
     (step,) = saved_steps(tmp_path)
+    stopped = (tmp_path / "STOPPED").read_text()
+    assert stopped == f"signal {number.name} at step {step}; checkpoint of step {step}; the same command resumes\n"
     assert before <= step <= before + 3
     first: list[int] = []
 
@@ -562,9 +459,10 @@ def test_one_bad_rank_counts_for_all_and_means_are_over_ranks(tmp_path):
             assert run.all_finite(good, good)
             assert not run.all_finite(good, bad if rank == 1 else good)
             assert not run.all_finite(torch.tensor(math.inf if rank == 0 else 0.0))
-            assert not run.stopping()
-            run.advance(4)
-            run.note({"loss": torch.tensor(1.0 + 2 * rank), "rate": 0.5})
+            loader = iter([SimpleNamespace(sample_ids=np.arange(8))])
+            for batches in run.steps(loader):
+                if list(batches):
+                    run.note({"loss": torch.tensor(1.0 + 2 * rank), "rate": 0.5})
 
     assert two_processes(body) == [0, 0]
     (record,) = journal.read(tmp_path / "journal.jsonl")
@@ -826,35 +724,101 @@ def test_journal_survives_torn_lines_and_truncates(tmp_path):
     assert all(isinstance(record["time"], float) for record in records)
 
 
-def test_plain_lines_without_a_terminal_and_a_bar_with_one(tmp_path, capfd):
-    def show() -> None:
-        log = journal.Journal(tmp_path / "journal.jsonl", 50, seconds=0.0)
-        for step in (10, 50):
-            log.write(step, {"loss": 0.25, "images_per_second": 123.4})
-            log.show(step)
-        log.close()
+LONG = {"d_real": 0.123456, "d_fake": -3.9e-05, "r1": 4.9e-09, "d_loss": 1.00712, "g_loss": 0.25, "learning_rate": 1e-4}
 
-    assert wait(fork(show)) == 0
-    assert "step 10/50  loss=0.25 images/s=123.4" in capfd.readouterr().err
 
+def shown_on(columns: int, tmp_path: Path) -> str:
+    """What a terminal of so many columns gets, without its control sequences."""
     terminal, stderr = pty.openpty()
 
     def on_terminal() -> None:
         os.dup2(stderr, 2)
+        os.environ |= {"COLUMNS": str(columns), "TERM": "xterm"}
         sys.stderr = open(2, "w", closefd=False)
-        show()
+        log = journal.Journal(tmp_path / "journal.jsonl", 20_000)
+        for step in (50, 100):
+            log.write(step, LONG | {"images_per_second": 123.4, "data_wait": 0.1})
+            log.show(step)
+        log.close()
 
     pid = fork(on_terminal)
     os.close(stderr)
     seen = b""
-    try:
+    with contextlib.suppress(OSError):  # the other end is closed
         while data := os.read(terminal, 65536):
             seen += data
-    except OSError:  # the other end is closed
-        pass
     os.close(terminal)
     assert wait(pid) == 0
-    assert b"50/50" in seen and b"loss=0.25" in seen and b"\x1b[" in seen
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_the_bar_and_its_scalars_are_whole_on_a_terminal(tmp_path: Path, columns: int) -> None:
+    rows = [row for row in shown_on(columns, tmp_path).replace("\r", "\n").split("\n") if row.strip()]
+    bar, scalars = rows[-2:]
+    assert "100 of 20,000 steps" in bar and "left" in bar and "\u2501" in bar and "…" not in bar
+    assert scalars.startswith("at 100:  d_loss 1.01  g_loss 0.25") and "123 images/s" in scalars and "…" not in scalars
+    assert all(len(row) <= columns for row in rows) and "learning_rate" not in scalars
+
+
+def test_a_pipe_gets_a_line_at_once_and_no_number_twice(tmp_path: Path, capfd) -> None:
+    def show() -> None:
+        log = journal.Journal(tmp_path / "journal.jsonl", 50, seconds=0.0)
+        log.write(1, {"loss": 0.5}, kept=False)
+        for step in (1, 10, 11, 50):
+            if step in (10, 50):
+                log.write(step, {"loss": 1 / step, "images_per_second": 123.4})
+            log.show(step)
+        log.close()
+
+    assert wait(fork(show)) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.rpartition("  ")[0] for line in lines[1:]] == [
+        "step 10 of 50  loss 0.1  123 images/s",
+        "step 11 of 50",
+        "step 50 of 50  loss 0.02  123 images/s",
+    ]
+    assert lines[0] == "step 1 of 50  loss 0.5" and lines[1].endswith(" s left")
+    assert [record["step"] for record in journal.read(tmp_path / "journal.jsonl")] == [10, 50]
+
+
+def test_a_run_says_what_it_trains_where_it_is_and_what_comes_next(tmp_path: Path, capfd) -> None:
+    assert wait(fork(lambda: train(tmp_path / "run", config(max_train_steps=5)))) == 0
+    said = capfd.readouterr().err
+    lines = said.splitlines()
+    assert lines[0].startswith("device: CPU, 1 thread (") and lines[0].endswith(("fp32", "bf16"))
+    assert lines[1] == "data: 50 images, 50 captions; 8 images a step"
+    assert lines[2].startswith("parameters: generator ") and ", critic " in lines[2]
+    assert lines[3] == f"run: {tmp_path / 'run'}, step 0 of 5; next checkpoint at 4 or after 10 min"
+    assert lines[4].startswith("step 1 of 5  loss ")
+    assert wait(fork(lambda: train(tmp_path / "run", config(max_train_steps=5)))) == 0
+    again = capfd.readouterr().err
+    assert again == f"run {tmp_path / 'run'} is finished: 5 steps are done; a higher max_train_steps goes on\n"
+
+
+def test_a_run_whose_terminal_hangs_up_is_saved(tmp_path: Path) -> None:
+    terminal, stderr = pty.openpty()
+
+    def on_terminal() -> None:
+        os.setsid()
+        os.dup2(stderr, 2)
+        os.close(terminal)
+        sys.stderr = open(2, "w", closefd=False)
+        train(tmp_path, config(**ENDLESS), lambda run: time.sleep(0.05))
+
+    pid = fork(on_terminal)
+    os.close(stderr)
+    os.set_blocking(terminal, False)
+    deadline = time.monotonic() + 60
+    while not any(record["step"] >= 2 for record in journal.read(tmp_path / "journal.jsonl")):
+        assert time.monotonic() < deadline
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 65536)
+        time.sleep(0.01)
+    os.close(terminal)  # from here on every word to it fails
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGHUP)
+    assert wait(pid) == RESUME_ME and len(saved_steps(tmp_path)) == 1
 
 
 def test_tensorboard_gets_the_scalars(tmp_path):

@@ -11,6 +11,8 @@ from t2i.data import View, open_dataset
 from t2i.data.shapes.captions import parse
 from t2i.data.shapes.oracle import judge, read
 from t2i.pipeline import TextToImagePipeline
+from t2i.trained import RECORD
+from t2i.training.trained_on import caption_hashes, read_record
 from t2i.weights import DEFAULT, shipped
 
 MIB = 2**20
@@ -28,7 +30,7 @@ def test_they_are_small_enough_to_ship():
 @pytest.mark.parametrize("name", sorted(LEAST_STRICT))
 def test_they_draw_what_captions_say(name: str):
     captions = [captions[0] for captions in open_dataset("shapes-3", "val", View(64, limit=64)).captions]
-    images = TextToImagePipeline.from_pretrained(name)(captions, seed=0, output_type="np").images
+    images = TextToImagePipeline.from_pretrained(name)(captions, seed=0, output_type="uint8").images
     assert images.shape == (64, 64, 64, 3)
     readings, specs = read(images), [parse(caption) for caption in captions]
     strict = judge(readings, specs)["strict"].mean()
@@ -36,17 +38,36 @@ def test_they_draw_what_captions_say(name: str):
     assert judge(readings, specs[1:] + specs[:1])["strict"].mean() < strict / 3
 
 
+def test_they_share_one_text_encoder_and_give_it_away_whole(tmp_path: Path):
+    weights = shipped()["prior"].parent
+    kept = sorted(path.relative_to(weights) for path in weights.rglob("dual_encoder.json"))
+    assert [str(path.parent) for path in kept] == ["scorer", "text_encoder/dual_encoder"]
+    TextToImagePipeline.from_pretrained("cgan").save_pretrained(tmp_path / "mine", prompts=[])
+    assert (tmp_path / "mine" / "text_encoder" / "dual_encoder" / "model.safetensors").is_file()
+    assert TextToImagePipeline.from_pretrained(tmp_path / "mine").text_encoder.name == "aligned"
+
+
+@pytest.mark.parametrize("name", sorted(LEAST_STRICT))
+def test_they_tell_what_they_were_trained_on(name: str):
+    record = read_record(shipped()[name] / RECORD)
+    assert record is not None and {entry["address"] for entry in record.data} == {"shapes-3"}
+    seen = open_dataset("shapes-3", "train", View(16, limit=20)).captions
+    new = open_dataset("shapes-3", "val", View(16, limit=200)).captions
+    assert np.isin(caption_hashes([options[0] for options in seen]), record.captions).all()
+    assert np.isin(caption_hashes([options[0] for options in new]), record.captions).mean() < 0.3
+
+
 @pytest.mark.parametrize("name", sorted(LEAST_STRICT))
 def test_the_card_says_how_they_were_made_and_what_they_score(name: str):
     card = (shipped()[name] / "README.md").read_text("utf-8")
-    for said in ("max_train_steps", "faithfulness-strict", "heldout", "apache-2.0"):
+    for said in ("max_train_steps", "faithfulness-strict", "heldout", "apache-2.0", "model-index:"):
         assert said in card
 
 
 def test_a_prompt_alone_draws_with_the_default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert app.main(["sample", PROMPT, "--out", "alone"]) == 0
-    assert "drawing with prior" in capsys.readouterr().err
+    assert "sampling from prior" in capsys.readouterr().err
     assert app.main(["sample", "--model", DEFAULT, PROMPT, "--out", "named"]) == 0
     assert app.main(["sample", DEFAULT, PROMPT, "--out", "run"]) == 0
     first, *others = [
@@ -58,7 +79,7 @@ def test_a_prompt_alone_draws_with_the_default_model(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["circle"], "'circle' is no run; if it is a prompt, say which model is to draw it: --model cgan or prior"),
+        (["circle"], "'circle' is no run; if it is a prompt, say which model is to sample it: --model cgan or prior"),
         (["--model", "dalle", PROMPT], "--model dalle does not ship with t2i; give cgan or prior"),
         (["./my runs", PROMPT], "my runs does not exist"),
         ([], "no prompt"),

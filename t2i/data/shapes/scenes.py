@@ -10,7 +10,7 @@ positions. `shapes-1`, `shapes-2` and `shapes-3` name the most objects a scene m
   all       every combination: for fitting a scorer, never a generator
 
 Geometry: radii and centres are such that objects never touch each other or the frame, which is what lets the oracle
-(`t2i.data.shapes.oracle`) read a picture back. Lengths are in units of the picture's side, y points down.
+(`t2i.data.shapes.oracle`) read an image back. Lengths are in units of the image's side, y points down.
 """
 
 from collections.abc import Sequence
@@ -50,10 +50,6 @@ class Scenes:
 
     def __len__(self) -> int:
         return len(self.layout_N)
-
-    @property
-    def count_N(self) -> NDArray[np.int64]:
-        return (self.shape_NM >= 0).sum(axis=1)
 
     def __getitem__(self, rows: Sequence[int] | slice | NDArray) -> "Scenes":
         return Scenes(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})

@@ -1,0 +1,164 @@
+"""The part that all data sets of files share: images are decoded on demand, brought to size, and kept in memory."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import parent_process
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from t2i import images, seeding
+from t2i.data import View
+from t2i.data.verify import workers
+from t2i.images import TRANSFORM, ImageArray
+
+MEMORY_BYTES = 2**30  # decoded images kept by one dataset
+
+
+BLOCK_BYTES = 2**25
+
+
+_ADDING = Lock()  # not the store's own, which goes to workers by pickle
+
+
+class _Store:
+    """Decoded images by row, up to a number of bytes, in large blocks: single arrays would be mapped page by page."""
+
+    def __init__(self, most_bytes: int, rows: int, resolution: int) -> None:
+        self._shape = resolution, resolution, 3
+        self._most = min(rows, most_bytes // (3 * resolution**2))
+        self._per_block = max(1, BLOCK_BYTES // (3 * resolution**2))
+        self._blocks: list[ImageArray] = []
+        self._places: dict[int, int] = {}
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._places
+
+    def __getitem__(self, row: int) -> ImageArray:
+        block, place = divmod(self._places[row], self._per_block)
+        return self._blocks[block][place]
+
+    def add(self, row: int, image: ImageArray) -> None:
+        """Keeps a copy while there is room."""
+        with _ADDING:
+            if len(self._places) == self._most or row in self._places:
+                return
+            block, place = divmod(len(self._places), self._per_block)
+            if block == len(self._blocks):
+                left = self._most - block * self._per_block
+                self._blocks.append(np.empty((min(self._per_block, left), *self._shape), np.uint8))
+            self._blocks[block][place] = image
+            self._places[row] = len(self._places)
+
+
+class EncodedImages(ABC):
+    """One split of captioned images in files or tables; decoded ones are kept up to `MEMORY_BYTES`."""
+
+    def __init__(
+        self, address: str, split: str, view: View, ids: Sequence[str], captions: Sequence[Sequence[str]]
+    ) -> None:
+        self.address = address
+        self.split = split
+        self.resolution = view.resolution
+        self.ids = ids
+        self.captions = captions
+        self._view = view
+        self._kept = _Store(MEMORY_BYTES, len(ids), view.resolution)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def source(self, i: int) -> Path | bytes:
+        """Returns the file of row i, or its bytes."""
+
+    def place(self, i: int) -> str:
+        """Returns the name of row i for a message."""
+        return self.ids[i]
+
+    @abstractmethod
+    def contents(self, lasting: bool = False) -> Iterable[Any]:
+        """Returns a JSON value for each row that changes with the contents of its image.
+
+        Args:
+            lasting: the value is the same for a copy of the data elsewhere, and before and after `t2i data check`.
+        """
+
+    def fingerprint(self) -> str:
+        """sha256 of what decides the pixels: ids, contents, captions, split and transform."""
+        view = self._view
+        transform = [TRANSFORM, view.resolution, view.fit, view.seed if view.fit == "random" else None]
+        return self._hash([self.split, *transform], self.contents())
+
+    def digest(self) -> str:
+        """sha256 of what the split holds, at any resolution: ids, contents, captions."""
+        return self._hash([self.split], self.contents(lasting=True))
+
+    def _hash(self, first: Any, contents: Iterable[Any]) -> str:
+        found = hashlib.sha256(json.dumps(first).encode())
+        for row in zip(self.ids, contents, self.captions, strict=True):
+            found.update(json.dumps(row).encode())
+        return found.hexdigest()
+
+    def image(self, i: int, full: bool = False) -> Image.Image:
+        """Returns row i decoded, upright and RGB.
+
+        Args:
+            full: of its own size; otherwise a large JPEG may come smaller, but at least twice `resolution` a side.
+
+        Raises:
+            BrokenImage: it cannot be read or decoded; the message names it.
+        """
+        try:
+            return images.decode(self.source(i), None if full else self.resolution)
+        except images.BrokenImage as error:
+            raise images.BrokenImage(f"{self.place(i)}: {error}") from error
+
+    @property
+    def redraws(self) -> bool:
+        """True if an image is cut anew in each epoch."""
+        return self._view.fit == "random"
+
+    def images(self, indices: Sequence[int], epoch: int = 0) -> ImageArray:
+        """uint8 [B, resolution, resolution, 3] of the rows `indices`, cut as in this epoch.
+
+        Raises:
+            BrokenImage: a file was removed or damaged since the data was opened; the message names it.
+            IndexError: an index is out of range.
+        """
+        rows = [range(len(self))[int(i)] for i in indices]
+        out_BHWC = np.empty((len(rows), self.resolution, self.resolution, 3), np.uint8)
+        missing = {}  # row -> its first place in the batch
+        for k, i in enumerate(rows):
+            if i in self._kept:
+                out_BHWC[k] = self._kept[i]
+            else:
+                missing.setdefault(i, k)
+        if len(missing) > 1:
+            with ThreadPoolExecutor(min(workers(), len(missing))) as pool:
+                decoded = pool.map(lambda i: self._decode(i, epoch), missing)
+                for k, image in zip(missing.values(), decoded, strict=True):
+                    out_BHWC[k] = image
+        else:
+            for i, k in missing.items():
+                out_BHWC[k] = self._decode(i, epoch)
+        for k, i in enumerate(rows):
+            if missing.get(i, k) != k:
+                out_BHWC[k] = out_BHWC[missing[i]]
+        if not self.redraws and parent_process() is None:  # each worker would keep its own
+            for i, k in missing.items():
+                self._kept.add(i, out_BHWC[k])
+        return out_BHWC
+
+    def _decode(self, i: int, epoch: int) -> ImageArray:
+        image = self.image(i)
+        x, y = 0.5, 0.5
+        if self.redraws:
+            x, y = seeding.uniform(self._view.seed, f"crop/{epoch}", seeding.ids_of([self.ids[i]]), 2)[0].tolist()
+        return images.fit(image, self.resolution, self._view.fit, (x, y))

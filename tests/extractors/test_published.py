@@ -1,0 +1,88 @@
+"""`--inception auto`: the published weights come once, whole and checked, or one line says what to do."""
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from t2i.errors import InputError
+from t2i.extractors import published
+
+CONTENT = b"weights" * 1000
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A server of files on this machine, and the paths that were asked of it."""
+    paths: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(tmp_path / "www"))  # type: ignore[arg-type]
+
+        def log_message(self, *args: object) -> None:
+            paths.append(self.path)
+
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / "right.pth").write_bytes(CONTENT)
+    (tmp_path / "www" / "other.pth").write_bytes(CONTENT[:-1])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(published.MIRROR, f"http://127.0.0.1:{server.server_port}/right.pth")
+    monkeypatch.setattr(published, "FID_INCEPTION_DIGEST", hashlib.sha256(CONTENT).hexdigest())
+    yield paths
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_file_is_downloaded_once_and_again_where_it_was_damaged(asked: list[str], tmp_path: Path) -> None:
+    place = published.published_inception()
+    assert place.read_bytes() == CONTENT and place.is_relative_to(tmp_path / "cache")
+    assert published.published_inception() == place and len(asked) == 1
+    place.write_bytes(b"half a download")
+    assert published.published_inception().read_bytes() == CONTENT and len(asked) == 2
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+
+
+def test_a_file_put_there_by_hand_is_taken(asked: list[str], tmp_path: Path) -> None:
+    (tmp_path / "cache" / "weights").mkdir(parents=True)
+    (tmp_path / "cache" / "weights" / published.NAME).write_bytes(CONTENT)
+    assert published.published_inception().read_bytes() == CONTENT and asked == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("other.pth", "sends another file (sha256"),
+        ("none.pth", "File not found"),
+        ("://", "cannot download"),
+        ("ftp:nowhere", "cannot download"),
+        ("http://127.0.0.1:9/x.pth", "Connection refused"),
+        ("http://no.such.host.invalid/x.pth", "cannot download"),
+        ("file:///no/such/file.pth", "cannot download"),
+        ("", "cannot download"),
+    ],
+)
+def test_what_goes_wrong_says_where_to_put_the_file(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, words: str
+) -> None:
+    import os
+
+    base = os.environ[published.MIRROR].rpartition("/")[0]
+    monkeypatch.setenv(published.MIRROR, f"{base}/{name}" if name.endswith(".pth") and "/" not in name else name)
+    with pytest.raises(InputError) as error:
+        published.published_inception()
+    message = str(error.value)
+    assert words in message and "\n" not in message
+    assert f"put it at {tmp_path / 'cache' / 'weights' / published.NAME}" in message and "--inception FILE" in message
+    assert not list((tmp_path / "cache").rglob("*.pth"))
+
+
+def test_a_file_url_is_a_mirror_too(asked: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(published.MIRROR, (tmp_path / "www" / "right.pth").as_uri())
+    assert published.published_inception().read_bytes() == CONTENT

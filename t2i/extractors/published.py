@@ -50,6 +50,8 @@ def _download(url: str, place: Path) -> None:
             if found.hexdigest() != FID_INCEPTION_DIGEST:
                 wrong = f"sha256 {found.hexdigest()[:8]}..., not {FID_INCEPTION_DIGEST[:8]}..."
                 raise InputError(f"{url} sends another file ({wrong}); {by_hand}")
+    except InputError:
+        raise
     except (OSError, HTTPException, ValueError) as error:
         reason = str(getattr(error, "reason", None) or error).splitlines()[0][:120]
         raise InputError(f"cannot download {url} ({reason}); {by_hand}") from error

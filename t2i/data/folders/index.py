@@ -106,7 +106,10 @@ def _sort_out(index: FolderIndex) -> dict[str, str]:
         suffix = "." + path.rpartition(".")[2].lower()
         if suffix in images.SUFFIXES:
             name = nfc(path)
-            files[path if name in files else name] = path
+            if name in files:  # one name in two normal forms: each is known by its own spelling
+                files[files[name]] = files[name]
+                name = path
+            files[name] = path
         elif suffix in images.OTHER_SUFFIXES:
             index.unsupported.append(path)
         elif suffix == ".txt":

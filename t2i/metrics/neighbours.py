@@ -103,7 +103,7 @@ def _measure_memorised(given: Inputs) -> list[Score]:
         "samples": near.astype(np.float64),
     }
     return [
-        given.score("memorisation", float(near.mean()), bounds={"held-out pictures": SHARE}, **how),
+        given.score("memorisation", share, bounds={"held-out pictures": SHARE}, **how),
         given.score("memorisation-distance-ratio", ratio, bounds={"held-out pictures": 1.0}),
     ]
 

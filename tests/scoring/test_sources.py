@@ -285,3 +285,26 @@ def test_one_scoring_opens_its_data_once(tmp_path: Path, monkeypatch: pytest.Mon
         assert opened == ["val"]
         score_run(ScoreOptions(target=str(run), n=8, metrics=("memorisation-shapes", "kid-shapes")))
     assert opened == ["val", "val", "train"]
+
+
+@pytest.mark.parametrize("place", ["no/a.json", "folder", "/proc/a.json", "/proc/1/none/a.json", "file/a.json"])
+@pytest.mark.parametrize(
+    "words", ["score F --against F", "captions C", "sweep R --guidance 1", "tokenizer R", "report R"]
+)
+def test_a_place_that_cannot_be_written_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, place: str
+) -> None:
+    from t2i.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "F", ["a.png", "b.png"])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "C").write_text("not read\n")
+    (tmp_path / "R" / "checkpoints").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert app.main(["eval", *words.split(), "--out", place]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and place in err and "--out" in err
+    assert any(why in err for why in ("cannot be written", "is a folder", "exists; delete it"))
+    assert sorted(tmp_path.rglob("*")) == before

@@ -16,7 +16,7 @@ import numpy as np
 from t2i.cache import cache_dir
 from t2i.errors import InputError
 from t2i.extractors import Extractor
-from t2i.files import read_header, read_tensors, write_tensors
+from t2i.files import read_header, read_tensors, refuse_unwritable, write_tensors
 from t2i.metrics import Features
 from t2i.metrics.score import library_versions
 from t2i.scoring.images.collection import Images
@@ -93,9 +93,7 @@ class FeatureFile:
         """Raises InputError: the file holds something else, or its folder is not there."""
         self.path, self.read = path, list[str]()
         self._new: dict[str, tuple[dict[str, Any], Features]] = {}
-        if path.is_dir() or not path.parent.is_dir():
-            what = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
-            raise InputError(f"--save-features {path} {what}; name a .safetensors file in an existing folder")
+        refuse_unwritable(path, "a .safetensors file", "--save-features")
         self._index = read_header(path, HEADER, "features that --save-features kept") if path.exists() else {}
 
     def get(self, pictures: Images, what: str, extractor: Extractor) -> Features | None:

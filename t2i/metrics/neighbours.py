@@ -97,11 +97,11 @@ def memorised(
 def _measure_memorised(given: Inputs) -> list[Score]:
     assert given.train is not None
     near, ratio = memorised(given.fake, given.real, given.train)
-    how = {
-        "interval": wilson(int(near.sum()), len(near)),
-        "interval_method": "wilson",
-        "samples": near.astype(np.float64),
-    }
+    share = float(near.mean())
+    # the threshold is a quantile of the held-out images, as uncertain as the share itself where they are as few
+    count = len(near) * len(given.real) / (len(near) + len(given.real))
+    interval = wilson(share * count, count)
+    how = {"interval": interval, "interval_method": "wilson, of both sides", "samples": near.astype(np.float64)}
     return [
         given.score("memorisation", share, bounds={"held-out pictures": SHARE}, **how),
         given.score("memorisation-distance-ratio", ratio, bounds={"held-out pictures": 1.0}),

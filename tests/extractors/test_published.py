@@ -3,13 +3,15 @@
 import hashlib
 import http.server
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from t2i.errors import InputError
-from t2i.extractors import published
+from t2i.extractors import open_extractor, published
 
 CONTENT = b"weights" * 1000
 
@@ -86,3 +88,49 @@ def test_what_goes_wrong_says_where_to_put_the_file(
 def test_a_file_url_is_a_mirror_too(asked: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(published.MIRROR, (tmp_path / "www" / "right.pth").as_uri())
     assert published.published_inception().read_bytes() == CONTENT
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("script.pt", "holds a TorchScript program"),
+        ("module.pth", "holds pickled objects beside tensors"),
+        ("folder", "is a folder, not a file of weights"),
+        ("other.pth", "is not the FID Inception: Conv2d_1a_3x3.conv.weight is missing"),
+        ("half.pth", "cannot be read as weights (RuntimeError: "),
+        ("empty.pth", "cannot be read as weights (EOFError)"),
+        ("page.pth", "cannot be read as weights (UnpicklingError"),
+        ("page.safetensors", "cannot be read as weights (SafetensorError"),
+        ("list.pth", "holds no state dict"),
+        ("number.pth", "holds no state dict"),
+        ("none.pth", "not found"),
+    ],
+)
+def test_what_is_no_weights_is_one_whole_sentence(tmp_path: Path, name: str, words: str) -> None:
+    net = Net()
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.trace(net, torch.zeros(1, 2)), str(tmp_path / "script.pt"))
+    torch.save(net, tmp_path / "module.pth")
+    torch.save(net.state_dict(), tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"a": 3}, tmp_path / "number.pth")
+    whole = (tmp_path / "other.pth").read_bytes()
+    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.pth").write_bytes(b"")
+    for page in ("page.pth", "page.safetensors"):
+        (tmp_path / page).write_text("<!doctype html>Not found")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError) as error:
+        open_extractor(f"inception:{tmp_path / name}")
+    message = str(error.value)
+    assert words in message and "\n" not in message and "weights-inception-2015-12-05-6726825d.pth" in message
+    assert len(message) < 600 and not message.partition(" (")[2].partition(");")[0].endswith("If yo")

@@ -79,7 +79,7 @@ def main(options: SweepOptions) -> None:
     with shown_progress() as tick:
 
         def tell(what: str, done: int, total: int) -> None:
-            at = f"setting {len(points) + 1} of {len(settings)}" if what == "generated pictures" else what
+            at = f"setting {len(points) + 1} of {len(settings)}" if what == "generated images" else what
             tick(at, done, total)
 
         for point in sweep(options, settings, tell):

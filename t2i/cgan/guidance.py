@@ -4,21 +4,21 @@ Gradients flow to the images and never to the encoder. An encoder used here has 
 kept with the run and it is refused as that run's scorer.
 """
 
-from t2i.cgan.config import GuidanceConfig
+from t2i.cgan.config import GuidanceConfig, NoGuidance, TextGuidance
 from t2i.errors import InputError
 from t2i.extractors import ImageTextExtractor, open_image_text
 from t2i.text import TextEncoder
 
 
 def make_guide(config: GuidanceConfig, encoder: TextEncoder) -> ImageTextExtractor | None:
-    """The guide that a config asks for, on the CPU; None for `none`.
+    """Returns the guide that a config asks for, on the CPU; None for `none`.
 
     Raises:
         InputError: the text encoder has no image tower, or the path holds none.
     """
-    if config.encoder == "none" or config.weight == 0:
+    if isinstance(config, NoGuidance) or config.weight == 0:
         return None
-    if config.encoder == "text":
+    if isinstance(config, TextGuidance):
         from t2i.extractors.aligned import AlignedExtractor
         from t2i.text.aligned import AlignedEncoder
 
@@ -28,8 +28,5 @@ def make_guide(config: GuidanceConfig, encoder: TextEncoder) -> ImageTextExtract
                 "to aligned or clip and guidance.path, or to none"
             )
         return AlignedExtractor(encoder.dual)
-    if config.path is None:
-        what = "CLIP folder" if config.encoder == "clip" else "run of `t2i train align`"
-        raise InputError(f"guidance.encoder is {config.encoder} but guidance.path names no {what}; set guidance.path")
-    kind = "clip" if config.encoder == "clip" else "align"
+    kind = {"clip": "clip", "aligned": "align"}[config.encoder]
     return open_image_text(f"{kind}:{config.path}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TextConfig(Section):
-    """Which frozen encoder reads the captions."""
+    """The frozen encoder that reads the captions."""
 
     encoder: Literal["aligned", "bow", "tfidf", "word2vec", "clip", "t5", "bert", "gpt2"] = Field(
         default="aligned", description="name of the text encoder"
@@ -40,7 +40,7 @@ class TextConfig(Section):
 
 
 class TextFeatures(NamedTuple):
-    """What a generator sees of a caption. All float32 on the CPU; the mask is True at real tokens, False at padding."""
+    """The encoded captions that a generator reads: float32 on the CPU; the mask is True at real tokens, False at padding."""
 
     tokens_BTD: "torch.Tensor"
     mask_BT: "torch.Tensor"
@@ -58,7 +58,7 @@ class TextEncoder(Protocol):
     def encode(self, captions: Sequence[str]) -> TextFeatures: ...
 
     def digest(self) -> str:
-        """sha256 of all that decides the features: weights, tokenizer or vocabulary, length limit."""
+        """Returns the sha256 of all that decides the features: weights, tokenizer or vocabulary, length limit."""
         ...
 
     def save(self, directory: Path) -> None:
@@ -84,12 +84,12 @@ ENCODERS: dict[str, str] = {
 
 
 def encoder_class(name: str) -> type:
-    """The class of one text encoder; raises KeyError for a name that is not in `ENCODERS`."""
+    """Returns the class of one text encoder; raises KeyError for a name that is not in `ENCODERS`."""
     return resolve(ENCODERS[name])
 
 
 def fit_encoder(config: TextConfig, captions: Sequence[str]) -> TextEncoder:
-    """The encoder a new run asks for: loaded from `config.path`, or fitted on `captions`, the training captions.
+    """Returns the encoder of a new run: loaded from `config.path`, or fitted on `captions`, the training captions.
 
     Raises:
         InputError: the path, the model in it, or the captions are unusable.
@@ -98,7 +98,7 @@ def fit_encoder(config: TextConfig, captions: Sequence[str]) -> TextEncoder:
 
 
 def load_encoder(directory: Path) -> TextEncoder:
-    """The encoder that `save` wrote into `directory`; its encoder.json names a key of `ENCODERS` and nothing else.
+    """Loads the encoder that `save` wrote into `directory`; its encoder.json names a key of `ENCODERS` and nothing else.
 
     Raises:
         InputError: `directory` holds no encoder, an unknown one, or a damaged one.
@@ -117,7 +117,7 @@ class _SavedName(BaseModel):
 
 
 class Saved(Section):
-    """What every encoder writes into encoder.json; an encoder with more to say adds fields in a subclass."""
+    """The fields of encoder.json that all encoders write; some add fields in a subclass."""
 
     encoder: str
     max_tokens: int = Field(ge=1)
@@ -127,7 +127,7 @@ AnySaved = TypeVar("AnySaved", bound=BaseModel)
 
 
 def read_saved(directory: Path, schema: type[AnySaved]) -> AnySaved:
-    """encoder.json of `directory`, checked; raises InputError when it is missing or not what `schema` says."""
+    """Reads encoder.json of `directory`; raises InputError when it is missing or does not fit `schema`."""
     path = directory / SAVED
     try:
         return schema.model_validate_json(read_regular(path))
@@ -141,7 +141,7 @@ def read_saved(directory: Path, schema: type[AnySaved]) -> AnySaved:
 
 @contextmanager
 def writing(directory: Path) -> Iterator[None]:
-    """Makes `directory`; a full or read-only disk inside the block becomes an InputError."""
+    """Makes `directory`; turns errors of the disk inside the block into an InputError."""
     from safetensors import SafetensorError
 
     try:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from t2i import checkpoint
 from t2i.config.load import CHANGEABLE_ON_RESUME, VERIFIED_ON_RESUME, differences
 from t2i.config.training import TrainConfig
+from t2i.config.upgrade import trained_otherwise
 from t2i.errors import InputError
 
 # what resuming reads of a manifest, and of which type
@@ -111,6 +112,11 @@ def refuse_another(path: Path, manifest: Mapping[str, Any], config: TrainConfig,
         raise InputError(f"checkpoint {path}: its manifest has an odd {', '.join(odd)}; use an older checkpoint")
     if lacking := [key for key in _NEEDED if key not in manifest and key not in _OPTIONAL]:
         raise InputError(f"checkpoint {path}: its manifest has no {', '.join(lacking)}; use an older checkpoint")
+    if fixed := trained_otherwise(family, manifest["config"]):
+        what = ", ".join(f"{key} {then}, which is always {now} now" for key, (then, now) in list(fixed.items())[:3])
+        raise InputError(
+            f"checkpoint {path} was trained with {what}; resume it with t2i 0.1, or sample from it as it is"
+        )
     try:
         before = type(config).model_validate(manifest["config"])
     except ValidationError as error:

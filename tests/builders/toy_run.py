@@ -18,7 +18,7 @@ from t2i.config.training import TrainConfig
 from t2i.data import Dataset, View, open_dataset
 from t2i.data.loader import Loader
 from t2i.seeding import normal
-from t2i.training.optimization import EMA, NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.training.optimization import EMA, NonFiniteGuard
 from t2i.training.run import Run
 
 
@@ -28,6 +28,7 @@ class Config(TrainConfig):
     family: Literal["toy"] = "toy"
     width: int = 6
     learning_rate: float = 1e-2
+    lr_warmup_steps: int = 3
 
 
 def config(**changes: Any) -> Config:
@@ -76,15 +77,19 @@ def train(
         run.register("optimizer_g", optimizers[0])
         run.register("optimizer_d", optimizers[1])
         run.resume()
-        run.loader = loader = Loader(
-            dataset, cfg.train_batch_size, cfg.seed, run.images_seen, run.process_index, run.num_processes
-        )
-        guard = NonFiniteGuard(run.rollback, limit)
-        while run.step < run.total_steps and not run.stopping():
-            for optimizer in optimizers:
-                set_learning_rate(optimizer, learning_rate(run.step, run.total_steps, cfg.learning_rate, 3))
-                optimizer.zero_grad()
-            batch = next(loader)
+        first = run.step
+        loader = Loader(dataset, cfg.train_batch_size, cfg.seed, *run.position)
+        run.guard = NonFiniteGuard(run.rollback, limit)
+        for batches in run.steps(loader, *optimizers, final_rate=0.0):
+            if run.due(cfg.checkpointing_steps):
+                run.save({"last": run.step})
+                torch.rand(run.step)  # a validation may draw: the next step must not feel it
+            if run.step > first:
+                each_step(run)
+            micros = list(batches)
+            if not micros:
+                break
+            (batch,) = micros
             real = batch.images_BHWC.permute(0, 3, 1, 2)[:, :, ::8, ::8].float() / 127.5 - 1
             fake = generator(torch.from_numpy(normal(cfg.seed, "z", batch.sample_ids, 4))).view(-1, 3, 4, 4)
             logits = critic(torch.cat([real, fake])).chunk(2)
@@ -92,19 +97,14 @@ def train(
             loss.backward()
             if spoilt(run.step) and run.process_index == run.num_processes - 1:
                 loss = loss * math.nan
-            sound = guard.check(run.all_finite(loss), run.step, batch.sample_ids.tolist())
+            sound = run.all_finite(loss)
             if sound:
                 for optimizer in optimizers:
                     optimizer.step()
-            seen = cfg.train_batch_size * run.num_processes
-            run.advance(seen)
-            if sound:
-                average.update(generator, seen, run.images_seen)
+                average.update(generator, run.images_per_step, run.images_seen + run.images_per_step)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             run.note({"loss": loss, "rate": optimizers[0].param_groups[0]["lr"]})
-            if run.due(cfg.checkpointing_steps):
-                run.save({"last": run.step})
-                torch.rand(run.step)  # a validation may draw: the next step must not feel it
-            each_step(run)
 
 
 def kill_at(step: int) -> Callable[[Run], None]:

@@ -246,7 +246,7 @@ def test_a_part_with_another_digest_is_refused_and_named(tmp_path: Path) -> None
             run.register("model", torch.nn.Linear(1, 1))
             run.identify("text_digest", digest, "text encoder")
             run.resume()
-            run.advance(1)
+            run.step += 1
             run.save()
 
     in_child(lambda: with_digest("a" * 64))

@@ -12,6 +12,7 @@ from pathlib import Path
 from t2i.cli import run_program
 from t2i.console import shown_progress
 from t2i.errors import InputError
+from t2i.files import refuse_unwritable
 from t2i.hardware import prepare_cpu
 from t2i.report.options import ReportOptions
 from t2i.report.page import make_report
@@ -27,8 +28,7 @@ def place_of(options: ReportOptions) -> Path:
     place = options.out or (own[0] if alone else Path()) / NAME
     if place.exists():
         raise InputError(f"{place} exists; delete it, or name another file with --out")
-    if not place.parent.is_dir():
-        raise InputError(f"{place} cannot be written: there is no folder {place.parent}; name an HTML file with --out")
+    refuse_unwritable(place, "an HTML file")
     return place
 
 

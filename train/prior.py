@@ -68,8 +68,7 @@ def prepare_tokenizer(config: Config, run: Run) -> ImageTokenizer:
 def prepare_codes(tokenizer: ImageTokenizer, dataset: Dataset, mirrored: bool, run: Run) -> CachedCodes:
     """Returns the codes of all images, from the cache or encoded now by all processes together."""
     codes = encode_codes(
-        tokenizer, dataset, mirrored, rank=run.process_index, processes=run.num_processes,
-        wait=run.accelerator.wait_for_everyone, on_progress=now_and_then(run, f"encoding images ({dataset.split})"),
+        tokenizer, dataset, mirrored, ranks=run.ranks, on_progress=now_and_then(run, f"encoding images ({dataset.split})"),
     )  # fmt: skip
     for entry in codes.broken:
         run.quarantine(entry)
@@ -144,7 +143,7 @@ def main(config: Config, run_dir: Path) -> None:
         # Parts of a checkpoint, and the newest one to go on from
         for name, part in {"model": plain, "ema": ema, "optimizer": optimizer}.items():
             run.register(name, part)
-        names = ("bits_per_token", *validation.held_out.names) if validation else ()
+        names = ("bits_per_token", *validation.held_out.names) if validation else None
         best = keep_best(run, ema.state_tensors, config.best_metric, names)
         run.resume()
         run.extra["grid"] = list(shape)

@@ -100,6 +100,14 @@ def write_report(
     Raises:
         InputError: `out` cannot be written.
     """
+    values = _gather(runs, gallery, helpers, extras)
+    write_text(out, render("page.html", title=title, style=style("chart.css", "style.css"), **values))
+
+
+def _gather(
+    runs: Sequence[ShownRun], gallery: "Gallery | None", helpers: Sequence[ShownRun], extras: Extras
+) -> dict[str, Any]:
+    """The values that `page.html` lays out."""
     parts = [[part.name, f"{part.seconds:,.0f} s", part.command] for part in extras.parts]
     absent = {
         "images": not runs,
@@ -109,16 +117,10 @@ def write_report(
         "next": not extras.next_commands,
     }
     config_head, config_rows = _differences(runs)
-    page = render(
-        "page.html",
-        title=title,
-        style=style("chart.css", "style.css"),
+    return dict(
         sections={name: heading for name, heading in SECTIONS.items() if not absent.get(name)},
         runs=runs,
-        cards=[
-            {"name": run.name, "kind": FAMILIES[run.family].words, "tiles": headline(run), "facts": _facts(run)}
-            for run in runs
-        ],
+        cards=[_card(run) for run in runs],
         gallery=gallery,
         places={run.name: place for place, run in enumerate(runs)},
         units={run.name: run.unit for run in runs},
@@ -133,7 +135,6 @@ def write_report(
         config_rows=config_rows,
         papers=[_papers(run) for run in [*runs, *helpers]],
     )
-    write_text(out, page)
 
 
 def _card(run: ShownRun) -> dict[str, Any]:

@@ -33,8 +33,8 @@ class TextConfig(Section):
         default=None,
         ge=1,
         le=512,
-        description="text tokens kept; null: 77 for clip/t5/bert/gpt2 (or their own limit where that is less), "
-        "the longest training caption for the classical encoders",
+        description="text tokens kept; null: 77 for clip/t5/bert/gpt2 (or their own limit where that is less, or that of a "
+        "sentence-transformers folder), the longest training caption for the classical encoders",
     )
 
 

@@ -14,7 +14,6 @@ from t2i.console import shown_progress
 from t2i.errors import InputError
 from t2i.files import refuse_unwritable
 from t2i.hardware import prepare_cpu
-from t2i.report.gallery import Ask
 from t2i.report.options import ReportOptions
 from t2i.report.page import make_report
 from t2i.weights import shipped
@@ -36,10 +35,8 @@ def place_of(options: ReportOptions) -> Path:
 def main(options: ReportOptions) -> None:
     prepare_cpu()
     place = place_of(options)
-    ask = Ask(options.data, options.split, options.n, options.neighbours, options.scorer, options.seed)
-    names = ", ".join(Path(run).resolve().name for run in options.runs)
     with shown_progress(" images") as tick:
-        make_report(options.runs, place, options.title or names, ask, tick)
+        make_report(options, place, tick)
     print(f"wrote {place}, {place.stat().st_size / 1e6:.1f} MB")
 
 

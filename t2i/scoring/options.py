@@ -118,7 +118,7 @@ class ReferenceOptions(ExtractorOptions):
 class CompareOptions(Options):
     """Show score files side by side: differences of protocol, and differences beyond chance."""
 
-    scores: tuple[Path, ...] = argument("JSON files of t2i eval score.", metavar="SCORES...")
+    scores: tuple[Path, ...] = argument("JSON files of t2i eval score.", metavar="SCORES")
 
 
 class CaptionsOptions(Options):

@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, ValidationError
 
 from t2i.config.section import Section
 from t2i.errors import InputError
-from t2i.files import read_regular
 from t2i.names import resolve
 
 if TYPE_CHECKING:
@@ -128,6 +127,8 @@ AnySaved = TypeVar("AnySaved", bound=BaseModel)
 
 def read_saved(directory: Path, schema: type[AnySaved]) -> AnySaved:
     """Reads encoder.json of `directory`; raises InputError when it is missing or does not fit `schema`."""
+    from t2i.files import read_regular  # numpy, which listing the configs does not need
+
     path = directory / SAVED
     try:
         return schema.model_validate_json(read_regular(path))

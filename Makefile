@@ -12,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test coverage torture bench lint format clean
+.PHONY: help setup quickstart test coverage torture bench figures lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,9 @@ bench: $(READY) ## speed and parity beside other packages, about 90 minutes; DFG
 	@for bench in eval_parity eval_speed loader_speed prior_speed $(if $(DFGAN),"cgan_speed $(DFGAN)"); do set -- $$bench; \
 	  echo; echo "== $$1"; program=benchmarks/$$1.py; shift; \
 	  OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(BIN)/python $$program "$$@" || exit 1; done
+
+figures: $(READY) ## regenerate the images of README.md and docs/ that show the shipped models
+	@$(BIN)/python benchmarks/figures.py
 
 lint: $(READY) ## ruff and pyright
 	@$(BIN)/ruff check .

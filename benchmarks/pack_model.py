@@ -11,7 +11,8 @@ import torch
 
 import t2i
 from t2i.pipeline import TextToImagePipeline
-from t2i.text.aligned import FOLDER, AlignedEncoder
+from t2i.text import load_encoder
+from t2i.weights import shared_text_encoder
 
 if __name__ == "__main__":
     run, name = sys.argv[1:]
@@ -19,10 +20,10 @@ if __name__ == "__main__":
     place = Path(t2i.__file__).parent / "weights" / name
     shutil.rmtree(place, ignore_errors=True)
     pipe.save_pretrained(place, license="apache-2.0", dtype=torch.bfloat16)
-    encoder = pipe.text_encoder
-    if isinstance(encoder, AlignedEncoder):
-        # it was trained as float16 already, so nothing is lost and its digest stays
-        encoder.dual.save(place / "text_encoder" / FOLDER, torch.float16)
+    # all shipped models read the one encoder beside them
+    shutil.rmtree(place / "text_encoder")
+    if load_encoder(shared_text_encoder()).digest() != pipe.text_encoder.digest():
+        raise SystemExit(f"{run} was trained with another text encoder than {shared_text_encoder()}")
     for path in place.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     TextToImagePipeline.from_pretrained(name)

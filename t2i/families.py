@@ -1,9 +1,8 @@
-"""From text features to pictures, behind one protocol. A new family is one class, one line in `SAMPLERS`."""
+"""The families of models: what each must offer, and one entry a family in `FAMILIES`. Imports no torch."""
 
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
@@ -13,7 +12,7 @@ from t2i.config.explain import ConfigError
 from t2i.config.load import read_tree
 from t2i.config.section import Section
 from t2i.errors import InputError
-from t2i.names import nearest
+from t2i.names import nearest, resolve, shown
 from t2i.text import TextFeatures
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from t2i.images import ImageArray
+    from t2i.trained import TrainedRun
 
 
 # name -> its config and its tensors
@@ -30,10 +30,10 @@ Components = dict[str, tuple[dict[str, Any], Mapping[str, "Tensor"]]]
 
 
 class Sampler(Protocol):
-    """One family's way from text to pictures. A picture depends on its seed, its text and the knobs alone.
+    """One family's way from text to images. An image depends on its seed, its text and the knobs alone.
 
-    Each class also has two constructors' halves:
-        components_of(state, manifest, run) -> Components    what of a checkpoint draws; KeyError names what it lacks
+    Each class also has the two halves of a constructor:
+        components_of(run: TrainedRun) -> Components    the parts of a checkpoint that make images
         load(components, text: TextEncoder) -> Self     InputError or ValidationError when they do not fit
     """
 
@@ -112,30 +112,27 @@ class Completes(Protocol):
         ...
 
 
-# family -> "module:class"
-SAMPLERS: dict[str, str] = {
-    "cgan": "t2i.cgan.sampling:CganSampler",
-    "prior": "t2i.prior.sampling:PriorSampler",
-}
+@dataclass(frozen=True)
+class Family:
+    """One family of models; classes are named as `module:class`, so that listing families imports none of them."""
+
+    words: str  # what it is, for people
+    config: str  # a `Section`, in a file that imports no torch
+    sampler: str | None = None  # a `Sampler`: the family makes images from text
+    tokenizer: str | None = None  # an `ImageTokenizer`: it turns images into codes and back
 
 
-def sampler_class(family: object, where: Path) -> Any:
-    """The `Sampler` of a family; InputError names `where` when there is none."""
-    if family not in SAMPLERS:
-        raise InputError(
-            f"{where} holds a model of the family {str(family)[:40]!r}, which draws no pictures; families that do: "
-            f"{', '.join(SAMPLERS)}"
-        )
-    module, _, name = SAMPLERS[str(family)].partition(":")
-    return getattr(import_module(module), name)
-
-
-# family -> "module:class" of its config, in a file that imports no torch. A new family is one line here.
-FAMILIES: dict[str, str] = {
-    "cgan": "t2i.cgan.config:Config",
-    "align": "t2i.align.config:Config",
-    "prior": "t2i.prior.config:Config",
-    "vqvae": "t2i.vqvae.config:Config",
+FAMILIES: dict[str, Family] = {
+    "cgan": Family("conditional GAN", "t2i.cgan.config:Config", sampler="t2i.cgan.sampling:CganSampler"),
+    "align": Family("dual encoder", "t2i.align.config:Config"),
+    "prior": Family(
+        "autoregressive prior over the codes of a VQ-VAE",
+        "t2i.prior.config:Config",
+        sampler="t2i.prior.sampling:PriorSampler",
+    ),
+    "vqvae": Family(
+        "image tokenizer (VQ-VAE)", "t2i.vqvae.config:Config", tokenizer="t2i.vqvae.frozen:FrozenTokenizer"
+    ),
 }
 
 
@@ -143,8 +140,30 @@ def config_class(family: str) -> type[Section]:
     """The config model of one family; InputError names the nearest family."""
     if family not in FAMILIES:
         raise InputError(f"family {family!r} is unknown{nearest(family, FAMILIES)}; known: {', '.join(FAMILIES)}")
-    module, _, attribute = FAMILIES[family].partition(":")
-    return getattr(import_module(module), attribute)
+    return resolve(FAMILIES[family].config)
+
+
+def sampler_class(family: str, where: Path) -> Any:
+    """The `Sampler` of a family; InputError names `where` when there is none."""
+    found = FAMILIES[family].sampler if family in FAMILIES else None
+    if found is None:
+        makers = ", ".join(name for name, entry in FAMILIES.items() if entry.sampler)
+        raise InputError(
+            f"{where} holds a model of the family {shown(family[:40])!r}, which makes no images; families that do: {makers}"
+        )
+    return resolve(found)
+
+
+def tokenizer_class(family: str, where: Path) -> Any:
+    """The `ImageTokenizer` of a family; InputError names `where` when there is none."""
+    found = FAMILIES[family].tokenizer if family in FAMILIES else None
+    if found is None:
+        first = next(name for name, entry in FAMILIES.items() if entry.tokenizer)
+        raise InputError(
+            f"{where} holds a model of the family {shown(family[:40])!r}, which is no image tokenizer; train one: "
+            f"t2i train {first}"
+        )
+    return resolve(found)
 
 
 def family_of(source: Path | str) -> str:
@@ -163,8 +182,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 class ImageTokenizer(Protocol):
     """A frozen tokenizer: tokens of a picture depend on that picture alone, and a picture on its tokens alone.
 
-    Each class also has two constructors' halves:
-        components_of(state, manifest) -> Components    what of a checkpoint codes pictures; KeyError names what it lacks
+    Each class also has the two halves of a constructor:
+        components_of(run: TrainedRun) -> Components    the parts of a checkpoint that code images
         load(components) -> Self                        InputError or ValidationError when they do not fit
     """
 
@@ -191,21 +210,6 @@ class ImageTokenizer(Protocol):
     def to(self, device: "torch.device") -> None: ...
 
 
-# family -> "module:class"
-TOKENIZERS: dict[str, str] = {"vqvae": "t2i.vqvae.frozen:FrozenTokenizer"}
-
-
-def tokenizer_class(family: object, where: Path) -> Any:
-    """The `ImageTokenizer` of a family; InputError names `where` when there is none."""
-    if family not in TOKENIZERS:
-        raise InputError(
-            f"{where} holds a model of the family {str(family)[:40]!r}, which is no image tokenizer; train one: "
-            f"t2i train {next(iter(TOKENIZERS))}"
-        )
-    module, _, name = TOKENIZERS[str(family)].partition(":")
-    return getattr(import_module(module), name)
-
-
 def load_tokenizer(path: Path) -> ImageTokenizer:
     """Reads a run of `t2i train vqvae` (its newest intact checkpoint), or a component that a pipeline saved.
 
@@ -214,14 +218,25 @@ def load_tokenizer(path: Path) -> ImageTokenizer:
     """
     from safetensors import SafetensorError
 
+    from t2i.trained import open_run
+
     path = Path(path)
+    if not (path / CONFIG).is_file() and not (path / "checkpoints").is_dir():
+        what = "does not exist" if not path.exists() else f"is no tokenizer: it holds neither checkpoints nor {CONFIG}"
+        raise InputError(f"{path} {what}; train one: t2i train vqvae --run-dir {path}")
     try:
-        return _read_component(path) if (path / CONFIG).is_file() else _read_run(path)
-    except (ValidationError, KeyError, ValueError, SafetensorError, OSError) as error:
+        return _read_component(path) if (path / CONFIG).is_file() else tokenizer_of(open_run(path))
+    except (ValidationError, KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
         if isinstance(error, InputError):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise InputError(f"the tokenizer at {path} is damaged ({reason}); train it again: t2i train vqvae") from error
+
+
+def tokenizer_of(run: "TrainedRun") -> ImageTokenizer:
+    """The tokenizer that a run trained; InputError when it is a run of another family."""
+    cls = tokenizer_class(run.family, run.folder)
+    return cls.load(cls.components_of(run))
 
 
 def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
@@ -241,26 +256,6 @@ def _read_component(folder: Path) -> ImageTokenizer:
 
     values = json.loads((folder / CONFIG).read_text())
     family = values.get("family") if isinstance(values, dict) else None
-    cls = tokenizer_class(family, folder)
+    cls = tokenizer_class(str(family), folder)
     (part,) = cls.parts
     return cls.load({part: (values, load_file(folder / WEIGHTS))})
-
-
-def _read_run(run: Path) -> ImageTokenizer:
-    from t2i import checkpoint
-
-    root = run / "checkpoints"
-    if not root.is_dir():
-        what = "does not exist" if not run.exists() else f"is no tokenizer: it holds neither checkpoints nor {CONFIG}"
-        raise InputError(f"{run} {what}; train one: t2i train vqvae --run-dir {run}")
-    with warnings.catch_warnings(record=True) as skipped:
-        warnings.simplefilter("always")
-        newest = checkpoint.latest(root)
-    if newest is None:
-        why = f"none is intact: {skipped[0].message}" if skipped else "there is none yet"
-        raise InputError(f"{run} has no checkpoint to read, {why}; run `t2i train vqvae --run-dir {run}` to its end")
-    for warning in skipped:
-        warnings.warn(warning.message, stacklevel=3)
-    state, manifest = checkpoint.load(newest)
-    cls = tokenizer_class(manifest.get("family"), run)
-    return cls.load(cls.components_of(state, manifest))

@@ -2,7 +2,9 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -21,3 +23,9 @@ def some(names: Sequence[str], most: int = 3) -> str:
     """The first few of many names, e.g. `a.png, b.png, c.png and 4 more`."""
     rest = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(shown, names[:most])) + rest
+
+
+def resolve(target: str) -> Any:
+    """Imports the object that `module:name` names."""
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)

@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("t2i.text", "t2i.extractors"),
     ("t2i.align",),
     ("t2i.data",),
-    ("t2i.metrics",),
+    ("t2i.trained", "t2i.metrics"),
     ("t2i.checkpoint", "t2i.config"),
 )
 GROUND = ("cache", "console", "distributed", "errors", "files", "hardware", "images", "names", "pretrained", "seeding")

@@ -17,6 +17,7 @@ from t2i.align.dual_encoder import DualEncoder
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.errors import InputError
 from t2i.images import ImageArray, to_model
+from t2i.trained import Tensors, open_run
 
 DESCRIPTION, WEIGHTS, TOKENIZER = "dual_encoder.json", "model.safetensors", "tokenizer.json"
 CHUNK, TEXT_CHUNK, LENGTH_STEP = 256, 64, 8
@@ -25,7 +26,7 @@ CHUNK, TEXT_CHUNK, LENGTH_STEP = 256, 64, 8
 class FrozenDualEncoder:
     """A trained dual encoder for reading: no gradients to its weights, eval mode, fixed internal batches."""
 
-    def __init__(self, config: Config, tokenizer: CaptionTokenizer, weights: dict[str, Tensor]) -> None:
+    def __init__(self, config: Config, tokenizer: CaptionTokenizer, weights: Tensors) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.model = DualEncoder(config, len(tokenizer))
         checkpoint.load_module(self.model, weights, "dual encoder")
@@ -109,15 +110,9 @@ def _read(path: Path) -> FrozenDualEncoder:
         raise InputError(
             f"{path} is no dual encoder: it holds neither {DESCRIPTION} nor {TOKENIZER}; train one: t2i train align"
         )
-    newest = checkpoint.latest(path / "checkpoints")
-    if newest is None:
-        raise InputError(
-            f"the align run {path} has no intact checkpoint yet; run `t2i train align --run-dir {path}` to its end"
-        )
-    state, manifest = checkpoint.load(newest)
-    config = Config.kept(manifest["config"])
-    weights = state["best"] if "best" in state else state["model"]
-    return FrozenDualEncoder(config, _tokenizer((path / TOKENIZER).read_text(), config), weights)
+    run = open_run(path)
+    config = Config.kept(run.manifest["config"])
+    return FrozenDualEncoder(config, _tokenizer((path / TOKENIZER).read_text(), config), run.weights)
 
 
 def _tokenizer(json_text: str, config: Config) -> CaptionTokenizer:

@@ -5,7 +5,6 @@ Axes: B batch, Z noise, W latent, P pooled text.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -21,6 +20,7 @@ from t2i.families import Components
 from t2i.hardware import one_thread_each
 from t2i.images import ImageArray, to_uint8
 from t2i.text import TextEncoder, TextFeatures
+from t2i.trained import TrainedRun
 
 MEAN_DRAWS = 16  # noises that the mean latent of a caption is taken over
 
@@ -124,15 +124,13 @@ class CganSampler:
         self.config, self.generator = config, generator.eval().requires_grad_(False)
 
     @classmethod
-    def components_of(
-        cls, state: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any], run: Path
-    ) -> Components:
-        return {"generator": (manifest["config"], state["best"] if "best" in state else state["ema"])}
+    def components_of(cls, run: TrainedRun) -> Components:
+        return {"generator": (run.manifest["config"], run.weights)}
 
     @classmethod
     def load(cls, components: Components, text: TextEncoder) -> Self:
         values, tensors = components["generator"]
-        config = Config.model_validate(values)
+        config = Config.kept(values)
         with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
             generator, _ = build(config, text.pooled_dim, text.token_dim)
         checkpoint.load_module(generator, tensors, "generator")

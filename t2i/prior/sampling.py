@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from t2i import checkpoint
@@ -19,6 +19,7 @@ from t2i.prior.config import Config, SamplingConfig
 from t2i.prior.decoding import Known, decode
 from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextEncoder, TextFeatures
+from t2i.trained import TrainedRun
 
 SHARE_OF_DECODING = 0.95  # of the work, for who watches; the rest is the tokenizer's
 
@@ -35,24 +36,22 @@ class PriorSampler:
         self._kept: Known | None = None  # one row, for all pictures
 
     @classmethod
-    def components_of(
-        cls, state: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any], run: Path
-    ) -> Components:
-        weights = state["best"] if "best" in state else state["ema"]
-        values = manifest["config"] | {"grid": manifest["grid"]}
-        folder = run / "tokenizer"
+    def components_of(cls, run: TrainedRun) -> Components:
+        values = run.manifest["config"] | {"grid": run.manifest.get("grid")}
+        folder = run.folder / "tokenizer"
         if not folder.is_dir():
             raise InputError(f"{folder} is missing, where the tokenizer of this run belongs; copy the whole run")
         tokenizer = load_tokenizer(folder)
-        if tokenizer.digest() != manifest["tokenizer_digest"]:
+        if tokenizer.digest() != run.manifest.get("tokenizer_digest"):
             raise InputError(f"{folder} holds another tokenizer than the prior was trained with; put that one there")
         (component,) = tokenizer.components().values()
-        return {"prior": (values, weights), "tokenizer": component}
+        return {"prior": (values, run.weights), "tokenizer": component}
 
     @classmethod
     def load(cls, components: Components, text: TextEncoder) -> Self:
         values, tensors = components["prior"]
-        config, grid = Config.model_validate({k: v for k, v in values.items() if k != "grid"}), Grid(*values["grid"])
+        config = Config.kept({key: value for key, value in values.items() if key != "grid"})
+        grid = TypeAdapter(Grid).validate_python(values.get("grid"))
         with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
             prior = Prior(config, grid, text.token_dim, text.pooled_dim, text.max_tokens)
         checkpoint.load_module(prior, tensors, "prior")

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.config import yaml
+from t2i.families import FAMILIES
 from t2i.files import write_text
 from t2i.report.curves import charts, number, shared_charts
 from t2i.report.html import absent, columns, dot, facts, folded, image, page, section, sheet, table
-from t2i.report.runs import KINDS, ShownRun, open_runs
+from t2i.report.runs import ShownRun, open_runs
 from t2i.report.scores import headline, score_lines
 
 if TYPE_CHECKING:
@@ -123,8 +124,6 @@ def _notes(gallery: "Gallery | None") -> list[str]:
 
 def _cards(runs: Sequence[ShownRun]) -> list[str]:
     """What each run is, with the scores that need no expert."""
-    from t2i.sampling.model_card import KINDS as GENERATORS
-
     tiles = headline(runs)
     cells = []
     for place, run in enumerate(runs):
@@ -133,7 +132,7 @@ def _cards(runs: Sequence[ShownRun]) -> list[str]:
             f"{f' <small class=muted>{escape(beside)}</small>' if beside else ''}</li>"
             for value, what, beside in tiles[run.name]
         )
-        kind = GENERATORS.get(run.family) or KINDS.get(run.family, run.family)
+        kind = FAMILIES[run.family].words
         cells.append(
             f'<article class="card"><h2>{dot(place)}{escape(run.name)}</h2><p class="muted">{escape(kind)}</p>'
             f"{f'<ul class=tiles>{told}</ul>' if told else ''}{facts(_facts(run))}</article>"

@@ -9,19 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from t2i.data import Split
 from t2i.errors import InputError
-from t2i.families import SAMPLERS, TOKENIZERS, family_of
+from t2i.families import FAMILIES, family_of, tokenizer_of
 from t2i.metrics.score import Score, read_scores
 from t2i.training import journal
-from t2i.weights import INDEX, shipped
+from t2i.weights import INDEX, find
 
 if TYPE_CHECKING:
     from t2i.families import ImageTokenizer
     from t2i.pipeline import TextToImagePipeline
 
-KINDS = {
-    "vqvae": "image tokenizer (VQ-VAE)",
-    "align": "dual encoder",
-}  # those of generators are in t2i.sampling.model_card
 PAUSE = 20  # a gap in the journal of so many usual ones is none of the training: the run was resumed
 
 
@@ -70,7 +66,7 @@ class ShownRun:
     @property
     def unit(self) -> str:
         """Of the numbers beside its pictures: a tokenizer's are PSNR."""
-        return " dB" if self.family in TOKENIZERS else ""
+        return " dB" if self.tokenizer is not None else ""
 
     def seconds(self) -> float | None:
         """How long it trained, without the time between a stop and a resume; None: the journal does not tell."""
@@ -92,7 +88,7 @@ def open_runs(places: Sequence[str | Path]) -> list[ShownRun]:
     Raises:
         InputError: one is no run, has no checkpoint, or is named twice.
     """
-    paths = [Path(place) for place in places]
+    paths = [find(place) for place in places]
     known = [path.resolve() for path in paths]
     if twice := [path for path, full in zip(paths, known, strict=True) if known.count(full) > 1]:
         raise InputError(f"{twice[0]} is named twice; name each run once")
@@ -101,16 +97,15 @@ def open_runs(places: Sequence[str | Path]) -> list[ShownRun]:
     return [open_run(place, name) for place, name in zip(paths, names, strict=True)]
 
 
-def open_run(place: Path, name: str) -> ShownRun:
+def open_run(folder: Path, name: str) -> ShownRun:
     """A run directory of any family, or a saved pipeline.
 
     Raises:
         InputError: it is none, or has no checkpoint that is intact.
     """
-    folder = shipped().get(str(place), place) if not place.exists() else place
     if not folder.is_dir() or not any((folder / part).exists() for part in ("checkpoints", "config.yaml", INDEX)):
         what = "does not exist" if not folder.exists() else "is no run: it holds no checkpoints"
-        raise InputError(f"{place} {what}; name a run directory of t2i train")
+        raise InputError(f"{folder} {what}; name a run directory of t2i train")
     family = family_of(folder) if (folder / "config.yaml").is_file() else None
     scores, problems = score_files(folder)
     told: dict[str, Any] = {
@@ -119,34 +114,24 @@ def open_run(place: Path, name: str) -> ShownRun:
         "scores": scores,
         "problems": problems,
     }
-    if family is None or family in SAMPLERS:
+    if family is None or (known := FAMILIES.get(family)) is None or known.sampler:
         from t2i.hardware import device
         from t2i.pipeline import TextToImagePipeline
 
         pipe = TextToImagePipeline.from_pretrained(folder, device())
         told |= {"pipe": pipe, "parameters": _count(pipe.sampler.components())}
         return ShownRun(name, folder, pipe.family, pipe.manifest, **told)
-    manifest = _manifest(folder)
-    if family in TOKENIZERS:
-        from t2i.families import load_tokenizer
+    from t2i.trained import open_run as open_trained
 
-        tokenizer = load_tokenizer(folder)
+    run = open_trained(folder)
+    if known.tokenizer:
+        tokenizer = tokenizer_of(run)
         told |= {"tokenizer": tokenizer, "parameters": _count(tokenizer.components())}
-    return ShownRun(name, folder, family, manifest, **told)
+    return ShownRun(name, folder, run.family, run.manifest, **told)
 
 
 def _count(components: Mapping[str, Any]) -> int:
     return sum(tensor.numel() for _, tensors in components.values() for tensor in tensors.values())
-
-
-def _manifest(run: Path) -> dict[str, Any]:
-    """Of the newest checkpoint that is intact."""
-    from t2i import checkpoint
-
-    newest = checkpoint.latest(run / "checkpoints")
-    if newest is None:
-        raise InputError(f"run {run} has no intact checkpoint; train on to its first (config key checkpointing_steps)")
-    return json.loads((newest / checkpoint.MANIFEST).read_text("utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 from t2i.config import yaml
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
+from t2i.families import FAMILIES
 from t2i.metrics.score import read_scores
 from t2i.sampling.saved import Stored
 
 SHOWN = 8
-KINDS = {"cgan": "conditional GAN", "prior": "autoregressive prior over the codes of a VQ-VAE"}
 
 
 def card_prompts(manifest: Mapping[str, Any]) -> list[str]:
@@ -33,7 +33,7 @@ def model_card(name: str, stored: Stored, license: str, prompts: Sequence[str], 
     """
     manifest = stored.manifest
     config = manifest["config"]
-    kind = KINDS.get(stored.family, stored.family)
+    kind = FAMILIES[stored.family].words
     front = {
         "license": license,
         "library_name": "t2i",

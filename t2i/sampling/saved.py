@@ -10,7 +10,6 @@ README.md, grid.png         the model card
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +19,15 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from t2i import __version__, checkpoint
+from t2i import __version__
 from t2i.errors import InputError
-from t2i.families import Components, sampler_class
+from t2i.families import CONFIG, WEIGHTS, Components, sampler_class
 from t2i.files import write_text
 from t2i.text import TextEncoder, load_encoder, writing
-from t2i.weights import INDEX, shipped
+from t2i.trained import RECORD, checked, open_run, refuse_links
+from t2i.weights import INDEX, find, shared_text_encoder, shipped
 
-CONFIG, WEIGHTS, TEXT = "config.json", "model.safetensors", "text_encoder"
+TEXT = "text_encoder"
 DEFAULTS = "sampling.json"  # in a run: what is drawn with where a call says nothing
 WANTED = "name a run directory of t2i train, or a folder that save_pretrained wrote"
 CLASS_NAME = "TextToImagePipeline"
@@ -68,8 +68,8 @@ class _Index(BaseModel):
     class_name: str = Field(alias="_class_name", pattern=f"^{CLASS_NAME}$")
     t2i_version: str = Field(alias="_t2i_version")
     family: str
-    guidance_scale: float
-    truncation: float
+    guidance_scale: float = Field(ge=0, allow_inf_nan=False)
+    truncation: float = Field(ge=0, allow_inf_nan=False)
     settings: dict[str, Any] = {}
     text_digest: str
     sha256: dict[str, str]  # of every file of the components
@@ -83,15 +83,13 @@ def read(place: str | Path) -> Stored:
     Raises:
         InputError: there is none of these, or it is damaged, incomplete or of an unknown family.
     """
-    path = Path(place)
+    path = find(place)
     if (path / INDEX).is_file():
         return _read_saved(path)
     if path.is_dir():
         return _read_run(path)
     if path.exists():
         raise InputError(f"{path} is a file; {WANTED}")
-    if str(place) in shipped():
-        return _read_saved(shipped()[str(place)])
     # `runs/typo` looks like a model on the hub, but where there is a folder `runs` it was meant to be in it
     if not _HUB_ID.fullmatch(str(place)) or path.parent.is_dir():
         raise InputError(f"{path} does not exist; {WANTED}")
@@ -101,19 +99,14 @@ def read(place: str | Path) -> Stored:
 # ---- a run ---------------------------------------------------------------------------------------------------------
 
 
-def _read_run(run: Path) -> Stored:
-    root = run / "checkpoints"
-    if not root.is_dir() and not (run / "config.yaml").is_file():
-        raise InputError(f"{run} is no run directory: it holds neither checkpoints nor {INDEX}; {WANTED}")
-    newest = _newest(root)
-    state, manifest = checkpoint.load(newest)
-    family = manifest.get("family")
-    try:
-        components = sampler_class(family, newest).components_of(state, manifest, run)
-    except KeyError as error:
-        raise InputError(f"checkpoint {newest} of the family {family} has no {error}; train the run anew") from None
-    text = _read_text(run / "text", manifest.get("text_digest"))
-    return Stored(str(family), manifest, components, text, run, True, *_read_defaults(run / DEFAULTS))
+def _read_run(folder: Path) -> Stored:
+    if not (folder / "checkpoints").is_dir() and not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder} is no run directory: it holds neither checkpoints nor {INDEX}; {WANTED}")
+    refuse_links(folder, "text", "tokenizer", DEFAULTS, "samples", RECORD)
+    run = open_run(folder)
+    components = sampler_class(run.family, run.checkpoint).components_of(run)
+    text = _read_text(folder / "text", run.manifest.get("text_digest"))
+    return Stored(run.family, run.manifest, components, text, folder, True, *_read_defaults(folder / DEFAULTS))
 
 
 def _read_defaults(path: Path) -> tuple[float | None, float, dict[str, Any]]:
@@ -141,21 +134,6 @@ def write_defaults(run: Path, defaults: Defaults) -> None:
     write_text(run / DEFAULTS, json.dumps(defaults.model_dump(), indent=1) + "\n")
 
 
-def _newest(root: Path) -> Path:
-    with warnings.catch_warnings(record=True) as skipped:
-        warnings.simplefilter("always")
-        newest = checkpoint.latest(root)
-    if newest is None and skipped:
-        raise InputError(f"no checkpoint in {root} is intact, the newest: {skipped[0].message}; train the run anew")
-    if newest is None:
-        raise InputError(
-            f"run {root.parent} has no checkpoint yet; train on to its first (config key checkpointing_steps)"
-        )
-    for warning in skipped:
-        warnings.warn(warning.message, stacklevel=2)
-    return newest
-
-
 def _read_text(folder: Path, digest: str | None) -> TextEncoder:
     """The text encoder, which must be the one that the generator was trained with."""
     try:
@@ -176,29 +154,47 @@ def _read_text(folder: Path, digest: str | None) -> TextEncoder:
 
 
 def _read_saved(folder: Path) -> Stored:
+    refuse_links(folder, INDEX)
     index = _read_index(folder / INDEX)
+    parts = sampler_class(index.family, folder).parts
+    refuse_links(folder, *parts, TEXT, RECORD)
     components: Components = {}
-    for name in sampler_class(index.family, folder).parts:
+    for name in parts:
         config = _read_file(folder, f"{name}/{CONFIG}", index)
         weights = _read_file(folder, f"{name}/{WEIGHTS}", index)
         try:
-            components[name] = (json.loads(config), safetensors.torch.load(weights))
-        except (ValueError, safetensors.SafetensorError) as error:
+            components[name] = (_object(config), safetensors.torch.load(weights))
+        except (ValueError, RecursionError, safetensors.SafetensorError) as error:
             raise InputError(f"{folder / name} holds no component of t2i: {_one_line(error)}; save it anew") from error
-    text = _read_text(folder / TEXT, index.text_digest)
+    text = _read_text(text_folder(folder), index.text_digest)
     knobs = index.guidance_scale, index.truncation, index.settings
     return Stored(index.family, index.checkpoint, components, text, folder, False, *knobs)
 
 
+def _object(data: bytes) -> dict[str, Any]:
+    found = json.loads(data)
+    if not isinstance(found, dict):
+        raise ValueError(f"its config is a {type(found).__name__}, not an object")
+    return found
+
+
+def text_folder(folder: Path) -> Path:
+    """The text encoder of a saved pipeline; the models of the package share one."""
+    own = folder / TEXT
+    return own if own.exists() or folder not in shipped().values() else shared_text_encoder()
+
+
 def _read_index(path: Path) -> _Index:
     try:
-        return _Index.model_validate_json(path.read_bytes())
+        index = _Index.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; {WANTED}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise InputError(f"{path} is no index of a t2i pipeline ({where}: {first['msg']}); {WANTED}") from error
+    checked(index.checkpoint, path)
+    return index
 
 
 def _read_file(folder: Path, name: str, index: _Index) -> bytes:

@@ -26,11 +26,11 @@ from t2i.data.phash import Looks, looks
 from t2i.errors import InputError
 from t2i.files import new_file
 from t2i.images import TRANSFORM, BrokenImage, ImageArray
+from t2i.trained import RECORD
 
 if TYPE_CHECKING:
     from t2i.training.run import Run
 
-RECORD = "trained_on.safetensors"
 SCHEMA = 1
 CHUNK = 256  # pictures decoded at once
 _ENDS = re.compile(r"^[\W_]+|[\W_]+$")

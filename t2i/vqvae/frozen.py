@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from t2i import checkpoint
 from t2i.errors import InputError
 from t2i.families import Components
 from t2i.images import ImageArray, to_model, to_uint8
+from t2i.trained import TrainedRun
 from t2i.vqvae.autoencoder import Autoencoder
 from t2i.vqvae.config import Config
 
@@ -34,9 +35,8 @@ class FrozenTokenizer:
         self.codebooks, self.codebook_size = self.model.codes.codebooks, self.model.codes.codebook_size
 
     @classmethod
-    def components_of(cls, state: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any]) -> Components:
-        kept = next((part for part in ("best", "ema") if part in state), "model")
-        return {"tokenizer": (manifest["config"], state[kept])}
+    def components_of(cls, run: TrainedRun) -> Components:
+        return {"tokenizer": (run.manifest["config"], run.weights)}
 
     @classmethod
     def load(cls, components: Components) -> Self:

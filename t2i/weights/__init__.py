@@ -1,13 +1,12 @@
-"""The pipelines that come with the package: folders of `t2i/weights` as `save_pretrained` writes them. Imports no torch."""
+"""The models that come with the package: folders of `t2i/weights` as `save_pretrained` writes them. Imports no torch."""
 
+import warnings
 from pathlib import Path
 
 import t2i
 
 INDEX = "model_index.json"
-
-
-DEFAULT = "prior"  # what draws where no run and no model is named
+DEFAULT = "prior"  # makes the images where no run and no model is named
 
 
 def shipped() -> dict[str, Path]:
@@ -15,6 +14,26 @@ def shipped() -> dict[str, Path]:
     return {found.parent.name: found.parent for found in sorted(Path(t2i.__file__).parent.glob(f"weights/*/{INDEX}"))}
 
 
+def find(place: str | Path) -> Path:
+    """The folder of a shipped model for its bare name, else `place` itself.
+
+    A folder of the same name in the working directory is `./NAME`; a warning says so.
+    """
+    folder = shipped().get(str(place))
+    if folder is None or isinstance(place, Path) and place.exists():
+        return Path(place)
+    if Path(place).exists():
+        warnings.warn(
+            f"{place} is the model that comes with t2i; for the {place} in this folder type ./{place}", stacklevel=4
+        )
+    return folder
+
+
+def shared_text_encoder() -> Path:
+    """The folder of the text encoder that all shipped models were trained with."""
+    return Path(t2i.__file__).parent / "weights" / "text_encoder"
+
+
 def scorer_dir() -> Path:
-    """Where the encoder lies that ships with the package."""
+    """The folder of the dual encoder that scores images when no other is named."""
     return Path(t2i.__file__).parent / "weights" / "scorer"

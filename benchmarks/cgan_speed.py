@@ -127,7 +127,7 @@ def our_networks(kind: str, channels_last: bool, compiled: bool) -> tuple[Config
 
 def our_step(config: Config, generator: nn.Module, discriminator: nn.Module, bf16: bool) -> Callable[[], None]:
     """One step of train/cgan.py without its data, guidance and journal."""
-    ema = EMA(generator, config.ema_halflife_images, config.ema_ramp)
+    ema = EMA(generator, config.ema_halflife_images)
     betas = (0.0, config.adam_beta2)
     g_optimizer = torch.optim.Adam(generator.parameters(), config.learning_rate, betas=betas)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), config.learning_rate, betas=betas)

@@ -3,14 +3,13 @@
     t2i train prior --config prior-tiny --set tokenizer.path=runs/vqvae --set text.path=runs/align --run-dir runs/prior
     torchrun --nproc_per_node 2 -m t2i.cli train prior --config prior-tiny ...
 
-Codes and text features are computed once and kept in the cache. The directory holds all that `t2i sample` and `t2i eval`
-need. To resume, run the same command again.
+Codes and text features are computed once and kept in the cache. The run directory holds everything that `t2i sample` and
+`t2i eval` need. To resume, run the same command again.
 """
 
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,32 +25,22 @@ from t2i.hardware import prepare_cpu
 from t2i.images import grid
 from t2i.prior.config import Config
 from t2i.prior.decoding import decode
-from t2i.prior.orders import Order, training_order
-from t2i.prior.transformer import Draws, Grid, Prior
+from t2i.prior.step import BITS, Micro, bits_per_token, draw_micro, parameter_groups
+from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextEncoder, TextFeatures
 from t2i.training.codes import CachedCodes, encode_codes
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
-from t2i.training.optimization import EMA, NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.training.optimization import EMA, MAX_GRADIENT
 from t2i.training.run import Run, now_and_then
 from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
 
-MEASURED = 1000  # held-out pictures whose likelihood is measured; fewer are drawn
-SHOWN, MEASURED_AT_ONCE = 24, 50  # prompts of the sample grid; pictures whose likelihood is measured at once
-BITS = float(np.log2(np.e))
-
-
-class Micro(NamedTuple):
-    """One micro-batch, on the device."""
-
-    codes_BS: Tensor
-    text: TextFeatures
-    order: Order | None
-    draws: Draws
+MEASURED = 1000  # held-out images whose likelihood is measured; fewer are sampled
+SHOWN = 24  # prompts of the sample grid
 
 
 class Validation(NamedTuple):
-    """One held-out split: captions with their features, the codes of their pictures, and those of it that are drawn."""
+    """One held-out split: the captions that are sampled with their scores, all text features, the codes of all images."""
 
     held_out: HeldOut
     text: TextFeatures
@@ -59,7 +48,7 @@ class Validation(NamedTuple):
 
 
 def prepare_tokenizer(config: Config, run: Run) -> ImageTokenizer:
-    """The run's own copy of the tokenizer, made when the run starts."""
+    """Returns the run's own copy of the tokenizer, made when the run starts."""
     folder = run.directory / "tokenizer"
     with run.accelerator.main_process_first():
         if run.is_new and run.is_main:
@@ -68,7 +57,7 @@ def prepare_tokenizer(config: Config, run: Run) -> ImageTokenizer:
         tokenizer = load_tokenizer(folder)
     if tokenizer.resolution != config.data.resolution:
         raise InputError(
-            f"data.resolution is {config.data.resolution}, but the tokenizer {config.tokenizer.path} codes pictures of "
+            f"data.resolution is {config.data.resolution}, but the tokenizer {config.tokenizer.path} codes images of "
             f"{tokenizer.resolution} px; set data.resolution={tokenizer.resolution}, or train another tokenizer"
         )
     top_k = config.sampling.top_k
@@ -81,18 +70,19 @@ def prepare_tokenizer(config: Config, run: Run) -> ImageTokenizer:
 
 
 def prepare_codes(tokenizer: ImageTokenizer, dataset: Dataset, mirrored: bool, run: Run) -> CachedCodes:
+    """Returns the codes of all images, from the cache or encoded now by all processes together."""
     codes = encode_codes(
         tokenizer, dataset, mirrored, rank=run.process_index, processes=run.num_processes,
-        wait=run.accelerator.wait_for_everyone, on_progress=now_and_then(run, f"encoding pictures ({dataset.split})"),
+        wait=run.accelerator.wait_for_everyone, on_progress=now_and_then(run, f"encoding images ({dataset.split})"),
     )  # fmt: skip
     for entry in codes.broken:
         run.quarantine(entry)
-    run.say(f"codes of {dataset.split}: {codes.hits:,} pictures from the cache, {codes.misses:,} encoded now")
+    run.say(f"codes of {dataset.split}: {codes.hits:,} images from the cache, {codes.misses:,} encoded now")
     return codes
 
 
 def prepare_validation(config: Config, encoder: TextEncoder, tokenizer: ImageTokenizer, run: Run) -> Validation | None:
-    """Pictures of `val` with one caption each; None where the data has no such split."""
+    """Returns the images of `val` with one caption each; None where the data has no such split."""
     dataset = open_held_out(config.data, "val", max(MEASURED, config.validation_n))
     if dataset is None:
         return None
@@ -100,67 +90,35 @@ def prepare_validation(config: Config, encoder: TextEncoder, tokenizer: ImageTok
     rows = np.arange(len(dataset))
     shown = codes.shown(rows).tolist()
     prompts = [str(dataset.captions[row][0]) for row in shown]
-    drawn = slice(config.validation_n)
-    held_out = HeldOut(dataset, prompts[drawn], shown[drawn], config.validation_extractor, run.device)
+    sampled = slice(config.validation_n)
+    held_out = HeldOut(dataset, prompts[sampled], shown[sampled], config.validation_extractor, run.device)
     return Validation(held_out, encoder.encode(prompts), codes.at(rows, np.zeros_like(rows)).flatten(1))
 
 
-@torch.no_grad()
-def bits_per_token(model: Prior, validation: Validation, device: torch.device) -> float:
-    """Mean NLL of held-out codes given their captions, each slot given all before it in raster or a fixed random order."""
-    nll = []
-    for start in range(0, len(validation.codes_BS), MEASURED_AT_ONCE):
-        rows = slice(start, start + MEASURED_AT_ONCE)
-        codes = validation.codes_BS[rows].to(device)
-        order = None
-        if model.query is not None:
-            uniforms = seeding.uniform(0, "validation/order", np.arange(start, start + len(codes)), codes.shape[1])
-            order = Order(torch.from_numpy(uniforms).argsort(dim=1).to(device), (1,) * codes.shape[1])
-        nll.append(model(codes, TextFeatures(*(x[rows].to(device) for x in validation.text)), order).nll_B)
-    return float(torch.cat(nll).mean()) * BITS
-
-
 def validate(model: Prior, validation: Validation, tokenizer: ImageTokenizer, run: Run) -> dict[str, float]:
-    """Bits per token, and held-out prompts drawn with fixed seeds at the run's own settings."""
-    prompts, drawn = validation.held_out.captions, []
+    """Returns bits per token and the scores of held-out prompts, sampled with fixed seeds at the run's own settings."""
+    prompts, sampled = validation.held_out.captions, []
     for rows in (range(len(prompts))[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)):
         text = TextFeatures(*(x[rows] for x in validation.text))
         codes = decode(model, text, rows, model.config.sampling)
-        drawn.append(tokenizer.decode(codes.view(len(codes), -1, tokenizer.codebooks)))
-    images = np.concatenate(drawn)
+        sampled.append(tokenizer.decode(codes.view(len(codes), -1, tokenizer.codebooks)))
+    images = np.concatenate(sampled)
     (run.directory / "samples").mkdir(exist_ok=True)
     sheet = grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6)
     sheet.save(run.directory / "samples" / f"step-{run.step:08d}.png")
-    return {"bits_per_token": bits_per_token(model, validation, run.device)} | validation.held_out.scores(images)
+    bits = bits_per_token(model, validation.codes_BS, validation.text)
+    return {"bits_per_token": bits} | validation.held_out.scores(images)
 
 
 def prepare_micro(
-    config: Config, train: Dataset, captions: Captions, codes: CachedCodes, batch: Rows, step: int, device: torch.device
+    config: Config, train: Dataset, captions: Captions, codes: CachedCodes, batch: Rows, run: Run
 ) -> Micro:
-    """Codes and captions of one micro-batch with all its random draws."""
-    seed, ids = config.seed, batch.sample_ids
-    index = captions.chosen(train, codes.shown(batch.rows), ids, seed)
-    views = (seeding.uniform(seed, "flip", ids, 1)[:, 0] < 0.5).astype(np.int64) * config.flip
-    codes_BS = codes.at(batch.rows, views).flatten(1)
-    slots = codes_BS.shape[1]
-    caption = seeding.uniform(seed, "caption_dropout", ids, 1)[:, 0]
-    token = seeding.uniform(seed, "token_dropout", ids, slots)
-    order = None
-    if config.order == "random":
-        uniforms = torch.from_numpy(seeding.uniform(seed, "order", ids, slots))
-        groups = seeding.uniform(seed, "groups", [step], 2)[0].tolist()
-        order = training_order(uniforms.to(device), groups)
-    draws = Draws(torch.from_numpy(caption).to(device), torch.from_numpy(token).to(device))
-    text = TextFeatures(*(x.to(device) for x in captions.text.rows(index)))
-    return Micro(codes_BS.to(device), text, order, draws)
-
-
-def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Weight decay for the matrices of linear layers; none for gains and embeddings."""
-    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    decayed = [p for p in model.parameters() if id(p) in matrices]
-    rest = [p for p in model.parameters() if id(p) not in matrices]
-    return [{"params": decayed, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    """Puts codes and captions of one micro-batch on the device, with all that chance decides of them."""
+    index = captions.chosen(train, codes.shown(batch.rows), batch.sample_ids, config.seed)
+    text = TextFeatures(*(x.to(run.device) for x in captions.text.rows(index)))
+    mirrored = (seeding.uniform(config.seed, "flip", batch.sample_ids, 1)[:, 0] < 0.5).astype(np.int64) * config.flip
+    codes_BS = codes.at(batch.rows, mirrored).flatten(1).to(run.device)
+    return draw_micro(config, codes_BS, text, batch.sample_ids, run.step)
 
 
 def main(config: Config, run_dir: Path) -> None:
@@ -168,68 +126,68 @@ def main(config: Config, run_dir: Path) -> None:
     train = open_dataset(config.data.address, "train", config.data.view(config.data.limit))
 
     with Run(run_dir, config, "prior") as run:
+        # Data: what of it may contradict its captions, and a record of it for later scores
         warn_of_crops(config.data.fit, train)
         config = config.model_copy(update={"flip": may_flip(config.flip, train)})
         remember(run, train, config.data, [config.tokenizer.path, config.text.path])
+
+        # Codes and text: the frozen tokenizer and encoder, and what they make of all images and captions
         tokenizer = prepare_tokenizer(config, run)
         encoder = prepare_text(config.text, train, run)
         captions = prepare_captions(encoder, train, run, tokens=True)
         codes = prepare_codes(tokenizer, train, config.flip, run)
         validation = prepare_validation(config, encoder, tokenizer, run)
 
+        # Transformer, its average, and AdamW
         shape = Grid(tokenizer.grid, tokenizer.grid, tokenizer.codebooks, tokenizer.codebook_size)
         plain = Prior(config, shape, encoder.token_dim, encoder.pooled_dim, encoder.max_tokens).to(run.device)
-        ema = EMA(plain, config.ema_halflife_images, config.ema_ramp)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(plain, config.weight_decay), config.learning_rate, betas=(0.9, config.adam_beta2)
-        )
+        ema = EMA(plain, config.ema_halflife_images)
+        groups = parameter_groups(plain, config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, config.adam_beta2))
+
+        # Parts of a checkpoint, and the newest one to go on from
         for name, part in {"model": plain, "ema": ema, "optimizer": optimizer}.items():
             run.register(name, part)
         names = ("bits_per_token", *validation.held_out.names) if validation else ()
         best = keep_best(run, ema.state_tensors, config.best_metric, names)
         run.resume()
-        model = run.prepare(plain, config.compile)
         run.extra |= {"text_digest": encoder.digest(), "tokenizer_digest": tokenizer.digest(), "grid": list(shape)}
 
-        place = (run.images_seen, run.process_index, run.num_processes)
-        loader = RowLoader(len(train), config.train_batch_size, config.seed, *place)
-        guard = NonFiniteGuard(run.rollback)
+        # The model as the processes of the run share it, and the rows from where the run left off
+        model = run.prepare(plain, config.compile)
+        loader = RowLoader(len(train), config.train_batch_size, config.seed, *run.position)
 
-        def waited_enough() -> bool:
-            return best is not None and config.patience is not None and best.misses >= config.patience
-
-        while run.step < run.total_steps and not waited_enough() and not run.stopping():
-            lr = learning_rate(
-                run.step, run.total_steps, config.learning_rate, config.lr_warmup_steps, config.lr_final_factor
-            )
-            set_learning_rate(optimizer, lr)
-            batches = [next(loader) for _ in range(config.gradient_accumulation_steps)]
-            total = torch.zeros(2, device=run.device)
-            for i, batch in enumerate(batches):
-                micro = prepare_micro(config, train, captions, codes, batch, run.step, run.device)
-                with nullcontext() if i == len(batches) - 1 else run.accelerator.no_sync(model):
-                    made = model(*micro)
-                    run.accelerator.backward(made.loss)
-                total += torch.stack([made.loss.detach(), made.nll_B.mean()]) / len(batches)
-            norm = nn.utils.clip_grad_norm_(plain.parameters(), config.max_grad_norm)
-            sound = guard.check(run.all_finite(total, norm), run.step, batches[0].sample_ids.tolist())
-            if sound:
-                optimizer.step()
-            optimizer.zero_grad()
-
-            images = config.train_batch_size * len(batches) * run.num_processes
-            run.advance(images)
-            if sound:
-                ema.update(plain, images, run.images_seen)
-            bits = total[1] * BITS
-            run.note({"loss": total[0], "bits_per_token": bits, "gradient_norm": norm, "learning_rate": lr})
-
+        for batches in run.steps(loader, optimizer):
+            # Validation of the averaged model, and a checkpoint
             if validation and run.due(config.validation_steps):
                 found = run.on_main(lambda: validate(ema.module, validation, tokenizer, run))  # type: ignore[arg-type]
                 note_validation(run, found, best)
-                if best and waited_enough():
-                    run.say(
-                        f"{best.metric} on val: no better for {best.misses} validations: stopping with the best weights"
-                    )
             if run.due(config.checkpointing_steps):
                 run.save()
+
+            # An early end, where the validations no longer get better
+            if best and config.patience is not None and best.misses >= config.patience:
+                run.say(
+                    f"{best.metric} on val: no better for {best.misses} validations: stopping with the best weights"
+                )
+                break
+
+            # Micro-batches of this step; none at the end of the run
+            micros = [prepare_micro(config, train, captions, codes, batch, run) for batch in batches]
+            if not micros:
+                break
+
+            # Step on the likelihood of the codes
+            losses: list[Tensor] = []
+            for micro in run.accumulate(model, micros):
+                made = model(*micro)
+                run.accelerator.backward(made.loss)
+                losses += [made.loss, made.nll_B]
+                run.note({"loss": made.loss, "bits_per_token": made.nll_B.mean() * BITS})
+            norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
+            sound = run.all_finite(*losses, norm)
+            if sound:
+                optimizer.step()
+                ema.update(plain, run.images_per_step, run.images_seen + run.images_per_step)
+            optimizer.zero_grad()
+            run.note({"gradient_norm": norm})

@@ -1,13 +1,11 @@
-"""Trains an image tokenizer (VQ-VAE): pictures become a grid of tokens and come back. Captions only serve to check.
+"""Trains an image tokenizer (VQ-VAE): images become a grid of codes and come back. Captions serve validation alone.
 
     t2i train vqvae --config vqvae-tiny --data shapes-2 --run-dir runs/vqvae
     torchrun --nproc_per_node 2 -m t2i.cli train vqvae --config vqvae-tiny --data shapes-2 --run-dir runs/vqvae
 
-The run's directory is what a prior's `tokenizer.path` names. To resume, run the same command again.
+The run directory is what `tokenizer.path` of a prior names. To resume, run the same command again.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,46 +18,50 @@ from t2i.errors import InputError
 from t2i.hardware import prepare_cpu
 from t2i.images import ImageArray, grid, to_model, to_uint8
 from t2i.metrics.reconstruction import psnr, ssim
-from t2i.training.optimization import EMA, NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.training.optimization import EMA, MAX_GRADIENT, gradient_norm
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits, oracle_names, oracle_scores
-from t2i.vqvae import losses
 from t2i.vqvae.autoencoder import Autoencoder, Reconstruction
 from t2i.vqvae.codebook_use import CodeUse
 from t2i.vqvae.config import Config
 from t2i.vqvae.discriminator import PatchDiscriminator
 from t2i.vqvae.perceptual import load_lpips
+from t2i.vqvae.step import Judges, autoencoder_loss, discriminator_loss
 
-CHUNK = 50  # pictures of a validation at once
-SHOWN, COLUMNS = 24, 12  # pictures of the sample grid
+CHUNK = 50  # images of a validation at once
+SHOWN, COLUMNS = 24, 12  # images of the sample grid
 
 
 def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
-    """The training split, and whatever held-out splits the data has.
+    """Returns the training split, and the held-out splits that the data has.
 
     Raises:
         InputError: the codebook has more codes than the data has tokens.
     """
     train = open_dataset(config.data.address, "train", config.data.view(config.data.limit))
     tokens = len(train) * config.autoencoder.grid**2
-    if config.quantizer.kind != "scalar" and config.quantizer.codebook_size > tokens:
+    codes = config.quantizer.codebook_size
+    if codes > tokens:
+        key = f"codebook_size {codes}"
+        if config.quantizer.kind == "scalar":
+            key = f"levels {config.quantizer.levels}, {codes} codes,"
         raise InputError(
-            f"quantizer.codebook_size {config.quantizer.codebook_size} is more than the {tokens} tokens of all "
-            f"{len(train)} training pictures of {config.data.address}, which cannot fill it; lower it"
+            f"quantizer.{key} is more than the {tokens} tokens of all {len(train)} training images of "
+            f"{config.data.address}, which cannot fill it; lower it"
         )
     return train, open_held_out_splits(config.data, config.validation_n)
 
 
 @torch.no_grad()
 def reconstruct(model: Autoencoder, images_BHWC: ImageArray, device: torch.device) -> ImageArray:
-    """uint8 pictures through the tokens and back."""
+    """Returns uint8 images after a way through the tokens and back."""
     parts = [to_model(images_BHWC[i : i + CHUNK]).to(device) for i in range(0, len(images_BHWC), CHUNK)]
     return np.concatenate([to_uint8(model.decode(model.encode(part))) for part in parts])
 
 
 def validate(model: Autoencoder, split: str, dataset: Dataset, run: Run) -> dict[str, float]:
-    """PSNR and SSIM, of drawn shapes also what can be read from the reconstructions, and a sheet to look at."""
+    """Returns PSNR, SSIM and, of rendered shapes, what can be read from the reconstructions; saves the sheet of `val`."""
     images = dataset.images(range(len(dataset)))
     training = model.training
     model.eval()
@@ -83,115 +85,89 @@ def main(config: Config, run_dir: Path) -> None:
 
     with Run(run_dir, config, "vqvae") as run:
         remember(run, train, config.data)
+
+        # Autoencoder and its average, and the networks that judge reconstructions
         plain = Autoencoder(config).to(run.device)
         optimizer = torch.optim.Adam(plain.parameters(), config.learning_rate, betas=(0.9, config.adam_beta2))
-        run.register("model", plain)
-        run.register("optimizer", optimizer)
-        ema = EMA(plain, config.ema_halflife_images, config.ema_ramp) if config.ema_halflife_images else None
-        if ema:
-            run.register("ema", ema)
+        ema = EMA(plain, config.ema_halflife_images) if config.ema_halflife_images else None
+        averaged = ema.module if ema else plain
         critic = PatchDiscriminator(config.discriminator).to(run.device) if config.loss.adversarial else None
-        critic_parameters = list(critic.parameters()) if critic else []
-        critic_optimizer = torch.optim.Adam(critic_parameters, config.learning_rate, (0.5, 0.9)) if critic else None
-        if critic and critic_optimizer:
-            run.register("discriminator", critic)
-            run.register("discriminator_optimizer", critic_optimizer)
-        if lpips:
-            lpips.to(run.device)
+        critic_optimizer = torch.optim.Adam(critic.parameters(), config.learning_rate, (0.5, 0.9)) if critic else None
+        judges = Judges(lpips.to(run.device) if lpips else None, critic)
+
+        # Parts of a checkpoint, and the newest one to go on from
+        parts = {"model": plain, "optimizer": optimizer, "ema": ema}
+        parts |= {"discriminator": critic, "discriminator_optimizer": critic_optimizer}
+        for name, part in parts.items():
+            if part is not None:
+                run.register(name, part)
         val = held_out.get("val")
         names = ("psnr", "ssim", *oracle_names([options[0] for options in val.captions])) if val else ()
-        averaged = ema.module if ema else plain
         best = keep_best(run, averaged.state_dict, config.best_metric, names)
         run.resume()
+
+        # Networks as the processes of the run share them, and the images from where the run left off
         model = run.prepare(plain, config.compile)
-        judge_of = run.prepare(critic, config.compile) if critic else None
-
-        place = (run.images_seen, run.process_index, run.num_processes, config.dataloader_num_workers, run.quarantine)
-        run.loader = loader = Loader(train, config.train_batch_size, config.seed, *place, config.data.augment)
-        guard = NonFiniteGuard(run.rollback)
+        shared_critic = run.prepare(critic, config.compile) if critic else None
+        reading = config.dataloader_num_workers, run.quarantine, config.data.augment
+        loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
         use = CodeUse(plain.codes.codebooks, plain.codes.codebook_size, run.device)
-        parameters = list(plain.parameters())
 
-        def loss_of(made: Reconstruction, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            loss = losses.reconstruction(made.images_BCHW, real, config.loss)
-            watch = {"reconstruction": loss.detach(), "quantizer_loss": made.loss.detach()}
-            if lpips:
-                distance = lpips(made.images_BCHW.float(), real).mean()
-                loss, watch["lpips"] = loss + config.loss.lpips * distance, distance.detach()
-            share = losses.ramp(run.step, config.loss.adversarial_start, config.loss.adversarial_ramp)
-            if critic and share:
-                critic.requires_grad_(False)
-                with run.accelerator.autocast():
-                    adversarial = losses.hinge_generator(critic(made.images_BCHW).float())
-                critic.requires_grad_(True)
-                weight = losses.adaptive_weight(
-                    loss, adversarial, plain.decoder.last_weight, config.loss.adaptive_limit
-                )
-                loss = loss + share * config.loss.adversarial * weight * adversarial
-                watch |= {"adversarial": adversarial.detach(), "adaptive_weight": weight}
-            return loss + made.loss, watch
-
-        def synced(module: nn.Module, last: bool) -> AbstractContextManager:
-            return nullcontext() if last else run.accelerator.no_sync(module)
-
-        def teach_critic(reals: list[Tensor], fakes: list[Tensor], lr: float) -> Mapping[str, Tensor]:
-            assert judge_of is not None and critic_optimizer is not None
-            set_learning_rate(critic_optimizer, lr)
-            seen: dict[str, Tensor] = {}
-            for i, (real, fake) in enumerate(zip(reals, fakes, strict=True)):
-                with synced(judge_of, i == len(reals) - 1):
-                    on_real, on_fake = judge_of(torch.cat([real, fake])).float().chunk(2)
-                    loss = losses.hinge_discriminator(on_real, on_fake)
-                    run.accelerator.backward(loss)
-                seen = {"d_loss": loss.detach(), "d_real": on_real.detach().mean(), "d_fake": on_fake.detach().mean()}
-            norm = nn.utils.get_total_norm([p.grad for p in critic_parameters if p.grad is not None])
-            if run.all_finite(seen["d_loss"], norm):
-                critic_optimizer.step()
-            critic_optimizer.zero_grad()
-            return seen | {"d_gradient": norm}
-
-        while run.step < run.total_steps and not run.stopping():
-            lr = learning_rate(
-                run.step, run.total_steps, config.learning_rate, config.lr_warmup_steps, config.lr_final_factor
-            )
-            set_learning_rate(optimizer, lr)
-            batches = [next(loader) for _ in range(config.gradient_accumulation_steps)]
-            reals = [to_model(batch.images_BHWC.numpy()).to(run.device) for batch in batches]
-            passes: list[Reconstruction] = []
-            watch: dict[str, Tensor] = {}
-            for i, real in enumerate(reals):
-                with synced(model, i == len(reals) - 1):
-                    made = model(real)
-                    loss, watch = loss_of(made, real)
-                    run.accelerator.backward(loss)
-                passes.append(Reconstruction(*(x.detach() for x in made)))
-            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
-            latents = torch.cat([made.latents_BCHW for made in passes])
-            indices = torch.cat([made.indices_BLQ for made in passes])
-            # the latents too: a codebook that follows them would keep what is not finite for good
-            finite = run.all_finite(loss, norm, latents)
-            sound = guard.check(finite, run.step, batches[0].sample_ids.tolist())
-            if sound:
-                optimizer.step()
-                plain.codes.observe(latents, indices)
-                use.add(indices)
-            optimizer.zero_grad()
-            if critic and sound:
-                watch |= teach_critic(reals, [made.images_BCHW for made in passes], lr)
-
-            images = config.train_batch_size * len(reals) * run.num_processes
-            run.advance(images)
-            if ema and sound:
-                ema.update(plain, images, run.images_seen)
-            run.note(watch | {"loss": loss, "gradient_norm": norm, "learning_rate": lr})
-
+        optimizers = [optimizer] if critic_optimizer is None else [optimizer, critic_optimizer]
+        for batches in run.steps(loader, *optimizers):
+            # Use of the codebook, validation, and a checkpoint
             if run.due(config.validation_steps):
                 used, perplexity = use.read()
                 run.record({"use": used, "perplexity": perplexity})
                 for split, dataset in held_out.items():
                     found = run.on_main(lambda: validate(averaged, split, dataset, run))  # type: ignore[arg-type]  # noqa: B023
                     note_validation(run, found, best if split == "val" else None, split)
-                if run.step > config.quantizer.warmup_steps:
+                if run.step > getattr(config.quantizer, "warmup_steps", 0):
                     use.judge(used, perplexity, run.step, warn=run.is_main)
             if run.due(config.checkpointing_steps):
                 run.save()
+
+            # Real images of this step; none at the end of the run
+            reals = [to_model(batch.images_BHWC.numpy()).to(run.device) for batch in batches]
+            if not reals:
+                break
+
+            # Autoencoder step; the codebook follows the latents only if they are finite too, or it would keep what is not
+            passes: list[Reconstruction] = []
+            losses: list[Tensor] = []
+            for real in run.accumulate(model, reals):
+                made = model(real)
+                place = plain.decoder.last_weight, config.loss, run.step, run.autocast
+                loss, watch = autoencoder_loss(made, real, judges, *place)
+                run.accelerator.backward(loss)
+                passes.append(Reconstruction(*(x.detach() for x in made)))
+                losses.append(loss)
+                run.note(watch)
+            norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
+            latents = torch.cat([made.latents_BCHW for made in passes])
+            indices = torch.cat([made.indices_BLQ for made in passes])
+            sound = run.all_finite(*losses, norm, latents)
+            if sound:
+                optimizer.step()
+                plain.codes.observe(latents, indices)
+                use.add(indices)
+            optimizer.zero_grad()
+            run.note({"gradient_norm": norm})
+
+            # Discriminator step, on the same reconstructions
+            if shared_critic and critic_optimizer and sound:
+                losses = []
+                for real, made in run.accumulate(shared_critic, list(zip(reals, passes, strict=True))):
+                    loss, watch = discriminator_loss(shared_critic, real, made.images_BCHW)
+                    run.accelerator.backward(loss)
+                    losses.append(loss)
+                    run.note(watch)
+                norm = gradient_norm(shared_critic)
+                if run.all_finite(*losses, norm):
+                    critic_optimizer.step()
+                critic_optimizer.zero_grad()
+                run.note({"d_gradient": norm})
+
+            # Averaged weights
+            if ema and sound:
+                ema.update(plain, run.images_per_step, run.images_seen + run.images_per_step)

@@ -34,6 +34,16 @@ def mismatched_mean(values_BM: Tensor, same_BM: Tensor) -> Tensor:
     return (values_BM * ~same_BM).mean()
 
 
+def penalised(config: LossConfig, batch: int) -> int:
+    """Returns how many images of a batch R1 and R2 are computed on."""
+    return max(1, round(config.penalty_fraction * batch)) if config.kind == "relativistic" else 0
+
+
+def has_probes(config: LossConfig) -> bool:
+    """Returns whether the penalties need noise: those by finite differences do."""
+    return config.kind == "relativistic" and config.penalty == "finite_difference"
+
+
 def discriminator_loss(
     discriminator: nn.Module,
     real_BCHW: Tensor,
@@ -53,7 +63,7 @@ def discriminator_loss(
         condition: 0 ignores the captions, 1 uses them (the ramp on small data).
     """
     batch = len(real_BCHW)
-    count = max(1, round(config.penalty_fraction * batch))
+    count = penalised(config, batch)
     exact = config.kind == "hinge" or config.penalty == "autograd"
     real, fake = real_BCHW.detach().requires_grad_(exact), fake_BCHW.detach().requires_grad_(exact)
     pooled = captions.pooled_BP.detach().requires_grad_(config.kind == "hinge")

@@ -18,6 +18,8 @@ class TrainConfig(Section):
     )
     gradient_accumulation_steps: int = Field(default=1, ge=1, description="micro-batches of one optimizer step")
     max_train_steps: int = Field(default=10_000, ge=1, description="optimizer steps of the whole run")
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    lr_warmup_steps: int = Field(default=100, ge=0, description="steps of linear warm-up")
     max_train_minutes: float | None = Field(
         default=None,
         gt=0,

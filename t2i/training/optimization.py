@@ -12,6 +12,9 @@ from torch.optim.swa_utils import AveragedModel
 from t2i import checkpoint
 from t2i.errors import InputError
 
+FINAL_RATE = 0.05  # the cosine ends at this share of the peak learning rate
+MAX_GRADIENT = 1.0  # gradients longer than this are shortened to it
+
 
 class EMA:
     """Exponential moving average of a module's weights and buffers, ramped with the number of images seen (StyleGAN-T).
@@ -111,3 +114,8 @@ def set_learning_rate(optimizer: Optimizer, value: float) -> None:
     """The same learning rate for every group."""
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+def gradient_norm(module: nn.Module) -> Tensor:
+    """Returns the Euclidean norm over the gradients of all parameters that have one."""
+    return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])

@@ -3,17 +3,23 @@
 A program's loop:
 
     with Run(directory, config, "cgan") as run:
-        run.register("generator", generator)
+        run.register("model", model)
         run.register("optimizer", optimizer)
         run.resume()
-        while run.step < run.total_steps and not run.stopping():
-            ...  # one optimizer step
-            run.advance(images)
-            run.note({"loss": loss})
+        loader = Loader(train, config.train_batch_size, config.seed, *run.position)
+        for batches in run.steps(loader, optimizer):
             if run.due(config.checkpointing_steps):
                 run.save()
-
-Losses or gradients that are not finite: `guard = NonFiniteGuard(run.rollback)` and `guard.check(run.all_finite(...), ...)`.
+            batches = list(batches)
+            if not batches:  # the run is done, or stopped by a signal
+                break
+            for batch in run.accumulate(model, batches):
+                loss = ...
+                run.accelerator.backward(loss)
+            if run.all_finite(loss):
+                optimizer.step()
+            optimizer.zero_grad()
+            run.note({"loss": loss})
 """
 
 import hashlib
@@ -23,12 +29,14 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 import t2i
 from t2i import checkpoint
@@ -40,6 +48,7 @@ from t2i.seeding import derive
 from t2i.training.accelerator import make_accelerator
 from t2i.training.directory import DirectoryLock, describe, refuse_anothers
 from t2i.training.journal import Journal
+from t2i.training.optimization import FINAL_RATE, NonFiniteGuard, learning_rate, set_learning_rate
 from t2i.training.state import Part, Parts, is_sound, refuse_another, refuse_not_finite, warn_of_rounding
 from t2i.training.stopping import Budget, StopSignals
 
@@ -52,10 +61,14 @@ T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
 
-class Waiting(Protocol):
-    """What `Run.loader` must tell."""
+class Samples(Protocol):
+    """One micro-batch; `sample_ids` are the positions of its images since the start of training."""
 
-    wait_seconds: float
+    @property
+    def sample_ids(self) -> Any: ...
+
+
+B = TypeVar("B", bound=Samples)
 
 
 class Run:
@@ -65,9 +78,9 @@ class Run:
         accelerator: made from the config; `prepare` the modules with it, and no scheduler: use `learning_rate`.
         device, is_main, num_processes, process_index: where this process stands.
         directory, journal: of the run; the journal is None but on the main process.
-        step: optimizer steps done. images_seen: over all processes, the `samples_consumed` of a loader.
+        step: optimizer steps done. images_seen: over all processes, in those steps.
         total_steps: of the whole run; with `max_train_minutes` it falls, once, from max_train_steps to what fits.
-        loader: set it to have the share of time waiting for data in the journal.
+        guard: counts steps that were not finite; `steps` asks it.
         extra: further keys of the manifest of every checkpoint; `save` adds to it.
 
     Raises:
@@ -78,10 +91,14 @@ class Run:
         self.directory, self.config, self.family = Path(directory), config, family
         self.step = self.images_seen = 0
         self.total_steps = config.max_train_steps
-        self.loader: Waiting | None = None
+        self.guard = NonFiniteGuard(self.rollback)
         self.journal: Journal | None = None
         self.extra: dict[str, Any] = {}
-        self._saved_step = 0
+        self._saved_step = self._first_step = 0  # at the last save; when this process began
+        self._over = False  # done, or stopped by a signal
+        self._sample_ids: list[int] = []  # of the step's first micro-batch
+        self._loader: Any = None
+        self._rate = 0.0  # learning rate of the step
         self._judged_step, self._sound = 0, True  # whether all was finite in the step judged last
         self._rolled_back = False
         self._means = Means()
@@ -106,7 +123,11 @@ class Run:
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self._budget = self._new_budget()
-        self._window = (self._started, 0, 0.0)  # time, images and waiting at the last line of the journal
+        self._window: tuple[float, int, float | None] = (
+            self._started,
+            0,
+            None,
+        )  # time, images and waiting at the last line of the journal
         torch.manual_seed(derive(config.seed, "init"))  # networks are made next, alike on every rank
 
     # ---- the life of a run ------------------------------------------------------------------------------------------
@@ -141,7 +162,7 @@ class Run:
         if self._closed:
             return
         try:
-            stopped = self.stopping()
+            stopped = self._agree_to_stop()
             if self.step != self._saved_step:
                 self.save()
         finally:
@@ -209,12 +230,8 @@ class Run:
         self._judged_step = self.step
         return finite
 
-    def stopping(self) -> bool:
-        """Whether a signal reached any rank. Call it once before each step, on every rank.
-
-        It also seeds torch's own generator for the step: dropout depends on the step, not on what was drawn before it.
-        """
-        torch.manual_seed(derive(self.config.seed, "step", self.step, self.process_index))
+    def _agree_to_stop(self) -> bool:
+        """Returns whether a signal reached any rank; fixes the number of steps once the time budget tells it."""
         total = self._budget.steps_that_fit(self.step) if self._budget and self.is_main else None
         flag, agreed = self._ranks.max([float(self._signals.received), float(total or 0)])
         if agreed:
@@ -233,25 +250,88 @@ class Run:
 
     # ---- steps ------------------------------------------------------------------------------------------------------
 
-    def advance(self, images: int) -> None:
-        """Counts one optimizer step (done or skipped) that saw `images` pictures over all processes."""
-        self.step += 1
-        self.images_seen += images
+    @property
+    def position(self) -> tuple[int, int, int]:
+        """Samples consumed, process index and number of processes, as the loaders take them."""
+        return self.images_seen, self.process_index, self.num_processes
 
-    def due(self, every: int) -> bool:
-        """True at every `every`-th step and at the last one, never before the first."""
-        return self.step > 0 and (self.step % every == 0 or self.step == self.total_steps)
+    @property
+    def images_per_step(self) -> int:
+        """Images of one optimizer step over all processes."""
+        return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.num_processes
 
-    def note(self, scalars: Mapping[str, float | Tensor]) -> None:
-        """Adds scalars of the step just counted to running means; every `log_steps` steps they go to the journal.
+    def steps(
+        self, loader: Iterator[B], *optimizers: Optimizer, final_rate: float = FINAL_RATE
+    ) -> Iterator[Iterator[B]]:
+        """Yields the micro-batches of each optimizer step; at the end once more, and then there are none.
 
-        Tensors stay where they are until then, so nothing waits for a GPU. All ranks must note the same names.
+        So the body of a loop first looks after the steps so far (`due`, `save`), then takes its micro-batches, which seeds
+        torch's generator for the step and sets the learning rate, and leaves the loop if there are none. When the body ends,
+        the step is counted, timed and logged, and steps that are not finite are dealt with.
+
+        Args:
+            loader: endless micro-batches of this process.
+            optimizers: get the learning rate: a warm-up, then a cosine down to `final_rate` of the config's.
+
+        Raises:
+            InputError: too many steps in a row were not finite (`NonFiniteGuard`).
         """
-        self._means.add(scalars)
-        if self.due(self.config.log_steps):
+        self._loader = loader
+        self._window = time.monotonic(), self.images_seen, self._waited()
+        while not self._over:
+            yield self._micro_batches(loader, optimizers, final_rate)
+            if not self._over:
+                self._finish_step()
+
+    def _micro_batches(self, loader: Iterator[B], optimizers: Sequence[Optimizer], final_rate: float) -> Iterator[B]:
+        self._over = self._agree_to_stop() or self.step >= self.total_steps
+        if self._over:
+            return
+        # dropout and noise depend on the step, not on what was drawn before it
+        torch.manual_seed(derive(self.config.seed, "step", self.step, self.process_index))
+        warmup, base = self.config.lr_warmup_steps, self.config.learning_rate
+        self._rate = learning_rate(self.step, self.total_steps, base, warmup, final_rate)
+        for optimizer in optimizers:
+            set_learning_rate(optimizer, self._rate)
+        self._sample_ids = []
+        for _ in range(self.config.gradient_accumulation_steps):
+            batch = next(loader)
+            self._sample_ids = self._sample_ids or batch.sample_ids.tolist()
+            yield batch
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of the run, for a network that `prepare` has not wrapped."""
+        return self.accelerator.autocast()
+
+    def accumulate(self, module: nn.Module, micros: Sequence[T]) -> Iterator[T]:
+        """Yields micro-batches to run backward on; processes exchange gradients of `module` at the last one alone."""
+        for i, micro in enumerate(micros):
+            with nullcontext() if i == len(micros) - 1 else self.accelerator.no_sync(module):
+                yield micro
+
+    def _finish_step(self) -> None:
+        """Counts the step (done or skipped), after going back to a sound checkpoint where it must be."""
+        finite = self._sound or self._judged_step != self.step
+        self.guard.check(finite, self.step, self._sample_ids)
+        self.step += 1
+        self.images_seen += self.images_per_step
+        self.note({"learning_rate": self._rate})
+        if self.step % self.config.log_steps == 0 or self.step == self.total_steps:
             self._log()
         if self.journal is not None:
             self.journal.show(self.step)
+
+    def due(self, every: int) -> bool:
+        """Returns whether something is due that happens after every `every`-th step and after the last one."""
+        return self.step > self._first_step and (self.step % every == 0 or self.step == self.total_steps)
+
+    def note(self, scalars: Mapping[str, float | Tensor]) -> None:
+        """Adds scalars of this step to running means; every `log_steps` steps they go to the journal.
+
+        May be called for each micro-batch: the mean is over all calls. Tensors stay where they are until then, so nothing
+        waits for a GPU. All ranks must note the same names.
+        """
+        self._means.add(scalars)
 
     def record(self, scalars: Mapping[str, float]) -> None:
         """Writes scalars (scores of a validation, ...) to the journal at once; does nothing but on the main process."""
@@ -274,14 +354,18 @@ class Run:
         reason = f"{broken['id']} cannot be decoded and is replaced by the next picture: {broken['reason']}"
         warnings.warn(reason, stacklevel=2)
 
+    def _waited(self) -> float | None:
+        """Seconds that the loader has waited for data; None where it reads none."""
+        return getattr(self._loader, "wait_seconds", None)
+
     def _log(self) -> None:
         scalars = self._means.take(self._ranks, self.device)
-        then, images, waited = self._window
-        now, waiting = time.monotonic(), self.loader.wait_seconds if self.loader else 0.0
+        (then, images, waited), now, waiting = self._window, time.monotonic(), self._waited()
         self._window = now, self.images_seen, waiting
-        scalars["images_per_second"] = (self.images_seen - images) / max(now - then, 1e-9)
-        if self.loader is not None:
-            scalars["data_wait"] = (waiting - waited) / max(now - then, 1e-9)
+        seconds = max(now - then, 1e-9)
+        scalars["images_per_second"] = (self.images_seen - images) / seconds
+        if waiting is not None and waited is not None:
+            scalars["data_wait"] = (waiting - waited) / seconds
         self.record(scalars)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
@@ -347,14 +431,13 @@ class Run:
             if self.is_main:
                 warn_of_rounding(manifest.get("arithmetic", {}), self._arithmetic())
             self._rolled_back = manifest.get("rolled_back", False)
-            self.step = self._saved_step = manifest["step"]
+            self.step = self._saved_step = self._first_step = manifest["step"]
             self.images_seen = manifest["images_seen"]
             self._seconds_before = manifest["train_seconds"]
             self._take_total(manifest)
         if self._budget is not None:
             self._budget = self._new_budget()  # preparing the data is not training
         self._ranks.on_main(self._continue_files)
-        self._window = (time.monotonic(), self.images_seen, self.loader.wait_seconds if self.loader else 0.0)
         return path is not None
 
     def _newest(self) -> Path | None:
@@ -390,7 +473,7 @@ class Run:
         """Puts every part back to the newest checkpoint of a sound step; False when there is none, or it was done before.
 
         Steps, data and learning rate go on from where they are, for the same samples would only do the same again. Call
-        it on every rank, where no part is half-way through a step: `NonFiniteGuard` does.
+        it on every rank, where no part is half-way through a step: `steps` does.
         """
         path = None if self._rolled_back else self.on_main(lambda: checkpoint.latest(self._checkpoints, is_sound))
         if path is None:

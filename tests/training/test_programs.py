@@ -63,9 +63,9 @@ def test_a_run_stopped_and_resumed_is_the_undisturbed_run_bit_for_bit(family: st
     assert app.main(command(family, whole, "max_train_steps=5", "checkpointing_steps=5")) == 0
     # stopped where no schedule can tell: a signal ends a run at step 2 and the same command goes on
     code = (
-        "import os, signal, sys; from t2i import cli; from t2i.training import run; old = run.Run.advance\n"
-        "def advance(self, n):\n old(self, n); self.step == 2 and os.kill(os.getpid(), signal.SIGTERM)\n"
-        "run.Run.advance = advance; sys.exit(cli.main(sys.argv[1:]))"
+        "import os, signal, sys; from t2i import cli; from t2i.training import run; old = run.Run._finish_step\n"
+        "def finish(self):\n old(self); self.step == 2 and os.kill(os.getpid(), signal.SIGTERM)\n"
+        "run.Run._finish_step = finish; sys.exit(cli.main(sys.argv[1:]))"
     )
     words = command(family, parts, "max_train_steps=5", "checkpointing_steps=5")
     stopped = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=240)
@@ -179,7 +179,7 @@ def test_a_prior_draws_what_it_drew_in_training_and_keeps_its_codes(tmp_path: Pa
     run = tmp_path / "run"
     assert app.main(command("prior", run, "max_train_steps=2", "checkpointing_steps=1")) == 0
     said = capsys.readouterr().err
-    assert "codes of train: 0 pictures from the cache, 64 encoded now" in said
+    assert "codes of train: 0 images from the cache, 64 encoded now" in said
     record = next(r for r in journal.read(run / "journal.jsonl") if "val_bits_per_token" in r)
     assert 3.5 < record["val_bits_per_token"] < 4.5 and "val_strict" in record  # 16 codes: 4 bits
     # the checkpoint alone draws the sheet that training drew, to the pixel
@@ -189,12 +189,12 @@ def test_a_prior_draws_what_it_drew_in_training_and_keeps_its_codes(tmp_path: Pa
     assert np.array_equal(np.asarray(grid(list(again), prompts, columns=6).convert("RGB")), np.asarray(sheet))
     assert len({image.tobytes() for image in again}) > 12  # so it is no accident
     assert app.main(command("prior", run, "max_train_steps=3")) == 0
-    assert "64 pictures from the cache, 0 encoded now" in capsys.readouterr().err
+    assert "64 images from the cache, 0 encoded now" in capsys.readouterr().err
     # another tokenizer, by one step of training: none of its codes is known
     assert app.main(command("vqvae", tmp_path / "other", "max_train_steps=4")) == 0
     other = f"tokenizer.path={json.dumps(str(tmp_path / 'other'))}"
     assert app.main(command("prior", tmp_path / "run2", "max_train_steps=1", other)) == 0
-    assert "codes of train: 0 pictures from the cache, 64 encoded now" in capsys.readouterr().err
+    assert "codes of train: 0 images from the cache, 64 encoded now" in capsys.readouterr().err
 
 
 def test_a_prior_stops_when_held_out_likelihood_no_longer_falls(tmp_path: Path, capsys) -> None:
@@ -213,7 +213,7 @@ def test_a_prior_stops_when_held_out_likelihood_no_longer_falls(tmp_path: Path, 
     ("sets", "words"),
     [
         (["tokenizer.path=nowhere"], "t2i train vqvae"),
-        (["data.resolution=32"], "codes pictures of 16 px"),
+        (["data.resolution=32"], "codes images of 16 px"),
         (["data.augment=[noise]"], "codes are computed once"),
     ],
 )

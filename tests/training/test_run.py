@@ -11,8 +11,10 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -30,7 +32,7 @@ from t2i.seeding import normal
 from t2i.training import journal, stopping
 from t2i.training.accelerator import check_launch
 from t2i.training.directory import DirectoryLock
-from t2i.training.optimization import EMA, NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.training.optimization import EMA, NonFiniteGuard, learning_rate
 from t2i.training.run import RESUME_ME, Run
 from t2i.training.stopping import Budget
 
@@ -41,6 +43,7 @@ class Config(TrainConfig):
     family: Literal["toy"] = "toy"
     width: int = 6
     learning_rate: float = 1e-2
+    lr_warmup_steps: int = 3
 
 
 def config(**changes: Any) -> Config:
@@ -88,15 +91,19 @@ def train(
         run.register("optimizer_g", optimizers[0])
         run.register("optimizer_d", optimizers[1])
         run.resume()
-        run.loader = loader = Loader(
-            dataset, cfg.train_batch_size, cfg.seed, run.images_seen, run.process_index, run.num_processes
-        )
-        guard = NonFiniteGuard(run.rollback, limit)
-        while run.step < run.total_steps and not run.stopping():
-            for optimizer in optimizers:
-                set_learning_rate(optimizer, learning_rate(run.step, run.total_steps, cfg.learning_rate, 3))
-                optimizer.zero_grad()
-            batch = next(loader)
+        first = run.step
+        loader = Loader(dataset, cfg.train_batch_size, cfg.seed, *run.position)
+        run.guard = NonFiniteGuard(run.rollback, limit)
+        for batches in run.steps(loader, *optimizers, final_rate=0.0):
+            if run.due(cfg.checkpointing_steps):
+                run.save({"last": run.step})
+                torch.rand(run.step)  # a validation may draw: the next step must not feel it
+            if run.step > first:
+                each_step(run)
+            micros = list(batches)
+            if not micros:
+                break
+            (batch,) = micros
             real = batch.images_BHWC.permute(0, 3, 1, 2)[:, :, ::8, ::8].float() / 127.5 - 1
             fake = generator(torch.from_numpy(normal(cfg.seed, "z", batch.sample_ids, 4))).view(-1, 3, 4, 4)
             logits = critic(torch.cat([real, fake])).chunk(2)
@@ -104,19 +111,14 @@ def train(
             loss.backward()
             if spoilt(run.step) and run.process_index == run.num_processes - 1:
                 loss = loss * math.nan
-            sound = guard.check(run.all_finite(loss), run.step, batch.sample_ids.tolist())
+            sound = run.all_finite(loss)
             if sound:
                 for optimizer in optimizers:
                     optimizer.step()
-            seen = cfg.train_batch_size * run.num_processes
-            run.advance(seen)
-            if sound:
-                average.update(generator, seen, run.images_seen)
+                average.update(generator, run.images_per_step, run.images_seen + run.images_per_step)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             run.note({"loss": loss, "rate": optimizers[0].param_groups[0]["lr"]})
-            if run.due(cfg.checkpointing_steps):
-                run.save({"last": run.step})
-                torch.rand(run.step)  # a validation may draw: the next step must not feel it
-            each_step(run)
 
 
 def kill_at(step: int) -> Callable[[Run], None]:
@@ -181,7 +183,7 @@ def test_a_run_leaves_what_is_promised(undisturbed):
     records = journal.read(undisturbed / "journal.jsonl")
     assert [record["step"] for record in records] == [3, 6, 9, 12]
     for record in records:
-        assert record.keys() == {"step", "time", "loss", "rate", "images_per_second", "data_wait"}
+        assert record.keys() == {"step", "time", "loss", "rate", "learning_rate", "images_per_second", "data_wait"}
         assert record["images_per_second"] > 0 and 0 < record["data_wait"] < 1
     rates = [learning_rate(step, 12, 1e-2, 3) for step in range(12)]
     assert [record["rate"] for record in records] == pytest.approx(
@@ -291,7 +293,7 @@ def test_another_config_family_or_model_is_refused_and_nothing_changes(undisturb
     before = files_of(undisturbed)
     said = refusal(lambda: train(undisturbed, config(seed=1, learning_rate=0.5)))
     assert (
-        f"{undisturbed} was started with seed 0 (now 1), learning_rate 0.01 (now 0.5); resume with that config" in said
+        f"{undisturbed} was started with learning_rate 0.01 (now 0.5), seed 0 (now 1); resume with that config" in said
     )
     assert "holds a run of toy, not of cgan" in refusal(lambda: train(undisturbed, config(), family="cgan"))
 
@@ -562,9 +564,10 @@ def test_one_bad_rank_counts_for_all_and_means_are_over_ranks(tmp_path):
             assert run.all_finite(good, good)
             assert not run.all_finite(good, bad if rank == 1 else good)
             assert not run.all_finite(torch.tensor(math.inf if rank == 0 else 0.0))
-            assert not run.stopping()
-            run.advance(4)
-            run.note({"loss": torch.tensor(1.0 + 2 * rank), "rate": 0.5})
+            loader = iter([SimpleNamespace(sample_ids=np.arange(8))])
+            for batches in run.steps(loader):
+                if list(batches):
+                    run.note({"loss": torch.tensor(1.0 + 2 * rank), "rate": 0.5})
 
     assert two_processes(body) == [0, 0]
     (record,) = journal.read(tmp_path / "journal.jsonl")

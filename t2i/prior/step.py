@@ -1,0 +1,68 @@
+"""What one optimizer step of the prior needs beside its model: random draws, parameter groups, held-out likelihood.
+
+Axes: B batch, S slots.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from t2i import seeding
+from t2i.prior.config import Config
+from t2i.prior.orders import Order, training_order
+from t2i.prior.transformer import Draws, Prior
+from t2i.text import TextFeatures
+
+CHUNK = 50  # images whose likelihood is measured at once
+BITS = float(np.log2(np.e))  # bits of a nat
+
+
+class Micro(NamedTuple):
+    """One micro-batch on the device: the arguments of `Prior.forward`."""
+
+    codes_BS: Tensor
+    text: TextFeatures
+    order: Order | None
+    draws: Draws
+
+
+def draw_micro(config: Config, codes_BS: Tensor, text: TextFeatures, sample_ids: NDArray[np.int64], step: int) -> Micro:
+    """Draws what is hidden from the model and in which order it decodes, keyed by sample; the groups by `step`."""
+    device, seed, slots = codes_BS.device, config.seed, codes_BS.shape[1]
+    caption_B = torch.from_numpy(seeding.uniform(seed, "caption_dropout", sample_ids, 1)[:, 0])
+    token_BS = torch.from_numpy(seeding.uniform(seed, "token_dropout", sample_ids, slots))
+    order = None
+    if config.order == "random":
+        uniforms = torch.from_numpy(seeding.uniform(seed, "order", sample_ids, slots))
+        groups = seeding.uniform(seed, "groups", [step], 2)[0].tolist()
+        order = training_order(uniforms.to(device), groups)
+    return Micro(codes_BS, text, order, Draws(caption_B.to(device), token_BS.to(device)))
+
+
+def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Returns AdamW's groups: weight decay for the matrices of linear layers, none for gains and embeddings."""
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    decayed = [p for p in model.parameters() if id(p) in matrices]
+    rest = [p for p in model.parameters() if id(p) not in matrices]
+    return [{"params": decayed, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+@torch.no_grad()
+def bits_per_token(model: Prior, codes_BS: Tensor, text: TextFeatures) -> float:
+    """Returns the mean negative log-likelihood of codes given their captions, in bits a slot.
+
+    Each slot is given all before it, in raster order or in a random order fixed by its row.
+    """
+    nll, device = [], next(model.parameters()).device
+    for start in range(0, len(codes_BS), CHUNK):
+        rows = slice(start, start + CHUNK)
+        codes = codes_BS[rows].to(device)
+        order = None
+        if model.query is not None:
+            uniforms = seeding.uniform(0, "validation/order", np.arange(start, start + len(codes)), codes.shape[1])
+            order = Order(torch.from_numpy(uniforms).argsort(dim=1).to(device), (1,) * codes.shape[1])
+        nll.append(model(codes, TextFeatures(*(x[rows].to(device) for x in text)), order).nll_B)
+    return float(torch.cat(nll).mean()) * BITS

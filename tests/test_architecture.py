@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("t2i.report",),
     ("t2i.scoring",),
     ("t2i.pipeline",),
-    ("t2i.sampling", "t2i.training", "t2i.cgan", "t2i.vqvae", "t2i.prior"),
+    ("t2i.sampling", "t2i.training", "t2i.cgan", "t2i.cvae", "t2i.vqvae", "t2i.prior"),
     ("t2i.families",),
     ("t2i.text", "t2i.extractors"),
     ("t2i.align",),
@@ -29,7 +29,19 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("t2i.trained", "t2i.metrics"),
     ("t2i.checkpoint", "t2i.config"),
 )
-GROUND = ("cache", "console", "distributed", "errors", "files", "hardware", "images", "names", "pretrained", "seeding")
+GROUND = (
+    "cache",
+    "console",
+    "distributed",
+    "errors",
+    "files",
+    "hardware",
+    "images",
+    "names",
+    "noise",
+    "pretrained",
+    "seeding",
+)
 MOST_FILES, MOST_AT_THE_TOP = 15, 16
 HEAVY = {"torch", "torchvision", "transformers", "accelerate", "sklearn", "gensim", "scipy", "torchmetrics", "pyarrow"}
 # packages, or modules, that import nothing heavy at import; their submodules may

@@ -10,7 +10,7 @@ Axes: B batch, T words, L places row by row, N = T + L, C channels of a latent, 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -220,3 +220,11 @@ class ConditionalVAE(nn.Module):
             error = (error_B * shown_B).mean() / share.clamp(min=EPS)
             of_text = (error_B * (1 - shown_B)).mean() / (1 - share).clamp(min=EPS)
         return Terms(total, error, of_text, nats_B.detach().mean())
+
+
+def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Returns AdamW's groups: weight decay for all matrices and kernels, none for gains, biases and the rest."""
+    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")]
+    kept = {id(p) for p in decayed}
+    rest = [p for p in model.parameters() if id(p) not in kept]
+    return [{"params": decayed, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]

@@ -90,6 +90,13 @@ class FrozenTokenizer:
             parts.append(to_uint8(self.model.decode(full))[: len(part)])
         return np.concatenate(parts)
 
+    @torch.no_grad()
+    def codebook(self) -> Tensor:
+        if self.codebooks > 1:
+            raise ValueError(f"a tokenizer of {self.codebooks} codebooks has no vector for each code")
+        indices = torch.arange(self.codebook_size, device=self._device)
+        return self.model.codes.codes_of(indices[:, None, None]).flatten(1).float()
+
     def digest(self) -> str:
         parts = {key: self.config.model_dump(mode="json")[key] for key in ("autoencoder", "quantizer")}
         total = hashlib.sha256(json.dumps([self.resolution, parts], sort_keys=True).encode())

@@ -56,7 +56,7 @@ class Sampler(Protocol):
         """All settings of its family with their values."""
         ...
 
-    def draw(
+    def sample(
         self,
         text: TextFeatures,
         seeds: Sequence[int],
@@ -72,7 +72,7 @@ class Sampler(Protocol):
 class NoiseSpace(Protocol):
     """A `Sampler` whose noises have a path between them."""
 
-    def draw_between(
+    def sample_between(
         self,
         text: TextFeatures,
         seeds: tuple[int, int],

@@ -1,70 +1,74 @@
-"""From prompts to pictures, with the interface that users of diffusers know.
+"""From prompts to images, with the interface that users of diffusers know.
 
     pipe = TextToImagePipeline.from_pretrained("runs/shapes")
     pipe("a small red circle above a large blue square", num_images_per_prompt=4, seed=0).images[0].save("circle.png")
 
-A family of generators is a `t2i.families.Sampler`.
-Axes: B pictures, T text tokens, D token width, P pooled text; pictures are uint8 [B, H, W, 3].
+docs/python.md compares it with diffusers, argument by argument. Axes: B images, H, W pixels.
 """
 
-import math
-import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from torch import Tensor
 
 from t2i.errors import InputError
 from t2i.extractors import ImageTextExtractor
-from t2i.families import NoiseSpace, Sampler, sampler_class
+from t2i.families import FAMILIES, NoiseSpace, Sampler, sampler_class
 from t2i.files import new_folder
 from t2i.images import Fit, ImageArray, grid
 from t2i.pretrained import digest_folder, local_folder
-from t2i.sampling import saved
+from t2i.sampling import calls, saved
+from t2i.sampling.calls import OutputType, as_output, count, number, output_type_of
 from t2i.sampling.inpainting import keep_parts
-from t2i.sampling.model_card import card_prompts, model_card
+from t2i.sampling.listening import Stopped, listened
+from t2i.sampling.mixing import frame_weights, mix
+from t2i.sampling.model_card import card_prompts, model_card, score_files
 from t2i.sampling.prompts import clean_prompt
 from t2i.sampling.reranking import BestOf, candidate_seed, open_reranker
 from t2i.sampling.saved import Stored
-from t2i.seeding import derive
 from t2i.text import TextConfig, TextFeatures, fit_encoder
 from t2i.text.aligned import AlignedEncoder
+from t2i.trained import RECORD
 
-OutputType = Literal["pil", "np", "pt"]
-
-
-# (pipeline, calls before this one, share of all pictures that is done, {"seeds": of the pictures under way})
+# (pipeline, calls before this one, share of all images that is done, {"seeds": of the images under way})
 Callback = Callable[["TextToImagePipeline", int, float, dict[str, Any]], Any]
-
-
 CARD_SEED = 0
 
 
 @dataclass
 class ImagePipelineOutput:
-    """Pictures and the seed of each: `pipe(prompt, seed=[seed])` draws that picture again."""
+    """Images and the seed of each: `pipe(prompt, seed=that_seed)`, or `--seed` of it, makes that image again.
+
+    `output[0]` and `output["images"]` are the images, as in diffusers.
+    """
 
     images: Any  # list[PIL.Image.Image], ImageArray or Tensor: the call's `output_type` decides
     seeds: list[int]
-    scores: list[list[float]] | None = None  # with `best_of`: of all candidates of each picture, the best was kept
+    scores: list[list[float]] | None = None  # with `best_of`: of all candidates of each image, the best was kept
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return (self.images, self.seeds) if self.scores is None else (self.images, self.seeds, self.scores)
+
+    def __getitem__(self, key: int | str) -> Any:
+        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
 
 
 class TextToImagePipeline:
     """A text encoder and a generator that was trained with it.
 
     Attributes:
-        family: a key of `t2i.families.SAMPLERS`.
+        family: a key of `t2i.families.FAMILIES`.
         manifest: of the checkpoint that the weights come from: step, config, digests, versions.
-        guidance_scale, truncation: what a call takes that names none; saved with the pipeline.
+        guidance_scale, truncation: defaults of a call; saved with the pipeline.
         sampler: the generator; `pipe.sampler = pipe.sampler.tuned({...})` sets its family's settings, saved too.
-        run: the run directory it was read from; None: a saved pipeline.
+        home: the folder it was read from: a run directory, or a saved pipeline.
+        run: the same if it is a run directory, else None.
     """
 
     def __init__(self, sampler: Sampler, stored: Stored) -> None:
@@ -72,56 +76,108 @@ class TextToImagePipeline:
         self.family, self.manifest = stored.family, stored.manifest
         self.guidance_scale = sampler.guidance if stored.guidance_scale is None else stored.guidance_scale
         self.truncation = stored.truncation
-        self.run = stored.home if stored.is_run else None
+        self.home, self.run = stored.home, stored.home if stored.is_run else None
         self._stored = stored
+        self._interrupt = False  # set it in a callback, and the call returns the batches that are whole
         self.device = torch.device("cpu")
+
+    def __repr__(self) -> str:
+        side = self._view()[0]
+        size = sum(tensor.numel() for _, tensors in self.sampler.components().values() for tensor in tensors.values())
+        words = FAMILIES[self.family].words
+        return (
+            f"{type(self).__name__}({words}, {side} x {side} pixels, {size:,} parameters, text encoder "
+            f"{self.text_encoder.name}, step {self.manifest['step']:,} of {self.home}, on {self.device})"
+        )
 
     @property
     def chosen(self) -> str | None:
-        """By which score on val the weights were chosen among those of the run; None: they are its last."""
+        """Names the score on val that chose the weights among those of the run; None: they are its last."""
         best = self.manifest.get("best")
         return best and f"the best of the run by {best['metric']} on val ({best['value']:.3g}), step {best['step']:,}"
 
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by name, the text encoder among them."""
+        return {"text_encoder": self.text_encoder} | {name: getattr(self.sampler, name) for name in self.sampler.parts}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the models compute in."""
+        return torch.float32
+
     @classmethod
-    def from_pretrained(cls, path_or_run: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Reads a run directory (its newest intact checkpoint, averaged weights), a folder that `save_pretrained`
-        wrote, `prior` or `cgan`, which come with the package, or `owner/name` from the hub. Safetensors only; no code
-        that comes with a model is run.
+    def from_pretrained(
+        cls,
+        path_or_run: str | Path,
+        device: str | torch.device = "cpu",
+        subfolder: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Reads a run directory (its newest intact checkpoint, the best weights, else averaged ones), a folder that
+        `save_pretrained` wrote, `prior` or `cgan`, which come with the package, or `owner/name` from the hub.
+        Safetensors only; no code that comes with a model is run.
+
+        Args:
+            subfolder: the folder of the pipeline inside `path_or_run`.
+            options: `cache_dir`, `revision`, `token`, `local_files_only` and `force_download` for the hub; others of
+                diffusers as long as they change nothing, e.g. `torch_dtype=torch.float32`.
 
         Raises:
-            InputError: one line that says what is wrong with the folder, the weights or the device.
+            InputError: one line that says what is wrong with the folder, the weights, the device or an option.
         """
-        stored = saved.read(path_or_run)
+        options = calls.split_idle(options, calls.IDLE_LOADING, "from_pretrained")
+        hub = {name: options.pop(name) for name in calls.HUB if name in options}
+        known = ["device", "subfolder", *calls.HUB, *calls.IDLE_LOADING]
+        calls.refuse_unknown(options, "from_pretrained", known)
+        stored = saved.read(path_or_run, subfolder, hub)
         try:
             sampler = sampler_class(stored.family, stored.home).load(stored.components, stored.text)
+        except InputError:
+            raise
         except ValidationError as error:
             keys = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
             raise InputError(
                 f"{stored.home} has a config that this version of t2i does not read: {keys}; use the t2i that wrote it"
             ) from error
+        # a config can be well-formed and still ask for a network that cannot be built
+        except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            raise InputError(f"{stored.home} holds no model that can be built ({why}); copy or save it anew") from error
         try:
             pipe = cls(sampler, stored)
         except InputError as error:
             raise InputError(f"{stored.home / saved.DEFAULTS}: {error}; mend or delete it") from error
         return pipe.to(device)
 
-    def to(self, device: str | torch.device) -> Self:
-        """Moves the generator; captions are encoded where the encoder is.
+    def to(self, *places: Any, device: Any = None, dtype: Any = None, silence_dtype_warnings: bool = False) -> Self:
+        """Moves the generator to a device; captions are encoded where the encoder is.
+
+        Args:
+            places: a device, and float32 as the only type.
 
         Raises:
-            InputError: there is no such device.
+            InputError: there is no such device, or another type is asked for.
         """
+        for place in places:
+            device, dtype = (device, place) if isinstance(place, torch.dtype) else (place, dtype)
+        calls.split_idle({"dtype": dtype}, calls.IDLE_LOADING, "to()")
+        if device is None:
+            return self
         try:
             self.device = torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:
-            why = str(error).split("\n")[0][:120]
+        except (RuntimeError, AssertionError, TypeError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0][:120]
             raise InputError(
                 f"device {str(device)!r} cannot be used ({why}); `t2i doctor` tells what is here"
             ) from error
         self.sampler.to(self.device)
         return self
 
-    # ---- drawing ----------------------------------------------------------------------------------------------------
+    def set_progress_bar_config(self, **_: Any) -> None:
+        """Does nothing: calls print no progress; `callback_on_step_end` is told it."""
+
+    # ---- sampling ---------------------------------------------------------------------------------------------------
 
     def __call__(
         self,
@@ -142,60 +198,69 @@ class TextToImagePipeline:
         scorer: ImageTextExtractor | None = None,
         **settings: Any,
     ) -> ImagePipelineOutput:
-        """Draws pictures, those of the first prompt first.
+        """Makes images, those of the first prompt first.
 
         Args:
             prompt: one or several, of at most 4,096 characters; cleaned as training captions are.
-            num_images_per_prompt: pictures 0, 1, ... of each prompt.
+            num_images_per_prompt: images 0, 1, ... of each prompt.
             guidance_scale: 1 is plain sampling; above 1 keeps closer to the caption. None: `self.guidance_scale`.
             truncation: 1 is plain sampling; less is less varied and more typical. None: `self.truncation`.
-            seed: an int: picture k of a prompt is a function of (seed, text of the prompt, k) alone, whatever else is
-                drawn and in which batches. So a prompt given twice gives the same picture twice, and two prompts get
-                different noise. A list has one seed for each picture, taken as it is: [7, 7] gives two prompts one
-                noise. None: a fresh one; the output tells the seed of each picture.
-            generator: instead of `seed`; draws one seed for each picture. A list has one generator for each picture.
-            batch_size: pictures encoded and drawn at once. On a CPU a picture has the same bits at any batch size and
+            seed: an int: image k of a prompt is a function of (seed, text of the prompt, k) alone, whatever else is
+                sampled and in which batches. So a prompt given twice gives the same image twice, and two prompts get
+                different noise. The seed of one image, as the output tells it (2**32 or more), makes that image as
+                image 0. A list has one seed for each image, taken as it is: [7, 7] gives two prompts one noise. None: a
+                fresh one.
+            generator: instead of `seed`; gives one seed for each image. A list has one generator for each image.
+            batch_size: images encoded and sampled at once. On a CPU an image has the same bits at any batch size and
                 number of threads; on a GPU it may differ by rounding.
-            output_type: `pil`: a list of PIL images; `np`: uint8 [B, H, W, 3]; `pt`: float32 [B, 3, H, W] in [0, 1].
+            output_type: `pil`: a list of PIL images; `np`: float32 [B, H, W, 3] in [0, 1]; `uint8`: the same in
+                0 ... 255; `pt`: float32 [B, 3, H, W] in [0, 1].
             return_dict: False returns the tuple (images,).
-            callback_on_step_end: called as `Callback` says; what it returns is ignored.
-            init_image: a picture of any size, parts of which are kept; of a prior only. It is cut and scaled as training
-                pictures are, and what is kept are its tokens: they stay exactly, and their pixels as the tokenizer shows
+            callback_on_step_end: called in the caller's thread as `Callback` says; what it returns is ignored. It may use
+                the pipeline itself. Setting `_interrupt` ends the call: the output holds the batches that were whole.
+            init_image: an image of any size, parts of which are kept; of a prior only. It is cut and scaled as training
+                images are, and what is kept are its tokens: they stay exactly, and their pixels as the tokenizer shows
                 them beside the new ones.
-            mask_image: of the size of `init_image`; light pixels are drawn anew, with the whole of each token they touch.
+            mask_image: of the size of `init_image`; light pixels are sampled anew, with the whole of each token they touch.
             keep_rows: instead of a mask, rows of tokens at the top that stay.
-            best_of: candidates drawn for each picture, of which `scorer` keeps the best. The first candidate is what would
-                be drawn without. A score by the encoder that chose says nothing.
-            scorer: None: the one that ships with the package, which knows drawn shapes.
+            best_of: candidates sampled for each image, of which `scorer` keeps the best. The first candidate is what would
+                be sampled without. A score by the encoder that chose says nothing.
+            scorer: None: the one that ships with the package, which knows rendered shapes.
             settings: of the family. A prior has temperature, top_k, top_p, steps and more (`t2i config schema prior`,
-                section sampling), and compile; a GAN has none.
+                section sampling), and compile; a GAN has none. Arguments of diffusers as long as they change nothing.
 
         Raises:
-            InputError: an empty or overlong prompt, a number out of range, seeds that are not one a picture, a mask that
-                does not fit.
+            InputError: an empty or overlong prompt, an argument of another type or out of range, a mask that does not fit.
         """
-        prompts = [clean_prompt(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
-        _at_least(
-            1, prompts=len(prompts), num_images_per_prompt=num_images_per_prompt, batch_size=batch_size, best_of=best_of
-        )
-        every = [text for text in prompts for _ in range(num_images_per_prompt)]
-        seeds = _seeds(prompts, num_images_per_prompt, seed, generator)
-        knobs, sampler = self._knobs(truncation, guidance_scale), self.sampler.tuned(settings)
+        output_type, self._interrupt = output_type_of(output_type), False
+        prompts = calls.prompts_of(prompt)
+        each = count("num_images_per_prompt", num_images_per_prompt)
+        batch_size, best_of = count("batch_size", batch_size), count("best_of", best_of)
+        count("prompts", len(prompts))
+        seeds = calls.seeds_of(prompts, each, seed, generator)
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise InputError(f"callback_on_step_end must be a function, got {callback_on_step_end!r:.40}")
+        knobs = self._knobs(truncation, guidance_scale)
+        sampler = self.sampler.tuned(calls.settings_of_call(settings, self._view()[0]))
         sampler = keep_parts(sampler, self._view(), init_image, mask_image, keep_rows)
+        every = [text for text in prompts for _ in range(each)]
         candidates = [candidate_seed(one, k) for one in seeds for k in range(best_of)]
         texts = [text for text in every for _ in range(best_of)]
-        drawn = self._draw(sampler, texts, candidates, knobs, batch_size, callback_on_step_end)
+        batches = self._sample(sampler, texts, candidates, knobs, batch_size, callback_on_step_end)
         if best_of == 1:
-            output = ImagePipelineOutput(_as(output_type, np.concatenate(list(drawn))), seeds)
+            done = list(batches)
+            side = self._view()[0]
+            images = np.concatenate([np.empty((0, side, side, 3), np.uint8), *done])
+            output = ImagePipelineOutput(as_output(output_type, images), seeds[: len(images)])
         else:
             best = BestOf(scorer or open_reranker(), every, best_of)
-            for images in drawn:
+            for images in batches:
                 best.hear(images)
             chosen = [candidates[i * best_of + k] for i, k in enumerate(best.chosen())]
-            output = ImagePipelineOutput(_as(output_type, best.images()), chosen, best.scores)
+            output = ImagePipelineOutput(as_output(output_type, best.images()), chosen, best.scores)
         return output if return_dict else (output.images,)  # pyright: ignore[reportReturnType]
 
-    def _draw(
+    def _sample(
         self,
         sampler: Sampler,
         prompts: Sequence[str],
@@ -204,22 +269,34 @@ class TextToImagePipeline:
         batch_size: int,
         callback: Callback | None,
     ) -> Iterator[ImageArray]:
-        """One picture a prompt and seed, a batch at a time."""
-        calls = 0
+        """One image a prompt and seed, a batch at a time; ends early where it is interrupted."""
+        told = 0
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
+            text, own = self._encode(prompts[batch]), seeds[batch]
 
-            def on_step(share: float, batch: slice = batch, start: int = start) -> None:
-                nonlocal calls
+            def hear(share: float, start: int = start, own: Sequence[int] = own) -> None:
+                nonlocal told
                 if callback is not None:
-                    done = (start + share * len(seeds[batch])) / len(seeds)
-                    callback(self, calls, done, {"seeds": list(seeds[batch])})
-                calls += 1
+                    callback(self, told, (start + share * len(own)) / len(seeds), {"seeds": list(own)})
+                told += 1
+                if self._interrupt and share < 1:
+                    raise Stopped
 
-            yield sampler.draw(self._encode(prompts[batch]), seeds[batch], *knobs, on_step)
+            def work(
+                on_step: Callable[[float], None], text: TextFeatures = text, own: Sequence[int] = own
+            ) -> ImageArray:
+                return sampler.sample(text, own, *knobs, on_step)
+
+            try:
+                yield listened(work, hear) if callback is not None else work(hear)
+            except Stopped:
+                return
+            if self._interrupt:
+                return
 
     def _view(self) -> tuple[int, Fit]:
-        """How training pictures were brought to the size of the run."""
+        """How training images were brought to the size of the run."""
         data = self.manifest["config"]["data"]
         return data["resolution"], data["fit"]
 
@@ -233,20 +310,20 @@ class TextToImagePipeline:
         output_type: OutputType = "pil",
         **settings: Any,
     ) -> ImagePipelineOutput:
-        """One caption, `frames` pictures from the noise of one seed to another's, on the great circle between them.
+        """One caption, `frames` images from the noise of one seed to another's, on the great circle between them.
 
         Args:
-            seeds: of two pictures, as `ImagePipelineOutput.seeds` has them; first and last picture are those two.
+            seeds: of two images, as `ImagePipelineOutput.seeds` has them; first and last image are those two.
         """
-        sampler = self.sampler
+        sampler, output_type, frames = self.sampler, output_type_of(output_type), count("frames", frames, 2)
         if not isinstance(sampler, NoiseSpace):
             raise InputError(f"a {self.family} has no path between two noises; interpolate captions instead")
-        sampler.tuned(settings)  # which has none: it says so
-        _at_least(2, frames=frames)
+        sampler.tuned(calls.settings_of_call(settings, self._view()[0]))
         text = self._encode([clean_prompt(prompt)] * frames)
         knobs = self._knobs(truncation, guidance_scale)
-        images = sampler.draw_between(text, (seeds[0], seeds[1]), _weights(frames), *knobs)
-        return ImagePipelineOutput(_as(output_type, images), list(seeds))
+        first, last = calls.seeds_of([prompt], 2, seeds, None)
+        images = sampler.sample_between(text, (first, last), frame_weights(frames), *knobs)
+        return ImagePipelineOutput(as_output(output_type, images), [first, last])
 
     def interpolate_captions(
         self,
@@ -259,15 +336,17 @@ class TextToImagePipeline:
         output_type: OutputType = "pil",
         **settings: Any,
     ) -> ImagePipelineOutput:
-        """One noise, `frames` pictures from one caption to another, their features mixed as in `mix`.
+        """One noise, `frames` images from one caption to another, their features mixed as in `mix`.
 
         Args:
-            seed: of a picture, as `ImagePipelineOutput.seeds` has them.
+            seed: of an image, as `ImagePipelineOutput.seeds` has them.
         """
-        _at_least(2, frames=frames)
-        text = mix(self._encode([clean_prompt(a), clean_prompt(b)]), _weights(frames))
-        knobs, sampler = self._knobs(truncation, guidance_scale), self.sampler.tuned(settings)
-        return ImagePipelineOutput(_as(output_type, sampler.draw(text, [seed] * frames, *knobs)), [seed] * frames)
+        output_type, frames = output_type_of(output_type), count("frames", frames, 2)
+        seeds = calls.seeds_of([a], frames, [seed] * frames, None)
+        text = mix(self._encode([clean_prompt(a), clean_prompt(b)]), frame_weights(frames))
+        knobs = self._knobs(truncation, guidance_scale)
+        sampler = self.sampler.tuned(calls.settings_of_call(settings, self._view()[0]))
+        return ImagePipelineOutput(as_output(output_type, sampler.sample(text, seeds, *knobs)), seeds)
 
     def _encode(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of each prompt; equal ones are encoded once."""
@@ -277,14 +356,10 @@ class TextToImagePipeline:
 
     def _knobs(self, truncation: float | None, guidance_scale: float | None) -> tuple[float, float]:
         """(truncation, guidance), checked."""
-        values = (
-            self.truncation if truncation is None else truncation,
-            self.guidance_scale if guidance_scale is None else guidance_scale,
+        return (
+            number("truncation", self.truncation if truncation is None else truncation),
+            number("guidance", self.guidance_scale if guidance_scale is None else guidance_scale),
         )
-        for name, value in zip(("truncation", "guidance"), values, strict=True):
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} must be a number from 0 on, got {value}; 1 is plain sampling")
-        return values
 
     # ---- keeping ----------------------------------------------------------------------------------------------------
 
@@ -294,18 +369,22 @@ class TextToImagePipeline:
         prompts: Sequence[str] | None = None,
         license: str = "other",
         dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         """Writes a folder that `from_pretrained` reads, with a model card; it appears whole or not at all.
 
         Args:
             directory: new or empty.
-            prompts: shown in the card; None: held-out captions if the data is the embedded shapes, else no pictures.
+            prompts: shown in the card; None: held-out captions if the data is the embedded shapes, else no images.
             license: of the weights, as the hub spells it.
             dtype: of the generator's weights on the disk; bfloat16 takes half the space, and they are read as float32.
+            options: those of diffusers as long as they change nothing, e.g. `safe_serialization=True`.
 
         Raises:
-            InputError: the directory holds files or cannot be written.
+            InputError: the directory holds files or cannot be written, or an option asks for what there is not.
         """
+        options = calls.split_idle(options, calls.IDLE_SAVING, "save_pretrained")
+        calls.refuse_unknown(options, "save_pretrained", ["prompts", "license", "dtype", *calls.IDLE_SAVING])
         self._save(Path(directory), Path(directory).name, prompts, license, dtype)
 
     def push_to_hub(
@@ -338,70 +417,13 @@ class TextToImagePipeline:
         with new_folder(directory) as folder:
             saved.write(folder, stored, dtype)
             if shown:
-                output = self(shown, seed=CARD_SEED, output_type="np")
+                output = self(shown, seed=CARD_SEED, output_type="uint8")
                 grid(list(output.images), shown, columns=4).save(folder / "grid.png")
-            scores = sorted(stored.home.glob("scores*.json"))
-            for path in scores:
+            scores = score_files(stored.home)
+            for path in [*scores, *filter(Path.is_file, [stored.home / RECORD])]:
                 (folder / path.name).write_bytes(path.read_bytes())
             card = model_card(name, stored, license, shown, scores)
             (folder / "README.md").write_text(card, "utf-8")
-
-
-def mix(text: TextFeatures, weights: Sequence[float]) -> TextFeatures:
-    """Features on the straight line between two captions, one row a weight: 0 is the first, 1 the second.
-
-    Pooled vectors and token states are averaged; where only one caption has a token, with zeros for the other. The
-    masks are joined: in between, every token of either caption is read.
-    """
-    w = torch.tensor(weights, dtype=torch.float32)
-    real = text.tokens_BTD * text.mask_BT[:, :, None]
-    tokens = torch.lerp(real[:1], real[1:2], w[:, None, None])
-    pooled = torch.lerp(text.pooled_BP[:1], text.pooled_BP[1:2], w[:, None])
-    first, second = text.mask_BT[:1] & (w < 1)[:, None], text.mask_BT[1:2] & (w > 0)[:, None]
-    return TextFeatures(tokens, first | second, pooled)
-
-
-def _weights(frames: int) -> list[float]:
-    return [frame / (frames - 1) for frame in range(frames)]
-
-
-def _seeds(
-    prompts: Sequence[str],
-    each: int,
-    seed: int | Sequence[int] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-) -> list[int]:
-    """One seed a picture."""
-    count = len(prompts) * each
-    if seed is not None and generator is not None:
-        raise InputError("give seed or generator, not both: each decides the noise alone")
-    given: Any = seed if generator is None else generator
-    if isinstance(given, Sequence | np.ndarray) and len(given) != count:
-        what = "seeds" if generator is None else "generators"
-        raise InputError(f"got {len(given)} {what} for {count} pictures; give one for each picture")
-    if generator is not None:
-        sources = [generator] * count if isinstance(generator, torch.Generator) else generator
-        return [int(torch.randint(2**63 - 1, (), generator=g, device=g.device)) for g in sources]
-    if isinstance(given, Sequence | np.ndarray):
-        return [int(one) for one in given]
-    base = secrets.randbits(63) if seed is None else int(given)
-    return [derive(base, text, k) for text in prompts for k in range(each)]
-
-
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise InputError(f"{name} must be {least} or more, got {value}")
-
-
-def _as(output_type: str, images_BHWC: ImageArray) -> list[Image.Image] | ImageArray | Tensor:
-    if output_type == "np":
-        return images_BHWC
-    if output_type == "pt":
-        return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).float() / 255
-    if output_type == "pil":
-        return [Image.fromarray(image) for image in images_BHWC]
-    raise InputError(f"output_type {output_type!r} is unknown; valid ones: pil, np, pt")
 
 
 def trained_with(pipe: TextToImagePipeline, clip: Path | None) -> dict[str, str]:

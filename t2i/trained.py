@@ -157,7 +157,7 @@ def refuse_links(folder: Path, *names: str) -> None:
     """
     home = folder.resolve()
     # the hub's cache keeps each file once, in `blobs` beside `snapshots`
-    home = home.parents[1] if home.parent.name == "snapshots" else home
+    home = next((above.parent for above in home.parents if above.name == "snapshots"), home)
     for name in names:
         top = folder / name
         for path in [top, *(top.rglob("*") if top.is_dir() else ())]:

@@ -18,7 +18,7 @@ from t2i.cgan import rules
 from t2i.cgan.architectures import build
 from t2i.cgan.config import Config
 from t2i.cgan.guidance import make_guide
-from t2i.cgan.sampling import draw
+from t2i.cgan.sampling import sample_uint8
 from t2i.cgan.step import Micro, discriminate, draw_micro, generate, nearest_noise, track_mean_latent
 from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import may_flip, warn_of_colors, warn_of_crops
@@ -58,13 +58,15 @@ def validate(model: nn.Module, validation: Validation, run: Run) -> tuple[dict[s
     """Samples held-out prompts with fixed seeds and saves the grid; returns the scores and the diversity within a prompt."""
     prompts, text = validation.held_out.captions, validation.text
     parts = [range(len(prompts))[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
-    chunks = (draw(model, noise(rows, model.config.z_dim), TextFeatures(*(x[rows] for x in text))) for rows in parts)  # type: ignore
+    chunks = (
+        sample_uint8(model, noise(rows, model.config.z_dim), TextFeatures(*(x[rows] for x in text))) for rows in parts
+    )  # type: ignore
     images = np.concatenate(list(chunks))
     (run.directory / "samples").mkdir(exist_ok=True)
     sheet = grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6)
     sheet.save(run.directory / "samples" / f"step-{run.step:08d}.png")
     repeated = TextFeatures(*(x[:SHOWN].repeat_interleave(DIVERSE, dim=0) for x in text))
-    several = draw(model, noise(range(len(repeated.pooled_BP)), model.config.z_dim), repeated)  # type: ignore
+    several = sample_uint8(model, noise(range(len(repeated.pooled_BP)), model.config.z_dim), repeated)  # type: ignore
     owner = np.arange(min(SHOWN, len(prompts))).repeat(DIVERSE)
     diversity = within_prompt_diversity(several.reshape(len(several), -1) / 127.5, owner).value
     return validation.held_out.scores(images), diversity

@@ -56,7 +56,7 @@ def sample(
     return generator.synthesis(latents(generator, z_BZ, text.pooled_BP, truncation, guidance), text)
 
 
-def draw(
+def sample_uint8(
     generator: Generator,
     z_BZ: Tensor,
     text: TextFeatures,
@@ -131,7 +131,7 @@ class CganSampler:
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def draw(
+    def sample(
         self,
         text: TextFeatures,
         seeds: Sequence[int],
@@ -140,9 +140,9 @@ class CganSampler:
         on_step: Callable[[float], None] | None = None,
     ) -> ImageArray:
         z_BZ = noise(seeds, self.config.generator.z_dim)
-        return self._draw(z_BZ, text, truncation, guidance, on_step)
+        return self._sample(z_BZ, text, truncation, guidance, on_step)
 
-    def draw_between(
+    def sample_between(
         self,
         text: TextFeatures,
         seeds: tuple[int, int],
@@ -152,9 +152,9 @@ class CganSampler:
     ) -> ImageArray:
         a_Z, b_Z = noise(seeds, self.config.generator.z_dim)
         z_BZ = slerp(a_Z, b_Z, weights)
-        return self._draw(z_BZ, text, truncation, guidance, None)
+        return self._sample(z_BZ, text, truncation, guidance, None)
 
-    def _draw(
+    def _sample(
         self,
         z_BZ: Tensor,
         text: TextFeatures,
@@ -167,4 +167,4 @@ class CganSampler:
                 f"guidance {guidance:g} has no mean latent to lead away from: this checkpoint was saved before one was "
                 "measured; use guidance 1, or train on to the next checkpoint"
             )
-        return draw(self.generator, z_BZ, text, truncation, guidance, on_step)
+        return sample_uint8(self.generator, z_BZ, text, truncation, guidance, on_step)

@@ -139,7 +139,7 @@ class CvaeSampler:
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def draw(
+    def sample(
         self,
         text: TextFeatures,
         seeds: Sequence[int],
@@ -147,9 +147,9 @@ class CvaeSampler:
         guidance: float = 1.0,
         on_step: Callable[[float], None] | None = None,
     ) -> ImageArray:
-        return self._draw(noise(seeds, self.config.model.z_dim), text, truncation, guidance, on_step)
+        return self._sample(noise(seeds, self.config.model.z_dim), text, truncation, guidance, on_step)
 
-    def draw_between(
+    def sample_between(
         self,
         text: TextFeatures,
         seeds: tuple[int, int],
@@ -158,9 +158,9 @@ class CvaeSampler:
         guidance: float = 1.0,
     ) -> ImageArray:
         z_BZ = slerp(*noise(seeds, self.config.model.z_dim), weights)
-        return self._draw(z_BZ, text, truncation, guidance, None)
+        return self._sample(z_BZ, text, truncation, guidance, None)
 
-    def _draw(
+    def _sample(
         self,
         z_BZ: Tensor,
         text: TextFeatures,

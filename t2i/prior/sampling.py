@@ -106,7 +106,7 @@ class PriorSampler:
     def settings(self) -> dict[str, Any]:
         return {key: value for key, value in self.sampling.model_dump().items() if key != "guidance"}
 
-    def draw(
+    def sample(
         self,
         text: TextFeatures,
         seeds: Sequence[int],
@@ -118,9 +118,9 @@ class PriorSampler:
             raise InputError(
                 f"truncation {truncation:g} is a setting of a GAN; of a prior set temperature, top_k or top_p"
             )
-        return self.decode(self.draw_codes(text, seeds, guidance, on_step))
+        return self.decode(self.sample_codes(text, seeds, guidance, on_step))
 
-    def draw_codes(
+    def sample_codes(
         self,
         text: TextFeatures,
         seeds: Sequence[int],

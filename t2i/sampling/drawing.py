@@ -96,7 +96,7 @@ def pictures(pipe: "TextToImagePipeline", job: Job, tick: Callable[[float], None
             job.each,
             seed=job.seed,
             batch_size=job.batch_size,
-            output_type="np",
+            output_type="uint8",
             callback_on_step_end=heard,
             **words,
         )
@@ -110,13 +110,13 @@ def pictures(pipe: "TextToImagePipeline", job: Job, tick: Callable[[float], None
 
 
 def _between_noises(pipe: "TextToImagePipeline", job: Job) -> Iterator[Drawn]:
-    from t2i.sampling.prompts import picture_seed
+    from t2i.sampling.prompts import image_seed
 
     for prompt in job.prompts:
         for k in range(job.each):
-            seeds = picture_seed(job.seed, prompt, k), picture_seed(job.seed, prompt, k + 1)
+            seeds = image_seed(job.seed, prompt, k), image_seed(job.seed, prompt, k + 1)
             row = pipe.interpolate_noise(
-                prompt, seeds, job.frames, output_type="np", **job.knobs, **job.settings
+                prompt, seeds, job.frames, output_type="uint8", **job.knobs, **job.settings
             ).images
             for i, image in enumerate(row):
                 weight = i / (job.frames - 1)
@@ -125,13 +125,13 @@ def _between_noises(pipe: "TextToImagePipeline", job: Job) -> Iterator[Drawn]:
 
 
 def _between_captions(pipe: "TextToImagePipeline", job: Job) -> Iterator[Drawn]:
-    from t2i.sampling.prompts import picture_seed
+    from t2i.sampling.prompts import image_seed
 
     for a, b in pairwise(job.prompts):
         for k in range(job.each):
-            seed = picture_seed(job.seed, a, k)
+            seed = image_seed(job.seed, a, k)
             row = pipe.interpolate_captions(
-                a, b, job.frames, seed, output_type="np", **job.knobs, **job.settings
+                a, b, job.frames, seed, output_type="uint8", **job.knobs, **job.settings
             ).images
             for i, image in enumerate(row):
                 weight = i / (job.frames - 1)

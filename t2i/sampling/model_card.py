@@ -1,15 +1,14 @@
-"""The README.md of a saved pipeline: what it is, what it draws, how to use it, how it was trained, what it scores."""
+"""Writes the README.md of a saved pipeline: what it is, how to use it, how it was trained, what it scores."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2i.config import yaml
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
 from t2i.families import FAMILIES
-from t2i.metrics.score import read_scores
+from t2i.metrics.score import Score, read_scores
 from t2i.sampling.saved import Stored
 
 SHOWN = 8
@@ -23,35 +22,40 @@ def card_prompts(manifest: Mapping[str, Any]) -> list[str]:
     return [captions[0] for captions in open_dataset(address, "val", View(limit=SHOWN)).captions]
 
 
+def score_files(home: Path) -> list[Path]:
+    """The score files of a run or a saved pipeline; links, and other programs' files of such a name, are left out."""
+    return [path for path in sorted(home.glob("scores*.json")) if not path.is_symlink() and _read(path)]
+
+
+def _read(path: Path) -> Sequence[Score]:
+    try:
+        return read_scores(path)
+    except InputError:
+        return []
+
+
 def model_card(name: str, stored: Stored, license: str, prompts: Sequence[str], scores: Sequence[Path]) -> str:
-    """The card as Markdown with the front matter that the hub reads.
+    """The card as Markdown, with the front matter that the hub reads: tags, license, and the scores as `model-index`.
 
     Args:
         name: of the repository or folder, for the usage.
-        prompts: what grid.png shows; none: there is no grid.
+        prompts: the captions of grid.png; none: there is no grid.
         scores: score files to make a table of.
     """
     manifest = stored.manifest
     config = manifest["config"]
-    kind = FAMILIES[stored.family].words
-    front = {
-        "license": license,
-        "library_name": "t2i",
-        "pipeline_tag": "text-to-image",
-        "tags": ["t2i", "text-to-image", stored.family, *(["gan"] if "gan" in stored.family else [])],
-    }
+    found = [(path, score) for path in scores for score in _read(path)]
     parameters = sum(tensor.numel() for _, tensors in stored.components.values() for tensor in tensors.values())
     size = config["data"]["resolution"]
-    data = _public(config["data"]["address"])
     example = json.dumps(prompts[0] if prompts else "...", ensure_ascii=False)
-    grid = ["![pictures drawn for the prompts below them](grid.png)", ""] if prompts else []
+    grid = ["![images sampled for the prompts below them](grid.png)", ""] if prompts else []
     lines = [
-        f"---\n{yaml.dump(front)}---",
         f"# {name.rpartition('/')[2]}",
         "",
-        f"A {kind} that draws pictures of {size} x {size} pixels from a caption: {parameters:,} parameters, "
-        f"text encoder `{stored.text.name}`, trained for {manifest['step']:,} steps on {manifest['images_seen']:,} "
-        f"pictures of `{data}` with t2i {manifest['versions']['t2i']}.",
+        f"{_article(FAMILIES[stored.family].words)} that makes images of {size} x {size} pixels from a caption: "
+        f"{parameters:,} parameters, text encoder `{stored.text.name}`, trained for {manifest['step']:,} steps on "
+        f"{manifest['images_seen']:,} images of `{_public(config['data']['address'])}` with t2i "
+        f"{manifest['versions']['t2i']}.",
         "",
         *grid,
         "## Use",
@@ -63,16 +67,47 @@ def model_card(name: str, stored: Stored, license: str, prompts: Sequence[str], 
         f'pipe({example}, num_images_per_prompt=4, seed=0).images[0].save("0.png")',
         "```",
         "",
-        f"{_knobs(stored)} trade variety for typical pictures. A picture depends on the seed and its prompt alone.",
+        f"{_knobs(stored)} trade variety for typical images. An image depends on the seed and its prompt alone.",
         "",
-        *_scores(scores),
+        *_table(found),
         "## Training",
         "",
         "| hyper-parameter | value |",
         "|---|---|",
         *(f"| `{key}` | {_cell(value)} |" for key, value in _leaves(config)),
     ]
-    return "\n".join(lines) + "\n"
+    return _front(name.rpartition("/")[2], stored.family, license, found) + "\n".join(lines) + "\n"
+
+
+def _front(name: str, family: str, license: str, found: Sequence[tuple[Path, Score]]) -> str:
+    """The front matter."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type=_public(score.protocol.data),
+            dataset_name=_public(score.protocol.data),
+            dataset_split=score.protocol.split,
+            metric_type=score.name.partition("@")[0],
+            metric_name=score.name,
+            metric_value=score.value,
+        )
+        for _, score in found
+    ]
+    data = ModelCardData(
+        license=license,
+        library_name="t2i",
+        pipeline_tag="text-to-image",
+        tags=["t2i", "text-to-image", family, *(["gan"] if "gan" in family else [])],
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _article(words: str) -> str:
+    return f"{'An' if words[0] in 'aeiou' else 'A'} {words}"
 
 
 def _knobs(stored: Stored) -> str:
@@ -84,19 +119,8 @@ def _knobs(stored: Stored) -> str:
     return f"{', '.join(words)} and {last}"
 
 
-def _scores(paths: Sequence[Path]) -> list[str]:
-    rows: list[str] = []
-    for path in paths:
-        try:
-            scores = read_scores(path)
-        except InputError:  # another program's file of such a name
-            continue
-        for score in scores:
-            interval = "" if score.interval is None else f"{score.interval[0]:.4g} to {score.interval[1]:.4g}"
-            bounds = ", ".join(f"{name} {value:.4g}" for name, value in score.bounds.items())
-            where = f"{_public(score.protocol.data)} {score.protocol.split or ''}".strip()
-            rows.append(f"| {score.name} | {score.value:.4g} | {interval} | {bounds} | {where} | {path.name} |")
-    if not rows:
+def _table(found: Sequence[tuple[Path, Score]]) -> list[str]:
+    if not found:
         return []
     head = [
         "## Scores",
@@ -104,6 +128,12 @@ def _scores(paths: Sequence[Path]) -> list[str]:
         "| score | value | 95 % interval | to be read against | data | protocol |",
         "|---|---|---|---|---|---|",
     ]
+    rows = []
+    for path, score in found:
+        interval = "" if score.interval is None else f"{score.interval[0]:.4g} to {score.interval[1]:.4g}"
+        bounds = ", ".join(f"{name} {value:.4g}" for name, value in score.bounds.items())
+        place = f"{_public(score.protocol.data)} {score.protocol.split or ''}".strip()
+        rows.append(f"| {score.name} | {score.value:.4g} | {interval} | {bounds} | {place} | {path.name} |")
     return [*head, *rows, ""]
 
 
@@ -123,4 +153,4 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _cell(value: Any) -> str:
     text = _public(value) if isinstance(value, str) else json.dumps(value)
-    return text.replace("|", "\\|")
+    return " ".join(text.replace("|", "\\|").split())

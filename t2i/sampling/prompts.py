@@ -10,6 +10,7 @@ from t2i.errors import InputError
 from t2i.seeding import derive
 
 MAX_BYTES = 64 * 1024 * 1024
+OWN_SEED = 2**32  # smaller ones are what people choose; derived ones have 63 bits
 
 
 COLUMNS = ("prompt", "text", "caption")
@@ -112,6 +113,9 @@ READERS: dict[str, Callable[[list[str], str], Numbered]] = {
 }
 
 
-def picture_seed(seed: int, prompt: str, k: int) -> int:
-    """The seed of picture k of a prompt: what else is drawn beside it has no part in it."""
-    return derive(seed, clean_prompt(prompt), k)
+def image_seed(seed: int, prompt: str, k: int) -> int:
+    """The seed of image k of a cleaned prompt; what else is sampled beside it has no part in it.
+
+    A seed of `OWN_SEED` or more is already that of one image, as outputs and manifests tell it: image 0 has that seed.
+    """
+    return seed if k == 0 and seed >= OWN_SEED else derive(seed, prompt, k)

@@ -4,6 +4,7 @@ model_index.json            family, checkpoint manifest, sha256 of each file
 generator/config.json       one folder a component, as the family names them
 generator/model.safetensors
 text_encoder/               what `t2i.text.load_encoder` reads
+trained_on.safetensors      hashes of what it was trained on, where the run has them
 README.md, grid.png         the model card
 """
 
@@ -76,14 +77,24 @@ class _Index(BaseModel):
     checkpoint: dict[str, Any]
 
 
-def read(place: str | Path) -> Stored:
+def read(place: str | Path, subfolder: str | None = None, hub: Mapping[str, Any] = {}) -> Stored:
     """Reads a run directory (its newest intact checkpoint), a saved pipeline, one that comes with the package by its
     name, or `owner/name` from the hub.
+
+    Args:
+        subfolder: the folder in `place` to read.
+        hub: arguments of `huggingface_hub.snapshot_download`.
 
     Raises:
         InputError: there is none of these, or it is damaged, incomplete or of an unknown family.
     """
-    path = find(place)
+    if not isinstance(place, str | Path) or not str(place):
+        raise InputError(f"no pipeline at {place!r}; {WANTED}")
+    if subfolder is not None and not isinstance(subfolder, str):
+        raise InputError(f"subfolder must be a folder's name, got {subfolder!r:.40}")
+    path = find(place) / (subfolder or "")
+    if ".." in Path(subfolder or "").parts or (subfolder and Path(subfolder).is_absolute()):
+        raise InputError(f"subfolder {subfolder!r} leads out of {place}; name a folder in it")
     if (path / INDEX).is_file():
         return _read_saved(path)
     if path.is_dir():
@@ -91,9 +102,9 @@ def read(place: str | Path) -> Stored:
     if path.exists():
         raise InputError(f"{path} is a file; {WANTED}")
     # `runs/typo` looks like a model on the hub, but where there is a folder `runs` it was meant to be in it
-    if not _HUB_ID.fullmatch(str(place)) or path.parent.is_dir():
+    if not _HUB_ID.fullmatch(str(place)) or Path(place).parent.is_dir():
         raise InputError(f"{path} does not exist; {WANTED}")
-    return _read_saved(_download(str(place)))
+    return _read_saved(_download(str(place), subfolder, hub))
 
 
 # ---- a run ---------------------------------------------------------------------------------------------------------
@@ -264,11 +275,11 @@ def _plain(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 # ---- the hub -------------------------------------------------------------------------------------------------------
 
 
-def _download(repo_id: str) -> Path:
+def _download(repo_id: str, subfolder: str | None, options: Mapping[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(repo_id, allow_patterns=list(DOWNLOADED)))
+        folder = Path(snapshot_download(repo_id, allow_patterns=list(DOWNLOADED), **options)) / (subfolder or "")
     # no network, no such model, no right to it, a full disk: the client has an exception for each
     except Exception as error:
         raise InputError(f"no folder {repo_id!r} here, and none from the hub ({_one_line(error)}); {WANTED}") from error

@@ -136,7 +136,7 @@ def score_settings(
     if prompts is None and real is asked and asked.split is not None:
         noted = View(own["resolution"], "center" if own["fit"] == "random" else own["fit"], None, own["split_seed"])
         whole = asked if noted == view else dataset_pictures(address, split, n, noted)
-    leak = refuse_leaks(pipe.run or Path(run), asked, whole, options.allow_leak)
+    leak = refuse_leaks(pipe.home, asked, whole, options.allow_leak)
     see_real(metrics, case, real, see, trained_on)
     if ranks.is_main and case.specs is not None and isinstance(pipe.sampler, Reconstructs) and real is asked:
         every = asked.chunks(range(len(asked)))

@@ -60,7 +60,7 @@ class Trial:
                 options.guidance,
                 options.truncation,
                 seeds,
-                output_type="np",
+                output_type="uint8",
                 best_of=options.best_of,
                 scorer=self.chooser,
                 **options.settings,

@@ -71,7 +71,7 @@ class Brightness:
 
 
 def draw(pipe: TextToImagePipeline, *arguments, **options) -> np.ndarray:
-    return pipe(*arguments, output_type="np", **options).images
+    return pipe(*arguments, output_type="uint8", **options).images
 
 
 # ---- settings ------------------------------------------------------------------------------------------------------
@@ -121,7 +121,9 @@ def test_wrong_settings(pipes, name, options, says):
 
 def test_captions_can_be_mixed_and_noises_not(pipes):
     row = (
-        pipes["random"].interpolate_captions(*CAPTIONS[:2], frames=3, seed=9, temperature=0.5, output_type="np").images
+        pipes["random"]
+        .interpolate_captions(*CAPTIONS[:2], frames=3, seed=9, temperature=0.5, output_type="uint8")
+        .images
     )
     ends = draw(pipes["random"], CAPTIONS[:2], seed=[9, 9], temperature=0.5)
     assert np.array_equal(row[[0, 2]], ends)
@@ -186,7 +188,7 @@ def test_defaults_of_a_run(runs, pipes, tmp_path):
 
 
 def codes_drawn(pipe: TextToImagePipeline, sampler, count: int = 3, guidance: float = 2.0) -> torch.Tensor:
-    return sampler.draw_codes(pipe.text_encoder.encode([PROMPT] * count), range(count), guidance)
+    return sampler.sample_codes(pipe.text_encoder.encode([PROMPT] * count), range(count), guidance)
 
 
 @pytest.mark.parametrize(("name", "redraw"), [("random", "mask"), ("residual", "mask"), ("raster", "rows")])
@@ -282,7 +284,9 @@ def test_the_best_candidate_is_kept(pipes, name):
     levels = Brightness().features(every)
     scores = (levels[:, 0] / np.linalg.norm(levels, axis=1)).reshape(2, 4)
     for batch_size in (3, 32):
-        output = pipe(CAPTIONS[:2], seed=seeds, best_of=4, scorer=Brightness(), batch_size=batch_size, output_type="np")
+        output = pipe(
+            CAPTIONS[:2], seed=seeds, best_of=4, scorer=Brightness(), batch_size=batch_size, output_type="uint8"
+        )
         assert np.allclose(output.scores, scores)
         chosen = [i * 4 + int(k) for i, k in enumerate(scores.argmax(axis=1))]
         assert np.array_equal(output.images, every[chosen])

@@ -12,7 +12,7 @@ from builders.tiny_run import CAPTIONS, STEP, make_run
 from t2i.cli import app
 from t2i.errors import InputError
 from t2i.pipeline import TextToImagePipeline
-from t2i.sampling.prompts import picture_seed, read_prompts
+from t2i.sampling.prompts import image_seed, read_prompts
 
 PROMPT = "a small red circle"
 
@@ -65,7 +65,7 @@ def test_pictures_manifest_and_grid(t2i, run):
     assert tree(folder) == sorted(str(folder / name) for name in [*names, "grid.png", "manifest.json"])
 
     pipe = TextToImagePipeline.from_pretrained(run)
-    expected = pipe(prompts, 3, seed=5, truncation=0.8, guidance_scale=1.5, output_type="np")
+    expected = pipe(prompts, 3, seed=5, truncation=0.8, guidance_scale=1.5, output_type="uint8")
     assert np.array_equal(pixels(folder), expected.images)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert [entry["file"] for entry in manifest["pictures"]] == names
@@ -143,7 +143,7 @@ def test_interpolation_of_noise(t2i, run):
     status, out, err = t2i(*argv, "--out", "rows")
     assert (status, err) == (0, []) and out[0].startswith("wrote 16 pictures")
     rows = pixels(Path("rows")).reshape(2, 2, 4, 32, 32, 3)
-    plain = TextToImagePipeline.from_pretrained(run)(CAPTIONS[:2], 3, seed=0, output_type="np").images
+    plain = TextToImagePipeline.from_pretrained(run)(CAPTIONS[:2], 3, seed=0, output_type="uint8").images
     plain = plain.reshape(2, 3, 32, 32, 3)
     for prompt in range(2):
         for k in range(2):
@@ -151,7 +151,7 @@ def test_interpolation_of_noise(t2i, run):
             assert np.array_equal(rows[prompt, k, -1], plain[prompt, k + 1])
     entries = json.loads(Path("rows/manifest.json").read_text())["pictures"]
     assert [entry["weight"] for entry in entries[:4]] == [0, 1 / 3, 2 / 3, 1]
-    assert entries[4]["seeds"] == [picture_seed(0, CAPTIONS[0], 1), picture_seed(0, CAPTIONS[0], 2)]
+    assert entries[4]["seeds"] == [image_seed(0, CAPTIONS[0], 1), image_seed(0, CAPTIONS[0], 2)]
     assert Image.open("rows/grid.png").width == 4 * 134 + 6
 
 
@@ -161,8 +161,10 @@ def test_interpolation_of_captions(t2i, run):
     assert (status, err) == (0, []) and out[0].startswith("wrote 6 pictures")
     rows = pixels(Path("rows"))
     pipe = TextToImagePipeline.from_pretrained(run)
-    seeds = [picture_seed(2, caption, 0) for caption in CAPTIONS[:2]]
-    ends = pipe([CAPTIONS[0], CAPTIONS[1], CAPTIONS[1], CAPTIONS[2]], seed=np.repeat(seeds, 2), output_type="np").images
+    seeds = [image_seed(2, caption, 0) for caption in CAPTIONS[:2]]
+    ends = pipe(
+        [CAPTIONS[0], CAPTIONS[1], CAPTIONS[1], CAPTIONS[2]], seed=np.repeat(seeds, 2), output_type="uint8"
+    ).images
     assert np.array_equal(rows[[0, 2, 3, 5]], ends)
     assert len(np.unique(rows.reshape(6, -1), axis=0)) == 6
     entries = json.loads(Path("rows/manifest.json").read_text())["pictures"]
@@ -324,7 +326,7 @@ def test_train_then_sample(t2i, tmp_path, monkeypatch):
 
     captions = [options[0] for options in open_dataset("shapes-1", "val", View(limit=6)).captions]
     pipe = TextToImagePipeline.from_pretrained("trained")
-    again = pipe(captions, seed=list(range(6)), output_type="np").images
+    again = pipe(captions, seed=list(range(6)), output_type="uint8").images
     sheet = np.asarray(Image.open("trained/samples/step-00000002.png").convert("RGB"))
     for i, image in enumerate(again):
         drawn = sheet[6:134:4, 6 + 134 * i : 134 + 134 * i : 4]

@@ -228,7 +228,7 @@ def test_real_pictures_come_first_and_a_sheet_of_generated_ones_last(trained: Pa
     # Each has a noise of its own, which follows from its picture's id.
     seeds = [seeding.derive(0, "score", data.ids[row]) for row in rows[:24]]
     pipe = TextToImagePipeline.from_pretrained(trained)
-    assert np.array_equal(np.stack(pictures), pipe(captions, seed=seeds, output_type="np").images)
+    assert np.array_equal(np.stack(pictures), pipe(captions, seed=seeds, output_type="uint8").images)
 
 
 def test_the_scorer_may_not_have_taken_part_in_the_training(command: Command, embedded: str, tmp_path: Path) -> None:

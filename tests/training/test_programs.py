@@ -193,7 +193,7 @@ def test_a_prior_draws_what_it_drew_in_training_and_keeps_its_codes(tmp_path: Pa
     assert 3.5 < record["val_bits_per_token"] < 4.5 and "val_strict" in record  # 16 codes: 4 bits
     # the checkpoint alone draws the sheet that training drew, to the pixel
     prompts = [options[0] for options in open_dataset("shapes-1", "val", View(16, limit=24)).captions]
-    again = TextToImagePipeline.from_pretrained(run)(prompts, seed=list(range(24)), output_type="np").images
+    again = TextToImagePipeline.from_pretrained(run)(prompts, seed=list(range(24)), output_type="uint8").images
     sheet = Image.open(run / "samples" / "step-00000002.png").convert("RGB")
     assert np.array_equal(np.asarray(grid(list(again), prompts, columns=6).convert("RGB")), np.asarray(sheet))
     assert len({image.tobytes() for image in again}) > 12  # so it is no accident

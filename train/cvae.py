@@ -1,4 +1,4 @@
-"""Trains a one-pass generator of a tokenizer's latents as a conditional VAE, conditioned by a frozen text encoder.
+"""Trains a one-pass generator of a tokenizer's latents: a conditional VAE, at the end with a critic (CVAE-GAN).
 
     t2i train cvae --config cvae-shapes64 --set tokenizer.path=runs/vqvae-shapes64 --run-dir runs/cvae
     torchrun --nproc_per_node 2 -m t2i.cli train cvae --config cvae-shapes64 ...
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from t2i import seeding
 from t2i.cvae.config import Config
+from t2i.cvae.critic import Critic, deceive
 from t2i.cvae.network import ConditionalVAE, Draws, parameter_groups
 from t2i.cvae.sampling import Latents, sample_codes
 from t2i.data import Dataset, open_dataset
@@ -35,6 +36,15 @@ from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
 
 SHOWN = 24  # prompts of the sample grid
+
+
+class Micro(NamedTuple):
+    """One micro-batch on the device, with all that chance decides of it."""
+
+    latents_BLC: Tensor
+    text: TextFeatures
+    draws: Draws
+    other_B: Tensor  # whether the caption of the next row says something else
 
 
 class Validation(NamedTuple):
@@ -72,8 +82,8 @@ def validate(
 
 def prepare_micro(
     config: Config, train: Dataset, captions: Captions, codes: CachedCodes, latents: Latents, batch: Rows, run: Run
-) -> tuple[Tensor, TextFeatures, Draws]:
-    """Puts latents and captions of one micro-batch on the device, with all that chance decides of them."""
+) -> Micro:
+    """Puts latents and captions of one micro-batch on the device and draws its noises."""
     seed, ids = config.seed, batch.sample_ids
     index = captions.chosen(train, codes.shown(batch.rows), ids, seed)
     text = TextFeatures(*(x.to(run.device) for x in captions.text.rows(index)))
@@ -82,8 +92,10 @@ def prepare_micro(
     draws = Draws(
         torch.from_numpy(seeding.normal(seed, "posterior", ids, config.model.z_dim)).to(run.device),
         torch.from_numpy(seeding.uniform(seed, "without_noise", ids, 1)[:, 0]).to(run.device),
+        torch.from_numpy(seeding.normal(seed, "free", ids, config.model.z_dim)).to(run.device),
     )
-    return latents_BLC, text, draws
+    said = captions.same[index]
+    return Micro(latents_BLC, text, draws, (said != said.roll(-1)).to(run.device))
 
 
 def main(config: Config, run_dir: Path) -> None:
@@ -104,27 +116,33 @@ def main(config: Config, run_dir: Path) -> None:
         codes = prepare_codes(tokenizer, train, config.flip, run)
         validation = prepare_validation(config, encoder, run)
 
-        # Generator and posterior, their average, and AdamW
+        # Generator and posterior, their average, the critic, and an optimizer for each player
         plain = ConditionalVAE(config, latents.shape, encoder.token_dim, encoder.pooled_dim, encoder.max_tokens)
         plain = plain.to(run.device)
         ema = EMA(plain, config.ema_halflife_images)
         groups = parameter_groups(plain, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, config.adam_beta2))
+        plain_critic = Critic(config, latents.shape, encoder.token_dim, encoder.max_tokens).to(run.device)
+        critic_optimizer = torch.optim.Adam(
+            plain_critic.parameters(), config.learning_rate, betas=(0.0, config.adam_beta2)
+        )
 
         # Parts of a checkpoint, and the newest one to go on from
         for name, part in {"model": plain, "ema": ema, "optimizer": optimizer}.items():
             run.register(name, part)
+        run.register("critic", plain_critic)
+        run.register("critic_optimizer", critic_optimizer)
         best = keep_best(run, ema.state_tensors, config.best_metric, validation.held_out.names if validation else ())
         run.resume()
         run.extra |= {
             "text_digest": encoder.digest(), "tokenizer_digest": tokenizer.digest(), "shape": list(latents.shape)
         }  # fmt: skip
 
-        # The model as the processes of the run share it, and the rows from where the run left off
-        model = run.prepare(plain, config.compile)
+        # Both networks as the processes of the run share them, and the rows from where the run left off
+        model, critic = (run.prepare(part, config.compile) for part in (plain, plain_critic))
         loader = RowLoader(len(train), config.train_batch_size, config.seed, *run.position)
 
-        for batches in run.steps(loader, optimizer):
+        for batches in run.steps(loader, optimizer, critic_optimizer):
             # Validation of the averaged model, and a checkpoint
             if validation and run.due(config.validation_steps):
                 found = run.on_main(
@@ -139,17 +157,44 @@ def main(config: Config, run_dir: Path) -> None:
             if not micros:
                 break
 
-            # Step on the squared error of latents and the information in the noise
+            # Step on the squared error of latents, the information in the noise, and, late in the run, the critic's view
+            sharpening = run.step >= config.critic.start * run.total_steps
             losses: list[Tensor] = []
+            made: list[Tensor] = []
+            plain_critic.requires_grad_(False)
             for micro in run.accumulate(model, micros):
-                terms = model(*micro)
-                run.accelerator.backward(terms.loss)
-                losses.append(terms.loss)
+                terms, free = model(micro.latents_BLC, micro.text, micro.draws, sharpening)
+                loss = terms.loss
+                if free is not None:
+                    with run.accelerator.autocast():
+                        deceived = deceive(plain_critic, micro.latents_BLC, free, micro.text)
+                    loss = loss + config.critic.weight * deceived
+                    made.append(free.detach())
+                    run.note({"deceived": deceived.detach()})
+                run.accelerator.backward(loss)
+                losses.append(loss)
                 run.note({name: value.detach() for name, value in terms._asdict().items()})
+            plain_critic.requires_grad_(True)
             norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
-            sound = run.all_finite(*losses, norm)
-            if sound:
+            run.note({"gradient_norm": norm})
+            losses.append(norm)
+
+            # Step of the critic, on the same real and generated latents
+            if sharpening:
+                for i, micro in enumerate(run.accumulate(critic, micros)):
+                    told = critic(micro.latents_BLC, made[i], micro.text, micro.other_B)
+                    run.accelerator.backward(told.critic_loss)
+                    losses.append(told.critic_loss)
+                    run.note({name: value.detach() for name, value in told._asdict().items()})
+                norm = nn.utils.clip_grad_norm_(plain_critic.parameters(), MAX_GRADIENT)
+                run.note({"critic_gradient_norm": norm})
+                losses.append(norm)
+
+            # Both players move, or neither
+            if run.all_finite(*losses):
                 optimizer.step()
+                if sharpening:
+                    critic_optimizer.step()
                 ema.update(plain, run.images_per_step, run.images_seen + run.images_per_step)
             optimizer.zero_grad()
-            run.note({"gradient_norm": norm})
+            critic_optimizer.zero_grad()

@@ -52,8 +52,17 @@ class ObjectiveConfig(Section):
     )
 
 
+class CriticConfig(Section):
+    """A critic that joins late and sharpens what squared error leaves blurred; its rate is the generator's."""
+
+    start: float = Field(default=0.85, ge=0, le=1, description="share of the run after which it joins; 1: never")
+    weight: float = Field(default=0.05, ge=0, description="of the adversarial loss beside the squared error")
+    depth: int = Field(default=2, ge=1, le=64, description="transformer blocks; their width is the generator's")
+    gamma: float = Field(default=0.1, ge=0, description="weight of the penalties on its gradient (R1 and R2)")
+
+
 class Config(DrawingConfig):
-    """A one-pass generator of a tokenizer's latents, trained as a conditional VAE."""
+    """A one-pass generator of a tokenizer's latents, trained as a conditional VAE and sharpened by a critic."""
 
     family: Literal["cvae"] = "cvae"
     data: DataConfig = DataConfig()
@@ -61,6 +70,7 @@ class Config(DrawingConfig):
     tokenizer: FrozenLatentsConfig = FrozenLatentsConfig()
     model: NetworkConfig = NetworkConfig()
     loss: ObjectiveConfig = ObjectiveConfig()
+    critic: CriticConfig = CriticConfig()
     flip: bool = Field(
         default=False, description="mirror training images at random; off by itself where captions say left or right"
     )

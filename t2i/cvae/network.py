@@ -36,6 +36,7 @@ class Draws(NamedTuple):
 
     noise_BZ: Tensor  # standard normals of the posterior
     hidden_B: Tensor  # uniforms in [0, 1); below `loss.without_noise` the noise is hidden
+    free_BZ: Tensor  # standard normals for images that no posterior has seen
 
 
 class Terms(NamedTuple):
@@ -56,6 +57,15 @@ def linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
 
 def normalize(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=EPS)
+
+
+def trimmed(text: TextFeatures) -> tuple[Tensor, Tensor]:
+    """Token states and mask without the columns that are padding in every row."""
+    tokens, mask, _ = text
+    if mask.device.type != "cpu":  # it would cost a synchronisation, and a shape to compile for
+        return tokens, mask
+    longest = max(1, int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0)
+    return tokens[:, :longest], mask[:, :longest]
 
 
 class Words(nn.Module):
@@ -99,9 +109,12 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
 class Block(nn.Module):
     """Attention and SwiGLU, their inputs scaled and shifted by the noise and the caption."""
 
-    def __init__(self, width: int, heads: int, depth: int) -> None:
+    turn: Tensor
+
+    def __init__(self, width: int, heads: int, depth: int, grid: int) -> None:
         super().__init__()
         self.heads, hidden, gain = heads, width * 8 // 3 // 16 * 16, 1 / math.sqrt(2 * depth)
+        self.register_buffer("turn", rotation(grid, width // heads), persistent=False)
         self.sharpness = nn.Parameter(torch.ones(width // heads))
         self.qkv, self.out = linear(width, 3 * width), linear(width, width, gain)
         self.gate_up, self.down = linear(width, 2 * hidden), linear(hidden, width, gain)
@@ -109,7 +122,9 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x_BND: Tensor, condition_BD: Tensor, turn: Tensor, mask_BN: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, condition_BD: Tensor, mask_BN: Tensor) -> Tensor:
+        words = x_BND.shape[1] - len(self.turn)
+        turn = torch.cat([self.turn.new_ones(words, self.turn.shape[1]), self.turn])  # words do not turn
         scale_1, shift_1, scale_2, shift_2 = self.modulation(condition_BD).float()[:, None].chunk(4, dim=-1)
         h = torch.addcmul(shift_1, normalize(x_BND), 1 + scale_1)
         q, k, v = rearrange(self.qkv(h), "b n (three h d) -> three b h n d", three=3, h=self.heads)
@@ -125,8 +140,6 @@ class Block(nn.Module):
 class Generator(nn.Module):
     """(words, noise) -> latents of all places, in one pass."""
 
-    turn: Tensor
-
     def __init__(self, config: NetworkConfig, shape: Shape, token_dim: int, max_tokens: int) -> None:
         super().__init__()
         width = config.width
@@ -136,16 +149,12 @@ class Generator(nn.Module):
         self.pooled, self.place_noise = linear(width, width), linear(width, width, 0.3)
         self.rows = nn.Parameter(torch.randn(shape.grid, width) * 0.5)
         self.columns = nn.Parameter(torch.randn(shape.grid, width) * 0.5)
-        self.blocks = nn.ModuleList(Block(width, config.heads, config.depth) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.depth, shape.grid) for _ in range(config.depth))
         self.head = linear(width, shape.channels, 0)
-        self.register_buffer("turn", rotation(shape.grid, width // config.heads), persistent=False)
 
     def forward(self, text: TextFeatures, z_BZ: Tensor, hidden_B: Tensor | None = None) -> Tensor:
         """latents_BLC of unit mean square; the noise of `hidden_B` is replaced by the learned absence of noise."""
-        tokens, mask, _ = text
-        if mask.device.type == "cpu":  # elsewhere it would cost a synchronisation, and a shape to compile for
-            longest = max(1, int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0)
-            tokens, mask = tokens[:, :longest], mask[:, :longest]
+        tokens, mask = trimmed(text)
         words = self.words(tokens, mask)
         noise = self.noise(z_BZ).float()
         if hidden_B is not None:
@@ -155,9 +164,8 @@ class Generator(nn.Module):
         places = (self.rows[:, None] + self.columns).flatten(0, 1) + self.place_noise(noise).float()[:, None]
         x = torch.cat([words, places], dim=1)
         visible = F.pad(mask, (0, places.shape[1]), value=True)
-        turn = torch.cat([self.turn.new_ones(words.shape[1], self.turn.shape[1]), self.turn])  # words do not turn
         for block in self.blocks:
-            x = block(x, condition, turn, visible)
+            x = block(x, condition, visible)
         return self.head(normalize(x[:, words.shape[1] :])).float()
 
 
@@ -198,17 +206,25 @@ class ConditionalVAE(nn.Module):
         self.generator = Generator(config.model, shape, token_dim, max_tokens)
         self.posterior = Posterior(config.model, shape, pooled_dim)
 
-    def forward(self, latents_BLC: Tensor, text: TextFeatures, draws: Draws) -> Terms:
-        """The loss of one micro-batch.
+    def forward(
+        self, latents_BLC: Tensor, text: TextFeatures, draws: Draws, free: bool = False
+    ) -> tuple[Terms, Tensor | None]:
+        """The loss of one micro-batch; with `free` also latents_BLC of the same captions and noise of no posterior.
 
         Args:
             latents_BLC: of real images, of unit mean square.
         """
-        loss = self.config.loss
+        loss, batch = self.config.loss, len(latents_BLC)
         mean, log_variance = self.posterior(latents_BLC, text.pooled_BP)
         z_BZ = mean + draws.noise_BZ * (log_variance / 2).exp()
         hidden_B = draws.hidden_B < loss.without_noise
-        made = self.generator(text, z_BZ, hidden_B)
+        if free:
+            double = TextFeatures(*(torch.cat([x, x]) for x in text))
+            z_BZ = torch.cat([z_BZ, draws.free_BZ])
+            made = self.generator(double, z_BZ, F.pad(hidden_B, (0, batch), value=False))
+        else:
+            made = self.generator(text, z_BZ, hidden_B)
+        made, freely_made = made[:batch], made[batch:] if free else None
         weight = 1 + loss.contrast * contrast(latents_BLC, self.shape.grid)
         weight = weight / weight.mean(dim=1, keepdim=True)
         error_B = ((made - latents_BLC).square().mean(dim=2) * weight).mean(dim=1)
@@ -219,7 +235,7 @@ class ConditionalVAE(nn.Module):
             share = shown_B.mean()
             error = (error_B * shown_B).mean() / share.clamp(min=EPS)
             of_text = (error_B * (1 - shown_B)).mean() / (1 - share).clamp(min=EPS)
-        return Terms(total, error, of_text, nats_B.detach().mean())
+        return Terms(total, error, of_text, nats_B.detach().mean()), freely_made
 
 
 def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:

@@ -38,9 +38,8 @@ def text_of(count: int, seed: int = 0) -> TextFeatures:
     return TextFeatures(tokens, mask, torch.randn(count, 12, generator=g))
 
 
-def draws_of(count: int, hidden: bool | None = None) -> Draws:
-    u = torch.rand(count) if hidden is None else torch.full((count,), 0.0 if hidden else 1.0)
-    return Draws(torch.randn(count, Z), u)
+def draws_of(count: int, hidden_B: Tensor | None = None) -> Draws:
+    return Draws(torch.randn(count, Z), torch.rand(count) if hidden_B is None else hidden_B, torch.randn(count, Z))
 
 
 def latents_of(count: int) -> Tensor:
@@ -88,7 +87,8 @@ def test_the_loss_is_its_terms() -> None:
     config = tiny(loss={"kl": 0.25, "contrast": 0.0, "without_noise": 0.5})
     model, text, latents = network(config), text_of(6), latents_of(6)
     noise, hidden_B = torch.randn(6, Z), torch.tensor([0.1, 0.9, 0.2, 0.8, 0.7, 0.6])
-    terms = model(latents, text, Draws(noise, hidden_B))
+    draws = draws_of(6, hidden_B)._replace(noise_BZ=noise)
+    terms, nothing = model(latents, text, draws)
     mean, log_variance = model.posterior(latents, text.pooled_BP)
     nats = torch.distributions.kl_divergence(
         torch.distributions.Normal(mean, (log_variance / 2).exp()), torch.distributions.Normal(0.0, 1.0)
@@ -96,10 +96,18 @@ def test_the_loss_is_its_terms() -> None:
     made = model.generator(text, mean + noise * (log_variance / 2).exp(), hidden_B < 0.5)
     error = (made - latents).square().mean(dim=(1, 2))
     shown = hidden_B >= 0.5
+    assert nothing is None
     assert terms.error.item() == pytest.approx(error[shown].mean().item(), rel=1e-5)
     assert terms.error_of_text.item() == pytest.approx(error[~shown].mean().item(), rel=1e-5)
     assert terms.nats.item() == pytest.approx(nats.mean().item(), rel=1e-5)
     assert terms.loss.item() == pytest.approx((error.mean() + 0.25 * (nats * shown).mean()).item(), rel=1e-5)
+
+
+def test_free_latents_are_the_generators_own_and_leave_the_loss_alone() -> None:
+    model, text, latents, draws = network(tiny()), text_of(5), latents_of(5), draws_of(5)
+    terms, free = model(latents, text, draws, True)
+    assert free is not None and torch.allclose(free, model.generator(text, draws.free_BZ), atol=1e-5)
+    assert terms.loss.item() == pytest.approx(model(latents, text, draws)[0].loss.item(), rel=1e-5)
 
 
 def test_places_weigh_by_their_contrast() -> None:
@@ -119,9 +127,9 @@ def test_gradients_reach_every_parameter() -> None:
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), 1e-2)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
     for _ in range(3):  # the head and the modulations start at zero: the first steps open them one after the other
-        draws = Draws(torch.randn(4, Z), torch.tensor([0.0, 1.0, 0.0, 1.0]))
         optimizer.zero_grad()
-        model(latents_of(4), text_of(4), draws).loss.backward()
+        terms, _ = model(latents_of(4), text_of(4), draws_of(4, torch.tensor([0.0, 1.0, 0.0, 1.0])))
+        terms.loss.backward()
         optimizer.step()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not idle
@@ -136,7 +144,7 @@ def test_it_learns_captions_by_heart_and_puts_what_they_leave_open_into_the_nois
     both = torch.cat([latents, -latents])
     for _ in range(300):
         optimizer.zero_grad()
-        terms = model(both, double, Draws(torch.randn(8, Z), torch.rand(8)))
+        terms, _ = model(both, double, draws_of(8))
         terms.loss.backward()
         optimizer.step()
     assert terms.error < 0.2 < 0.8 < terms.error_of_text < 1.5  # without noise the mean of two opposite images

@@ -3,8 +3,8 @@
 Words pass residual convolutions over their neighbours before the first block, so that a noun's state holds the adjectives
 before it and the relation beside it; then words and places attend to each other in every block. Noise enters by adaptive
 norms (Peebles & Xie, DiT, ICCV 2023). In training the noise comes from a posterior that sees the image and its bag of words
-(Sohn et al., conditional VAE, NeurIPS 2015); part of the captions see no noise, or the posterior would tell the generator
-what its words say and the words would never be read.
+(Sohn et al., conditional VAE, NeurIPS 2015); part of the captions see no noise, so that the words are learned from whatever
+the posterior could tell.
 
 Axes: B batch, T words, L places row by row, N = T + L, C channels of a latent, D width, Z noise, P pooled text.
 """
@@ -77,7 +77,7 @@ class Words(nn.Module):
         self.positions = nn.Parameter(torch.randn(max_tokens, width) * 0.3)
         self.mix = nn.ModuleList(nn.Conv1d(width, width, WINDOW, padding=WINDOW // 2) for _ in range(layers))
         for layer in self.mix:
-            # not zero: a branch that starts as nothing leaves the words apart for thousands of captions
+            # not zero: neighbours are mixed in from the first step on
             nn.init.normal_(layer.weight, std=1.5 / math.sqrt(WINDOW * width))  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 

@@ -136,7 +136,7 @@ def our_step(config: Config, generator: nn.Module, discriminator: nn.Module, bf1
     pooled, pool = torch.randn(BATCH, TEXT), torch.randn(config.loss.negatives, TEXT)
     text = TextFeatures(torch.zeros(BATCH, 0, TEXT), torch.zeros(BATCH, 0, dtype=torch.bool), pooled)
     captions = rules.Captions(pooled, pool, torch.zeros(BATCH, len(pool), dtype=torch.bool))
-    count = max(1, round(config.loss.penalty_fraction * BATCH))
+    count, gamma = rules.penalised(config.loss, BATCH), getattr(config.loss, "gamma", 0.0)
 
     def norm(network: nn.Module) -> float:
         return float(nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None]))
@@ -146,9 +146,7 @@ def our_step(config: Config, generator: nn.Module, discriminator: nn.Module, bf1
         z = torch.randn(BATCH, config.generator.z_dim)
         with autocast:
             fake = generator(z, text).float()
-            loss, _ = rules.discriminator_loss(
-                discriminator, real, fake.detach(), captions, probes, config.loss, config.loss.gamma
-            )
+            loss, _ = rules.discriminator_loss(discriminator, real, fake.detach(), captions, probes, config.loss, gamma)
         loss.backward()
         norm(discriminator)
         d_optimizer.step()

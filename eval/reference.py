@@ -51,7 +51,7 @@ def main(
         raise InputError(f"--out {out} cannot be written; name a .safetensors file in an existing folder")
     with launched_ranks() as ranks, progress_of(ranks.is_main) as tick:
         pictures = pictures_of(data, split, n, resolution, skip_broken)
-        opened = [named.extractor for named in open_extractors(options, device())]
+        opened = open_extractors(options, device())
         extractors = opened if embedded else opened[1:]
         if not extractors:
             raise InputError("no extractor is named; say --inception FILE, --clip DIR, --dinov2 DIR or --embedded")

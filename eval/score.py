@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from t2i.console import progress_of
-from t2i.data.folders.index import holds_pictures
+from t2i.data.folders.index import holds_images
 from t2i.distributed import launched_ranks
 from t2i.errors import InputError
 from t2i.extractors import Resize
@@ -139,7 +139,7 @@ def main(
             f"--reranker {reranker} chooses among candidates, and there is one; ask for more with --best-of"
         )
     if not run:
-        if folder.is_dir() and not holds_pictures(folder):
+        if folder.is_dir() and not holds_images(folder):
             raise InputError(
                 f"{target} holds no pictures and is no run (no checkpoints, no config.yaml); name one of the two"
             )

@@ -158,14 +158,14 @@ def main(
 
     import torch  # slow to import: the mistakes above are told first
 
+    from t2i.extractors import open_image_text
     from t2i.pipeline import TextToImagePipeline
-    from t2i.sampling.reranking import open_reranker
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     knobs = {"guidance_scale": guidance, "truncation": truncation}
     settings = {name: value for name, value in settings.items() if value is not None}
     with shown_progress(" pictures") as tick:
-        chooser = open_reranker(scorer, device) if best_of > 1 else None
+        chooser = open_image_text(scorer, device) if best_of > 1 else None
         job = Job(
             wanted, num_images_per_prompt, seed, batch_size, knobs, settings, interpolate, frames,
             given, best_of, chooser, kept,

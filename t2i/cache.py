@@ -1,7 +1,7 @@
-"""What lies in the cache directory, and how to make it smaller: `t2i cache list`, `t2i cache prune`.
+"""The cache directory: its place, its shards, and how to list and shrink it (`t2i cache list`, `t2i cache prune`).
 
-Everything there can be made again, and each file stands for itself: a prune may be interrupted anywhere, and a process that has
-a removed file open goes on reading it.
+Everything there can be made again, and no file needs another: a prune may be interrupted anywhere, and a process that has a
+removed file open continues to read it.
 """
 
 import os
@@ -11,25 +11,25 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from t2i.errors import InputError
 from t2i.files import new_file
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # what the folders of the cache hold
 KINDS = {
     "text": "features of captions",
-    "codes": "codes of pictures",
-    "index": "what is known of pictures: t2i data check",
+    "codes": "codes of images",
+    "index": "what is known of images: t2i data check",
     "folders": "names and captions of large folders",
-    "shards": "where pictures lie in tar files",
-    "tables": "pictures of parquet files and of the hub",
-    "looks": "how training pictures look",
+    "shards": "places of images in tar files",
+    "tables": "images of parquet files and of the hub",
+    "looks": "appearance of training images",
 }
 
 
@@ -43,7 +43,7 @@ _SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
 
 class Entry(NamedTuple):
-    """All that one data set, or one encoder, has in the cache."""
+    """All files that one data set, or one encoder, has in the cache."""
 
     kind: str
     name: str
@@ -59,7 +59,7 @@ class Pruned(NamedTuple):
 
 
 def entries() -> list[Entry]:
-    """What is in the cache, what was used last first."""
+    """Lists the cache, what was used last first."""
     found: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for path, size, used in _files():
         kind, name, *_ = path.relative_to(cache_dir()).parts + ("",)
@@ -102,7 +102,7 @@ def prune(max_size: str | None = None, older_than: str | None = None) -> Pruned:
 
 
 def _files() -> Iterator[tuple[Path, int, float]]:
-    """(file, bytes, when it was used last) of the known kinds; nothing else is touched."""
+    """Yields (file, bytes, time of last use) of the known kinds; other files are left alone."""
     for kind in KINDS:
         for path in (cache_dir() / kind).rglob("*"):
             with suppress(OSError):  # removed meanwhile
@@ -117,7 +117,7 @@ def parse_size(text: str) -> int:
     """`10GB` -> bytes, by thousands."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
-        raise InputError(f"--max-size {text!r} is no size; write it as 10GB or 500MB")
+        raise InputError(f"--max-size {text!r} is not a size; write it as 10GB or 500MB")
     return int(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " "))
 
 
@@ -125,27 +125,31 @@ def parse_age(text: str) -> float:
     """`30d` -> seconds."""
     found = _AGE.fullmatch(text.strip())
     if found is None:
-        raise InputError(f"--older-than {text!r} is no age; write it as 30d, 12h or 2w")
+        raise InputError(f"--older-than {text!r} is not an age; write it as 30d, 12h or 2w")
     return float(found[1]) * _SECONDS[found[2].lower()]
 
 
 _STALE_SECONDS = 24 * 3600
 
 
-def checksum(tensors: dict[str, Tensor]) -> str:
-    """crc32 over the bytes of all tensors, by name."""
+def checksum(tensors: dict[str, "Tensor"]) -> str:
+    """Returns the crc32 over the bytes of all tensors, in the order of their names."""
+    import torch
+
     crc = 0
     for name in sorted(tensors):
         crc = zlib.crc32(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
     return f"{crc:08x}"
 
 
-def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_shard(path: Path, tensors: dict[str, "Tensor"]) -> None:
     """Writes one shard with a checksum, whole or not at all.
 
     Raises:
         InputError: the disk is full or cannot be written.
     """
+    from safetensors.torch import save_file
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent)
@@ -157,7 +161,7 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """A killed writer leaves its temporary file; a live one's is younger than a day."""
+    """Removes what killed writers left; the temporary file of a live one is younger than a day."""
     for leftover in folder.glob("*.tmp"):
         with suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
@@ -165,6 +169,6 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def cache_dir() -> Path:
-    """The folder of caches: the environment variable T2I_CACHE, or ~/.cache/t2i. May not exist yet; safe to delete."""
+    """Returns the cache directory: the environment variable T2I_CACHE, or ~/.cache/t2i. It may not exist."""
     named = os.environ.get("T2I_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "t2i"

@@ -125,8 +125,8 @@ def _remove_leftovers(root: Path) -> None:
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-def _steps(root: Path) -> list[Path]:
-    """The checkpoints under `root`, newest first, damaged ones included."""
+def steps(root: Path) -> list[Path]:
+    """Returns the checkpoints under `root`, newest first: damaged ones too, but none that was only half written."""
     found = [(int(match[1]), path) for path in root.glob("step-*") if (match := _STEP.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
 
@@ -164,7 +164,8 @@ def _read_manifest(path: Path) -> dict[str, Any] | str:
 def _is_entry(name: str, entry: Any) -> bool:
     """One file of the manifest: no path, so it cannot point outside its folder."""
     plain = name.endswith(".safetensors") and _NAME.fullmatch(name.removesuffix(".safetensors"))
-    return bool(plain) and isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
+    typed = isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
+    return bool(plain) and typed
 
 
 def _read_files(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, bytes | str]]:
@@ -193,14 +194,26 @@ def verify(path: Path) -> str | None:
 
 def latest(root: Path, fits: Callable[[Mapping[str, Any]], bool] = lambda manifest: True) -> Path | None:
     """The newest intact checkpoint under `root` whose manifest `fits`, or None; warns of each damaged one it skips."""
-    for path in _steps(root):
+    for path in steps(root):
         reason = verify(path)
         if reason is None:
-            if fits(json.loads((path / MANIFEST).read_text())):
+            if fits(read_manifest(path)):
                 return path
             continue
         warnings.warn(f"checkpoint {path} is damaged and skipped: {reason}", stacklevel=2)
     return None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Returns the manifest of one checkpoint, without a look at its other files.
+
+    Raises:
+        InputError: it is damaged, or no checkpoint.
+    """
+    manifest = _read_manifest(path)
+    if isinstance(manifest, str):
+        raise InputError(f"checkpoint {path} cannot be used: {manifest}")
+    return manifest
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -209,9 +222,7 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     Raises:
         InputError: it is damaged, or no checkpoint.
     """
-    manifest = _read_manifest(path)
-    if isinstance(manifest, str):
-        raise InputError(f"checkpoint {path} cannot be used: {manifest}")
+    manifest = read_manifest(path)
     state: dict[str, dict[str, Tensor]] = {}
     for name, data in _read_files(path, manifest):
         if isinstance(data, str):
@@ -231,7 +242,7 @@ def rotate(root: Path, limit: int, keep: Collection[Path] = ()) -> None:
     _remove_leftovers(root)
     intact = 0
     pinned = {path.resolve() for path in keep}
-    for path in _steps(root):
+    for path in steps(root):
         if intact < max(2, limit):
             reason = verify(path)
             intact += reason is None

@@ -53,6 +53,28 @@ class Ranks:
             raise InputError(problem)
         return result
 
+    def each(self, action: Callable[[], T]) -> T:
+        """Runs `action` on every process at once; what it raises on one of them is raised on all."""
+        result, failure = None, None
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+        problem = next((said for said in self.everyone(str(failure) if failure else None) if said is not None), None)
+        if failure is not None:
+            raise failure
+        if problem is not None:
+            raise InputError(problem)
+        return result  # type: ignore[return-value]
+
+    def everyone(self, mine: T) -> list[T]:
+        """Returns the values of all processes, in the order of the ranks, on every process."""
+        if self._group is None:
+            return [mine]
+        boxes: list[Any] = [None] * self.num_processes
+        dist.all_gather_object(boxes, mine, group=self._group)
+        return boxes
+
     def sum(self, values: Sequence[float]) -> list[float]:
         return self._reduce(values, dist.ReduceOp.SUM)
 

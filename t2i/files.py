@@ -1,13 +1,15 @@
-"""Files and folders of results that appear whole or not at all."""
+"""Files that are opened only when they are plain and small enough; files and folders that appear whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
+import stat
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -16,10 +18,75 @@ from safetensors.numpy import save_file
 from t2i.errors import InputError
 from t2i.names import shown
 
+MAX_TEXT_BYTES = 1 << 30  # a text or JSON file that is read whole
+MAX_LINE_BYTES = 1 << 26
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def open_regular(path: Path | str, limit: int | None = None) -> BinaryIO:
+    """Opens a plain file for reading; links are followed.
+
+    Nothing is read from a pipe or a device, which would block or never end.
+
+    Args:
+        limit: the most bytes that the file may have; None: any number.
+
+    Raises:
+        OSError: it cannot be opened, is not a plain file, or is larger than `limit`; `strerror` says which.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    status = os.fstat(descriptor)
+    why = ""
+    if not stat.S_ISREG(status.st_mode):
+        why = f"it is {next((name for test, name in _KINDS if test(status.st_mode)), 'special')}, not a plain file"
+    elif limit is not None and status.st_size > limit:
+        why = f"it has {status.st_size:,} bytes, over the limit of {limit:,}"
+    if why:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, why, str(path))
+    return open(descriptor, "rb")
+
+
+def read_regular(path: Path | str, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """The bytes of a plain file of at most `limit` bytes; raises as `open_regular` does."""
+    with open_regular(path, limit) as file:
+        return file.read(limit + 1)
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file one at a time, without their ends; a byte order mark is dropped.
+
+    Raises:
+        OSError: it cannot be read or is not a plain file.
+        InputError: a line is not UTF-8 or too long; the message names file and line.
+    """
+    with open_regular(path) as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise InputError(f"{path} line {number} is over {MAX_LINE_BYTES:,} bytes long; is it a text file?")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, number, error) from error
+            yield text.removesuffix("\n").removesuffix("\r")
+
+
+def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> InputError:
+    byte = error.object[error.start]
+    return InputError(f"{path} line {line} is not UTF-8 (byte 0x{byte:02x}); re-save the file as UTF-8")
+
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when all went well, and vanishes otherwise.
+    """Yields a folder beside `out` that becomes `out` on success and is removed otherwise.
 
     Raises:
         InputError: `out` is a file or holds something, or cannot be written.
@@ -39,20 +106,20 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise InputError(f"cannot write {out}: {why}; free some space or name another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # they hold the new folder
+        with suppress(OSError):  # not empty: they hold the new folder
             for folder in above:
                 folder.rmdir()
 
 
 @contextmanager
 def new_file(out: Path, durable: bool = False) -> Iterator[Path]:
-    """A name ending in `.tmp` beside `out`: the file written there replaces `out` when all went well, else it vanishes.
+    """Yields a name ending in `.tmp` beside `out`; the file written there replaces `out` on success, else it is removed.
 
     Args:
-        durable: the file and its folder entry are on the disk at the end, so that a power cut loses neither.
+        durable: flush the file and its folder entry to the disk, so that a power cut loses neither.
 
     Raises:
-        OSError: it cannot be written; `out` is as it was.
+        OSError: it cannot be written; `out` is unchanged.
     """
     temporary = out.with_name(f".{out.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -71,7 +138,7 @@ def write_text(out: Path, text: str, durable: bool = False) -> None:
     """Writes a text file in UTF-8 whole or not at all; lone surrogates become `?`.
 
     Raises:
-        InputError: it cannot be written; `out` is as it was.
+        InputError: it cannot be written; `out` is unchanged.
     """
     try:
         with new_file(out, durable) as temporary:
@@ -91,14 +158,21 @@ def flush(path: Path) -> None:
 
 
 def refuse_used(out: Path) -> None:
-    """Raises InputError when `out` is a file or holds something, so that it can be told before any work."""
+    """Raises InputError when `out` is a file or is not empty; call it before any work is done."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "holds files" if out.is_dir() else "is a file"
         raise InputError(f"output folder {out} {what}; name a new or an empty folder")
 
 
-def walk(root: Path) -> Iterable[str]:
-    """Paths of all files below root, with `/`. Links to folders are followed, each folder once."""
+def walk(root: Path, enter: Callable[[str], None] = lambda folder: None) -> Iterable[str]:
+    """Yields the paths of all files below `root`, with `/`; hidden ones are skipped, each folder is entered once.
+
+    Args:
+        enter: called with each folder, as `` or `a/b/`, before it is listed.
+
+    Raises:
+        InputError: a folder cannot be listed.
+    """
     pending, visited = [""], set()
     while pending:
         folder = pending.pop()
@@ -107,13 +181,14 @@ def walk(root: Path) -> Iterable[str]:
             if (status.st_dev, status.st_ino) in visited:
                 continue
             visited.add((status.st_dev, status.st_ino))
+            enter(folder)
             with os.scandir(root / folder) as entries:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name == "__MACOSX":
                         continue
                     if entry.is_dir():
                         pending.append(f"{folder}{entry.name}/")
-                    elif entry.is_file() or entry.is_symlink():  # a dangling link is a broken picture, a pipe is none
+                    elif entry.is_file() or entry.is_symlink():  # a dangling link is a broken image; a pipe is skipped
                         yield folder + entry.name
         except OSError as error:
             why = f"{error.strerror or error}; check its permissions"
@@ -121,22 +196,22 @@ def walk(root: Path) -> Iterable[str]:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text file that are not empty.
+    """Returns the lines of a text file that are not empty.
 
     Raises:
         InputError: it cannot be read, or is not UTF-8.
     """
     try:
-        return [line for line in read_utf8(path).replace("\r\n", "\n").split("\n") if line.strip()]
+        return [line for line in text_lines(path) if line.strip()]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; check its permissions") from error
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file.
+    """Returns the content of a JSON file.
 
     Raises:
-        InputError: it cannot be read, is cut off, or is no JSON.
+        InputError: it cannot be read, is cut off, or is not JSON.
     """
     try:
         return json.loads(read_utf8(path))
@@ -150,23 +225,30 @@ def read_json(path: Path) -> Any:
 
 
 def read_utf8(path: Path) -> str:
-    data = path.read_bytes()
+    """The text of a file of at most `MAX_TEXT_BYTES`.
+
+    Raises:
+        OSError: it cannot be read, is not a plain file, or is too large.
+        InputError: it is not UTF-8.
+    """
+    data = read_regular(path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"{path} line {line} is not UTF-8 (byte 0x{error.object[error.start]:02x}); re-save the file as UTF-8"
-        ) from error
+        raise _not_utf8(path, data[: error.start].count(b"\n") + 1, error) from error
 
 
 def read_header(path: Path, name: str, kind: str) -> dict[str, Any]:
-    """The JSON object under `name` in the header of a safetensors file; `kind` says in words what such a file holds.
+    """Returns the JSON object under `name` in the header of a safetensors file.
+
+    Args:
+        kind: in words, what such a file holds; for the message.
 
     Raises:
-        InputError: it cannot be read, or holds none.
+        InputError: it cannot be read, or has no such object.
     """
     try:
+        open_regular(path).close()
         with safe_open(path, "np") as file:
             found = json.loads((file.metadata() or {})[name])
         if not isinstance(found, dict):
@@ -179,8 +261,9 @@ def read_header(path: Path, name: str, kind: str) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Raises InputError: one of them is not there, or cannot be read."""
+    """Returns the named tensors of a safetensors file; raises InputError when one is absent or cannot be read."""
     try:
+        open_regular(path).close()
         with safe_open(path, "np") as file:
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:

@@ -1,35 +1,40 @@
-"""The only file that knows how a picture on disk becomes a tensor and back.
+"""Conversions between image files, arrays and tensors; the only file that knows them.
 
-Contract: a picture is uint8 RGB, HWC (numpy) or NHWC for a batch; a model sees float32 in [-1, 1], BCHW. Quantisation
+Contract: an image is uint8 RGB, HWC (numpy) or NHWC for a batch; a model sees float32 in [-1, 1], BCHW. Quantisation
 to uint8 rounds half up and happens once, at the model's boundary.
 """
 
-import errno
 import io
-import os
-import stat
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Semaphore
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
 from t2i.errors import InputError
+from t2i.files import open_regular
 
 if TYPE_CHECKING:
     import torch
 
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 120_000_000  # a telephone's camera makes 108 million
 MAX_SIDE = 16_384
 MAX_BYTES = 64 * 1024 * 1024
-TRANSFORM = 2  # raised when a picture on disk comes to mean other pixels, so that nothing made of the old ones is used
+TRANSFORM = 2  # raised when an image on disk comes to mean other pixels, so that nothing made of the old ones is used
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp")
+# images that are not read, but named where they are found
+OTHER_SUFFIXES = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".svg", ".jp2", ".psd", ".tga", ".ppm")
 Fit = Literal["center", "random", "squash", "pad"]
 
 ImageArray = NDArray[np.uint8]
+
+_LARGE_PIXELS = 25_000_000
+_LARGE = Semaphore(2)  # decoders of large images at one time: each takes up to a gigabyte
 
 # EXIF orientation -> what turns the stored pixels upright
 _UPRIGHT = {
@@ -46,14 +51,16 @@ _UPRIGHT = {
 # and that is checked right after; its other warnings speak of damaged metadata, which no pixel depends on.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+# Text and colour profiles over Pillow's limit of a megabyte would make whole pixels count as broken.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_BYTES
 
 
 class BrokenImage(ValueError):
-    """A picture that cannot be decoded; the message says why, the caller names the file."""
+    """An image that cannot be decoded; the message says why, the caller names the file."""
 
 
 def decode(source: Path | bytes, size: int | None = None) -> Image.Image:
-    """Decodes one picture to RGB: EXIF orientation applied, transparency on white, first frame of an animation.
+    """Decodes one image to RGB: EXIF orientation applied, transparency on white, first frame of an animation.
 
     The result's `format` still names the file's own: PNG, JPEG, ...
 
@@ -65,13 +72,16 @@ def decode(source: Path | bytes, size: int | None = None) -> Image.Image:
         BrokenImage: the file is unreadable, truncated, not an image, or over the limits of this module.
     """
     try:
-        data = source if isinstance(source, bytes) else read_limited(source)
-        picture = _load(data, size)
-        upright = _to_rgb(picture)
-        turn = _UPRIGHT.get(_orientation(picture))
-        if turn is not None:
-            upright = upright.transpose(turn)
-        upright.format = picture.format
+        image = _open(source if isinstance(source, bytes) else read_limited(source))
+        if size is not None:
+            image.draft(None, (2 * size, 2 * size))  # does nothing but to a JPEG
+        with _LARGE if image.width * image.height > _LARGE_PIXELS else nullcontext():
+            image.load()
+            upright = _to_rgb(image)
+            turn = _UPRIGHT.get(_orientation(image))
+            if turn is not None:
+                upright = upright.transpose(turn)
+        upright.format = image.format
         return upright
     except BrokenImage:
         raise
@@ -80,81 +90,75 @@ def decode(source: Path | bytes, size: int | None = None) -> Image.Image:
         raise BrokenImage(f"{type(error).__name__}: {str(error) or 'cannot be decoded'}"[:200]) from error
 
 
-def _load(data: bytes, size: int | None = None) -> Image.Image:
+def _open(data: bytes) -> Image.Image:
     if not data:
         raise BrokenImage("the file is empty")
     if len(data) > MAX_BYTES:
         raise BrokenImage(f"more than the limit of {MAX_BYTES:,} bytes")
     try:
-        picture = Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+        image = Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "GIF", "BMP"])
     except UnidentifiedImageError as error:
-        raise BrokenImage(f"not a PNG, JPEG, WEBP, GIF or BMP picture: it begins with {data[:12]!r}") from error
-    width, height = picture.size
+        raise BrokenImage(f"not a PNG, JPEG, WEBP, GIF or BMP image: it begins with {data[:12]!r}") from error
+    width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise BrokenImage(f"{width}x{height} pixels, over the limit of {MAX_PIXELS:,} pixels or {MAX_SIDE} a side")
-    if size is not None:
-        picture.draft(None, (2 * size, 2 * size))  # does nothing but to a JPEG
-    picture.load()
-    return picture
+    return image
 
 
 def read_limited(path: Path) -> bytes:
-    """The file's bytes, at most one more than `decode` accepts.
+    """Returns the bytes of a file, at most one more than `decode` accepts.
 
     Raises:
-        OSError: it cannot be read, or is no plain file: a pipe would be waited for without end.
+        OSError: it cannot be read, or is not a plain file.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a plain file", str(path))
+    with open_regular(path) as file:
         return file.read(MAX_BYTES + 1)
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
-        return picture.getexif().get(0x0112, 1)
+        return image.getexif().get(0x0112, 1)
     except Exception:  # a damaged EXIF block raises anything; the pixels are whole
         return 1
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("I;16", "I;16B", "I;16L", "I"):
-        levels = np.asarray(picture, dtype=np.int64)
-        picture = Image.fromarray((levels >> 8).clip(0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        canvas = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(canvas, picture).convert("RGB")
-    return picture.convert("RGB")
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        levels = np.asarray(image, dtype=np.int64)
+        image = Image.fromarray((levels >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(canvas, image).convert("RGB")
+    return image.convert("RGB")
 
 
-def fit(picture: Image.Image, size: int, how: Fit = "center", offset: tuple[float, float] = (0.5, 0.5)) -> ImageArray:
-    """Brings a picture to [size, size, 3] with Pillow's antialiased bicubic filter.
+def fit(image: Image.Image, size: int, how: Fit = "center", offset: tuple[float, float] = (0.5, 0.5)) -> ImageArray:
+    """Brings an image to [size, size, 3] with Pillow's antialiased bicubic filter.
 
     Args:
-        picture: RGB, any size.
+        image: RGB, any size.
         size: pixels a side.
         how: `center`/`random`: the largest square, cut at `offset`, is scaled; `squash`: both sides are scaled;
             `pad`: the longest side becomes `size`, white around it.
         offset: where the crop lies, (x, y) in [0, 1]; 0.5 is the centre. The caller draws it for `random`.
     """
-    width, height = picture.size
+    width, height = image.size
     if width == height == size:
-        return np.asarray(picture)
+        return np.asarray(image)
     if how == "squash":
-        return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
     if how == "pad":
         scale = size / max(width, height)
         new = (max(1, round(width * scale)), max(1, round(height * scale)))
         canvas = Image.new("RGB", (size, size), "white")
-        canvas.paste(picture.resize(new, Image.Resampling.BICUBIC), ((size - new[0]) // 2, (size - new[1]) // 2))
+        canvas.paste(image.resize(new, Image.Resampling.BICUBIC), ((size - new[0]) // 2, (size - new[1]) // 2))
         return np.asarray(canvas)
     # only the cut square is scaled: the whole of a 1 x 16384 strip would need gigabytes
     side = min(width, height)
     left, top = round((width - side) * offset[0]), round((height - side) * offset[1])
     box = (left, top, left + side, top + side)
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def to_model(images_BHWC: ImageArray) -> "torch.Tensor":
@@ -173,7 +177,7 @@ def to_uint8(images_BCHW: "torch.Tensor") -> ImageArray:
 
 
 def save_png(image_HWC: ImageArray, path: Path, text: dict[str, str] | None = None) -> None:
-    """Writes one picture as PNG, with `text` (prompt, seed, ...) in its metadata."""
+    """Writes one image as PNG, with `text` (prompt, seed, ...) in its metadata."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -192,16 +196,16 @@ def grid(
     columns: int | None = None,
     cell: int | None = None,
 ) -> Image.Image:
-    """A contact sheet: pictures in rows, each enlarged to `cell` pixels (nearest neighbour), its label wrapped below.
+    """A contact sheet: images in rows, each enlarged to `cell` pixels (nearest neighbour), its label wrapped below.
 
     Args:
         images: uint8 HWC, all of one size.
-        labels: one a picture, drawn under it; None for no text.
-        columns: pictures a row; None for a sheet about as wide as high.
-        cell: pixels a side of each picture in the sheet; None: at least 128.
+        labels: one an image, drawn under it; None for no text.
+        columns: images a row; None for a sheet about as wide as high.
+        cell: pixels a side of each image in the sheet; None: at least 128.
     """
     if not images:
-        raise InputError("a grid needs at least one picture, got none")
+        raise InputError("a grid needs at least one image, got none")
     columns = columns or max(1, round(len(images) ** 0.5 + 0.49))
     size = images[0].shape[0]
     side = cell or size * max(1, -(-128 // size))

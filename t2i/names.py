@@ -1,4 +1,4 @@
-"""Names of things: resolving `module:name`, suggesting the nearest known name, fitting a name into a message."""
+"""Names of things: resolving `module:name`, suggesting the nearest known name, fitting names and counts into a message."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -8,21 +8,26 @@ from typing import Any
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """` (did you mean X?)` where a known word is close, else nothing."""
+    """Returns ` (did you mean X?)` where a known word is close, else an empty string."""
     close = difflib.get_close_matches(word, list(words), 1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 def shown(name: str | Path) -> str:
-    """A file name fit for one line of a message: line ends and bytes that are no text are escaped."""
+    """Returns a file name fit for one line of a message: line ends and bytes that are not text are escaped."""
     name = str(name)
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
-    """The first few of many names, e.g. `a.png, b.png, c.png and 4 more`."""
+    """Returns the first few of many names, e.g. `a.png, b.png, c.png and 4 more`."""
     rest = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(shown, names[:most])) + rest
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns a count with its noun in the right number, e.g. `1 image` or `5,000 images`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def resolve(target: str) -> Any:

@@ -18,11 +18,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from t2i.errors import InputError
-from t2i.extractors import ImageTextExtractor
+from t2i.extractors import ImageTextExtractor, open_image_text
 from t2i.families import FAMILIES, NoiseSpace, Sampler, sampler_class
 from t2i.files import new_folder
 from t2i.images import Fit, ImageArray, grid
-from t2i.pretrained import digest_folder, local_folder
 from t2i.sampling import calls, saved
 from t2i.sampling.calls import OutputType, as_output, count, number, output_type_of
 from t2i.sampling.inpainting import keep_parts
@@ -30,7 +29,7 @@ from t2i.sampling.listening import Stopped, listened
 from t2i.sampling.mixing import frame_weights, mix
 from t2i.sampling.model_card import card_prompts, model_card, score_files
 from t2i.sampling.prompts import clean_prompt
-from t2i.sampling.reranking import BestOf, candidate_seed, open_reranker
+from t2i.sampling.reranking import BestOf, candidate_seed
 from t2i.sampling.saved import Stored
 from t2i.text import TextConfig, TextFeatures, fit_encoder
 from t2i.text.aligned import AlignedEncoder
@@ -253,7 +252,7 @@ class TextToImagePipeline:
             images = np.concatenate([np.empty((0, side, side, 3), np.uint8), *done])
             output = ImagePipelineOutput(as_output(output_type, images), seeds[: len(images)])
         else:
-            best = BestOf(scorer or open_reranker(), every, best_of)
+            best = BestOf(scorer or open_image_text(None), every, best_of)
             for images in batches:
                 best.hear(images)
             chosen = [candidates[i * best_of + k] for i, k in enumerate(best.chosen())]
@@ -433,7 +432,9 @@ def trained_with(pipe: TextToImagePipeline, clip: Path | None) -> dict[str, str]
     # the digest of `aligned` also tells its length limit, a scorer's is of the dual encoder alone
     found = {encoder.dual.digest() if isinstance(encoder, AlignedEncoder) else text: "text encoder"}
     if clip is not None and encoder.name == "clip":  # whose digest is of the text tower alone
+        from t2i.extractors.clip import clip_folder
+
         same = TextConfig(encoder="clip", path=str(clip), max_tokens=encoder.max_tokens)
         if fit_encoder(same, []).digest() == text:
-            found[digest_folder(local_folder(clip, "CLIP"))] = "text encoder"
+            found[clip_folder(str(clip)).digest()] = "text encoder"
     return found | ({guide: "guide"} if guide else {})

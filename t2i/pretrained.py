@@ -1,247 +1,383 @@
-"""Model folders as transformers' `save_pretrained` writes them, from the disk or the hub, loaded whole or refused."""
+"""Weights that others made: model folders of transformers, local or from the hub, and single weight files.
+
+This file alone knows transformers. A folder is checked before transformers sees it: regular files of this folder only,
+safetensors only, nothing unpickled, no code of the folder run. What is loaded is whole and finite, or refused in one line.
+"""
 
 import hashlib
-import json
+import os
 import re
+import stat
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from t2i.errors import InputError
+from t2i.files import read_json
 
-Loader = Callable[..., Any]  # a `from_pretrained` of transformers
-
-
-WHOLE = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-_READ = ("*.safetensors", "*.json", "*.txt", "*.model")  # of a model on the hub; these decide the digest too
-
-
-def local_folder(place: str | Path, what: str) -> Path:
-    """The folder itself, or that of `owner/name` on the hub, downloaded once.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = Path(place).expanduser()
-    if path.exists() or not _HUB_ID.fullmatch(str(place)):
-        return path
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(place), allow_patterns=list(_READ)))
-    # no network, no such model, not allowed, offline: huggingface_hub has an error for each, and requests its own
-    except Exception as error:
-        raise InputError(
-            f"no folder {place}, and the hub gave no such model ({type(error).__name__}); name a {what} folder"
-        ) from error
+HOLDS = "config.json, model.safetensors and the tokenizer's files"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+_SETTINGS = (
+    "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "merges.txt", *_VOCABULARIES,
+)  # fmt: skip
+_FROM_HUB = ["*.safetensors", "*.json", "*.txt", "*.model"]
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_SETTINGS_BYTES = 2**28
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
-def load_model(path: Path, what: str, kind: str, *parts: Loader) -> tuple[Any, ...]:
-    """A model and what else lies in its folder.
+# ---- model folders ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A checked folder as `save_pretrained` of transformers writes it."""
+
+    path: Path
+    label: str  # names it in messages, e.g. `CLIP folder models/vit-b`
+    config: dict[str, Any]
+    weights: tuple[str, ...]  # file names
+
+    def digest(self) -> str:
+        """sha256 over the names and contents of the files that decide what the model computes; no others count."""
+        total = hashlib.sha256()
+        index = () if _WEIGHTS in self.weights else (_INDEX,)
+        for name in sorted({*self.weights, *index, *_SETTINGS}):
+            if (self.path / name).is_file():
+                with open(self.path / name, "rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256").hexdigest()
+                total.update(f"{name}\0{content}\n".encode())
+        return total.hexdigest()
+
+
+def open_folder(place: str | Path, label: str, kinds: Collection[str], advice: Callable[[str], str]) -> ModelFolder:
+    """Finds and checks a model folder; a name such as `owner/model` that is no local folder is downloaded from the hub.
 
     Args:
-        what: names the model in messages.
-        kind: `model_type` in config.json.
-        parts: each loads one thing from the folder; the first the model.
+        label: names it in messages.
+        kinds: values of `model_type` in config.json that the caller reads.
+        advice: what to do about a model of another `model_type`.
 
     Raises:
-        InputError: no folder of that kind, or files that are damaged or do not fill the model.
+        InputError: there is none, it holds another kind of model, or weights that are pickled, damaged or not there.
     """
-    if not (path / "config.json").is_file():
+    path = find_folder(place, label)
+    if not (path / "config.json").exists():
+        raise InputError(f"{label} has no config.json; name a folder that holds {HOLDS}{_nearby(path, kinds)}")
+    for name in _SETTINGS:
+        if (path / name).exists() or (path / name).is_symlink():
+            check_regular(path / name, _SETTINGS_BYTES)
+            if name.endswith(".json") and name != "tokenizer.json":  # which is large, and parsed with a limit of depth
+                read_json(path / name)
+    config = read_json(path / "config.json")
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(found, str):
+        raise InputError(f"{label} names no model_type in its config.json; name a folder that holds {HOLDS}")
+    if found not in kinds:
+        raise InputError(f"{label} holds a {found!r} model, {advice(found)}{_nearby(path, kinds)}")
+    if (path / "adapter_config.json").exists():
+        raise InputError(f"{label} holds an adapter (adapter_config.json), not a whole model; merge it and save that")
+    weights = _weight_names(path, label, config)
+    for name in weights:
+        check_regular(path / name)
+        try:
+            with safe_open(path / name, "pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path / name} is damaged or cut off ({error}); download it again") from error
+    return ModelFolder(path, label, config, weights)
+
+
+def load_model(
+    folder: ModelFolder, class_name: str, optional: Collection[str] = (), **options: Any
+) -> tuple[Any, set[str]]:
+    """The model in float32, frozen and in eval mode, and which of the `optional` weights the files lack.
+
+    Args:
+        class_name: of transformers.
+        optional: weights that need not be there.
+
+    Raises:
+        InputError: files that do not fit or do not fill the model, or weights that are not finite.
+    """
+    model, report = _load(
+        folder, class_name, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+    )
+    missing = set(report["missing_keys"])
+    if absent := sorted(missing - set(optional)):  # transformers would fill them with random numbers
         raise InputError(
-            f"{what} folder {path} has no config.json; name one that save_pretrained of transformers wrote"
+            f"{folder.label} lacks {len(absent)} of the model's tensors (first: {absent[0]}); name a folder with the whole model"
         )
-    try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if found != kind:
-            raise InputError(f"{path} holds a model of type {found!r}, not {kind!r}; name a {what} folder")
-        with _quiet_transformers():
-            (model, report), *others = [
-                part(path, local_files_only=True, **(WHOLE if k == 0 else {})) for k, part in enumerate(parts)
-            ]
-    except InputError:
-        raise
-    # Missing and damaged files raise OSError, ValueError, SafetensorError, ... according to which.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-        raise InputError(f"{what} folder {path} cannot be loaded ({reason}); download it again") from error
-    if absent := sorted(report["missing_keys"]):  # transformers fills them with random numbers
-        what = f"{absent[0]} and {len(absent) - 1} other tensors" if len(absent) > 1 else absent[0]
-        raise InputError(f"{what} folder {path} lacks the weights of {what}; download it again")
-    return model, *others
+    for name, tensor in model.state_dict().items():
+        if name not in missing and not tensor.isfinite().all():
+            raise InputError(f"{folder.label} has weights that are not finite ({name}); download it again")
+    return model.eval().requires_grad_(False), missing
+
+
+def load_config(folder: ModelFolder) -> Any:
+    """The config object of transformers."""
+    return _load(folder, "AutoConfig")
+
+
+def load_image_processor(folder: ModelFolder) -> Any:
+    """The preprocessing that the folder names, by Pillow.
+
+    Raises:
+        InputError: it names none.
+    """
+    if not any((folder.path / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise InputError(f"{folder.label} has no preprocessor_config.json; put the model's own there")
+    return _load(folder, "AutoImageProcessor", backend="pil")
+
+
+def load_text_tokenizer(folder: ModelFolder, tower: Any) -> Any:
+    """The tokenizer that belongs to a text tower, padding and cutting on the right.
+
+    A text encoder in a pipeline folder of diffusers has it in the folder beside.
+
+    Raises:
+        InputError: there is none, or one whose ids the tower does not read.
+    """
+    beside = folder.path.with_name(folder.path.name.replace("text_encoder", "tokenizer"))
+    place = next((one for one in (folder.path, beside) if any((one / name).is_file() for name in _VOCABULARIES)), None)
+    if place is None:
+        raise InputError(f"{folder.label} has no tokenizer; put tokenizer.json and tokenizer_config.json there")
+    vocabularies = [name for name in _VOCABULARIES if (place / name).is_file()]
+    if vocabularies[0].endswith(".model") and not _is_installed("sentencepiece", "google.protobuf"):
+        raise InputError(
+            f"{folder.label} has its tokenizer only as {vocabularies[0]}, which needs sentencepiece: "
+            "pip install sentencepiece protobuf"
+        )
+    tokenizer = _load(folder, "AutoTokenizer", place)
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if tokenizer.pad_token is None:  # GPT-2 has none; the mask hides what takes its place
+        tokenizer.pad_token = tokenizer.eos_token
+    ids = tokenizer.get_vocab()
+    # transformers makes a tokenizer of special tokens alone when a file of the vocabulary is missing, and says nothing
+    words = ids.keys() - set(tokenizer.all_special_tokens) - tokenizer.get_added_vocab().keys()
+    if len(words) < 2 or not hasattr(tokenizer, "backend_tokenizer"):
+        raise InputError(f"{folder.label} has no tokenizer; put tokenizer.json and tokenizer_config.json there")
+    highest, embedded = max(ids.values()), tower.get_input_embeddings().num_embeddings
+    if highest >= embedded:
+        raise InputError(
+            f"the tokenizer of {folder.label} has token {highest}, but the model embeds only {embedded}; "
+            "put the model's own tokenizer there"
+        )
+    if tower.config.model_type == "clip_text_model":
+        # CLIP pools where it finds this id, and silently at the first token when there is none. The first CLIP configs
+        # say 2, which means the highest id.
+        end = highest if tower.config.eos_token_id == 2 else tower.config.eos_token_id
+        if tokenizer.eos_token_id != end:
+            raise InputError(
+                f"the tokenizer of {folder.label} ends captions with token {tokenizer.eos_token_id}, the model expects "
+                f"{end} (eos_token_id in config.json); put the model's own tokenizer there"
+            )
+    return tokenizer
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bar and no table of missing weights, which becomes one error line."""
+def quiet() -> Iterator[None]:
+    """Silences progress bars and load reports of transformers."""
     from transformers.utils import logging
 
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if bar:
+        if has_bars:
             logging.enable_progress_bar()
 
 
-def digest_folder(path: Path) -> str:
-    """sha256 over the names and contents of a model folder's weights, configs and tokenizer files."""
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.suffix in {pattern[1:] for pattern in _READ}:
-            with open(file, "rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            digest.update(f"{file.name}\0{content}\n".encode())
-    return digest.hexdigest()
+def length_batches(mask_BT: Tensor, size: int, step: int = 8) -> Iterator[tuple[Tensor, int, int]]:
+    """Batches of captions of about one length: a text tower then computes few tokens of padding.
 
+    Lengths are rounded up to multiples of `step` and batches filled to `size` with their last row, so that a caption's
+    features have the same bits whatever captions are beside it.
 
-HOLDS = "config.json, model.safetensors and the tokenizer's files"
+    Args:
+        mask_BT: True at real tokens, which come first.
 
-
-INDEX = "model.safetensors.index.json"
-
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-
-# (path, config of the folder) -> the tower in float32, and the names of its weights that the files lack
-LoadTower = Callable[[str, Any], tuple[Any, set[str]]]
-
-
-def read_model(path: str, name: str, model_types: Collection[str], load_tower: LoadTower) -> tuple[Any, Any]:
-    """Tower and tokenizer of the text encoder `name` from a local folder or a hub id.
-
-    Raises:
-        InputError: nothing there, another kind of model, unsafe, damaged or incomplete weights, a foreign tokenizer.
+    Yields:
+        rows of a batch [size], how many of them are no filling, and the tokens to read of each.
     """
-    is_folder = Path(path).is_dir()
-    _check_files(path, name)
+    lengths = (mask_BT.sum(dim=1) + step - 1) // step * step
+    for length in lengths.unique().tolist():
+        for rows in (lengths == length).nonzero()[:, 0].split(size):
+            filled = rows[torch.arange(size).clamp(max=len(rows) - 1)]
+            yield filled, len(rows), min(length, mask_BT.shape[1])
+
+
+def _load(folder: ModelFolder, class_name: str, place: Path | None = None, **options: Any) -> Any:
+    import transformers
+
+    loader = getattr(transformers, class_name)
     try:
-        with quiet(bars=not is_folder):
-            tower, tokenizer = _read(path, name, model_types, load_tower)
-    except InputError:
-        raise
+        with quiet(), torch.random.fork_rng(devices=[]):  # models draw initial weights from the caller's generator
+            # trust_remote_code=False and not its default None, which asks at the keyboard whether to run a folder's code
+            return loader.from_pretrained(
+                str(place or folder.path), local_files_only=True, trust_remote_code=False, **options
+            )
     # transformers raises OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, ... on bad folders
     except Exception as error:
-        place = "the files are damaged" if is_folder else "no such folder, and the hub gave none"
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
-            f"cannot load text.path={path!r} for {name}: {place} ({reason}); give a folder that holds {HOLDS}"
+            f"{folder.label} cannot be loaded: its files are damaged or do not fit together ({reason}); download it again"
         ) from error
-    _check_tokenizer(tokenizer, tower, path)
-    return tower, tokenizer
 
 
-def load_weights(model_class: Any, path: str, **options: Any) -> tuple[Any, set[str]]:
-    """`model_class.from_pretrained` in float32, and the names of the weights that the files lack."""
-    tower, report = model_class.from_pretrained(
-        path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True, **options
-    )
-    return tower, set(report["missing_keys"])
+def find_folder(place: str | Path, label: str) -> Path:
+    """The local folder `place`, or the one that the hub gives for such a name; raises InputError when there is none."""
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{label} is a file; name the folder that holds {HOLDS}")
+    if not _HUB_ID.fullmatch(str(place)):
+        raise InputError(f"{label} does not exist; name a folder that holds {HOLDS}, or a hub id")
+    from huggingface_hub import snapshot_download
 
-
-@contextmanager
-def quiet(bars: bool) -> Iterator[None]:
-    """Silences transformers' load report and, unless `bars`, its progress bars (a download keeps them)."""
-    from transformers.utils import logging
-
-    level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if not bars:
-        logging.disable_progress_bar()
     try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if had_bars:
-            logging.enable_progress_bar()
-
-
-def _read(path: str, name: str, model_types: Collection[str], load_tower: LoadTower) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoTokenizer
-
-    # trust_remote_code=False and not its default None, which asks at the keyboard whether to run a folder's code
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    if config.model_type not in model_types:
+        return Path(snapshot_download(str(place), allow_patterns=_FROM_HUB))
+    # no network, no such model, not allowed, offline: huggingface_hub has an error for each, and requests its own
+    except Exception as error:
         raise InputError(
-            f"text.path={path!r} holds a {config.model_type!r} model, not {name}; set text.encoder to what it is, "
-            "or name another folder"
-        )
-    _refuse_other_files(path, config)
-    tower, missing = load_tower(path, config)
-    if missing:
-        raise InputError(
-            f"the weights in {path!r} lack {len(missing)} tensors of {name} (first: {min(missing)}); "
-            "name a folder with the whole model"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
-    if tokenizer.pad_token is None:  # GPT-2 has none; the mask hides what stands there
-        tokenizer.pad_token = tokenizer.eos_token
-    return tower, tokenizer
+            f"{label}: no such folder, and the hub gave no such model ({type(error).__name__}); name a folder that holds {HOLDS}"
+        ) from error
 
 
-def _check_files(path: str, name: str) -> None:
-    """What can be told before transformers is asked, whose messages name other files and other fixes."""
-    folder = Path(path)
-    if not folder.is_dir():
-        if folder.exists():
-            raise InputError(f"text.path={path!r} is a file; {name} needs the folder that holds {HOLDS}")
-        if not _HUB_ID.fullmatch(path):
-            raise InputError(
-                f"text.path={path!r} does not exist; {name} needs a folder that holds {HOLDS}, or a hub id"
-            )
-        return
-    if not (folder / "config.json").is_file():
-        raise InputError(f"text.path={path!r} has no config.json; {name} needs a folder that holds {HOLDS}")
-    if not (folder / "model.safetensors").is_file() and not (folder / INDEX).is_file():
-        pickled = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+def _weight_names(path: Path, label: str, config: dict[str, Any]) -> tuple[str, ...]:
+    """Plain names of the weight files, all of this folder and all safetensors."""
+    if named := config.get("transformers_weights"):
+        names = {named}
+    elif (path / _WEIGHTS).exists():
+        names = {_WEIGHTS}
+    elif (path / _INDEX).exists():
+        check_regular(path / _INDEX, _SETTINGS_BYTES)
+        index = read_json(path / _INDEX)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{path / _INDEX} maps no weights to files; download it again")
+        names = set(map(str, weight_map.values()))
+    else:
+        pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLED)
         if pickled:
             raise InputError(
-                f"text.path={path!r} has only pickled weights ({pickled[0]}), which can run code when they are loaded; "
-                f"convert them where you trust them: AutoModel.from_pretrained({path!r}).save_pretrained({path!r})"
+                f"{label} has only pickled weights ({pickled[0]}), which can run code when they are loaded; convert them "
+                f"where you trust them: AutoModel.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
             )
-        raise InputError(f"text.path={path!r} has no model.safetensors; {name} needs a folder that holds {HOLDS}")
+        raise InputError(f"{label} has no {_WEIGHTS}; name a folder that holds {HOLDS}")
+    for name in sorted(map(str, names)):
+        if not name.endswith(".safetensors"):
+            raise InputError(f"{label} names {name!r} as its weights; only .safetensors files are read")
+        if Path(name).name != name:
+            raise InputError(f"{label} names {name!r} as its weights, which is outside of it; download it again")
+        if not (path / name).exists():
+            raise InputError(f"{label} lacks {name}, a part of its weights; download it again")
+    return tuple(sorted(map(str, names)))
 
 
-def _refuse_other_files(path: str, config: Any) -> None:
-    """A folder can name its weight files itself, and transformers would read pickled ones (weights only, no code)."""
-    index = Path(path) / INDEX
-    named = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
-    named |= {getattr(config, "transformers_weights", None)} - {None}
-    if foreign := sorted(file for file in named if not str(file).endswith((".safetensors", INDEX))):
-        raise InputError(f"text.path={path!r} names {foreign[0]!r} as its weights; only .safetensors files are read")
+def _nearby(path: Path, kinds: Collection[str]) -> str:
+    """Names the folder below `path` that holds such a model, as in pipelines, hub caches and sentence-transformers."""
+    below = (found for depth in range(1, 5) for found in sorted(path.glob("/".join(["*"] * depth) + "/config.json")))
+    for count, file in enumerate(below):
+        if count == 200:
+            break
+        try:
+            check_regular(file, _SETTINGS_BYTES)
+            config = read_json(file)
+        except InputError:
+            continue
+        if isinstance(config, dict) and config.get("model_type") in kinds:
+            return f"; {file.parent} holds a {config['model_type']!r} model: name that"
+    return ""
 
 
-def _check_tokenizer(tokenizer: Any, tower: Any, path: str) -> None:
-    ids = tokenizer.get_vocab()
-    # transformers makes a tokenizer of special tokens alone when the vocabulary's files are missing, and says nothing
-    words = ids.keys() - set(tokenizer.all_special_tokens) - tokenizer.get_added_vocab().keys()
-    if len(words) < 2 or not hasattr(tokenizer, "backend_tokenizer"):
-        raise InputError(f"text.path={path!r} has no tokenizer; put tokenizer.json and tokenizer_config.json there")
-    highest, embedded = max(ids.values()), tower.get_input_embeddings().num_embeddings
-    if highest >= embedded:
-        raise InputError(
-            f"the tokenizer in {path!r} has token {highest}, but the model embeds only {embedded}; "
-            "put the model's own tokenizer there"
-        )
-    if tower.config.model_type == "clip_text_model":
-        # CLIP pools where it finds this id, and silently at the first token when there is none. A 2 stands in the first
-        # CLIP configs and means: the highest id.
-        expected = highest if tower.config.eos_token_id == 2 else tower.config.eos_token_id
-        if tokenizer.eos_token_id != expected:
+def _is_installed(*modules: str) -> bool:
+    from importlib.util import find_spec
+
+    return all(find_spec(module) is not None for module in modules)
+
+
+# ---- single files ----------------------------------------------------------------------------------------------------
+
+
+def check_regular(path: Path, limit: int | None = None) -> None:
+    """Refuses what must not be opened: pipes, devices, Git LFS pointers, files that do not fit into memory.
+
+    Args:
+        limit: most bytes; None: as many as the machine has memory.
+
+    Raises:
+        InputError: `path` is one of these, or cannot be read.
+    """
+    most = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} is no regular file; put the model's own file there")
+        if status.st_size > most:
             raise InputError(
-                f"the tokenizer in {path!r} ends captions with token {tokenizer.eos_token_id}, the model expects "
-                f"{expected} (eos_token_id in config.json); put the model's own tokenizer there"
+                f"{path} has {status.st_size:,} bytes, more than can be read; put the model's own file there"
             )
+        with open(path, "rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise InputError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` there")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; check its name and permissions") from error
+
+
+def read_state_dict(path: Path, label: str, advice: str) -> dict[str, Tensor]:
+    """Names and tensors of a `.safetensors` file, or of another that torch saved; no code in it is run.
+
+    Args:
+        label: names it in messages, e.g. `Inception weights`.
+        advice: which file to name instead.
+
+    Raises:
+        InputError: no such file, no state dict, or weights that are not finite.
+    """
+    label = f"{label} {path}"
+    if not path.exists():
+        raise InputError(f"{label} not found; {advice}")
+    if path.is_dir():
+        raise InputError(f"{label} is a folder, not a file of weights; {advice}")
+    check_regular(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    # damaged files raise SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError, ... according to where
+    except Exception as error:
+        words = str(error)
+        if "TorchScript" in words or "GLOBAL" in words:
+            what = "a TorchScript program" if "TorchScript" in words else "pickled objects beside tensors"
+            raise InputError(
+                f"{label} holds {what}, which could run code; save its state dict where you trust it "
+                f"(torch.save(model.state_dict(), 'weights.pth')), or {advice}"
+            ) from error
+        reason = (
+            type(error).__name__
+            if "weights_only" in words
+            else f"{type(error).__name__}: {words[:120].splitlines()[0]}"
+        )
+        raise InputError(f"{label} cannot be read as weights ({reason}); {advice}") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise InputError(f"{label} holds no state dict (names to tensors); {advice}")
+    if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
+        raise InputError(f"{label} has weights that are not finite ({bad}); {advice}")
+    return weights

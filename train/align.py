@@ -5,6 +5,7 @@
 The run directory is what `text.path` and `guidance.path` of other programs name. To resume, run the same command again.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import warn_of_colors
 from t2i.data.loader import Batch, Loader, choose_captions
 from t2i.data.shapes.captions import meaning
+from t2i.files import write_text
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
 from t2i.metrics.retrieval import retrieval
@@ -38,6 +40,27 @@ def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
     """Returns the training split, and the held-out splits that the data has."""
     train = open_dataset(config.data.address, config.split, config.data.view(config.data.limit))
     return train, open_held_out_splits(config.data, config.validation_n)
+
+
+def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokenizer:
+    """Returns the run's tokenizer: fitted on the captions when the run starts, and the same file ever after."""
+    path, most, key = run.directory / TOKENIZER, config.text_tower.max_tokens, "vocabulary_digest"
+
+    def digest_of(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def prepare() -> str:
+        if not run.is_new and path.exists():
+            return path.read_bytes().decode(errors="replace")
+        captions = [caption for options in train.captions for caption in options]
+        fitted = CaptionTokenizer.fit(captions, config.text_tower.vocabulary, most).json_text
+        run.refuse_changed(key, digest_of(fitted), "vocabulary")
+        write_text(path, fitted)
+        return fitted
+
+    text = run.on_main(prepare)
+    run.identify(key, digest_of(text), f"vocabulary in {path}")
+    return CaptionTokenizer(text, most)
 
 
 @torch.no_grad()
@@ -73,15 +96,12 @@ def prepare_pairs(config: Config, train: Dataset, tokenizer: CaptionTokenizer, b
 def main(config: Config, run_dir: Path) -> None:
     prepare_cpu()
     train, held_out = open_splits(config)
-    captions = [caption for options in train.captions for caption in options]
-    tokenizer = CaptionTokenizer.fit(captions, config.text_tower.vocabulary, config.text_tower.max_tokens)
 
     with Run(run_dir, config, "align") as run:
         # Data: what of it may contradict its captions, a record of it for later scores, and the tokenizer fitted on it
         warn_of_colors(config.data.augment, train)
         remember(run, train, config.data)
-        if run.is_main:
-            (run_dir / TOKENIZER).write_text(tokenizer.json_text)
+        tokenizer = prepare_tokenizer(config, run, train)
 
         # Both towers, a captioner that trains them better (CoCa) and is not kept in use, and AdamW
         model = DualEncoder(config, len(tokenizer)).to(run.device)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from t2i import seeding
 from t2i.cgan import rules
 from t2i.cgan.architectures import build
-from t2i.cgan.config import Config
+from t2i.cgan.config import Config, RelativisticLoss
 from t2i.cgan.guidance import make_guide
 from t2i.cgan.sampling import sample_uint8
 from t2i.cgan.step import Micro, discriminate, draw_micro, generate, nearest_noise, track_mean_latent
@@ -58,10 +58,11 @@ def validate(model: nn.Module, validation: Validation, run: Run) -> tuple[dict[s
     """Samples held-out prompts with fixed seeds and saves the grid; returns the scores and the diversity within a prompt."""
     prompts, text = validation.held_out.captions, validation.text
     parts = [range(len(prompts))[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
-    chunks = (
-        sample_uint8(model, noise(rows, model.config.z_dim), TextFeatures(*(x[rows] for x in text))) for rows in parts
-    )  # type: ignore
-    images = np.concatenate(list(chunks))
+    sampled = []
+    for rows in parts:
+        features = TextFeatures(*(x[rows] for x in text))
+        sampled.append(sample_uint8(model, noise(rows, model.config.z_dim), features))  # type: ignore
+    images = np.concatenate(sampled)
     (run.directory / "samples").mkdir(exist_ok=True)
     sheet = grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6)
     sheet.save(run.directory / "samples" / f"step-{run.step:08d}.png")
@@ -111,8 +112,9 @@ def main(config: Config, run_dir: Path) -> None:
         # Text: the frozen encoder, the features of all captions, and the frozen guide if there is one
         encoder = prepare_text(config.text, train, run)
         guide = make_guide(config.guidance, encoder)
+        run.identify("guide_digest", guide.digest() if guide else None, "guide")
         captions = prepare_captions(encoder, train, run, tokens=config.generator.cross_attention)
-        guiding = guide.text(captions.flat) if guide else None
+        guiding = guide.embed_text(captions.flat) if guide else None
         validation = prepare_validation(config, encoder, run)
         if guide:
             guide.to(run.device)
@@ -134,7 +136,6 @@ def main(config: Config, run_dir: Path) -> None:
         names = validation.held_out.names if validation else ()
         best = keep_best(run, ema.state_tensors, config.best_metric, names)
         run.resume()
-        run.extra |= {"text_digest": encoder.digest(), "guide_digest": guide.digest() if guide else None}
 
         # Both networks as the processes of the run share them, and the images from where the run left off
         generator, discriminator = (run.prepare(model, config.compile) for model in models)
@@ -155,7 +156,8 @@ def main(config: Config, run_dir: Path) -> None:
                 break
 
             # Schedules: the penalty falls to a tenth, the caption fades in
-            gamma = learning_rate(run.step, run.total_steps, config.loss.gamma, 0, 0.1)
+            peak = config.loss.gamma if isinstance(config.loss, RelativisticLoss) else 0.0
+            gamma = learning_rate(run.step, run.total_steps, peak, 0, 0.1)
             condition = min(1.0, run.step / (config.condition_ramp * run.total_steps)) if config.condition_ramp else 1.0
             run.note({"gamma": gamma})
 

@@ -36,6 +36,7 @@ from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
 
 SHOWN = 24  # prompts of the sample grid
+WEIGHT_DECAY, BETA2 = 0.02, 0.95  # of AdamW
 
 
 class Micro(NamedTuple):
@@ -120,12 +121,10 @@ def main(config: Config, run_dir: Path) -> None:
         plain = ConditionalVAE(config, latents.shape, encoder.token_dim, encoder.pooled_dim, encoder.max_tokens)
         plain = plain.to(run.device)
         ema = EMA(plain, config.ema_halflife_images)
-        groups = parameter_groups(plain, config.weight_decay)
-        optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, config.adam_beta2))
+        groups = parameter_groups(plain, WEIGHT_DECAY)
+        optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, BETA2))
         plain_critic = Critic(config, latents.shape, encoder.token_dim, encoder.max_tokens).to(run.device)
-        critic_optimizer = torch.optim.Adam(
-            plain_critic.parameters(), config.learning_rate, betas=(0.0, config.adam_beta2)
-        )
+        critic_optimizer = torch.optim.Adam(plain_critic.parameters(), config.learning_rate, betas=(0.0, BETA2))
 
         # Parts of a checkpoint, and the newest one to go on from
         for name, part in {"model": plain, "ema": ema, "optimizer": optimizer}.items():
@@ -134,9 +133,7 @@ def main(config: Config, run_dir: Path) -> None:
         run.register("critic_optimizer", critic_optimizer)
         best = keep_best(run, ema.state_tensors, config.best_metric, validation.held_out.names if validation else ())
         run.resume()
-        run.extra |= {
-            "text_digest": encoder.digest(), "tokenizer_digest": tokenizer.digest(), "shape": list(latents.shape)
-        }  # fmt: skip
+        run.extra["shape"] = list(latents.shape)
 
         # Both networks as the processes of the run share them, and the rows from where the run left off
         model, critic = (run.prepare(part, config.compile) for part in (plain, plain_critic))

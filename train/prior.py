@@ -119,7 +119,7 @@ def main(config: Config, run_dir: Path) -> None:
         plain = Prior(config, shape, encoder.token_dim, encoder.pooled_dim, encoder.max_tokens).to(run.device)
         ema = EMA(plain, config.ema_halflife_images)
         groups = parameter_groups(plain, config.weight_decay)
-        optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, config.adam_beta2))
+        optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.95))
 
         # Parts of a checkpoint, and the newest one to go on from
         for name, part in {"model": plain, "ema": ema, "optimizer": optimizer}.items():
@@ -127,7 +127,7 @@ def main(config: Config, run_dir: Path) -> None:
         names = ("bits_per_token", *validation.held_out.names) if validation else ()
         best = keep_best(run, ema.state_tensors, config.best_metric, names)
         run.resume()
-        run.extra |= {"text_digest": encoder.digest(), "tokenizer_digest": tokenizer.digest(), "grid": list(shape)}
+        run.extra["grid"] = list(shape)
 
         # The model as the processes of the run share it, and the rows from where the run left off
         model = run.prepare(plain, config.compile)

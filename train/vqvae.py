@@ -88,7 +88,7 @@ def main(config: Config, run_dir: Path) -> None:
 
         # Autoencoder and its average, and the networks that judge reconstructions
         plain = Autoencoder(config).to(run.device)
-        optimizer = torch.optim.Adam(plain.parameters(), config.learning_rate, betas=(0.9, config.adam_beta2))
+        optimizer = torch.optim.Adam(plain.parameters(), config.learning_rate, betas=(0.9, 0.99))
         ema = EMA(plain, config.ema_halflife_images) if config.ema_halflife_images else None
         averaged = ema.module if ema else plain
         critic = PatchDiscriminator(config.discriminator).to(run.device) if config.loss.adversarial else None

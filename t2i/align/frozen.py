@@ -28,7 +28,8 @@ class FrozenDualEncoder:
 
     def __init__(self, config: Config, tokenizer: CaptionTokenizer, weights: Tensors) -> None:
         self.config, self.tokenizer = config, tokenizer
-        self.model = DualEncoder(config, len(tokenizer))
+        with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
+            self.model = DualEncoder(config, len(tokenizer))
         checkpoint.load_module(self.model, weights, "dual encoder")
         self.model.eval().requires_grad_(False)
 
@@ -70,7 +71,7 @@ class FrozenDualEncoder:
         total = hashlib.sha256(self.tokenizer.json_text.encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             total.update(name.encode())
-            total.update(tensor.detach().float().contiguous().numpy().tobytes())
+            total.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return total.hexdigest()
 
     def save(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:

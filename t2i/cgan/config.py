@@ -1,7 +1,6 @@
 """Config of the conditional GAN. Imports no torch, so that a wrong key is reported at once."""
 
-from functools import reduce
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,83 +11,104 @@ from t2i.text import TextConfig
 
 
 class GeneratorConfig(Section):
-    """One learned 4 x 4 map a caption and noise, then residual stages that double the picture."""
+    """A learned 4 x 4 map of caption and noise, then residual stages that each double the side of the image."""
 
     z_dim: int = Field(default=64, ge=1, description="dimensions of the noise")
     w_dim: int = Field(
-        default=256, ge=8, description="dimensions of the latent that the mapping makes of noise and text"
+        default=256, ge=8, description="dimensions of the latent w, which the mapping network makes of noise and text"
     )
     width: int = Field(
-        default=32, ge=8, multiple_of=8, description="channels at full resolution; doubled at each halving"
+        default=32, ge=8, multiple_of=8, description="channels at full resolution, doubled at each halving of the side"
     )
-    width_limit: int = Field(default=256, ge=8, multiple_of=8, description="most channels of a stage")
-    depth: int = Field(default=1, ge=1, le=4, description="residual blocks a stage")
+    width_limit: int = Field(default=256, ge=8, multiple_of=8, description="largest number of channels of a stage")
+    depth: int = Field(default=1, ge=1, le=4, description="residual blocks of each stage")
     cross_attention: bool = Field(
-        default=False, description="words: gated cross-attention over token states at 8 x 8 and 16 x 16"
+        default=False,
+        description="attend to the words of the caption: gated cross-attention over token states at 8 x 8 and 16 x 16",
     )
 
 
 class DiscriminatorConfig(Section):
-    """The mirror image, ending in a projection on the caption."""
+    """Residual stages that each halve the side of the image, ending in a projection on the caption."""
 
     width: int = Field(
-        default=32, ge=8, multiple_of=8, description="channels at full resolution; doubled at each halving"
+        default=32, ge=8, multiple_of=8, description="channels at full resolution, doubled at each halving of the side"
     )
-    width_limit: int = Field(default=256, ge=8, multiple_of=8, description="most channels of a stage")
-    depth: int = Field(default=1, ge=1, le=4, description="residual blocks a stage")
-    feature_dim: int = Field(default=256, ge=8, description="dimensions of phi(x), which the caption is projected on")
+    width_limit: int = Field(default=256, ge=8, multiple_of=8, description="largest number of channels of a stage")
+    depth: int = Field(default=1, ge=1, le=4, description="residual blocks of each stage")
+    feature_dim: int = Field(
+        default=256, ge=8, description="dimensions of the image features phi(x) that the caption is projected on"
+    )
 
 
-class LossConfig(Section):
-    """What the two players minimise."""
+class _Loss(Section):
+    negatives: int = Field(default=64, ge=1, description="captions of other images that each step brings as mismatches")
+    reconstruction: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the squared distance between a caption's real image and the nearest of a few generated ones "
+        "(conditional IMLE), which leads a short run; 0: off",
+    )
 
-    kind: Literal["relativistic", "hinge"] = Field(
-        default="relativistic", description="relativistic pairing with R1 and R2 (R3GAN), or hinge with MA-GP (DF-GAN)"
-    )
-    mismatched_weight: float = Field(
-        default=0.5, ge=0, description="weight of real pictures with captions of other pictures"
-    )
-    negatives: int = Field(
-        default=64, ge=1, description="captions of other pictures that each step brings as mismatches"
-    )
+
+class RelativisticLoss(_Loss):
+    """Relativistic pairing of real and generated images with R1 and R2 penalties (R3GAN)."""
+
+    kind: Literal["relativistic"] = Field(default="relativistic", description="relativistic pairing, R1 and R2 (R3GAN)")
     gamma: float = Field(default=0.05, ge=0, description="weight of R1 and R2; falls to a tenth over the run")
     penalty: Literal["finite_difference", "autograd"] = Field(
         default="finite_difference", description="how the gradient norm is estimated; autograd is the slower reference"
     )
     penalty_fraction: float = Field(
-        default=0.5, gt=0, le=1, description="share of the batch that the penalty is computed on"
-    )
-    penalty_sigma: float = Field(
-        default=0.01, gt=0, description="step of the finite difference, in units of pixels in [-1, 1]"
-    )
-    ma_gp_weight: float = Field(default=2.0, ge=0, description="weight of MA-GP; only for hinge")
-    reconstruction: float = Field(
-        default=0.0,
-        ge=0,
-        description="weight of the squared distance to the real picture of the caption (conditional IMLE): leads a short "
-        "run; 0: off",
-    )
-    candidates: int = Field(
-        default=4,
-        ge=1,
-        le=64,
-        description="noises tried for each picture, of which the nearest to the real one is drawn; only with reconstruction",
-    )
-    centering: float = Field(
-        default=0.01, ge=0, description="weight of (D(real) + D(fake))^2, which keeps logits from drifting"
+        default=0.5, gt=0, le=1, description="share of the batch that the penalties are computed on"
     )
 
 
-class GuidanceConfig(Section):
-    """A frozen dual encoder's image-text similarity added to the generator's loss. That encoder may not score the run."""
+class HingeLoss(_Loss):
+    """Hinge losses with the matching-aware gradient penalty (DF-GAN)."""
 
-    encoder: Literal["none", "text", "aligned", "clip"] = Field(
-        default="none", description="`text`: the run's own text encoder if it has an image tower (aligned, clip)"
-    )
-    path: str | None = Field(default=None, description="align run or CLIP directory, for `aligned` and `clip`")
+    kind: Literal["hinge"] = Field(default="hinge", description="hinge losses with MA-GP (DF-GAN)")
+
+
+LossConfig = RelativisticLoss | HingeLoss
+
+
+class _Guidance(Section):
     weight: float = Field(
-        default=0.5, ge=0, description="weight of the contrastive loss of generated pictures and captions"
+        default=0.5, ge=0, description="weight of the contrastive loss of generated images and captions"
     )
+
+
+class NoGuidance(Section):
+    """The generator's loss has no guidance term."""
+
+    encoder: Literal["none"] = Field(default="none", description="no guidance")
+    path: ClassVar[None] = None
+    weight: ClassVar[float] = 0.0
+
+
+class TextGuidance(_Guidance):
+    """Image-text similarity by the run's own text encoder, which must have an image tower (aligned, clip)."""
+
+    encoder: Literal["text"] = Field(default="text", description="the run's own text encoder")
+    path: ClassVar[None] = None
+
+
+class AlignedGuidance(_Guidance):
+    """Image-text similarity by a dual encoder. It may not score the run afterwards."""
+
+    encoder: Literal["aligned"] = Field(default="aligned", description="a dual encoder trained by t2i train align")
+    path: str = Field(description="run directory of t2i train align")
+
+
+class CLIPGuidance(_Guidance):
+    """Image-text similarity by a CLIP model. It may not score the run afterwards."""
+
+    encoder: Literal["clip"] = Field(default="clip", description="a CLIP model")
+    path: str = Field(description="folder of a CLIP model")
+
+
+GuidanceConfig = NoGuidance | TextGuidance | AlignedGuidance | CLIPGuidance
 
 
 class Config(DrawingConfig):
@@ -102,58 +122,31 @@ class Config(DrawingConfig):
     )
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    loss: LossConfig = LossConfig()
-    guidance: GuidanceConfig = GuidanceConfig()
+    loss: Annotated[LossConfig, Field(discriminator="kind")] = RelativisticLoss()
+    guidance: Annotated[GuidanceConfig, Field(discriminator="encoder")] = NoGuidance()
     augment: tuple[Literal["translation", "cutout", "color"], ...] = Field(
-        default=(), description="differentiable augmentation of reals and fakes (DiffAugment): for small data"
+        default=(), description="differentiable augmentation of real and generated images (DiffAugment), for small data"
     )
     flip: bool = Field(
-        default=False, description="mirror training pictures at random; off by itself where captions say left or right"
+        default=False, description="mirror training images at random; switched off where captions say left or right"
     )
     condition_ramp: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share of the run over which the caption fades in: 0.1-0.2 helps on small data",
+        description="share of the run over which the caption fades in; 0.1 to 0.2 helps on small data",
     )
-    train_batch_size: int = Field(default=64, ge=2, description="pictures a micro-batch on each process")
-    max_train_steps: int = Field(default=4000, ge=1, description="optimiser steps of each player")
-    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of the generator")
-    discriminator_learning_rate: float | None = Field(default=None, gt=0, description="null: the generator's")
-    lr_warmup_steps: int = Field(default=100, ge=0, description="steps of linear warm-up")
-    lr_final_factor: float = Field(default=0.05, ge=0, le=1, description="the cosine ends at this share of the peak")
+    train_batch_size: int = Field(default=64, ge=2, description="images of one micro-batch on one process")
+    max_train_steps: int = Field(default=4000, ge=1, description="optimizer steps of each player")
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of both players")
     adam_beta2: float = Field(
         default=0.9,
         ge=0,
         lt=1,
-        description="of both Adams (beta1 is 0); 0.99 lets a rare large gradient move a weight 10 steps",
+        description="beta2 of both Adams, beta1 is 0; at 0.99 a rare large gradient may move a weight by 10 learning rates",
     )
     ema_halflife_images: int = Field(
-        default=100_000, ge=1, description="half-life of the averaged generator, in pictures"
+        default=100_000,
+        ge=1,
+        description="half-life of the averaged generator, in images; at most 1/20 of the images seen so far",
     )
-    ema_ramp: float = Field(default=0.05, ge=0, description="the half-life is at most this share of the pictures seen")
-
-
-def without_effect(config: Config) -> list[str]:
-    """What is set, and not to its default, but plays no part beside the rest: a sentence each."""
-    loss, guidance = config.loss, config.guidance
-    idle: dict[str, str] = {}
-    if loss.kind == "hinge":
-        names = ("penalty", "penalty_fraction", "penalty_sigma", "gamma", "centering")
-        idle |= {f"loss.{name}": "loss.kind=hinge" for name in names}
-    else:
-        idle["loss.ma_gp_weight"] = "loss.kind=relativistic"
-        if loss.penalty == "autograd":
-            idle |= {f"loss.{name}": "loss.penalty=autograd" for name in ("penalty_fraction", "penalty_sigma")}
-    if not loss.reconstruction:
-        idle["loss.candidates"] = "loss.reconstruction=0"
-    if guidance.encoder in ("none", "text"):
-        idle["guidance.path"] = f"guidance.encoder={guidance.encoder}"
-    if guidance.encoder == "none":
-        idle["guidance.weight"] = "guidance.encoder=none"
-
-    defaults = Config()
-    changed = [
-        key for key in idle if reduce(getattr, key.split("."), config) != reduce(getattr, key.split("."), defaults)
-    ]
-    return [f"{key} has no effect with {idle[key]}" for key in changed]

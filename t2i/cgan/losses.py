@@ -34,9 +34,13 @@ def centering(real_B: Tensor, fake_B: Tensor) -> Tensor:
 
 
 def gradient_penalty_autograd(logit_B: Tensor, images_BCHW: Tensor) -> Tensor:
-    """E ||grad_x D(x)||^2 (R1 on reals, R2 on fakes; Mescheder et al., ICML 2018), by double backward: the reference."""
+    """E ||grad_x D(x)||^2 (R1 on reals, R2 on fakes; Mescheder et al., ICML 2018), by double backward: the reference.
+
+    Args:
+        logit_B: of the first images, or of all.
+    """
     (gradient,) = torch.autograd.grad(logit_B.sum(), images_BCHW, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3)).mean()
+    return gradient[: len(logit_B)].square().sum(dim=(1, 2, 3)).mean()
 
 
 def gradient_penalty_finite_difference(base_B: Tensor, probed_B: Tensor, sigma: float) -> Tensor:

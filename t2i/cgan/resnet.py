@@ -148,7 +148,7 @@ class Generator(nn.Module):
 
     def synthesis(self, w_BW: Tensor, text: TextFeatures) -> Tensor:
         """images_BCHW, roughly in [-1, 1]; not clipped, so that gradients never vanish."""
-        x = self.start(w_BW).view(len(w_BW), -1, 4, 4).contiguous(memory_format=torch.channels_last)
+        x = self.start(w_BW).view(w_BW.shape[0], -1, 4, 4).contiguous(memory_format=torch.channels_last)
         for i, stage in enumerate(self.stages):
             if i:
                 x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)

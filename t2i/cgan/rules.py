@@ -14,7 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i.cgan import losses
-from t2i.cgan.config import LossConfig
+from t2i.cgan.config import HingeLoss, LossConfig
+
+MISMATCHED = 0.5  # weight of real images with captions of other images
+CENTERING = 0.01  # weight of (D(real) + D(fake))^2, which keeps logits from drifting
+PROBE = 0.01  # step of the finite difference, in units of pixels in [-1, 1]
+MA_GP = 2.0  # weight of the matching-aware gradient penalty, as in DF-GAN
 
 
 class Captions(NamedTuple):
@@ -36,12 +41,12 @@ def mismatched_mean(values_BM: Tensor, same_BM: Tensor) -> Tensor:
 
 def penalised(config: LossConfig, batch: int) -> int:
     """Returns how many images of a batch R1 and R2 are computed on."""
-    return max(1, round(config.penalty_fraction * batch)) if config.kind == "relativistic" else 0
+    return 0 if isinstance(config, HingeLoss) else max(1, round(config.penalty_fraction * batch))
 
 
 def has_probes(config: LossConfig) -> bool:
     """Returns whether the penalties need noise: those by finite differences do."""
-    return config.kind == "relativistic" and config.penalty == "finite_difference"
+    return not isinstance(config, HingeLoss) and config.penalty == "finite_difference"
 
 
 def discriminator_loss(
@@ -64,12 +69,12 @@ def discriminator_loss(
     """
     batch = len(real_BCHW)
     count = penalised(config, batch)
-    exact = config.kind == "hinge" or config.penalty == "autograd"
+    exact = not has_probes(config)
     real, fake = real_BCHW.detach().requires_grad_(exact), fake_BCHW.detach().requires_grad_(exact)
     pooled = captions.pooled_BP.detach().requires_grad_(config.kind == "hinge")
     images = [real, fake]
     if noise is not None and not exact:
-        images += [real[:count] + config.penalty_sigma * noise[0], fake[:count] + config.penalty_sigma * noise[1]]
+        images += [real[:count] + PROBE * noise[0], fake[:count] + PROBE * noise[1]]
     u, features, projected = discriminator(torch.cat(images), torch.cat([pooled, captions.pool_MP]))
     text, pool = projected[:batch], projected[batch:]
     real_B = _pairwise(u[:batch], features[:batch], text, condition)
@@ -80,24 +85,24 @@ def discriminator_loss(
         "d_fake": fake_B.mean(),
         "d_mismatched": mismatched_mean(mismatched_BM, captions.same_BM),
     }
-    if config.kind == "hinge":
-        share = condition * config.mismatched_weight
+    if isinstance(config, HingeLoss):
+        share = condition * MISMATCHED
         mismatched = mismatched_mean(F.relu(1 + mismatched_BM), captions.same_BM)
         loss = losses.hinge_discriminator(real_B, fake_B, mismatched, share)
         watch["penalty"] = losses.matching_aware_penalty(real_B, real, pooled)
-        return loss + config.ma_gp_weight * watch["penalty"], watch
+        return loss + MA_GP * watch["penalty"], watch
     loss = losses.relativistic(real_B, fake_B)
     pairing_BM = F.softplus(mismatched_BM - real_B[:, None])
-    loss = loss + condition * config.mismatched_weight * mismatched_mean(pairing_BM, captions.same_BM)
-    loss = loss + config.centering * losses.centering(real_B, fake_B)
+    loss = loss + condition * MISMATCHED * mismatched_mean(pairing_BM, captions.same_BM)
+    loss = loss + CENTERING * losses.centering(real_B, fake_B)
     if exact:
-        watch["r1"] = losses.gradient_penalty_autograd(real_B, real)
-        watch["r2"] = losses.gradient_penalty_autograd(fake_B, fake)
+        watch["r1"] = losses.gradient_penalty_autograd(real_B[:count], real)
+        watch["r2"] = losses.gradient_penalty_autograd(fake_B[:count], fake)
     else:
         rows = slice(2 * batch, 2 * batch + count), slice(2 * batch + count, 2 * batch + 2 * count)
         probed = [_pairwise(u[part], features[part], text[:count], condition) for part in rows]
-        watch["r1"] = losses.gradient_penalty_finite_difference(real_B[:count], probed[0], config.penalty_sigma)
-        watch["r2"] = losses.gradient_penalty_finite_difference(fake_B[:count], probed[1], config.penalty_sigma)
+        watch["r1"] = losses.gradient_penalty_finite_difference(real_B[:count], probed[0], PROBE)
+        watch["r2"] = losses.gradient_penalty_finite_difference(fake_B[:count], probed[1], PROBE)
     return loss + gamma / 2 * (watch["r1"] + watch["r2"]), watch
 
 
@@ -111,7 +116,7 @@ def generator_loss(
 ) -> Tensor:
     """The generator's adversarial loss; gradients reach it through `fake_BCHW` alone."""
     batch = len(fake_BCHW)
-    if config.kind == "hinge":
+    if isinstance(config, HingeLoss):
         u, features, text = discriminator(fake_BCHW, captions.pooled_BP)
         return losses.hinge_generator(_pairwise(u, features, text, condition))
     u, features, text = discriminator(torch.cat([fake_BCHW, real_BCHW.detach()]), captions.pooled_BP)

@@ -17,7 +17,7 @@ from t2i import seeding
 from t2i.cgan import rules
 from t2i.cgan.config import Config
 from t2i.cgan.diffaugment import DRAWS, augment, flip
-from t2i.cgan.guidance import Guide
+from t2i.extractors import ImageTextExtractor
 from t2i.text import TextFeatures
 
 CANDIDATES = 4  # noises tried for each caption; the one whose image is nearest to the real one is trained on
@@ -113,7 +113,7 @@ def generate(
     fake_BCHW: Tensor,
     config: Config,
     condition: float,
-    guide: Guide | None = None,
+    guide: ImageTextExtractor | None = None,
     autocast: Callable[[], AbstractContextManager] = torch.enable_grad,
 ) -> tuple[Tensor, Watched]:
     """Returns the generator's loss on its images, and scalars to watch: adversarial, reconstruction and guidance terms.
@@ -130,7 +130,7 @@ def generate(
         loss = loss + config.loss.reconstruction * distance
     if guide and micro.guide:
         with autocast():
-            embedding = guide.images(fake_BCHW)
+            embedding = guide.embed_images(fake_BCHW)
         guided = rules.guidance_loss(embedding, *micro.guide, micro.captions.same_BM, guide.scale)
         watch["guidance"] = guided.detach()
         loss = loss + config.guidance.weight * guided

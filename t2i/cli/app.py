@@ -24,7 +24,7 @@ from t2i.cli.config import config_app
 from t2i.cli.data import cache_app, data_app
 from t2i.cli.environment import keep_freed_memory
 from t2i.cli.options import Sets, is_first, say_recognised
-from t2i.config.load import CHANGEABLE_ON_RESUME, ConfigT, differences, load, to_yaml
+from t2i.config.load import CHANGEABLE_ON_RESUME, VERIFIED_ON_RESUME, ConfigT, differences, load, to_yaml
 from t2i.errors import InputError
 from t2i.families import FAMILIES, config_class
 
@@ -168,7 +168,7 @@ def resolve(cls: type[ConfigT], source: str | None, sets: Sequence[str], run_dir
         return load(cls, source, sets)
     before = load(cls, own, [])
     wanted = load(cls, source or own, sets)
-    changed = [row for row in differences(before, wanted) if row[0] not in CHANGEABLE_ON_RESUME]
+    changed = [row for row in differences(before, wanted) if row[0] not in (*CHANGEABLE_ON_RESUME, *VERIFIED_ON_RESUME)]
     if changed:
         rows = "".join(f"\n  {key}: {old!r} in the run, {new!r} asked for" for key, old, new in changed)
         raise InputError(

@@ -60,10 +60,12 @@ def check(
     report = examine(here)
     save_report(report, here)
     typer.echo(format_report(report))
-    if sheet is not None:
+    if sheet is not None and not report.problem:
         page = contact_sheet(address)
         with new_file(sheet) as temporary:
             page.save(temporary, "PNG")
+    if report.problem:
+        raise InputError(report.problem)
 
 
 @data_app.command("filter")
@@ -87,7 +89,7 @@ def filter_data(
     rules = Rules(min_words, max_words, unique, *words)
     with shown_progress(" pictures") as tick, watched(lambda done, total: tick("decoding", done, total)):
         done = filter_captions(address, out, rules)
-    _tell_written(done.pictures, out)
+    _tell_written(done.images, out)
     for why, count in done.left_out.items():
         typer.echo(f"left out: {count:,} {why}")
 
@@ -103,12 +105,12 @@ def split_data(
 ) -> None:
     """Draw splits anew and write them as folders of links; equal files come into one split."""
     from t2i.console import shown_progress
-    from t2i.data.tools.rewrite import split_pictures
+    from t2i.data.tools.rewrite import split_images
     from t2i.data.verify import watched
 
     with shown_progress(" pictures") as tick, watched(lambda done, total: tick("decoding", done, total)):
-        done = split_pictures(address, out, {"train": train, "val": val, "test": test}, seed)
-    _tell_written(done.pictures, out)
+        done = split_images(address, out, {"train": train, "val": val, "test": test}, seed)
+    _tell_written(done.images, out)
 
 
 def _tell_written(pictures: dict[str, int], out: Path) -> None:
@@ -133,7 +135,7 @@ def pack_data(
         splits = open_splits(address)
         done = pack(splits, shards, size or None, suffix, pictures, lambda done, total: tick("packing", done, total))
     before = f", {done.before:,} were packed before" if done.before else ""
-    typer.echo(f"packed {done.pictures:,} pictures{before}: {done.shards:,} shards in {shards}")
+    typer.echo(f"packed {done.images:,} images{before}: {done.shards:,} shards in {shards}")
     for name, reason in done.broken[:5]:
         typer.echo(f"left out: {name}: {reason}")
     if len(done.broken) > 5:

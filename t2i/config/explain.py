@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from t2i.config.section import Stray
+from t2i.config.upgrade import FIXED
 from t2i.config.yaml import KeyPath
 from t2i.errors import InputError
 
@@ -30,7 +31,7 @@ def describe(cls: type[BaseModel], error: ValidationError, tree: dict[str, Any],
     """One line a key; the alternatives of a union are joined."""
     found: dict[KeyPath, list[str]] = {}
     tails: dict[KeyPath, str] = {}
-    for detail in error.errors(include_url=False):
+    for detail in _with_strangers(cls, error.errors(include_url=False)):
         path = _path_of(detail, tree)
         what, tail = _explain(cls, detail, path)
         if what not in found.setdefault(path, []):
@@ -43,6 +44,17 @@ def describe(cls: type[BaseModel], error: ValidationError, tree: dict[str, Any],
     return [f"{'.'.join(path) or 'config'}: {' or '.join(whats)}{tails[path]}" for path, whats in found.items()]
 
 
+def _with_strangers(cls: type[BaseModel], details: list[ErrorDetails]) -> Iterator[ErrorDetails]:
+    """Adds the unknown keys of sections whose kind is unknown too, which pydantic does not look into."""
+    for detail in details:
+        yield detail
+        if detail["type"].startswith("union_tag") and isinstance(detail["input"], dict):
+            known = _keys_at(cls, tuple(map(str, detail["loc"])))
+            for key in detail["input"].keys() - set(known):
+                loc, value = (*detail["loc"], key), detail["input"][key]
+                yield ErrorDetails(type="extra_forbidden", loc=loc, msg="", input=value)
+
+
 def _path_of(detail: ErrorDetails, tree: Any) -> KeyPath:
     """The keys a user wrote: pydantic's location without the names of a union's alternatives."""
     path: list[str] = []
@@ -50,6 +62,8 @@ def _path_of(detail: ErrorDetails, tree: Any) -> KeyPath:
         if isinstance(tree, dict) and part in tree or isinstance(tree, list) and isinstance(part, int):
             tree = tree[part]  # pyright: ignore[reportArgumentType, reportCallIssue]
             path.append(str(part))
+    if detail["type"].startswith("union_tag"):
+        return (*path, detail.get("ctx", {})["discriminator"].strip("'"))
     return (*path, str(detail["loc"][-1])) if detail["type"] == "missing" else tuple(path)
 
 
@@ -57,7 +71,11 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple
     """(what is wrong, what follows the value) of one error of pydantic."""
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        return "unknown key", _suggestion(cls, path)
+        return _unknown(cls, detail, path)
+    if kind == "union_tag_invalid":
+        context = detail.get("ctx", {})
+        *most, last = context["expected_tags"].split(", ")
+        return f"must be {', '.join(most)} or {last}, got {shown(context['tag'])}", ""
     if kind == "missing":
         return "missing, and it has no default", ""
     if kind in ("model_type", "dict_type", "model_attributes_type"):
@@ -68,6 +86,18 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple
     if isinstance(value, Stray):
         return f"{what}, not a boolean", ""
     return what, ""
+
+
+def _unknown(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple[str, str]:
+    """A key that is not there: fixed since an older version, of another kind, or misspelt."""
+    family = cls.model_fields.get("family")
+    fixed = FIXED.get(family.default, {}) if family is not None else {}
+    key = ".".join(path)
+    if key in fixed:
+        return "is no key any more", f"; it is always {shown(fixed[key])} now, remove it"
+    if path[-1] in _keys_at(cls, path[:-1]):
+        return f"has no effect on {detail['loc'][-2]}", "; remove it, or choose another kind"
+    return "unknown key", _suggestion(cls, path)
 
 
 def _suggestion(cls: type[BaseModel], path: KeyPath) -> str:

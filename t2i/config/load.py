@@ -24,11 +24,19 @@ CHANGEABLE_ON_RESUME: tuple[str, ...] = (
     "compile",
     "report_to",
     "checkpointing_steps",
+    "checkpointing_minutes",
     "checkpoints_total_limit",
     "validation_steps",
     "log_steps",
-    "logging_seconds",
 )
+
+# Places that may be spelled otherwise, as after a move: key -> the digest in the manifest that what lies there must have
+VERIFIED_ON_RESUME: dict[str, str] = {
+    "data.address": "data",
+    "text.path": "text_digest",
+    "tokenizer.path": "tokenizer_digest",
+    "guidance.path": "guide_digest",
+}
 
 
 MAX_BYTES = 1_000_000
@@ -51,6 +59,7 @@ def load(cls: type[ConfigT], source: Path | str | None, sets: Sequence[str] = ()
     tree, origins, problems = read_tree(source) if source is not None else ({}, {}, [])
     for override in sets:
         problems += _override(tree, origins, override)
+        _leave_other_kinds(cls, tree, origins, override)
     family = cls.model_fields.get("family")
     if family is not None and "family" in tree and tree["family"] not in get_args(family.annotation):
         wanted = ", ".join(map(str, get_args(family.annotation)))
@@ -155,6 +164,25 @@ def _override(tree: dict[str, Any], origins: Origins, override: str) -> list[str
         del origins[known]
     origins[path] = f"--set {override if len(override) <= 80 else override[:77] + '...'}"
     return problems
+
+
+def _leave_other_kinds(cls: type[BaseModel], tree: dict[str, Any], origins: Origins, override: str) -> None:
+    """Where an override names the kind of a section, drops keys of the file that only its kind has.
+
+    So `--set quantizer.kind=scalar` goes with a config of another kind, and keys without effect are still refused.
+    """
+    name, _, key = override.partition("=")[0].strip().partition(".")
+    field, section = cls.model_fields.get(name), tree.get(name)
+    if field is None or field.discriminator is None or field.discriminator != key or not isinstance(section, dict):
+        return
+    kinds = [kind for kind in get_args(field.annotation) if kind.model_fields[key].default == section.get(key)]
+    for kind in kinds:
+        foreign = section.keys() - kind.model_fields.keys()
+        for other in foreign:
+            origin = origins.get((name, other), origins.get((name,), ""))
+            if not origin.startswith("--set"):
+                del section[other]
+                origins.pop((name, other), None)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

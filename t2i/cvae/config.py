@@ -74,9 +74,5 @@ class Config(DrawingConfig):
     flip: bool = Field(
         default=False, description="mirror training images at random; off by itself where captions say left or right"
     )
-    max_train_steps: int = Field(default=3000, ge=1, description="optimizer steps of the whole run")
     learning_rate: float = Field(default=4e-3, gt=0, description="peak learning rate")
-    lr_warmup_steps: int = Field(default=100, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(default=0.02, ge=0, description="AdamW's, of the matrices")
-    adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="of AdamW")
     ema_halflife_images: int = Field(default=20_000, ge=1, description="half-life of the averaged weights, in images")

@@ -1,7 +1,7 @@
 """Captioned images behind one protocol. A new kind of data is one file, one line in `DATASETS`, one paragraph in docs/data.md.
 
 An address names a data set in one word: `shapes-2`, `coco:/path?split=train2014`, or a bare path, which address.py recognises
-by what lies there.
+by what is there.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ Augmentation = Literal["color", "grey", "rotate", "zoom", "shift", "noise"]
 
 
 class DataConfig(Section):
-    """Which captioned pictures, and how they are brought to the model's size."""
+    """The captioned images, and how they are brought to the model's size."""
 
     address: str = Field(default="shapes-2", description="shapes-1, shapes-2, shapes-3, a folder, or kind:place")
     resolution: int = Field(default=32, ge=16, le=1024, description="pixels a side, a power of two times 4")
@@ -39,7 +39,7 @@ class DataConfig(Section):
 
     augment: tuple[Augmentation, ...] = Field(
         default=(),
-        description="how training pictures are changed at random: color, grey, rotate (10 degrees), zoom (1.2), shift (a tenth), "
+        description="how training images are changed at random: color, grey, rotate (10 degrees), zoom (1.2), shift (a tenth), "
         "noise; not for a prior",
     )
 
@@ -57,7 +57,7 @@ class DataConfig(Section):
 
 @dataclass(frozen=True)
 class View:
-    """How pictures are brought to the model's size, and how much of a split is used."""
+    """How images are brought to the model's size, and how much of a split is used."""
 
     resolution: int = 32
     fit: "Fit" = "center"
@@ -68,7 +68,7 @@ class View:
 class Dataset(Protocol):
     """One split of a captioned collection, opened at one resolution. Rows are in a fixed order.
 
-    A picture that cannot be decoded is never silently replaced: `broken` lists it, and it is not among the rows.
+    An image that cannot be decoded is never silently replaced: `broken` lists it, and it is not among the rows.
     """
 
     address: str
@@ -84,7 +84,11 @@ class Dataset(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """sha256 of what decides the rows: ids, captions, split and transform."""
+        """sha256 of what decides the pixels: ids, contents, captions, split and transform."""
+        ...
+
+    def digest(self) -> str:
+        """sha256 of ids, contents and captions: the same for a copy of the data under another path, at any resolution."""
         ...
 
 
@@ -107,10 +111,10 @@ DATASETS: dict[str, str] = {
 
 def parse_address(address: str) -> "Address":
     """`shapes-2` -> ("shapes", "2"), `coco:/a?split=train2014` -> ("coco", "/a", {"split": "train2014"}); a bare path is
-    recognised by what lies there.
+    recognised by what is there.
 
     Raises:
-        InputError: the kind is unknown, or nothing is known at that path; the message says what was looked for.
+        InputError: the kind is unknown, or nothing known is at that path; the message says what was looked for.
     """
     from t2i.data.address import Address, recognise, split_options
     from t2i.names import nearest
@@ -127,7 +131,7 @@ def parse_address(address: str) -> "Address":
     if colon and kind.replace("_", "").replace("-", "").isalnum() and not rest.startswith("\\"):
         raise InputError(f"data {address!r}: no kind {kind!r}{nearest(kind, DATASETS)}; known: {', '.join(DATASETS)}")
     raise InputError(
-        f"data {address!r} not found: give shapes-1, shapes-2, shapes-3, an existing folder of captioned pictures, or "
+        f"data {address!r} not found: give shapes-1, shapes-2, shapes-3, an existing folder of captioned images, or "
         f"kind:place with one of {', '.join(list(DATASETS)[1:])}"
     )
 
@@ -143,4 +147,10 @@ def open_dataset(address: str, split: str = "train", view: View = View()) -> Dat
     found = parse_address(address)
     module, _, name = DATASETS[found.kind].partition(":")
     function = getattr(import_module(module), name)
-    return function(found.place, split, view, **typed_options(found, function))
+    options = typed_options(found, function)
+    try:
+        return function(found.place, split, view, **options)
+    except InputError as error:
+        if not found.notice or found.place in str(error) and f"folder:{found.place}" in str(error):
+            raise
+        raise InputError(f"{error} ({found.notice.removeprefix('data ')})") from error

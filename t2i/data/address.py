@@ -1,18 +1,22 @@
-"""Reads addresses: the options after `?`, and what kind of data lies at a bare path."""
+"""Reads addresses: the options after `?`, and the kind of data at a bare path."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from t2i.data.folders.index import holds_pictures
+from t2i.data.folders.index import holds_images
+from t2i.data.folders.metadata import METADATA_NAMES
 from t2i.errors import InputError
+from t2i.files import open_regular, walk
 from t2i.images import SUFFIXES
 from t2i.names import nearest, shown
 
 
 class Address(NamedTuple):
-    """Where a data set is: its kind, its place, and what the address says after `?`."""
+    """The place of a data set: its kind, its path, and the options after `?`."""
 
     kind: str
     place: str
@@ -36,6 +40,20 @@ MARKS: Mapping[str, tuple[str, ...]] = {
     "shards": ("*.tar", "train/*.tar"),
     "parquet": ("*.parquet", "data/*.parquet", "train/*.parquet"),
 }
+# what a file begins with, by the name of the file: another file of that name is no mark
+_BEGINS: Mapping[str, str] = {
+    r"captions_(train|val)20\d\d\.json": r'\s*\{.*"(images|annotations|info)"\s*:',
+    r"dataset_(coco|flickr\w+)\.json": r'\s*\{.*"images"\s*:',
+    r"(Flickr8k|results_20130124)\..*": r"[^\n]*\.jpg#\d",
+    r"captions\.txt": r"image,caption\r?\n",
+    r"results\.csv": r"[^\n]*\|[^\n]*\|",
+    r"images\.txt": r"\d+ [^\n]+/[^\n]+\.jpg",
+    r"region_descriptions\.json": r'\s*\[.*"regions"\s*:',
+    r"dataset_dict\.json": r'\s*\{.*"splits"\s*:',
+    r"state\.json": r'\s*\{.*"_data_files"\s*:',
+}
+_READ = 1 << 16  # bytes of the beginning of a file
+_LOOKED_THROUGH = 20_000  # files of a folder, in search of images with captions
 
 
 _FILES = {".tar": "shards", ".parquet": "parquet"}
@@ -45,7 +63,7 @@ _PACKED = (".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", 
 
 
 def split_options(text: str) -> tuple[str, dict[str, str]]:
-    """`/a?b=c&d=e` -> ("/a", {"b": "c", "d": "e"}); a path that exists as it stands has no options."""
+    """`/a?b=c&d=e` -> ("/a", {"b": "c", "d": "e"}); a path that exists as it is written has no options."""
     place, mark, tail = text.partition("?")
     if not mark or Path(text).exists():
         return text, {}
@@ -60,7 +78,7 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
 
 
 def typed_options(address: Address, function: Callable[..., object]) -> dict[str, Any]:
-    """The options of an address as keyword arguments of the function that opens it.
+    """Returns the options of an address as keyword arguments of the function that opens it.
 
     Raises:
         InputError: the kind has no such option, or the value is not of its type.
@@ -93,10 +111,10 @@ def _typed(value: str, hint: Any, where: str) -> Any:
 
 
 def recognise(place: str) -> tuple[str, str]:
-    """(kind, a sentence that says so) of a bare path.
+    """Returns (kind, a sentence that says so) of a bare path.
 
     Raises:
-        InputError: nothing that lies there is known; the message names what was looked for and what was found.
+        InputError: nothing known is there; the message names what was looked for and what was found.
     """
     path = Path(place).expanduser()
     lower = path.name.lower()
@@ -109,38 +127,97 @@ def recognise(place: str) -> tuple[str, str]:
         hint = ""
         if lower.startswith(("captions_", "dataset_coco")) and lower.endswith(".json"):
             hint = f": coco:{path.parent.parent if path.parent.name == 'annotations' else path.parent}"
-        raise InputError(
-            f"data {place!r} is a file, not a folder of captioned pictures; name the folder above it{hint}"
-        )
+        raise InputError(f"data {place!r} is a file, not a folder of captioned images; name the folder above it{hint}")
     if path.is_dir() and not any(path.iterdir()):
-        raise InputError(f"data {place!r} is an empty folder; put pictures with captions there, or name another")
-    for kind, patterns in MARKS.items():
-        mark = next((pattern for pattern in patterns if _has(path, pattern, kind)), None)
-        if mark:
-            return kind, f"data {place}: read as {kind}:{place}, as {mark} is there"
-    if not holds_pictures(path):
+        raise InputError(f"data {place!r} is an empty folder; put images with captions there, or name another")
+    if _has_captioned_images(path):
+        return "folder", ""
+    kind, mark = _marked(path)
+    if mark:
+        own = f"; for the images in it with captions beside them say folder:{place}" if holds_images(path) else ""
+        return kind, f"data {place}: read as {kind}:{place}, as {mark} is there{own}"
+    if not holds_images(path):
         looked = "; ".join(f"{', '.join(patterns[:2])} ({kind})" for kind, patterns in MARKS.items())
         raise InputError(
-            f"data {place!r}: nothing known lies there; looked for pictures with captions (folder); {looked}; found "
+            f"data {place!r}: no known data there; looked for images with captions (folder); {looked}; found "
             f"{_found(path)}; name the folder that holds them, or say the kind, as in coco:{place}"
         )
     return "folder", ""
 
 
+def _has_captioned_images(root: Path) -> bool:
+    """Returns True if an image has a .txt beside it, or there are images and a metadata file: whatever else is there,
+    these are meant."""
+    suffixes: dict[str, set[bool]] = {}  # path without suffix -> whether it is an image, a text
+    metadata = image = False
+    for path in islice(walk(root), _LOOKED_THROUGH):
+        stem, _, suffix = path.rpartition(".")
+        suffix = f".{suffix.lower()}"
+        image = image or suffix in SUFFIXES
+        metadata = metadata or path.rpartition("/")[2].lower() in METADATA_NAMES and path.count("/") <= 1
+        if suffix == ".txt" or suffix in SUFFIXES:
+            suffixes.setdefault(stem, set()).add(suffix == ".txt")
+            if len(suffixes[stem]) == 2:
+                return True
+    return metadata and image
+
+
+def inner_data(root: Path) -> str:
+    """Returns the address of a data set of a known kind in a folder one or two below, or ""."""
+    inner = sorted(path for pattern in ("*", "*/*") for path in islice(root.glob(pattern), 1000) if path.is_dir())
+    for path in inner:
+        kind, mark = _marked(path)
+        if mark:
+            return f"{kind}:{path}"
+    return ""
+
+
+def _marked(root: Path) -> tuple[str, str]:
+    """(kind, the pattern that fits) of a folder; two empty strings where none does."""
+    for kind, patterns in MARKS.items():
+        for pattern in patterns:
+            if _has(root, pattern, kind):
+                return kind, pattern
+    return "", ""
+
+
 def _has(folder: Path, pattern: str, kind: str) -> bool:
     try:
-        found = next((entry for entry in folder.glob(pattern) if entry.name != "metadata.parquet"), None)
+        found = [entry for entry in islice(folder.glob(pattern), 100) if entry.name != "metadata.parquet"]
     except OSError:
         return False
-    if found is None:
+    if pattern == "captions.txt" and not (folder / "Images").is_dir():  # of Kaggle's copy
         return False
-    if pattern == "captions.txt":  # of Kaggle's copy; a caption file of one's own has other columns
-        return (folder / "Images").is_dir() and found.read_bytes()[:64].replace(b"\r", b"").startswith(
-            b"image,caption\n"
-        )
-    if kind in ("shards", "parquet", "hub", "cub"):  # beside pictures, such names belong to something else
-        return not any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir())
-    return True
+    if kind in ("shards", "parquet", "hub", "cub"):  # beside images, such names belong to something else
+        found = [] if any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir()) else found
+    return any(_is_mark(path, kind) for path in found)
+
+
+def _is_mark(path: Path, kind: str) -> bool:
+    """Returns True unless the contents of the file show that it is something else."""
+    if kind in ("shards", "flowers"):
+        return path.is_file()
+    try:
+        if kind == "parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            with open_regular(path) as file:
+                kinds = [field.type for field in pq.read_schema(file)]
+            kinds = [kind.field("bytes").type if _has_bytes(kind) else kind for kind in kinds]
+            return any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds)
+        with open_regular(path) as file:
+            start = file.read(_READ).decode("utf-8-sig", "replace")
+    except Exception:  # unreadable, or damaged in any way: the kind's own reader says how
+        return True
+    begins = next((begins for name, begins in _BEGINS.items() if re.fullmatch(name, path.name)), None)
+    return begins is not None and re.match(begins, start, re.DOTALL) is not None
+
+
+def _has_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
 
 
 def _found(folder: Path, most: int = 5) -> str:

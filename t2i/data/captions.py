@@ -1,9 +1,12 @@
-"""What a caption may hold. Training captions and sampling prompts pass through one function, so they can be equal."""
+"""Cleaning of captions. Training captions and sampling prompts pass through one function, so they can be equal."""
 
+import ast
+import json
 import re
 import unicodedata
 from collections import Counter
 from functools import lru_cache
+from typing import Any
 
 MAX_CHARACTERS = 4096
 
@@ -15,19 +18,54 @@ _INVISIBLE = re.compile(
 )
 
 
+# a list of strings as Python prints it, with commas: without them Python would join the strings
+_STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_LIST = re.compile(rf"\[\s*(?:{_STRING}\s*(?:,\s*{_STRING}\s*)*,?\s*)?\]", re.DOTALL)
+
+
+def captions_of(value: Any) -> list[str]:
+    """Returns the cleaned captions of one cell or JSON value: a string, a list of strings, or such a list written as text.
+
+    Empty ones are dropped, equal ones appear once; None has none.
+
+    Raises:
+        ValueError: it is neither; the message begins with "must be".
+    """
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    if len(values) == 1 and isinstance(values[0], str) and values[0].lstrip()[:2] in ("['", '["'):
+        values = _listed(values[0].strip())
+    if not all(isinstance(caption, str) for caption in values):
+        raise ValueError(f"must be a string or a list of strings, got {str(value)[:60]!r}")
+    return list(dict.fromkeys(cleaned for caption in values if (cleaned := clean_caption(caption))))
+
+
+def _listed(text: str) -> list[str]:
+    """The strings of a list that a table program wrote into a cell; any other text as it is."""
+    if not text.endswith("]"):
+        return [text]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        if _LIST.fullmatch(text):
+            return ast.literal_eval(text)
+        raise ValueError(
+            f"must be a string or a list of strings, got the text {text[:60]!r}; write it as JSON, or a row a caption"
+        ) from None
+
+
 def clean_caption(text: str) -> str:
     """Strips control and bidi characters, composes (NFC), collapses white space, keeps 4096 characters. May return "".
 
     Cleaning twice changes nothing.
     """
-    text = _INVISIBLE.sub("", text)
-    if not text.isascii():
+    if not (text.isascii() and text.isprintable()):
+        text = _INVISIBLE.sub("", text)
         text = unicodedata.normalize("NFC", text)
     return " ".join(text.split())[:MAX_CHARACTERS].rstrip()
 
 
 def script_of(text: str) -> str:
-    """The script that most letters are of, as Unicode names it: LATIN, CYRILLIC, ARABIC, CJK, ...; "none" without letters."""
+    """Returns the script of most letters, as Unicode names it: LATIN, CYRILLIC, ARABIC, CJK, ...; "none" without letters."""
     if text.isascii():
         return "LATIN" if any(map(str.isalpha, text)) else "none"
     counts = Counter(_script(letter) for letter in text if letter.isalpha())

@@ -20,8 +20,8 @@ SEEDED_SHARES = {"train": 0.90, "val": 0.05, "test": 0.05}
 VAL_SHARE = 0.05  # of train, where a data set lists its splits and none is for validation
 
 
-def draw_splits(ids: Sequence[str], seed: int, shares: Mapping[str, float] = SEEDED_SHARES) -> list[str]:
-    """A split for each id, drawn by the id and the seed alone."""
+def assign_splits(ids: Sequence[str], seed: int, shares: Mapping[str, float] = SEEDED_SHARES) -> list[str]:
+    """Returns a split for each id, a function of the id and the seed alone."""
     draws = seeding.uniform(seed, "split", seeding.ids_of(ids), 1)[:, 0]
     names = list(shares)
     return [names[k] for k in np.searchsorted(np.cumsum(list(shares.values()))[:-1], draws, side="right")]

@@ -1,6 +1,6 @@
-"""Finds broken pictures: each is decoded once, and what was found is kept in the cache directory (index.py).
+"""Finds broken images: each is decoded once, and what was found is kept in the cache directory (index.py).
 
-A second look at an unchanged folder costs one `stat` a file. Nothing is written into the folder itself.
+A second pass over an unchanged folder costs one `stat` a file. Nothing is written into the folder itself.
 """
 
 import hashlib
@@ -18,20 +18,22 @@ import numpy as np
 from PIL import Image
 
 from t2i import images
+from t2i.data.cached import Stamp, stamp_of
 from t2i.data.phash import looks
 from t2i.data.verified_index import MIN_SIDE, Index, Verified
+from t2i.names import counted
 
 _RACE_NS = 2_000_000_000  # a file this young may change again without a new time stamp (FAT keeps even seconds)
 _KEEP_EVERY_S = 20.0  # what a kill may cost
 _HASHED_SIDE = 64
-_AT_ONCE = 256  # pictures between two looks at the clock
+_AT_ONCE = 256  # images between two looks at the clock
 Progress = Callable[[int, int], None]
 _progress: ContextVar[Progress | None] = ContextVar("progress of verification", default=None)
 
 
 @contextmanager
 def watched(progress: Progress) -> Iterator[None]:
-    """Within, verification tells `progress(pictures done, pictures to do)` how far it has come."""
+    """Within, verification tells `progress(images done, images to do)` how far it has come."""
     token = _progress.set(progress)
     try:
         yield
@@ -45,35 +47,36 @@ def workers() -> int:
 
 
 def verify(root: Path, files: Mapping[str, str], wanted: Sequence[str], most: int | None = None) -> dict[str, Verified]:
-    """Decodes the pictures `wanted` that are not known from before.
+    """Decodes the images `wanted` that are not known from before.
 
     Args:
         root: the folder.
-        files: all pictures of the folder, id -> path under `root`; entries of other ids leave the index.
+        files: all images of the folder, id -> path under `root`; entries of other ids leave the index.
         wanted: ids to verify, keys of `files`.
-        most: None: all; otherwise nothing is decoded where more than so many pictures are not known.
+        most: None: all; otherwise nothing is decoded where more than so many images are not known.
 
     Returns:
         one `Verified` for each id of `wanted`; with an empty `sha256` and `reason` for what was not decoded.
     """
     index = Index(root.resolve())
     known = index.load()
-    stats = {name: stat_of(root / files[name]) for name in wanted}
-    todo = [name for name in wanted if name not in known or known[name][:2] != stats[name]]
+    stamps = {name: stamp_of(root / files[name]) for name in wanted}
+    todo = [name for name in wanted if name not in known or known[name].stamp != stamps[name]]
     if most is not None and len(todo) > most:
         unknown = set(todo)
-        return {name: Verified(*stats[name]) if name in unknown else known[name] for name in wanted}
+        return {name: _stamped(stamps[name]) if name in unknown else known[name] for name in wanted}
     if todo:
-        _examine(index, known, todo, lambda name: _verify_file(root / files[name]), files)
+        before = dict(known)
+        _examine(index, known, todo, lambda name: _verify_file(root / files[name], before.get(name)), files)
     return {name: known[name] for name in wanted}
 
 
 def verify_packed(address: str, ids: Sequence[str], read: Callable[[int], bytes | Path]) -> dict[str, Verified]:
-    """As `verify`, of pictures that are no files of their own.
+    """As `verify`, of images that are no files of their own.
 
     Args:
         address: of the data.
-        read: gives the bytes of the picture with the number i, or its file; raises BrokenImage or OSError.
+        read: gives the bytes of the image with the number i, or its file; raises BrokenImage or OSError.
     """
     index = Index(place_of(address))
     known = index.load()
@@ -83,29 +86,29 @@ def verify_packed(address: str, ids: Sequence[str], read: Callable[[int], bytes 
     return {name: known[name] for name in ids}
 
 
-def verify_drawn(ids: Sequence[str], draw: Callable[[Sequence[int]], images.ImageArray]) -> dict[str, Verified]:
-    """As `verify`, of pictures that are no files: they are whole, and nothing is kept."""
+def verify_rendered(ids: Sequence[str], render: Callable[[Sequence[int]], images.ImageArray]) -> dict[str, Verified]:
+    """As `verify`, of images that are no files: they are whole, and nothing is kept."""
     found: dict[str, Verified] = {}
     progress = _progress.get() or (lambda done, total: None)
     for start in range(0, len(ids), _AT_ONCE):
         rows = range(start, min(start + _AT_ONCE, len(ids)))
-        pixels_BHWC = draw(rows)
+        pixels_BHWC = render(rows)
         for i, image_HWC, look in zip(rows, pixels_BHWC, _looks(pixels_BHWC), strict=True):
             height, width, _ = image_HWC.shape
             digest = hashlib.sha256(image_HWC.tobytes()).hexdigest()
-            found[ids[i]] = Verified(image_HWC.nbytes, 0, width, height, "drawn", "RGB", digest, look)
+            found[ids[i]] = Verified(image_HWC.nbytes, 0, width, height, "rendered", "RGB", digest, look)
         progress(rows.stop, len(ids))
     return found
 
 
 def place_of(address: str) -> str:
-    """Names the index of pictures that are no files of their own."""
+    """Names the index of images that are no files of their own."""
     kind, _, place = address.partition(":")
     return f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
 
 
 def known_broken(address: str) -> dict[str, str]:
-    """sha256 -> reason of the pictures that a check of this address found broken."""
+    """sha256 -> reason of the images that a check of this address found broken."""
     import pyarrow.compute as pc
 
     bad: dict[str, str] = {}
@@ -116,11 +119,11 @@ def known_broken(address: str) -> dict[str, str]:
 
 
 def warn_unverified(address: str, count: int) -> None:
-    """Says that pictures were not decoded for their opening."""
+    """Says that images were not decoded for their opening."""
     if count:
         warnings.warn(
-            f"{count:,} pictures of {address} have not been looked at: `t2i data check` does, and training then "
-            "leaves out what is broken; without it, a broken picture is replaced when training meets it",
+            f"{counted(count, 'image')} of {address} have not been looked at: `t2i data check` does, and training then "
+            "leaves out what is broken; without it, a broken image is replaced when training meets it",
             stacklevel=4,
         )
 
@@ -132,7 +135,7 @@ def _examine(
     one: Callable[[str], Verified],
     members: Collection[str] | None,
 ) -> None:
-    """Puts what `one` finds of each picture into `known` and into the index."""
+    """Puts what `one` finds of each image into `known` and into the index."""
     progress = _progress.get() or (lambda done, total: None)
     new: dict[str, Verified] = {}
     kept = time.monotonic()
@@ -157,13 +160,21 @@ def _examine(
         )
 
 
-def _verify_file(path: Path) -> Verified:
-    size, mtime_ns = stat_of(path)
+def _stamped(stamp: Stamp) -> Verified:
+    size, mtime_ns, ctime_ns = stamp
+    return Verified(size, mtime_ns, ctime_ns=ctime_ns)
+
+
+def _verify_file(path: Path, before: Verified | None = None) -> Verified:
+    found = _stamped(stamp_of(path))
     try:
         data = images.read_limited(path)
     except OSError as error:
-        return Verified(size, mtime_ns, reason=f"cannot be read: {error.strerror or error}", lasting=False)
-    return _look(data, Verified(size, mtime_ns, sha256=hashlib.sha256(data).hexdigest()))
+        return found._replace(reason=f"cannot be read: {error.strerror or error}", lasting=False)
+    content = hashlib.sha256(data).hexdigest()
+    if before is not None and before.sha256 == content:  # only touched, or linked once more
+        return before._replace(size=found.size, mtime_ns=found.mtime_ns, ctime_ns=found.ctime_ns)
+    return _look(data, found._replace(sha256=content))
 
 
 def _verify_packed(read: Callable[[int], bytes | Path], i: int, before: Verified | None) -> Verified:
@@ -179,32 +190,23 @@ def _verify_packed(read: Callable[[int], bytes | Path], i: int, before: Verified
 
 
 def _look(data: bytes, found: Verified) -> Verified:
-    """Decodes one picture, whose size, time and sha256 are known."""
+    """Decodes one image, whose size, time and sha256 are known."""
     try:
-        picture = images.decode(data)
+        image = images.decode(data)
     except images.BrokenImage as error:
         return found._replace(reason=str(error))
-    width, height = picture.size
-    small = f"{width}x{height} pixels: too small to be a picture" if min(width, height) < MIN_SIDE else ""
+    width, height = image.size
+    small = f"{width}x{height} pixels: too small to be an image" if min(width, height) < MIN_SIDE else ""
     with Image.open(BytesIO(data)) as header:
         mode = header.mode
-    shrunk = picture.resize((_HASHED_SIDE, _HASHED_SIDE), Image.Resampling.BOX)
+    shrunk = image.resize((_HASHED_SIDE, _HASHED_SIDE), Image.Resampling.BOX)
     look = _looks(np.asarray(shrunk)[None])[0]
-    return found._replace(width=width, height=height, format=picture.format or "", mode=mode, look=look, reason=small)
+    return found._replace(width=width, height=height, format=image.format or "", mode=mode, look=look, reason=small)
 
 
 def _looks(images_BHWC: images.ImageArray) -> list[bytes]:
     found = looks(images_BHWC)
     return [number.tobytes() + colors.tobytes() for number, colors in zip(found.hashes_N, found.colors_ND, strict=True)]
-
-
-def stat_of(path: Path | str) -> tuple[int, int]:
-    """(size, time) of a file; (-1, -1) where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def _may_keep(found: Verified) -> bool:

@@ -1,17 +1,22 @@
-"""Frozen networks that see images, behind one protocol. A new one is one file and one line in `EXTRACTORS`.
+"""Frozen networks that see images, behind one protocol and one door. A new one is one file and one line in `EXTRACTORS`.
 
-Axes: B images of one call, D features. Imports no torch."""
+Axes: B images of one call, C channels, H W image, D features. Imports no torch.
+"""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from t2i.errors import InputError
-from t2i.metrics import Features, _named
+from t2i.metrics import Features
+from t2i.names import nearest, resolve
 
 if TYPE_CHECKING:
+    import torch
+
     from t2i.images import ImageArray
 
 
@@ -22,11 +27,13 @@ Resize = Literal["clean", "legacy", "torch"]
 
 
 class Extractor(Protocol):
-    """A frozen map from pictures to features. A row depends on its picture alone, never on the batch beside it."""
+    """A frozen map from images to features. A row depends on its image alone, never on the batch beside it."""
 
-    name: str  # stands in the name of every score, e.g. `shapes` in `fid-shapes@1000`
+    name: str  # in the names of scores by its image features, e.g. `shapes` in `fid-shapes@1000`
+    clip_name: str | None  # in the names of scores by both its towers, e.g. `aligned`; None: it reads no captions
+    classes: NDArray[np.float32] | None  # [classes, D], a linear classifier without bias; None: it has none
     dim: int
-    resize: str  # how pictures reach the network's size: a `Resize`, or words where the extractor has its own way
+    resize: str  # how images reach the network's size: a `Resize`, or words where the extractor has its own way
 
     def features(self, images_BHWC: "ImageArray") -> Features:
         """uint8 [B, H, W, 3] -> float32 [B, D]."""
@@ -38,21 +45,32 @@ class Extractor(Protocol):
 
 
 class ImageTextExtractor(Extractor, Protocol):
-    """An extractor that also reads captions into the same space: what CLIP score and retrieval need."""
+    """An extractor that also reads captions into the same space, for CLIP score, retrieval, re-ranking and guidance."""
+
+    clip_name: str
+    scale: float  # 1 / temperature of its contrastive training
 
     def text_features(self, captions: Sequence[str]) -> Features:
         """B captions -> float32 [B, D]."""
         ...
 
+    def embed_images(self, images_BCHW: "torch.Tensor") -> "torch.Tensor":
+        """Unit-length embeddings [B, D] of float images in [-1, 1], with gradients to the images."""
+        ...
 
-class Classifier(Extractor, Protocol):
-    """An extractor with a linear classifier on its features: what the Inception Score needs."""
+    def embed_text(self, captions: Sequence[str]) -> "torch.Tensor":
+        """Unit-length embeddings [B, D] of captions, on the CPU."""
+        ...
 
-    classes: NDArray[np.float32] | None  # [classes, D], without bias; None: its weights file holds none
+    def to(self, device: "torch.device") -> Self:
+        """Moves the networks that `embed_images` needs."""
+        ...
 
 
 # kind -> "module:function"; each function is open(path: str, resize: Resize, device: str) -> Extractor
 EXTRACTORS: dict[str, str] = {
+    "embedded": "t2i.extractors.aligned:open_embedded",
+    "align": "t2i.extractors.aligned:open_aligned",
     "inception": "t2i.extractors.inception:open_inception",
     "clip": "t2i.extractors.clip:open_clip",
     "dinov2": "t2i.extractors.dinov2:open_dinov2",
@@ -60,7 +78,13 @@ EXTRACTORS: dict[str, str] = {
 
 
 def open_extractor(address: str, resize: Resize = "clean", device: str = "cpu") -> Extractor:
-    """Opens the extractor at `address`: `kind` or `kind:path`, such as `inception:weights.pth` or `clip:models/vit-b`.
+    """Opens the extractor at `address`: `kind` or `kind:path`.
+
+    `embedded` ships with the package; `align:RUN` is a run of `t2i train align`, `inception:FILE` a file of weights,
+    `clip:FOLDER` and `dinov2:FOLDER` are folders of transformers or names on the hub.
+
+    Args:
+        resize: for kinds without preprocessing of their own, which are inception and dinov2.
 
     Raises:
         InputError: no such kind, no such file, or weights of another network.
@@ -68,6 +92,33 @@ def open_extractor(address: str, resize: Resize = "clean", device: str = "cpu") 
     kind, _, path = address.partition(":")
     if kind not in EXTRACTORS:
         raise InputError(
-            f"extractor {address!r} is unknown: give kind or kind:path, kind one of {', '.join(EXTRACTORS)}"
+            f"extractor {address!r} is unknown{nearest(kind, EXTRACTORS)}: give kind or kind:path, "
+            f"kind one of {', '.join(EXTRACTORS)}"
         )
-    return _named(EXTRACTORS[kind])(path, resize, device)
+    if (kind == "embedded") == bool(path):
+        raise InputError(
+            f"extractor {address!r}: {kind} takes {'no path' if path else 'a path, as in ' + kind + ':PATH'}"
+        )
+    return resolve(EXTRACTORS[kind])(path, resize, device)
+
+
+def open_image_text(address: str | Path | None, device: str = "cpu") -> ImageTextExtractor:
+    """Opens an extractor that reads captions; None: the embedded one.
+
+    Args:
+        address: as `open_extractor` takes it, or the directory of a run of `t2i train align`.
+
+    Raises:
+        InputError: there is none, or it reads no captions.
+    """
+    extractor = open_extractor(address_of(address), device=device)
+    if extractor.clip_name is None:
+        raise InputError(f"{address} reads no captions; give embedded, align:RUN or clip:FOLDER")
+    return extractor  # pyright: ignore[reportReturnType]
+
+
+def address_of(encoder: str | Path | None) -> str:
+    """The address of a dual encoder that may be named by its run directory alone; None: `embedded`."""
+    if encoder is None:
+        return "embedded"
+    return str(encoder) if str(encoder).partition(":")[0] in EXTRACTORS else f"align:{encoder}"

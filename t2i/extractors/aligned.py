@@ -1,14 +1,22 @@
-"""The embedded extractor: the dual encoder that ships with the package, or another one of `t2i train align`.
+"""The dual encoder that ships with the package, or another one of `t2i train align`, as an extractor.
 
-Its picture embeddings give `fid-shapes` and `kid-shapes`, both towers `clip-aligned`. It was trained on drawn shapes
-and says little of other pictures. Another encoder stands in the names of its scores by its digest.
+The image embeddings of the embedded one give `fid-shapes` and `kid-shapes`, both towers `clip-aligned`. It was trained on
+drawn shapes and says little of other images. Another encoder appears in the names of its scores by its digest.
 """
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
 from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
+from t2i.extractors import Resize
 from t2i.extractors.batches import check_images, exact_float32, in_fixed_batches
 from t2i.images import ImageArray
 from t2i.metrics import Features
@@ -17,31 +25,32 @@ from t2i.weights import scorer_dir
 BATCH = 64
 
 
-def open_scorer(path: Path | None = None) -> "Scorer":
-    """The dual encoder at `path`, a run of `t2i train align` or a saved one; None: the one that ships with the package.
+def open_embedded(path: str = "", resize: Resize = "clean", device: str = "cpu") -> "AlignedExtractor":
+    """For `EXTRACTORS`: the dual encoder that ships with the package."""
+    return open_aligned(str(scorer_dir()), resize, device)
 
-    Raises:
-        InputError: there is none, or it is damaged.
+
+def open_aligned(path: str, resize: Resize = "clean", device: str = "cpu") -> "AlignedExtractor":
+    """For `EXTRACTORS`: `align:RUN`, a run of `t2i train align` or a saved dual encoder. It brings its own resizing."""
+    is_embedded = Path(path).resolve() == scorer_dir().resolve()
+    return AlignedExtractor(load_dual_encoder(Path(path)), ("shapes", "aligned") if is_embedded else None)
+
+
+class AlignedExtractor:
+    """A frozen dual encoder as an `ImageTextExtractor`. Features are computed on the CPU, the same on every machine.
+
+    Args:
+        names: `name` and `clip_name`; None: `align-DIGEST` for both.
     """
-    place = scorer_dir() if path is None else path
-    return Scorer(load_dual_encoder(place), embedded=place.resolve() == scorer_dir().resolve())
 
+    classes: NDArray[np.float32] | None = None
 
-class Scorer:
-    """A frozen dual encoder as an `ImageTextExtractor`.
-
-    Attributes:
-        name: names its picture features: `shapes` for the embedded one, `align-DIGEST` for another.
-        clip_name: names it where both towers judge: `aligned`, or as `name`.
-        embedded: whether it is the one of the package.
-    """
-
-    def __init__(self, dual: FrozenDualEncoder, embedded: bool) -> None:
-        self._dual, self.embedded = dual, embedded
+    def __init__(self, dual: FrozenDualEncoder, names: tuple[str, str] | None = None) -> None:
+        self._dual = dual
         self._digest = dual.digest()
-        self.name = "shapes" if embedded else f"align-{self._digest[:8]}"
-        self.clip_name = "aligned" if embedded else self.name
+        self.name, self.clip_name = names or 2 * (f"align-{self._digest[:8]}",)
         self.dim: int = dual.config.embedding
+        self.scale = float(dual.model.scale())
         side = dual.config.data.resolution
         self.resize = f"antialiased bilinear to {side}x{side}"
 
@@ -62,6 +71,16 @@ class Scorer:
             )
         with exact_float32("cpu"):
             return self._dual.text(captions).numpy()
+
+    def embed_images(self, images_BCHW: Tensor) -> Tensor:
+        return F.normalize(self._dual.model.image(images_BCHW).float(), dim=-1)
+
+    def embed_text(self, captions: Sequence[str]) -> Tensor:
+        return self._dual.text(captions)
+
+    def to(self, device: torch.device) -> Self:
+        self._dual.model.image.to(device)
+        return self
 
     def _run(self, images_BHWC: ImageArray) -> Features:
         with exact_float32("cpu"):

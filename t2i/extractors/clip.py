@@ -2,50 +2,61 @@
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
-from t2i.errors import InputError
 from t2i.extractors import Resize
 from t2i.extractors.batches import batch_size, check_images, exact_float32, in_fixed_batches
 from t2i.images import ImageArray
 from t2i.metrics import Features
-from t2i.pretrained import digest_folder, load_model, local_folder
+from t2i.pretrained import (
+    ModelFolder,
+    length_batches,
+    load_image_processor,
+    load_model,
+    load_text_tokenizer,
+    open_folder,
+)
 
 
 def open_clip(path: str, resize: Resize = "clean", device: str = "cpu") -> "CLIPExtractor":
-    """For `EXTRACTORS`: `clip:folder` or `clip:owner/name`. It names its own preprocessing, so no other resize is taken."""
-    if resize != "clean":
-        raise InputError(f"resize {resize!r} is for the Inception; a CLIP folder has its own preprocessor_config.json")
-    return CLIPExtractor(local_folder(path, "CLIP"), device)
+    """For `EXTRACTORS`: `clip:FOLDER` or `clip:OWNER/NAME`. It brings its own preprocessing."""
+    return CLIPExtractor(clip_folder(path), device)
+
+
+def clip_folder(path: str) -> ModelFolder:
+    """Raises InputError: no such folder, or another kind of model."""
+    return open_folder(path, f"CLIP folder {path}", ["clip"], lambda found: "not CLIP; name a whole CLIP model")
 
 
 class CLIPExtractor:
     """Both towers of a CLIP folder: config.json, *.safetensors, preprocessor_config.json, tokenizer."""
 
-    def __init__(self, path: Path, device: str = "cpu") -> None:
-        """Raises InputError: no such folder, another kind of model, or weights that do not fill the model."""
+    classes: NDArray[np.float32] | None = None
+
+    def __init__(self, folder: ModelFolder, device: str = "cpu") -> None:
+        """Raises InputError: weights that do not fill the model, no preprocessing, or no tokenizer of its own."""
         self._device = device
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
-
-        def processor(place: Path, **options: Any) -> Any:
-            return AutoImageProcessor.from_pretrained(place, backend="pil", **options)
-
-        self.model, self.image_processor, self._tokenizer = load_model(
-            path, "CLIP", "clip", CLIPModel.from_pretrained, processor, AutoTokenizer.from_pretrained
-        )
-        self.model.requires_grad_(False).eval().to(device)
-        self._max_tokens: int = self.model.config.text_config.max_position_embeddings
-        self.dim: int = self.model.config.projection_dim
+        # eager: scaled_dot_product_attention takes another way, with other last bits, where no caption of a batch is padded
+        attention = {"text_config": "eager", "vision_config": "sdpa"}
+        self._model: Any = load_model(folder, "CLIPModel", attn_implementation=attention)[0]
+        self._tokenizer = load_text_tokenizer(folder, self._model.text_model)
+        self._processor = load_image_processor(folder)
+        self._model.to(device)
+        self._max_tokens: int = self._model.config.text_config.max_position_embeddings
+        self.dim: int = self._model.config.projection_dim
+        self.scale = float(self._model.logit_scale.exp())
         # The class tells Pillow's resize from torchvision's, which differ by a grey level.
-        self.resize = f"preprocessor_config.json by {type(self.image_processor).__name__}"
-        self._digest = digest_folder(path)
-        vision = self.model.config.vision_config
+        self.resize = f"preprocessor_config.json by {type(self._processor).__name__}"
+        self._digest = folder.digest()
+        vision = self._model.config.vision_config
         size = {768: "b", 1024: "l", 1280: "h"}.get(vision.hidden_size, str(vision.hidden_size))
-        self.name = f"clip-vit-{size}-{vision.patch_size}-{self._digest[:8]}"
+        self.name = self.clip_name = f"clip-vit-{size}-{vision.patch_size}-{self._digest[:8]}"
 
     def digest(self) -> str:
         return self._digest
@@ -59,8 +70,9 @@ class CLIPExtractor:
 
         Captions over the tower's limit are cut before their end token; one warning a call counts them.
         """
+        features = np.zeros((len(captions), self.dim), dtype=np.float32)
         if not captions:
-            return np.zeros((0, self.dim), dtype=np.float32)
+            return features
         lengths = [len(ids) for ids in self._tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]]
         if cut := sum(length > self._max_tokens for length in lengths):
             warnings.warn(
@@ -68,22 +80,42 @@ class CLIPExtractor:
                 stacklevel=2,
             )
         tokens = self._tokenizer(
-            list(captions), truncation=True, max_length=self._max_tokens, padding="max_length", return_tensors="np"
+            list(captions), truncation=True, max_length=self._max_tokens, padding="max_length", return_tensors="pt"
         )
-        pairs = np.stack([tokens["input_ids"], tokens["attention_mask"]], axis=1)
-        return in_fixed_batches(self._run_tokens, pairs, batch_size(self._device), self.dim)
+        ids_BT, mask_BT = tokens["input_ids"], tokens["attention_mask"]
+        for rows, count, length in length_batches(mask_BT.bool(), batch_size(self._device)):
+            ids, mask = (x[rows, :length].to(self._device) for x in (ids_BT, mask_BT))
+            with exact_float32(self._device):
+                found = _pooled(self._model.get_text_features(input_ids=ids, attention_mask=mask))
+            features[rows[:count].numpy()] = found[:count].cpu().numpy()
+        return features
+
+    def embed_images(self, images_BCHW: Tensor) -> Tensor:
+        """Resizes and normalises by the folder's own numbers, differentiably: bicubic with antialiasing, no cropping."""
+        side = int(self._model.config.vision_config.image_size)
+        pixels = F.interpolate((images_BCHW + 1) / 2, (side, side), mode="bicubic", antialias=True)
+        mean, deviation = (
+            torch.tensor(numbers, device=pixels.device).view(1, 3, 1, 1)
+            for numbers in (self._processor.image_mean, self._processor.image_std)
+        )
+        pooled = self._model.vision_model(pixel_values=(pixels - mean) / deviation).pooler_output
+        return F.normalize(self._model.visual_projection(pooled).float(), dim=-1)
+
+    def embed_text(self, captions: Sequence[str]) -> Tensor:
+        return F.normalize(torch.from_numpy(self.text_features(captions)), dim=-1)
+
+    def to(self, device: torch.device) -> Self:
+        self._device = str(device)
+        self._model.to(device)
+        return self
 
     def _run_images(self, images_BHWC: ImageArray) -> Features:
-        batch = self.image_processor(images=list(images_BHWC), return_tensors="pt", input_data_format="channels_last")
+        batch = self._processor(images=list(images_BHWC), return_tensors="pt", input_data_format="channels_last")
         with exact_float32(self._device):
-            return _pooled(self.model.get_image_features(pixel_values=batch["pixel_values"].to(self._device)))
-
-    def _run_tokens(self, pairs_B2T: np.ndarray) -> Features:
-        ids_BT, mask_BT = torch.from_numpy(pairs_B2T).to(self._device).unbind(dim=1)
-        with exact_float32(self._device):
-            return _pooled(self.model.get_text_features(input_ids=ids_BT, attention_mask=mask_BT))
+            pixels = batch["pixel_values"].to(self._device)
+            return _pooled(self._model.get_image_features(pixel_values=pixels)).cpu().numpy()
 
 
-def _pooled(output: Any) -> Features:
+def _pooled(output: Any) -> Tensor:
     # transformers returns the projected features inside an output object since 5.0, as a bare tensor before.
-    return getattr(output, "pooler_output", output).cpu().numpy()
+    return getattr(output, "pooler_output", output)

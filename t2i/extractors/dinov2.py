@@ -1,12 +1,14 @@
 """DINOv2 as an extractor (Oquab et al., 2023), for `fd-dinov2` (Stein et al., 2023): the normalised class token.
 
-Pictures are squashed to 224x224 by a named resize and normalised as ImageNet; the folder's own preprocessor, which
-crops, is not asked.
+Images are squashed to 224x224 by a named resize and normalised as ImageNet; the folder's own preprocessor, which crops,
+is not used.
 """
 
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from t2i.extractors import Resize
 from t2i.extractors.batches import (
@@ -19,7 +21,7 @@ from t2i.extractors.batches import (
 )
 from t2i.images import ImageArray
 from t2i.metrics import Features
-from t2i.pretrained import digest_folder, load_model, local_folder
+from t2i.pretrained import ModelFolder, load_model, open_folder
 
 IMAGE_SIZE = 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,25 +29,26 @@ _SIZES = {384: "s", 768: "b", 1024: "l", 1536: "g"}
 
 
 def open_dinov2(path: str, resize: Resize = "clean", device: str = "cpu") -> "DINOv2Extractor":
-    """For `EXTRACTORS`: `dinov2:folder` or `dinov2:facebook/dinov2-large`."""
-    return DINOv2Extractor(local_folder(path, "DINOv2"), resize, device)
+    """For `EXTRACTORS`: `dinov2:FOLDER` or `dinov2:facebook/dinov2-large`."""
+    folder = open_folder(path, f"DINOv2 folder {path}", ["dinov2"], lambda found: "not DINOv2; name a DINOv2 model")
+    return DINOv2Extractor(folder, resize, device)
 
 
 class DINOv2Extractor:
     """The class token after the last normalisation, 1024 features of ViT-L/14."""
 
-    def __init__(self, path: Path, resize: Resize = "clean", device: str = "cpu") -> None:
-        """Raises InputError: no such folder, another kind of model, or weights that do not fill the model."""
-        from transformers import Dinov2Model
+    clip_name: str | None = None
+    classes: NDArray[np.float32] | None = None
 
+    def __init__(self, folder: ModelFolder, resize: Resize = "clean", device: str = "cpu") -> None:
+        """Raises InputError: weights that do not fill the model, or an unknown resize."""
         self._how: Resize = check_resize(resize)
         self.resize = f"{resize} to {IMAGE_SIZE}x{IMAGE_SIZE}"
         self._device = device
-        (self._model,) = load_model(path, "DINOv2", "dinov2", Dinov2Model.from_pretrained)
-        self._model.requires_grad_(False).eval().to(device)
+        self._model: Any = load_model(folder, "Dinov2Model")[0].to(device)
         config = self._model.config
         self.dim: int = config.hidden_size
-        self._digest = digest_folder(path)
+        self._digest = folder.digest()
         self.name = f"dinov2-vit-{_SIZES.get(self.dim, self.dim)}-{config.patch_size}-{self._digest[:8]}"
 
     def digest(self) -> str:

@@ -21,7 +21,7 @@ from t2i.metrics.score import FID_INCEPTION_DIGEST
 
 
 def open_inception(path: str, resize: Resize = "clean", device: str = "cpu") -> "InceptionExtractor":
-    """For `EXTRACTORS`: `inception:weights.pth`."""
+    """For `EXTRACTORS`: `inception:FILE`."""
     return InceptionExtractor(Path(path), resize, device)
 
 
@@ -29,12 +29,13 @@ class InceptionExtractor:
     """2048 features of the FID Inception's last pooling."""
 
     dim = DIM
+    clip_name: str | None = None
 
     def __init__(self, path: Path, resize: Resize = "clean", device: str = "cpu") -> None:
         self._how: Resize = check_resize(resize)
         self.resize: str = resize
         self._device = device
-        self._network, self.classes, self._digest = load_inception(path, device)
+        self._network, self.classes, self._digest = load_inception(path.expanduser(), device)
         if torch.device(device).type == "cpu":
             self._network = pack(self._network, batch_size(device))
         self.name = "inception" if self._digest == FID_INCEPTION_DIGEST else f"inception-{self._digest[:8]}"

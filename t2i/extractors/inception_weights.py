@@ -1,7 +1,7 @@
 """Weights of the FID Inception from a file that the user names, in any of the layouts in circulation.
 
-The layouts of pytorch-fid's and torch-fidelity's files (the same), of pytorch-fid's module, and of the state dict of
-StyleGAN's TorchScript file. Nothing is downloaded, and no code in a file is run.
+These are the layouts of pytorch-fid's and torch-fidelity's files (the same), of pytorch-fid's module, and of the state dict
+of StyleGAN's TorchScript file. Nothing is downloaded, and no code in a file is run.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from t2i.errors import InputError
 from t2i.extractors.inception_network import Inception, Mixed
+from t2i.pretrained import read_state_dict
 
 _FILE = "weights-inception-2015-12-05-6726825d.pth"  # of torch-fidelity; pytorch-fid calls it pt_inception-...
 
@@ -44,8 +45,9 @@ def load_inception(path: Path, device: str = "cpu") -> Loaded:
     Raises:
         InputError: no such file, not weights, or weights of another network.
     """
-    network = Inception()
-    data = _read(path)
+    data = read_state_dict(path, "Inception weights", f"download {_FILE} and name it")
+    with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
+        network = Inception()
     weights = _from_tensorflow(data, network) if any(k.startswith("layers.") for k in data) else _rename(data)
     expected = network.state_dict()
     if weights.get("fc.bias", torch.empty(0)).numel() == 1000 or any(key.startswith("AuxLogits.") for key in weights):
@@ -62,24 +64,6 @@ def load_inception(path: Path, device: str = "cpu") -> Loaded:
     classes = weights.get("fc.weight")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Loaded(network, None if classes is None else classes.float().numpy(), digest)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"Inception weights {path} not found; download {_FILE} and name it")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    # Damaged files raise SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError, ... according to where.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
-        raise InputError(f"{path} cannot be read as weights ({reason}); download {_FILE}") from error
-    if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
-        raise InputError(f"{path} holds no state dict (names to tensors); name {_FILE}")
-    return data
 
 
 def _rename(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,15 +12,12 @@ pictures, M real ones, D features, B pictures of one call. Imports no torch.
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    pass
-
+from t2i.names import resolve
 
 Features = NDArray[np.float32]
 
@@ -128,9 +125,4 @@ METRICS: dict[str, str] = {
 
 def metric_kind(name: str) -> Kind:
     """The `Kind` of a name in `METRICS`."""
-    return _named(METRICS[name])
-
-
-def _named(address: str) -> Any:
-    module, _, name = address.partition(":")
-    return getattr(import_module(module), name)
+    return resolve(METRICS[name])

@@ -11,7 +11,7 @@ from t2i.text import TextConfig
 
 
 class TokenizerConfig(Section):
-    """Which tokenizer turns pictures into codes and back."""
+    """The tokenizer that turns images into codes and back."""
 
     path: str = Field(default="runs/vqvae", description="run directory of a trained tokenizer (t2i train vqvae)")
 
@@ -20,12 +20,15 @@ class ModelConfig(Section):
     """The transformer. The codes, their grid and the widths of the text come from the tokenizer and the encoder."""
 
     width: int = Field(default=128, ge=16, multiple_of=16, description="channels of the residual stream")
-    depth: int = Field(default=4, ge=1, le=64, description="blocks")
-    heads: int = Field(default=4, ge=1, le=64, description="attention heads; width / heads is a multiple of 4")
+    depth: int = Field(default=4, ge=1, le=64, description="transformer blocks")
+    heads: int = Field(default=4, ge=1, le=64, description="attention heads; width must be a multiple of 4 x heads")
     mlp_width: int = Field(
-        default=352, ge=16, multiple_of=16, description="hidden channels of SwiGLU; 8/3 of the width costs as usual"
+        default=352,
+        ge=16,
+        multiple_of=16,
+        description="hidden channels of SwiGLU; 8/3 of the width costs as much as a usual MLP",
     )
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of what a block adds to the residual stream")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout on the output of attention and MLP")
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> "ModelConfig":
@@ -35,41 +38,58 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    """Cross-entropy of the codes and what keeps small data from being memorised."""
+    """Cross-entropy of the codes, and three guards against learning small data by heart."""
 
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="share of the target spread over all codes")
+    label_smoothing: float = Field(
+        default=0.1, ge=0, lt=1, description="share of the target that is spread over all codes"
+    )
     token_dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="share of codes hidden from the model as input in training"
+        default=0.1, ge=0, lt=1, description="share of codes that are hidden from the input in training"
     )
     caption_dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="share of captions replaced by the learned null caption, for guidance"
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of captions that are replaced by the learned null caption, for guidance",
     )
 
 
 class SamplingConfig(Section):
-    """How codes are drawn, unless the caller says otherwise."""
+    """Defaults of sampling, which a caller may change."""
 
-    guidance: float = Field(default=2.0, ge=0, description="1: none; above 1: away from the null caption")
+    guidance: float = Field(
+        default=2.0,
+        ge=0,
+        description="strength of classifier-free guidance; 1: none, above 1: away from the null caption",
+    )
     guidance_schedule: Literal["constant", "power_cosine"] = Field(
-        default="constant", description="power_cosine rises from 1 to `guidance` over the picture (RAR)"
+        default="constant", description="constant, or rising from 1 to `guidance` over the image (power_cosine, RAR)"
     )
-    guidance_power: float = Field(default=2.5, gt=0, description="power_cosine: the higher, the later it rises")
+    guidance_power: float = Field(
+        default=2.5, gt=0, description="power_cosine only: the higher, the later guidance rises"
+    )
     guidance_until: float = Field(
-        default=1.0, ge=0, le=1, description="guidance is off once this share of the tokens is drawn"
+        default=1.0, ge=0, le=1, description="share of the tokens after which guidance is off"
     )
-    temperature: float = Field(default=1.0, ge=0, description="divides the logits; 0 takes the likeliest code")
-    top_k: int | None = Field(default=None, ge=1, description="draw from the k likeliest codes; null: from all")
+    temperature: float = Field(default=1.0, ge=0, description="divisor of the logits; 0 takes the likeliest code")
+    top_k: int | None = Field(default=None, ge=1, description="sample from the k likeliest codes; null: from all")
     top_p: float = Field(
-        default=1.0, gt=0, le=1, description="draw from the fewest likeliest codes that hold this probability; 1: all"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="sample from the fewest likeliest codes that together have this probability; 1: from all",
     )
     steps: int | None = Field(
-        default=None, ge=1, description="parallel groups that are drawn; null: one token a step; only for order random"
+        default=None,
+        ge=1,
+        description="decoding steps, each of a group of tokens in parallel, which needs order=random; null: one token a step",
     )
     group_schedule: Literal["arccos", "linear"] = Field(
-        default="arccos", description="sizes of the groups: arccos draws few tokens first and many last; linear equal"
+        default="arccos", description="sizes of the groups: few tokens first and many last (arccos), or equal (linear)"
     )
     decoding_order: Literal["random", "raster"] = Field(
-        default="random", description="random: an order for each seed; raster: rows from the top; only for order random"
+        default="random",
+        description="order of a model trained with order=random: another for each seed, or rows from the top (raster)",
     )
 
 
@@ -82,34 +102,35 @@ class Config(DrawingConfig):
     tokenizer: TokenizerConfig = TokenizerConfig()
     order: Literal["raster", "random"] = Field(
         default="raster",
-        description="raster: rows from the top, the fastest to train; random: any order, parallel groups, inpainting",
+        description="raster: rows from the top, the fastest to train; random: any order, for parallel groups and inpainting",
     )
     flip: bool = Field(
-        default=False, description="mirror training pictures at random; off by itself where captions say left or right"
+        default=False, description="mirror training images at random; switched off where captions say left or right"
     )
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     sampling: SamplingConfig = SamplingConfig()
-    train_batch_size: int = Field(default=64, ge=1, description="pictures a micro-batch on each process")
-    max_train_steps: int = Field(default=10_000, ge=1, description="optimiser steps")
+    train_batch_size: int = Field(default=64, ge=1, description="images of one micro-batch on one process")
+    max_train_steps: int = Field(default=10_000, ge=1, description="optimizer steps of the whole run")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
-    lr_warmup_steps: int = Field(default=100, ge=0, description="steps of linear warm-up")
-    lr_final_factor: float = Field(default=0.05, ge=0, le=1, description="the cosine ends at this share of the peak")
-    weight_decay: float = Field(default=0.05, ge=0, description="of matrices; none on gains and embeddings")
-    adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="of AdamW (beta1 is 0.9)")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients longer than this are shortened to it")
+    weight_decay: float = Field(
+        default=0.05, ge=0, description="weight decay of matrices; gains and embeddings have none"
+    )
     best_metric: str | None = Field(
         default="bits_per_token",
-        description="score on val whose best weights are kept beside the last and sampled from, as bits_per_token or "
-        "strict; null: the last weights are sampled from",
+        description="score on val whose best weights are kept beside the last and used for sampling, as bits_per_token or "
+        "strict; null: the last weights are used",
     )
     patience: int | None = Field(
         default=None,
         ge=1,
-        description="stop after so many validations without a better best_metric; null: never, the best is still the one kept",
+        description="validations without a better best_metric after which the run ends; null: it never ends early",
     )
-    ema_halflife_images: int = Field(default=50_000, ge=1, description="half-life of the averaged model, in pictures")
-    ema_ramp: float = Field(default=0.05, ge=0, description="the half-life is at most this share of the pictures seen")
+    ema_halflife_images: int = Field(
+        default=50_000,
+        ge=1,
+        description="half-life of the averaged model, in images; at most 1/20 of the images seen so far",
+    )
 
     @model_validator(mode="after")
     def _groups_need_any_order(self) -> "Config":

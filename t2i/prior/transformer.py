@@ -299,7 +299,7 @@ class Prior(nn.Module):
         assert (order is None) == (self.query is None), f"a model of order {self.config.order} got order={order}"
         slots, device, length = self.grid.slots, codes_BS.device, prefix.x_BPD.shape[1]
         if order is None:
-            ranked, content = torch.arange(slots, device=device).expand(len(codes_BS), -1), slots - 1
+            ranked, content = torch.arange(slots, device=device).expand(codes_BS.shape[0], -1), slots - 1
             mask = raster_mask(length, content, device)
         else:
             ranked, content = order.permutation_BS, slots - order.sizes[-1]
@@ -310,7 +310,7 @@ class Prior(nn.Module):
         if hidden_BS is not None:
             codes = torch.where(hidden_BS.gather(1, where)[..., None], self.hidden_code, codes)
         sequence = [prefix.x_BPD, codes + positions[where]]
-        turn = [turns.new_ones(len(codes_BS), length, turns.shape[1]), turns[where]]
+        turn = [turns.new_ones(codes_BS.shape[0], length, turns.shape[1]), turns[where]]
         if self.query is not None:
             sequence.append(self.query + positions[ranked])
             turn.append(turns[ranked])

@@ -18,7 +18,7 @@ from t2i.data import View, open_dataset
 from t2i.data.shapes.captions import Spec, parse
 from t2i.data.shapes.oracle import judge, read
 from t2i.errors import InputError
-from t2i.extractors import ImageTextExtractor
+from t2i.extractors import ImageTextExtractor, open_image_text
 from t2i.hardware import device
 from t2i.images import ImageArray
 from t2i.metrics import Features
@@ -27,7 +27,6 @@ from t2i.metrics.neighbours import nearest, squared_distances
 from t2i.metrics.score import Protocol
 from t2i.pipeline import trained_with
 from t2i.report.runs import ShownRun
-from t2i.sampling.reranking import open_reranker, reranker_name
 from t2i.scoring.comparison import read_samples
 from t2i.scoring.images.collection import Pictures, Tick, dataset_pictures
 from t2i.scoring.images.extraction import LEAST_SIDE, Eye, look
@@ -53,7 +52,7 @@ class Ask:
         splits: None: `val`, and `heldout` where there is one; else `test`.
         n: pictures that each run draws; the best and worst are chosen among them where no score file knows more.
         train: training pictures among which neighbours are looked for, drawn by lot where there are more; 0: none are.
-        scorer: address of the image-text encoder, as `t2i.sampling.reranking.open_reranker` takes it; None: the embedded one.
+        scorer: address of the image-text encoder, as `t2i.extractors.open_image_text` takes it; None: the embedded one.
         seed: of the noise.
     """
 
@@ -153,8 +152,8 @@ def make_gallery(runs: Sequence[ShownRun], ask: Ask, tick: Tick) -> Gallery | No
     makers = [run for run in runs if run.makes_pictures]
     if not makers:
         return None
-    scorer = open_reranker(ask.scorer, device())
-    gallery = Gallery(f"clip-{reranker_name(scorer).removeprefix('clip-')}")
+    scorer = open_image_text(ask.scorer, device())
+    gallery = Gallery(f"clip-{scorer.clip_name.removeprefix('clip-')}")
     address = ask.data or str(makers[0].data["address"])
     splits = _splits(address, makers[0], ask)
     for run in makers:

@@ -195,9 +195,7 @@ def describe(pipe: "TextToImagePipeline", run: str, job: Job, entries: Sequence[
 
 
 def described_reranking(scorer: "ImageTextExtractor", best_of: int) -> dict[str, Any]:
-    from t2i.sampling.reranking import reranker_name
-
-    return {"best_of": best_of, "scorer": reranker_name(scorer), "digest": scorer.digest()}
+    return {"best_of": best_of, "scorer": scorer.clip_name, "digest": scorer.digest()}
 
 
 def read_picture(path: Path) -> Image.Image:

@@ -1,33 +1,14 @@
 """Drawing several candidates for each picture and keeping the one that an image-text encoder finds closest to its caption."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from t2i.errors import InputError
-from t2i.extractors import ImageTextExtractor, open_extractor
+from t2i.extractors import ImageTextExtractor
 from t2i.images import ImageArray
 from t2i.metrics.statistics import unit_rows
 from t2i.seeding import derive
-
-
-def open_reranker(address: str | None = None, device: str = "cpu") -> ImageTextExtractor:
-    """The encoder at `address`: `clip:FOLDER`, or a run of `t2i train align`; None: the one that ships with the package.
-
-    Raises:
-        InputError: there is none, or it is damaged.
-    """
-    if address is not None and address.startswith("clip:"):
-        return open_extractor(address, device=device)  # pyright: ignore[reportReturnType]
-    from t2i.extractors.aligned import open_scorer
-
-    return open_scorer(None if address is None else Path(address))
-
-
-def reranker_name(scorer: ImageTextExtractor) -> str:
-    """As in the name of a score, e.g. `aligned`."""
-    return getattr(scorer, "clip_name", scorer.name)
 
 
 def candidate_seed(seed: int, k: int) -> int:

@@ -73,7 +73,7 @@ def _inputs(metric: Metric, case: Case, digest: str | None) -> Inputs:
         more = {
             "text": case.text.get(digest),
             "partners": None if case.partners is None else case.real.features[digest][case.partners],
-            "classes": getattr(metric.extractor, "classes", None),
+            "classes": None if metric.extractor is None else metric.extractor.classes,
             "train": case.train.features.get(digest),
         }
     fake, real = (_known(seen, digest) for seen in (case.fake, case.real))

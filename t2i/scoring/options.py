@@ -19,7 +19,7 @@ class Options:
         truncation, guidance: of the generator; None: its own.
         settings: further ones of the generator's family, e.g. temperature.
         best_of: candidates drawn for each picture; an encoder keeps the best, and is not asked for scores then.
-        reranker: its address, as `t2i.sampling.reranking.open_reranker` takes it; None: the embedded one.
+        reranker: its address, as `t2i.extractors.open_image_text` takes it; None: the embedded one.
         inception, clip, dinov2: a weights file and folders (or hub ids), for extractors beside the scorer.
         scorer: another dual encoder than the one that ships with the package.
         force: score where the rules forbid it: with an encoder that took part in the training, with too few pictures.

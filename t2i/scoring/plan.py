@@ -19,7 +19,6 @@ from t2i.scoring.options import Options
 from t2i.scoring.selection import (
     Metric,
     Missing,
-    Named,
     check_sizes,
     choose_metrics,
     leave_out_the_chooser,
@@ -140,7 +139,7 @@ def see_real(
 
 
 def _missing(
-    fake: Pictures, real: Real, parsed: Sequence[object], trained: bool, extractors: Sequence[Named]
+    fake: Pictures, real: Real, parsed: Sequence[object], trained: bool, extractors: Sequence[Extractor]
 ) -> Missing:
     """What metrics may need and there is not, and why."""
     captions = fake.captions
@@ -159,7 +158,7 @@ def _missing(
     if real is None:
         missing |= dict.fromkeys(("real", "moments"), "there are no real pictures; name some with --against or --data")
     elif isinstance(real, Reference):
-        for extractor, *_ in extractors:
+        for extractor in extractors:
             for need, features in (("real", True), ("moments", False)):
                 if why := real.why_not(extractor, features):
                     missing[extractor.digest(), need] = why

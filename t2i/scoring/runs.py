@@ -17,12 +17,12 @@ from t2i.data import View, open_dataset
 from t2i.data.shapes.oracle import read
 from t2i.distributed import Ranks
 from t2i.errors import InputError
+from t2i.extractors import open_image_text
 from t2i.families import Reconstructs
 from t2i.hardware import device
 from t2i.images import ImageArray
 from t2i.metrics.score import Score
 from t2i.pipeline import TextToImagePipeline, trained_with
-from t2i.sampling.reranking import open_reranker
 from t2i.scoring.comparison import Samples
 from t2i.scoring.computation import Case, diversity_scores
 from t2i.scoring.images.collection import (
@@ -118,7 +118,7 @@ def score_settings(
         warnings.warn("these are the captions that the run was trained on, not held-out ones", stacklevel=3)
     view = View(options.resolution or own["resolution"], own["fit"], None, own["split_seed"])
     asked, real = _sides(address, split, n, view, against, prompts, options)
-    chooser = open_reranker(options.reranker, device()) if options.best_of > 1 else None
+    chooser = open_image_text(options.reranker, device()) if options.best_of > 1 else None
     trials = [Trial(run, pipe, asked, variant, chooser) for variant in variants]
     fakes = [trial.pictures() for trial in trials]
     for trial in trials:

@@ -8,9 +8,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from t2i.errors import InputError
-from t2i.extractors import Extractor, Resize
-from t2i.extractors import open_extractor as open_by_address
-from t2i.extractors.aligned import open_scorer
+from t2i.extractors import Extractor, address_of, open_extractor
 from t2i.metrics import METRICS, Kind, clip_score, metric_kind
 from t2i.metrics.score import BARE, FID_INCEPTION_DIGEST, Protocol, score_name
 from t2i.scoring.options import Options
@@ -25,19 +23,7 @@ PIXELS = "pixels"
 ALL = "all"  # stands for every metric that can be had
 
 
-FILES = {
-    "inception": "Inception weights",
-    "clip": "a CLIP folder",
-    "dinov2": "a DINOv2 folder",
-}
-
-
-class Named(NamedTuple):
-    """An extractor under the names that its scores bear."""
-
-    extractor: Extractor
-    name: str
-    clip_name: str | None  # None: it reads no captions
+BESIDE = ("inception", "clip", "dinov2")  # kinds of extractors that options name beside the scorer
 
 
 class Metric(NamedTuple):
@@ -64,23 +50,17 @@ class Metric(NamedTuple):
 # ---- which metrics -------------------------------------------------------------------------------------------------
 
 
-def open_extractors(options: Options, device: str) -> list[Named]:
-    """The scorer and whatever else is named, weights loaded.
+def open_extractors(options: Options, device: str) -> list[Extractor]:
+    """The scorer and the extractors that are named beside it, weights loaded.
 
     Raises:
         InputError: a file is not there or holds something else.
     """
-    scorer = open_scorer(options.scorer)
-    opened = [Named(scorer, scorer.name, scorer.clip_name)]
-    for kind in FILES:
-        if (path := getattr(options, kind)) is not None:
-            resize: Resize = "clean" if kind == "clip" else options.resize
-            found = open_by_address(f"{kind}:{path}", resize, device)
-            opened.append(Named(found, found.name, found.name if hasattr(found, "text_features") else None))
-    return opened
+    named = [f"{kind}:{path}" for kind in BESIDE if (path := getattr(options, kind)) is not None]
+    return [open_extractor(address, options.resize, device) for address in (address_of(options.scorer), *named)]
 
 
-def choose_metrics(base: Protocol, extractors: Sequence[Named], missing: Missing, options: Options) -> list[Metric]:
+def choose_metrics(base: Protocol, extractors: Sequence[Extractor], missing: Missing, options: Options) -> list[Metric]:
     """The metrics that were asked for, or all usual ones that apply and a warning for each that does not.
 
     Args:
@@ -147,7 +127,7 @@ def check_sizes(metrics: Sequence[Metric], force: bool) -> list[Metric]:
     return checked
 
 
-def _metrics(base: Protocol, extractors: Sequence[Named], missing: Missing) -> list[Metric]:
+def _metrics(base: Protocol, extractors: Sequence[Extractor], missing: Missing) -> list[Metric]:
     def metric(kind: str, name: str | None, extractor: Extractor | None = None) -> Metric:
         digest, resize = (extractor.digest(), extractor.resize) if extractor else (None, None)
         what = {"metric": kind, "metric_version": metric_kind(kind).version, "extractor": name}
@@ -155,9 +135,13 @@ def _metrics(base: Protocol, extractors: Sequence[Named], missing: Missing) -> l
 
     kinds = {name: metric_kind(name) for name in METRICS}
     found = [metric(name, None) for name, kind in kinds.items() if kind.reads == "oracle"]
-    for extractor, name, clip_name in extractors:
-        classifies = getattr(extractor, "classes", None) is not None
-        names = {"features": name, "text": clip_name, "classes": name if classifies else None}
+    for extractor in extractors:
+        name = extractor.name
+        names = {
+            "features": name,
+            "text": extractor.clip_name,
+            "classes": name if extractor.classes is not None else None,
+        }
         found += [metric(k, names[kind.reads], extractor) for k, kind in kinds.items() if names.get(kind.reads)]
     return [*found, metric("diversity", PIXELS)] if base.run and "several" not in missing else found
 
@@ -176,15 +160,15 @@ def _refusal(wrong: str, usable: Mapping[str, Metric], absent: Mapping[str, str]
             f"of other weights no score is called {wrong}; name that file, or ask for {other}"
         )
     near = difflib.get_close_matches(wrong, [*usable, *METRICS], 1)
-    hint = f" (it needs {file})" if (file := _wanted(wrong)) else f" (did you mean {near[0]}?)" if near else ""
+    hint = f" (it needs --{kind})" if (kind := _wanted(wrong)) else f" (did you mean {near[0]}?)" if near else ""
     return f"metric {wrong[:80]!r} is unknown here{hint}; {choice}"
 
 
 def _wanted(name: str) -> str | None:
     """The option that would make a metric known."""
     if name in METRICS:
-        return FILES["inception"] if name in BARE else FILES["clip"] if metric_kind(name).reads == "text" else None
-    return next((FILES[kind] for kind in ("dinov2", "clip") if f"-{kind}" in f"-{name}"), None)
+        return "inception" if name in BARE else "clip" if metric_kind(name).reads == "text" else None
+    return next((kind for kind in ("dinov2", "clip") if f"-{kind}" in f"-{name}"), None)
 
 
 def refuse_or_mark(metrics: Sequence[Metric], trained_with: Mapping[str, str], force: bool) -> list[Metric]:

@@ -13,7 +13,6 @@ from t2i.extractors import ImageTextExtractor
 from t2i.images import ImageArray
 from t2i.metrics.score import Protocol, library_versions
 from t2i.pipeline import TextToImagePipeline
-from t2i.sampling.reranking import reranker_name
 from t2i.scoring.images.collection import Pictures
 from t2i.scoring.options import Options
 from t2i.scoring.plan import reranking
@@ -42,7 +41,7 @@ class Trial:
             guidance=pipe.guidance_scale if options.guidance is None else options.guidance,
             temperature=settings.get("temperature"),
             sampling=json.dumps(settings) if settings else None,
-            reranking=chooser and reranking(options.best_of, reranker_name(chooser), chooser.digest()),
+            reranking=chooser and reranking(options.best_of, chooser.clip_name, chooser.digest()),
             run=pipe.manifest["config_hash"],
             checkpoint=pipe.manifest["sha256"],
             weights=pipe.chosen,

@@ -5,7 +5,6 @@ Axes: B captions, T text tokens, D width of a token state, P width of the pooled
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from t2i.config.section import Section
 from t2i.errors import InputError
+from t2i.names import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -84,8 +84,7 @@ ENCODERS: dict[str, str] = {
 
 def encoder_class(name: str) -> type:
     """The class of one text encoder; raises KeyError for a name that is not in `ENCODERS`."""
-    module, _, attribute = ENCODERS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return resolve(ENCODERS[name])
 
 
 def fit_encoder(config: TextConfig, captions: Sequence[str]) -> TextEncoder:

@@ -1,7 +1,9 @@
-"""What the programs that train on captions share: the run's frozen text encoder, and the features of all its captions."""
+"""What the programs that train on captions share: the run's own frozen networks, and the features of all its captions."""
 
 import shutil
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,17 +29,60 @@ class Captions(NamedTuple):
         return np.array([self.first[row] + k for row, k in choose_captions(dataset, rows, sample_ids, seed)])
 
 
-def prepare_text(config: TextConfig, train: Dataset, run: Run) -> TextEncoder:
-    """The run's own encoder: the one saved in it, or a new one that is saved now."""
-    folder = run.directory / "text"
-    with run.accelerator.main_process_first():
-        if (folder / "encoder.json").exists() and not (run.is_new and run.is_main):
-            return load_encoder(folder)
-        encoder = fit_encoder(config, [caption for options in train.captions for caption in options])
-        if run.is_main:
+class Frozen(Protocol):
+    """A frozen network with a digest of all that decides what it computes."""
+
+    def digest(self) -> str: ...
+
+
+F = TypeVar("F", bound=Frozen)
+
+
+def own_copy(
+    run: Run,
+    name: str,
+    path: str | None,
+    make: Callable[[], F],
+    save: Callable[[F, Path], None],
+    load: Callable[[Path], F],
+) -> F:
+    """Returns the frozen network that the run keeps in its folder `name`: made and saved at the start, read on resume.
+
+    Args:
+        path: the config's `name.path`. When it is spelled otherwise than at the start, what lies there must be the same.
+
+    Raises:
+        InputError: on every rank, when it is not the network that the run was started with; nothing is overwritten.
+    """
+    folder, key = run.directory / name, f"{name}_digest"
+    what = {"text": "text encoder"}.get(name, name)
+
+    def prepare() -> F:
+        if run.is_new:
             shutil.rmtree(folder, ignore_errors=True)
-            encoder.save(folder)
-    return encoder
+        kept = load(folder) if folder.exists() else None
+        if kept is not None:
+            run.refuse_changed(key, kept.digest(), f"{what} in {folder}")
+            if run.was_started_with(f"{name}.path", path):
+                return kept
+        made = make()
+        run.refuse_changed(key, made.digest(), what)
+        if kept is None:
+            save(made, folder)
+        return made
+
+    mine = run.ranks.on_main(prepare)
+    part = run.ranks.each(lambda: load(folder) if mine is None else mine)
+    run.identify(key, part.digest(), what)
+    return part
+
+
+def prepare_text(config: TextConfig, train: Dataset, run: Run) -> TextEncoder:
+    """Returns the run's own encoder: the one saved in it, or a new one that is saved now."""
+    flat = [caption for options in train.captions for caption in options]
+    return own_copy(
+        run, "text", config.path, lambda: fit_encoder(config, flat), lambda e, folder: e.save(folder), load_encoder
+    )
 
 
 def prepare_captions(encoder: TextEncoder, train: Dataset, run: Run, tokens: bool) -> Captions:
@@ -47,8 +92,8 @@ def prepare_captions(encoder: TextEncoder, train: Dataset, run: Run, tokens: boo
         tokens: whether token states are needed beside the pooled vector.
     """
     flat = [caption for options in train.captions for caption in options]
-    with run.accelerator.main_process_first():
-        text = encode_cached(encoder, flat, tokens=tokens, on_progress=now_and_then(run, "encoding captions"))
+    told = now_and_then(run, "encoding captions")
+    text = encode_cached(encoder, flat, tokens=tokens, ranks=run.ranks, on_progress=told)
     run.say(f"features of captions: {text.hits:,} from the cache, {text.misses:,} encoded now")
     number = {caption: i for i, caption in enumerate(dict.fromkeys(flat))}
     first = np.cumsum([0, *(len(options) for options in train.captions)])[:-1]

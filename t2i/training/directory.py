@@ -4,11 +4,13 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 
 import t2i
+from t2i import checkpoint
 from t2i.config.load import to_yaml
 from t2i.config.training import TrainConfig
 from t2i.errors import InputError
@@ -26,7 +29,8 @@ def refuse_anothers(directory: Path, family: str) -> None:
     """Raises InputError when `directory` holds a run of another family, or a config that is no run's."""
     command = directory / "command.json"
     if not command.exists():
-        if (directory / "config.yaml").exists():
+        # with checkpoints it is a run that lost the file: their manifests name the family
+        if (directory / "config.yaml").exists() and not checkpoint.steps(directory / "checkpoints"):
             raise InputError(f"{directory} holds a config.yaml and is no run; name a new directory")
         return
     try:
@@ -86,24 +90,65 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: Path):
-        path = directory / ".lock"
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._directory, self._path = directory, directory / ".lock"
+        self._descriptor = self._take()
+        while not self.is_in_place():  # its owner deleted it between our opening and our locking it
             os.close(self._descriptor)
-            raise InputError(_held_by(directory, path)) from None
-        except OSError as error:
-            warnings.warn(f"no lock in {directory} ({error.strerror}): start one run there at a time", stacklevel=2)
+            self._descriptor = self._take()
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps(owner).encode(), 0)
         _HELD.add(self._descriptor)
 
+    def _take(self) -> int:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InputError(_held_by(self._directory, self._path)) from None
+        except OSError as error:
+            why = error.strerror
+            warnings.warn(f"no lock in {self._directory} ({why}): start one run there at a time", stacklevel=3)
+        return descriptor
+
+    def is_in_place(self) -> bool:
+        """Returns False once the directory, or the lock in it, was deleted or renamed."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
+        except OSError:
+            return False
+
+    def moved_to(self) -> Path | None:
+        """Returns where a renamed directory is now; None for a deleted one, or where the system cannot tell."""
+        try:
+            found = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))
+            return found.parent if os.path.samestat(os.stat(found), os.fstat(self._descriptor)) else None
+        except OSError:
+            return None
+
     def release(self) -> None:
+        """Frees the directory for other runs; may be called twice."""
         if self._descriptor in _HELD:
             _HELD.remove(self._descriptor)
             os.close(self._descriptor)
+
+
+def remove_new(directory: Path, before: Collection[str] | None) -> None:
+    """Deletes what was put into a directory since it held the names `before`; None: the directory was made since.
+
+    Call it under the lock, which goes last: a second starter must find either all of it or nothing.
+    """
+    for name in sorted(set(os.listdir(directory)) - set(before or ()), key=lambda name: (name == ".lock", name)):
+        path = directory / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if before is None:
+        with suppress(OSError):  # somebody has put something there meanwhile
+            directory.rmdir()
 
 
 def _held_by(directory: Path, path: Path) -> str:

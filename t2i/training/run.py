@@ -25,7 +25,6 @@ A program's loop:
 import hashlib
 import json
 import os
-import shutil
 import sys
 import time
 import warnings
@@ -42,16 +41,27 @@ import t2i
 from t2i import checkpoint
 from t2i.config.load import flat, to_yaml
 from t2i.config.training import TrainConfig
+from t2i.data import Dataset
 from t2i.distributed import Means, Ranks
 from t2i.errors import InputError
 from t2i.seeding import derive
 from t2i.training.accelerator import make_accelerator
-from t2i.training.directory import DirectoryLock, describe, refuse_anothers
+from t2i.training.directory import DirectoryLock, describe, refuse_anothers, remove_new
+from t2i.training.identity import data_digest, describe_data, refuse_other_data, refuse_other_digest
 from t2i.training.journal import Journal
 from t2i.training.optimization import FINAL_RATE, NonFiniteGuard, learning_rate, set_learning_rate
-from t2i.training.state import Part, Parts, is_sound, refuse_another, refuse_not_finite, warn_of_rounding
+from t2i.training.state import (
+    Part,
+    Parts,
+    is_sound,
+    not_finite,
+    refuse_another,
+    refuse_other_parts,
+    warn_of_rounding,
+)
 from t2i.training.stopping import Budget, StopSignals
 
+LOGGING_SECONDS = 10.0  # between two lines on stderr, where that is no terminal
 RESUME_ME = 85  # exit status of a run that a signal stopped and that the same command continues
 
 
@@ -78,6 +88,7 @@ class Run:
         accelerator: made from the config; `prepare` the modules with it, and no scheduler: use `learning_rate`.
         device, is_main, num_processes, process_index: where this process stands.
         directory, journal: of the run; the journal is None but on the main process.
+        ranks: what the processes of the run decide together.
         step: optimizer steps done. images_seen: over all processes, in those steps.
         total_steps: of the whole run; with `max_train_minutes` it falls, once, from max_train_steps to what fits.
         guard: counts steps that were not finite; `steps` asks it.
@@ -104,6 +115,7 @@ class Run:
         self._means = Means()
         self._lock: DirectoryLock | None = None
         self._closed = False
+        self._newest: tuple[Path, dict[str, Any]] | None = None  # the checkpoint to resume from, and its manifest
 
         self.accelerator = make_accelerator(config, self.directory, family)
         self.device = self.accelerator.device
@@ -111,23 +123,20 @@ class Run:
         self.num_processes = self.accelerator.num_processes
         self.process_index = self.accelerator.process_index
         self._parts = Parts(self.accelerator.unwrap_model)
-        self._ranks = Ranks(self.num_processes, self.is_main)
+        self.ranks = Ranks(self.num_processes, self.is_main)
         mine = _digest(config)
-        if not self._ranks.all(self._ranks.broadcast(mine) == mine):
+        if not self.ranks.all(self.ranks.broadcast(mine) == mine):
             raise InputError("the processes of this run have different configs; start all of them with one command")
-        self._ranks.on_main(self._open)
+        self._newest = self.on_main(self._open)
         if config.report_to != "none":
             values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat(config).items()}
             self.accelerator.init_trackers(config.report_to, config=values)
         self._signals = StopSignals(announce=self.is_main)
-        self._started = time.monotonic()
+        self._started = self._saved_at = time.monotonic()
         self._seconds_before = 0.0
         self._budget = self._new_budget()
-        self._window: tuple[float, int, float | None] = (
-            self._started,
-            0,
-            None,
-        )  # time, images and waiting at the last line of the journal
+        # time, images and waiting at the last line of the journal
+        self._window: tuple[float, int, float | None] = (self._started, 0, None)
         torch.manual_seed(derive(config.seed, "init"))  # networks are made next, alike on every rank
 
     # ---- the life of a run ------------------------------------------------------------------------------------------
@@ -139,23 +148,12 @@ class Run:
         if kind is None:
             self.close()
         else:
-            self._release()  # the state may be of half a step: it is not saved
-            if issubclass(kind, InputError) and not self.step:
-                self._leave_nothing()
-
-    def _leave_nothing(self) -> None:
-        """Main process: what this run put into its directory, so that the command can be put right and given again."""
-        if self._lock is None or not self.is_new:
-            return
-        if self._found is None:
-            shutil.rmtree(self.directory, ignore_errors=True)
-            return
-        for name in set(os.listdir(self.directory)) - self._found:
-            path = self.directory / name
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            try:
+                # refused before its first step: the corrected command must find the directory as it was
+                if issubclass(kind, InputError) and not self.step and self.is_new and self._lock is not None:
+                    remove_new(self.directory, self._found)
+            finally:
+                self._release()  # the state may be of half a step: it is not saved
 
     def close(self) -> None:
         """Saves what is not saved and frees the directory; after a signal it then raises SystemExit(85)."""
@@ -180,19 +178,21 @@ class Run:
         if self._lock is not None:
             self._lock.release()
 
-    def _open(self) -> None:
-        """Main process: takes the directory."""
+    def _open(self) -> tuple[Path, dict[str, Any]] | None:
+        """Main process: takes the directory; returns the checkpoint to resume from and its manifest."""
         try:
-            self._found = set(os.listdir(self.directory)) if self.directory.exists() else None
-            self.directory.mkdir(parents=True, exist_ok=True)
+            existed = self.directory.exists()
             self._lock = DirectoryLock(self.directory)
             try:
+                self._found = set(os.listdir(self.directory)) - {".lock"} if existed else None
                 refuse_anothers(self.directory, self.family)
-                if not self._checkpoints.exists():
+                newest = self._find_newest()
+                if newest is None:
                     self._describe()
                 track = None if self.config.report_to == "none" else self.accelerator.log
                 path = self.directory / "journal.jsonl"
-                self.journal = Journal(path, self.total_steps, self.config.logging_seconds, track)
+                self.journal = Journal(path, self.total_steps, LOGGING_SECONDS, track)
+                return newest
             except BaseException:
                 self._lock.release()
                 raise
@@ -201,10 +201,22 @@ class Run:
                 f"run directory {self.directory} cannot be written: {error.strerror or error}; name another"
             ) from error
 
+    def _find_newest(self) -> tuple[Path, dict[str, Any]] | None:
+        path = checkpoint.latest(self._checkpoints)
+        if path is None and checkpoint.steps(self._checkpoints):
+            raise InputError(
+                f"no checkpoint in {self._checkpoints} is intact; put one back, or delete that folder to start again"
+            )
+        if path is None:
+            return None
+        manifest = checkpoint.read_manifest(path)
+        refuse_another(path, manifest, self.config, self.family)
+        return path, manifest
+
     @property
     def is_new(self) -> bool:
-        """Whether it has no checkpoint yet: then nothing that an earlier start put into the directory counts."""
-        return not self._checkpoints.exists()
+        """True while no checkpoint was found: then nothing that an earlier start put into the directory counts."""
+        return self._newest is None
 
     @property
     def _checkpoints(self) -> Path:
@@ -216,16 +228,56 @@ class Run:
         facts |= {"mixed_precision": self.accelerator.mixed_precision}
         describe(self.directory, self.config, self.family, sys.argv, facts)
 
+    # ---- what decides a run -----------------------------------------------------------------------------------------
+
+    def identify(self, key: str, digest: str | None, what: str) -> None:
+        """Keeps the digest of a frozen part in every manifest, under `key`. Call it on every rank, before `resume`.
+
+        Raises:
+            InputError: on every rank, when the run was started with another `what`, or the ranks have different ones.
+        """
+        if len(set(self.ranks.everyone(digest))) > 1:
+            raise InputError(f"the processes of this run have different {what}s; start all of them with one command")
+        self.refuse_changed(key, digest, what)
+        self.extra[key] = digest
+
+    def refuse_changed(self, key: str, digest: str | None, what: str) -> None:
+        """Raises InputError when the run was started with another `what`; runs of before digests were kept pass."""
+        if self._newest is not None and key in self._newest[1]:
+            refuse_other_digest(self.directory, what, self._newest[1][key], digest)
+
+    def identify_data(self, train: Dataset) -> None:
+        """Keeps what tells the training data from other data in every manifest; call it before anything is written.
+
+        Raises:
+            InputError: on every rank, when the run was started with other data, or the ranks have different data.
+        """
+        found = self.ranks.each(lambda: data_digest(train))
+        everyone = self.ranks.everyone(found)
+        if any(one != everyone[0] for one in everyone):
+            each = "; ".join(f"rank {rank}: {describe_data(one)}" for rank, one in enumerate(everyone))
+            raise InputError(f"the processes of this run have different data ({each}); give all of them the same")
+        if self._newest is not None and "data" in self._newest[1]:
+            refuse_other_data(self.directory, self._newest[1]["data"], found)
+        self.extra["data"] = found
+
+    def was_started_with(self, key: str, value: str | None) -> bool:
+        """Returns True when a config key, as `text.path`, is spelled as it was when the run was started."""
+        if self._newest is None:
+            return True
+        section, _, leaf = key.partition(".")
+        return (self._newest[1]["config"].get(section) or {}).get(leaf) == value
+
     # ---- agreement between ranks ------------------------------------------------------------------------------------
 
     def on_main(self, action: Callable[[], T]) -> T:
         """What `action` returns on the main process, on every rank; what it raises is raised on all."""
-        return self._ranks.broadcast(self._ranks.on_main(action))  # type: ignore[return-value]
+        return self.ranks.broadcast(self.ranks.on_main(action))  # type: ignore[return-value]
 
     def all_finite(self, *tensors: Tensor) -> bool:
         """Whether every element of every tensor is finite on every rank: the step counts for all ranks or for none."""
         mine = bool(torch.stack([torch.isfinite(tensor.detach()).all() for tensor in tensors]).all())
-        finite = self._ranks.all(mine)
+        finite = self.ranks.all(mine)
         self._sound = finite and (self._sound or self._judged_step != self.step)
         self._judged_step = self.step
         return finite
@@ -233,11 +285,21 @@ class Run:
     def _agree_to_stop(self) -> bool:
         """Returns whether a signal reached any rank; fixes the number of steps once the time budget tells it."""
         total = self._budget.steps_that_fit(self.step) if self._budget and self.is_main else None
-        flag, agreed = self._ranks.max([float(self._signals.received), float(total or 0)])
+        flag, agreed, due = self.ranks.max(
+            [float(self._signals.received), float(total or 0), float(self._save_is_due())]
+        )
         if agreed:
             self._set_total(min(int(agreed), self.config.max_train_steps))
             self._budget = None
+        if due:
+            self.save()
         return bool(flag)
+
+    def _save_is_due(self) -> bool:
+        """Main process: True when `checkpointing_minutes` have passed since the last save."""
+        minutes = self.config.checkpointing_minutes
+        late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+        return late and self.is_main and self.step != self._saved_step
 
     def _set_total(self, total: int) -> None:
         self.total_steps = total
@@ -359,7 +421,7 @@ class Run:
         return getattr(self._loader, "wait_seconds", None)
 
     def _log(self) -> None:
-        scalars = self._means.take(self._ranks, self.device)
+        scalars = self._means.take(self.ranks, self.device)
         (then, images, waited), now, waiting = self._window, time.monotonic(), self._waited()
         self._window = now, self.images_seen, waiting
         seconds = max(now - then, 1e-9)
@@ -391,12 +453,21 @@ class Run:
             InputError: on every rank, when the disk is full or a weight is not finite; older checkpoints are intact.
         """
         self.extra |= extra or {}
-        self._ranks.on_main(self._write)
-        self._saved_step = self.step
+        spoilt = self.on_main(self._write)
+        if spoilt is not None:
+            # skipped steps do not mend a weight that is not finite, so going back does not wait for the guard
+            if not self.rollback():
+                raise InputError(spoilt)
+            self._sound = True
+            self.ranks.on_main(self._write)
+        self._saved_step, self._saved_at = self.step, time.monotonic()
 
-    def _write(self) -> None:
+    def _write(self) -> str | None:
+        """Main process: writes the checkpoint; returns why it must not be written, None when it was."""
+        self._refuse_gone()
         state = self._parts.state()
-        refuse_not_finite(state, self.step, self._checkpoints)
+        if (spoilt := not_finite(state, self.step, self._checkpoints)) is not None:
+            return spoilt
         manifest = {
             "family": self.family,
             "images_seen": self.images_seen,
@@ -412,10 +483,23 @@ class Run:
             **self.extra,
         }
         checkpoint.save(self._checkpoints, self.step, state, manifest)
-        pinned = [marker.parent for marker in self._checkpoints.glob("step-*/keep")]
+        pinned = [path for path in checkpoint.steps(self._checkpoints) if (path / "keep").exists()]
         if not self._sound and (last_sound := checkpoint.latest(self._checkpoints, is_sound)):
             pinned.append(last_sound)  # what `rollback` goes back to
         checkpoint.rotate(self._checkpoints, self.config.checkpoints_total_limit, pinned)
+        return None
+
+    def _refuse_gone(self) -> None:
+        """Main process: raises InputError when the run directory was deleted or renamed."""
+        if self._lock is None or self._lock.is_in_place():
+            return
+        moved = self._lock.moved_to()
+        what = f"was renamed to {moved}" if moved else "was deleted or replaced"
+        saved = f"step {self._saved_step}" if self._saved_step else "none"
+        raise InputError(
+            f"run directory {self.directory} {what} while the run was at step {self.step}, so nothing more can be saved "
+            f"(last checkpoint: {saved}); give the same command with the directory where it is now"
+        )
 
     def resume(self) -> bool:
         """Continues from the newest intact checkpoint, if there is one. Call it once, after all `register`.
@@ -423,10 +507,10 @@ class Run:
         Raises:
             InputError: the checkpoint is of another family, model or config; nothing was changed.
         """
-        path = self.on_main(self._newest)
-        if path is not None:
-            state, manifest = checkpoint.load(path)
-            refuse_another(path, manifest, state.keys(), self._parts, self.config, self.family)
+        if self._newest is not None:
+            path, manifest = self._newest
+            state, _ = self.ranks.each(lambda: checkpoint.load(path))
+            refuse_other_parts(path, state.keys(), self._parts)
             self._parts.load(state)
             if self.is_main:
                 warn_of_rounding(manifest.get("arithmetic", {}), self._arithmetic())
@@ -437,16 +521,9 @@ class Run:
             self._take_total(manifest)
         if self._budget is not None:
             self._budget = self._new_budget()  # preparing the data is not training
-        self._ranks.on_main(self._continue_files)
-        return path is not None
-
-    def _newest(self) -> Path | None:
-        path = checkpoint.latest(self._checkpoints)
-        if path is None and any(self._checkpoints.glob("step-*/")):
-            raise InputError(
-                f"no checkpoint in {self._checkpoints} is intact; put one back, or delete that folder to start again"
-            )
-        return path
+        self.ranks.on_main(self._continue_files)
+        self._saved_at = time.monotonic()
+        return not self.is_new
 
     def _continue_files(self) -> None:
         if self.journal is not None:

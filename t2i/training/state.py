@@ -11,9 +11,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from t2i import checkpoint
-from t2i.config.load import CHANGEABLE_ON_RESUME, differences
+from t2i.config.load import CHANGEABLE_ON_RESUME, VERIFIED_ON_RESUME, differences
 from t2i.config.training import TrainConfig
+from t2i.config.upgrade import trained_otherwise
 from t2i.errors import InputError
+
+# what resuming reads of a manifest, and of which type
+_NEEDED: dict[str, type | tuple[type, ...]] = {
+    "config": dict,
+    "images_seen": int,
+    "train_seconds": (int, float),
+    "total_steps": (int, type(None)),
+    "data": dict,
+    "arithmetic": dict,
+}
+_OPTIONAL = ("data", "arithmetic")  # runs made before these were kept
 
 
 @runtime_checkable
@@ -69,25 +81,37 @@ class Parts:
                 part.load_tensors(tensors)
 
 
-def refuse_not_finite(state: Mapping[str, Mapping[str, Tensor]], step: int, folder: Path) -> None:
-    """Raises InputError naming a tensor that must not be saved in `folder`."""
+def not_finite(state: Mapping[str, Mapping[str, Tensor]], step: int, folder: Path) -> str | None:
+    """Returns a sentence about a tensor that must not be saved in `folder`, None when all are finite."""
     for name, tensors in state.items():
         for key, tensor in tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise InputError(
+                return (
                     f"step {step}: {key} of {name} is not finite, so it is not saved; lower the learning "
                     f"rate, the last checkpoint in {folder} is intact"
                 )
+    return None
 
 
-def refuse_another(
-    path: Path, manifest: Mapping[str, Any], held: Collection[str], parts: Parts, config: TrainConfig, family: str
-) -> None:
-    """Raises InputError when the checkpoint at `path`, of the parts `held`, is of another family, model or config."""
-    if manifest.get("family") != family:
-        raise InputError(f"checkpoint {path} is of {manifest.get('family')}, not of {family}; name another directory")
+def refuse_other_parts(path: Path, held: Collection[str], parts: Parts) -> None:
+    """Raises InputError when the checkpoint at `path` holds other parts than the run has registered."""
     if odd := ", ".join(sorted(set(held) ^ set(parts.names))):
         raise InputError(f"checkpoint {path} is of another model: {odd} on one side only; name another directory")
+
+
+def refuse_another(path: Path, manifest: Mapping[str, Any], config: TrainConfig, family: str) -> None:
+    """Raises InputError when the checkpoint at `path` is of another family or config, or its manifest lacks something."""
+    if manifest.get("family") != family:
+        raise InputError(f"checkpoint {path} is of {manifest.get('family')}, not of {family}; name another directory")
+    if odd := [key for key, kind in _NEEDED.items() if key in manifest and not isinstance(manifest[key], kind)]:
+        raise InputError(f"checkpoint {path}: its manifest has an odd {', '.join(odd)}; use an older checkpoint")
+    if lacking := [key for key in _NEEDED if key not in manifest and key not in _OPTIONAL]:
+        raise InputError(f"checkpoint {path}: its manifest has no {', '.join(lacking)}; use an older checkpoint")
+    if fixed := trained_otherwise(family, manifest["config"]):
+        what = ", ".join(f"{key} {then}, which is always {now} now" for key, (then, now) in list(fixed.items())[:3])
+        raise InputError(
+            f"checkpoint {path} was trained with {what}; resume it with t2i 0.1, or sample from it as it is"
+        )
     try:
         before = type(config).model_validate(manifest["config"])
     except ValidationError as error:
@@ -95,7 +119,8 @@ def refuse_another(
         raise InputError(
             f"checkpoint {path} has a config that this version does not read: {keys}; use the t2i that wrote it"
         ) from error
-    changed = [d for d in differences(before, config) if d[0] not in CHANGEABLE_ON_RESUME]
+    verified = {key for key, digest in VERIFIED_ON_RESUME.items() if digest in manifest}
+    changed = [d for d in differences(before, config) if d[0] not in CHANGEABLE_ON_RESUME and d[0] not in verified]
     if changed:
         what = ", ".join(f"{key} {old} (now {new})" for key, old, new in changed[:3])
         run = path.parents[1]

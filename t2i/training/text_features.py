@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from t2i.cache import cache_dir, checksum, write_shard
+from t2i.distributed import Ranks
 from t2i.errors import InputError, TruncationWarning, warn_truncated
 from t2i.text import TextEncoder, TextFeatures
 
@@ -101,53 +102,43 @@ def encode_cached(
     *,
     tokens: bool = True,
     dtype: torch.dtype = torch.float32,
+    ranks: Ranks | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CachedText:
-    """Features of `captions`, from disk where they are there, else encoded now and stored.
+    """Returns the features of `captions`, from disk where they are there, else encoded now and stored.
 
     Args:
         encoder: any frozen text encoder.
         captions: cleaned; each different one is encoded once.
         root: the folder of caches; None: `t2i.cache.cache_dir()`.
-        tokens: whether token states are kept; they take most of the space, and a generator that reads only the pooled
-            vector does without.
+        tokens: keep token states too; they take most of the space, and a generator that reads only the pooled vector
+            does without.
         dtype: how features are stored, float32 or float16 (half the space; rows come back as float32 in either case).
-        on_progress: called with (captions encoded, captions to encode) as encoding goes on.
+        ranks: the processes that call this together, each of which encodes its share; None: this one alone.
+        on_progress: called with (captions encoded, captions to encode) of this process as encoding goes on.
 
     Raises:
-        InputError: the cache cannot be written, or the encoder gives features that are not finite.
+        InputError: on every rank, when the cache cannot be written or the encoder gives features that are not finite.
     """
-    form = _Form(
-        _key(encoder, dtype, tokens), dtype, encoder.pooled_dim, encoder.max_tokens * tokens, encoder.token_dim
-    )
+    ranks = ranks or Ranks(1, True)
+    key = _key(encoder, dtype, tokens)
+    form = _Form(key, dtype, encoder.pooled_dim, encoder.max_tokens * tokens, encoder.token_dim)
     folder = (root or cache_dir()) / "text" / form.key[:32]
     hashes = [_hash(caption) for caption in captions]
-    caption_of = dict(zip(hashes, captions, strict=True))
-    shards: list[_Shard] = []
-    place: dict[bytes, tuple[int, int]] = {}
-
-    def add(path: Path) -> None:
-        shard = _open(path, form, caption_of.keys() - place.keys())
-        if shard is not None:
-            place.update(
-                {one: (len(shards), row) for row, one in enumerate(_split(shard.captions)) if one not in place}
-            )
-            shards.append(shard)
-
-    for path in sorted(folder.glob("*.safetensors")):
-        add(path)
-    missing = [one for one in caption_of if one not in place]
+    shelf = _Shelf(folder, form, dict(zip(hashes, captions, strict=True)))
+    shelf.open_new()
+    missing = ranks.broadcast(shelf.missing())
+    share = ranks.share(len(missing))
     with _one_truncation_warning():
-        for done in range(0, len(missing), SHARD_CAPTIONS):
-            part = missing[done : done + SHARD_CAPTIONS]
-            report = (lambda count, done=done: on_progress(done + count, len(missing))) if on_progress else None
-            tensors = _encode(encoder, [caption_of[one] for one in part], form, report)
-            add(_write(folder, form, part, tensors))
-    if lost := caption_of.keys() - place.keys():
+        ranks.each(lambda: shelf.encode(encoder, missing[share.start : share.stop], on_progress))
+        ranks.each(shelf.open_new)
+        # a process on another machine may have a cache of its own
+        ranks.each(lambda: shelf.encode(encoder, shelf.missing(), on_progress))
+    if lost := shelf.missing():
         raise InputError(f"{len(lost):,} captions cannot be read back from the cache {folder}; check that disk")
-    where = torch.tensor([place[one] for one in hashes], dtype=torch.int64).reshape(-1, 2)
-    hits = len(caption_of) - len(missing)
-    return CachedText(hits, len(missing), form.token_dim, form.pooled_dim, form.max_tokens, shards, where)
+    where = torch.tensor([shelf.place[one] for one in hashes], dtype=torch.int64).reshape(-1, 2)
+    hits = len(shelf.caption_of) - len(missing)
+    return CachedText(hits, len(missing), form.token_dim, form.pooled_dim, form.max_tokens, shelf.shards, where)
 
 
 class _Form(NamedTuple):
@@ -158,6 +149,42 @@ class _Form(NamedTuple):
     pooled_dim: int
     max_tokens: int
     token_dim: int
+
+
+class _Shelf:
+    """The shards of one folder that hold captions of a list, and the captions that no shard holds yet."""
+
+    def __init__(self, folder: Path, form: _Form, caption_of: dict[bytes, str]) -> None:
+        self._folder, self._form, self.caption_of = folder, form, caption_of
+        self.shards: list[_Shard] = []
+        self.place: dict[bytes, tuple[int, int]] = {}  # shard and row of each caption that is there
+        self._seen: set[Path] = set()
+
+    def missing(self) -> list[bytes]:
+        return [one for one in self.caption_of if one not in self.place]
+
+    def open_new(self) -> None:
+        """Opens the shards that were not there the last time."""
+        for path in sorted(set(self._folder.glob("*.safetensors")) - self._seen):
+            self._add(path)
+
+    def encode(
+        self, encoder: TextEncoder, hashes: Sequence[bytes], on_progress: Callable[[int, int], None] | None
+    ) -> None:
+        """Encodes captions and writes them, a shard at a time."""
+        for done in range(0, len(hashes), SHARD_CAPTIONS):
+            part = list(hashes[done : done + SHARD_CAPTIONS])
+            report = (lambda count, done=done: on_progress(done + count, len(hashes))) if on_progress else None
+            tensors = _encode(encoder, [self.caption_of[one] for one in part], self._form, report)
+            self._add(_write(self._folder, self._form, part, tensors))
+
+    def _add(self, path: Path) -> None:
+        shard = _open(path, self._form, self.caption_of.keys() - self.place.keys())
+        self._seen.add(path)
+        if shard is not None:
+            rows = enumerate(_split(shard.captions))
+            self.place.update({one: (len(self.shards), row) for row, one in rows if one not in self.place})
+            self.shards.append(shard)
 
 
 def _key(encoder: TextEncoder, dtype: torch.dtype, tokens: bool) -> str:

@@ -1,12 +1,12 @@
 """What the programs share that train on a frozen tokenizer's codes: the run's copy of it, and the codes of all images."""
 
-import shutil
 from pathlib import Path
 
 from t2i.data import Dataset
 from t2i.errors import InputError
 from t2i.families import ImageTokenizer, load_tokenizer, save_tokenizer
 from t2i.training.codes import CachedCodes, encode_codes
+from t2i.training.conditioning import own_copy
 from t2i.training.run import Run, now_and_then
 
 
@@ -16,12 +16,7 @@ def prepare_tokenizer(path: str, resolution: int, run: Run) -> ImageTokenizer:
     Raises:
         InputError: it is none, or codes images of another size than `resolution`.
     """
-    folder = run.directory / "tokenizer"
-    with run.accelerator.main_process_first():
-        if run.is_new and run.is_main:
-            shutil.rmtree(folder, ignore_errors=True)
-            save_tokenizer(load_tokenizer(Path(path)), folder)
-        tokenizer = load_tokenizer(folder)
+    tokenizer = own_copy(run, "tokenizer", path, lambda: load_tokenizer(Path(path)), save_tokenizer, load_tokenizer)
     if tokenizer.resolution != resolution:
         raise InputError(
             f"data.resolution is {resolution}, but the tokenizer {path} codes images of "

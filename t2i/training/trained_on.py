@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +109,9 @@ def _unique(some: Looks) -> Looks:
 
 
 def remember(run: "Run", train: Dataset, data: DataConfig, built_on: Iterable[str | None] = ()) -> None:
-    """Notes in the run's directory what it is trained on, unless that stands there. Call it on every rank.
+    """Notes in the run's directory what it is trained on, unless that is known. Call it first, and on every rank.
+
+    A resumed run is refused here when its data has changed.
 
     Args:
         data: what `train` was opened with.
@@ -120,6 +122,7 @@ def remember(run: "Run", train: Dataset, data: DataConfig, built_on: Iterable[st
 
     paths = [Path(place) / RECORD for place in built_on if place is not None]
     progress = now_and_then(run, "looking at the training pictures, for what is held out")
+    run.identify_data(train)
     run.on_main(lambda: _remember(run.directory / RECORD, train, data, paths, progress))
 
 
@@ -177,7 +180,9 @@ def _see_cached(dataset: Dataset, progress: Callable[[int, int], None]) -> tuple
     path = cache_dir() / "looks" / f"{dataset.fingerprint()}-{TRANSFORM}-{SCHEMA}.safetensors"
     with suppress(OSError, SafetensorError, KeyError):  # not there or damaged: look again
         with safe_open(path, "numpy") as file:
-            return file.get_tensor("pixels"), Looks(file.get_tensor("hashes"), file.get_tensor("colors"))
+            arrays = {name: file.get_tensor(name) for name in ("pixels", "hashes", "colors")}
+            if (file.metadata() or {}).get("sha256") == _digest("", arrays):
+                return arrays["pixels"], Looks(arrays["hashes"], arrays["colors"])
     pixels, seen = [pixel_hashes([])], [looks(np.empty((0, 1, 1, 3), np.uint8))]
     for start in range(0, len(dataset), CHUNK):
         images_BHWC = _decodable(dataset, range(start, min(start + CHUNK, len(dataset))))
@@ -189,7 +194,7 @@ def _see_cached(dataset: Dataset, progress: Callable[[int, int], None]) -> tuple
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path) as temporary:
             arrays = {"pixels": all_pixels, "hashes": all_looks.hashes_N, "colors": all_looks.colors_ND}
-            temporary.write_bytes(save(arrays))
+            temporary.write_bytes(save(arrays, {"sha256": _digest("", arrays)}))
     return all_pixels, all_looks
 
 
@@ -210,12 +215,21 @@ def write_record(path: Path, record: Record) -> None:
     """
     arrays = {"captions": record.captions, "pixels": record.pixels}
     arrays |= {"hashes": record.looks.hashes_N, "colors": record.looks.colors_ND}
-    facts = {"schema": SCHEMA, "shared": record.shared, "data": list(record.data)}
+    facts = json.dumps({"schema": SCHEMA, "shared": record.shared, "data": list(record.data)})
     try:
         with new_file(path, durable=True) as temporary:
-            temporary.write_bytes(save(arrays, {"trained_on": json.dumps(facts)}))
+            temporary.write_bytes(save(arrays, {"trained_on": facts, "sha256": _digest(facts, arrays)}))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; free some space") from error
+
+
+def _digest(facts: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """sha256 over what a record says, and over the names, shapes and bytes of its arrays."""
+    total = hashlib.sha256(facts.encode())
+    for name, array in sorted(arrays.items()):
+        total.update(f"{name} {array.dtype} {array.shape}".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
 
 
 def read_record(path: Path) -> Record | None:
@@ -228,8 +242,13 @@ def read_record(path: Path) -> Record | None:
         return None
     try:
         with safe_open(path, "numpy") as file:
-            facts = json.loads((file.metadata() or {})["trained_on"])
-            captions, pixels, hashes, colors = map(file.get_tensor, ("captions", "pixels", "hashes", "colors"))
+            kept = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+        facts = json.loads(kept["trained_on"])
+        captions, pixels, hashes, colors = (arrays[name] for name in ("captions", "pixels", "hashes", "colors"))
+        # records of version 0.1.0 have no checksum
+        if "sha256" in kept and kept["sha256"] != _digest(kept["trained_on"], arrays):
+            raise ValueError("its checksum is wrong")
         if facts["schema"] != SCHEMA:
             raise InputError(f"{path} has schema {facts['schema']}, this t2i reads {SCHEMA}; upgrade t2i")
         return Record(captions, pixels, Looks(hashes, colors), float(facts["shared"]), tuple(facts["data"]))

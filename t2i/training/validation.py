@@ -19,7 +19,6 @@ from t2i.data.shapes.captions import parse
 from t2i.data.shapes.oracle import ATTRIBUTES, judge, read
 from t2i.errors import InputError
 from t2i.extractors import Extractor, ImageTextExtractor, open_extractor
-from t2i.extractors.aligned import open_scorer
 from t2i.images import BrokenImage, ImageArray
 from t2i.metrics import Features
 from t2i.metrics.clip_score import clip_score
@@ -86,7 +85,7 @@ class HeldOut:
         if extractor is not None:
             self._eye = open_extractor(extractor, device=str(device))
         elif self._drawn and len(captions) > 1:  # of one picture there is no distribution
-            self._eye = open_scorer()
+            self._eye = open_extractor("embedded")
         self._real: Features | None = None
         self._text: Features | None = None
 
@@ -96,12 +95,8 @@ class HeldOut:
         if self._eye is None:
             return self._drawn
         kid = "kid" if self._eye.digest() == FID_INCEPTION_DIGEST else f"kid-{self._eye.name}"
-        clip = getattr(self._eye, "clip_name", self._eye.name)
-        return [
-            *self._drawn,
-            kid,
-            *(["clip-" + clip.removeprefix("clip-")] if hasattr(self._eye, "text_features") else []),
-        ]
+        clip = self._eye.clip_name
+        return [*self._drawn, kid, *(["clip-" + clip.removeprefix("clip-")] if clip else [])]
 
     def scores(self, images_BHWC: ImageArray) -> dict[str, float]:
         """Of one picture drawn for each caption. The pictures of val are looked at the first time."""
@@ -112,7 +107,7 @@ class HeldOut:
             self._real = self._look()
         fake = self._eye.features(images_BHWC)
         values = [kernel_distance(fake, self._real)]
-        if hasattr(self._eye, "text_features"):
+        if self._eye.clip_name is not None:
             if self._text is None:
                 self._text = cast(ImageTextExtractor, self._eye).text_features(self.captions)
             values.append(clip_score(fake, self._text).value)

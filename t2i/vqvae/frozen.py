@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,19 @@ from t2i.vqvae.autoencoder import Autoencoder
 from t2i.vqvae.config import Config
 
 CHUNK = 64  # pictures of 32 px in an internal batch, which is always full
+# The quantiser's keys in the digest. Version 0.1 kept all of them for every kind, and its priors know tokenizers by it.
+DIGESTED: dict[str, Any] = {
+    "codebook_size": 2048,
+    "dim": 8,
+    "levels": [8, 8, 8],
+    "depth": 2,
+    "commitment": 0.25,
+    "warmup_steps": 150,
+    "ema_decay": 0.95,
+    "revival_steps": 10,
+    "revive_below": 0.1,
+    "revival_count": 1.0,
+}
 
 
 class FrozenTokenizer:
@@ -25,8 +38,13 @@ class FrozenTokenizer:
 
     parts = ("tokenizer",)
 
-    def __init__(self, config: Config, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, config: Config, weights: Mapping[str, Tensor], kept: Mapping[str, Any] | None = None) -> None:
+        """
+        Args:
+            kept: the config as it was kept with the weights, if it was: it is part of the digest.
+        """
         self.config = config
+        self._kept = {**DIGESTED, **(kept or config.model_dump(mode="json"))["quantizer"]}
         with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
             self.model = Autoencoder(config)
         checkpoint.load_module(self.model, weights, "tokenizer")
@@ -41,7 +59,7 @@ class FrozenTokenizer:
     @classmethod
     def load(cls, components: Components) -> Self:
         values, tensors = components["tokenizer"]
-        return cls(Config.kept(values), tensors)
+        return cls(Config.kept(values), tensors, values)
 
     def components(self) -> Components:
         tensors = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
@@ -98,7 +116,7 @@ class FrozenTokenizer:
         return self.model.codes.codes_of(indices[:, None, None]).flatten(1).float()
 
     def digest(self) -> str:
-        parts = {key: self.config.model_dump(mode="json")[key] for key in ("autoencoder", "quantizer")}
+        parts = {"autoencoder": self.config.autoencoder.model_dump(mode="json"), "quantizer": self._kept}
         total = hashlib.sha256(json.dumps([self.resolution, parts], sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             total.update(name.encode())

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from t2i.errors import InputError
+from t2i.pretrained import read_state_dict
 
 _FILE = "torchvision's vgg16-397923af.pth"
 
@@ -27,7 +28,9 @@ def load_lpips(path: str | None) -> nn.Module:
 
     if path is None:
         raise InputError(f"loss.lpips needs loss.lpips_path; download {_FILE} and name it, or set loss.lpips=0")
-    weights = _read(Path(path))
+    weights = read_state_dict(
+        Path(path).expanduser(), "loss.lpips_path", f"download {_FILE} and name it, or set loss.lpips=0"
+    )
     with torch.device("meta"):  # VGG16's own initial weights take seconds to draw
         network = lpips._LPIPS(pretrained=False, net="vgg", pnet_rand=True)
     network.scaling_layer = lpips.ScalingLayer()
@@ -43,21 +46,3 @@ def load_lpips(path: str | None) -> nn.Module:
         own[name] = found
     network.net.load_state_dict(own, assign=True)
     return cast(nn.Module, network.eval().requires_grad_(False))
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"loss.lpips_path {path} not found; download {_FILE} and name it, or set loss.lpips=0")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    # damaged files raise SafetensorError, UnpicklingError, RuntimeError, EOFError, ... according to where
-    except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
-        raise InputError(f"loss.lpips_path {path} cannot be read as weights ({reason}); name {_FILE}") from error
-    if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
-        raise InputError(f"loss.lpips_path {path} holds no state dict (names to tensors); name {_FILE}")
-    return data

@@ -15,7 +15,7 @@ from t2i.align.dual_encoder import DualEncoder
 from t2i.align.frozen import DESCRIPTION, TOKENIZER, WEIGHTS, FrozenDualEncoder, load_dual_encoder
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.errors import InputError
-from t2i.extractors.aligned import open_scorer
+from t2i.extractors import open_image_text
 
 FIT = """
 from t2i.align.tokenizer import CaptionTokenizer
@@ -90,7 +90,7 @@ def test_a_damaged_encoder_is_told_in_one_line_that_names_it(places, tmp_path, p
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
     (copy / file).unlink() if damage is None else (copy / file).write_bytes(damage)
-    for read in (load_dual_encoder, open_scorer):
+    for read in (load_dual_encoder, open_image_text):
         with pytest.raises(InputError, match=r"is damaged \(.*\); train it again") as caught:
             read(copy)
         assert str(copy) in str(caught.value) and "\n" not in str(caught.value)

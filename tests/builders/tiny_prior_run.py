@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from builders.quantizers import settings_of
 from builders.tiny_run import CAPTIONS
 from t2i import checkpoint
 from t2i.config.load import to_yaml
@@ -25,7 +26,7 @@ def save_random_tokenizer(folder: Path, kind: str = "vector", seed: int = 0) -> 
     values = {
         "data": {"resolution": 16},
         "autoencoder": {"width": 8, "width_limit": 16, "grid": SIDE},
-        "quantizer": {"kind": kind, "codebook_size": CODES, "dim": 4},
+        "quantizer": settings_of(kind, codebook_size=CODES, dim=4),
     }
     config = TokenizerConfig.model_validate(values)
     with torch.random.fork_rng(devices=[]):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from builders.quantizers import settings_of
 from t2i import checkpoint
 from t2i.config.load import to_yaml
 from t2i.vqvae.autoencoder import Autoencoder
@@ -14,7 +15,7 @@ def make_run(directory: Path, kind: str = "vector", seed: int = 0, **changes) ->
     """A run as `t2i train vqvae` leaves it, made without training."""
     values = {
         "autoencoder": {"width": 8, "width_limit": 16},
-        "quantizer": {"kind": kind, "codebook_size": 64, "dim": 4, "levels": [4, 4, 4]},
+        "quantizer": settings_of(kind, codebook_size=64, dim=4, levels=[4, 4, 4]),
     }
     config = Config.model_validate(values | changes)
     with torch.random.fork_rng(devices=[]):

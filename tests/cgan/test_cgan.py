@@ -11,7 +11,7 @@ from torch import nn
 from t2i import seeding
 from t2i.cgan import losses, rules
 from t2i.cgan.architectures import ARCHITECTURES, build
-from t2i.cgan.config import Config, LossConfig
+from t2i.cgan.config import Config, HingeLoss, RelativisticLoss
 from t2i.cgan.diffaugment import DRAWS, KINDS, augment, flip
 from t2i.cgan.sampling import latents, sample
 from t2i.data import View, open_dataset
@@ -63,7 +63,7 @@ def test_the_first_loss_is_its_theory_value(networks) -> None:
     assert loss.item() == pytest.approx(LN2 * (1 + 0.5 * (pairs - 1) / pairs), abs=1e-6)
     assert watch["r1"].item() == watch["r2"].item() == 0
     assert rules.generator_loss(discriminator, real, fake, captions_of(text), config.loss).item() == pytest.approx(LN2)
-    hinge = LossConfig(kind="hinge")
+    hinge = HingeLoss()
     loss, _ = rules.discriminator_loss(discriminator, real, fake, captions_of(text), None, hinge, gamma=1.0)
     assert loss.item() == pytest.approx(1 + 0.5 + 0.5 * (pairs - 1) / pairs, abs=1e-6)
     assert fake.shape == (6, 3, 32, 32) and fake.std() > 0.05
@@ -108,12 +108,12 @@ def test_both_penalties_give_the_squared_gradient_norm() -> None:
     captions = rules.Captions(text.pooled_BP, text.pooled_BP[:1], torch.zeros(4000, 1, dtype=torch.bool))
     x, y = torch.randn(4000, 3, 8, 8), torch.randn(4000, 3, 8, 8)
     expected = critic.a.square().sum().item()
-    exact = LossConfig(penalty="autograd")
+    exact = RelativisticLoss(penalty="autograd")
     _, watch = rules.discriminator_loss(critic, x, y, captions, None, exact, 1.0)
     assert watch["r1"].item() == pytest.approx(expected, rel=1e-5) and watch["r2"].item() == pytest.approx(
         expected, rel=1e-5
     )
-    finite = LossConfig(penalty_fraction=1.0)
+    finite = RelativisticLoss(penalty_fraction=1.0)
     _, watch = rules.discriminator_loss(critic, x, y, captions, (torch.randn_like(x), torch.randn_like(y)), finite, 1.0)
     assert watch["r1"].item() == pytest.approx(expected, rel=0.1)  # a chi-square mean over 4000: 2 % standard error
 
@@ -136,7 +136,8 @@ def test_micro_batches_add_up_to_the_batch(networks, kind: str) -> None:
     _, generator, discriminator = networks
     nn.init.normal_(discriminator.unconditional.weight)
     nn.init.normal_(discriminator.text_2.weight)
-    config = LossConfig(kind=kind, penalty="autograd")
+    exact = RelativisticLoss(penalty="autograd", penalty_fraction=1.0)
+    config = exact if kind == "relativistic" else HingeLoss()
     text = text_of(8)
     captions = captions_of(text)
     real, fake = torch.rand(8, 3, 32, 32), torch.rand(8, 3, 32, 32)

@@ -15,8 +15,7 @@ from PIL import Image
 from t2i import images
 from t2i.data import View, open_dataset, verified_index
 from t2i.data.captions import MAX_CHARACTERS, clean_caption
-from t2i.data.folders import columns as folder_columns
-from t2i.data.folders import large as large_folder
+from t2i.data.folders import table
 from t2i.data.folders.dataset import FolderDataset, open_folder
 from t2i.data.folders.index import index_folder
 from t2i.data.tools.check import check
@@ -150,7 +149,7 @@ def test_every_kind_of_captions_file(write: Callable[[Path, list[tuple[str, str]
     rows = [("a.png", "one,  \u201cquoted\u201d é"), ("sub/b.JPG", "two"), ("a.png", "second of a"), ("d.png", "  ")]
     write(folder / "train", [*rows, ("a.png", "second of a")])
     with pytest.warns(
-        UserWarning, match=r"2 pictures in split train .* have no caption .* train/d.png, train/sub/c.webp"
+        UserWarning, match=r"left out: 2 images in split train .* without a caption: train/d.png, train/sub/c.webp"
     ):
         got = captions_of(folder)
     assert got == {"train/a.png": ["one, \u201cquoted\u201d é", "second of a"], "train/sub/b.JPG": ["two"]}
@@ -237,14 +236,16 @@ def test_seeded_split_does_not_move_when_files_are_added(folder: Path) -> None:
 def test_limit_takes_the_first_good_rows(folder: Path) -> None:
     put_captioned(folder, [f"train/{i}.png" for i in range(6)])
     (folder / "train/1.png").write_bytes(b"")
-    with pytest.warns(UserWarning, match="1 pictures in split train .* are broken .* train/1.png: the file is empty"):
+    with pytest.warns(
+        UserWarning, match="left out: 1 image in split train .* cannot be decoded: train/1.png: the file is empty"
+    ):
         data = open_folder(str(folder), "train", View(limit=3))
     assert data.ids == ["train/0.png", "train/2.png", "train/3.png"]
 
 
 def test_pictures_outside_the_split_folders_are_counted(folder: Path) -> None:
     put_captioned(folder, ["train/1.png", "loose.png", "cars/2.png"])
-    with pytest.warns(UserWarning, match="2 pictures lie outside the split folders .* cars/2.png, loose.png"):
+    with pytest.warns(UserWarning, match="left out: 2 images outside the split folders .* cars/2.png, loose.png"):
         assert captions_of(folder) == {"train/1.png": ["picture 0"]}
 
 
@@ -332,7 +333,9 @@ def put_broken(train: Path) -> None:
 def test_broken_pictures_are_named_counted_and_left_out(folder: Path) -> None:
     put_captioned(folder, [f"train/{i}.png" for i in range(9)])
     put_broken(folder / "train")
-    with pytest.warns(UserWarning, match=r"5 pictures in split train .* broken .*: .*; .*; .* and 2 more") as caught:
+    with pytest.warns(
+        UserWarning, match=r"5 images in split train .* cannot be decoded: .*; .*; .* and 2 more"
+    ) as caught:
         data = open_folder(str(folder), "train", View(resolution=12))
     assert len(caught) == 1
     assert data.ids == [f"train/{i}.png" for i in range(9)]
@@ -348,9 +351,9 @@ def test_mostly_broken_is_an_error_that_lists_the_first_five(folder: Path) -> No
     for i in range(6):
         (folder / f"train/{i}.png").write_bytes(b"junk")
     message = error_of(lambda: open_folder(str(folder), "train", View()))
-    assert "6 of 11 pictures" in message and "train/4.png" in message and "train/5.png" not in message
+    assert "6 of 11 images" in message and "train/4.png" in message and "train/5.png" not in message
     put(folder / "train/5.png")
-    with pytest.warns(UserWarning, match="5 pictures"):
+    with pytest.warns(UserWarning, match="5 images"):
         assert len(open_folder(str(folder), "train", View())) == 6
 
 
@@ -369,8 +372,8 @@ def test_kept_pictures_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch
     put_captioned(folder, [f"train/{i}.png" for i in range(5)])
     decoded: list[Path] = []
     decode = images.decode
-    monkeypatch.setattr("t2i.data.pictures.MEMORY_BYTES", 2 * 12 * 12 * 3)
-    monkeypatch.setattr("t2i.data.pictures.BLOCK_BYTES", 12 * 12 * 3)
+    monkeypatch.setattr("t2i.data.encoded.MEMORY_BYTES", 2 * 12 * 12 * 3)
+    monkeypatch.setattr("t2i.data.encoded.BLOCK_BYTES", 12 * 12 * 3)
     data = open_folder(str(folder), "train", View(resolution=12))
     monkeypatch.setattr(images, "decode", lambda source, side=None: decoded.append(source) or decode(source, side))
     for _ in range(3):
@@ -385,7 +388,7 @@ def test_many_unknown_pictures_are_not_decoded_for_the_opening(folder: Path, mon
     in_the_past(folder)
     monkeypatch.setattr("t2i.data.folders.dataset.VERIFIED_AT_ONCE", 4)
     counted = count_decodes(monkeypatch)
-    with pytest.warns(UserWarning, match="6 pictures of folder:.* have not been looked at: `t2i data check` does"):
+    with pytest.warns(UserWarning, match="6 images of folder:.* have not been looked at: `t2i data check` does"):
         data = open_folder(str(folder), "train", View())
     assert len(data) == 6 and counted == []
     before = data.fingerprint()
@@ -401,8 +404,8 @@ def test_many_unknown_pictures_are_not_decoded_for_the_opening(folder: Path, mon
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_folder, "LARGE_BYTES", 1)
-    monkeypatch.setattr(folder_columns, "_AT_ONCE", 3)
+    monkeypatch.setattr(table, "LARGE_BYTES", 1)
+    monkeypatch.setattr(table, "_ROWS_AT_ONCE", 3)
 
 
 def put_messy_rows(folder: Path) -> None:
@@ -429,9 +432,9 @@ def test_columns_hold_what_the_plain_reader_finds(folder: Path, large: None, mon
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         columns = {split: open_folder(str(folder), split, View(resolution=12)) for split in ("train", "heldout")}
-        monkeypatch.setattr(large_folder, "LARGE_BYTES", 2**40)
+        monkeypatch.setattr(table, "LARGE_BYTES", 2**40)
         plain = {split: open_folder(str(folder), split, View(resolution=12)) for split in ("train", "heldout")}
-    assert all(isinstance(data, large_folder.LargeFolder) for data in columns.values())
+    assert all(isinstance(data._source, table.FolderTable) for data in columns.values())
     for split, data in columns.items():
         assert list(data.ids) == list(plain[split].ids) and data.split == plain[split].split
         # captions of one picture may come in another order: the files are read from the top down
@@ -439,7 +442,7 @@ def test_columns_hold_what_the_plain_reader_finds(folder: Path, large: None, mon
         assert (data.images(range(len(data))) == plain[split].images(range(len(data)))).all()
     assert list(columns["train"].captions[1]) == ["two spaces", "again"]
     said = "\n".join(str(warning.message) for warning in caught)
-    assert "1 captions without a picture" in said and "train/lost.png" in said and "not been looked at" in said
+    assert "1 caption in split train" in said and "train/lost.png" in said and "not been looked at" in said
 
 
 def test_columns_of_drawn_splits_are_the_plain_ones(folder: Path, large: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,8 +467,7 @@ def test_columns_are_kept_until_something_changes(folder: Path, large: None, mon
     put(folder / "2.png", 2)
     jsonl(folder / "metadata.jsonl", [{"file_name": "1.png", "text": "one"}])
     read: list[Path] = []
-    columns = folder_columns.read_columns
-    monkeypatch.setattr(large_folder, "read_columns", lambda root: read.append(root) or columns(root))
+    monkeypatch.setattr(table, "index_folder", lambda root: read.append(root) or index_folder(root))
 
     def ids() -> list[str]:
         parts = []
@@ -490,7 +492,7 @@ def test_what_a_check_found_broken_leaves_the_columns(folder: Path, large: None)
     in_the_past(folder)
     report = check(folder)
     assert [name for name, _ in report.broken] == ["train/5.png"] and report.splits == {"train": 7}
-    with pytest.warns(UserWarning, match="1 pictures .* are broken and left out: train/5.png: not a PNG"):
+    with pytest.warns(UserWarning, match="left out: 1 image in .* cannot be decoded: train/5.png: not a PNG"):
         data = open_folder(str(folder), "train", View(resolution=12))
     assert "train/5.png" not in data.ids and len(data) == 7
     before = data.fingerprint()
@@ -508,7 +510,7 @@ def test_what_a_check_found_broken_leaves_the_columns(folder: Path, large: None)
         (b'{"file_name": "a.png", "text": "x"}\nnot json\n', "metadata.jsonl line 2 is not JSON"),
         (b'{"file_name": "a.png", "text": "x"}\n{"file_name": "b.png", "text": 3}', "must be a string"),
         ('{"file_name": "a.png", "text": "\u00e9"}'.encode("latin-1"), "line 1 is not UTF-8"),
-        (b'{"file_name": "other.png", "text": "x"}', "they speak of 'other.png', there is 'a.png'"),
+        (b'{"file_name": "other.png", "text": "x"}', "name 1 image and none is there: not 'other.png', but 'a.png'"),
     ],
 )
 def test_mistakes_in_large_captions_files_are_named(content: bytes, expected: str, folder: Path, large: None) -> None:
@@ -535,17 +537,17 @@ def test_a_second_open_decodes_nothing_and_a_changed_file_is_seen(
     in_the_past(folder)
     before = sorted(folder.rglob("*"))
     counted = count_decodes(monkeypatch)
-    with pytest.warns(UserWarning, match="broken"):
+    with pytest.warns(UserWarning, match="cannot be decoded"):
         first = open_folder(str(folder), "train", View())
     assert len(counted) == 6 and sorted(folder.rglob("*")) == before and list(own_cache.rglob("*.arrow"))
-    with pytest.warns(UserWarning, match="broken"):
+    with pytest.warns(UserWarning, match="cannot be decoded"):
         second = open_folder(str(folder), "train", View())
     assert len(counted) == 6
     assert (second.ids, second.broken, second.fingerprint()) == (first.ids, first.broken, first.fingerprint())
 
     (folder / "train/4.png").write_bytes(b"junk")  # another size
     put(folder / "train/5.png", 5)  # another time
-    with pytest.warns(UserWarning, match="broken"):
+    with pytest.warns(UserWarning, match="cannot be decoded"):
         third = open_folder(str(folder), "train", View())
     assert len(counted) == 8 and third.ids[-1] == "train/5.png" and third.broken[0][0] == "train/4.png"
 
@@ -613,7 +615,7 @@ def test_missing_and_empty_folders(folder: Path) -> None:
     assert "not found" in error_of(lambda: open_folder(str(folder / "none"), "train", View()))
     (folder / "notes.md").touch()
     assert "is a file" in error_of(lambda: open_folder(str(folder / "notes.md"), "train", View()))
-    assert "no pictures" in error_of(lambda: open_folder(str(folder), "train", View()))
+    assert "no images" in error_of(lambda: open_folder(str(folder), "train", View()))
     (folder / "scan.tif").touch()
     assert "convert scan.tif to PNG" in error_of(lambda: open_folder(str(folder), "train", View()))
 
@@ -622,17 +624,17 @@ def test_pictures_without_captions(folder: Path) -> None:
     put(folder / "a.png")
     (folder / "captions.csv").touch()
     message = error_of(lambda: open_folder(str(folder), "train", View()))
-    assert "1 pictures" in message and "no captions, only captions.csv" in message and "metadata.jsonl" in message
+    assert "1 image in" in message and "no captions, only captions.csv" in message and "metadata.jsonl" in message
 
 
 def test_captions_for_missing_pictures(folder: Path) -> None:
     put(folder / "train/images/7.png")
     jsonl(folder / "train/metadata.jsonl", [{"file_name": f"{i}.png", "text": "x"} for i in (7, 8)])
     message = error_of(lambda: open_folder(str(folder), "train", View()))
-    assert "2 pictures and none is there: not 'train/7.png', but 'train/images/7.png'" in message
+    assert "2 images and none is there: not 'train/7.png', but 'train/images/7.png'" in message
     rows = [{"file_name": f"images/{i}.png", "text": "x"} for i in (7, 8)]
     jsonl(folder / "train/metadata.jsonl", rows)
-    with pytest.warns(UserWarning, match="1 captions in split train .* have no picture: train/images/8.png"):
+    with pytest.warns(UserWarning, match="1 caption in split train .* without an image: train/images/8.png"):
         assert captions_of(folder) == {"train/images/7.png": ["x"]}
 
 
@@ -640,7 +642,7 @@ def test_a_txt_without_picture_is_counted_and_a_readme_is_not(folder: Path) -> N
     put_captioned(folder, ["train/1.png"])
     (folder / "train/2.txt").write_text("alone")
     (folder / "train/README.txt").write_text("about")
-    with pytest.warns(UserWarning, match=r"1 captions in split train .* have no picture: train/2 \(of train/2.txt\)"):
+    with pytest.warns(UserWarning, match=r"1 caption in split train .* without an image: train/2 \(of train/2.txt\)"):
         captions_of(folder)
 
 
@@ -657,7 +659,7 @@ def test_a_txt_without_picture_is_counted_and_a_readme_is_not(folder: Path) -> N
             b'{"file_name": "a.png", "text": 3}',
             "'text' must be a string or a list of strings, got '3'",
         ),
-        ("metadata.jsonl", b'{"file_name": 3, "text": "x"}', "'file_name' must name a picture, got 3"),
+        ("metadata.jsonl", b'{"file_name": 3, "text": "x"}', "'file_name' must name an image, got 3"),
         (
             "metadata.jsonl",
             '{"file_name": "a.png", "text": "x"}\n{"é'.encode("latin-1"),
@@ -699,7 +701,7 @@ def test_too_few_pictures_for_a_seeded_split(folder: Path) -> None:
     put_captioned(folder, ["1.png"])
     there, none = ("train", "val") if index_folder(folder).splits(["1.png"], 0) == ["train"] else ("val", "train")
     message = error_of(lambda: open_folder(str(folder), none, View()))
-    assert f"no split '{none}'" in message and f"has: {there}" in message and "add pictures" in message
+    assert f"no split '{none}'" in message and f"has: {there}" in message and "add images" in message
 
 
 # ---- check ----
@@ -750,14 +752,14 @@ def test_check_counts_everything(folder: Path) -> None:
 def test_check_of_a_clean_folder_finds_nothing_and_spares_training_the_work(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_captioned(folder, [f"{i}.png" for i in range(30)])
+    put_captioned(folder, [f"{i}.png" for i in range(60)])
     in_the_past(folder)
     counted = count_decodes(monkeypatch)
     report = check(folder)
-    assert report.seeded and sum(report.splits.values()) == 30
+    assert report.seeded and sum(report.splits.values()) == 60
     assert format_report(report).endswith("nothing wrong was found")
     open_folder(str(folder), "train", View())
-    assert len(counted) == 30
+    assert len(counted) == 60
 
 
 def test_check_reports_a_folder_without_captions(folder: Path) -> None:

@@ -179,13 +179,13 @@ def test_captions_of_pictures_that_are_not_there_are_counted(tmp_path: Path) -> 
     root = layouts.flickr8k(tmp_path / "a", lists=False)
     told = " ".join(message for split in ("train", "val", "test") for message in warned(
         lambda split=split: splits_of(root)))  # fmt: skip
-    assert "1 captions in split" in told and "2258277193_586949ec62.jpg.1" in told
+    assert "1 caption in split" in told and "2258277193_586949ec62.jpg.1" in told
     root = layouts.coco(tmp_path / "b")
     (root / "train2017" / "000000000009.jpg").unlink()
     (root / "train2017" / "000000000016.jpg").write_bytes(b"\xff\xd8 no picture")
     messages = warned(lambda: open_dataset(str(root), "train", SMALL))
-    assert any("1 captions in split train" in m and "000000000009.jpg" in m for m in messages)
-    assert any("1 pictures in split train" in m and "are broken" in m for m in messages)
+    assert any("1 caption in split train" in m and "000000000009.jpg" in m for m in messages)
+    assert any("1 image in split train" in m and "cannot be decoded" in m for m in messages)
     assert len(open_dataset(str(root), "train", SMALL)) == 22
 
 
@@ -348,8 +348,8 @@ def test_a_hostile_shard_is_walked_and_what_is_bad_is_counted(tmp_path: Path) ->
         "1 sparse members",
         "2 names that leave the folder",
         "1 captions that are not UTF-8",
-        "2 pictures without a caption",
-        "1 captions without a picture",
+        "2 images without a caption",
+        "1 captions without an image",
     ):
         assert what in told, (what, told)
     found = {name: data for data in splits_of(path).values() for name in data.ids}
@@ -418,17 +418,17 @@ def test_columns_are_chosen_by_name_and_paths_are_not_followed(tmp_path: Path) -
     message = error_at(tmp_path / "a.parquet")
     assert "no column 'image' or 'img'" in message and "it has photo, title, n; say which with ?image=NAME" in message
     assert "no column 'titel' (did you mean title?)" in error_at(f"{tmp_path}/a.parquet?image=photo&text=titel")
-    assert "column 'n' is int64, not the bytes of pictures" in error_at(f"{tmp_path}/a.parquet?image=n&text=title")
+    assert "column 'n' is int64, not the bytes of images" in error_at(f"{tmp_path}/a.parquet?image=n&text=title")
     address = f"{tmp_path}/a.parquet?image=photo&text=title"
     (told,) = warned(lambda: open_dataset(address, "train", SMALL))
-    assert "1 rows without the bytes of a picture" in told and "1 rows without a caption" in told
+    assert "1 rows without the bytes of an image" in told and "1 rows without a caption" in told
     data = open_dataset(address, "train", SMALL)
     assert all(len(own) == 2 for own in data.captions) and sum(sizes_of(address).values()) == 20
     secret = layouts.folder(tmp_path / "elsewhere") / "000.jpg"
     table = pa.Table.from_pylist([{"image": {"bytes": None, "path": str(secret)}, "text": "x"}])
     pq.write_table(table.cast(pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "text": pa.string()})),
                    tmp_path / "paths.parquet")  # fmt: skip
-    assert "holds no picture with a caption, but 1 rows without the bytes" in error_at(tmp_path / "paths.parquet")
+    assert "holds no image with a caption, but 1 rows without the bytes" in error_at(tmp_path / "paths.parquet")
 
 
 def test_a_data_set_of_the_hub_is_fetched_by_the_library_whole_or_streamed(tmp_path: Path, monkeypatch) -> None:
@@ -481,7 +481,7 @@ def test_addresses_are_read(tmp_path: Path) -> None:
         ("coc:/a", "no kind 'coc' (did you mean coco?); known: shapes, folder, coco"),
         ("nowhere", "not found: give shapes-1"),
         ("coco:{root}?spilt=train2014", "coco has no option 'spilt' (did you mean split?); it takes split"),
-        ("folder:{root}?split=train", "folder has no option 'split'; it takes none"),
+        ("folder:{root}?split=train", "folder has no option 'split'; it takes caption"),
         ("shapes-2?size=3", "shapes has no option 'size'; it takes none"),
         ("vg:{root}?regions=corp", "option regions must be one of concat, crop (did you mean crop?)"),
         ("vg:{root}?min_side=-3", "option min_side must be a whole number, got '-3'"),
@@ -541,13 +541,13 @@ def broken_trees(tmp: Path) -> list[tuple[str, str]]:
 
     captions = "annotations/captions_train2017.json"
     tree("coco-wrong", layouts.flowers, lambda r: 0, "no captions: looked for annotations/captions_train2017.json or")
-    tree("coco-no-pictures", layouts.coco, drop("train2017/*"), "names 24 pictures and none is there: looked for '0000")
+    tree("coco-no-pictures", layouts.coco, drop("train2017/*"), "names 24 images and none is there: looked for '0000")
     tree("coco-cut", layouts.coco, rewrite(captions, lambda t: t[:-9]), "is not whole JSON (")
     tree("coco-other", layouts.coco, rewrite(captions, lambda t: "[]"), "no images with file_name, and annotations")
     tree("coco-latin", layouts.coco, rewrite(captions, lambda t: t.replace("A red", "À red"), "latin-1"),
          "captions_train2017.json line 1 is not UTF-8 (byte 0xc0)")  # fmt: skip
     tree("coco-mute", layouts.coco, rewrite(captions, lambda t: json.dumps(json.loads(t) | {"annotations": []})),
-         "has no caption for the 24 pictures of split train")  # fmt: skip
+         "has no caption for the 24 images of split train")  # fmt: skip
     tree(
         "flickr8k-wrong",
         layouts.coco,
@@ -578,12 +578,12 @@ def broken_trees(tmp: Path) -> list[tuple[str, str]]:
         lambda r: tarfile.open(r / "00001.tar", "w").close(),
         "shard {root}/00001.tar is empty",
     )
-    tree("shards-zero", layouts.shards, lambda r: (r / "00000.tar").write_bytes(b""), "00000.tar is no tar file (")
+    tree("shards-zero", layouts.shards, lambda r: (r / "00000.tar").write_bytes(b""), "00000.tar is not a tar file (")
     tree(
         "shards-noise",
         layouts.shards,
         lambda r: (r / "00000.tar").write_bytes(b"hello" * 999),
-        "00000.tar is no tar file (",
+        "00000.tar is not a tar file (",
     )
     tree("shards-packed", layouts.shards, lambda r: (r / "00000.tar").write_bytes(b"\x1f\x8b\x08" + b"x" * 999),
          "is packed, and cannot be read at any place; unpack it first: gunzip FILE")  # fmt: skip
@@ -592,7 +592,7 @@ def broken_trees(tmp: Path) -> list[tuple[str, str]]:
         with tarfile.open(root / "00000.tar", "a") as tar:
             layouts.add(tar, "000000003.png", b"x")
 
-    tree("shards-twice", layouts.shards, twice, "two pictures with the key '000000003', .jpg and .png; rename one")
+    tree("shards-twice", layouts.shards, twice, "two images with the key '000000003', .jpg and .png; rename one")
     tree("shards-beside", lambda r: layouts.shards(r, in_tar=False), lambda r: (r / "00000.parquet").write_bytes(b"x" * 99),
          "00000.parquet is not a parquet file")  # fmt: skip
     tree("parquet-noise", layouts.parquet, lambda r: (r / "data" / "train-00000-of-00002.parquet").write_bytes(b"PAR1" * 9),

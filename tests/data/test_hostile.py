@@ -59,7 +59,7 @@ def test_odd_captions_are_cleaned_left_out_or_named(kind: int, folder: Path) -> 
             assert "b.txt line" in str(error) and "not UTF-8" in str(error)
             return
     if len(data) == 1:
-        assert "no caption" in str(caught[0].message) and "train/b.png" in str(caught[0].message)
+        assert "without a caption" in str(caught[0].message) and "train/b.png" in str(caught[0].message)
     for caption in data.captions[-1]:
         assert caption and len(caption) <= 4096 and caption.encode() and "\0" not in caption
 

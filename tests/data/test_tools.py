@@ -19,7 +19,7 @@ from t2i.data.caption_checks import may_flip, warn_of_crops
 from t2i.data.captions import script_of
 from t2i.data.tools.check import check
 from t2i.data.tools.pack import pack
-from t2i.data.tools.rewrite import Rules, filter_captions, open_splits, split_pictures
+from t2i.data.tools.rewrite import Rules, filter_captions, open_splits, split_images
 from t2i.data.verified_index import Index, Verified
 from t2i.errors import InputError
 
@@ -79,14 +79,14 @@ def test_the_command_reports_keeps_and_draws(folder: Path, tmp_path: Path, capsy
     assert main(["data", "check", str(folder), "--sheet", str(tmp_path / "sheet.png")]) == 0
     out = capsys.readouterr().out
     for part in (
-        "pictures             13, usable 12",
+        "images               13, usable 12",
         "train 11, val 1",
         "LATIN 12, CYRILLIC 1",
         "CMYK 1",
         "train/bad.png: not a PNG",
-        "groups of equal picture files: 1\n    train/0.png, val/copy.png",
+        "groups of equal image files: 1\n    train/0.png, val/copy.png",
         "groups of different files that look the same: 1\n    train/1.png, train/smaller.jpg",
-        "groups of equal picture files in several splits: 1",
+        "groups of equal image files in several splits: 1",
     ):
         assert part in out, part
     sheet = Image.open(tmp_path / "sheet.png")
@@ -119,10 +119,10 @@ def test_a_killed_check_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     child = os.fork()
     if child == 0:
 
-        def die_at_the_last(path: Path) -> Verified:
+        def die_at_the_last(path: Path, before: Verified | None = None) -> Verified:
             if path.name == "11.png":
                 os.kill(os.getpid(), signal.SIGKILL)
-            return real(path)
+            return real(path, before)
 
         monkeypatch.setattr(verify, "_verify_file", die_at_the_last)
         monkeypatch.setattr(verify, "_AT_ONCE", 4)
@@ -132,7 +132,7 @@ def test_a_killed_check_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     decoded: list[str] = []
-    monkeypatch.setattr(verify, "_verify_file", lambda path: decoded.append(path.name) or real(path))
+    monkeypatch.setattr(verify, "_verify_file", lambda path, before=None: decoded.append(path.name) or real(path))
     assert check(folder).images == 12 and 0 < len(decoded) <= 4
     decoded.clear()
     assert check(folder).images == 12 and decoded == []
@@ -151,7 +151,7 @@ def test_shards_are_checked_and_training_leaves_out_what_is_broken(folder: Path,
     in_the_past(folder)
     report = check(address)
     assert report.images == 6 and [name[-1] for name, _ in report.broken] == ["3"]
-    with pytest.warns(UserWarning, match="1 pictures are broken and left out"):
+    with pytest.warns(UserWarning, match="left out 1 image that its check found broken"):
         splits = open_splits(address)
     assert sum(map(len, splits.values())) == 5
     again = check(address)
@@ -164,7 +164,7 @@ def test_drawn_data_can_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         "t2i.data.tools.check.open_dataset", lambda address, split, view: real(address, split, View(64, limit=30))
     )
     report = check("shapes-1")
-    assert report.splits == {"train": 30, "val": 30, "heldout": 30} and report.formats == {"drawn": 90}
+    assert report.splits == {"train": 30, "val": 30, "heldout": 30} and report.formats == {"rendered": 90}
 
 
 # ---- filter and split --------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_filters_of_captions(folder: Path, tmp_path: Path) -> None:
     before = contents(folder)
     rules = Rules(min_words=2, max_words=4, unique=True, allow=("dog", "catalogue"), deny=("runs",))
     done = filter_captions(f"folder:{folder}", tmp_path / "out", rules)
-    assert done.pictures == {"train": 2}
+    assert done.images == {"train": 2}
     assert done.left_out == {
         "captions too short": 1,
         "captions too long": 1,
@@ -217,8 +217,8 @@ def test_equal_files_come_into_one_split_and_new_ones_move_none(folder: Path, tm
         put(folder / f"{key:02d}.png", [f"caption {key}"], key % 40)
 
     def drawn(out: str, seed: int = 0) -> dict[bytes, set[str]]:
-        done = split_pictures(f"folder:{folder}", tmp_path / out, {"train": 0.6, "val": 0.4}, seed)
-        assert sum(done.pictures.values()) == len(list(folder.glob("*.png")))
+        done = split_images(f"folder:{folder}", tmp_path / out, {"train": 0.6, "val": 0.4}, seed)
+        assert sum(done.images.values()) == len(list(folder.glob("*.png")))
         where: dict[bytes, set[str]] = {}
         for split in ("train", "val"):
             for path in (tmp_path / out / split).glob("*.png"):
@@ -231,9 +231,9 @@ def test_equal_files_come_into_one_split_and_new_ones_move_none(folder: Path, tm
     put(folder / "new.png", ["new"], 99)
     assert first.items() <= drawn("two").items()
     with pytest.raises(InputError, match="must add up to 1, got train 0.5, val 0.1"):
-        split_pictures(f"folder:{folder}", tmp_path / "x", {"train": 0.5, "val": 0.1})
-    with pytest.raises(InputError, match="drawn and lies in no file"):
-        split_pictures("shapes-1", tmp_path / "x", {"train": 1.0})
+        split_images(f"folder:{folder}", tmp_path / "x", {"train": 0.5, "val": 0.1})
+    with pytest.raises(InputError, match="rendered and has no files"):
+        split_images("shapes-1", tmp_path / "x", {"train": 1.0})
 
 
 # ---- pack --------------------------------------------------------------------------------------------------------------
@@ -249,17 +249,17 @@ def test_shards_hold_what_the_folder_holds(folder: Path, tmp_path: Path) -> None
     put(folder / "val/v.jpg", ["small"], 50, width=20, height=10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        done = packed(folder, tmp_path / "shards", size=20, suffix="png", pictures=3)
-    assert (done.shards, done.pictures, done.broken) == (4, 8, [])  # type: ignore[attr-defined]
+        done = packed(folder, tmp_path / "shards", size=20, suffix="png", per_shard=3)
+    assert (done.shards, done.images, done.broken) == (4, 8, [])  # type: ignore[attr-defined]
     data = open_dataset(f"shards:{tmp_path / 'shards'}", "train", View(16))
     whole = open_dataset(str(folder), "train", View(16))
     assert sorted(map(tuple, data.captions)) == sorted(map(tuple, whole.captions))
-    picture = data.picture(0, full=True)  # type: ignore[attr-defined]
+    picture = data.image(0, full=True)  # type: ignore[attr-defined]
     assert picture.size == (40, 20)
     own = next(i for i, captions in enumerate(whole.captions) if captions[0] == data.captions[0][0])
     assert np.abs(data.images([0]).astype(int) - whole.images([own])).mean() < 3
     small = open_dataset(f"shards:{tmp_path / 'shards'}", "val", View(16))
-    assert small.picture(0, full=True).size == (20, 10)  # type: ignore[attr-defined]
+    assert small.image(0, full=True).size == (20, 10)  # type: ignore[attr-defined]
     with tarfile.open(tmp_path / "shards/train-00000.tar") as tar:
         names = tar.getnames()
         assert names[:3] == ["000000000.png", "000000000.txt", "000000000.json"] and len(names) == 9
@@ -269,7 +269,7 @@ def test_shards_hold_what_the_folder_holds(folder: Path, tmp_path: Path) -> None
 def test_the_same_bytes_again_and_after_a_stop(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in range(9):
         put(folder / f"train/{key}.png", [f"caption {key}"], key)
-    packed(folder, tmp_path / "one", size=16, pictures=4)
+    packed(folder, tmp_path / "one", size=16, per_shard=4)
     shards = [0]
 
     def stop(done: int, total: int) -> None:
@@ -278,15 +278,15 @@ def test_the_same_bytes_again_and_after_a_stop(folder: Path, tmp_path: Path, mon
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        packed(folder, tmp_path / "two", size=16, pictures=4, on_progress=stop)
+        packed(folder, tmp_path / "two", size=16, per_shard=4, on_progress=stop)
     assert len(list((tmp_path / "two").glob("*.tar"))) == 2
     (tmp_path / "two/train-00001.parquet").unlink()  # as if killed between tar and table
     (tmp_path / "two/.train-00001.tar.1-1.tmp").write_bytes(b"half")
-    done = packed(folder, tmp_path / "two", size=16, pictures=4)
-    assert (done.pictures, done.before) == (5, 4)  # type: ignore[attr-defined]
+    done = packed(folder, tmp_path / "two", size=16, per_shard=4)
+    assert (done.images, done.before) == (5, 4)  # type: ignore[attr-defined]
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     with pytest.raises(InputError, match="shards of other data or settings"):
-        packed(folder, tmp_path / "two", size=32, pictures=4)
+        packed(folder, tmp_path / "two", size=32, per_shard=4)
     with pytest.raises(InputError, match="holds files"):
         packed(folder, folder)
 
@@ -297,7 +297,7 @@ def test_files_stay_as_they_are_where_asked_and_broken_ones_are_named(folder: Pa
     splits = open_splits(f"folder:{folder}")
     (folder / "train/2.jpg").write_bytes(b"junk")
     done = pack(splits, tmp_path / "out", size=None)
-    assert done.pictures == 3 and [name for name, _ in done.broken] == ["train/2.jpg"]
+    assert done.images == 3 and [name for name, _ in done.broken] == ["train/2.jpg"]
     with tarfile.open(tmp_path / "out/train-00000.tar") as tar:
         pictures = {tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")}  # type: ignore[union-attr]
     assert pictures == {(folder / f"train/{key}.jpg").read_bytes() for key in (0, 1, 3)}

@@ -18,7 +18,7 @@ from t2i.metrics.neighbours import PRDC, memorised, nearest, prdc, radii
 from t2i.metrics.retrieval import r_precision, retrieval
 from t2i.metrics.score import FID_INCEPTION_DIGEST, Protocol, score_name
 from t2i.scoring.options import Options
-from t2i.scoring.selection import Metric, Named, choose_metrics
+from t2i.scoring.selection import Metric, choose_metrics
 
 N, M, D = 220, 140, 12
 BASE = Protocol("", 0, None, None, M, N, "shapes-2", "cd" * 32, "val", None, None, 32, 0, run="11", checkpoint="22")
@@ -243,8 +243,8 @@ class Fake:
 
     dim, resize = D, "clean"
 
-    def __init__(self, name: str, digest: str, classes: Any = None) -> None:
-        self.name, self._digest, self.classes = name, digest, classes
+    def __init__(self, name: str, digest: str, classes: Any = None, clip_name: str | None = None) -> None:
+        self.name, self._digest, self.classes, self.clip_name = name, digest, classes, clip_name
 
     def digest(self) -> str:
         return self._digest
@@ -253,9 +253,9 @@ class Fake:
         raise AssertionError("nothing is seen here")
 
 
-INCEPTION = Named(Fake("inception", FID_INCEPTION_DIGEST, np.ones((3, D))), "inception", None)  # type: ignore[arg-type]
-SHAPES = Named(Fake("shapes", "ab" * 32), "shapes", "aligned")  # type: ignore[arg-type]
-DINO = Named(Fake("dinov2-vit-l-14-aa", "aa" * 32), "dinov2-vit-l-14-aa", None)  # type: ignore[arg-type]
+INCEPTION = Fake("inception", FID_INCEPTION_DIGEST, np.ones((3, D)))
+SHAPES = Fake("shapes", "ab" * 32, clip_name="aligned")
+DINO = Fake("dinov2-vit-l-14-aa", "aa" * 32)
 
 
 def names(metrics: list[Metric]) -> list[str]:
@@ -283,12 +283,12 @@ def test_the_usual_metrics_and_those_by_name() -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ("fid", "metric 'fid' is unknown here (it needs Inception weights)"),
-        ("inception-score", "it needs Inception weights"),
+        ("fid", "metric 'fid' is unknown here (it needs --inception)"),
+        ("inception-score", "it needs --inception"),
         ("memorisation", "metric memorisation is not to be had: a folder"),
         ("memorisation-shapes", "is not to be had: a folder"),
-        ("fd-dinov2", "it needs a DINOv2 folder"),
-        ("clip-vit-b-32", "it needs a CLIP folder"),
+        ("fd-dinov2", "it needs --dinov2"),
+        ("clip-vit-b-32", "it needs --clip"),
         ("presision", "did you mean precision?"),
     ],
 )
@@ -362,11 +362,14 @@ def test_dinov2_features_are_the_class_token_of_squashed_pictures(tmp_path: Path
     assert np.abs(open_extractor(f"dinov2:{folder}", "torch").features(tall) - extractor.features(tall)).max() > 1e-4
 
 
-@pytest.mark.parametrize("address", ["dinov2:{}/none", "dinov2:{}", "clip:{}"])
-def test_wrong_folders_are_refused_in_one_line(address: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("dinov2:{}/none", "none does not exist"), ("dinov2:{}", "has no config.json"), ("clip:{}", "has no config.json")],
+)
+def test_wrong_folders_are_refused_in_one_line(address: str, message: str, tmp_path: Path) -> None:
     from t2i.extractors import open_extractor
 
-    with pytest.raises(InputError, match="has no config.json") as error:
+    with pytest.raises(InputError, match=message) as error:
         open_extractor(address.format(tmp_path))
     assert "\n" not in str(error.value)
 
@@ -389,6 +392,6 @@ def test_models_of_the_hub_are_read_from_where_they_were_downloaded(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert open_extractor("dinov2:facebook/dinov2-tiny").digest() == open_extractor(f"dinov2:{folder}").digest()
-    with pytest.raises(InputError, match="no folder facebook/none, and the hub gave no such model"):
+    with pytest.raises(InputError, match="facebook/none: no such folder, and the hub gave no such model"):
         open_extractor("dinov2:facebook/none")
     assert asked == ["facebook/dinov2-tiny", "facebook/none"]

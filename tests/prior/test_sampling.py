@@ -14,7 +14,7 @@ from builders.tiny_run import CAPTIONS, make_run
 from t2i import checkpoint, images
 from t2i.cli import app
 from t2i.errors import InputError
-from t2i.extractors.aligned import open_scorer
+from t2i.extractors import open_extractor
 from t2i.pipeline import TextToImagePipeline
 from t2i.sampling.inpainting import _box, below, touched
 from t2i.sampling.reranking import BestOf, candidate_seed
@@ -350,7 +350,7 @@ def test_who_chooses_after_having_taught_is_named(t2i, runs):
     state, manifest = checkpoint.load(path)
     shutil.rmtree(path)
     plain = {key: value for key, value in manifest.items() if key not in ("schema", "step", "files", "sha256")}
-    plain["guide_digest"] = open_scorer().digest()
+    plain["guide_digest"] = open_extractor("embedded").digest()
     plain["config"]["data"]["address"] = "folder:photos"
     checkpoint.save(taught / "checkpoints", manifest["step"], state, plain)
     status, _, err = t2i("sample", taught, PROMPT, "--best-of", 2, "--out", "a")

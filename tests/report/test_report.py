@@ -636,7 +636,7 @@ def test_runs_draw_what_eval_score_scored_and_its_scores_choose(tmp_path, page):
     assert [one.score for one in best.best] == pytest.approx(values[:-7:-1].tolist())
     assert [one.score for one in best.worst] == pytest.approx(values[:6].tolist())
     again = gallery._fit(
-        gallery.open_reranker(), [one.image for one in best.worst], [one.caption for one in best.worst]
+        gallery.open_image_text(None), [one.image for one in best.worst], [one.caption for one in best.worst]
     )
     assert again.tolist() == pytest.approx([one.score for one in best.worst], abs=0.01), "the very pictures"
     # of other weights than were scored, those that are drawn now are chosen among

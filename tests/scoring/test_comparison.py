@@ -188,12 +188,12 @@ def test_a_protocol_by_name(t2i: Command, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_protocols_name_what_there_is() -> None:
     from t2i.data import DATASETS
+    from t2i.extractors import EXTRACTORS
     from t2i.metrics import METRICS
-    from t2i.scoring.selection import FILES
 
     for name, protocol in PROTOCOLS.items():
         assert protocol.kind is None or protocol.kind in DATASETS
-        assert set(protocol.files) <= set(FILES)
+        assert set(protocol.files) <= set(EXTRACTORS)
         for metric in protocol.metrics:
             assert any(metric == known or metric.startswith(f"{known}-") for known in METRICS), (name, metric)
 

@@ -178,7 +178,7 @@ def test_a_reference_of_another_extractor_says_so(t2i: Command, tmp_path: Path, 
 
 
 def embedded_digest() -> str:
-    return scorer_module.open_scorer().digest()
+    return scorer_module.open_embedded().digest()
 
 
 # ---------------------------------------------------------------- features: moments, files, a kill, several processes
@@ -401,7 +401,7 @@ def hostile(path: Path, real: Path, kind: str) -> None:
         ("absolute", "holds 1 names that leave the folder"),
         ("cut", "damaged places, after which nothing is read"),
         ("broken", "broken b: "),
-        ("text", "is no tar file"),
+        ("text", "is not a tar file"),
         ("gzip", "is packed"),
         ("none", "cannot read"),
     ],

@@ -22,7 +22,7 @@ from t2i.data.shapes.oracle import ATTRIBUTES
 from t2i.data.shapes.scenes import has_heldout_pair, has_heldout_relation
 from t2i.data.tools.export import export
 from t2i.extractors import aligned as scorer_module
-from t2i.extractors.aligned import open_scorer
+from t2i.extractors import open_image_text
 from t2i.metrics.faithfulness import ASPECTS
 from t2i.metrics.score import read_scores
 from t2i.pipeline import TextToImagePipeline
@@ -150,7 +150,7 @@ def test_features_of_a_folder_stay_in_the_order_of_its_pictures(real: Path, tmp_
     found = values(score_pictures(str(mixed), str(real)))
     assert found["faithfulness-strict"].value > 0.98
     assert found["faithfulness-strict"].protocol.resolution is None
-    scorer = open_scorer()
+    scorer = open_image_text(None)
     seen = look(folder_pictures(str(mixed), 20), "mixed", [Eye(scorer)], oracle=False, tick=silent)
     paths = [sorted(mixed.glob("*.png"))[row] for row in sorted(seeding.permutation(0, 0, 120)[:20])]
     alone = [scorer.features(np.asarray(Image.open(path))[None])[0] for path in paths]
@@ -253,7 +253,7 @@ def test_the_scorer_may_not_have_taken_part_in_the_training(command: Command, em
     run = save_run(tmp_path / "shorter", {"text": {"encoder": "aligned", "path": str(other), "max_tokens": 9}})
     status, _, err = command(run, "-n", "20", "--split", "heldout", "--scorer", other)
     assert status == 2 and f"fid-align-{digest[:8]} cannot score this run: it was its text encoder" in err
-    assert open_scorer(scorer_module.scorer_dir()).name == "shapes"
+    assert open_image_text(scorer_module.scorer_dir()).name == "shapes"
 
 
 def test_captions_outside_the_grammar_leave_faithfulness_out(command: Command, real: Path, tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_the_name_fid_is_for_the_inception_of_2015(command: Command, real: Path,
         ("RUN -n 1", "score at least 2"),
         ("RUN --data REAL --split val -n 100000", "ask for at most"),
         ("RUN --metrics fid-shape", "did you mean fid-shapes?"),
-        ("RUN --metrics fid-clip", "it needs a CLIP folder"),
+        ("RUN --metrics fid-clip", "it needs --clip"),
         ("RUN --metrics ,", "no metric is named"),
         ("RUN --guidance -1", "guidance must be a number from 0 on"),
         ("RUN --inception notes.txt", "notes.txt"),
@@ -341,7 +341,7 @@ def test_the_name_fid_is_for_the_inception_of_2015(command: Command, real: Path,
         ("RUN --out nowhere/o.json", "there is no folder nowhere"),
         ("RUN --out empty", "is a folder"),
         ("empty --against REAL", "no pictures"),
-        ("REAL --against empty", "no pictures"),
+        ("REAL --against empty", "no images"),
         ("REAL --against nowhere", "'nowhere' not found"),
         ("REAL --against REAL -n 121", "ask for at most 120"),
         ("REAL --against REAL --data shapes-2", "--data shapes-2 does nothing with --against"),

@@ -369,12 +369,12 @@ def test_damaged_and_incomplete_weights(folders, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("transformer.h.1.mlp.c_fc.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    raises_one_line(config, str(tmp_path), "lack 1 tensors", "h.1.mlp.c_fc.weight")
+    raises_one_line(config, str(tmp_path), "lacks 1 of the model's tensors", "h.1.mlp.c_fc.weight")
     data = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(data[: len(data) // 2])
     raises_one_line(config, str(tmp_path), "damaged")
     (tmp_path / "config.json").write_text("{")
-    raises_one_line(config, str(tmp_path), "damaged")
+    raises_one_line(config, str(tmp_path), "config.json is not whole JSON")
 
 
 @pytest.mark.parametrize("name", PRETRAINED)

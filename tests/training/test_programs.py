@@ -266,16 +266,88 @@ def test_what_stood_in_the_folder_stays_and_the_corrected_command_goes_through(t
     assert {p.name for p in run.iterdir()} == kept and (run / "notes.txt").read_text() == "mine"
 
 
-def test_settings_that_play_no_part_are_named() -> None:
-    from t2i.cgan.config import Config, without_effect
+# ---- what decides a run ---------------------------------------------------------------------------------------------
 
-    def named(values: dict) -> list[str]:
-        return [line.split()[0] for line in without_effect(Config.model_validate(values))]
 
-    assert named({}) == []
-    hinge = {"kind": "hinge", "penalty_fraction": 0.25, "gamma": 0.5, "ma_gp_weight": 1.0, "candidates": 2}
-    assert named({"loss": hinge}) == ["loss.penalty_fraction", "loss.gamma", "loss.candidates"]
-    exact = {"penalty": "autograd", "penalty_sigma": 0.1, "ma_gp_weight": 1.0, "reconstruction": 1.0, "candidates": 2}
-    assert named({"loss": exact}) == ["loss.ma_gp_weight", "loss.penalty_sigma"]
-    assert named({"guidance": {"path": "runs/align", "weight": 0.1}}) == ["guidance.path", "guidance.weight"]
-    assert named({"guidance": {"encoder": "aligned", "path": "runs/align", "weight": 0.1}}) == []
+def own_folder(root: Path, count: int = 40) -> Path:
+    root.mkdir()
+    colors = np.random.default_rng(1).integers(0, 255, (count, 3), np.uint8)
+    rows = []
+    for i, color in enumerate(colors):
+        Image.fromarray(np.broadcast_to(color, (16, 16, 3)).copy()).save(root / f"{i:03d}.png")
+        rows.append(json.dumps({"file_name": f"{i:03d}.png", "text": f"a thing of kind {i % 7}"}))
+    (root / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def refused(words: list[str], capsys) -> str:
+    capsys.readouterr()
+    assert app.main(words) == 2
+    shown = capsys.readouterr().err
+    assert "error:" in shown and "Traceback" not in shown
+    return shown
+
+
+def test_a_changed_encoder_or_tokenizer_is_refused_on_resume_and_left_as_it_is(tmp_path: Path, capsys) -> None:
+    gan, prior = tmp_path / "gan", tmp_path / "prior"
+    assert app.main(command("cgan", gan, "max_train_steps=1")) == 0
+    encoder = gan / "text" / "encoder.json"
+    whole = encoder.read_text()
+    encoder.write_text(whole.replace('"a"', '"an"', 1).replace("circle", "circel", 1))
+    assert encoder.read_text() != whole
+    changed = encoder.read_bytes()
+    assert "the text encoder in" in refused(command("cgan", gan, "max_train_steps=2"), capsys)
+    assert encoder.read_bytes() == changed
+    encoder.write_text(whole)
+    assert app.main(command("cgan", gan, "max_train_steps=2")) == 0
+
+    assert app.main(command("prior", prior, "max_train_steps=1")) == 0
+    weights = prior / "tokenizer" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-2] ^= 1
+    weights.write_bytes(data)
+    assert "the tokenizer in" in refused(command("prior", prior, "max_train_steps=2"), capsys)
+    assert weights.read_bytes() == data
+    # the folder alone is made again from where it came from
+    for path in (prior / "tokenizer").iterdir():
+        path.unlink()
+    (prior / "tokenizer").rmdir()
+    assert app.main(command("prior", prior, "max_train_steps=2")) == 0
+
+
+def test_an_aligner_keeps_its_vocabulary_when_its_data_has_changed(tmp_path: Path, capsys) -> None:
+    data, run = own_folder(tmp_path / "data"), tmp_path / "run"
+    words = [*command("align", run, "max_train_steps=1"), "--data", str(data)]
+    assert app.main(words) == 0
+    kept = (run / "tokenizer.json").read_bytes()
+    metadata = data / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("thing", "zebra crossing"))
+    longer = [*command("align", run, "max_train_steps=2"), "--data", str(data)]
+    assert "other captions" in refused(longer, capsys) and (run / "tokenizer.json").read_bytes() == kept
+    metadata.write_text(metadata.read_text().replace("zebra crossing", "thing"))
+    (run / "tokenizer.json").write_bytes(kept.replace(b"thing", b"thong"))
+    if b"thing" in kept:
+        assert "the vocabulary in" in refused(longer, capsys)
+    (run / "tokenizer.json").unlink()
+    assert app.main(longer) == 0 and (run / "tokenizer.json").read_bytes() == kept
+
+
+def test_a_path_may_be_spelled_otherwise_while_its_contents_are_the_same(tmp_path: Path, capsys, monkeypatch) -> None:
+    data, run = own_folder(tmp_path / "data"), tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    spellings = ["data", "./data", "data/", str(data), f"folder:{data}"]
+    for step, spelling in enumerate(spellings, 1):
+        assert app.main([*command("cgan", run, f"max_train_steps={step}"), "--data", spelling]) == 0, spelling
+    data.rename(tmp_path / "moved")
+    assert app.main([*command("cgan", run, "max_train_steps=6"), "--data", "moved"]) == 0
+    other = own_folder(tmp_path / "other", 20)
+    assert "images, now" in refused([*command("cgan", run, "max_train_steps=7"), "--data", str(other)], capsys)
+    moved = tmp_path / "tokenizer"
+    assert app.main(command("vqvae", moved, "max_train_steps=2")) == 0
+    run = tmp_path / "prior"
+    named = "tokenizer.path={}"
+    assert app.main(command("prior", run, "max_train_steps=1", named.format(moved))) == 0
+    moved.rename(tmp_path / "there")
+    assert app.main(command("prior", run, "max_train_steps=2", named.format(tmp_path / "there"))) == 0
+    said = refused(command("prior", run, "max_train_steps=3", named.format(TOKENIZER[0])), capsys)
+    assert "the tokenizer is not what run" in said

@@ -96,7 +96,9 @@ def test_a_collapsed_codebook_ends_the_run(tmp_path: Path, capsys, monkeypatch) 
 @pytest.mark.parametrize(
     ("sets", "words"),
     [
-        (["quantizer.codebook_size=2000"], "more than the 1024 tokens of all 64 training pictures"),
+        (["quantizer.codebook_size=2000"], "more than the 1024 tokens of all 64 training images"),
+        (["quantizer={kind: scalar, levels: [16, 16, 8]}"], "2048 codes, is more than the 1024 tokens"),
+        (["quantizer.kind=scalar"], "quantizer.codebook_size: has no effect on scalar"),
         (["autoencoder.grid=32"], "data.resolution 16 must be autoencoder.grid 32"),
         (["loss.lpips=1"], "loss.lpips needs loss.lpips_path"),
         (["loss.lpips=1", "loss.lpips_path=/nowhere/vgg.pth"], "/nowhere/vgg.pth not found"),

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from builders import forks
+from builders.quantizers import settings_of
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
 from t2i.images import to_model
 from t2i.vqvae import losses
 from t2i.vqvae.autoencoder import Autoencoder, make_quantizer
 from t2i.vqvae.codebook_use import PATIENCE, CodeUse
-from t2i.vqvae.config import Config, DiscriminatorConfig, LossConfig, QuantizerConfig
+from t2i.vqvae.config import Config, DiscriminatorConfig, LossConfig, VectorConfig
 from t2i.vqvae.discriminator import PatchDiscriminator
 from t2i.vqvae.quantizers import QUANTIZERS
 from t2i.vqvae.quantizers.contract import nearest
@@ -25,9 +26,10 @@ from t2i.vqvae.quantizers.vector import Codebook, VectorQuantizer
 
 
 def tiny(**changes) -> Config:
+    wanted = {"kind": "vector", "codebook_size": 32, "dim": 4, "levels": [4, 3, 5], "warmup_steps": 0}
     base = {
         "autoencoder": {"width": 16, "width_limit": 32},
-        "quantizer": {"codebook_size": 32, "dim": 4, "levels": [4, 3, 5], "warmup_steps": 0},
+        "quantizer": settings_of(**(wanted | changes.pop("quantizer", {}))),
     }
     for key, value in changes.items():
         base[key] = base.get(key, {}) | value if isinstance(value, dict) else value
@@ -149,7 +151,7 @@ def test_each_depth_of_the_residual_comes_closer() -> None:
 def book(**changes) -> Codebook:
     torch.manual_seed(0)
     config = {"codebook_size": 16, "dim": 4, "warmup_steps": 0, "revive_below": 0.0} | changes
-    return Codebook(QuantizerConfig.model_validate(config), unit=False)
+    return Codebook(VectorConfig.model_validate(config), unit=False)
 
 
 def test_averages_follow_the_closed_form() -> None:
@@ -300,7 +302,7 @@ def test_strides_that_do_not_divide_are_refused() -> None:
         with pytest.raises(ValidationError, match="data.resolution .* times a power of two; change one of them"):
             tiny(**changes)
     with pytest.raises(ValidationError, match="levels must each be at least 2"):
-        tiny(quantizer={"levels": [8, 1]})
+        tiny(quantizer={"kind": "scalar", "levels": [8, 1]})
 
 
 # ---- losses ---------------------------------------------------------------------------------------------------------

@@ -1,42 +1,43 @@
-"""What lies in a folder of captioned pictures: names, captions and splits, with nothing decoded.
+"""Names, captions and splits of a folder of captioned images; nothing is decoded.
 
 docs/data.md describes the layouts that are read.
 """
 
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from t2i import images
+from t2i.data.cached import Stamp, stamp_of
+from t2i.data.captions import clean_caption
 from t2i.data.folders.metadata import METADATA_NAMES, read_metadata, read_txt
-from t2i.data.splits import VAL_SHARE, draw_splits, split_folder
+from t2i.data.splits import SPLIT_FOLDERS, VAL_SHARE, assign_splits, split_folder
 from t2i.errors import InputError
 from t2i.files import walk
 from t2i.names import shown, some
 
-OTHER_PICTURES = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".svg", ".jp2", ".psd", ".tga", ".ppm")
-
-
-_NO_CAPTIONS = ("readme", "license", "licence", "classes")  # .txt files that caption no picture
+CLASS = "{class}"
+_NO_CAPTIONS = ("readme", "license", "licence", "classes")  # .txt files that caption no image
 
 
 @dataclass
 class FolderIndex:
-    """The pictures of a folder and their captions. An id is the picture's path below the root, with `/`, in NFC."""
+    """The images of a folder and their captions. An id is the image's path below the root, with `/`, in NFC."""
 
     root: Path
     files: dict[str, str] = field(default_factory=dict)  # id -> path below root as the disk spells it, sorted by id
     captions: dict[str, tuple[str, ...]] = field(default_factory=dict)  # id -> its captions, at least one
-    missing: list[str] = field(default_factory=list)  # pictures that captions speak of and that are not there
+    missing: list[str] = field(default_factory=list)  # images that captions name and that are absent
     problems: list[str] = field(default_factory=list)  # captions files that cannot be read, a full sentence each
-    unsupported: list[str] = field(default_factory=list)  # pictures in formats that are not read
+    unsupported: list[str] = field(default_factory=list)  # images in formats that are not read
     others: list[str] = field(default_factory=list)  # all other files
+    sources: list[str] = field(default_factory=list)  # the captions files but .txt
+    stamps: dict[str, Stamp] = field(default_factory=dict)  # of all folders and captions files, taken before reading
     kind: str = "folder"  # of its address
-    parts: Mapping[str, str | None] | None = (
-        None  # id -> split, where the data set itself says so; None: by folder or drawn
-    )
+    # id -> split where the data set itself says so; None: by folder, or drawn
+    parts: Mapping[str, str | None] | None = None
     drawn_val: bool = False  # of `parts`: no split is for validation, so a share of train is drawn
 
     @property
@@ -45,7 +46,7 @@ class FolderIndex:
         return self.parts is None and not any(split_folder(name) for name in self.files)
 
     def splits(self, ids: Sequence[str], seed: int) -> list[str | None]:
-        """The split of each id; None for a picture outside the split folders.
+        """Returns the split of each id; None for an image outside the split folders.
 
         The seeded split of an id depends on the id and the seed alone, so that new files move no others.
         """
@@ -53,107 +54,157 @@ class FolderIndex:
             own = [self.parts.get(name) for name in ids]
             if not self.drawn_val:
                 return own
-            drawn = draw_splits(ids, seed, {"train": 1 - VAL_SHARE, "val": VAL_SHARE})
+            drawn = assign_splits(ids, seed, {"train": 1 - VAL_SHARE, "val": VAL_SHARE})
             return [new if part == "train" else part for part, new in zip(own, drawn, strict=True)]
         if not self.seeded:
             return [split_folder(name) for name in ids]
-        return list(draw_splits(ids, seed))
+        return list(assign_splits(ids, seed))
 
 
-def index_folder(path: str | Path) -> FolderIndex:
-    """Lists the pictures and reads the captions of a folder and all below it. Hidden files and folders are passed over.
+def index_folder(path: str | Path, template: str = "") -> FolderIndex:
+    """Lists the images and reads the captions of a folder and all below it. Hidden files and folders are passed over.
+
+    Args:
+        template: the caption of images without one; `{class}` in it becomes the name of the image's folder.
 
     Raises:
-        InputError: there is no such folder, it cannot be listed, or no picture is in it.
+        InputError: there is no such folder, it cannot be listed, or no image is in it.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "not found"
-        raise InputError(f"data folder '{shown(path)}' {what}; name an existing folder of captioned pictures")
+        raise InputError(f"data folder '{shown(path)}' {what}; name an existing folder of captioned images")
+    if template and CLASS not in template:
+        raise InputError(f"caption={template!r} must hold {CLASS}, as in caption=a photo of a {CLASS}")
     index = FolderIndex(root)
-    listed = sorted(walk(root))
-    _sort_out(index, listed)
+    texts = _sort_out(index)
     if not index.files:
         hint = "name the folder that holds them"
         if index.unsupported:
             hint = f"convert {some(index.unsupported)} to PNG or JPEG"
         kinds = " ".join(images.SUFFIXES)
-        raise InputError(f"no pictures ({kinds}) among the {len(listed):,} files in {shown(root)} and below; {hint}")
-    _gather_captions(index, listed)
+        count = len(index.unsupported) + len(index.others) + len(index.sources) + len(texts)
+        raise InputError(f"no images ({kinds}) among the {count:,} files in {shown(root)} and below; {hint}")
+    _gather_captions(index, texts, template)
     return index
 
 
-def holds_pictures(root: Path) -> bool:
-    """Whether a file there or below has the name of a picture."""
+def holds_images(root: Path) -> bool:
+    """Returns True if a file in the folder or below has the name of an image."""
     return any(name.lower().endswith(images.SUFFIXES) for name in walk(root))
 
 
-def _sort_out(index: FolderIndex, listed: Sequence[str]) -> None:
+def _sort_out(index: FolderIndex) -> dict[str, str]:
+    """Fills the lists of files; returns the .txt files by their paths without the suffix."""
     files: dict[str, str] = {}
-    for path in listed:
-        suffix = PurePosixPath(path).suffix.lower()
+    texts: dict[str, str] = {}
+
+    def enter(folder: str) -> None:
+        index.stamps[folder] = stamp_of(index.root / folder)
+
+    for path in sorted(walk(index.root, enter)):
+        suffix = "." + path.rpartition(".")[2].lower()
         if suffix in images.SUFFIXES:
             name = nfc(path)
             files[path if name in files else name] = path
-        elif suffix in OTHER_PICTURES:
+        elif suffix in images.OTHER_SUFFIXES:
             index.unsupported.append(path)
+        elif suffix == ".txt":
+            texts[path[:-4]] = path
+        elif path.rpartition("/")[2].lower() in METADATA_NAMES:
+            index.sources.append(path)
         else:
             index.others.append(path)
-    index.files = dict(sorted(files.items()))
+    index.files = files if all(map(str.isascii, files)) else dict(sorted(files.items()))
+    return texts
 
 
 def nfc(name: str) -> str:
-    """A file name as ids spell it: the same file is NFD on one system and NFC on another."""
+    """Returns a file name as ids spell it: the same file is NFD on one system and NFC on another."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _gather_captions(index: FolderIndex, listed: Sequence[str]) -> None:
-    found: dict[str, list[str]] = {}
-    missing: list[str] = []
-    for path in listed:
-        folder, _, base = path.rpartition("/")
-        if base.lower() not in METADATA_NAMES:
-            continue
+def _gather_captions(index: FolderIndex, texts: Mapping[str, str], template: str) -> None:
+    found: dict[str, tuple[str, ...]] = {}
+    parts: dict[str, str | None] = {}
+    missing: dict[str, None] = {}
+    for path in index.sources:
+        folder = path.rpartition("/")[0]
+        index.stamps[path] = stamp_of(index.root / path)
         try:
-            rows = read_metadata(index.root / path)
+            for row in read_metadata(index.root / path):
+                name = _resolve(index, folder, row.file_name)
+                if name not in index.files:
+                    missing[name] = None
+                    continue
+                if row.captions:
+                    found[name] = tuple(dict.fromkeys([*found.get(name, ()), *row.captions]))
+                if row.split:
+                    parts[name] = SPLIT_FOLDERS.get(row.split.lower())
         except InputError as error:
             index.problems.append(str(error))
-            continue
-        for file_name, captions in rows:
-            name = _resolve(index, folder, file_name)
-            if name in index.files:
-                found.setdefault(name, []).extend(captions)
-            else:
-                missing.append(name)
-    _gather_txt(index, listed, found, missing)
-    index.captions = {name: tuple(dict.fromkeys(found[name])) for name in index.files if found.get(name)}
-    index.missing = list(dict.fromkeys(missing))
+    _gather_txt(index, texts, found, missing)
+    if template:
+        found |= {name: (own,) for name in index.files if name not in found and (own := _of_class(name, template))}
+    index.captions = {name: found[name] for name in index.files if name in found}
+    index.missing = list(missing)
+    if any(parts.values()):  # a column of other words is not about splits
+        index.parts, index.drawn_val = parts, "val" not in parts.values()
 
 
 def _resolve(index: FolderIndex, folder: str, file_name: str) -> str:
-    """The id that a metadata file in `folder` means."""
+    """Returns the id that a metadata file in `folder` means."""
+    name = f"{folder}/{file_name}" if folder else file_name
+    if name in index.files:
+        return name
     name = nfc(os.path.normpath(os.path.join(folder, file_name)).replace(os.sep, "/"))
     if name not in index.files and "\\" in name:  # written on Windows
         name = os.path.normpath(name.replace("\\", "/")).replace(os.sep, "/")
     return name
 
 
-def _gather_txt(index: FolderIndex, listed: Sequence[str], found: dict[str, list[str]], missing: list[str]) -> None:
-    """Adds the .txt files beside the pictures that no metadata names."""
-    texts: Mapping[str, str] = {path[:-4]: path for path in listed if path[-4:].lower() == ".txt"}
+def _gather_txt(
+    index: FolderIndex, texts: Mapping[str, str], found: dict[str, tuple[str, ...]], missing: dict[str, None]
+) -> None:
+    """Adds the .txt files beside the images that no metadata names."""
     pictured: set[str] = set()
-    for name, path in index.files.items():
+    for name, path in index.files.items() if texts else ():
         stem = path.rpartition(".")[0]
         if stem not in texts:
             continue
         pictured.add(stem)
         if name not in found:
+            index.stamps[texts[stem]] = stamp_of(index.root / texts[stem])
             try:
-                found[name] = read_txt(index.root / texts[stem])
+                if captions := read_txt(index.root / texts[stem]):
+                    found[name] = tuple(captions)
             except InputError as error:
                 index.problems.append(str(error))
     folders = {stem.rpartition("/")[0] for stem in pictured}
     for stem in sorted(texts.keys() - pictured):
         folder, _, base = stem.rpartition("/")
         if folder in folders and base.lower() not in _NO_CAPTIONS:
-            missing.append(f"{stem} (of {texts[stem]})")
+            missing[f"{stem} (of {texts[stem]})"] = None
+        else:
+            index.others.append(texts[stem])
+
+
+# ---- folders that are classes --------------------------------------------------------------------------------------
+
+
+def class_of(name: str) -> str:
+    """Returns the class that the folder of an id names, as words; "" at the top and in a split folder."""
+    folder = PurePosixPath(name).parent
+    if folder.name == "" or len(folder.parts) == 1 and split_folder(name):
+        return ""
+    return clean_caption(folder.name.replace("_", " ").replace("-", " "))
+
+
+def _of_class(name: str, template: str) -> str:
+    word = class_of(name)
+    return clean_caption(template.replace(CLASS, word)) if word else ""
+
+
+def classes(index: FolderIndex) -> Iterator[str]:
+    """Yields the words that the folders of the images name, each once."""
+    yield from dict.fromkeys(word for name in index.files if (word := class_of(name)))

@@ -1,19 +1,18 @@
-"""Reads the captions of an image folder: metadata.jsonl, .csv or .parquet, or a .txt beside each picture.
+"""Reads the captions of an image folder: metadata.jsonl, .csv or .parquet, or a .txt beside each image.
 
 The convention is that of the `datasets` library's ImageFolder: a column `file_name`, relative to the metadata file, and
-`text` or `caption`, a string or a list of strings. Captions come out cleaned, empty ones dropped.
+`text` or `caption`, a string or a list of strings; further, `split`. Captions come out cleaned, empty ones dropped.
 """
 
 import csv
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from t2i.data.captions import clean_caption
+from t2i.data.captions import captions_of
 from t2i.errors import InputError
-from t2i.files import read_utf8
+from t2i.files import open_regular, text_lines
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -24,27 +23,41 @@ TEXT_COLUMNS = ("text", "caption")
 EXAMPLE = '{"file_name": "0001.png", "text": "a red circle"}'
 
 
-def read_metadata(path: Path) -> list[tuple[str, list[str]]]:
-    """(file_name as written, cleaned captions) of each row.
+class CaptionRow(NamedTuple):
+    """One row of a captions file."""
+
+    file_name: str  # as written
+    captions: list[str]
+    split: str  # as written; "": none
+
+
+def read_metadata(path: Path) -> Iterator[CaptionRow]:
+    """Yields the rows of a captions file; a million of them take no memory.
 
     Raises:
         InputError: the file cannot be read as what its suffix says, or a row lacks a column or holds another type.
     """
     rows = {".jsonl": _rows_jsonl, ".csv": _rows_csv, ".parquet": _rows_parquet}[path.suffix.lower()]
     try:
-        return [_captions_of(row, where) for where, row in rows(path)]
+        for where, row in rows(path):
+            yield _captions_of(row, where)
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
 def read_txt(path: Path) -> list[str]:
-    """The cleaned captions of a text file, one a non-empty line.
+    """Returns the cleaned captions of a text file, one a non-empty line.
 
     Raises:
         InputError: the file cannot be read or is not UTF-8.
     """
     try:
-        return _clean(read_utf8(path).splitlines())
+        lines = [part for line in text_lines(path) for part in line.splitlines() if part.strip()]
+        return captions_of(lines)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: a caption {error}") from error
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -53,23 +66,20 @@ def _unreadable(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot read captions file {path}: {error.strerror or error}; check its permissions")
 
 
-def _clean(captions: list[str]) -> list[str]:
-    return [cleaned for caption in captions if (cleaned := clean_caption(caption))]
-
-
-def _captions_of(row: dict[str, Any], where: str) -> tuple[str, list[str]]:
-    if "file_name" not in row or not any(column in row for column in TEXT_COLUMNS):
+def _captions_of(row: dict[str, Any], where: str) -> CaptionRow:
+    if "file_name" not in row or not ("text" in row or "caption" in row):
         missing = "'file_name'" if "file_name" not in row else "'text' or 'caption'"
         raise InputError(f"{where}: no column {missing}; it has {_listed(row)}; rename one of them")
     name = row["file_name"]
     if not isinstance(name, str) or not name:
-        raise InputError(f"{where}: 'file_name' must name a picture, got {name!r}")
-    column = next((column for column in TEXT_COLUMNS if row.get(column) is not None), None)
-    value = row[column] if column else []
-    captions = [value] if isinstance(value, str) else value
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise InputError(f"{where}: {column!r} must be a string or a list of strings, got {str(value)[:60]!r}")
-    return name, _clean(captions)
+        raise InputError(f"{where}: 'file_name' must name an image, got {name!r}")
+    column = "text" if row.get("text") is not None else "caption"
+    try:
+        captions = captions_of(row.get(column))
+    except ValueError as error:
+        raise InputError(f"{where}: {column!r} {error}") from error
+    split = row.get("split")
+    return CaptionRow(name, captions, split.strip() if isinstance(split, str) else "")
 
 
 def _listed(row: dict[str, Any]) -> str:
@@ -78,7 +88,7 @@ def _listed(row: dict[str, Any]) -> str:
 
 def _rows_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     # not splitlines(): JSON strings may hold U+2028 and its like
-    for number, line in enumerate(read_utf8(path).split("\n"), 1):
+    for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path} line {number}"
@@ -93,9 +103,10 @@ def _rows_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _rows_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = read_utf8(path)
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets of some countries write semicolons
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    first = next(text_lines(path), "").partition("\r")[0]
+    delimiter = max(",;\t", key=first.count)  # spreadsheets of some countries write semicolons
+    lines = (f"{part}\n" for line in text_lines(path) for part in line.split("\r"))  # old ones end lines with CR
+    reader = csv.reader(lines, delimiter=delimiter)
     columns: list[str] = []
     try:
         for fields in reader:
@@ -118,10 +129,10 @@ def _rows_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with open_regular(path) as source, pq.ParquetFile(source) as file:
             names = file.schema_arrow.names
-            wanted = [column for column in ("file_name", *TEXT_COLUMNS) if column in names]
-            if "file_name" not in wanted or len(wanted) < 2:
+            wanted = [column for column in ("file_name", *TEXT_COLUMNS, "split") if column in names]
+            if "file_name" not in wanted or not any(column in wanted for column in TEXT_COLUMNS):
                 _captions_of(dict.fromkeys(names), str(path))  # raises, naming the columns
             number = 0
             for batch in file.iter_batches(columns=wanted):

@@ -1,8 +1,8 @@
-"""Data sets whose pictures lie inside larger files: tar shards, tables. An index of each file is made once and kept.
+"""Data sets whose images lie inside larger files: tar shards, tables. An index of each file is made once and kept.
 
-An index is an Arrow file in the cache directory, memory-mapped: a million rows open at once, take no memory of their own, and
-are shared by all workers. It has a row a picture: `key`, `captions` (cleaned, at least one), `sha256` of the picture's
-bytes, and what finds the bytes. Its name hashes the file's path, size and time, so that one that is older than the file is
+An index is a table in the cache directory (cached.py), memory-mapped: a million rows open at once, take no memory of their own,
+and are shared by all workers. It has a row for each image: `key`, `captions` (cleaned, at least one), `sha256` of the image's
+bytes, and what finds the bytes. Its name hashes the file's path, size and times, so that one that is older than the file is
 never read. The folder may be deleted at any time.
 """
 
@@ -13,8 +13,7 @@ import time
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,22 +22,18 @@ from numpy.typing import NDArray
 
 from t2i.cache import cache_dir
 from t2i.data import View
-from t2i.data.pictures import Column, Pictures
-from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, draw_splits
+from t2i.data.cached import ArrowColumn, Keep, read_table, stamp_of, write_table
+from t2i.data.encoded import EncodedImages
+from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, assign_splits
 from t2i.data.verify import known_broken
 from t2i.errors import InputError
-from t2i.files import new_file
-from t2i.images import TRANSFORM
-from t2i.names import nearest
+from t2i.names import counted, nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-FORMAT = 1  # raised when the same file comes to give other rows, as by another cleaning of captions
-
-
-_YOUNG_NS = 2_000_000_000  # a file this young may change again under the same time stamp
+FORMAT = 2  # raised when the same file comes to give other rows, as by another cleaning of captions
 
 
 _log = logging.getLogger(__name__)
@@ -47,7 +42,7 @@ _log = logging.getLogger(__name__)
 class Part(NamedTuple):
     """One file, or one table, of a data set."""
 
-    name: str  # begins the ids of its pictures
+    name: str  # begins the ids of its images
     split: str | None  # by its published name
     index: "pa.Table"
 
@@ -55,7 +50,7 @@ class Part(NamedTuple):
         return f"{self.name}/{key}" if self.name else key
 
 
-class Packed(Pictures):
+class PackedImages(EncodedImages):
     """One split of a data set made of `Part`s; a subclass says where the bytes of a row are."""
 
     broken: Sequence[tuple[str, str]] = ()  # found by `t2i data check`: an opening decodes nothing
@@ -69,8 +64,8 @@ class Packed(Pictures):
         self._sha256 = table["sha256"]
         part, rows = _choose_rows(parts, self._starts, split, view, train, address)
         self._rows = self._without_broken(rows, address, table)[: view.limit]
-        ids = Column(table["key"], self._rows, self._id)
-        super().__init__(address, part, view, ids, Column(table["captions"], self._rows, _second))
+        ids = ArrowColumn(table["key"], self._rows, self._id)
+        super().__init__(address, part, view, ids, ArrowColumn(table["captions"], self._rows))
 
     def _without_broken(self, rows: NDArray[np.int64], address: str, table: "pa.Table") -> NDArray[np.int64]:
         import pyarrow as pa
@@ -81,12 +76,12 @@ class Packed(Pictures):
             return rows
         contents = table["sha256"].take(rows)
         bad = pc.is_in(contents, pa.array(list(reasons), pa.binary(32))).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
-        named = Column(table["key"], rows[bad], self._id)
+        named = ArrowColumn(table["key"], rows[bad], self._id)
         found = contents.filter(pa.array(bad)).to_pylist()
         self.broken = [(name, reasons[content]) for name, content in zip(named, found, strict=True)]
         if self.broken:
-            what = f"{len(self.broken):,} pictures are broken and left out, as its check found"
-            warnings.warn(f"data {address}: {what}", stacklevel=5)
+            what = f"{counted(len(self.broken), 'image')} that its check found broken"
+            warnings.warn(f"data {address}: left out {what}", stacklevel=5)
         return rows[~bad]
 
     def _id(self, row: int, key: str) -> str:
@@ -96,24 +91,14 @@ class Packed(Pictures):
         return bisect_right(self._starts, row) - 1
 
     def locate(self, i: int) -> tuple[int, int]:
-        """(number of the part, row of its index) of row i of the split."""
+        """Returns (number of the part, row of its index) of row i of the split."""
         row = int(self._rows[i])
         part = self._part_of(row)
         return part, row - self._starts[part]
 
-    def fingerprint(self) -> str:
-        """sha256 of ids, contents, captions, split and transform."""
-        view = self._view
-        transform = [TRANSFORM, view.resolution, view.fit, view.seed if view.fit == "random" else None]
-        digest = hashlib.sha256(json.dumps([self.split, *transform]).encode())
-        contents = Column(self._sha256, self._rows, _second)
-        for name, content, captions in zip(self.ids, contents, self.captions, strict=True):
-            digest.update(json.dumps([name, content.hex(), captions]).encode())
-        return digest.hexdigest()
-
-
-def _second(_: int, value: Any) -> Any:
-    return value
+    def contents(self, lasting: bool = False) -> Iterator[str]:
+        """sha256 of the bytes of each image."""
+        return (content.hex() for content in ArrowColumn(self._sha256, self._rows))
 
 
 def _choose_rows(
@@ -129,22 +114,24 @@ def _choose_rows(
 
     rows_of = {name: rows_with(name) for name in SPLITS}
     if roles is None:
-        rows_of = _draw(parts, starts, rows_with(None), view.seed, SEEDED_SHARES)
+        rows_of = _assign(parts, starts, rows_with(None), view.seed, SEEDED_SHARES)
     elif not len(rows_of["val"]) and {"train", "val"} & set(wanted):
-        rows_of = rows_of | _draw(
+        rows_of = rows_of | _assign(
             parts, starts, rows_of["train"], view.seed, {"train": 1 - VAL_SHARE, "val": VAL_SHARE}
         )
     found = next((name for name in wanted if len(rows_of.get(name, ()))), None)
     if found is None:
         there = ", ".join(name for name, rows in rows_of.items() if len(rows)) or "no split with a known name"
+        named = sorted({part.split for part in parts if part.split})
+        say = f", or say which is for training, as in ?split={named[0]}" if named else ""
         raise InputError(
-            f"data {address}: no split {split!r}; there are: {there}; name files train-00000, val-00000, test-00000, "
-            "put them into folders of these names, or say which is for training, as in ?split=train"
+            f"data {address}: no split {split!r}; there are: {there}; name files train-00000, val-00000, test-00000 "
+            f"or put them into folders of these names{say}"
         )
     return found, rows_of[found]
 
 
-def _draw(
+def _assign(
     parts: Sequence[Part], starts: list[int], rows: NDArray[np.int64], seed: int, shares: Mapping[str, float]
 ) -> dict[str, NDArray[np.int64]]:
     """`rows` by split, each drawn by its id and the seed alone."""
@@ -153,7 +140,7 @@ def _draw(
         first, last = np.searchsorted(rows, starts[k : k + 2])
         own = rows[first:last] - starts[k]
         keys = part.index["key"].take(own).to_pylist()
-        drawn.append(np.array(draw_splits([part.id_of(key) for key in keys], seed, shares), dtype=str))
+        drawn.append(np.array(assign_splits([part.id_of(key) for key in keys], seed, shares), dtype=str))
     names = np.concatenate(drawn)
     return {name: rows[names == name] for name in shares}
 
@@ -184,20 +171,35 @@ def _roles(published: Sequence[str | None], train: str | None, address: str) -> 
 
 
 def schema(extra: Mapping[str, "pa.DataType"]) -> "pa.Schema":
-    """Columns of an index: the common ones, then those that find the bytes."""
+    """Returns the columns of an index: the common ones, then those that find the bytes."""
     import pyarrow as pa
 
-    common = {"key": pa.string(), "captions": pa.list_(pa.string()), "sha256": pa.binary(32)}
+    common = {"key": pa.string(), "captions": pa.list_(pa.string()), "sha256": pa.binary(32), "split": pa.string()}
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in {**common, **extra}.items()])
 
 
-def stamp(path: Path) -> tuple[str, int, int]:
-    """What an index of this file holds for: path, size, time."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; check its name and permissions") from error
-    return str(path.absolute()), status.st_size, status.st_mtime_ns
+def stamp(path: Path) -> tuple[str, int, int, int]:
+    """Returns what an index of this file is valid for: path, size, times.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    found = stamp_of(path)
+    if found[0] < 0:
+        raise InputError(f"cannot read {path}: No such file or directory; check its name and permissions")
+    return str(path.absolute()), *found
+
+
+def parts_of(name: str, split: str | None, index: "pa.Table") -> list[Part]:
+    """Returns one file as a part or, where its rows name their splits, a part for each of these."""
+    import pyarrow.compute
+
+    pc: Any = pyarrow.compute
+    named = sorted(set(index["split"].unique().to_pylist()) - {""})
+    if not any(SPLIT_FOLDERS.get(own.lower()) for own in named):  # a column of other words is not about splits
+        return [Part(name, split, index)]
+    parts = [(own, index.filter(pc.equal(index["split"], own))) for own in [*named, ""]]
+    return [Part(name, own or None, rows) for own, rows in parts if rows.num_rows]
 
 
 def indexed(
@@ -205,17 +207,18 @@ def indexed(
     files: Sequence[Path],
     settings: Sequence[Any],
     columns: Callable[[], "pa.Schema"],
-    rows: Callable[[dict[str, Any]], Iterable[dict[str, Any]]],
+    rows: Callable[[dict[str, Any], Keep], Iterable[dict[str, Any]]],
     rows_a_batch: int = 1024,
 ) -> "pa.Table":
-    """The index of some files, from the cache where it is there, else made now and kept.
+    """Returns the index of some files, from the cache where it is there, else made now and kept.
 
     Args:
         kind: names the folder of the cache.
-        files: the index holds as long as size and time of all of them stay as they are.
+        files: the index is valid while size and times of all of them stay the same.
         settings: what else decides the index.
         columns: its schema.
-        rows: makes the rows; what it puts into the dict (counts of what was left out) is kept with them.
+        rows: makes the rows, given a dict for counts of what was left out, which are kept with them, and a function
+            that stores bytes in the index and returns their place.
 
     Raises:
         InputError: the cache cannot be written, or what `rows` raises.
@@ -223,68 +226,42 @@ def indexed(
     stamps = [stamp(path) for path in files]
     name = hashlib.sha256(json.dumps([FORMAT, kind, stamps, list(settings)]).encode()).hexdigest()[:32]
     path = cache_dir() / kind / f"{name}.arrow"
-    table = _mapped(path)
+    table = read_table(path)
     if table is not None:
-        return table
+        return _located(table, path)
     started = time.monotonic()
     what = files[0] if files else settings[0]
     _log.info("indexing %s", what)
+    counts: dict[str, Any] = {}
+
+    def batches(keep: Keep) -> Iterator["pa.RecordBatch"]:
+        import pyarrow as pa
+
+        for batch in _batches(({"split": ""} | row for row in rows(counts, keep)), rows_a_batch):
+            yield pa.RecordBatch.from_pylist(batch, schema=columns())
+        if any(stamp(file) != before for file, before in zip(files, stamps, strict=True)):
+            raise InputError(f"{what} changed while it was indexed; start again when it is whole")
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(path) as temporary:
-            _write(temporary, columns(), rows, rows_a_batch)
-            if any(stamp(file) != before for file, before in zip(files, stamps, strict=True)):
-                raise InputError(f"{what} changed while it was indexed; start again when it is whole")
+        write_table(path, columns(), batches, counts)
     except OSError as error:
         why = error.strerror or error
         raise InputError(f"cannot write the cache {path.parent}: {why}; free some space or set T2I_CACHE") from error
     _log.info("indexed %s in %.0f s", what, time.monotonic() - started)
-    table = _mapped(path)
+    table = read_table(path)
     if table is None:
         raise InputError(f"the index cannot be read back from the cache {path.parent}; check that disk")
-    if any(abs(time.time_ns() - mtime_ns) < _YOUNG_NS for _, _, mtime_ns in stamps):
-        with suppress(OSError):  # mapped memory outlives the name
-            path.unlink()
-    return table
+    return _located(table, path)
 
 
-def _mapped(path: Path) -> "pa.Table | None":
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path)) as source:
-            reader = pa.ipc.open_file(source)
-            counts = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1).custom_metadata
-            return reader.read_all().replace_schema_metadata(counts)
-    except (OSError, pa.ArrowInvalid):
-        return None  # absent or damaged: made anew
-
-
-def counts_of(index: "pa.Table") -> dict[str, Any]:
-    """What the maker of an index counted."""
-    return json.loads((index.schema.metadata or {})[b"counts"])
-
-
-def _write(
-    path: Path, columns: "pa.Schema", rows: Callable[[dict[str, Any]], Iterable[dict[str, Any]]], rows_a_batch: int
-) -> None:
-    import pyarrow as pa
-
-    counts: dict[str, Any] = {}
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, columns) as writer:
-        for batch in _batches(rows(counts), rows_a_batch):
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=columns))
-        # known only now: an empty batch carries them
-        empty = pa.RecordBatch.from_pylist([], schema=columns)
-        writer.write_batch(empty, custom_metadata={"counts": json.dumps(counts)})
+def _located(table: "pa.Table", path: Path) -> "pa.Table":
+    """The table with its own path among its facts, for rows that point into the file."""
+    metadata = dict(table.schema.metadata) | {b"path": str(path).encode("utf-8", "surrogatepass")}
+    return table.replace_schema_metadata(metadata)
 
 
 def _batches(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    rows = iter(rows)
+    while batch := list(islice(rows, size)):
         yield batch

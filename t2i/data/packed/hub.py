@@ -5,12 +5,13 @@ no code of a data set is run. docs/data.md shows the trees.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.data import View
-from t2i.data.packed.dataset import Packed, Part, indexed, schema
+from t2i.data.cached import Keep
+from t2i.data.packed.dataset import PackedImages, Part, indexed, parts_of, schema
 from t2i.data.packed.parquet import (
     ROWS_A_BATCH,
     CopiedRows,
@@ -20,17 +21,17 @@ from t2i.data.packed.parquet import (
     require_rows,
     warn_left_out,
 )
-from t2i.data.packed.tables import PictureColumns, choose_columns, picture_bytes, row_of
+from t2i.data.packed.tables import ImageColumns, choose_columns, image_bytes, row_of
 from t2i.errors import InputError
-from t2i.files import read_json
+from t2i.files import open_regular, read_json
 from t2i.names import shown, some
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class MappedRows(Packed):
-    """One split of rows whose pictures are in memory-mapped tables."""
+class MappedRows(PackedImages):
+    """One split of rows whose images are in memory-mapped tables."""
 
     def __init__(
         self,
@@ -38,15 +39,15 @@ class MappedRows(Packed):
         split: str,
         view: View,
         parts: Sequence[Part],
-        pictures: Sequence["pa.ChunkedArray"],
+        images: Sequence["pa.ChunkedArray"],
         train: str | None,
     ) -> None:
         super().__init__(address, split, view, parts, train)
-        self._pictures = pictures
+        self._images = images
 
     def source(self, i: int) -> bytes:
         part, row = self.locate(i)
-        return picture_bytes(self._pictures[part][self._parts[part].index["row"][row].as_py()].as_py()) or b""
+        return image_bytes(self._images[part][self._parts[part].index["row"][row].as_py()].as_py()) or b""
 
 
 def open_hub(
@@ -98,22 +99,24 @@ def _open_files(
 ) -> MappedRows:
     """Opens one split of data sets given as the Arrow files of each published split."""
     parts: list[Part] = []
-    pictures: list[pa.ChunkedArray] = []
+    images: list[pa.ChunkedArray] = []
     for name, paths in files.items():
         table = _table(paths)
         columns = choose_columns(table.schema, image, text, address)
-        parts.append(Part(name, name, require_rows(_index(paths, table, columns), f"{address}, split {name},")))
-        pictures.append(table[columns.image])
+        index = require_rows(_index(paths, table, columns), f"{address}, split {name},")
+        own = parts_of(name, name, index)
+        parts += own
+        images += [table[columns.image]] * len(own)
     warn_left_out(parts, address)
-    return MappedRows(address, split, view, parts, pictures, train)
+    return MappedRows(address, split, view, parts, images, train)
 
 
-def _index(paths: Sequence[Path], table: "pa.Table", columns: PictureColumns) -> "pa.Table":
+def _index(paths: Sequence[Path], table: "pa.Table", columns: ImageColumns) -> "pa.Table":
     import pyarrow as pa
 
-    def rows(counts: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def rows(counts: dict[str, Any], keep: Keep) -> Iterator[dict[str, Any]]:
         number = 0
-        for batch in table.select(list(columns)).to_batches(max_chunksize=ROWS_A_BATCH):
+        for batch in table.select(columns.names).to_batches(max_chunksize=ROWS_A_BATCH):
             for row in batch.to_pylist():
                 _, found = row_of(row, columns, number, counts)
                 if found:
@@ -130,6 +133,7 @@ def _table(paths: Sequence[Path]) -> "pa.Table":
     tables = []
     for path in paths:
         try:
+            open_regular(path).close()
             tables.append(pa.ipc.open_stream(pa.memory_map(str(path))).read_all())
         except (OSError, pa.ArrowException) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
@@ -140,10 +144,15 @@ def _table(paths: Sequence[Path]) -> "pa.Table":
 
 
 def _saved(folder: Path) -> dict[str, list[Path]]:
-    """Split -> its Arrow files, of a folder that `save_to_disk` wrote."""
+    """Returns split -> its Arrow files, of a folder that `save_to_disk` wrote."""
     splits = {"": folder}
     if (folder / "dataset_dict.json").is_file():
-        splits = {str(name): folder / str(name) for name in read_json(folder / "dataset_dict.json").get("splits", [])}
+        content = read_json(folder / "dataset_dict.json")
+        named = content.get("splits") if isinstance(content, dict) else None
+        if not isinstance(named, list):
+            raise InputError(f"{folder / 'dataset_dict.json'} names no splits; save the data set again")
+        # a name is a name, not a way out of the folder
+        splits = {name: folder / name for name in (Path(str(split)).name for split in named)}
     found: dict[str, list[Path]] = {}
     for name, below in splits.items():
         state = below / "state.json"
@@ -154,7 +163,6 @@ def _saved(folder: Path) -> dict[str, list[Path]]:
             names = [entry["filename"] for entry in read_json(state)["_data_files"]]
         except (KeyError, TypeError) as error:
             raise InputError(f"{state} names no _data_files ({error!r}); save the data set again") from error
-        # a name is a name, not a way out of the folder
         found[name] = [below / Path(str(file)).name for file in names]
     return found
 
@@ -184,23 +192,24 @@ def _fetch(place: str, config: str, revision: str) -> dict[str, list[Path]]:
 
 def _stream(place: str, config: str, revision: str, count: int, image: str, text: str) -> list[Part]:
     splits = _load(place, config, revision, streaming=True)
-    parts = []
+    parts: list[Part] = []
     for name, data in splits.items():
         settings = [place, config, revision, name, count, image, text]
 
-        def rows(counts: dict[str, Any], data: Any = data) -> Iterator[dict[str, Any]]:
-            yield from _streamed(data.take(count) if count else data, place, image, text, counts)
+        def rows(counts: dict[str, Any], keep: Keep, data: Any = data) -> Iterator[dict[str, Any]]:
+            columns, plain = _plain(data.take(count) if count else data, place, image, text)
+            for number, row in enumerate(plain):
+                yield from copied([row], columns, number, counts, keep)
 
         table = indexed("tables", [], settings, copy_schema, rows, ROWS_A_BATCH)
-        parts.append(Part(name, name, require_rows(table, f"hub:{place}, split {name},")))
+        parts += parts_of(name, name, require_rows(table, f"hub:{place}, split {name},"))
     return parts
 
 
-def _streamed(data: Any, place: str, image: str, text: str, counts: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def _plain(data: Any, place: str, image: str, text: str) -> tuple[ImageColumns, Any]:
+    """The columns to read, and the rows with images as bytes."""
     import datasets
 
     features = data.features if data.features is not None else data._resolve_features().features
     columns = choose_columns(features.arrow_schema, image, text, f"hub:{place}")
-    plain = data.select_columns(list(columns)).cast_column(columns.image, datasets.Image(decode=False))
-    for number, row in enumerate(plain):
-        yield from copied([row], columns, number, counts)
+    return columns, data.select_columns(columns.names).cast_column(columns.image, datasets.Image(decode=False))

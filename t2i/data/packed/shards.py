@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t2i.data import View
-from t2i.data.packed.dataset import Packed, Part, counts_of, stamp
+from t2i.data.cached import facts_of, stamp_of
+from t2i.data.packed.dataset import PackedImages, Part, stamp
 from t2i.data.packed.tar import index_tar
 from t2i.data.splits import split_of_name
 from t2i.errors import InputError
+from t2i.files import open_regular
 from t2i.images import MAX_BYTES, BrokenImage
 from t2i.names import shown, some
 
@@ -24,7 +26,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 MAX_SHARDS = 100_000
 
 
-class Shards(Packed):
+class Shards(PackedImages):
     """One split of the samples of some shards."""
 
     def __init__(
@@ -40,16 +42,12 @@ class Shards(Packed):
         if size > MAX_BYTES:
             raise BrokenImage(f"more than the limit of {MAX_BYTES:,} bytes")
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            with open_regular(path) as file:
+                if list(stamp_of(path)) != indexed_as:
+                    raise BrokenImage("the shard is newer than its index; start again, and it is indexed anew")
+                return os.pread(file.fileno(), size, offset)
         except OSError as error:
             raise BrokenImage(f"cannot be read: {error.strerror or error}") from error
-        try:
-            status = os.fstat(descriptor)
-            if [status.st_size, status.st_mtime_ns] != indexed_as:
-                raise BrokenImage("the shard is newer than its index; start again, and it is indexed anew")
-            return os.pread(descriptor, size, offset)
-        finally:
-            os.close(descriptor)
 
     def place(self, i: int) -> str:
         part, _ = self.locate(i)
@@ -64,23 +62,23 @@ def open_shards(
     Args:
         place: `/path/{00000..00099}.tar`, `/path/*.tar`, one tar, or a folder.
         train: the split that is read as `train`, by the names of shards or their folders.
-        image: the kind of member that is the picture, as `input.jpg`.
-        text: the kind of member that holds the captions.
+        image: the kind of member that is the image, as `input.jpg`.
+        text: the kind of member that holds the captions, or their name in the .json.
 
     Raises:
-        InputError: a shard is not there, is no plain tar or holds no captioned picture; no such split.
+        InputError: a shard is not there, is not a plain tar or holds no captioned image; no such split.
     """
     paths = find_shards(place)
     root = paths[0].parent if len({path.parent for path in paths}) == 1 else Path(os.path.commonpath(paths))
     names = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
-    tables = [index_tar(path, image.lower(), text.lower()) for path in paths]
+    tables = [index_tar(path, image.lower(), text) for path in paths]
     parts = [Part(name, split_of_name(name), table) for name, table in zip(names, tables, strict=True)]
     _warn_left_out(parts, place)
     return Shards(f"shards:{place}", split, view, parts, paths, train)
 
 
 def find_shards(place: str) -> list[Path]:
-    """The tar files that a place means, in order.
+    """Returns the tar files that a place means, in order.
 
     Raises:
         InputError: none, or not all of a range, are there; the message names the first.
@@ -142,11 +140,11 @@ def _words(brace: str, pattern: str) -> Sequence[str]:
 
 
 def _warn_left_out(parts: Sequence[Part], place: str) -> None:
-    """One warning for all that the indices passed over, but members of other kinds, which many shards have."""
+    """Warns once of all that the indices passed over, but members of other kinds, which many shards have."""
     total: Counter[str] = Counter()
     first: dict[str, str] = {}
     for part in parts:
-        for what, count in counts_of(part.index).items():
+        for what, count in facts_of(part.index).items():
             total[what] += count
             first.setdefault(what, part.name)
     told = [f"{count:,} {what} (first in {first[what]})" for what, count in total.items() if what != "other members"]

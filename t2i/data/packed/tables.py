@@ -1,10 +1,11 @@
-"""What tables of captioned pictures have in common: which columns hold what, and what a row means."""
+"""Tables of captioned images: which columns hold what, and how a row becomes a row of an index."""
 
 import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from t2i.data.packed.tar import CAPTION_KEYS, captions_in, clean
+from t2i.data.captions import captions_of
+from t2i.data.packed.tar import CAPTION_KEYS
 from t2i.errors import InputError
 from t2i.names import nearest
 
@@ -14,18 +15,24 @@ if TYPE_CHECKING:
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 
 
-class PictureColumns(NamedTuple):
-    """Names of the two columns."""
+class ImageColumns(NamedTuple):
+    """Names of the columns."""
 
     image: str
     text: str
+    split: str = ""  # "": there is none
+
+    @property
+    def names(self) -> list[str]:
+        """The columns to read."""
+        return [name for name in self if name]
 
 
-def choose_columns(schema: "pa.Schema", image: str, text: str, where: str) -> PictureColumns:
-    """The columns of a table, those named or the first of the usual names.
+def choose_columns(schema: "pa.Schema", image: str, text: str, where: str) -> ImageColumns:
+    """Returns the columns of a table, those named or the first of the usual names.
 
     Raises:
-        InputError: there is no such column, or the one of pictures holds no bytes.
+        InputError: there is no such column, or the one of images holds no bytes.
     """
     import pyarrow as pa
 
@@ -41,24 +48,31 @@ def choose_columns(schema: "pa.Schema", image: str, text: str, where: str) -> Pi
     inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
     if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
         raise InputError(
-            f"{where}: column {columns[0]!r} is {kind}, not the bytes of pictures; say which with ?image=NAME"
+            f"{where}: column {columns[0]!r} is {kind}, not the bytes of images; say which with ?image=NAME"
         )
-    return PictureColumns(*columns)
+    split = "split" if "split" in there and schema.field("split").type in (pa.string(), pa.large_string()) else ""
+    return ImageColumns(columns[0], columns[1], split)
 
 
-def picture_bytes(value: Any) -> bytes | None:
-    """The bytes of a cell: plain, or as the datasets library keeps them. Paths are not followed."""
+def image_bytes(value: Any) -> bytes | None:
+    """Returns the bytes of a cell: plain, or as the datasets library keeps them. Paths are not followed."""
     return value.get("bytes") if isinstance(value, dict) else value
 
 
 def row_of(
-    row: Mapping[str, Any], columns: PictureColumns, number: int, counts: dict[str, Any]
+    row: Mapping[str, Any], columns: ImageColumns, number: int, counts: dict[str, Any]
 ) -> tuple[bytes, dict[str, Any] | None]:
-    """(bytes of the picture, its row of an index); None for the latter, and counted, where something is lacking."""
-    data = picture_bytes(row[columns.image])
-    captions = clean(captions_in({"caption": row[columns.text]}))
-    lacking = "rows without the bytes of a picture" if not data else "" if captions else "rows without a caption"
+    """Returns (bytes of the image, its row of an index); None for the latter, and counted, where something is lacking."""
+    data = image_bytes(row[columns.image])
+    lacking = "" if data else "rows without the bytes of an image"
+    captions: list[str] = []
+    try:
+        captions = captions_of(row[columns.text])
+        lacking = lacking or ("" if captions else "rows without a caption")
+    except ValueError as error:
+        lacking = lacking or f"rows whose caption is not text (it {error})"
     if lacking or not data:
         counts[lacking] = counts.get(lacking, 0) + 1
         return b"", None
-    return data, {"key": str(number), "captions": captions, "sha256": hashlib.sha256(data).digest()}
+    split = (row[columns.split] or "").strip() if columns.split else ""
+    return data, {"key": str(number), "captions": captions, "sha256": hashlib.sha256(data).digest(), "split": split}

@@ -1,8 +1,9 @@
-"""What lies in one tar shard, and where: headers are walked, nothing is ever extracted.
+"""The samples of one tar shard and their places: headers are walked, nothing is ever extracted.
 
 The rule is webdataset's: a member's key is its path up to the first dot of the base name, its kind is what follows, and the
-members of one key are one sample (img2dataset: key.jpg, key.txt, key.json). Only plain members are looked at; links,
-devices, sparse members and names that leave the folder are counted and passed over, whatever they hold.
+members of one key are one sample (img2dataset: key.jpg, key.txt, key.json). Where that kind is unknown, the last dot counts:
+photo.1.jpg and photo.1.txt are the sample photo.1. Only plain members are looked at; links, devices, sparse members and
+names that leave the folder are counted and passed over, whatever they hold.
 """
 
 import hashlib
@@ -14,10 +15,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from t2i.data.captions import clean_caption
+from t2i.data.cached import Keep
+from t2i.data.captions import captions_of
 from t2i.data.packed.dataset import indexed, schema
 from t2i.errors import InputError
-from t2i.images import MAX_BYTES, SUFFIXES
+from t2i.files import open_regular
+from t2i.images import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES
 from t2i.names import shown
 
 if TYPE_CHECKING:
@@ -26,26 +29,28 @@ if TYPE_CHECKING:
 MAX_HEADER = 1 << 20  # bytes of one extended header: names are far shorter
 MAX_TEXT = 1 << 20  # of a caption or a JSON member
 CAPTION_KEYS = ("captions", "caption", "text")
-_PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)
+_IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
+_SAID = 4  # kinds of members, or keys of JSON, that a message names
 _Member = tuple[str, int, int]  # kind, offset, bytes
 
 
 def index_tar(path: Path, image: str = "", text: str = "") -> "pa.Table":
-    """The samples of one shard that have a picture and a caption, from the cache or made now.
+    """Returns the samples of one shard that have an image and a caption, from the cache or made now.
 
     Args:
-        image: the kind of member that is the picture, as `input.jpg`; "": any picture.
-        text: the kind that holds the captions, as `txt`; "": .txt, else .json, else the parquet beside the shard.
+        image: the kind of member that is the image, as `input.jpg`; "": any image.
+        text: the kind that holds the captions, as `txt`, or their name in the .json; "": .txt, else .json, else the parquet
+            beside the shard.
 
     Raises:
-        InputError: it is no plain tar, holds no such sample, or two pictures have one key.
+        InputError: it is not a plain tar, holds no such sample, or two images have one key.
     """
     import pyarrow as pa
 
     beside = path.with_suffix(".parquet")
     files = [path, beside] if beside.is_file() else [path]
 
-    def rows(counts: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def rows(counts: dict[str, Any], _: Keep) -> Iterator[dict[str, Any]]:
         yield from _samples(path, beside if len(files) > 1 else None, image, text, counts)
 
     columns = {"offset": pa.int64(), "size": pa.int64()}
@@ -55,56 +60,66 @@ def index_tar(path: Path, image: str = "", text: str = "") -> "pa.Table":
 def _samples(
     path: Path, beside: Path | None, image: str, text: str, counts: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         _refuse_packed(path, file.read(6))
         passed: Counter[str] = Counter()
-        samples = _group(path, _members(path, file, passed), image, text, passed)
+        others: Counter[str] = Counter()
+        samples = _group(path, _members(path, file, passed), image, text, passed, others)
         captions_beside = _read_beside(beside) if beside else {}
         whole = 0
         for key, (picture, words) in samples.items():
             if picture is None:
-                passed["captions without a picture"] += bool(words)
+                passed["captions without an image"] += bool(words)
                 continue
-            captions = _captions(file, words, passed) or captions_beside.get(key, [])
+            captions = _captions(file, words, passed, text, others) or captions_beside.get(key, [])
             if not captions:
-                passed["pictures without a caption"] += 1
+                passed["images without a caption"] += 1
                 continue
             whole += 1
             digest = _sha256(file, *picture[1:])
             yield {"key": key, "captions": captions, "sha256": digest, "offset": picture[1], "size": picture[2]}
     if not whole:
-        found = ", ".join(f"{count:,} {what}" for what, count in passed.items()) or "no members"
-        kinds = " and ".join([image or ".jpg or another picture", text or ".txt or .json"])
-        raise InputError(f"shard {path} is empty: no sample with {kinds}, but {found}; remove it or pack it again")
+        raise InputError(_empty(path, image, text, passed, others))
     counts |= passed
 
 
-class Listed(NamedTuple):
-    """A picture in a tar."""
+def _empty(path: Path, image: str, text: str, passed: Counter[str], others: Counter[str]) -> str:
+    found = ", ".join(f"{count:,} {what}" for what, count in passed.items() if what != "other members")
+    kinds = " and ".join([image or ".jpg or another image", text or ".txt or .json"])
+    named = ", ".join(f"{what} ({count:,})" for what, count in others.most_common(_SAID))
+    there = "; ".join(part for part in (found, f"other members: {named}" if named else "") if part) or "no members"
+    unread = [what for what in others if what in OTHER_SUFFIXES]
+    fix = f"images in {unread[0]} are not read, convert them to PNG or JPEG" if unread else "remove it or pack it again"
+    say = "; name what holds the images or captions, as in ?image=input.jpg&text=edit.txt, or a key of the JSON as ?text=KEY"
+    return f"shard {path} is empty: no sample with {kinds}, but {there}; {fix}{say if others else ''}"
+
+
+class TarImage(NamedTuple):
+    """An image in a tar."""
 
     captions: list[str]  # empty: it has none
     offset: int
     size: int
 
 
-def list_tar(path: Path) -> tuple[dict[str, Listed], Counter[str]]:
-    """The pictures of one tar by key, with captions or without, and what was passed over, counted.
+def list_tar(path: Path) -> tuple[dict[str, TarImage], Counter[str]]:
+    """Returns the images of one tar by key, with captions or without, and what was passed over, counted.
 
     Raises:
-        InputError: it cannot be read, is no plain tar, or two pictures have one key.
+        InputError: it cannot be read, is not a plain tar, or two images have one key.
     """
     passed: Counter[str] = Counter()
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             _refuse_packed(path, file.read(6))
-            samples = _group(path, _members(path, file, passed), "", "", passed)
+            samples = _group(path, _members(path, file, passed), "", "", passed, Counter())
             found = {
-                key: Listed(_captions(file, words, passed), *picture[1:])
+                key: TarImage(_captions(file, words, passed, "", Counter()), *picture[1:])
                 for key, (picture, words) in samples.items()
                 if picture is not None
             }
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; name a .tar of pictures") from error
+        raise InputError(f"cannot read {path}: {error.strerror or error}; name a .tar of images") from error
     return found, passed
 
 
@@ -133,7 +148,7 @@ class _Bounded:
 
 
 def _members(path: Path, file: BinaryIO, passed: Counter[str]) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, bytes) of the plain members, in order; ends where the tar is cut off or damaged."""
+    """Yields (name, offset, bytes) of the plain members, in order; ends where the tar is cut off or damaged."""
     end = os.fstat(file.fileno()).st_size
     file.seek(0)
     last = -1
@@ -155,12 +170,12 @@ def _members(path: Path, file: BinaryIO, passed: Counter[str]) -> Iterator[tuple
                 raise tarfile.ReadError(f"no header at {tar.offset:,}")
     except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError, RecursionError, MemoryError) as error:
         if last < 0:
-            raise InputError(f"shard {path} is no tar file ({error}); pack it again as plain .tar") from error
+            raise InputError(f"shard {path} is not a tar file ({error}); pack it again as plain .tar") from error
         passed[f"damaged places, after which nothing is read ({error})"] += 1
 
 
 def _unfit(member: tarfile.TarInfo, end: int) -> str:
-    """Why a member is passed over, or nothing."""
+    """Returns why a member is passed over, or an empty string."""
     name = member.name
     if member.isdir():
         return "folders"
@@ -176,24 +191,34 @@ def _unfit(member: tarfile.TarInfo, end: int) -> str:
 
 
 def _group(
-    path: Path, members: Iterator[tuple[str, int, int]], image: str, text: str, passed: Counter[str]
+    path: Path,
+    members: Iterator[tuple[str, int, int]],
+    image: str,
+    text: str,
+    passed: Counter[str],
+    others: Counter[str],
 ) -> dict[str, tuple[_Member | None, dict[str, _Member]]]:
-    """key -> (its picture, its captions by kind), in the order of the shard."""
+    """Returns key -> (its image, its captions by kind), in the order of the shard; counts the kinds of `others`."""
     samples: dict[str, tuple[_Member | None, dict[str, _Member]]] = {}
-    pictures = (image,) if image else _PICTURES
-    texts = (text,) if text else ("txt", "json")
+    pictures = (image,) if image else _IMAGES
+    texts = (text.lower(), "json") if text else ("txt", "json")
     for name, offset, size in members:
         folder, slash, base = name.removeprefix("./").rpartition("/")
         stem, dot, kind = base.partition(".")
+        known = (*pictures, *texts)
+        if kind.lower() not in known and kind.rpartition(".")[2].lower() in known:
+            others[f".{kind.lower()}"] += 1
+            stem, dot, kind = base.rpartition(".")
         kind = kind.lower()
-        if not dot or not stem or kind not in (*pictures, *texts):
+        if not dot or not stem or kind not in known:
             passed["other members"] += 1
+            others[f".{kind}" if dot else "names without a dot"] += 1
             continue
         key = f"{folder}{slash}{stem}"
         try:
             key.encode()
         except UnicodeEncodeError:
-            passed["names that are no text"] += 1
+            passed["names that are not text"] += 1
             continue
         picture, words = samples.get(key, (None, {}))
         if kind in texts:
@@ -201,10 +226,10 @@ def _group(
         elif picture is None:
             picture = (kind, offset, size)
         else:
-            raise InputError(
-                f"shard {path}: two pictures with the key '{shown(key)}', .{picture[0]} and .{kind}; rename one, or say "
-                f"which kind is meant, as in shards:{path}?image={kind}"
-            )
+            fix = "remove one of them, or rename it"
+            if picture[0] != kind:
+                fix = f"rename one, or say which kind is meant, as in shards:{path}?image={kind}"
+            raise InputError(f"shard {path}: two images with the key '{shown(key)}', .{picture[0]} and .{kind}; {fix}")
         samples[key] = picture, words
     return samples
 
@@ -223,8 +248,10 @@ def _sha256(file: BinaryIO, offset: int, size: int) -> bytes:
     return digest.digest()
 
 
-def _captions(file: BinaryIO, words: Mapping[str, _Member], passed: Counter[str]) -> list[str]:
-    """The cleaned captions of a sample: lines of its text member, or those its JSON names."""
+def _captions(
+    file: BinaryIO, words: Mapping[str, _Member], passed: Counter[str], text: str, others: Counter[str]
+) -> list[str]:
+    """Returns the cleaned captions of a sample: lines of its text member, or those its JSON names."""
     for kind, offset, size in sorted(words.values(), key=lambda member: member[0].endswith("json")):
         if size > MAX_TEXT and kind.endswith("json"):
             passed["JSON members over 1 MiB"] += 1
@@ -233,47 +260,52 @@ def _captions(file: BinaryIO, words: Mapping[str, _Member], passed: Counter[str]
             content = _read(file, offset, min(size, MAX_TEXT)).decode(
                 "utf-8-sig", "strict" if size <= MAX_TEXT else "ignore"
             )
-            found = captions_in(json.loads(content)) if kind.endswith("json") else content.splitlines()
+            if kind.endswith("json"):
+                row = json.loads(content)
+                found = captions_in(row, text)
+                if not found and isinstance(row, dict):
+                    others.update(f"JSON key {shown(key)[:30]!r}" for key in row)
+            else:
+                found = captions_of([line for line in content.splitlines() if line.strip()])
         except UnicodeDecodeError:
             passed["captions that are not UTF-8"] += 1
             continue
         except (ValueError, RecursionError):
-            passed["JSON members that are no JSON"] += 1
+            passed["caption members that cannot be read as text or JSON"] += 1
             continue
-        if cleaned := clean(found):
-            return cleaned
+        if found:
+            return found
     return []
 
 
-def clean(captions: list[str]) -> list[str]:
-    """Cleaned, each once, none empty."""
-    return list(dict.fromkeys(cleaned for caption in captions if (cleaned := clean_caption(caption))))
+def captions_in(row: Any, key: str = "") -> list[str]:
+    """Returns the cleaned captions that a JSON object names under `key` or, without one, `captions`, `caption` or `text`.
 
-
-def captions_in(row: Any) -> list[str]:
-    """The captions that a JSON object names: `captions`, `caption` or `text`, a string or a list of strings."""
-    for name in CAPTION_KEYS:
+    Raises:
+        ValueError: they are not text.
+    """
+    for name in (key,) if key and key != "json" else CAPTION_KEYS:
         value = row.get(name) if isinstance(row, dict) else None
         if value:
-            values = value if isinstance(value, list) else [value]
-            return [caption for caption in values if isinstance(caption, str)]
+            return captions_of([own for own in value if isinstance(own, str)] if isinstance(value, list) else value)
     return []
 
 
 def _read_beside(path: Path) -> dict[str, list[str]]:
-    """key -> captions from the parquet that img2dataset writes beside a shard; nothing where it has no such columns."""
+    """Returns key -> captions from the parquet that img2dataset writes beside a shard; empty where it has no such columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        names = pq.read_schema(path).names
+        with open_regular(path) as file:
+            names = pq.read_schema(file).names
         column = next((name for name in CAPTION_KEYS if name in names), None)
         if "key" not in names or column is None:
             return {}
         table = pq.read_table(path, columns=["key", column])
         keys, values = (table[name].to_pylist() for name in ("key", column))
-        return {str(key): clean(captions_in({"caption": value})) for key, value in zip(keys, values, strict=True)}
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        return {str(key): captions_of(value) for key, value in zip(keys, values, strict=True)}
+    except (pa.ArrowException, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
             f"{path} is not a parquet file that can be read ({reason}); remove it or write it again"

@@ -21,7 +21,7 @@ def open_coco(place: str, split: str, view: View, *, train: str | None = None) -
         train: `train2014` or another file of captions: that year, and that file as `train`. `karpathy`: that split.
 
     Raises:
-        InputError: no captions of COCO there, no such split, or no pictures.
+        InputError: no captions of COCO there, no such split, or no images.
     """
     root = require_folder(place, "coco")
     wanted = ("annotations/dataset_coco.json", "dataset_coco.json")
@@ -43,7 +43,7 @@ def _captions_files(root: Path) -> list[Path]:
 
 
 def _folder(root: Path, part: str) -> str:
-    """Where the pictures of `train2014` lie: in that folder, or below `images/`."""
+    """Returns the folder of the images of `train2014`: that one, or one below `images/`."""
     below = not (root / part).is_dir() and (root / "images" / part).is_dir()
     return f"images/{part}" if below else part
 

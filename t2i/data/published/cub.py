@@ -1,9 +1,10 @@
 """Caltech-UCSD Birds 200-2011 with the captions of Reed et al. (CVPR 2016): `cub:/path`.
 
-One text file a picture, one caption a line, in a folder a class; the split of the text-to-image papers is by class: 150
-that training shows, 50 that it never does. docs/data.md shows the tree.
+One text file for each image, one caption a line, in a folder for each class; the split of the text-to-image papers is by
+class: 150 that training shows, 50 that it never does. docs/data.md shows the tree.
 """
 
+import warnings
 from pathlib import Path
 
 from t2i.data import View
@@ -25,10 +26,10 @@ def open_cub(place: str, split: str, view: View, *, train: str | None = None) ->
     """Opens one split: by class where the lists of classes are there, else by train_test_split.txt.
 
     Raises:
-        InputError: no CUB there, no captions beside it, no such split, or no pictures.
+        InputError: no CUB there, no captions beside it, no such split, or no images.
     """
     root = require_folder(place, "cub")
-    images = first_of(root, ("images.txt", "CUB_200_2011/images.txt"), "cub", "list of pictures").parent
+    images = first_of(root, ("images.txt", "CUB_200_2011/images.txt"), "cub", "list of images").parent
     text = first_of(root, (*TEXT_FOLDERS, *(f"{images.name}/{n}" for n in TEXT_FOLDERS)), "cub", "folder of captions")
     numbers = dict(_pairs(images / "images.txt"))
     below = "" if images == root else f"{images.name}/"
@@ -37,6 +38,11 @@ def open_cub(place: str, split: str, view: View, *, train: str | None = None) ->
     classes = {names[number]: name.partition("/")[0] for number, name in numbers.items()}
     parts = class_parts((root, images, text), classes)
     if parts is None:
+        warnings.warn(
+            f"data cub:{root}: without trainvalclasses.txt and testclasses.txt, train_test_split.txt decides, where train "
+            "and test share all 200 classes; the text-to-image papers split by class, so scores do not compare with theirs",
+            stacklevel=3,
+        )
         flags = dict(_pairs(first_of(images, ("train_test_split.txt",), "cub", "split")))
         parts = {names[number]: {"1": "train", "0": "test"}.get(flags.get(number, ""), "") for number in numbers}
     source = str(images / "images.txt")
@@ -45,30 +51,30 @@ def open_cub(place: str, split: str, view: View, *, train: str | None = None) ->
 
 
 def roles() -> dict[str, tuple[str, ...]]:
-    """Splits of these data sets have our names already."""
+    """Returns the roles of the splits, which have our names already."""
     return {part: (part,) for part in ("train", "val", "test")}
 
 
 def class_captions(text: Path, name: str) -> list[str]:
-    """The captions of picture `class/name.jpg`: the lines of `class/name.txt`; none where there is no such file."""
+    """Returns the captions of image `class/name.jpg`: the lines of `class/name.txt`; none where there is no such file."""
     path = text / Path(name).with_suffix(".txt")
     return lines_of(path) if path.is_file() else []
 
 
 def require_captions(captions: dict[str, list[str]], text: Path) -> None:
-    """Raises InputError when no picture has a caption."""
+    """Raises InputError when no image has a caption."""
     if not any(captions.values()):
         first = next(iter(captions), "")
         raise InputError(
-            f"no captions in {text} fit the pictures: looked for class/{Path(first).stem}.txt and the like; unpack the "
+            f"no captions in {text} fit the images: looked for class/{Path(first).stem}.txt and the like; unpack the "
             "captions of Reed et al. there, a folder for each class"
         )
 
 
 def class_parts(places: tuple[Path, ...], classes: dict[str, str]) -> dict[str, str] | None:
-    """The split of each picture by the lists of classes, from picture -> class; None where there are no lists.
+    """Returns the split of each image by the lists of classes, from image -> class; None where there are no lists.
 
-    With trainvalclasses.txt there, the 150 (of flowers 82) classes of it are all for training, as in the papers.
+    Where trainvalclasses.txt is there, its 150 (of flowers 82) classes are all for training, as in the papers.
     """
     part_of: dict[str, str] = {}
     for name, part in _CLASS_LISTS.items():

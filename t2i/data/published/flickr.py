@@ -22,8 +22,8 @@ class _Layout(NamedTuple):
     kind: str
     karpathy: str
     captions: tuple[str, ...]
-    folders: tuple[str, ...]  # that may hold the pictures
-    lists: dict[str, tuple[str, ...]]  # split -> files that may list its pictures
+    folders: tuple[str, ...]  # that may hold the images
+    lists: dict[str, tuple[str, ...]]  # split -> files that may list its images
 
 
 _FLICKR8K = _Layout(
@@ -54,19 +54,19 @@ _ROW = re.compile(r"(?P<name>[^|]+\.jpg)\s*\|\s*(?P<number>\d+)\s*\|?\s*(?P<capt
 
 
 def open_flickr8k(place: str, split: str, view: View, *, train: str | None = None) -> FolderDataset:
-    """Opens one split of Flickr8k: by its lists or Karpathy's where they are there, else drawn by name.
+    """Opens one split of Flickr8k: by its lists or Karpathy's where they are there, else assigned by name.
 
     Raises:
-        InputError: no captions of Flickr8k there, no such split, or no pictures.
+        InputError: no captions of Flickr8k there, no such split, or no images.
     """
     return _open(_FLICKR8K, place, split, view, train)
 
 
 def open_flickr30k(place: str, split: str, view: View, *, train: str | None = None) -> FolderDataset:
-    """Opens one split of Flickr30k: by Karpathy's or `train.txt`, `val.txt`, `test.txt`, else drawn by name.
+    """Opens one split of Flickr30k: by Karpathy's or `train.txt`, `val.txt`, `test.txt`, else assigned by name.
 
     Raises:
-        InputError: no captions of Flickr30k there, no such split, or no pictures.
+        InputError: no captions of Flickr30k there, no such split, or no images.
     """
     return _open(_FLICKR30K, place, split, view, train)
 
@@ -74,7 +74,7 @@ def open_flickr30k(place: str, split: str, view: View, *, train: str | None = No
 def _open(layout: _Layout, place: str, split: str, view: View, train: str | None) -> FolderDataset:
     root = require_folder(place, layout.kind)
     source = first_of(root, (layout.karpathy, *layout.captions), layout.kind, "captions")
-    folder = next((name for name in layout.folders if _holds_pictures(root / name)), layout.folders[0])
+    folder = next((name for name in layout.folders if _holds_images(root / name)), layout.folders[0])
     if source.name == layout.karpathy:
         return open_listed(read_karpathy(source, layout.kind, root, lambda row: folder), split, view, train)
     captions: dict[str, list[str]] = {}
@@ -85,14 +85,14 @@ def _open(layout: _Layout, place: str, split: str, view: View, train: str | None
     return open_listed(Listing(layout.kind, root, str(source), captions, parts, roles), split, view, train)
 
 
-def _holds_pictures(folder: Path) -> bool:
+def _holds_images(folder: Path) -> bool:
     return next(folder.glob("*.jpg"), None) is not None
 
 
 def _parts(
     root: Path, layout: _Layout, folder: str, names: Sequence[str] | dict[str, list[str]]
 ) -> dict[str, str] | None:
-    """The split of each picture by the lists that are there; None without lists. A picture on no list is in none."""
+    """The split of each image by the lists that are there; None without lists. An image on no list is in none."""
     parts: dict[str, str] = {}
     for part, candidates in layout.lists.items():
         path = next((root / name for name in candidates if (root / name).is_file()), None)

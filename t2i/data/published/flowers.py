@@ -1,5 +1,7 @@
 """Oxford Flowers-102 with the captions of Reed et al. (CVPR 2016): `flowers:/path`. docs/data.md shows the tree."""
 
+import warnings
+
 from t2i.data import View
 from t2i.data.folders.dataset import FolderDataset
 from t2i.data.published.cub import TEXT_FOLDERS, class_parts, require_captions, roles
@@ -9,15 +11,15 @@ from t2i.files import lines_of
 
 
 def open_flowers(place: str, split: str, view: View, *, train: str | None = None) -> FolderDataset:
-    """Opens one split: by class where the lists of classes are there, else drawn by name.
+    """Opens one split: by class where the lists of classes are there, else assigned by name.
 
     Raises:
-        InputError: no Flowers-102 there, no captions beside it, no such split, or no pictures.
+        InputError: no Flowers-102 there, no captions beside it, no such split, or no images.
     """
     root = require_folder(place, "flowers")
-    pictures = first_of(root, ("jpg", "102flowers/jpg"), "flowers", "folder of pictures")
+    images = first_of(root, ("jpg", "102flowers/jpg"), "flowers", "folder of images")
     text = first_of(root, (*TEXT_FOLDERS, "flowers/text_c10"), "flowers", "folder of captions")
-    below = pictures.relative_to(root).as_posix()
+    below = images.relative_to(root).as_posix()
     captions: dict[str, list[str]] = {}
     classes: dict[str, str] = {}
     for path in sorted(text.glob("*/image_*.txt")):
@@ -29,5 +31,11 @@ def open_flowers(place: str, split: str, view: View, *, train: str | None = None
         captions[name], classes[name] = lines_of(path), path.parent.name
     require_captions(captions, text)
     parts = class_parts((root, text, text.parent), classes)
+    if parts is None:
+        warnings.warn(
+            f"data flowers:{root}: without trainvalclasses.txt and testclasses.txt each image is assigned by its name, so that "
+            "train and test share all classes; the text-to-image papers split by class, so scores do not compare with theirs",
+            stacklevel=2,
+        )
     listing = Listing("flowers", root, str(text), captions, parts, roles() if parts else {})
     return open_listed(listing, split, view, train)

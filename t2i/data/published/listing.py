@@ -1,9 +1,10 @@
-"""Published data sets of picture files: what their own files say of captions and splits, opened as a folder is.
+"""Published data sets of image files: captions and splits by their own files, opened as a folder is.
 
-A format's file reads its lists into a `Listing`; `open_listed` does the rest: which pictures are there, which of them are
+A format's file reads its lists into a `Listing`; `open_listed` does the rest: which images are there, which of them are
 whole, which split is meant.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,25 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from t2i.data import View
-from t2i.data.captions import clean_caption
+from t2i.data.captions import captions_of
 from t2i.data.folders.dataset import FolderDataset, open_index
 from t2i.data.folders.index import FolderIndex
 from t2i.data.splits import split_of_parts
 from t2i.errors import InputError
 from t2i.files import read_json
-from t2i.names import shown, some
+from t2i.names import counted, shown, some
 
 KARPATHY = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 
 
 @dataclass
 class Listing:
-    """What the lists of a data set say. A picture's id is its path below the root, with `/`."""
+    """The lists of a data set. An image's id is its path below the root, with `/`."""
 
     kind: str
     root: Path
-    source: str  # the file that names the pictures, for messages
-    captions: Mapping[str, Sequence[str]]  # id -> captions as they stand there
+    source: str  # the file that names the images, for messages
+    captions: Mapping[str, Sequence[str]]  # id -> captions as they are written
     parts: Mapping[str, str] | None = None  # id -> split by its published name; None: nothing says
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # train, val, test -> published names
 
@@ -41,9 +42,14 @@ def open_listed(listing: Listing, split: str, view: View, train: str | None = No
         train: the published split that is read as `train`; None: as the listing says. No other split reads it then.
 
     Raises:
-        InputError: no such split, no captions, or none of the pictures of the split is there.
+        InputError: no such split, no captions, none of the images of the split is there, or a caption is not text.
     """
-    captions = {name: cleaned for name, own in listing.captions.items() if (cleaned := _cleaned(own))}
+    outside = next((name for name in listing.captions if name.startswith(("/", "\\")) or ".." in name.split("/")), None)
+    if outside is not None:
+        raise InputError(
+            f"{listing.source} names '{shown(outside)}', outside {shown(listing.root)}; take the published file"
+        )
+    captions = {name: cleaned for name, own in listing.captions.items() if (cleaned := _cleaned(listing, name, own))}
     if not captions:
         raise InputError(f"{listing.source} holds no captions; take the file that comes with the data set")
     splits = split_of_parts(listing.parts, listing.roles, train, f"{listing.kind}:{listing.root}")
@@ -61,12 +67,16 @@ def open_listed(listing: Listing, split: str, view: View, train: str | None = No
     return open_index(index, split, view)
 
 
-def _cleaned(captions: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(cleaned for caption in captions if (cleaned := clean_caption(caption))))
+def _cleaned(listing: Listing, name: str, captions: Sequence[str]) -> tuple[str, ...]:
+    wrong = [caption for caption in captions if not isinstance(caption, str)]
+    if wrong:
+        found = f"a caption of '{shown(name)}' is {json.dumps(wrong[0])[:60]}, not text"
+        raise InputError(f"{listing.source}: {found}; correct or remove that entry")
+    return tuple(captions_of(list(captions)))
 
 
 def _present(root: Path, names: Iterable[str]) -> set[str]:
-    """Those of the names that are files; each folder is listed once."""
+    """Returns those of the names that are files; each folder is listed once."""
     listed: dict[str, set[str]] = {}
     found: set[str] = set()
     for name in names:
@@ -82,13 +92,14 @@ def _present(root: Path, names: Iterable[str]) -> set[str]:
 
 
 def _require_pictures(listing: Listing, index: FolderIndex, split: str, seed: int) -> None:
-    """Raises InputError when the lists name pictures of the split, and none of them has a caption or is there."""
+    """Raises InputError when the lists name images of the split, or any, and none of them has a caption or is there."""
     names = list(listing.captions)
     own = [name for name, part in zip(names, index.splits(names, seed), strict=True) if part == split]
+    own = own if index.files else names
     lacking = [name for name in own if name not in index.files]
     if own and len(lacking) < len(own) and not any(name in index.captions for name in own):
         raise InputError(
-            f"{listing.source} has no caption for the {len(own):,} pictures of split {split}; download it again"
+            f"{listing.source} has no caption for the {len(own):,} images of split {split}; download it again"
         )
     if not lacking or len(lacking) < len(own):
         return
@@ -97,8 +108,8 @@ def _require_pictures(listing: Listing, index: FolderIndex, split: str, seed: in
     there = sorted(os.listdir(place)) if place.is_dir() else []
     found = f"which holds {some(there)}" if there else "which is empty" if place.is_dir() else "which is not there"
     raise InputError(
-        f"{listing.source} names {len(lacking):,} pictures and none is there: looked for '{shown(base)}' in "
-        f"{shown(place)}, {found}; put the pictures into that folder"
+        f"{listing.source} names {counted(len(lacking), 'image')} and none is there: looked for '{shown(base)}' in "
+        f"{shown(place)}, {found}; put the images into that folder"
     )
 
 
@@ -106,7 +117,7 @@ def _require_pictures(listing: Listing, index: FolderIndex, split: str, seed: in
 
 
 def require_folder(place: str, kind: str) -> Path:
-    """The folder of an address.
+    """Returns the folder of an address.
 
     Raises:
         InputError: there is none.
@@ -119,7 +130,7 @@ def require_folder(place: str, kind: str) -> Path:
 
 
 def first_of(root: Path, names: Sequence[str], kind: str, what: str) -> Path:
-    """The first of several names that is there.
+    """Returns the first of several names that is there.
 
     Raises:
         InputError: none is; the message says what was looked for and what was found.
@@ -132,15 +143,15 @@ def first_of(root: Path, names: Sequence[str], kind: str, what: str) -> Path:
 
 
 def bad_layout(path: Path, error: Exception, wanted: str) -> InputError:
-    """What to raise when a JSON file lacks what its format has."""
+    """Returns the error for a JSON file that lacks what its format has."""
     return InputError(f"{path}: no {wanted} ({type(error).__name__}: {error}); is it the published file?")
 
 
 def read_karpathy(path: Path, kind: str, root: Path, folder_of: Callable[[dict[str, Any]], str]) -> Listing:
-    """The captions and splits of Karpathy and Fei-Fei (CVPR 2015): dataset_coco.json, dataset_flickr8k.json, ...
+    """Reads the captions and splits of Karpathy and Fei-Fei (CVPR 2015): dataset_coco.json, dataset_flickr8k.json, ...
 
     Args:
-        folder_of: the folder below the root that holds the picture of an entry.
+        folder_of: the folder below the root that holds the image of an entry.
 
     Raises:
         InputError: the file is not of that layout.

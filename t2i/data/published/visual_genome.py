@@ -1,13 +1,13 @@
 """Visual Genome's region descriptions: `vg:/path?regions=concat|crop`.
 
-Krishna et al., IJCV 2017: 108,077 pictures with about 50 phrases each, a box for every phrase. Read one picture at a time, as
+Krishna et al., IJCV 2017: 108,077 images with about 50 phrases each, a box for every phrase. Read one image at a time, as
 the file has a gigabyte. docs/data.md shows the tree.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,10 +15,11 @@ from PIL import Image
 
 from t2i.data import Dataset, View
 from t2i.data.captions import clean_caption
+from t2i.data.encoded import EncodedImages
 from t2i.data.folders.dataset import FolderDataset
-from t2i.data.pictures import Pictures
 from t2i.data.published.listing import Listing, bad_layout, first_of, open_listed, require_folder
 from t2i.errors import InputError
+from t2i.files import open_regular
 
 _FOLDERS = ("VG_100K", "VG_100K_2", "images/VG_100K", "images/VG_100K_2", "images")
 _CHUNK = 1 << 20
@@ -26,7 +27,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 
 class Region(NamedTuple):
-    """One phrase and its box, in pixels of the whole picture."""
+    """One phrase and its box, in pixels of the whole image."""
 
     number: int
     x: int
@@ -44,15 +45,15 @@ def open_visual_genome(
     regions: Literal["concat", "crop"] = "concat",
     min_side: int = 64,
 ) -> Dataset:
-    """Opens one split, drawn by picture: nothing published says which is which.
+    """Opens one split, assigned by image: nothing published says which is which.
 
     Args:
-        regions: `concat`: whole pictures, each with all its phrases as one caption. `crop`: each region is a picture
+        regions: `concat`: whole images, each with all its phrases as one caption. `crop`: each region is an image
             of its own, with its phrase.
         min_side: of `crop`: regions with a shorter side, in pixels, are left out.
 
     Raises:
-        InputError: no region descriptions there, or no pictures.
+        InputError: no region descriptions there, or no images.
     """
     root = require_folder(place, "vg")
     source = first_of(root, ("region_descriptions.json",), "vg", "region descriptions")
@@ -66,19 +67,19 @@ def open_visual_genome(
         captions = {name: [region.phrase for region in own] for name, own in found.items()}
     else:
         captions = {name: [_sentence(own)] for name, own in found.items()}
-    # the view's limit counts regions, of which the first pictures hold enough
+    # the view's limit counts regions, of which the first images hold enough
     whole = open_listed(Listing("vg", root, str(source), captions), split, view)
     return Regions(whole, found, view) if regions == "crop" else whole
 
 
 def _sentence(regions: list[Region]) -> str:
-    """All different phrases of a picture as one text, in their order."""
+    """All different phrases of an image as one text, in their order."""
     phrases = dict.fromkeys(clean_caption(region.phrase).rstrip(".") for region in regions)
     return ". ".join(phrases) + "." if phrases else ""
 
 
-class Regions(Pictures):
-    """The regions of a split's pictures, each a picture with one caption."""
+class Regions(EncodedImages):
+    """The regions of a split's images, each an image with one caption."""
 
     def __init__(self, whole: FolderDataset, regions: dict[str, list[Region]], view: View) -> None:
         rows = [(i, region) for i, name in enumerate(whole.ids) for region in regions[name]][: view.limit]
@@ -91,37 +92,41 @@ class Regions(Pictures):
     def source(self, i: int) -> Path:
         return self._whole.source(self._rows[i][0])
 
-    def picture(self, i: int, full: bool = True) -> Image.Image:
+    def image(self, i: int, full: bool = True) -> Image.Image:
         of, region = self._rows[i]
-        picture = self._whole.picture(of, full)
+        image = self._whole.image(of, full)
         # published boxes reach over the border here and there
-        left, top = min(max(region.x, 0), picture.width - 1), min(max(region.y, 0), picture.height - 1)
-        right, bottom = min(region.x + region.width, picture.width), min(region.y + region.height, picture.height)
-        return picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+        left, top = min(max(region.x, 0), image.width - 1), min(max(region.y, 0), image.height - 1)
+        right, bottom = min(region.x + region.width, image.width), min(region.y + region.height, image.height)
+        return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
 
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(self._whole.fingerprint().encode())
-        for _, region in self._rows:
-            digest.update(json.dumps(region).encode())
-        return digest.hexdigest()
+    def contents(self, lasting: bool = False) -> list[Any]:
+        of_image = list(self._whole.contents(lasting))
+        return [[of_image[i], region] for i, region in self._rows]
 
 
 def _read(path: Path) -> Iterator[tuple[int, list[Region]]]:
-    """(picture, its regions) for each entry; both spellings of the published versions, `id` and `image_id`."""
+    """Yields (image, its regions) for each entry; both spellings of the published versions, `id` and `image_id`."""
     for entry in _entries(path):
         try:
             image = entry["id"] if "id" in entry else entry["image_id"]
             own = [(r["region_id"], r["x"], r["y"], r["width"], r["height"], r["phrase"]) for r in entry["regions"]]
-            yield int(image), [Region(*map(int, row[:5]), phrase=str(row[5])) for row in own]
+            yield int(image), [Region(*map(int, row[:5]), phrase=_phrase(row[5])) for row in own]
         except (KeyError, TypeError, ValueError) as error:
             raise bad_layout(path, error, "regions with region_id, x, y, width, height and phrase") from error
 
 
+def _phrase(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a phrase is {json.dumps(value)[:60]}, not text")
+    return value
+
+
 def _entries(path: Path) -> Iterator[Any]:
-    """The elements of a JSON array, one at a time."""
+    """Yields the elements of a JSON array, one at a time."""
     decoder = json.JSONDecoder()
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with TextIOWrapper(open_regular(path), "utf-8-sig") as file:
             text = file.read(_CHUNK).lstrip()
             if not text.startswith("["):
                 raise InputError(f"{path} is not a JSON array, but begins with {text[:20]!r}; take the published file")
@@ -132,7 +137,7 @@ def _entries(path: Path) -> Iterator[Any]:
                     return
                 try:
                     entry, at = decoder.raw_decode(text, at)
-                except ValueError:
+                except (ValueError, RecursionError):
                     more = file.read(max(_CHUNK, len(text) - at))  # doubling: an entry is tried a few times at most
                     if not more:
                         near = text[at : at + 40]

@@ -36,6 +36,11 @@ class ShapesDataset:
     def images(self, indices: Sequence[int]) -> ImageArray:
         return render(self.scenes[np.asarray(indices, dtype=np.int64)], self.resolution)
 
+    def digest(self) -> str:
+        """sha256 of what the split holds, at any resolution."""
+        parts = (f"drawing {DRAWING}", *self.ids, *(c[0] for c in self.captions))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
     def fingerprint(self) -> str:
         parts = (
             f"drawing {DRAWING}",

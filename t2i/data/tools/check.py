@@ -1,7 +1,7 @@
-"""What a data set of captioned pictures holds, and all that is wrong with it: `t2i data check ADDRESS`.
+"""Counts what a data set of captioned images holds, and names all that is wrong with it: `t2i data check ADDRESS`.
 
-Every picture is decoded once, captioned or not, and training reads what was found, so checking first costs nothing. A check
-that was interrupted goes on where it stopped.
+Every image is decoded once, captioned or not, and training reads what was found, so checking first costs nothing. A check
+that was interrupted continues.
 """
 
 from collections import Counter
@@ -14,18 +14,20 @@ from typing import NamedTuple
 import numpy as np
 
 from t2i.data import Dataset, View, open_dataset, parse_address
+from t2i.data.address import typed_options
 from t2i.data.captions import script_of
-from t2i.data.folders.dataset import FolderDataset
+from t2i.data.encoded import EncodedImages
+from t2i.data.folders.dataset import FolderDataset, open_folder
+from t2i.data.folders.hints import inner_folder, require_captions
 from t2i.data.folders.index import index_folder
-from t2i.data.folders.large import LargeFolder, is_large
 from t2i.data.phash import Looks, near_duplicates
-from t2i.data.pictures import Pictures
-from t2i.data.splits import SPLITS, split_folder
+from t2i.data.splits import SPLITS
 from t2i.data.verified_index import Index, Verified
-from t2i.data.verify import place_of, verify, verify_drawn, verify_packed
+from t2i.data.verify import place_of, verify, verify_packed, verify_rendered
 from t2i.errors import InputError
 
-MOST_COMPARED = 30_000  # pictures that look different, up to which each is compared with each
+MOST_COMPARED = 30_000  # images of different appearance, up to which each is compared with each
+REPLACED = "\ufffd"  # stands where bytes could not be decoded
 
 
 class Spread(NamedTuple):
@@ -38,13 +40,13 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Counts and names. A picture is usable when whole, captioned and in a split. A `Spread` of nothing is None."""
+    """Counts and names. A image is usable when whole, captioned and in a split. A `Spread` of nothing is None."""
 
     address: str
     index: str  # the folder where all of it is kept
     seeded: bool  # no split folders: the split is drawn by id, here with seed 0
-    splits: dict[str, int]  # usable pictures of each split
-    images: int  # all pictures
+    splits: dict[str, int]  # usable images of each split
+    images: int  # all images
     formats: dict[str, int]  # of the whole ones, as their modes and sizes
     modes: dict[str, int]  # of the files: RGB, CMYK, P, ...
     bytes: int  # of all files
@@ -57,38 +59,42 @@ class CheckReport:
     words_per_caption: dict[int, int]  # histogram
     words: dict[str, int]  # the vocabulary in lower case, most frequent first
     scripts: dict[str, int]  # the script of most letters of each caption: LATIN, ARABIC, ...
-    broken: list[tuple[str, str]]  # picture, reason
+    broken: list[tuple[str, str]]  # image, reason
     unreadable_captions: list[str]  # one sentence a captions file, or a split that cannot be opened
     images_without_captions: list[str]
-    captions_without_images: list[str]  # the pictures they name
+    captions_without_images: list[str]  # the images they name
     outside_splits: list[str]
-    unsupported: list[str]  # pictures in formats that are not read
+    unsupported: list[str]  # images in formats that are not read
     duplicate_images: list[list[str]]  # groups of equal files
     near_duplicate_images: list[list[str]]  # groups that look the same and are different files
-    near_compared: bool  # False: too many pictures, only those of one perceptual hash and one set of colours are told
+    near_compared: bool  # False: too many images, only those of one perceptual hash and one set of colours are told
     shared_images: list[list[str]]  # groups of equal files that lie in more than one split
-    duplicate_captions: list[tuple[str, int]]  # caption in lower case, on how many pictures; most frequent first
-    shared_captions: list[tuple[str, list[str]]]  # caption in lower case, the splits it stands in
+    duplicate_captions: list[tuple[str, int]]  # caption in lower case, on how many images; most frequent first
+    shared_captions: list[tuple[str, list[str]]]  # caption in lower case, the splits it is in
+    damaged_captions: list[str]  # with U+FFFD in the place of letters
+    empty_splits: list[str]  # of train and val
+    problem: str  # why training refuses the data; "": it does not
 
 
 @dataclass
 class Collection:
-    """All that is known of the pictures at one address. Ids are unique over all splits."""
+    """All that is known of the images at one address. Ids are unique over all splits."""
 
     address: str
     index: Path
     seeded: bool
-    found: dict[str, Verified] = field(default_factory=dict)  # of all pictures
+    found: dict[str, Verified] = field(default_factory=dict)  # of all images
     split_of: dict[str, str] = field(default_factory=dict)
     captions: dict[str, Sequence[str]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     unsupported: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
+    problem: str = ""  # why training refuses the data
 
     @property
     def usable(self) -> dict[str, Sequence[str]]:
-        """Captions of the pictures that training may use."""
+        """Captions of the images that training may use."""
         return {
             name: self.captions[name]
             for name, its in self.found.items()
@@ -97,14 +103,14 @@ class Collection:
 
 
 def gather(address: str) -> Collection:
-    """Decodes all pictures at an address that are not known from before, of all splits.
+    """Decodes all images at an address that are not known from before, of all splits.
 
     Raises:
         InputError: nothing is there, or no split of it can be opened.
     """
     found = parse_address(address)
-    if found.kind == "folder" and not is_large(Path(found.place).expanduser()):
-        return _gather_folder(found.place)
+    if found.kind == "folder":
+        return _gather_folder(found.place, **typed_options(found, open_folder))
     opened: dict[str, Dataset] = {}
     problems: dict[str, InputError] = {}
     for split in SPLITS:
@@ -117,6 +123,8 @@ def gather(address: str) -> Collection:
             opened[split] = dataset
     if not opened:
         raise problems["train"]
+    if "train" not in opened and "no split" not in str(problems["train"]):
+        raise problems["train"]
     first = next(iter(opened.values()))
     here = Collection(str(found), Index(_place_of(first)).folder, seeded=False)
     here.problems = [str(error) for error in problems.values() if "no split" not in str(error)]
@@ -126,48 +134,48 @@ def gather(address: str) -> Collection:
 
 
 def _place_of(dataset: Dataset) -> str:
-    if isinstance(dataset, FolderDataset):
-        return str(dataset.index.root.resolve())
-    if isinstance(dataset, LargeFolder):
-        return str(dataset.root.resolve())
-    return place_of(dataset.address)
+    return str(dataset.root.resolve()) if isinstance(dataset, FolderDataset) else place_of(dataset.address)
 
 
 def _add(here: Collection, split: str, dataset: Dataset) -> None:
     ids = list(dataset.ids)
     broken = [name for name, _ in getattr(dataset, "broken", ())]
     if isinstance(dataset, FolderDataset):
-        here.found |= verify(dataset.index.root, dataset.index.files, [*ids, *broken])
-    elif isinstance(dataset, LargeFolder):
         here.found |= verify(dataset.root, dataset.files, [*ids, *broken])
-    elif isinstance(dataset, Pictures):
+    elif isinstance(dataset, EncodedImages):
         here.found |= verify_packed(dataset.address, ids, dataset.source)
         known = Index(place_of(dataset.address)).load() if broken else {}
         here.found |= {name: known[name] for name in broken if name in known}
-    else:  # drawn: nothing can be broken
+    else:  # rendered: nothing can be broken
         ids = [f"{split}/{name}" for name in ids]
-        here.found |= verify_drawn(ids, dataset.images)
+        here.found |= verify_rendered(ids, dataset.images)
     here.split_of |= dict.fromkeys([*ids, *broken], split)
     here.captions |= dict(zip(ids, dataset.captions, strict=True))
 
 
-def _gather_folder(place: str) -> Collection:
-    index = index_folder(place)
+def _gather_folder(place: str, caption: str = "") -> Collection:
+    index = index_folder(place, caption)
     ids = list(index.files)
     there = Index(index.root.resolve()).folder
     here = Collection(f"folder:{index.root}", there, index.seeded, verify(index.root, index.files, ids))
     here.split_of = {name: split for name, split in zip(ids, index.splits(ids, 0), strict=True) if split}
     here.captions |= index.captions
     here.missing, here.problems, here.unsupported = index.missing, index.problems, index.unsupported
-    here.outside = [] if index.seeded else [name for name in ids if split_folder(name) is None]
+    here.outside = [name for name in ids if name not in here.split_of]
+    if inner := inner_folder(index):
+        here.problems = [*here.problems, inner]
+    try:
+        require_captions(index)
+    except InputError as error:
+        here.problem = str(error)
     return here
 
 
 def check(address: str | Path) -> CheckReport:
-    """Examines the captioned pictures at an address.
+    """Examines the captioned images at an address.
 
     Raises:
-        InputError: nothing is there, it cannot be listed, or no picture is in it.
+        InputError: nothing is there, it cannot be listed, or no image is in it.
     """
     return examine(gather(str(address)))
 
@@ -214,6 +222,9 @@ def examine(here: Collection) -> CheckReport:
         shared_images=[names for names in copies.values() if len(_splits_of(names, split_of)) > 1],
         duplicate_captions=sorted(repeated, key=lambda row: (-row[1], row[0])),
         shared_captions=[(caption, splits) for caption, splits in spread_out if len(splits) > 1],
+        damaged_captions=[f"{name}: {text}" for name, own in usable.items() for text in own if REPLACED in text],
+        empty_splits=[split for split in ("train", "val") if not counts[split]] if usable else [],
+        problem=here.problem,
     )
 
 

@@ -1,4 +1,4 @@
-"""The findings of `t2i data check` as text, as JSON, as a table of all pictures, and as a contact sheet."""
+"""Writes the findings of `t2i data check` as text, as JSON, as a table of all images, and as a contact sheet."""
 
 import json
 import warnings
@@ -17,17 +17,17 @@ from t2i.files import new_file, write_text
 from t2i.names import shown, some
 
 BUCKETS = (1, 5, 10, 20, 40, 80)  # words a caption
-SHEET, COLUMNS, SIDE = 48, 8, 128  # pictures of a contact sheet, in a row, pixels a side
+SHEET, COLUMNS, SIDE = 48, 8, 128  # images of a contact sheet, in a row, pixels a side
 
 
 def format_report(report: CheckReport) -> str:
-    """The report as lines of text: what is there, then what is wrong, each with the first few names."""
-    shares = " (drawn by name: 90 % train, 5 % val, 5 % test; seed 0)" if report.seeded else ""
+    """Returns the report as lines of text: what is there, then what is wrong, each with the first few names."""
+    shares = " (assigned by name: 90 % train, 5 % val, 5 % test; seed 0)" if report.seeded else ""
     splits = ", ".join(f"{split} {count:,}" for split, count in report.splits.items()) or "none"
     once = sum(count == 1 for count in report.words.values())
     lines = [
         f"data                 {shown(report.address)}",
-        f"pictures             {report.images:,}, usable {sum(report.splits.values()):,}; {report.bytes / 1e6:,.1f} MB",
+        f"images               {report.images:,}, usable {sum(report.splits.values()):,}; {report.bytes / 1e6:,.1f} MB",
         f"splits               {splits}{shares if report.splits else ''}",
         f"formats              {_counted(report.formats)}; modes {_counted(report.modes)}",
         f"width, pixels        {_row(report.width)}",
@@ -36,13 +36,13 @@ def format_report(report: CheckReport) -> str:
         f"caption characters   {_row(report.caption_characters)}",
         f"caption words        {_row(report.caption_words)}",
         f"  of so many words   {_buckets(report.words_per_caption)}",
-        f"captions a picture   {_row(report.captions_per_image)}",
+        f"captions per image   {_row(report.captions_per_image)}",
         f"vocabulary           {len(report.words):,} words, {once:,} of them once: {_counted(report.words, 8)}",
         f"scripts              {_counted(report.scripts)}",
         f"index                {shown(report.index)}",
     ]
     findings = [f"{title}: {len(names):,}{_listed(names)}" for title, names in _findings(report) if names]
-    return "\n".join([*lines, "", *(findings or ["nothing wrong was found"])])
+    return "\n".join([*lines, "", *(findings or [report.problem or "nothing wrong was found"])])
 
 
 def _row(spread: Spread | None) -> str:
@@ -73,24 +73,26 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
 def _findings(report: CheckReport) -> list[tuple[str, list[str]]]:
     """All that may be wrong: title, one line a case."""
     near = "groups of different files that look the same"
-    near += "" if report.near_compared else " (many pictures: only those with one perceptual hash and the same colours)"
+    near += "" if report.near_compared else " (many images: only those with one perceptual hash and the same colours)"
     return [
-        ("broken pictures", [f"{shown(name)}: {reason}" for name, reason in report.broken]),
+        ("broken images", [f"{shown(name)}: {reason}" for name, reason in report.broken]),
         ("captions files or splits that cannot be read", report.unreadable_captions),
-        ("pictures without captions", [shown(name) for name in report.images_without_captions]),
-        ("captions without pictures", [shown(name) for name in report.captions_without_images]),
-        ("pictures outside the split folders", [shown(name) for name in report.outside_splits]),
-        ("pictures in formats that are not read", [shown(name) for name in report.unsupported]),
-        ("groups of equal picture files", [some(names) for names in report.duplicate_images]),
+        ("images without captions", [shown(name) for name in report.images_without_captions]),
+        ("captions without images", [shown(name) for name in report.captions_without_images]),
+        ("images outside the split folders", [shown(name) for name in report.outside_splits]),
+        ("images in formats that are not read", [shown(name) for name in report.unsupported]),
+        ("groups of equal image files", [some(names) for names in report.duplicate_images]),
         (near, [some(names) for names in report.near_duplicate_images]),
-        ("groups of equal picture files in several splits", [some(names) for names in report.shared_images]),
-        ("captions on several pictures", [f"{count:,} x {text[:80]}" for text, count in report.duplicate_captions]),
+        ("groups of equal image files in several splits", [some(names) for names in report.shared_images]),
+        ("captions with U+FFFD in the place of letters (a file was read in a wrong encoding)", report.damaged_captions),
+        ("splits without an image (add images, or make folders train/ and val/)", report.empty_splits),
+        ("captions on several images", [f"{count:,} x {text[:80]}" for text, count in report.duplicate_captions]),
         ("captions in several splits", [f"{', '.join(its)}: {text[:80]}" for text, its in report.shared_captions]),
     ]
 
 
 def save_report(report: CheckReport, here: Collection) -> None:
-    """Writes report.json and pictures.parquet, a row a picture, into the folder of the index.
+    """Writes report.json and pictures.parquet, a row for each image, into the folder of the index.
 
     Raises:
         InputError: the cache cannot be written.
@@ -121,12 +123,12 @@ def save_report(report: CheckReport, here: Collection) -> None:
 
 
 def contact_sheet(address: str) -> Image.Image:
-    """Some pictures of each split with a caption each, whole, on one page: which ones is decided by a seed.
+    """Some images of each split with a caption each, whole, on one page: which ones is decided by a seed.
 
     Raises:
-        InputError: no split can be opened, or none of the pictures can be decoded.
+        InputError: no split can be opened, or none of the images can be decoded.
     """
-    pictures: list[images.ImageArray] = []
+    cells: list[images.ImageArray] = []
     labels: list[str] = []
     for split in SPLITS:
         try:
@@ -140,12 +142,12 @@ def contact_sheet(address: str) -> Image.Image:
         wanted = SHEET - 2 * COLUMNS if split == "train" else COLUMNS
         for row in seeding.permutation(0, 0, len(dataset))[:wanted].tolist():
             try:
-                picture = dataset.images([row])[0]
+                image = dataset.images([row])[0]
             except images.BrokenImage:
                 continue
             more = len(dataset.captions[row]) - 1
-            pictures.append(picture)
+            cells.append(image)
             labels.append(f"{split}: {dataset.captions[row][0]}" + (f" (+{more})" if more else ""))
-    if not pictures:
-        raise InputError(f"data {address}: no picture for a contact sheet; `t2i data check` without --sheet says why")
-    return images.grid(pictures, labels, columns=min(COLUMNS, len(pictures)), cell=SIDE)
+    if not cells:
+        raise InputError(f"data {address}: no image for a contact sheet; `t2i data check` without --sheet says why")
+    return images.grid(cells, labels, columns=min(COLUMNS, len(cells)), cell=SIDE)

@@ -20,7 +20,7 @@ def export(dataset: Dataset, out: Path) -> None:
     """Writes one split as `out/00000.png`, ... and `out/metadata.jsonl`; `out` appears when all of it is written.
 
     Raises:
-        InputError: `out` is a file or holds something, cannot be written, or a picture of the data set is broken.
+        InputError: `out` is a file or holds something, cannot be written, or an image of the data set is broken.
     """
     with _whole(out) as folder:
         _write(dataset, folder)

@@ -1,8 +1,8 @@
-"""Writes captioned pictures as WebDataset shards: `t2i data pack ADDRESS --shards OUT --size 256`.
+"""Writes captioned images as WebDataset shards: `t2i data pack ADDRESS --shards OUT --size 256`.
 
-Layout: OUT/train-00000.tar with KEY.jpg, KEY.txt (a caption a line) and KEY.json (id, captions, size) for each picture, and
+Layout: OUT/train-00000.tar with KEY.jpg, KEY.txt (a caption a line) and KEY.json (id, captions, size) for each image, and
 train-00000.parquet beside it with the same; OUT/pack.json says what was packed. The same data gives the same bytes. Each shard
-appears whole or not at all, and the same command again goes on where it was stopped.
+appears whole or not at all, and the same command again continues where it was stopped.
 """
 
 import io
@@ -16,49 +16,52 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 
 from t2i import images, seeding
-from t2i.data.pictures import Pictures
+from t2i.data.encoded import EncodedImages
 from t2i.data.verify import workers
 from t2i.errors import InputError
 from t2i.files import new_file, write_text
 
 FORMAT = 1
-PICTURES = 1000  # a shard
+IMAGES = 1000  # a shard
 QUALITY = 95  # of JPEG
 _AT_ONCE = 64
 
 
-class Packed(NamedTuple):
+class PackResult(NamedTuple):
+    """What a packing wrote and left out."""
+
     shards: int
-    pictures: int
-    before: int  # pictures of shards that were there already
+    images: int
+    before: int  # images of shards that were there already
     broken: list[tuple[str, str]]  # id, reason
 
 
 class _Sample(NamedTuple):
-    picture: bytes
+    image: bytes
     suffix: str
     facts: dict[str, Any]
 
 
 def pack(
-    splits: Mapping[str, Pictures],
+    splits: Mapping[str, EncodedImages],
     out: Path,
     size: int | None = 256,
     suffix: Literal["jpg", "png"] = "jpg",
-    pictures: int = PICTURES,
+    per_shard: int = IMAGES,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Packed:
-    """Packs all splits; pictures come in an order drawn with a fixed seed.
+) -> PackResult:
+    """Packs all splits; images come in a random order of a fixed seed.
 
     Args:
-        size: pixels of the shorter side, to which larger pictures are brought; None: the files as they are.
-        suffix: how pictures that are brought to size are written.
-        pictures: of a shard.
+        size: pixels of the shorter side, to which larger images are brought, and files that few programs read (CMYK) are
+            converted; None: the files as they are.
+        suffix: how images that are brought to size are written.
+        per_shard: images of a shard.
 
     Raises:
         InputError: `out` holds other shards or cannot be written.
     """
-    settings = {"format": FORMAT, "size": size, "suffix": suffix, "pictures": pictures}
+    settings = {"format": FORMAT, "size": size, "suffix": suffix, "pictures": per_shard}
     settings |= {"data": {split: dataset.fingerprint() for split, dataset in splits.items()}}
     _claim(out, settings)
     done, total = 0, sum(map(len, splits.values()))
@@ -66,8 +69,8 @@ def pack(
     broken: list[tuple[str, str]] = []
     for split, dataset in splits.items():
         order = seeding.permutation(0, 0, len(dataset)).tolist()
-        for number, start in enumerate(range(0, len(order), pictures)):
-            rows = {start + k: row for k, row in enumerate(order[start : start + pictures])}
+        for number, start in enumerate(range(0, len(order), per_shard)):
+            rows = {start + k: row for k, row in enumerate(order[start : start + per_shard])}
             stem = out / f"{split}-{number:05d}"
             shards += 1
             if stem.with_suffix(".parquet").exists() and stem.with_suffix(".tar").exists():
@@ -83,7 +86,7 @@ def pack(
             on_progress(done, total)
     for leftover in out.glob(".*.tmp"):  # of a killed process
         leftover.unlink(missing_ok=True)
-    return Packed(shards, made - len(broken), before, broken)
+    return PackResult(shards, made - len(broken), before, broken)
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
@@ -107,9 +110,9 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _write_shard(
-    stem: Path, dataset: Pictures, rows: Mapping[int, int], size: int | None, suffix: str
+    stem: Path, dataset: EncodedImages, rows: Mapping[int, int], size: int | None, suffix: str
 ) -> list[tuple[str, str]]:
-    """Writes a tar, then the table that says it is whole; the pictures that cannot be decoded."""
+    """Writes a tar, then the table that says it is whole; returns the images that cannot be decoded."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -125,7 +128,7 @@ def _write_shard(
                 continue
             key = f"{number:09d}"
             captions = sample.facts["captions"]
-            _add(tar, f"{key}.{sample.suffix}", sample.picture)
+            _add(tar, f"{key}.{sample.suffix}", sample.image)
             _add(tar, f"{key}.txt", "\n".join(captions).encode("utf-8", "replace"))
             _add(tar, f"{key}.json", json.dumps(sample.facts).encode())
             facts.append({"key": key, "caption": captions, **sample.facts})
@@ -137,7 +140,7 @@ def _write_shard(
 
 
 def _samples(
-    dataset: Pictures, rows: Mapping[int, int], size: int | None, suffix: str
+    dataset: EncodedImages, rows: Mapping[int, int], size: int | None, suffix: str
 ) -> Iterator[tuple[int, int, "_Sample | str"]]:
     pairs = list(rows.items())
     with ThreadPoolExecutor(workers()) as pool:
@@ -147,27 +150,29 @@ def _samples(
             yield from ((number, row, sample) for (number, row), sample in zip(part, made, strict=True))
 
 
-def _sample(dataset: Pictures, row: int, size: int | None, suffix: str) -> "_Sample | str":
-    """A picture with its facts, or why it is left out."""
+def _sample(dataset: EncodedImages, row: int, size: int | None, suffix: str) -> "_Sample | str":
+    """Returns an image with its facts, or why it is left out."""
     try:
         source = dataset.source(row)
         data = source if isinstance(source, bytes) else images.read_limited(source)
-        picture = images.decode(data)
+        image = images.decode(data)
     except (images.BrokenImage, OSError) as error:
         return str(error)
-    kind = (picture.format or "").lower().replace("jpeg", "jpg")
-    if size is not None and min(picture.size) > size:
-        scale = size / min(picture.size)
-        new = max(size, round(picture.width * scale)), max(size, round(picture.height * scale))
-        picture = picture.resize(new, Image.Resampling.BICUBIC)
+    kind = (image.format or "").lower().replace("jpeg", "jpg")
+    with Image.open(io.BytesIO(data)) as header:
+        common = header.mode in ("RGB", "RGBA", "L", "LA", "P", "1")
+    if size is not None and min(image.size) > size:
+        scale = size / min(image.size)
+        new = max(size, round(image.width * scale)), max(size, round(image.height * scale))
+        image = image.resize(new, Image.Resampling.BICUBIC)
         kind = ""
-    if kind not in ("jpg", "png", "webp", "gif", "bmp") or (size is not None and kind != suffix):
+    if kind not in ("jpg", "png", "webp", "gif", "bmp") or (size is not None and (kind != suffix or not common)):
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG" if suffix == "jpg" else "PNG", **({"quality": QUALITY} if suffix == "jpg" else {}))
+        image.save(buffer, "JPEG" if suffix == "jpg" else "PNG", **({"quality": QUALITY} if suffix == "jpg" else {}))
         data, kind = buffer.getvalue(), suffix
     captions = [caption.encode("utf-8", "replace").decode() for caption in dataset.captions[row]]
     name = dataset.ids[row].encode("utf-8", "replace").decode()
-    facts = {"id": name, "captions": captions, "width": picture.width, "height": picture.height}
+    facts = {"id": name, "captions": captions, "width": image.width, "height": image.height}
     return _Sample(data, kind, facts)
 
 

@@ -1,4 +1,4 @@
-"""New folders out of captioned pictures: `t2i data filter` chooses captions, `t2i data split` draws splits.
+"""Writes new folders of captioned images: `t2i data filter` chooses captions, `t2i data split` assigns splits.
 
 The new folder holds hard links (links, where it lies on another disk), or copies of what lies in shards or tables, and a
 metadata.jsonl for each split. Nothing is decoded, and the source is never touched.
@@ -16,23 +16,23 @@ from typing import NamedTuple
 from PIL import Image
 
 from t2i.data import View, open_dataset
-from t2i.data.pictures import Pictures
-from t2i.data.splits import SPLITS, draw_splits
+from t2i.data.encoded import EncodedImages
+from t2i.data.splits import SPLITS, assign_splits
 from t2i.errors import InputError
-from t2i.files import new_folder
+from t2i.files import new_folder, text_lines
 from t2i.images import BrokenImage, read_limited
 
 
 class Item(NamedTuple):
-    """One picture, with the captions that it is to have."""
+    """One image, with the captions that it is to have."""
 
-    dataset: Pictures
+    dataset: EncodedImages
     row: int
     captions: Sequence[str]
 
 
 class Rules(NamedTuple):
-    """Which captions stay. A picture goes when none of its captions does."""
+    """Which captions stay. A image goes when none of its captions does."""
 
     min_words: int = 0
     max_words: int | None = None
@@ -42,17 +42,17 @@ class Rules(NamedTuple):
 
 
 class Written(NamedTuple):
-    pictures: dict[str, int]  # of each split
-    left_out: dict[str, int]  # why -> how many captions or pictures
+    images: dict[str, int]  # of each split
+    left_out: dict[str, int]  # why -> how many captions or images
 
 
-def open_splits(address: str) -> dict[str, Pictures]:
-    """All splits of an address that are there.
+def open_splits(address: str) -> dict[str, EncodedImages]:
+    """Returns all splits of an address that are there.
 
     Raises:
-        InputError: none is, or its pictures are drawn.
+        InputError: there is none, or its images are rendered.
     """
-    opened: dict[str, Pictures] = {}
+    opened: dict[str, EncodedImages] = {}
     problem: InputError | None = None
     for split in SPLITS:
         try:
@@ -60,9 +60,9 @@ def open_splits(address: str) -> dict[str, Pictures]:
         except InputError as error:
             problem = problem or error
             continue
-        if not isinstance(dataset, Pictures):
+        if not isinstance(dataset, EncodedImages):
             raise InputError(
-                f"data {address} is drawn and lies in no file; write it with `t2i data export {address} OUT`"
+                f"data {address} is rendered and has no files; write it with `t2i data export {address} OUT`"
             )
         if dataset.split == split:  # `heldout` may have fallen back to another
             opened[split] = dataset
@@ -72,7 +72,7 @@ def open_splits(address: str) -> dict[str, Pictures]:
 
 
 def filter_captions(address: str, out: Path, rules: Rules) -> Written:
-    """Writes the pictures whose captions follow the rules into a new folder, each split for itself.
+    """Writes the images whose captions follow the rules into a new folder, each split for itself.
 
     Raises:
         InputError: nothing stays, or `out` holds something or cannot be written.
@@ -81,7 +81,7 @@ def filter_captions(address: str, out: Path, rules: Rules) -> Written:
     seen: set[str] = set()
     refusals = _refusals(rules, seen)
 
-    def kept(dataset: Pictures) -> Iterator[Item]:
+    def kept(dataset: EncodedImages) -> Iterator[Item]:
         for row, captions in enumerate(dataset.captions):
             stay = []
             for caption in captions:
@@ -102,7 +102,7 @@ def filter_captions(address: str, out: Path, rules: Rules) -> Written:
 
 
 def _refusals(rules: Rules, seen: set[str]) -> dict[str, Callable[[str], bool]]:
-    """Why a caption goes -> whether it does."""
+    """Returns why a caption goes -> a test of it."""
     allow, deny = _any_of(rules.allow), _any_of(rules.deny)
     found: dict[str, Callable[[str], bool]] = {}
     if rules.min_words:
@@ -124,28 +124,26 @@ def _any_of(words: Sequence[str]) -> re.Pattern[str] | None:
 
 
 def read_words(path: Path) -> list[str]:
-    """A list of words, one a line.
+    """Returns a list of words, one a line.
 
     Raises:
         InputError: the file cannot be read or lists nothing.
     """
     try:
-        words = [word.strip() for word in path.read_text("utf-8").splitlines() if word.strip()]
+        words = [line.strip() for line in text_lines(path) if line.strip()]
     except OSError as error:
         raise InputError(f"cannot read the words of {path}: {error.strerror or error}; name a text file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8; re-save the file as UTF-8") from error
     if not words:
         raise InputError(f"{path} lists no words; write one a line")
     return words
 
 
-def split_pictures(address: str, out: Path, shares: Mapping[str, float], seed: int = 0) -> Written:
-    """Draws each picture into a split anew and writes a folder for each; equal files always come into the same one.
+def split_images(address: str, out: Path, shares: Mapping[str, float], seed: int = 0) -> Written:
+    """Assigns each image to a split anew and writes a folder for each; equal files always come into the same one.
 
     Args:
         shares: of `train`, `val`, ...; they add up to 1.
-        seed: the draw depends on it and on the contents of the file, so that new pictures move no others.
+        seed: the split depends on it and on the contents of the file, so that new images move no others.
 
     Raises:
         InputError: the shares do not add up, a split stays empty, or `out` holds something or cannot be written.
@@ -161,13 +159,11 @@ def split_pictures(address: str, out: Path, shares: Mapping[str, float], seed: i
     contents = [hashlib.sha256(_bytes(item)).hexdigest() for item in items]
     wanted = {split: share for split, share in shares.items() if share}
     parts: dict[str, list[Item]] = {split: [] for split in wanted}
-    for item, split in zip(items, draw_splits(contents, seed, wanted), strict=True):
+    for item, split in zip(items, assign_splits(contents, seed, wanted), strict=True):
         parts[split].append(item)
     empty = [split for split, own in parts.items() if not own]
     if empty:
-        raise InputError(
-            f"no picture of {len(items):,} was drawn into {empty[0]}; take another --seed or a larger share"
-        )
+        raise InputError(f"no image of {len(items):,} came into {empty[0]}; take another --seed or a larger share")
     return _write(out, parts, {})
 
 
@@ -196,7 +192,7 @@ def _write(out: Path, parts: Mapping[str, Sequence[Item]], left_out: dict[str, i
 
 
 def _place(item: Item, stem: Path) -> str:
-    """Puts the picture there by a link or a copy; its name."""
+    """Puts the image there by a link or a copy; returns its name."""
     source = item.dataset.source(item.row)
     if isinstance(source, Path):
         path = stem.with_name(stem.name + source.suffix.lower())
@@ -208,7 +204,7 @@ def _place(item: Item, stem: Path) -> str:
     try:
         with Image.open(BytesIO(source)) as header:
             suffix = f".{(header.format or 'png').lower()}"
-    except Exception:  # broken: it stays so, under a name that is read
+    except Exception:  # broken: it stays broken, under a name that is read
         suffix = ".jpg"
     path = stem.with_name(stem.name + suffix)
     path.write_bytes(source)

@@ -109,7 +109,7 @@ def tar_pictures(path: Path, n: int | None = None, skip_broken: bool = False) ->
 
 
 # what a tar of pictures may hold beside them
-_USUAL = ("folders", "other members", "captions without a picture", "pictures without a caption")
+_USUAL = ("folders", "other members", "captions without an image", "images without a caption")
 
 
 def _verified(data: bytes) -> Verified:

@@ -9,6 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+COMMITMENT = 0.25  # weight of the distance of latents to their codes
+
 
 class Quantized(NamedTuple):
     """Latents replaced by codes."""

@@ -7,17 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2i.vqvae.config import QuantizerConfig
-from t2i.vqvae.quantizers.contract import Quantized, nearest, straight_through, to_grid, to_tokens
+from t2i.vqvae.config import ResidualConfig
+from t2i.vqvae.quantizers.contract import COMMITMENT, Quantized, nearest, straight_through, to_grid, to_tokens
 from t2i.vqvae.quantizers.vector import Codebook
 
 
 class ResidualQuantizer(nn.Module):
     """Q codebooks whose codes add up; the first sees unit-length latents."""
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: ResidualConfig) -> None:
         super().__init__()
-        self.dim, self.codebook_size, self.commitment = config.dim, config.codebook_size, config.commitment
+        self.dim, self.codebook_size = config.dim, config.codebook_size
         self.codebooks = config.depth
         self.books = nn.ModuleList(Codebook(config, unit=False, number=i) for i in range(config.depth))
 
@@ -40,7 +40,7 @@ class ResidualQuantizer(nn.Module):
         indices_BLQ = torch.stack(indices, dim=-1)
         if self.training and self._book(0).warming_up:
             return Quantized(to_grid(x), indices_BLQ, x.new_zeros(()))
-        loss = self.commitment * loss / self.codebooks
+        loss = COMMITMENT * loss / self.codebooks
         return Quantized(to_grid(straight_through(x, codes)), indices_BLQ, loss)
 
     def codes_of(self, indices_BLQ: Tensor) -> Tensor:

@@ -3,12 +3,10 @@
 There is no codebook to learn and none that can collapse: K is the product of the levels.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from t2i.vqvae.config import QuantizerConfig
+from t2i.vqvae.config import ScalarConfig
 from t2i.vqvae.quantizers.contract import Quantized, straight_through, to_grid, to_tokens
 
 MARGIN = 1e-3  # how far the bound lies beyond the outer levels, as a share
@@ -21,9 +19,9 @@ class ScalarQuantizer(nn.Module):
     levels_D: Tensor
     radix_D: Tensor
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: ScalarConfig) -> None:
         super().__init__()
-        self.dim, self.codebook_size = len(config.levels), math.prod(config.levels)
+        self.dim, self.codebook_size = len(config.levels), config.codebook_size
         levels = torch.tensor(config.levels)
         self.register_buffer("levels_D", levels, persistent=False)
         self.register_buffer("radix_D", torch.cumprod(levels, 0) // levels, persistent=False)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2i.vqvae.config import QuantizerConfig
-from t2i.vqvae.quantizers.contract import Quantized, nearest, straight_through, to_grid, to_tokens
+from t2i.vqvae.config import SimVQConfig
+from t2i.vqvae.quantizers.contract import COMMITMENT, Quantized, nearest, straight_through, to_grid, to_tokens
 
 
 class SimVQ(nn.Module):
@@ -17,9 +17,9 @@ class SimVQ(nn.Module):
     codebooks = 1
     frozen_KD: Tensor
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: SimVQConfig) -> None:
         super().__init__()
-        self.dim, self.codebook_size, self.commitment = config.dim, config.codebook_size, config.commitment
+        self.dim, self.codebook_size = config.dim, config.codebook_size
         self.register_buffer("frozen_KD", torch.randn(config.codebook_size, config.dim) * config.dim**-0.5)
         self.map = nn.Linear(config.dim, config.dim, bias=False)
         nn.init.eye_(self.map.weight)
@@ -32,7 +32,7 @@ class SimVQ(nn.Module):
         x, codebook = to_tokens(latents_BCHW).float(), self._codebook()
         indices = nearest(x.flatten(0, 1), codebook).view(*x.shape[:2], 1)
         codes = codebook[indices[..., 0]]
-        loss = F.mse_loss(codes, x.detach()) + self.commitment * F.mse_loss(x, codes.detach())
+        loss = F.mse_loss(codes, x.detach()) + COMMITMENT * F.mse_loss(x, codes.detach())
         return Quantized(to_grid(straight_through(x, codes.detach())), indices, loss)
 
     def codes_of(self, indices_BLQ: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2i.vqvae.config import QuantizerConfig
-from t2i.vqvae.quantizers.contract import Quantized, nearest, straight_through, to_grid, to_tokens
+from t2i.vqvae.config import ResidualConfig, VectorConfig
+from t2i.vqvae.quantizers.contract import COMMITMENT, Quantized, nearest, straight_through, to_grid, to_tokens
 
+REVIVED = 1.0  # uses a step that a new code is credited with
 NEVER = 1e-8  # averaged uses a step of a code that is as good as never used
 
 
@@ -46,7 +47,7 @@ class Codebook(nn.Module):
     counts_K: Tensor
     steps: Tensor
 
-    def __init__(self, config: QuantizerConfig, unit: bool, number: int = 0) -> None:
+    def __init__(self, config: VectorConfig | ResidualConfig, unit: bool, number: int = 0) -> None:
         super().__init__()
         self.config, self.unit, self.number = config, unit, number
         codes = F.normalize(torch.randn(config.codebook_size, config.dim), dim=1)
@@ -88,7 +89,7 @@ class Codebook(nn.Module):
         count = min(len(every), len(self.codes_KD))
         chosen = torch.randperm(len(every), generator=draws)[:count].to(every.device)
         rows = torch.randperm(len(self.codes_KD), generator=draws)[:count].to(every.device)
-        self._replace(rows, every[chosen], self.config.revival_count)
+        self._replace(rows, every[chosen], REVIVED)
 
     def _follow(self, x_ND: Tensor, indices_N: Tensor) -> None:
         counts = torch.zeros_like(self.counts_K).index_add_(0, indices_N, torch.ones_like(x_ND[:, 0]))
@@ -112,7 +113,7 @@ class Codebook(nn.Module):
             return
         dead = dead[:able]
         chosen = torch.multinomial(errors, len(dead), generator=self._draws()).to(every.device)
-        self._replace(dead, every[chosen], self.config.revival_count)
+        self._replace(dead, every[chosen], REVIVED)
 
 
 class VectorQuantizer(nn.Module):
@@ -120,9 +121,9 @@ class VectorQuantizer(nn.Module):
 
     codebooks = 1
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: VectorConfig) -> None:
         super().__init__()
-        self.dim, self.codebook_size, self.commitment = config.dim, config.codebook_size, config.commitment
+        self.dim, self.codebook_size = config.dim, config.codebook_size
         self.book = Codebook(config, unit=True)
 
     def _points(self, latents_BCHW: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class VectorQuantizer(nn.Module):
         if self.training and self.book.warming_up:
             return Quantized(to_grid(x), indices, x.new_zeros(()))
         codes = self.book.codes_KD[indices[..., 0]]
-        return Quantized(to_grid(straight_through(x, codes)), indices, self.commitment * F.mse_loss(x, codes))
+        return Quantized(to_grid(straight_through(x, codes)), indices, COMMITMENT * F.mse_loss(x, codes))
 
     def codes_of(self, indices_BLQ: Tensor) -> Tensor:
         return to_grid(self.book.codes_KD[indices_BLQ[..., 0]])

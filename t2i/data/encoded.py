@@ -1,27 +1,24 @@
-"""What all data sets of files share: pictures are decoded when asked for, brought to size, and kept in memory."""
+"""The part that all data sets of files share: images are decoded on demand, brought to size, and kept in memory."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import parent_process
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from t2i import images, seeding
 from t2i.data import View
 from t2i.data.verify import workers
-from t2i.images import ImageArray
+from t2i.images import TRANSFORM, ImageArray
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-
-MEMORY_BYTES = 2**30  # decoded pictures kept by one dataset
+MEMORY_BYTES = 2**30  # decoded images kept by one dataset
 
 
 BLOCK_BYTES = 2**25
@@ -31,7 +28,7 @@ _ADDING = Lock()  # not the store's own, which goes to workers by pickle
 
 
 class _Store:
-    """Decoded pictures by row, up to a number of bytes, in large blocks: alone each would be mapped page by page."""
+    """Decoded images by row, up to a number of bytes, in large blocks: single arrays would be mapped page by page."""
 
     def __init__(self, most_bytes: int, rows: int, resolution: int) -> None:
         self._shape = resolution, resolution, 3
@@ -47,8 +44,8 @@ class _Store:
         block, place = divmod(self._places[row], self._per_block)
         return self._blocks[block][place]
 
-    def add(self, row: int, picture: ImageArray) -> None:
-        """Keeps a copy where there is room."""
+    def add(self, row: int, image: ImageArray) -> None:
+        """Keeps a copy while there is room."""
         with _ADDING:
             if len(self._places) == self._most or row in self._places:
                 return
@@ -56,12 +53,12 @@ class _Store:
             if block == len(self._blocks):
                 left = self._most - block * self._per_block
                 self._blocks.append(np.empty((min(self._per_block, left), *self._shape), np.uint8))
-            self._blocks[block][place] = picture
+            self._blocks[block][place] = image
             self._places[row] = len(self._places)
 
 
-class Pictures(ABC):
-    """One split of captioned pictures that lie somewhere encoded; decoded ones are kept up to `MEMORY_BYTES`."""
+class EncodedImages(ABC):
+    """One split of captioned images in files or tables; decoded ones are kept up to `MEMORY_BYTES`."""
 
     def __init__(
         self, address: str, split: str, view: View, ids: Sequence[str], captions: Sequence[Sequence[str]]
@@ -79,18 +76,38 @@ class Pictures(ABC):
 
     @abstractmethod
     def source(self, i: int) -> Path | bytes:
-        """The file of row i, or its bytes."""
+        """Returns the file of row i, or its bytes."""
 
     def place(self, i: int) -> str:
-        """Names row i in a message."""
+        """Returns the name of row i for a message."""
         return self.ids[i]
 
     @abstractmethod
-    def fingerprint(self) -> str:
-        """sha256 of what decides the rows: ids, contents, captions, split and transform."""
+    def contents(self, lasting: bool = False) -> Iterable[Any]:
+        """Returns a JSON value for each row that changes with the contents of its image.
 
-    def picture(self, i: int, full: bool = False) -> Image.Image:
-        """Row i decoded, upright and RGB.
+        Args:
+            lasting: the value is the same for a copy of the data elsewhere, and before and after `t2i data check`.
+        """
+
+    def fingerprint(self) -> str:
+        """sha256 of what decides the pixels: ids, contents, captions, split and transform."""
+        view = self._view
+        transform = [TRANSFORM, view.resolution, view.fit, view.seed if view.fit == "random" else None]
+        return self._hash([self.split, *transform], self.contents())
+
+    def digest(self) -> str:
+        """sha256 of what the split holds, at any resolution: ids, contents, captions."""
+        return self._hash([self.split], self.contents(lasting=True))
+
+    def _hash(self, first: Any, contents: Iterable[Any]) -> str:
+        found = hashlib.sha256(json.dumps(first).encode())
+        for row in zip(self.ids, contents, self.captions, strict=True):
+            found.update(json.dumps(row).encode())
+        return found.hexdigest()
+
+    def image(self, i: int, full: bool = False) -> Image.Image:
+        """Returns row i decoded, upright and RGB.
 
         Args:
             full: of its own size; otherwise a large JPEG may come smaller, but at least twice `resolution` a side.
@@ -105,7 +122,7 @@ class Pictures(ABC):
 
     @property
     def redraws(self) -> bool:
-        """Whether a picture shows another part in another epoch."""
+        """True if an image is cut anew in each epoch."""
         return self._view.fit == "random"
 
     def images(self, indices: Sequence[int], epoch: int = 0) -> ImageArray:
@@ -126,8 +143,8 @@ class Pictures(ABC):
         if len(missing) > 1:
             with ThreadPoolExecutor(min(workers(), len(missing))) as pool:
                 decoded = pool.map(lambda i: self._decode(i, epoch), missing)
-                for k, picture in zip(missing.values(), decoded, strict=True):
-                    out_BHWC[k] = picture
+                for k, image in zip(missing.values(), decoded, strict=True):
+                    out_BHWC[k] = image
         else:
             for i, k in missing.items():
                 out_BHWC[k] = self._decode(i, epoch)
@@ -140,28 +157,8 @@ class Pictures(ABC):
         return out_BHWC
 
     def _decode(self, i: int, epoch: int) -> ImageArray:
-        picture = self.picture(i)
+        image = self.image(i)
         x, y = 0.5, 0.5
         if self.redraws:
             x, y = seeding.uniform(self._view.seed, f"crop/{epoch}", seeding.ids_of([self.ids[i]]), 2)[0].tolist()
-        return images.fit(picture, self.resolution, self._view.fit, (x, y))
-
-
-class Column(Sequence[Any]):
-    """Some rows of an Arrow column as a sequence of Python values; nothing is read before it is asked for."""
-
-    def __init__(self, column: "pa.ChunkedArray", rows: NDArray[np.int64], form: Callable[[int, Any], Any]) -> None:
-        self._column, self._rows, self._form = column, rows, form
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        row = int(self._rows[index])
-        return self._form(row, self._column[row].as_py())
+        return images.fit(image, self.resolution, self._view.fit, (x, y))

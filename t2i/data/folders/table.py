@@ -1,0 +1,179 @@
+"""Names and captions of a folder of many images as a memory-mapped table: read once, then opened in a second.
+
+The table holds what `index_folder` finds and is kept in the cache directory until a captions file or a folder changes. A million
+rows take no memory of their own and are shared by all workers.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t2i import seeding
+from t2i.cache import cache_dir
+from t2i.data.cached import Keep, facts_of, read_table, stamp_of, write_table
+from t2i.data.folders.index import FolderIndex, index_folder
+from t2i.data.folders.metadata import METADATA_NAMES
+from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, split_folder
+from t2i.data.verified_index import Index
+from t2i.errors import InputError
+from t2i.names import counted, shown, some
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LARGE_BYTES = 8 * 1024 * 1024  # of captions files at the top or in the split folders: about 80,000 rows
+_ROWS_AT_ONCE = 16_384
+_DRAWN, _NONE = -2, -1  # in the column `part`, else a place in SPLITS
+
+
+def is_large(root: Path) -> bool:
+    """Returns True if the captions files at the top of a folder, or of its split folders, are worth a table."""
+    places = [root, *(root / folder for folder in SPLIT_FOLDERS)]
+    paths = [path for place in places for name in METADATA_NAMES if (path := place / name).is_file()]
+    return sum(path.stat().st_size for path in paths) >= LARGE_BYTES
+
+
+class FolderTable(NamedTuple):
+    """The captioned images of a folder; columns `id`, `path`, `captions`, `key` (the id as a number) and `part`."""
+
+    root: Path
+    rows: "pa.Table"
+
+    @property
+    def files(self) -> dict[str, str]:
+        """id -> path below the root, of all splits."""
+        return dict(zip(*(self.rows[name].to_pylist() for name in ("id", "path")), strict=True))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was left out when the table was made, a sentence each."""
+        return facts_of(self.rows)["warnings"]
+
+    def splits(self, seed: int) -> dict[str, NDArray[np.int64]]:
+        """Returns the rows of each split, the same as `FolderIndex.splits` tells."""
+        part = _numbers(self.rows["part"])
+        names = np.full(len(part), _NONE)
+        own = part >= 0
+        names[own] = part[own]
+        shares = SEEDED_SHARES
+        drawn = part == _DRAWN
+        if facts_of(self.rows)["drawn_val"]:
+            drawn, shares = part == SPLITS.index("train"), {"train": 1 - VAL_SHARE, "val": VAL_SHARE}
+        if drawn.any():
+            draws = seeding.uniform(seed, "split", _numbers(self.rows["key"])[drawn], 1)[:, 0]
+            chosen = np.searchsorted(np.cumsum(list(shares.values()))[:-1], draws, side="right")
+            names[drawn] = np.array([SPLITS.index(name) for name in shares])[chosen]
+        return {split: np.flatnonzero(names == k) for k, split in enumerate(SPLITS)}
+
+    def without_broken(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[tuple[str, str]]]:
+        """Returns `rows` without those that a check found broken and that have not changed since, and these by name."""
+        import pyarrow as pa
+        import pyarrow.compute
+
+        pc: Any = pyarrow.compute
+        known = {}
+        for part in Index(self.root.resolve()).tables():
+            bad = part.filter(pc.not_equal(part["reason"], ""))
+            columns = (bad[name].to_pylist() for name in ("name", "reason", "size", "mtime_ns", "ctime_ns"))
+            known |= {name.decode("utf-8", "surrogatepass"): rest for name, *rest in zip(*columns, strict=True)}
+        if not known:
+            return rows, []
+        ids = self.rows["id"].take(pa.array(rows))
+        broken: list[tuple[str, str]] = []
+        gone = np.zeros(len(rows), dtype=bool)
+        for i in np.flatnonzero(pc.is_in(ids, pa.array(list(known))).to_numpy()).tolist():
+            reason, *stamp = known[name := ids[i].as_py()]
+            if stamp_of(self.root / self.rows["path"][int(rows[i])].as_py()) == tuple(stamp):
+                broken.append((name, reason))
+                gone[i] = True
+        return rows[~gone], broken
+
+
+def open_table(root: Path, require: Callable[[FolderIndex], None]) -> FolderTable:
+    """Opens the table of a folder, from the cache while nothing has changed, else made now.
+
+    Args:
+        require: called with the index of a folder that is read anew; raises where it cannot be used.
+
+    Raises:
+        InputError: what `index_folder` and `require` raise, or the cache cannot be written.
+    """
+    name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    path = cache_dir() / "folders" / f"{name}.arrow"
+    for _ in range(2):
+        table = read_table(path)
+        # the time of a folder changes when a file comes or goes
+        if table is not None and all(list(stamp_of(root / at)) == stamp for at, stamp in facts_of(table)["stamps"]):
+            return FolderTable(root, table)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(root, path, require)
+        except OSError as error:
+            why = error.strerror or error
+            raise InputError(
+                f"cannot write the cache {path.parent}: {why}; free some space or set T2I_CACHE"
+            ) from error
+    raise InputError(f"{root} changes while it is read; start again when it is whole")
+
+
+def _write(root: Path, path: Path, require: Callable[[FolderIndex], None]) -> None:
+    import pyarrow as pa
+
+    fields = [("id", pa.string()), ("path", pa.string()), ("captions", pa.list_(pa.string()))]
+    schema = pa.schema([*fields, ("key", pa.int64()), ("part", pa.int8())])
+    index = index_folder(root)
+    require(index)
+    unread = [name for name in index.captions if not _is_text(name)]
+    facts = {"stamps": list(index.stamps.items()), "warnings": _left_out(index, unread), "drawn_val": index.drawn_val}
+
+    def batches(_: Keep) -> Iterator["pa.RecordBatch"]:
+        part_of = _parts(index)
+        names = (name for name in index.captions if _is_text(name))
+        while ids := list(islice(names, _ROWS_AT_ONCE)):
+            columns = [ids, [index.files[name] for name in ids], [index.captions[name] for name in ids]]
+            columns += [seeding.ids_of(ids), [part_of(name) for name in ids]]
+            arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    write_table(path, schema, batches, facts)
+
+
+def _is_text(name: str) -> bool:
+    """Returns False for a name with bytes that are not UTF-8."""
+    try:
+        return name.isascii() or bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _left_out(index: FolderIndex, unread: Sequence[str]) -> list[str]:
+    bare = [name for name in index.files if name not in index.captions]
+    kinds = (
+        ("caption", "without an image", index.missing),
+        ("image", "without a caption", bare),
+        ("image", "whose name is not text", [shown(name) for name in unread]),
+    )
+    return [
+        f"{counted(len(names), noun)} in {shown(index.root)} {why}, as {some(names)}"
+        for noun, why, names in kinds
+        if names
+    ]
+
+
+def _parts(index: FolderIndex) -> Callable[[str], int]:
+    """id -> its value in the column `part`."""
+    if index.seeded:
+        return lambda name: _DRAWN
+    place = {split: k for k, split in enumerate(SPLITS)}
+    own = split_folder if index.parts is None else index.parts.get
+    return lambda name: place.get(own(name) or "", _NONE)
+
+
+def _numbers(column: "pa.ChunkedArray") -> NDArray[Any]:
+    # not `to_numpy`, which imports pandas where it is installed: a second and 60 MB
+    return np.concatenate([np.from_dlpack(chunk) for chunk in column.chunks])

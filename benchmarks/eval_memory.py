@@ -59,10 +59,10 @@ def moments(n: int) -> float:
 
 def frechet(n: int) -> float:
     """The same with the distance."""
-    from t2i.metrics.frechet import Reference, distance
+    from t2i.metrics.frechet import Gaussian, distance
 
     fake, real = _stats(n, 0), _stats(n, 1)
-    return distance(Reference.of(fake), Reference.of(real))
+    return distance(Gaussian.of(fake), Gaussian.of(real))
 
 
 def kept(n: int) -> float:

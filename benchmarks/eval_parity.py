@@ -25,7 +25,7 @@ from t2i.data import View, open_dataset
 from t2i.extractors.inception import InceptionExtractor
 from t2i.extractors.inception_network import Inception
 from t2i.metrics.clip_score import clip_score
-from t2i.metrics.frechet import Reference, frechet_distance
+from t2i.metrics.frechet import Gaussian, frechet_distance
 from t2i.metrics.inception_score import inception_score
 from t2i.metrics.kernel import kernel_distance
 from t2i.metrics.neighbours import prdc
@@ -207,7 +207,7 @@ def rows(side: int, n: int, place: Path, state: dict[str, Tensor], weights: Path
         x, y = extractor.features(fake), extractor.features(real)
         logits = x @ extractor.classes.T if extractor.classes is not None else x
         ours[resize] = {
-            "fid": frechet_distance(x, Reference.of(y), force=True),
+            "fid": frechet_distance(x, Gaussian.of(y), force=True),
             "kid": kernel_distance(x, y),
             "inception-score": inception_score(logits)[0],
             "inception-score, 1 part": inception_score(logits, 1)[0],

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from t2i.extractors.inception import InceptionExtractor
-from t2i.metrics.frechet import Reference, distance
+from t2i.metrics.frechet import Gaussian, distance
 from t2i.metrics.statistics import GaussianStats
 
 DIM = 2048
@@ -125,12 +125,12 @@ def frechet(sizes: list[int], rounds: int) -> None:
     print("\n| Frechet step, D = 2,048 | N | seconds | times faster | relative error |\n|---|---|---|---|---|")
     for n in sizes:
         x, y, exact = pairs(n)
-        reference = Reference.of(y)
+        reference = Gaussian.of(y)
         given = x if n <= DIM else GaussianStats.of(x)
         numpy_moments = (*moments(x), *moments(y))
         torch_moments = [torch.from_numpy(part) for part in numpy_moments]
         cases: dict[str, Callable[[], float]] = {
-            "t2i": lambda given=given, reference=reference: distance(Reference.of(given), reference),
+            "t2i": lambda given=given, reference=reference: distance(Gaussian.of(given), reference),
             "torchmetrics, eigvals": lambda m=torch_moments: float(_compute_fid(*m)),
             "pytorch-fid, scipy sqrtm": lambda m=numpy_moments: by_sqrtm(*m),
         }

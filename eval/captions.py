@@ -2,23 +2,28 @@
 
     t2i eval captions written.jsonl --out scores.json
 
-A line a picture: {"candidate": "a red circle", "references": ["a red disc", "one red circle"]}.
+A line for each image: {"candidate": "a red circle", "references": ["a red disc", "one red circle"]}.
 """
 
-from pathlib import Path
-
+from t2i.cli import run_program
 from t2i.errors import InputError
 from t2i.metrics.score import write_scores
 from t2i.scoring.captions import score_captions
+from t2i.scoring.options import CaptionsOptions
 
 
-def main(file: Path, out: Path | None) -> None:
+def main(options: CaptionsOptions) -> None:
+    out = options.out
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise InputError(f"--out {out} cannot be written; name a JSON file in an existing folder")
-    scores = score_captions(file)
+    scores = score_captions(options.file)
     for score in scores:
         interval = "" if score.interval is None else " ({:.3f}..{:.3f})".format(*score.interval)
         print(f"{score.name:<20}{score.value:.3f}{interval}")
     if out is not None:
         write_scores(out, scores)
         print(f"wrote {out}")
+
+
+if __name__ == "__main__":  # python -m t2i.eval.captions
+    run_program("eval", "captions")

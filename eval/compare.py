@@ -16,8 +16,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from t2i.cli import run_program
 from t2i.metrics.score import Score
 from t2i.scoring.comparison import Line, compare
+from t2i.scoring.options import CompareOptions
 
 SUPERSCRIPT = "*"  # behind a value whose protocol is another
 
@@ -98,8 +100,13 @@ def explain(lines: Sequence[Line], paths: Sequence[Path]) -> None:
             print(f"not tested{beside}, {reason}: {', '.join(names)}")
 
 
-def main(paths: list[Path]) -> None:
+def main(options: CompareOptions) -> None:
+    paths = options.scores
     lines = compare(paths)
     warn_differing(lines, paths)
     show(lines, headings(paths))
     explain(lines, paths)
+
+
+if __name__ == "__main__":  # python -m t2i.eval.compare
+    run_program("eval", "compare")

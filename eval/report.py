@@ -1,26 +1,29 @@
-"""Shows one or several runs side by side on one page: pictures beside prompts, scores, curves, configs.
+"""Shows one or several runs side by side on one page: images beside prompts, scores, curves, configs.
 
     t2i eval report runs/cgan
     t2i eval report runs/cgan runs/prior --out report.html
 
-Every run draws the same held-out captions with the same seed; a tokenizer shows its reconstructions. Scores are those of
-`t2i eval score`, which lie in the runs.
+Every run samples the same held-out captions with the same seed; a tokenizer shows its reconstructions. The scores are those
+that `t2i eval score` left in the runs.
 """
 
 from pathlib import Path
 
+from t2i.cli import run_program
 from t2i.console import shown_progress
 from t2i.errors import InputError
 from t2i.hardware import prepare_cpu
 from t2i.report.gallery import Ask
+from t2i.report.options import ReportOptions
 from t2i.report.page import make_report
 
 NAME = "report.html"
 
 
-def place_of(runs: list[Path], out: Path | None) -> Path:
-    """Where the page goes; refused before any work where it cannot."""
-    place = out or (runs[0] / NAME if len(runs) == 1 and runs[0].is_dir() else Path(NAME))
+def place_of(options: ReportOptions) -> Path:
+    """The file of the page; refused before any work if it cannot be written."""
+    runs = options.runs
+    place = options.out or (runs[0] / NAME if len(runs) == 1 and runs[0].is_dir() else Path(NAME))
     if place.exists():
         raise InputError(f"{place} exists; delete it, or name another file with --out")
     if not place.parent.is_dir():
@@ -28,21 +31,15 @@ def place_of(runs: list[Path], out: Path | None) -> Path:
     return place
 
 
-def main(
-    runs: list[Path],
-    data: str | None,
-    splits: list[str] | None,
-    n: int,
-    train: int,
-    scorer: str | None,
-    seed: int,
-    title: str | None,
-    out: Path | None,
-) -> None:
+def main(options: ReportOptions) -> None:
     prepare_cpu()
-    place = place_of(runs, out)
-    ask = Ask(data, splits, n, train, scorer, seed)
-    names = ", ".join(run.resolve().name for run in runs)
-    with shown_progress(" pictures") as tick:
-        make_report(runs, place, title or names, ask, tick)
+    place = place_of(options)
+    ask = Ask(options.data, options.split, options.n, options.neighbours, options.scorer, options.seed)
+    names = ", ".join(run.resolve().name for run in options.runs)
+    with shown_progress(" images") as tick:
+        make_report(options.runs, place, options.title or names, ask, tick)
     print(f"wrote {place}, {place.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":  # python -m t2i.eval.report
+    run_program("eval", "report")

@@ -1,4 +1,4 @@
-"""Tries settings of sampling on a run: fidelity against faithfulness as a table, a JSON file and a picture.
+"""Tries settings of sampling on a run: fidelity against faithfulness as a table, a JSON file and a chart.
 
     t2i eval sweep runs/prior --guidance 1,1.5,2,3,5 --temperature 0.7,1
     t2i eval sweep runs/cgan --guidance 1,1.5,2 --truncation 0.6,0.8,1 --make-default
@@ -10,38 +10,24 @@ on: it is written into sampling.json in the run, which may be edited or deleted.
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from t2i.cli import run_program
 from t2i.console import shown_progress
 from t2i.errors import InputError
-from t2i.files import new_file, write_text
+from t2i.files import write_text
 from t2i.hardware import prepare_cpu
 from t2i.metrics.score import Score
-from t2i.report.curves import number
-from t2i.report.sweep_chart import chart, knobs_text, value_text
+from t2i.report.chart import number
+from t2i.report.sweep import knobs_text, sweep_chart, value_text
 from t2i.sampling.saved import DEFAULTS, write_defaults
-from t2i.scoring.options import Options
+from t2i.scoring.options import SweepOptions
 from t2i.scoring.sweep import RULE, Point, best, combinations, defaults_of, document, on_the_front, sweep
-
-WHOLE = ("top_k", "steps")  # whole numbers, or `all`
-
-
-def parse_values(name: str, text: str) -> list[float | int | None]:
-    """`1,1.5,2` -> [1.0, 1.5, 2.0]; InputError names what is no number."""
-    found: list[float | int | None] = []
-    for word in (word.strip() for word in text.split(",")):
-        try:
-            found.append(None if name in WHOLE and word == "all" else int(word) if name in WHOLE else float(word))
-        except ValueError:
-            kind = "whole number, nor all" if name in WHOLE else "number"
-            example = "--top-k 50,100,all" if name in WHOLE else "--guidance 1,1.5,2"
-            raise InputError(f"--{name.replace('_', '-')} {text}: {word!r} is no {kind}; write {example}") from None
-    return found
 
 
 def with_interval(score: Score) -> str:
@@ -74,34 +60,22 @@ def show(points: Sequence[Point]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def place_of(run: str, out: Path | None, subject: str) -> Path:
-    """Where the JSON goes; the picture lies beside it."""
-    folder = Path(run)
+def place_of(options: SweepOptions, subject: str) -> Path:
+    """The JSON file; the chart goes beside it."""
+    folder, out = Path(options.run), options.out
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise InputError(f"--out {out} cannot be written; name a JSON file in an existing folder")
     word = re.sub(r"[^\w.-]+", "-", subject)
     return out or (folder if folder.is_dir() else Path()) / f"sweep-{word}.json"
 
 
-def main(
-    run: str,
-    values: Mapping[str, str | None],
-    data: str | None,
-    split: str,
-    n: int,
-    seed: int,
-    inception: Path | None,
-    scorer: Path | None,
-    force: bool,
-    out: Path | None,
-    make_default: bool,
-) -> None:
+def main(options: SweepOptions) -> None:
     prepare_cpu()
-    settings = combinations({name: parse_values(name, text) for name, text in values.items() if text is not None})
-    if make_default and not (Path(run) / "checkpoints").is_dir():
+    run = Path(options.run)
+    settings = combinations(options.values())
+    if options.make_default and not (run / "checkpoints").is_dir():
         raise InputError(f"--make-default writes into a run directory, and {run} is none; leave it out")
-    place_of(run, out, "")
-    options = Options(None, seed, inception=inception, scorer=scorer, force=force)
+    place_of(options, "")
     points: list[Point] = []
     with shown_progress() as tick:
 
@@ -109,22 +83,25 @@ def main(
             at = f"setting {len(points) + 1} of {len(settings)}" if what == "generated pictures" else what
             tick(at, done, total)
 
-        for point in sweep(run, settings, data, split, n, options, tell):
+        for point in sweep(options, settings, tell):
             points.append(point)
 
     show(points)
     protocol = points[0].fidelity.protocol
     chosen = points[best(points)].knobs
-    place = place_of(run, out, f"{Path(protocol.data).name}-{protocol.split}-{n}")
+    place = place_of(options, f"{Path(protocol.data).name}-{protocol.split}-{options.n}")
     write_text(place, json.dumps(document(points), indent=1) + "\n")
-    title = f"{run} on {n:,} captions of {protocol.data}, split {protocol.split}"
-    with new_file(place.with_suffix(".png")) as partial:
-        chart(points, title).save(partial, format="PNG")
+    title = f"{run} on {options.n:,} captions of {protocol.data}, split {protocol.split}"
+    write_text(place.with_suffix(".svg"), sweep_chart(points, title))
     print(f"best: {knobs_text(chosen)} ({RULE})")
     kept = defaults_of(chosen)
-    if make_default:
-        write_defaults(Path(run), kept)
-        print(f"it is the default of this run now: {Path(run) / DEFAULTS}")
+    if options.make_default:
+        write_defaults(run, kept)
+        print(f"it is the default of this run now: {run / DEFAULTS}")
     else:
-        print(f"to make it the default of this run, write into {Path(run) / DEFAULTS}: {kept.model_dump_json()}")
-    print(f"wrote {place} and {place.with_suffix('.png')}")
+        print(f"to make it the default of this run, write into {run / DEFAULTS}: {kept.model_dump_json()}")
+    print(f"wrote {place} and {place.with_suffix('.svg')}")
+
+
+if __name__ == "__main__":  # python -m t2i.eval.sweep
+    run_program("eval", "sweep")

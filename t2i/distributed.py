@@ -19,33 +19,54 @@ T = TypeVar("T")
 _ROWS = 4096  # sent at once
 
 
-_PATIENCE = timedelta(hours=12)  # of a process for another that is still at its share
+PATIENCE = timedelta(hours=12)  # of a process for another that is still at its share
 
 
 class Ranks:
-    """Agreement between processes; with one process every answer is its own. All of them make the same calls."""
+    """Agreement between processes; with one process every answer is its own. All of them make the same calls.
+
+    Attributes:
+        waiting: True while the process is in a call that ends when the others make it too.
+        apart: True while it does work of its own that the others wait for, which may take long.
+        calls: how many calls it has made.
+    """
 
     def __init__(self, num_processes: int, is_main: bool, patience: timedelta | None = None):
         self.num_processes = num_processes
         self.is_main = is_main
+        self.waiting = self.apart = False
+        self.calls = 0
         self._group: Any = dist.new_group(backend="gloo", timeout=patience) if num_processes > 1 else None
 
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        self.calls, self.waiting = self.calls + 1, True
+        try:
+            yield
+        finally:
+            self.waiting = False
+
+    def _tried(self, action: Callable[[], T]) -> tuple[T | None, Exception | None]:
+        self.apart = True
+        try:
+            return action(), None
+        except Exception as error:
+            return None, error
+        finally:
+            self.apart = False
+
     def broadcast(self, value: T) -> T:
-        """The main process's value on every rank."""
+        """Returns the main process's value on every rank."""
         if self._group is None:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._group)
+        with self._together():
+            dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
     def on_main(self, action: Callable[[], T]) -> T | None:
         """Runs `action` on the main process while the others wait (theirs is None); what it raises is raised on all."""
-        result, failure = None, None
-        if self.is_main:
-            try:
-                result = action()
-            except Exception as error:
-                failure = error
+        result, failure = self._tried(action) if self.is_main else (None, None)
         problem = self.broadcast(str(failure) if failure else None)
         if failure is not None:
             raise failure
@@ -55,11 +76,7 @@ class Ranks:
 
     def each(self, action: Callable[[], T]) -> T:
         """Runs `action` on every process at once; what it raises on one of them is raised on all."""
-        result, failure = None, None
-        try:
-            result = action()
-        except Exception as error:
-            failure = error
+        result, failure = self._tried(action)
         problem = next((said for said in self.everyone(str(failure) if failure else None) if said is not None), None)
         if failure is not None:
             raise failure
@@ -72,7 +89,8 @@ class Ranks:
         if self._group is None:
             return [mine]
         boxes: list[Any] = [None] * self.num_processes
-        dist.all_gather_object(boxes, mine, group=self._group)
+        with self._together():
+            dist.all_gather_object(boxes, mine, group=self._group)
         return boxes
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -126,7 +144,8 @@ class Ranks:
         if self._group is None:
             return list(values)
         box = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(box, op=how, group=self._group)
+        with self._together():
+            dist.all_reduce(box, op=how, group=self._group)
         return box.tolist()
 
 
@@ -148,9 +167,9 @@ def launched_ranks() -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(1, True)
         return
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    dist.init_process_group("gloo", timeout=PATIENCE)
     try:
-        yield Ranks(world, dist.get_rank() == 0, _PATIENCE)
+        yield Ranks(world, dist.get_rank() == 0, PATIENCE)
     finally:
         dist.destroy_process_group()
 

@@ -98,9 +98,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        if out.exists():
+        if os.name == "nt" and out.exists():
             out.rmdir()
-        partial.rename(out)
+        partial.rename(out)  # elsewhere it replaces an empty folder, whose name is free at no moment
     except OSError as error:
         why = error.strerror or error
         raise InputError(f"cannot write {out}: {why}; free some space or name another folder") from error

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, PngImagePlugin, UnidentifiedImageError
 
 from t2i.errors import InputError
 from t2i.files import open_regular
+from t2i.fonts import Pen
 
 if TYPE_CHECKING:
     import torch
@@ -209,8 +210,8 @@ def grid(
     columns = columns or max(1, round(len(images) ** 0.5 + 0.49))
     size = images[0].shape[0]
     side = cell or size * max(1, -(-128 // size))
-    font = ImageFont.load_default(size=11)
-    wrapped = [_wrap(label, font, side) for label in labels or []]
+    pen = Pen(11)
+    wrapped = [pen.wrapped(label, side) for label in labels or []]
     text_height = 14 * max((len(lines) for lines in wrapped), default=0) + (6 if labels else 0)
     rows = -(-len(images) // columns)
     gap = 6
@@ -220,16 +221,5 @@ def grid(
         x, y = gap + (i % columns) * (side + gap), gap + (i // columns) * (side + text_height + gap)
         sheet.paste(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST), (x, y))
         for k, line in enumerate(wrapped[i] if labels else []):
-            draw.text((x, y + side + 2 + 14 * k), line, fill="#222222", font=font)
+            pen.write(draw, (x, y + side + 2 + 14 * k), line, "#222222")
     return sheet
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int = 5) -> list[str]:
-    lines: list[str] = [""]
-    for word in text[:400].split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " ..."]

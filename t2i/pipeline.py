@@ -7,6 +7,7 @@ docs/python.md compares it with diffusers, argument by argument. Axes: B images,
 """
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from t2i.extractors import ImageTextExtractor, open_image_text
 from t2i.families import FAMILIES, NoiseSpace, Sampler, sampler_class
 from t2i.files import new_folder
 from t2i.images import Fit, ImageArray, grid
+from t2i.names import some
 from t2i.sampling import calls, saved
 from t2i.sampling.calls import OutputType, as_output, count, number, output_type_of
 from t2i.sampling.inpainting import keep_parts
@@ -38,6 +40,7 @@ from t2i.trained import RECORD
 # (pipeline, calls before this one, share of all images that is done, {"seeds": of the images under way})
 Callback = Callable[["TextToImagePipeline", int, float, dict[str, Any]], Any]
 CARD_SEED = 0
+FEW = 16  # prompts of a call that are somebody's own, and not the captions of a data set
 
 
 @dataclass
@@ -77,6 +80,7 @@ class TextToImagePipeline:
         self.truncation = stored.truncation
         self.home, self.run = stored.home, stored.home if stored.is_run else None
         self._stored = stored
+        self._named: set[str] = set()  # unknown words that were warned of
         self._interrupt = False  # set it in a callback, and the call returns the batches that are whole
         self.device = torch.device("cpu")
 
@@ -239,6 +243,8 @@ class TextToImagePipeline:
         seeds = calls.seeds_of(prompts, each, seed, generator)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise InputError(f"callback_on_step_end must be a function, got {callback_on_step_end!r:.40}")
+        if len(prompts) <= FEW:
+            self.warn_of_unknown_words(prompts)
         knobs = self._knobs(truncation, guidance_scale)
         sampler = self.sampler.tuned(calls.settings_of_call(settings, self._view()[0]))
         sampler = keep_parts(sampler, self._view(), init_image, mask_image, keep_rows)
@@ -246,17 +252,17 @@ class TextToImagePipeline:
         candidates = [candidate_seed(one, k) for one in seeds for k in range(best_of)]
         texts = [text for text in every for _ in range(best_of)]
         batches = self._sample(sampler, texts, candidates, knobs, batch_size, callback_on_step_end)
+        none = np.empty((0, *[self._view()[0]] * 2, 3), np.uint8)
         if best_of == 1:
-            done = list(batches)
-            side = self._view()[0]
-            images = np.concatenate([np.empty((0, side, side, 3), np.uint8), *done])
+            images = np.concatenate([none, *batches])
             output = ImagePipelineOutput(as_output(output_type, images), seeds[: len(images)])
         else:
             best = BestOf(scorer or open_image_text(None), every, best_of)
             for images in batches:
                 best.hear(images)
             chosen = [candidates[i * best_of + k] for i, k in enumerate(best.chosen())]
-            output = ImagePipelineOutput(as_output(output_type, best.images()), chosen, best.scores)
+            images = best.images() if chosen else none
+            output = ImagePipelineOutput(as_output(output_type, images), chosen, best.scores[: len(chosen)])
         return output if return_dict else (output.images,)  # pyright: ignore[reportReturnType]
 
     def _sample(
@@ -293,6 +299,18 @@ class TextToImagePipeline:
                 return
             if self._interrupt:
                 return
+
+    def warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
+        """Warns of words that the model has never seen, each once, where the text encoder has a vocabulary."""
+        unknown = getattr(self.text_encoder, "unknown_words", None)
+        words = [] if unknown is None else [word for word in unknown(prompts) if word not in self._named]
+        if words:
+            self._named.update(words)
+            data = str(self.manifest["config"]["data"]["address"])
+            learned = "rendered shapes" if data.startswith("shapes-") else f"what {Path(data).name} shows"
+            are = "is" if len(words) == 1 else "are"
+            named = some([repr(word[:40]) for word in words])
+            warnings.warn(f"this model knows {learned}; {named} {are} not among its words", stacklevel=3)
 
     def _view(self) -> tuple[int, Fit]:
         """How training images were brought to the size of the run."""

@@ -35,6 +35,7 @@ GROUND = (
     "distributed",
     "errors",
     "files",
+    "fonts",
     "hardware",
     "images",
     "names",

@@ -19,7 +19,7 @@ from t2i.cgan.architectures import build
 from t2i.cgan.sampling import sample
 from t2i.errors import InputError
 from t2i.images import to_uint8
-from t2i.metrics.score import Protocol, Score, write_scores
+from t2i.metrics.score import Score, ScoreProtocol, write_scores
 from t2i.noise import noise, slerp
 from t2i.pipeline import TextToImagePipeline, mix
 from t2i.sampling.prompts import image_seed
@@ -244,6 +244,9 @@ def test_interrupt_ends_a_call_with_the_batches_that_are_whole(pipe, kind):
         output = pipe(PROMPT, 20, seed=3, batch_size=4, output_type=kind, callback_on_step_end=stop_at(last))
         assert len(output.images) == len(output.seeds) == whole and heard == list(range(last + 1))
     assert len(pipe(PROMPT, 20, seed=3, batch_size=4).images) == 20  # the next call starts afresh
+    for last, whole in ((0, 0), (5, 1), (11, 4)):
+        output = pipe(PROMPT, 8, seed=3, batch_size=4, output_type=kind, best_of=3, callback_on_step_end=stop_at(last))
+        assert len(output.images) == len(output.seeds) == len(output.scores) == whole
 
 
 def test_the_seed_of_an_image_makes_it_again(pipe):
@@ -430,6 +433,37 @@ def test_an_unknown_device(pipe):
     assert pipe.to("cpu") is pipe and pipe.device == torch.device("cpu")
 
 
+@pytest.mark.parametrize(
+    ("model", "prompt", "says"),
+    [
+        ("cgan", "a cat", "this model knows rendered shapes; 'cat' is not among its words"),
+        ("cgan", ["a red circle", "a cat on a mat"], "'cat', 'mat' are not among its words"),
+        ("cgan", "two circles", "'two', 'circles' are not among its words"),
+        ("cgan", "ein roter Kreis", "'ein', 'roter', 'kreis' are"),
+        ("cgan", "\u732b", "'\u732b' is not"),
+        ("cgan", "one two three four dogs", "'one', 'two', 'three' and 2 more are not"),
+        ("cgan", "A SMALL RED CIRCLE, above a large-ish star!", "'ish' is not among"),
+        ("bow", "a tiny red dog", "'dog' is not among its words"),
+        ("bow", "a purple rectangle", "'rectangle' is not among its words"),
+        ("cgan", "a small red star left of a large green ring", None),
+        ("cgan", "a yellow heart below a cyan cross, on a grey background", None),
+        ("bow", "one tiny orange triangle", None),
+    ],
+)
+def test_words_that_a_model_has_never_seen_are_named_once(pipe, model, prompt, says):
+    own = (
+        TextToImagePipeline.from_pretrained(model)
+        if model == "cgan"
+        else TextToImagePipeline(pipe.sampler, pipe._stored)
+    )
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        own(prompt, seed=0)
+        own(prompt, seed=1)
+    assert [str(warning.message) for warning in heard] == ([] if says is None else [str(heard[0].message)])
+    assert says is None or says in str(heard[0].message)
+
+
 # ---- interpolation -------------------------------------------------------------------------------------------------
 
 
@@ -576,7 +610,7 @@ def test_a_saved_pipeline_draws_the_same_pictures(pipe, tmp_path):
 
 
 def test_the_model_card(copy, tmp_path):
-    protocol = Protocol(
+    protocol = ScoreProtocol(
         metric="faithfulness-strict", metric_version=1, extractor=None, extractor_digest=None, n_real=9, n_fake=9,
         data="folder:/home/somebody/pictures", data_digest="d", split="val", captions="first", resize=None,
         resolution=32, seed=0,

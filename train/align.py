@@ -18,6 +18,7 @@ from t2i.align.dual_encoder import Captioner, DualEncoder
 from t2i.align.frozen import TOKENIZER
 from t2i.align.step import NOISE, Paired, Pairs, embed_all, micro_loss, parameter_groups
 from t2i.align.tokenizer import CaptionTokenizer
+from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import warn_of_colors
 from t2i.data.loader import Batch, Loader, choose_captions
@@ -151,3 +152,7 @@ def main(config: Config, run_dir: Path) -> None:
                 optimizer.step()
             optimizer.zero_grad()
             run.note({"temperature": 1 / model.scale(), "gradient_norm": norm})
+
+
+if __name__ == "__main__":  # python -m t2i.train.align
+    run_program("train", "align")

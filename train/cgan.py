@@ -20,6 +20,7 @@ from t2i.cgan.config import Config, RelativisticLoss
 from t2i.cgan.guidance import make_guide
 from t2i.cgan.sampling import sample_uint8
 from t2i.cgan.step import Micro, discriminate, draw_micro, generate, nearest_noise, track_mean_latent
+from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import may_flip, warn_of_colors, warn_of_crops
 from t2i.data.loader import Batch, Loader
@@ -205,3 +206,7 @@ def main(config: Config, run_dir: Path) -> None:
             if sound:
                 track_mean_latent(plain_generator, micros[0], run.step + 1)
                 ema.update(plain_generator, run.images_per_step, run.images_seen + run.images_per_step)
+
+
+if __name__ == "__main__":  # python -m t2i.train.cgan
+    run_program("train", "cgan")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i import seeding
+from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import may_flip, warn_of_crops
 from t2i.data.loader import RowLoader, Rows
@@ -167,3 +168,7 @@ def main(config: Config, run_dir: Path) -> None:
                 ema.update(plain, run.images_per_step, run.images_seen + run.images_per_step)
             optimizer.zero_grad()
             run.note({"gradient_norm": norm})
+
+
+if __name__ == "__main__":  # python -m t2i.train.prior
+    run_program("train", "prior")

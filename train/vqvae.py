@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
 from t2i.data.loader import Loader
 from t2i.errors import InputError
@@ -171,3 +172,7 @@ def main(config: Config, run_dir: Path) -> None:
             # Averaged weights
             if ema and sound:
                 ema.update(plain, run.images_per_step, run.images_seen + run.images_per_step)
+
+
+if __name__ == "__main__":  # python -m t2i.train.vqvae
+    run_program("train", "vqvae")

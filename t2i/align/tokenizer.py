@@ -45,3 +45,7 @@ class CaptionTokenizer:
             tokens = [self.START, *tokens[: self.max_tokens - 2], self.END]
             ids[row, : len(tokens)] = torch.tensor(tokens)
         return ids, ids != self.PAD, cut
+
+    def has_word(self, word: str) -> bool:
+        """True if the word is one token, as every word of the captions is that it was fitted on until its tokens ran out."""
+        return len(self._tokenizer.encode(word).ids) == 1

@@ -1,5 +1,6 @@
 """The `t2i` command."""
 
+import sys
 from collections.abc import Sequence
 
 
@@ -8,3 +9,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from t2i.cli import app
 
     return app.main(argv)
+
+
+def run_program(*words: str) -> None:
+    """Runs the command that a program belongs to, for `python -m t2i.train.cgan` and the like."""
+    sys.exit(main([*words, *sys.argv[1:]]))

@@ -1,174 +1,166 @@
-"""Commands `t2i data` and `t2i cache`."""
+"""`t2i data`: checks, exports and rewrites captioned images."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from pydantic import BeforeValidator
 
-from t2i.cli.options import say_recognised
+from t2i.cli.environment import tell_address
+from t2i.config.options import Options, argument, option, split_commas
 from t2i.errors import InputError
 
-data_app = typer.Typer(no_args_is_help=True, help="Export and check captioned pictures.")
+ADDRESS = "A folder of captioned images, or any data."
+OUT = "A new or empty folder."
 
 
-cache_app = typer.Typer(no_args_is_help=True, help="Look at what is kept on disk to save time, and make it smaller.")
+class ExportOptions(Options):
+    """Write captioned images as an image folder with metadata.jsonl."""
+
+    address: str = argument("E.g. shapes-2, or a folder.", metavar="ADDRESS")
+    out: Path = argument(OUT, metavar="OUT")
+    n: int | None = option(None, "Images of each split.", metavar="N", short="-n", ge=1)
+    size: int = option(64, "Pixels a side.", ge=1)
+    split: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = option(
+        ("train",), "Several splits go into a folder each.", metavar="A,B", commas=True
+    )
 
 
-@data_app.command()
-def export(
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="E.g. shapes-2, or a folder.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
-    n: Annotated[int | None, typer.Option("--n", "-n", min=1, metavar="N", help="Pictures of each split.")] = None,
-    size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 64,
-    split: Annotated[str, typer.Option(metavar="A,B", help="Several splits go into a folder each.")] = "train",
-) -> None:
-    """Write captioned pictures as an image folder with metadata.jsonl."""
+class CheckOptions(Options):
+    """Decode everything; report counts, sizes, captions, duplicates, broken files, captions shared between splits."""
+
+    address: str = argument(ADDRESS, metavar="ADDRESS")
+    sheet: Path | None = option(None, "Also write a contact sheet with captions.", metavar="FILE.png")
+
+
+class FilterOptions(Options):
+    """Write a folder of the images whose captions pass: links and a metadata.jsonl; the source stays as it is."""
+
+    address: str = argument(ADDRESS, metavar="ADDRESS")
+    out: Path = argument(OUT, metavar="OUT")
+    min_words: int = option(0, "Remove captions with fewer words.", metavar="N", ge=0)
+    max_words: int | None = option(None, "Remove captions with more words.", metavar="N", ge=1)
+    unique: bool = option(False, "Keep only the first of equal captions.")
+    allow: Path | None = option(
+        None, "Keep only captions with one of the words in this file, one a line.", metavar="FILE"
+    )
+    deny: Path | None = option(None, "Remove captions with one of the words in this file.", metavar="FILE")
+
+
+class SplitOptions(Options):
+    """Divide data anew and write the splits as folders of links; equal files come into one split."""
+
+    address: str = argument(ADDRESS, metavar="ADDRESS")
+    out: Path = argument(OUT, metavar="OUT")
+    train: float = option(0.9, "Share of the split.", ge=0, le=1)
+    val: float = option(0.05, "Share of the split.", ge=0, le=1)
+    test: float = option(0.05, "Share of the split.", ge=0, le=1)
+    seed: int = option(0, "Decides the split, with the contents of each file.", ge=0)
+
+
+class PackOptions(Options):
+    """Write WebDataset shards, a table beside each; the same command again goes on where it was stopped."""
+
+    address: str = argument(ADDRESS, metavar="ADDRESS")
+    shards: Path = option(..., "Folder of the shards; new, or one to go on with.", metavar="OUT")
+    size: int = option(256, "Pixels of the shorter side at most; 0: files as they are.", ge=0)
+    suffix: Literal["jpg", "png"] = option("jpg", "Format of images that are resized.")
+    pictures: int = option(1000, "Images of a shard.", metavar="N", ge=1)
+
+
+def export(options: ExportOptions) -> None:
     from t2i.data import View, open_dataset
     from t2i.data.tools.export import export as export_one
     from t2i.data.tools.export import export_splits
 
-    names = [name.strip() for name in split.split(",") if name.strip()]
-    if not names:
-        raise InputError(f"--split {split!r} names no split; give one or several, as --split train,val")
-    say_recognised(address)
-    opened = {name: open_dataset(address, name, View(resolution=size, limit=n)) for name in names}
+    if not options.split:
+        raise InputError("--split names no split; give one or several, as --split train,val")
+    tell_address(options.address)
+    view = View(resolution=options.size, limit=options.n)
+    opened = {name: open_dataset(options.address, name, view) for name in options.split}
     if len(opened) == 1:
-        export_one(opened[names[0]], out)
+        export_one(opened[options.split[0]], options.out)
     else:
-        export_splits(opened, out)
-    typer.echo(f"wrote {', '.join(f'{len(dataset):,} {name}' for name, dataset in opened.items())} pictures to {out}")
+        export_splits(opened, options.out)
+    _tell_written({name: len(dataset) for name, dataset in opened.items()}, options.out)
 
 
-@data_app.command()
-def check(
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="A folder of captioned pictures, or any data.")],
-    sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Also draw a contact sheet with captions.")
-    ] = None,
-) -> None:
-    """Decode everything; report counts, sizes, captions, duplicates, broken files, captions shared between splits."""
-    from t2i.console import shown_progress
+def check(options: CheckOptions) -> None:
     from t2i.data.tools.check import examine, gather
     from t2i.data.tools.check_report import contact_sheet, format_report, save_report
-    from t2i.data.verify import watched
     from t2i.files import new_file
 
+    sheet = options.sheet
     if sheet is not None and not sheet.parent.is_dir():
         raise InputError(f"--sheet {sheet}: there is no folder {sheet.parent}; make it or name another file")
-    with shown_progress(" pictures") as tick, watched(lambda done, total: tick("decoding", done, total)):
-        here = gather(address)
+    with _decoding():
+        here = gather(options.address)
     report = examine(here)
     save_report(report, here)
     typer.echo(format_report(report))
     if sheet is not None and not report.problem:
-        page = contact_sheet(address)
+        page = contact_sheet(options.address)
         with new_file(sheet) as temporary:
             page.save(temporary, "PNG")
     if report.problem:
         raise InputError(report.problem)
 
 
-@data_app.command("filter")
-def filter_data(
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="A folder of captioned pictures, or any data.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
-    min_words: Annotated[int, typer.Option(min=0, metavar="N", help="Captions with fewer words go.")] = 0,
-    max_words: Annotated[int | None, typer.Option(min=1, metavar="N", help="Captions with more words go.")] = None,
-    unique: Annotated[bool, typer.Option("--unique", help="Of equal captions the first alone stays.")] = False,
-    allow: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Captions without any of its words, one a line, go.")
-    ] = None,
-    deny: Annotated[Path | None, typer.Option(metavar="FILE", help="Captions with one of its words go.")] = None,
-) -> None:
-    """Write a folder of the pictures whose captions pass: links and a metadata.jsonl; the source stays as it is."""
-    from t2i.console import shown_progress
+def filter_data(options: FilterOptions) -> None:
     from t2i.data.tools.rewrite import Rules, filter_captions, read_words
-    from t2i.data.verify import watched
 
-    words = [read_words(path) if path is not None else [] for path in (allow, deny)]
-    rules = Rules(min_words, max_words, unique, *words)
-    with shown_progress(" pictures") as tick, watched(lambda done, total: tick("decoding", done, total)):
-        done = filter_captions(address, out, rules)
-    _tell_written(done.images, out)
+    words = [read_words(path) if path is not None else [] for path in (options.allow, options.deny)]
+    rules = Rules(options.min_words, options.max_words, options.unique, *words)
+    with _decoding():
+        done = filter_captions(options.address, options.out, rules)
+    _tell_written(done.images, options.out)
     for why, count in done.left_out.items():
         typer.echo(f"left out: {count:,} {why}")
 
 
-@data_app.command("split")
-def split_data(
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="A folder of captioned pictures, or any data.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
-    train: Annotated[float, typer.Option(min=0, max=1, help="Share of the split.")] = 0.9,
-    val: Annotated[float, typer.Option(min=0, max=1, help="Share of the split.")] = 0.05,
-    test: Annotated[float, typer.Option(min=0, max=1, help="Share of the split.")] = 0.05,
-    seed: Annotated[int, typer.Option(min=0, help="Decides the draw, with the contents of each file.")] = 0,
-) -> None:
-    """Draw splits anew and write them as folders of links; equal files come into one split."""
-    from t2i.console import shown_progress
+def split_data(options: SplitOptions) -> None:
     from t2i.data.tools.rewrite import split_images
-    from t2i.data.verify import watched
 
-    with shown_progress(" pictures") as tick, watched(lambda done, total: tick("decoding", done, total)):
-        done = split_images(address, out, {"train": train, "val": val, "test": test}, seed)
-    _tell_written(done.images, out)
-
-
-def _tell_written(pictures: dict[str, int], out: Path) -> None:
-    typer.echo(f"wrote {', '.join(f'{count:,} {split}' for split, count in pictures.items())} pictures to {out}")
+    shares = {"train": options.train, "val": options.val, "test": options.test}
+    with _decoding():
+        done = split_images(options.address, options.out, shares, options.seed)
+    _tell_written(done.images, options.out)
 
 
-@data_app.command("pack")
-def pack_data(
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="A folder of captioned pictures, or any data.")],
-    shards: Annotated[Path, typer.Option(metavar="OUT", help="The folder of the shards; new, or one to go on with.")],
-    size: Annotated[int, typer.Option(min=0, help="Pixels of the shorter side at most; 0: files as they are.")] = 256,
-    suffix: Annotated[Literal["jpg", "png"], typer.Option(help="How pictures brought to size are written.")] = "jpg",
-    pictures: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures of a shard.")] = 1000,
-) -> None:
-    """Write WebDataset shards, a table beside each; the same command again goes on where it was stopped."""
-    from t2i.console import shown_progress
+def pack_data(options: PackOptions) -> None:
     from t2i.data.tools.pack import pack
     from t2i.data.tools.rewrite import open_splits
-    from t2i.data.verify import watched
 
-    with shown_progress(" pictures") as tick, watched(lambda done, total: tick("decoding", done, total)):
-        splits = open_splits(address)
-        done = pack(splits, shards, size or None, suffix, pictures, lambda done, total: tick("packing", done, total))
+    with _decoding() as tick:
+        splits = open_splits(options.address)
+        done = pack(
+            splits,
+            options.shards,
+            options.size or None,
+            options.suffix,
+            options.pictures,
+            lambda done, total: tick("packing", done, total),
+        )
     before = f", {done.before:,} were packed before" if done.before else ""
-    typer.echo(f"packed {done.images:,} images{before}: {done.shards:,} shards in {shards}")
+    typer.echo(f"packed {done.images:,} images{before}: {done.shards:,} shards in {options.shards}")
     for name, reason in done.broken[:5]:
         typer.echo(f"left out: {name}: {reason}")
     if len(done.broken) > 5:
         typer.echo(f"... and {len(done.broken) - 5:,} more")
 
 
-@cache_app.command("list")
-def list_cache() -> None:
-    """Print what is in the cache, what was used last first."""
-    import time
+@contextmanager
+def _decoding() -> Iterator[Callable[[str, float, int], None]]:
+    """Shows how many images are decoded."""
+    from t2i.console import shown_progress
+    from t2i.data.verify import watched
 
-    from t2i.cache import KINDS, cache_dir, entries
-
-    rows = entries()
-    for row in rows:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.used))
-        typer.echo(
-            f"{used}  {row.bytes / 1e6:>10,.1f} MB  {row.files:>6,} files  {row.kind}/{row.name}  {KINDS[row.kind]}"
-        )
-    typer.echo(f"{sum(row.bytes for row in rows) / 1e6:,.1f} MB in {cache_dir()}")
+    with shown_progress(" images") as tick, watched(lambda done, total: tick("decoding", done, total)):
+        yield tick
 
 
-@cache_app.command("prune")
-def prune_cache(
-    max_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Remove what was used longest ago, down to e.g. 10GB.")
-    ] = None,
-    older_than: Annotated[
-        str | None, typer.Option(metavar="AGE", help="Remove what was not used for so long, e.g. 30d.")
-    ] = None,
-) -> None:
-    """Remove files of the cache; what is needed again is made again."""
-    from t2i.cache import prune
-
-    done = prune(max_size, older_than)
-    typer.echo(f"removed {done.files:,} files, {done.bytes / 1e6:,.1f} MB; {done.left / 1e6:,.1f} MB stay")
+def _tell_written(images: dict[str, int], out: Path) -> None:
+    counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
+    typer.echo(f"wrote {counts} image{'' if sum(images.values()) == 1 else 's'} to {out}")

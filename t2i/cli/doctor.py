@@ -11,12 +11,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from t2i.cache import cache_dir
+from t2i.config.options import Options
 
 GIB = 1024**3
 MIN_DISK_GIB = 2.0
 MIN_MEMORY_GIB = 2.0
 REINSTALL = "reinstall both from one place: uv pip install --reinstall torch torchvision"
+
+
+class DoctorOptions(Options):
+    """Check this installation and machine; every problem comes with its fix."""
 
 
 class Finding(NamedTuple):
@@ -26,6 +30,16 @@ class Finding(NamedTuple):
     ok: bool
     detail: str
     fix: str = ""
+
+
+def main(options: DoctorOptions) -> None:
+    findings = examine()
+    for finding in findings:
+        print(f"{'ok     ' if finding.ok else 'PROBLEM'} {finding.name:<12} {finding.detail}")
+        if not finding.ok:
+            print(f"        fix: {finding.fix}")
+    if not all(finding.ok for finding in findings):
+        raise SystemExit(1)
 
 
 def examine() -> list[Finding]:
@@ -133,7 +147,7 @@ def operators() -> Finding:
 
 def disk() -> Finding:
     """Free space where runs and caches go."""
-    places = {"here": Path.cwd(), "cache": cache_dir()}
+    places = {"here": Path.cwd(), "cache": _cache()}
     free = {name: shutil.disk_usage(_existing(path)).free / GIB for name, path in places.items()}
     detail = ", ".join(f"{name} {free[name]:.1f} GiB free ({path})" for name, path in places.items())
     ok = min(free.values()) >= MIN_DISK_GIB
@@ -143,7 +157,7 @@ def disk() -> Finding:
 
 def writable() -> Finding:
     refused: list[str] = []
-    for path in (Path.cwd(), cache_dir()):
+    for path in (Path.cwd(), _cache()):
         try:
             with tempfile.TemporaryFile(dir=_existing(path)):
                 pass
@@ -153,6 +167,12 @@ def writable() -> Finding:
         fix = "work in a folder of your own, and set T2I_CACHE to one"
         return Finding("writable", False, f"cannot write {', '.join(refused)}", fix)
     return Finding("writable", True, "this folder and the cache")
+
+
+def _cache() -> Path:
+    from t2i.cache import cache_dir  # imports torch
+
+    return cache_dir()
 
 
 def _existing(path: Path) -> Path:

@@ -1,6 +1,7 @@
-"""How this process keeps memory that torch gives back on a CPU."""
+"""The process that a command runs in: its rank, its memory, and what it says about its data."""
 
 import ctypes
+import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 KEPT_BYTES = 1 << 30
@@ -13,10 +14,26 @@ def keep_freed_memory() -> bool:
     training step of small networks that is a third of the time (LOG.md). The process then stays as large as it once was.
 
     Returns:
-        Whether the C library took it; others than glibc do not know these settings.
+        True where the C library accepts the settings; only glibc knows them.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)) and bool(mallopt(M_TRIM_THRESHOLD, 2 * KEPT_BYTES - 1))
+
+
+def is_first() -> bool:
+    """True in the first of torchrun's processes, and in a process that runs alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def tell_address(address: str) -> None:
+    """Prints how a bare path was understood, on one process of a run."""
+    import sys
+
+    from t2i.data import parse_address
+
+    notice = parse_address(address).notice
+    if notice and is_first():
+        print(notice, file=sys.stderr)

@@ -1,24 +1,121 @@
-"""What several commands share."""
+"""Commands from settings models: the fields become arguments and options, the docstring becomes the help.
 
-import os
-from typing import Annotated
+A command is imported when it is asked for, so `t2i --help` needs few modules and no torch.
+"""
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
+from typer.core import TyperGroup
 
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as data.limit=9.")
-]
-
-
-def say_recognised(address: str) -> None:
-    """Tells what a bare path was taken for, on one process of a run."""
-    from t2i.data import parse_address
-
-    notice = parse_address(address).notice
-    if notice and is_first():
-        typer.echo(notice, err=True)
+from t2i.config.options import Options, details, flag_of
 
 
-def is_first() -> bool:
-    """Whether this is the first of torchrun's processes, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+class Command(NamedTuple):
+    """A command of the table: "module:class" of its options, and "module:function" that takes them."""
+
+    options: str
+    program: str
+
+
+def group(help: str, commands: Mapping[str, "Command | typer.Typer"], completion: bool = False) -> typer.Typer:
+    """A command with subcommands, each of which is made when it is asked for."""
+
+    class Commands(TyperGroup):
+        def list_commands(self, ctx: Any) -> list[str]:
+            return list(commands)
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            if cmd_name in commands and self.commands.get(cmd_name) is None:
+                made = typer.main.get_command(as_typer(cmd_name, commands[cmd_name]))
+                made.name = cmd_name
+                self.commands[cmd_name] = made
+            return super().get_command(ctx, cmd_name)
+
+        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+            for name in commands:  # typer suggests one of these for a mistyped name
+                self.commands.setdefault(name, None)  # pyright: ignore[reportArgumentType]
+            return super().resolve_command(ctx, args)
+
+    app = typer.Typer(
+        cls=Commands, help=help, no_args_is_help=True, add_completion=completion, pretty_exceptions_enable=False
+    )
+    app.callback()(lambda: None)
+    return app
+
+
+def as_typer(name: str, command: "Command | typer.Typer") -> typer.Typer:
+    """The command as typer takes it."""
+    if isinstance(command, typer.Typer):
+        return command
+    options: type[Options] = _load(command.options)
+
+    def run(**given: Any) -> None:
+        _load(command.program)(options(**{key: value for key, value in given.items() if value is not None}))
+
+    parameters = [_parameter(options, *named) for named in _in_order(options)]
+    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name, help=inspect.cleandoc(options.__doc__ or "").partition("\n\nAttributes:")[0])(run)
+    return app
+
+
+def _load(address: str) -> Any:
+    module, _, name = address.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _in_order(options: type[Options]) -> list[tuple[str, FieldInfo]]:
+    """Fields without a panel first, then the panels, each in the order of the model."""
+    return sorted(options.model_fields.items(), key=lambda item: _panel(options, item[0]) != "")
+
+
+def _panel(options: type[Options], name: str) -> str:
+    """The heading of the class that declares a field."""
+    owners = [cls for cls in options.__mro__ if issubclass(cls, Options) and name in cls.model_fields]
+    return owners[-1].__dict__.get("panel", "")
+
+
+def _parameter(options: type[Options], name: str, field: FieldInfo) -> inspect.Parameter:
+    """The parameter of a function that typer reads."""
+    noted = details(field)
+    limits = {key: getattr(limit, key) for limit in field.metadata for key in ("ge", "le") if hasattr(limit, key)}
+    shared: dict[str, Any] = {
+        "help": field.description,
+        "metavar": noted.get("metavar"),
+        "min": limits.get("ge"),
+        "max": limits.get("le"),
+        "rich_help_panel": _panel(options, name) or None,
+    }
+    if noted.get("argument"):
+        information: Any = typer.Argument(**shared)
+    else:
+        information = typer.Option(flag_of(name, field), *filter(None, [noted.get("short")]), **shared)
+    kind = str if noted.get("commas") else _plain(field.annotation)
+    default = (
+        inspect.Parameter.empty if field.is_required() else _shown_default(field.default, bool(noted.get("commas")))
+    )
+    annotation = Annotated[kind | None if default is None else kind, information]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _plain(annotation: Any) -> Any:
+    """The type that typer converts to: without None, and a list for a tuple."""
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    if get_origin(annotation) is tuple:
+        return list[_plain(kinds[0])]
+    if annotation in (str, int, float, bool, Path) or get_origin(annotation) is Literal:
+        return annotation
+    return _plain(kinds[0])
+
+
+def _shown_default(default: Any, commas: bool) -> Any:
+    if not isinstance(default, tuple):
+        return default
+    return ",".join(default) if commas else list(default) or None

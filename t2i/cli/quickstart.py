@@ -16,12 +16,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from t2i.data import View, open_dataset
+from t2i import cli
+from t2i.config.options import Options, option
 from t2i.errors import InputError
-from t2i.files import write_text
-from t2i.report.page import Extras, Part, make_report
 
 DATA = "shapes-1"
 RESOLUTION = 32
@@ -42,6 +41,18 @@ SHOWN = 12  # prompts of each held-out split that are drawn
 SCORED = 500  # pictures that are scored of each
 NEIGHBOURS = 5000  # training pictures among which the page looks for those nearest to drawn ones
 SPLITS = ("val", "heldout")
+
+
+class QuickstartOptions(Options):
+    """Train, sample and score a small model on the embedded data, and write a page that shows it."""
+
+    run: Path = option(Path("runs/quickstart"), "Folder for everything.", metavar="DIR", flag="--run-dir")
+    minutes: float = option(4.0, "Training time of the generator.", ge=0.1)
+    family: Literal["cgan", "prior"] = option("cgan", "Family of the generator.")
+
+
+def main(options: QuickstartOptions) -> None:
+    run_tour(options.run, options.minutes, options.family, cli.main)
 
 
 class Step(NamedTuple):
@@ -117,7 +128,7 @@ def prior_steps(run: Path, minutes: float) -> list[Step]:
     ]
 
 
-def main(run_dir: Path, minutes: float, family: str, command: Callable[[list[str]], int]) -> None:
+def run_tour(run_dir: Path, minutes: float, family: str, command: Callable[[list[str]], int]) -> None:
     """Runs what is not finished yet by `command`; SystemExit with the status of one that did not go through."""
     began = time.monotonic()
     try:
@@ -191,6 +202,8 @@ class Record:
         return status
 
     def _write(self) -> None:
+        from t2i.files import write_text
+
         write_text(self.path, json.dumps(self._entries, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -206,6 +219,8 @@ def digest(inputs: Sequence[Path]) -> str:
 
 def write_prompts(path: Path) -> None:
     """The first captions of each held-out split, one a line."""
+    from t2i.data import View, open_dataset
+
     view = View(RESOLUTION, limit=SHOWN)
     captions = [options[0] for split in SPLITS for options in open_dataset(DATA, split, view).captions]
     path.write_text("\n".join(captions) + "\n", "utf-8")
@@ -215,6 +230,7 @@ def show(run: Path, page: Path, minutes: float, family: str, record: Record, fol
     """Writes the page of `t2i eval report`, the family that was asked for first."""
     from t2i.console import shown_progress
     from t2i.report.gallery import Ask
+    from t2i.report.page import Extras, Part, make_report
 
     tour = {one: steps(run, minutes, one) for one in sorted(NAMES, key=lambda name: name != family)}
     done = [one for one, every in tour.items() if all(step.result.exists() for step in every)]

@@ -1,58 +1,58 @@
-"""Scores one can trust. Three things, three kinds of module:
+"""Scores one can trust: pure functions of features, statistics or the judgement of an oracle, with their uncertainty.
 
-- an extractor turns pictures into features (`features`, `inception`; `EXTRACTORS` names them);
 - a statistic condenses features (`statistics`: count, mean, covariance, in one pass over any number of shards);
-- a metric is a pure function of features, statistics or what an oracle read (`METRICS` names them), with its
-  uncertainty in `intervals`.
+- a metric turns `Inputs` into scores; `METRICS` names them;
+- `score` binds a value to its protocol: everything that decided it. No score is reported without one.
 
-`protocol` binds a value to everything that decided it; a score is never reported without it. A new extractor is one
-file and one line in `EXTRACTORS`, a new metric one file with a `Kind` and one line in `METRICS`. Axes: N generated
-pictures, M real ones, D features, B pictures of one call. Imports no torch.
+A new metric is one file with a `Metric` and one line in `METRICS`. Axes: N generated images, M real ones, D features, B
+images of one call. Imports no torch and knows no network.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from t2i.metrics.score import Score, ScoreProtocol, score_name
 from t2i.names import resolve
+
+if TYPE_CHECKING:
+    from t2i.extractors import Extractor
 
 Features = NDArray[np.float32]
 
-
-# ---- metrics -------------------------------------------------------------------------------------------------------
-
-# What a metric reads of a picture: features of any extractor, of one that also reads captions, of one that classifies,
+# What a metric reads of an image: features of any extractor, of one that also reads captions, of one that classifies,
 # or the judgement of the oracle of the embedded data.
 Reads = Literal["features", "text", "classes", "oracle"]
 
-
-# What it needs beside generated and real pictures: a caption of each generated one, captions that the oracle
-# understands, several pictures of each caption, the pictures of the training, features of the real pictures or at least
-# their `GaussianStats`.
+# What it needs beside generated images: a caption of each, captions that the oracle understands, several images of each
+# caption, the training images, features of the real images or at least their `GaussianStats`.
 Need = Literal["captions", "drawn", "several", "train", "real", "moments"]
+
+NO_PROTOCOL = ScoreProtocol()
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a metric is given of one scoring, by one extractor. What its `Kind` does not ask for may be missing.
+    """What a metric is given of one scoring, by one extractor. A metric that does not ask for a field may not find it.
 
     Attributes:
-        fake: [N, D] of the generated pictures; for a `condensed` kind they may be `GaussianStats`.
-        real: [M, D] of the real ones; for a kind that needs no more than `moments` they may be `GaussianStats`.
-        captions: [N] of the generated pictures; pictures of one prompt share theirs.
+        fake: [N, D] of the generated images; for a `condensed` metric they may be `GaussianStats`.
+        real: [M, D] of the real ones; for a metric that needs no more than `moments` they may be `GaussianStats`.
+        captions: [N] of the generated images; images of one prompt share theirs.
         meanings: [N] labels of what the captions ask for: equal for other words of the same meaning.
         text: [N, D] of the captions.
-        partners: [N, D] of the real picture of each caption; None: not all have one.
+        partners: [N, D] of the real image of each caption; None: not all have one.
         classes: [classes, D] of the extractor's classifier.
-        train: [T, D] of the pictures that the generator was trained on.
-        outcomes: what the oracle judged, of the generated pictures (`fake`), and of others to read that against:
+        train: [T, D] of the images that the generator was trained on.
+        outcomes: judgements of the oracle, of the generated images (`fake`) and of others to compare with:
             aspect -> [N] bool each.
         groups: name -> [N] bool, captions that are counted apart.
         seed: decides subsets and bootstraps.
-        force: go on with fewer pictures than the rules ask for.
+        force: go on with fewer images than the rules ask for.
+        protocol: of the scores, but for the name of the metric.
     """
 
     fake: Features
@@ -67,43 +67,56 @@ class Inputs:
     groups: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     seed: int = 0
     force: bool = False
+    protocol: ScoreProtocol = NO_PROTOCOL
 
+    def score(self, metric: str, value: float, counts: tuple[int, int | None] | None = None, **more: Any) -> Score:
+        """A score under this protocol.
 
-class Measured(NamedTuple):
-    """A value and how far to trust it; `t2i.metrics.score.Score` is this with its protocol."""
-
-    value: float
-    interval: tuple[float, float] | None = None  # 95 %
-    method: str | None = None  # of the interval
-    bounds: Mapping[str, float] = {}  # what to read it against: `real`, `shuffled`, ...
-    counts: tuple[int, int | None] | None = None  # generated and real pictures, where they are not all
-    samples: NDArray[np.float64] | None = None  # [N] one a picture, of which the value is the mean; NaN: not counted
+        Args:
+            counts: generated and real images, where they are not all.
+            more: further fields of `Score`.
+        """
+        sizes = {} if counts is None else {"n_fake": counts[0], "n_real": counts[1]}
+        return Score(value, replace(self.protocol, metric=metric, **sizes), **more)
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A metric, as a line of `METRICS` names it.
+class Metric:
+    """A metric; `METRICS` names it, and a scoring binds it to an extractor and a protocol.
 
     Attributes:
         version: counts changes of the values.
         measure: all its scores, each under the metric's name or one that begins with it and a hyphen. Metrics that share
-            their work share one `Kind`, which gives the scores of all.
-        needs: what is not there for all pictures.
+            their work share one `Metric`, which gives the scores of all.
+        needs: what must be there for all images.
         usual: scored where no metric is named.
-        check: refuses too few pictures before any is seen; called with N, M, D and `force`.
-        condensed: with so many features or more, it reads no more of pictures than their `GaussianStats`.
+        check: refuses too few images before any is read; called with N, M, D and `force`.
+        least_meanings: captions of different meanings that it needs.
+        condensed: from so many features on, it reads no more of images than their `GaussianStats`.
+        name: in `METRICS`.
+        extractor: None: it reads pixels, or what the oracle read.
+        protocol: of its scores.
     """
 
     version: int
-    measure: Callable[[Inputs], Mapping[str, Measured]]
+    measure: Callable[[Inputs], list[Score]]
     reads: Reads = "features"
     needs: tuple[Need, ...] = ()
     usual: bool = False
     check: Callable[[int, int, int, bool], None] | None = None
+    least_meanings: int = 0
     condensed: int | None = None
+    name: str = ""
+    extractor: "Extractor | None" = None
+    protocol: ScoreProtocol = NO_PROTOCOL
+
+    @property
+    def title(self) -> str:
+        """Its name as in a score's, without N: `fid-shapes`."""
+        return score_name(self.protocol).rpartition("@")[0]
 
 
-# name -> "module:Kind"
+# name -> "module:Metric"
 METRICS: dict[str, str] = {
     "faithfulness": "t2i.metrics.faithfulness:FAITHFULNESS",
     "fid": "t2i.metrics.frechet:FID",
@@ -111,10 +124,10 @@ METRICS: dict[str, str] = {
     "kid": "t2i.metrics.kernel:KID",
     "cmmd": "t2i.metrics.kernel:CMMD",
     "inception-score": "t2i.metrics.inception_score:INCEPTION_SCORE",
-    "precision": "t2i.metrics.neighbours:PRDC_KIND",
-    "recall": "t2i.metrics.neighbours:PRDC_KIND",
-    "density": "t2i.metrics.neighbours:PRDC_KIND",
-    "coverage": "t2i.metrics.neighbours:PRDC_KIND",
+    "precision": "t2i.metrics.neighbours:PRDC_METRIC",
+    "recall": "t2i.metrics.neighbours:PRDC_METRIC",
+    "density": "t2i.metrics.neighbours:PRDC_METRIC",
+    "coverage": "t2i.metrics.neighbours:PRDC_METRIC",
     "clip": "t2i.metrics.clip_score:CLIP_SCORE",
     "r-precision": "t2i.metrics.retrieval:R_PRECISION",
     "retrieval": "t2i.metrics.retrieval:RETRIEVAL",
@@ -123,6 +136,6 @@ METRICS: dict[str, str] = {
 }
 
 
-def metric_kind(name: str) -> Kind:
-    """The `Kind` of a name in `METRICS`."""
-    return resolve(METRICS[name])
+def find_metric(name: str) -> Metric:
+    """The metric of a name in `METRICS`."""
+    return replace(resolve(METRICS[name]), name=name)

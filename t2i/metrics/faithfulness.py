@@ -1,4 +1,4 @@
-"""Faithfulness: the share of captions whose picture shows what they say, as an oracle reads it. Only the counting."""
+"""Faithfulness: the share of captions whose image shows what they say, as an oracle reads it. Only the counting."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from t2i.metrics import Inputs, Kind, Measured
+from t2i.metrics import Inputs, Metric
 from t2i.metrics.intervals import Interval, wilson
+from t2i.metrics.score import Score
 
-# What an oracle judges of a picture; `strict` is all of it together.
+# Aspects of an image that an oracle judges; `strict` is all of them together.
 ASPECTS = ("count", "layout", "shape", "colour", "size", "relation", "background", "strict")
 
 Flags = NDArray[np.bool_]
@@ -36,14 +37,14 @@ def faithfulness(
     """Rates of each aspect, over all captions and over each subgroup.
 
     Args:
-        outcomes: aspect (one of `ASPECTS`) -> [N] bool, whether picture i shows that aspect of caption i.
-        subgroups: name -> [N] bool, which captions belong to it, e.g. seen and unseen combinations.
+        outcomes: aspect (one of `ASPECTS`) -> [N] bool, True where image i shows that aspect of caption i.
+        subgroups: name -> [N] bool, the captions that belong to it, e.g. seen and unseen combinations.
 
     Returns:
         subgroup -> aspect -> rate; the whole is the subgroup `all`. One without captions is left out: it has no rate.
 
     Raises:
-        ValueError: an unknown aspect, an array that is not [N] bool, or a picture right in all but an aspect.
+        ValueError: an unknown aspect, an array that is not [N] bool, or an image that is right but for one aspect.
     """
     masks = {**(subgroups or {})}
     if unknown := sorted(set(outcomes) - set(ASPECTS)):
@@ -57,7 +58,7 @@ def faithfulness(
             raise ValueError(f"{name!r} must be bool ({count},) and not empty, got {found}")
     for name, flags in outcomes.items():
         if "strict" in outcomes and (outcomes["strict"] & ~flags).any():
-            raise ValueError(f"a picture is strictly right but its {name} is wrong")
+            raise ValueError(f"an image is strictly right but its {name} is wrong")
     masks = {"all": np.ones(count, dtype=np.bool_), **masks}
     return {
         group: {aspect: Rate.of(outcomes[aspect][mask]) for aspect in ASPECTS if aspect in outcomes}
@@ -66,10 +67,10 @@ def faithfulness(
     }
 
 
-def _measure(given: Inputs) -> dict[str, Measured]:
+def _measure(given: Inputs) -> list[Score]:
     """`faithfulness-ASPECT` over all captions and `faithfulness-ASPECT-GROUP` over those that are counted apart."""
     rates = {whose: faithfulness(outcomes, given.groups) for whose, outcomes in given.outcomes.items()}
-    found = {}
+    found = []
     for group, by_aspect in rates.pop("fake").items():
         for aspect, rate in by_aspect.items():
             beside = {whose: theirs[group][aspect].value for whose, theirs in rates.items()}
@@ -77,8 +78,9 @@ def _measure(given: Inputs) -> dict[str, Measured]:
             name = f"faithfulness-{aspect}" + ("" if group == "all" else f"-{group}")
             counted = given.groups.get(group, True)
             samples = np.where(counted, given.outcomes["fake"][aspect], np.nan)
-            found[name] = Measured(rate.value, rate.interval, "wilson", beside, counts, samples)
+            how = {"interval": rate.interval, "interval_method": "wilson", "bounds": beside, "samples": samples}
+            found.append(given.score(name, rate.value, counts, **how))
     return found
 
 
-FAITHFULNESS = Kind(1, _measure, reads="oracle", needs=("captions", "drawn"), usual=True)
+FAITHFULNESS = Metric(1, _measure, reads="oracle", needs=("captions", "drawn"), usual=True)

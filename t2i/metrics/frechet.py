@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t2i.errors import InputError
-from t2i.metrics import Inputs, Kind, Measured
-from t2i.metrics.intervals import Interval, _around
+from t2i.metrics import Inputs, Metric
+from t2i.metrics.intervals import Interval, around
+from t2i.metrics.score import Score
 from t2i.metrics.statistics import Array, GaussianStats, checked
 
-FEW_PICTURES = 10_000
+FEW_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
-class Reference:
+class Gaussian:
     """A Gaussian as (mean, factor): covariance = factor @ factor.T. Made of the real pictures once for all models."""
 
     mean: Array  # [D]
@@ -55,7 +56,7 @@ class Reference:
         return float(np.square(self.factor).sum())
 
 
-def frechet_distance(fake: GaussianStats | NDArray[np.floating], reference: Reference, *, force: bool = False) -> float:
+def frechet_distance(fake: GaussianStats | NDArray[np.floating], reference: Gaussian, *, force: bool = False) -> float:
     """Squared Frechet distance of generated pictures from the reference, >= 0 up to rounding, never clipped.
 
     It is biased upward by about c/N: below 10,000 pictures it warns, and only scores of the same N compare.
@@ -74,10 +75,10 @@ def frechet_distance(fake: GaussianStats | NDArray[np.floating], reference: Refe
     if dim != reference.dim:
         raise ValueError(f"the generated pictures have {dim} features, the reference has {reference.dim}")
     check_sample_size(fake.count if isinstance(fake, GaussianStats) else len(fake), reference.count, dim, force)
-    return distance(Reference.of(fake), reference)
+    return distance(Gaussian.of(fake), reference)
 
 
-def distance(fake: Reference, real: Reference) -> float:
+def distance(fake: Gaussian, real: Gaussian) -> float:
     """The formula alone, without the rules about N."""
     nuclear = _singular_values(fake.factor.T @ real.factor).sum()
     value = float(np.square(fake.mean - real.mean).sum() + fake.trace + real.trace - 2.0 * nuclear)
@@ -117,7 +118,7 @@ def check_sample_size(n_fake: int, n_real: int, dim: int, force: bool = False) -
             f"FID of {counts} with {dim} features means nothing: "
             f"give at least {2 * dim:,} on each side, use KID, or say --force"
         )
-    if fewest < FEW_PICTURES:
+    if fewest < FEW_IMAGES:
         warnings.warn(
             f"FID of {counts} is biased upward; compare it only with scores of the same N, and see the unbiased KID",
             stacklevel=3,
@@ -130,7 +131,7 @@ BOOTSTRAPPED_DIM = 512  # the 100 draws of a wider Frechet distance take minutes
 SIZES = 15  # of subsets, from a quarter of the pictures to all
 
 
-def fid_infinity(fake: NDArray[np.floating], reference: Reference, *, seed: int = 0) -> float:
+def fid_infinity(fake: NDArray[np.floating], reference: Gaussian, *, seed: int = 0) -> float:
     """The Frechet distance of [N, D] features extrapolated to infinitely many generated pictures.
 
     The line is fitted to nested random subsets, drawn from `seed`. It may be below 0 for equal distributions.
@@ -142,27 +143,28 @@ def fid_infinity(fake: NDArray[np.floating], reference: Reference, *, seed: int 
         raise ValueError(f"a quarter of {len(fake)} pictures has no covariance")
     order = np.random.default_rng(seed).permutation(len(fake))
     sizes = np.unique(np.linspace(len(fake) / 4, len(fake), SIZES).round().astype(int))
-    values = [distance(Reference.of(fake[order[:size]]), reference) for size in sizes]
+    values = [distance(Gaussian.of(fake[order[:size]]), reference) for size in sizes]
     return float(np.polyfit(1.0 / sizes, values, 1)[1])
 
 
-def _measure_fid(given: Inputs) -> dict[str, Measured]:
-    reference = Reference.of(given.real)
+def _measure_fid(given: Inputs) -> list[Score]:
+    reference = Gaussian.of(given.real)
     value = frechet_distance(given.fake, reference, force=given.force)
     if reference.dim > BOOTSTRAPPED_DIM:
-        return {"fid": Measured(value)}
+        return [given.score("fid", value)]
+    method = "bootstrap, of the expected value at this N"
     interval = frechet_intervals(given.fake, reference, seed=given.seed).expected
-    return {"fid": Measured(value, interval, "bootstrap, of the expected value at this N")}
+    return [given.score("fid", value, interval=interval, interval_method=method)]
 
 
-def _measure_infinity(given: Inputs) -> dict[str, Measured]:
-    return {"fid-infinity": Measured(fid_infinity(given.fake, Reference.of(given.real), seed=given.seed))}
+def _measure_infinity(given: Inputs) -> list[Score]:
+    return [given.score("fid-infinity", fid_infinity(given.fake, Gaussian.of(given.real), seed=given.seed))]
 
 
-FID = Kind(2, _measure_fid, needs=("moments",), usual=True, check=check_sample_size, condensed=BOOTSTRAPPED_DIM + 1)
+FID = Metric(2, _measure_fid, needs=("moments",), usual=True, check=check_sample_size, condensed=BOOTSTRAPPED_DIM + 1)
 
 
-FID_INFINITY = Kind(1, _measure_infinity, needs=("moments",), check=check_sample_size)
+FID_INFINITY = Metric(1, _measure_infinity, needs=("moments",), check=check_sample_size)
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class FrechetIntervals:
 
 
 def frechet_intervals(
-    fake: NDArray[np.floating], reference: Reference, *, draws: int = 100, seed: int = 0, confidence: float = 0.95
+    fake: NDArray[np.floating], reference: Gaussian, *, draws: int = 100, seed: int = 0, confidence: float = 0.95
 ) -> FrechetIntervals:
     """Bootstrap intervals of the Frechet distance of [N, D] features.
 
@@ -189,7 +191,7 @@ def frechet_intervals(
     """
     x = checked(fake) - reference.mean
     projected = x @ reference.factor
-    estimate = distance(Reference.of(fake), reference)
+    estimate = distance(Gaussian.of(fake), reference)
     rng = np.random.default_rng(seed)
     even = np.full(len(x), 1.0 / len(x))
     weights = (rng.multinomial(len(x), even).astype(np.float64) for _ in range(draws))
@@ -197,8 +199,8 @@ def frechet_intervals(
     deviation = float(bootstrap.std(ddof=1))
     return FrechetIntervals(
         deviation,
-        expected=_around(estimate, deviation, confidence),
-        distance=_around(2 * estimate - float(bootstrap.mean()), deviation, confidence),
+        expected=around(estimate, deviation, confidence),
+        distance=around(2 * estimate - float(bootstrap.mean()), deviation, confidence),
     )
 
 

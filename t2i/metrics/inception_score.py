@@ -1,6 +1,6 @@
-"""Inception Score (Salimans et al., 2016): are pictures each of one class, and all together of many?
+"""Inception Score (Salimans et al., 2016): are images each of one class, and all together of many?
 
-exp of the mean KL divergence of a picture's classes from the mean over pictures, in [1, classes]. With the FID
+exp of the mean KL divergence of an image's classes from the mean over images, in [1, classes]. With the FID
 Inception's 1008 classes, without the bias of the last layer, as in the first implementation.
 """
 
@@ -11,22 +11,23 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from t2i.errors import InputError
-from t2i.metrics import Inputs, Kind, Measured
+from t2i.metrics import Inputs, Metric
+from t2i.metrics.score import Score
 
 SPLITS = 10
 
 
 def inception_score(logits: NDArray[np.floating], splits: int = SPLITS) -> tuple[float, float]:
-    """Mean and standard deviation over `splits` parts of the pictures, in their order: shuffle what is sorted.
+    """Mean and standard deviation over `splits` parts of the images, in their order: shuffle what is sorted.
 
     Args:
         logits: [N, classes].
 
     Raises:
-        ValueError: fewer pictures than parts.
+        ValueError: fewer images than parts.
     """
     if len(logits) < splits:
-        raise ValueError(f"{len(logits)} pictures cannot be {splits} parts")
+        raise ValueError(f"{len(logits)} images cannot be {splits} parts")
     ends = [k * len(logits) // splits for k in range(splits + 1)]
     scores = [_score(logits[start:end]) for start, end in pairwise(ends)]
     return float(np.mean(scores)), float(np.std(scores))
@@ -38,13 +39,13 @@ def _score(logits: NDArray[np.floating]) -> float:
     return float(np.exp((p * (log_p - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
 
 
-def _measure(given: Inputs) -> dict[str, Measured]:
+def _measure(given: Inputs) -> list[Score]:
     assert given.classes is not None
     value, deviation = inception_score(_shuffled(given.fake, given.seed) @ given.classes.T)
     bounds = {"deviation between tenths": deviation}
     if isinstance(given.real, np.ndarray) and len(given.real):
         bounds["real"] = inception_score(_shuffled(given.real, given.seed) @ given.classes.T)[0]
-    return {"inception-score": Measured(value, bounds=bounds)}
+    return [given.score("inception-score", value, bounds=bounds)]
 
 
 def _shuffled(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
@@ -53,7 +54,9 @@ def _shuffled(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 
 def _check(n_fake: int, n_real: int, dim: int, force: bool) -> None:
     if min(n_fake, n_real) < SPLITS * 2:
-        raise InputError(f"the Inception Score of {n_fake} pictures in {SPLITS} parts: give at least {SPLITS * 2}")
+        raise InputError(
+            f"the Inception Score of {min(n_fake, n_real)} images in {SPLITS} parts: give at least {SPLITS * 2}"
+        )
 
 
-INCEPTION_SCORE = Kind(1, _measure, reads="classes", check=_check)
+INCEPTION_SCORE = Metric(1, _measure, reads="classes", check=_check)

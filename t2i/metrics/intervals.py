@@ -1,15 +1,14 @@
-"""How far a score can be trusted: Wilson for rates, normal for means (clustered by prompt), bootstrap for FID."""
+"""Confidence intervals: Wilson for rates, normal for means (clustered by prompt)."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from t2i.metrics import Measured
 from t2i.metrics.statistics import Array
 
 Labels = Sequence[Hashable] | NDArray  # anything hashable, one a row
@@ -22,7 +21,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over pictures with its standard error."""
+    """A mean over images with its standard error."""
 
     value: float
     standard_error: float
@@ -31,18 +30,18 @@ class Estimate:
 
     def interval(self, confidence: float = 0.95) -> Interval:
         """value -+ z standard errors."""
-        return _around(self.value, self.standard_error, confidence)
+        return around(self.value, self.standard_error, confidence)
+
+    def described(self) -> dict[str, Any]:
+        """Fields of a `Score`: samples, and the interval unless a single prompt says nothing about others."""
+        return {**self.described_interval("normal, clustered by prompt"), "samples": self.samples}
+
+    def described_interval(self, method: str) -> dict[str, Any]:
+        """Fields of a `Score`: the interval, where there is one."""
+        return {"interval": self.interval(), "interval_method": method} if math.isfinite(self.standard_error) else {}
 
 
-def estimated(estimate: Estimate, bounds: Mapping[str, float]) -> Measured:
-    """With its interval, unless a single prompt says nothing about others."""
-    if not math.isfinite(estimate.standard_error):
-        return Measured(estimate.value, bounds=bounds, samples=estimate.samples)
-    method = "normal, clustered by prompt"
-    return Measured(estimate.value, estimate.interval(), method, bounds, samples=estimate.samples)
-
-
-def _around(value: float, deviation: float, confidence: float) -> Interval:
+def around(value: float, deviation: float, confidence: float) -> Interval:
     reach = float(ndtri((1 + confidence) / 2)) * deviation
     return Interval(value - reach, value + reach)
 
@@ -68,8 +67,8 @@ def mean_estimate(values: ArrayLike, groups: Labels | None = None) -> Estimate:
     """Mean of [N] values with the standard error clustered by group.
 
     Args:
-        values: one a picture.
-        groups: [N] the prompt of each picture: pictures of one prompt are not independent. None: all are.
+        values: one an image.
+        groups: [N] the prompt of each image: images of one prompt are not independent. None: all are.
 
     Returns:
         The error is NaN where there is a single group: nothing is known about other prompts then.

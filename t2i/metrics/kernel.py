@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from t2i.metrics import Kind, Measured
+from t2i.metrics import Inputs, Metric
+from t2i.metrics.score import Score
 from t2i.metrics.statistics import Array, checked, unit_rows
 
 CMMD_SIGMA = 10.0
@@ -24,12 +25,12 @@ def kernel_distance(fake: NDArray[np.floating], real: NDArray[np.floating], *, b
     """Unbiased KID of [N, D] generated from [M, D] real features. About zero, of either sign, for equal distributions.
 
     Args:
-        fake: features of the generated pictures, at least 2.
-        real: features of the real pictures, at least 2, as many dimensions.
+        fake: features of the generated images, at least 2.
+        real: features of the real images, at least 2, as many dimensions.
         block: rows held at once; decides memory and speed, not the value.
 
     Raises:
-        ValueError: fewer than 2 pictures, other dimensions, or values that are not finite.
+        ValueError: fewer than 2 images, other dimensions, or values that are not finite.
     """
     kernel = partial(_of_rows, cubic, checked)
     return (
@@ -74,7 +75,7 @@ def gaussian(x: Array, y: Array) -> Array:
 def _within(kernel: Kernel, x: NDArray[np.floating], block: int, diagonal: bool) -> float:
     """Mean of k over pairs of rows, of different ones or of all; blocks below the diagonal are counted by symmetry."""
     if len(x) < 2:
-        raise ValueError(f"a kernel distance needs at least 2 pictures on each side, got {len(x)}")
+        raise ValueError(f"a kernel distance needs at least 2 images on each side, got {len(x)}")
     total = 0.0
     for i in _starts(x, block):
         square = kernel(x[i : i + block], x[i : i + block])
@@ -95,5 +96,13 @@ def _starts(x: NDArray[np.floating], block: int) -> range:
     return range(0, len(x), block)
 
 
-KID = Kind(1, lambda given: {"kid": Measured(kernel_distance(given.fake, given.real))}, needs=("real",), usual=True)
-CMMD = Kind(1, lambda given: {"cmmd": Measured(cmmd(given.fake, given.real))}, needs=("real",))
+def _measure_kid(given: Inputs) -> list[Score]:
+    return [given.score("kid", kernel_distance(given.fake, given.real))]
+
+
+def _measure_cmmd(given: Inputs) -> list[Score]:
+    return [given.score("cmmd", cmmd(given.fake, given.real))]
+
+
+KID = Metric(1, _measure_kid, needs=("real",), usual=True)
+CMMD = Metric(1, _measure_cmmd, needs=("real",))

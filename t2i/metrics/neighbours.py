@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t2i.errors import InputError
-from t2i.metrics import Inputs, Kind, Measured
+from t2i.metrics import Inputs, Metric
 from t2i.metrics.intervals import wilson
+from t2i.metrics.score import Score
 from t2i.metrics.statistics import Array
 
 BLOCK = 512  # rows against rows in float64: 2 MB
@@ -93,15 +94,21 @@ def memorised(
     return ours < np.quantile(theirs, SHARE), float(np.median(ours)) / middle
 
 
-def _measure_memorised(given: Inputs) -> dict[str, Measured]:
+def _measure_memorised(given: Inputs) -> list[Score]:
     assert given.train is not None
     near, ratio = memorised(given.fake, given.real, given.train)
-    interval, bounds = wilson(int(near.sum()), len(near)), {"held-out pictures": SHARE}
-    share = Measured(float(near.mean()), interval, "wilson", bounds, samples=near.astype(np.float64))
-    return {"memorisation": share, "memorisation-distance-ratio": Measured(ratio, bounds={"held-out pictures": 1.0})}
+    how = {
+        "interval": wilson(int(near.sum()), len(near)),
+        "interval_method": "wilson",
+        "samples": near.astype(np.float64),
+    }
+    return [
+        given.score("memorisation", float(near.mean()), bounds={"held-out pictures": SHARE}, **how),
+        given.score("memorisation-distance-ratio", ratio, bounds={"held-out pictures": 1.0}),
+    ]
 
 
-MEMORISATION = Kind(1, _measure_memorised, needs=("train", "real"))
+MEMORISATION = Metric(1, _measure_memorised, needs=("train", "real"))
 
 
 NEIGHBOUR = 3  # of precision and recall
@@ -143,8 +150,8 @@ def prdc(fake: NDArray[np.floating], real: NDArray[np.floating]) -> PRDC:
     return PRDC(float(precise.mean()), float(recalled.mean()), density, float(covered.mean()))
 
 
-def _measure_prdc(given: Inputs) -> dict[str, Measured]:
-    return {name: Measured(value) for name, value in vars(prdc(given.fake, given.real)).items()}
+def _measure_prdc(given: Inputs) -> list[Score]:
+    return [given.score(name, value) for name, value in vars(prdc(given.fake, given.real)).items()]
 
 
 def _check_prdc(n_fake: int, n_real: int, dim: int, force: bool) -> None:
@@ -153,4 +160,4 @@ def _check_prdc(n_fake: int, n_real: int, dim: int, force: bool) -> None:
         raise InputError(f"neighbours among {n_fake} generated and {n_real} real pictures: give at least {fewest}")
 
 
-PRDC_KIND = Kind(1, _measure_prdc, needs=("real",), check=_check_prdc)
+PRDC_METRIC = Metric(1, _measure_prdc, needs=("real",), check=_check_prdc)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
 from t2i.errors import InputError
-from t2i.metrics import Inputs, Kind, Measured
-from t2i.metrics.intervals import Estimate, Labels, estimated, group_index, mean_estimate
+from t2i.metrics import Inputs, Metric
+from t2i.metrics.intervals import Estimate, Labels, group_index, mean_estimate
+from t2i.metrics.score import Score
 from t2i.metrics.statistics import Array, unit_rows
 
 # The same cosine comes out of a matrix product with different last digits in different columns.
@@ -93,11 +94,11 @@ def _recall(rank: NDArray[np.int64], ks: Sequence[int]) -> Recall:
     return Recall({k: float((rank <= k).mean()) for k in ks}, float(np.median(rank)), len(rank))
 
 
-def _measure(given: Inputs) -> dict[str, Measured]:
+def _measure(given: Inputs) -> list[Score]:
     assert given.text is not None
     ours = _flat(given.fake, given.text, given.meanings)
     real = {} if given.partners is None else _flat(given.partners, given.text, given.meanings)
-    return {name: Measured(value, bounds={"real": real[name]} if real else {}) for name, value in ours.items()}
+    return [given.score(name, value, bounds={"real": real[name]} if real else {}) for name, value in ours.items()]
 
 
 def _flat(images: NDArray[np.floating], text: NDArray[np.floating], meanings: Labels) -> dict[str, float]:
@@ -112,7 +113,7 @@ def _flat(images: NDArray[np.floating], text: NDArray[np.floating], meanings: La
     return flat
 
 
-RETRIEVAL = Kind(1, _measure, reads="text", needs=("captions",))
+RETRIEVAL = Metric(1, _measure, reads="text", needs=("captions",))
 
 
 MISMATCHED = 99
@@ -154,17 +155,13 @@ def r_precision(
     return mean_estimate(hypergeom.pmf(0, others, beaten, mismatched), meanings)
 
 
-def _measure_r_precision(given: Inputs) -> dict[str, Measured]:
+def _measure_r_precision(given: Inputs) -> list[Score]:
     assert given.text is not None
     bounds = {"chance": 1 / (MISMATCHED + 1)}
     if given.partners is not None:
         bounds["real"] = r_precision(given.partners, given.text, given.meanings).value
-    return {"r-precision": estimated(r_precision(given.fake, given.text, given.meanings), bounds)}
+    found = r_precision(given.fake, given.text, given.meanings)
+    return [given.score("r-precision", found.value, bounds=bounds, **found.described())]
 
 
-def _check_r_precision(n_fake: int, n_real: int, dim: int, force: bool) -> None:
-    if n_fake <= MISMATCHED:
-        raise InputError(f"R-precision of {n_fake} pictures: give at least {MISMATCHED + 1} of different captions")
-
-
-R_PRECISION = Kind(1, _measure_r_precision, reads="text", needs=("captions",), check=_check_r_precision)
+R_PRECISION = Metric(1, _measure_r_precision, reads="text", needs=("captions",), least_meanings=MISMATCHED + 1)

@@ -60,7 +60,7 @@ class ShownRun:
         return self.manifest["config"]["data"]
 
     @property
-    def makes_pictures(self) -> bool:
+    def makes_images(self) -> bool:
         return self.pipe is not None or self.tokenizer is not None
 
     @property

@@ -1,5 +1,7 @@
 """Prompts as people write them: one by one, or in a file. Imports no torch, so that a mistake is told at once."""
 
+import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,13 +9,14 @@ from typing import Any
 
 from t2i.data.captions import MAX_CHARACTERS, clean_caption
 from t2i.errors import InputError
+from t2i.names import shown
 from t2i.seeding import derive
 
 MAX_BYTES = 64 * 1024 * 1024
+COLUMNS = ("prompt", "text", "caption", "prompts", "texts", "captions")
 OWN_SEED = 2**32  # smaller ones are what people choose; derived ones have 63 bits
 
-
-COLUMNS = ("prompt", "text", "caption")
+Numbered = Iterator[tuple[int, str]]  # line or place in the file, prompt
 
 
 def clean_prompt(prompt: str) -> str:
@@ -30,17 +33,26 @@ def clean_prompt(prompt: str) -> str:
         )
     cleaned = clean_caption(prompt)
     if not cleaned:
-        raise InputError(f"the prompt {prompt[:40]!r} is empty; say what to draw, as in 'a small red circle'")
+        raise InputError(f"the prompt {prompt[:40]!r} is empty; say what to sample, as in 'a small red circle'")
     return cleaned
+
+
+def image_seed(seed: int, prompt: str, k: int) -> int:
+    """The seed of image k of a cleaned prompt; what else is sampled beside it has no part in it.
+
+    A seed of `OWN_SEED` or more is already that of one image, as outputs and manifests tell it: image 0 has that seed.
+    """
+    return seed if k == 0 and seed >= OWN_SEED else derive(seed, prompt, k)
 
 
 def read_prompts(path: Path) -> list[str]:
     """The cleaned prompts of a file, in order.
 
     Args:
-        path: `.txt` or no suffix: one prompt a line, blank lines skipped. `.jsonl`: one object a line. `.tsv`: a header
-            and rows, as PartiPrompts.tsv has them. The key or column is called prompt, text or caption, in any case; of
-            several captions in a list the first is taken.
+        path: in UTF-8, or UTF-16 with its mark. `.txt` or no suffix: one prompt a line, blank lines skipped. `.jsonl`: one
+            object a line, as GenEval has them. `.json`: a list of texts or objects, or an object that holds or is one.
+            `.tsv`, `.csv`: a header and rows, as PartiPrompts, DrawBench and pandas have them. The key or column is called
+            prompt, text or caption, or their plural, in any case; of several captions in a list the first is taken.
 
     Raises:
         InputError: no such file, another kind of file, no prompts, or a bad line; the message names it.
@@ -49,7 +61,7 @@ def read_prompts(path: Path) -> list[str]:
     if reader is None:
         raise InputError(f"prompts file {path} is no {', '.join(filter(None, READERS))} file; make one prompt a line")
     prompts: list[str] = []
-    for number, prompt in reader(_lines(path), str(path)):
+    for number, prompt in reader(_text(path), shown(path)):
         try:
             prompts.append(clean_prompt(prompt))
         except InputError as error:
@@ -59,63 +71,116 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _lines(path: Path) -> list[str]:
+def _text(path: Path) -> str:
+    """The text of a file with line ends of one kind."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise InputError(f"prompts file {path} is a pipe or a device; name a text file")
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise InputError(f"prompts file {path} has more than {MAX_BYTES:,} bytes; split it")
-        # not splitlines: U+2028, form feeds and the like are part of a prompt
-        return data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise InputError(f"prompts file {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise InputError(f"cannot read prompts file {path}: {error.strerror or error}; name a text file") from error
 
 
-Numbered = Iterator[tuple[int, str]]
+def _lines(text: str) -> Numbered:
+    # not splitlines: U+2028, form feeds and the like are part of a prompt
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
-def _from_text(lines: list[str], _: str) -> Numbered:
-    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+def _from_text(text: str, _: str) -> Numbered:
+    return _lines(text)
 
 
-def _from_jsonl(lines: list[str], name: str) -> Numbered:
-    for number, line in _from_text(lines, name):
+def _from_jsonl(text: str, name: str) -> Numbered:
+    for number, line in _lines(text):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             raise InputError(f"{name} line {number} is not JSON; write one object a line") from None
-        fields = {key.lower(): value for key, value in row.items()} if isinstance(row, dict) else {}
-        found = next((fields[key] for key in COLUMNS if key in fields), None)
-        first: Any = found[0] if isinstance(found, list) and found else found
-        if not isinstance(first, str):
-            raise InputError(f'{name} line {number} has no text under {", ".join(COLUMNS)}; write {{"prompt": "..."}}')
-        yield number, first
+        yield number, _prompt_of(row, f"{name} line {number}")
 
 
-def _from_tsv(lines: list[str], name: str) -> Numbered:
-    header = [cell.strip().lower() for cell in lines[0].split("\t")]
+def _from_json(text: str, name: str) -> Numbered:
+    try:
+        found = json.loads(text) if text.strip() else []
+    except (ValueError, RecursionError) as error:
+        place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(f"{name} is not JSON{place}; write a list of prompts, or one a line as .txt") from None
+    if isinstance(found, dict):
+        held = next((value for value in (_field(found), found.get("annotations")) if value is not None), None)
+        found = held if held is not None else list(found.values())  # ids and their prompts
+    for number, row in enumerate([found] if isinstance(found, str) else found if isinstance(found, list) else [], 1):
+        yield number, row if isinstance(row, str) else _prompt_of(row, f"{name} entry {number}")
+
+
+def _field(row: dict[str, Any]) -> Any:
+    fields = {key.lower(): value for key, value in row.items()}
+    return next((fields[key] for key in COLUMNS if key in fields), None)
+
+
+def _prompt_of(row: Any, where: str) -> str:
+    found = _field(row) if isinstance(row, dict) else None
+    first = found[0] if isinstance(found, list) and found else found
+    if not isinstance(first, str):
+        raise InputError(f'{where} has no text under {", ".join(COLUMNS[:3])}; write {{"prompt": "..."}}')
+    return first
+
+
+def _from_table(text: str, name: str) -> Numbered:
+    header, *_ = text.split("\n", 1)
+    tabs = header.count("\t") > 0 and header.count("\t") >= header.count(",")
+    delimiter = "\t" if tabs else ";" if header.count(";") > header.count(",") else ","
+    yield from _cells(_quoted(text, delimiter, name), name)
+
+
+def _from_tsv(text: str, name: str) -> Numbered:
+    plain = ((number, line.split("\t")) for number, line in _lines(text))
+    yield from _cells(_quoted(text, "\t", name) if _pandas_wrote(text) else plain, name)
+
+
+def _pandas_wrote(text: str) -> bool:
+    """True where quotes mark cells; false where they are part of prompts, as in PartiPrompts."""
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
+    except csv.Error:  # a cell that begins with a quotation mark and goes on behind the next
+        return False
+    return text.startswith('"') or '""' in text or any("\n" in cell or "\t" in cell for row in rows for cell in row)
+
+
+def _quoted(text: str, delimiter: str, name: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    before = 0
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield before + 1, row
+            before = reader.line_num
+    except csv.Error as error:
+        raise InputError(
+            f"{name} line {before + 1} is no row of a table ({error}); put quotes around its cells"
+        ) from None
+
+
+def _cells(rows: Iterator[tuple[int, list[str]]], name: str) -> Numbered:
+    header = [cell.strip().lower() for cell in next(rows, (1, [""]))[1]]
     column = next((header.index(key) for key in COLUMNS if key in header), None)
     if column is None:
-        raise InputError(f"{name} has no column {', '.join(COLUMNS)} in its first line; add a header")
-    for number, line in _from_text(lines, name):
-        cells = line.split("\t")  # cells are not quoted: prompts hold quotation marks
-        if number > 1:
-            yield number, cells[column] if column < len(cells) else ""
+        raise InputError(f"{name} has no column {', '.join(COLUMNS[:3])} in its first line; add a header")
+    for number, cells in rows:
+        yield number, cells[column] if column < len(cells) else ""
 
 
-READERS: dict[str, Callable[[list[str], str], Numbered]] = {
+READERS: dict[str, Callable[[str, str], Numbered]] = {
     "": _from_text,
     ".txt": _from_text,
     ".jsonl": _from_jsonl,
+    ".json": _from_json,
     ".tsv": _from_tsv,
+    ".csv": _from_table,
 }
-
-
-def image_seed(seed: int, prompt: str, k: int) -> int:
-    """The seed of image k of a cleaned prompt; what else is sampled beside it has no part in it.
-
-    A seed of `OWN_SEED` or more is already that of one image, as outputs and manifests tell it: image 0 has that seed.
-    """
-    return seed if k == 0 and seed >= OWN_SEED else derive(seed, prompt, k)

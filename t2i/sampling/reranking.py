@@ -1,4 +1,4 @@
-"""Drawing several candidates for each picture and keeping the one that an image-text encoder finds closest to its caption."""
+"""Keeps, of several candidates for each image, the one that an image-text encoder finds closest to its caption."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from t2i.seeding import derive
 
 
 def candidate_seed(seed: int, k: int) -> int:
-    """The seed of candidate k of a picture; candidate 0 is what is drawn without re-ranking."""
+    """The seed of candidate k of an image; candidate 0 is the image that is made without re-ranking."""
     return derive(seed, "candidate", k) if k else seed
 
 
@@ -20,12 +20,12 @@ class BestOf:
     """The best of `count` candidates for each caption, as they come.
 
     Attributes:
-        scores: cosine of each candidate with its caption, a list a picture.
+        scores: cosine of each candidate with its caption, a list an image.
     """
 
     def __init__(self, scorer: ImageTextExtractor, captions: Sequence[str], count: int) -> None:
         if count < 2:
-            raise InputError(f"the best of {count} is no choice; draw 2 or more candidates")
+            raise InputError(f"the best of {count} is no choice; sample 2 or more candidates")
         self.count, self._scorer = count, scorer
         row = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
         self._text_ND = unit_rows(scorer.text_features(list(row)))[[row[caption] for caption in captions]]
@@ -33,7 +33,7 @@ class BestOf:
         self.scores: list[list[float]] = []
 
     def hear(self, images_BHWC: ImageArray) -> None:
-        """Takes the next pictures: all candidates of the first caption, then of the second, and so on."""
+        """Takes the next images: all candidates of the first caption, then of the second, and so on."""
         for image, feature_D in zip(images_BHWC, unit_rows(self._scorer.features(images_BHWC)), strict=True):
             if not self.scores or len(self.scores[-1]) == self.count:
                 self.scores.append([])
@@ -44,9 +44,10 @@ class BestOf:
             self.scores[-1].append(score)
 
     def chosen(self) -> list[int]:
-        """Which candidate was best, the first of equals."""
-        return [scores.index(max(scores)) for scores in self.scores]
+        """The best candidate of each image whose candidates are all there, the first of equals."""
+        return [scores.index(max(scores)) for scores in self.scores if len(scores) == self.count]
 
     def images(self) -> ImageArray:
-        """uint8 [N, H, W, 3], one a caption."""
-        return np.stack(self._images)
+        """uint8 [N, H, W, 3], one for each that `chosen` names."""
+        whole = len(self.chosen())
+        return np.stack(self._images)[:whole]

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from t2i.errors import InputError
 from t2i.metrics.captions import bleu, cider_d
-from t2i.metrics.intervals import estimated
-from t2i.metrics.score import Protocol, Score
+from t2i.metrics.score import Score, ScoreProtocol
 
 VERSION = 1
 LINE = '{"candidate": "a red circle", "references": ["a red disc", "..."]}'
@@ -17,7 +17,7 @@ def read_pairs(path: Path) -> tuple[list[str], list[list[str]]]:
     """Candidates, and the references of each.
 
     Raises:
-        InputError: no such file, or a line that is not as `LINE`.
+        InputError: no such file, or a line that is not like `LINE`.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -55,16 +55,15 @@ def score_captions(path: Path) -> list[Score]:
     """
     candidates, references = read_pairs(path)
 
-    def protocol(metric: str) -> Protocol:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        several = f"{sum(map(len, references)) / len(references):.3g} references each"
-        data = f"file:{path.name}"
-        return Protocol(
-            metric, VERSION, None, None, None, len(candidates), data, digest, None, several, None, None, None
-        )
-
-    found = estimated(cider_d(candidates, references), {})
+    protocol = ScoreProtocol(
+        metric_version=VERSION,
+        n_fake=len(candidates),
+        data=f"file:{path.name}",
+        data_digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        captions=f"{sum(map(len, references)) / len(references):.3g} references each",
+    )
+    found = cider_d(candidates, references)
     return [
-        Score(bleu(candidates, references), protocol("bleu-4")),
-        Score(found.value, protocol("cider-d"), found.interval, found.method and "normal"),
+        Score(bleu(candidates, references), replace(protocol, metric="bleu-4")),
+        Score(found.value, replace(protocol, metric="cider-d"), **found.described_interval("normal")),
     ]

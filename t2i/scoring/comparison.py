@@ -1,10 +1,10 @@
 """Scores side by side: which of them compare, and by how much two models differ on the same captions.
 
-What each picture scored lies beside the score file as .safetensors: `prompts` int64 [N], a hash of each caption, and for
-each score that is a mean over pictures its name, float32 [N], NaN where a picture is not counted.
+A .safetensors file beside the score file has the score of every image: `prompts` int64 [N], a hash of each caption, and for
+each score that is a mean over images its name, float32 [N], NaN where an image is not counted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from t2i.errors import InputError
 from t2i.files import write_tensors
 from t2i.metrics.intervals import group_index
 from t2i.metrics.score import Score, differences, read_scores
-from t2i.scoring.images.collection import Pictures
+from t2i.scoring.images.collection import Images
 from t2i.seeding import key_of
 
 PROMPTS = "prompts"
@@ -28,15 +28,16 @@ _BLOCK = 2**22  # random numbers at once
 
 @dataclass
 class Samples:
-    """What each picture of a scoring scored."""
+    """The score of every image of a scoring."""
 
     prompts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     values: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
-    def take(self, pictures: Pictures, values: Mapping[str, NDArray[np.float64]]) -> None:
-        """Keeps scores that have a value for each of these pictures."""
-        self.prompts = np.array([key_of(caption) for caption in pictures.captions or pictures.ids], np.int64)
-        self.values = {name: its for name, its in values.items() if len(its) == len(pictures)}
+    def take(self, images: Images, scores: Sequence[Score]) -> None:
+        """Keeps the samples of scores that have one for each of these images."""
+        self.prompts = np.array([key_of(caption) for caption in images.captions or images.ids], np.int64)
+        known = {score.name: score.samples for score in scores if score.samples is not None}
+        self.values = {name: samples for name, samples in known.items() if len(samples) == len(images)}
 
     def write(self, path: Path) -> None:
         """Raises InputError: the file cannot be written."""
@@ -45,12 +46,12 @@ class Samples:
 
 
 def beside(path: Path) -> Path:
-    """Where the samples of a score file lie."""
+    """The path of the samples of a score file."""
     return path.with_suffix(".safetensors")
 
 
 def read_samples(path: Path) -> Samples:
-    """What lies beside a score file; nothing where there is none.
+    """The samples of a score file; none where it has none.
 
     Raises:
         InputError: the file is damaged.
@@ -66,12 +67,12 @@ def read_samples(path: Path) -> Samples:
 
 
 class Difference(NamedTuple):
-    """Of means over the same captions, the second model's less the first's."""
+    """The second model's mean less the first's, over the same captions."""
 
     value: float
     interval: tuple[float, float]  # 95 %
     p: float  # two-sided
-    count: int  # pictures
+    count: int  # images
 
 
 def paired_difference(
@@ -84,11 +85,11 @@ def paired_difference(
         groups: [N] the prompt of each; None: each its own.
 
     Raises:
-        ValueError: nothing is left, or one is NaN alone.
+        ValueError: nothing is left, or only one of the two is NaN somewhere.
     """
     counted = ~np.isnan(first)
     if not counted.any() or not np.array_equal(counted, ~np.isnan(second)):
-        raise ValueError("the two are not of the same pictures")
+        raise ValueError("the two are not of the same images")
     x = (second - first)[counted]
     index = np.arange(len(x)) if groups is None else group_index(groups[counted])
     sums, sizes = np.bincount(index, weights=x), np.bincount(index).astype(np.float64)
@@ -110,8 +111,8 @@ class Line:
     Attributes:
         scores: one a file; None: that file has none.
         differing: for each file but the first, where its protocol differs from the first's.
-        differences: for each file but the first; None: the pictures do not pair.
-        why: in what way they do not.
+        differences: for each file but the first; None: the images do not pair.
+        why: the reason why they do not.
     """
 
     name: str
@@ -157,9 +158,9 @@ def _line(name: str, scores: list[Score | None], samples: Sequence[Samples]) -> 
 
 def _paired(name: str, first: Samples, second: Samples) -> tuple[Difference | None, str]:
     if not first.values or not second.values:
-        return None, "no file beside it says what each picture scored"
+        return None, "there is no .safetensors file of the score of each image"
     if name not in first.values or name not in second.values:
-        return None, "one number of all pictures"
+        return None, "one number of all images"
     a, b = (np.argsort(samples.prompts, kind="stable") for samples in (first, second))
     prompts = first.prompts[a]
     if not np.array_equal(prompts, second.prompts[b]):

@@ -1,4 +1,4 @@
-"""Held-out means held-out: pictures and captions that a run was trained on are found before it is scored on them.
+"""Held-out means held-out: images and captions that a run was trained on are found before it is scored on them.
 
 Select on `val`, report `test` once. docs/leaks.md has the rule and how well it finds what was planted.
 """
@@ -12,44 +12,44 @@ import numpy as np
 
 from t2i.data.phash import looks, near_duplicates
 from t2i.errors import InputError
-from t2i.scoring.images.collection import Pictures
+from t2i.scoring.images.collection import Images
 from t2i.training.trained_on import RECORD, Record, caption_hashes, id_hashes, is_drawn, join, pixel_hashes, read_record
 
-NAMED = 3  # of what was found, in a message
+NAMED = 3  # findings in a message
 CHANCE = 1e-3  # captions that coincide more often than with this probability by chance are a leak
 
 
 @dataclass(frozen=True)
 class Found:
-    """What of N pictures a model was trained on, by id; `captions` by their words."""
+    """The part of N images that a model was trained on, by id; `captions` by their words."""
 
-    pictures: list[str]
+    images: list[str]
     captions: list[str]
-    alike: list[str]  # look like a training picture and are not the same
-    by_chance: bool  # captions coincide no more often than those of training pictures among each other
+    alike: list[str]  # resemble a training image and are not the same
+    by_chance: bool  # captions coincide no more often than those of training images among each other
 
     @property
     def leaks(self) -> bool:
-        return bool(self.pictures or (self.captions and not self.by_chance))
+        return bool(self.images or (self.captions and not self.by_chance))
 
 
-def find(record: Record, captions: Sequence[str], pictures: Pictures | None) -> Found:
-    """Looks captions and pictures up in what a model was trained on.
+def find(record: Record, captions: Sequence[str], images: Images | None) -> Found:
+    """Looks captions and images up in the record of a model's training data.
 
     Args:
-        pictures: brought to size as in training; drawn scenes are not drawn for this.
+        images: brought to size as in training; scenes of the embedded data are not rendered for this.
     """
     known = np.isin(caption_hashes(captions), record.captions)
     words = [captions[k] for k in np.flatnonzero(known).tolist()]
     by_chance = _by_chance(len(words), len(captions), record.shared)
-    if pictures is None:
+    if images is None:
         return Found([], words, [], by_chance)
-    ids = pictures.ids
+    ids = images.ids
     alike: list[str] = []
-    if is_drawn(pictures.name):
+    if is_drawn(images.name):
         same = np.isin(id_hashes(ids), record.pixels)
     else:
-        parts = [(pixel_hashes(chunk), looks(np.stack(chunk))) for chunk in pictures.chunks(range(len(pictures)))]
+        parts = [(pixel_hashes(chunk), looks(np.stack(chunk))) for chunk in images.chunks(range(len(images)))]
         same = np.isin(np.concatenate([pixels for pixels, _ in parts]), record.pixels)
         near = near_duplicates(join([seen for _, seen in parts]), record.looks)
         alike = [str(ids[row]) for row in near[:, 0].tolist() if not same[row]]
@@ -57,23 +57,23 @@ def find(record: Record, captions: Sequence[str], pictures: Pictures | None) -> 
 
 
 def _by_chance(count: int, total: int, rate: float) -> bool:
-    """Whether `count` or more of `total` captions coincide by chance, where each does with probability `rate`."""
+    """True where chance explains `count` or more of `total` coincidences, each of probability `rate`."""
     from scipy.stats import binom
 
     return count > 0 and float(binom.sf(count - 1, total, rate)) >= CHANCE
 
 
-def refuse_leaks(place: Path, asked: Pictures, pictures: Pictures | None, allow: bool) -> str | None:
-    """Refuses held-out captions and pictures that a run was trained on, and warns of pictures that look like it.
+def refuse_leaks(place: Path, asked: Images, images: Images | None, allow: bool) -> str | None:
+    """Refuses held-out captions and images that a run was trained on, and warns of images that resemble training images.
 
     Args:
-        place: the run, or what else holds its record.
-        asked: whose captions are drawn.
-        pictures: the same, brought to size as in training; None: these are captions alone.
+        place: the run, or another folder with its record.
+        asked: the images whose captions are sampled.
+        images: the same, brought to size as in training; None: these are captions alone.
         allow: go on all the same.
 
     Returns:
-        what the protocol of the scores says of it; None: nothing was found.
+        the entry of the scores' protocol; None: nothing was found.
 
     Raises:
         InputError: there are some, and they are not allowed.
@@ -81,27 +81,15 @@ def refuse_leaks(place: Path, asked: Pictures, pictures: Pictures | None, allow:
     record = read_record(place / RECORD)
     if record is None:
         warnings.warn(
-            f"{place} does not tell what it was trained on ({RECORD} is missing), so nothing says that these are held out",
+            f"{place} has no record of its training data ({RECORD} is missing), so nothing shows that these are held out",
             stacklevel=3,
         )
         return None
-    found = find(record, asked.captions or [], pictures)
-    of = f"of {len(asked):,}"
-    if found.alike:
-        warnings.warn(
-            f"{len(found.alike):,} {of} pictures look like training pictures: {_some(found.alike)}; look whether they are "
-            "copies",
-            stacklevel=3,
-        )
-    if found.captions and found.by_chance:
-        warnings.warn(
-            f"{len(found.captions):,} {of} captions are those of training pictures too, no more than training pictures "
-            f"share among each other ({record.shared:.1%}): {_some(found.captions)}",
-            stacklevel=3,
-        )
+    found, of = find(record, asked.captions or [], images), f"of {len(asked):,}"
+    _warn_of_doubt(found, record, of)
     if not found.leaks:
         return None
-    told = {"pictures": found.pictures, "captions": [] if found.by_chance else found.captions}
+    told = {"images": found.images, "captions": [] if found.by_chance else found.captions}
     words = " and ".join(f"{len(names):,} {of} {what} ({_some(names)})" for what, names in told.items() if names)
     if not allow:
         raise InputError(
@@ -110,6 +98,21 @@ def refuse_leaks(place: Path, asked: Pictures, pictures: Pictures | None, allow:
         )
     warnings.warn(f"{place} was trained on {words}: these scores are marked", stacklevel=3)
     return "trained on " + " and ".join(f"{len(names)} {of} {what}" for what, names in told.items() if names)
+
+
+def _warn_of_doubt(found: Found, record: Record, of: str) -> None:
+    """Warns of likenesses and coincidences that are no leak by themselves."""
+    if found.alike:
+        warnings.warn(
+            f"{len(found.alike):,} {of} images resemble training images: {_some(found.alike)}; check whether they are copies",
+            stacklevel=4,
+        )
+    if found.captions and found.by_chance:
+        warnings.warn(
+            f"{len(found.captions):,} {of} captions are those of training images too, no more than training images share "
+            f"among each other ({record.shared:.1%}): {_some(found.captions)}",
+            stacklevel=4,
+        )
 
 
 def _some(names: Sequence[str]) -> str:

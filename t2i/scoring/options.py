@@ -1,51 +1,210 @@
-"""The options of a scoring."""
+"""The options of the programs that score. Imports no torch."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Self
 
+from pydantic import BeforeValidator, ValidationInfo, model_validator
+
+from t2i.config.options import Options, argument, option, split_commas
+from t2i.errors import InputError
 from t2i.extractors import Resize
+from t2i.sampling.options import OF_THE_FAMILY, Sampling
+
+Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is scored and how.
+class ExtractorOptions(Options):
+    """Weights of the frozen networks that see images, beside the embedded scorer."""
+
+    panel: ClassVar[str] = "Extractors"
+
+    inception: Path | None = option(
+        None, "State dict of the FID Inception, for `fid` and `kid` (`rfid` of a tokenizer).", metavar="FILE"
+    )
+    clip: Path | None = option(None, "A CLIP model, for the CLIP score.", metavar="DIR")
+    dinov2: Path | None = option(None, "A DINOv2 model, for `fd-dinov2`.", metavar="DIR")
+    scorer: Path | None = option(None, "An align run to score with instead of the embedded scorer.", metavar="DIR")
+    resize: Resize = option("clean", "How images are resized for Inception and DINOv2.")
+
+
+class ScoringOptions(ExtractorOptions):
+    """What every program reads that computes metrics of images.
 
     Attributes:
+        data: address of the captioned images; None: what the run was trained on.
+        n: None: 1,000 of a run, or all where there are fewer; all of a folder or file.
         metrics: names as in a score's, without N (`fid-shapes`); `faithfulness` for all its aspects, `precision` for
             that of every extractor, `all`; None: the usual ones that apply.
-        seed: decides noise, shuffles and the bootstrap, but not which pictures are scored.
-        truncation, guidance: of the generator; None: its own.
-        settings: further ones of the generator's family, e.g. temperature.
-        best_of: candidates drawn for each picture; an encoder keeps the best, and is not asked for scores then.
-        reranker: its address, as `t2i.extractors.open_image_text` takes it; None: the embedded one.
-        inception, clip, dinov2: a weights file and folders (or hub ids), for extractors beside the scorer.
-        scorer: another dual encoder than the one that ships with the package.
-        force: score where the rules forbid it: with an encoder that took part in the training, with too few pictures.
-        resize: how pictures reach the size of the Inception and of DINOv2.
-        allow_leak: score a run on what it was trained on, and say so in the protocol.
-        skip_broken: leave out pictures that cannot be decoded, and count them in the protocol.
-        resolution: pixels a side of the real pictures of a data set; None: as many as the generated ones have.
-        save_features: a file that keeps features between scorings.
-        named: the protocol of `t2i.scoring.protocols` that all this is of.
+        seed: of noise, shuffles and the bootstrap; it does not choose the images that are scored.
+        force: score where the rules forbid it: with an encoder that took part in the training, with too few images.
     """
 
-    metrics: Sequence[str] | None = None
-    seed: int = 0
-    truncation: float | None = None
-    guidance: float | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    best_of: int = 1
-    reranker: str | None = None
-    inception: Path | None = None
-    clip: Path | None = None
-    scorer: Path | None = None
-    force: bool = False
-    dinov2: Path | None = None
-    resize: Resize = "clean"
-    allow_leak: bool = False
-    skip_broken: bool = False
-    resolution: int | None = None
-    save_features: Path | None = None
-    named: str | None = None
+    data: str | None = option(
+        None, "Captioned images to score on; default: what the run was trained on.", metavar="ADDRESS"
+    )
+    split: str | None = option(None, "Split of the data: val (default), test or heldout.")
+    n: int | None = option(
+        None, "Images to score; default: 1,000 of a run, all of a folder.", metavar="N", short="-n", ge=1
+    )
+    metrics: Names | None = option(None, "Metrics; default: all that apply.", metavar="A,B", commas=True)
+    seed: int = option(0, "Seed of noise, shuffled captions and bootstrap.", ge=0)
+    force: bool = option(False, "Score even where the protocol advises against it.")
+    allow_leak: bool = option(False, "Score a run on its training data; the scores are marked.")
+    out: Path | None = option(None, "JSON file of the scores; default: in the run.", metavar="FILE")
+
+    @property
+    def named(self) -> str | None:
+        """The protocol of `t2i.scoring.protocols` that was asked for."""
+        return None
+
+
+class ScoreOptions(ScoringOptions, Sampling):
+    """Score a run on held-out captions, or images against others.
+
+    Several processes share the work under torchrun.
+    """
+
+    target: str = argument("A run, or images: a folder, a .tar or an .npz.", metavar="TARGET")
+    against: str | None = option(
+        None, "Instead of --data: images, their statistics (t2i eval reference) or a run.", metavar="PLACE"
+    )
+    prompts: Path | None = option(
+        None, "Prompts for a run: a .txt, .jsonl or .tsv (PartiPrompts) file.", metavar="FILE"
+    )
+    protocol: str | None = option(None, "coco-30k, cub-test, flickr30k-karpathy or shapes-heldout.", metavar="NAME")
+    resolution: int | None = option(
+        None, "Pixels a side of the real images; default: as the generated ones.", metavar="R", ge=16
+    )
+    reranker: str | None = option(
+        None, "With --best-of: an align run or clip:DIR that chooses, instead of the embedded scorer.", metavar="DIR"
+    )
+    skip_broken: bool = option(False, "Leave out images that cannot be decoded; the scores say how many.")
+    save_features: Path | None = option(
+        None, "Keep features in this .safetensors file, and read those that it holds.", metavar="FILE"
+    )
+
+    @property
+    def named(self) -> str | None:
+        return self.protocol
+
+    @model_validator(mode="after")
+    def _refuse_what_has_no_effect(self) -> Self:
+        if self.protocol is not None:
+            refuse_ignored({"--against": self.against, "--prompts": self.prompts}, f"with --protocol {self.protocol}")
+        if self.against is not None or self.prompts is not None:
+            other = f"--against {self.against}" if self.against else f"--prompts {self.prompts}"
+            refuse_ignored({"--data": self.data}, f"with {other}")
+        return self
+
+
+class ReferenceOptions(ExtractorOptions):
+    """Make statistics of real images once, to score any number of models against."""
+
+    data: str = argument("Captioned data, or a folder, .tar or .npz of images.", metavar="DATA")
+    out: Path = option(..., "The statistics: a .safetensors file.", metavar="FILE")
+    split: str = option("val", "Split of the data.")
+    n: int | None = option(None, "Number of images; default as in t2i eval score.", metavar="N", short="-n", ge=2)
+    resolution: int | None = option(
+        None, "Pixels a side of the data's images; without it images are taken as they are.", metavar="R", ge=16
+    )
+    embedded: bool = option(False, "Also by the embedded scorer.")
+    save_features: bool = option(False, "Keep the features too: for KID, precision and the like.")
+    skip_broken: bool = option(False, "Leave out images that cannot be decoded.")
+
+
+class CompareOptions(Options):
+    """Show score files side by side: differences of protocol, and differences beyond chance."""
+
+    scores: tuple[Path, ...] = argument("JSON files of t2i eval score.", metavar="SCORES...")
+
+
+class CaptionsOptions(Options):
+    """Score written captions against references: BLEU-4 and CIDEr-D."""
+
+    file: Path = argument("JSONL: candidate and references on each line.", metavar="FILE")
+    out: Path | None = option(None, "JSON file of the scores; default: only print the table.", metavar="FILE")
+
+
+class TokenizerOptions(ScoringOptions):
+    """Score a tokenizer: what images lose on the way through its tokens and back."""
+
+    run: Path = argument("A run of t2i train vqvae.", metavar="RUN")
+    split: str = option("val", "Split of the data: val, test or heldout.")
+    n: int | None = option(None, "Number of images; default: 1,000.", metavar="N", short="-n", ge=2)
+    lpips: Path | None = option(None, "VGG16 weights of torchvision, for LPIPS.", metavar="FILE")
+
+
+Number = float | int | None  # None: the setting is off
+
+
+def numbers(text: Any, info: ValidationInfo) -> Any:
+    """`1,1.5,2` -> (1.0, 1.5, 2.0)."""
+    return _values(text, info, float, "number; write --guidance 1,1.5,2")
+
+
+def whole_numbers(text: Any, info: ValidationInfo) -> Any:
+    """`50,100,all` -> (50, 100, None)."""
+    fix = "whole number, nor all; write --top-k 50,100,all"
+    return _values(text, info, lambda word: None if word == "all" else int(word), fix)
+
+
+def _values(text: Any, info: ValidationInfo, read: Callable[[str], Number], fix: str) -> Any:
+    if not isinstance(text, str):
+        return text
+    found = []
+    for word in (word.strip() for word in text.split(",")):
+        try:
+            found.append(read(word))
+        except ValueError:
+            flag = f"--{str(info.field_name).replace('_', '-')}"
+            raise InputError(f"{flag} {text}: {word!r} is no {fix}") from None
+    return tuple(found)
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(numbers)]
+WholeNumbers = Annotated[tuple[int | None, ...], BeforeValidator(whole_numbers)]
+
+
+class SweepOptions(Options):
+    """Try settings of sampling: fidelity against faithfulness, as a table, JSON and a chart."""
+
+    run: str = argument("A run directory or a saved pipeline.", metavar="RUN")
+    guidance: Numbers | None = option(None, "Values to try, as 1,1.5,2,3,5.", metavar="A,B", commas=True)
+    truncation: Numbers | None = option(None, "Of a GAN: values to try.", metavar="A,B", commas=True)
+    temperature: Numbers | None = option(None, "Of a prior: values to try.", metavar="A,B", commas=True)
+    top_k: WholeNumbers | None = option(None, "Of a prior: values to try; all: no limit.", metavar="A,B", commas=True)
+    top_p: Numbers | None = option(None, "Of a prior: values to try.", metavar="A,B", commas=True)
+    steps: WholeNumbers | None = option(
+        None, "Of a prior with random order: values to try; all: a token a step.", metavar="A,B", commas=True
+    )
+    data: str | None = option(None, "Captioned images; default: what the run was trained on.", metavar="ADDRESS")
+    split: str = option("val", "Split of the data; never one that is held out for scores.")
+    n: int = option(500, "Images sampled at each setting.", metavar="N", short="-n", ge=2)
+    seed: int = option(0, "Seed of the noise, the same at each setting.", ge=0)
+    inception: Path | None = option(
+        None, "State dict of the FID Inception, for `fid` instead of the embedded scorer.", metavar="FILE"
+    )
+    scorer: Path | None = option(None, "An align run to score with instead of the embedded scorer.", metavar="DIR")
+    force: bool = option(False, "Score even where the protocol advises against it.")
+    out: Path | None = option(None, "JSON file of all scores; default: in the run.", metavar="FILE")
+    make_default: bool = option(False, "From now on, sample this run with the best setting.")
+
+    def values(self) -> dict[str, tuple[Number, ...]]:
+        """Setting -> the values to try."""
+        tried = {name: getattr(self, name) for name in ("guidance", "truncation", *OF_THE_FAMILY)}
+        return {name: given for name, given in tried.items() if given is not None}
+
+    def scored_with(self, knobs: Mapping[str, Number]) -> ScoreOptions:
+        """The options of `t2i eval score` at one setting."""
+        names = ("data", "split", "n", "seed", "inception", "scorer", "force")
+        chosen: dict[str, Any] = {name: getattr(self, name) for name in names} | dict(knobs)
+        return ScoreOptions(target=self.run, **chosen)
+
+
+def refuse_ignored(given: Mapping[str, object], why: str) -> None:
+    """Refuses options that would do nothing."""
+    for flag, value in given.items():
+        if value not in (None, False):
+            words = "" if value is True else f" {value}"
+            raise InputError(f"{flag}{words} does nothing {why}; drop one of the two")

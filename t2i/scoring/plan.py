@@ -1,64 +1,57 @@
-"""What one scoring goes through, whoever made the pictures: their protocol, the metrics that apply, the real side, the rest."""
+"""The plan of a scoring: protocol, metrics and everything else that can fail without an image."""
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from t2i.data.shapes.captions import meaning, parse
 from t2i.extractors import Extractor, ImageTextExtractor
 from t2i.hardware import device
-from t2i.metrics.clip_score import derangement
-from t2i.metrics.score import Protocol, Score
-from t2i.scoring.computation import Case, compute
-from t2i.scoring.images.collection import Pictures, Seen
-from t2i.scoring.images.extraction import Eye
+from t2i.metrics import METRICS, Features, Metric, find_metric
+from t2i.metrics.clip_score import can_shuffle
+from t2i.metrics.score import ScoreProtocol
+from t2i.scoring.computation import partners_of
+from t2i.scoring.images.collection import Images
+from t2i.scoring.images.extraction import Evidence, Pass, extract
 from t2i.scoring.images.reference import Reference
-from t2i.scoring.options import Options
-from t2i.scoring.selection import (
-    Metric,
-    Missing,
-    check_sizes,
-    choose_metrics,
-    leave_out_the_chooser,
-    open_extractors,
-    refuse_or_mark,
-)
+from t2i.scoring.options import ScoringOptions
+from t2i.scoring.selection import Missing, choose_metrics, open_extractors, refuse_or_mark
 
-Real = Pictures | Reference | None  # pictures, what a file says of pictures, or nothing to compare with
+Real = Images | Reference | None  # images, a file of their statistics, or nothing to compare with
 
 
-See = Callable[..., Seen]  # `look`, told how: by which processes, with what progress
-
-
-def protocol_of(real: Real, fake: Pictures, options: Options, **more: Any) -> Protocol:
-    """What all metrics have in common."""
+def protocol_of(real: Real, fake: Images, options: ScoringOptions, **more: Any) -> ScoreProtocol:
+    """The protocol that all metrics share; it names the encoder that chose the images, where one did."""
     source = fake if real is None else real
     skipped = {"generated": fake.skipped, "real": 0 if real is None else real.skipped}
-    return Protocol(
-        metric="",
-        metric_version=0,
-        extractor=None,
-        extractor_digest=None,
+    chosen = fake.chosen
+    if chosen:
+        more["reranking"] = reranking(chosen["best_of"], chosen["scorer"], str(chosen["digest"]))
+    return ScoreProtocol(
         n_real=real.n if isinstance(real, Reference) else None if real is None else len(real),
         n_fake=len(fake),
         data=source.name,
         data_digest=source.digest,
         split=source.split,
         captions="first, 1 picture each" if fake.captions else None,
-        resize=None,
         resolution=source.resolution if source.resolution == fake.resolution else None,
         seed=options.seed,
         sizes=_sizes(real, fake),
+        formats=_formats(real, fake),
         skipped=", ".join(f"{count} {which}" for which, count in skipped.items() if count) or None,
         named=options.named,
         **more,
     )
 
 
-def _sizes(real: Real, fake: Pictures) -> str | None:
-    """Where sizes differ, in words."""
+def reranking(best_of: int, name: str, digest: str) -> str:
+    """The entry of a protocol about the encoder that chose the images."""
+    return f"best of {best_of} by {name} {digest}"
+
+
+def _sizes(real: Real, fake: Images) -> str | None:
+    """The sizes of both sides in words, where they differ."""
     told = [f"generated {fake.sizes}"] if fake.sizes else []
     if real is not None and real.sizes:
         told.append(f"real {real.sizes}")
@@ -67,144 +60,137 @@ def _sizes(real: Real, fake: Pictures) -> str | None:
     return "; ".join(told) or None
 
 
-def partners_of(fake: Pictures, real: Real) -> list[int] | None:
-    """For each generated picture a real one of the same caption; None unless all have one."""
-    if real is None or real.captions is None or fake.captions is None:
+def _formats(real: Real, fake: Images) -> str | None:
+    """The file formats of both sides, where they are known and differ."""
+    if not isinstance(real, Images) or None in (real.formats, fake.formats) or real.formats == fake.formats:
         return None
-    rows = {caption: row for row, caption in reversed(list(enumerate(real.captions)))}
-    if any(caption not in rows for caption in fake.captions):
-        return None
-    return [rows[caption] for caption in fake.captions]
+    return f"generated {fake.formats}, real {real.formats}"
 
 
 def plan(
-    base: Protocol,
-    fake: Pictures,
+    base: ScoreProtocol,
+    fake: Images,
     real: Real,
-    partners: list[int] | None,
-    roles: Mapping[str, str],
-    chooser: str | None,
-    options: Options,
-    trained: bool = False,
-) -> tuple[list[Metric], Case]:
-    """Chooses the metrics, and does all that can fail without a picture.
+    options: ScoringOptions,
+    roles: Mapping[str, str] | None = None,
+    chooser: str | None = None,
+    needed: Sequence[str] = (),
+) -> list[Metric]:
+    """Chooses the metrics, each bound to an extractor and a protocol.
 
     Args:
-        roles: digest -> what that encoder did in training.
-        chooser: digest of the encoder that chose the pictures among candidates.
-        trained: the pictures of its training can be had.
+        roles: digest -> role of that encoder in training; None: these are not images of a run.
+        chooser: digest of the encoder that chose the images among candidates.
+        needed: names in `METRICS` that may not be left out.
+
+    Raises:
+        InputError: a metric that is unknown or cannot be had, or an encoder that took part in the training.
     """
-    captions = fake.captions
-    parsed = [parse(caption) for caption in captions or []]
     extractors = open_extractors(options, device())
-    missing = _missing(fake, real, parsed, trained, extractors)
-    metrics = refuse_or_mark(choose_metrics(base, extractors, missing, options), roles, options.force)
-    if chooser is not None:
-        metrics = leave_out_the_chooser(metrics, chooser, options)
-    metrics = check_sizes(metrics, options.force)
-    kinds = {metric.kind for metric in metrics}
-    _warn(metrics, missing, base)
-    specs = None if "drawn" in missing else [spec for spec in parsed if spec is not None]
-    case = Case(captions, specs, partners, options)
-    if captions is not None and kinds & {"clip", "faithfulness"}:
-        case.shuffled = derangement([meaning(caption) for caption in captions], options.seed)
-        if partners is None and isinstance(real, Pictures):
-            warnings.warn(
-                f"no real-image scores: not all captions in {fake.name} are among those of {real.name}", stacklevel=3
-            )
+    missing = _missing(fake, real, extractors, of_a_run=roles is not None)
+    chosen = choose_metrics(base, extractors, missing, options, chooser, needed)
+    metrics = refuse_or_mark(chosen, roles or {}, options.force)
+    _warn(metrics, missing, base, fake, real)
+    return metrics
+
+
+def caption_features(metrics: Sequence[Metric], captions: Sequence[str] | None) -> dict[str, Features]:
+    """Extractor's digest -> [N, D] of the captions, by every extractor whose metrics read them."""
+    found: dict[str, Features] = {}
     for metric in metrics:
-        if metric.of.reads == "text" and captions is not None:
-            reader = cast(ImageTextExtractor, metric.extractor)
-            if reader.digest() not in case.text:
-                case.text[reader.digest()] = reader.text_features(captions)
-    return metrics, case
+        digest = metric.protocol.extractor_digest or ""
+        if metric.reads == "text" and captions is not None and digest not in found:
+            found[digest] = cast(ImageTextExtractor, metric.extractor).text_features(captions)
+    return found
 
 
-def see_real(
-    metrics: Sequence[Metric], case: Case, real: Real, see: See, train: Callable[[], Pictures] | None = None
-) -> None:
-    """Sees what generated pictures are compared with.
-
-    Args:
-        train: opens the pictures that a run was trained on.
-    """
-    eyes = eyes_of(metrics)
-    if isinstance(real, Pictures):
-        read = case.partners is not None and any(metric.kind == "faithfulness" for metric in metrics)
-        case.real = see(real, "real pictures", eyes, read)
-    elif real is not None:
-        case.real = real.seen(eyes)
-    if train is not None and (copying := [metric for metric in metrics if "train" in metric.of.needs]):
-        case.train = see(train(), "training pictures", eyes_of(copying), False)
+def extract_fake(metrics: Sequence[Metric], fake: Images, how: Pass, show: bool = False) -> Evidence:
+    """Extracts generated images for these metrics."""
+    extractors, condensed = extractors_of(metrics)
+    return extract(fake, "generated pictures", extractors, how, condensed, _ask_oracle(metrics), show)
 
 
-def _missing(
-    fake: Pictures, real: Real, parsed: Sequence[object], trained: bool, extractors: Sequence[Extractor]
-) -> Missing:
-    """What metrics may need and there is not, and why."""
-    captions = fake.captions
-    missing: dict[str | tuple[str, str], str] = {}
-    if captions is None:
-        missing |= dict.fromkeys(("captions", "drawn", "several"), f"not all pictures in {fake.name} have captions")
-    elif None in parsed:
-        odd = captions[parsed.index(None)]
-        missing["drawn"] = f"the oracle reads drawn shapes, and no caption of these is {odd[:80]!r}"
-    if not trained:
-        missing["train"] = f"{fake.name} tells nothing of the pictures it was trained on"
-        if captions is not None and min(Counter(captions).values()) < 2:
-            missing["several"] = f"not every caption in {fake.name} has several pictures"
-    elif real is not None and real.split == "train":
-        missing["train"] = "the real pictures are of the training split, and cannot tell copies; score another split"
+def extract_real(metrics: Sequence[Metric], real: Real, fake: Images, how: Pass) -> Evidence:
+    """Extracts what generated images are compared with, or reads it from a file of statistics."""
+    extractors, condensed = extractors_of(metrics)
     if real is None:
-        missing |= dict.fromkeys(("real", "moments"), "there are no real pictures; name some with --against or --data")
+        return Evidence()
+    if isinstance(real, Reference):
+        return real.evidence(extractors, condensed)
+    oracle = _ask_oracle(metrics) and partners_of(fake, real) is not None
+    return extract(real, "real pictures", extractors, how, condensed, oracle)
+
+
+def extract_train(metrics: Sequence[Metric], train: Images, how: Pass) -> Evidence:
+    """Extracts training images for the metrics that need them."""
+    extractors, condensed = extractors_of([metric for metric in metrics if "train" in metric.needs])
+    return extract(train, "training pictures", extractors, how, condensed)
+
+
+def extractors_of(metrics: Sequence[Metric]) -> tuple[list[Extractor], set[str]]:
+    """Their extractors, each once, and the digests of those whose moments are enough for all metrics."""
+    extractors: dict[str, Extractor] = {}
+    whole: set[str] = set()
+    for metric in metrics:
+        if (extractor := metric.extractor) is not None:
+            extractors[extractor.digest()] = extractor
+            if metric.condensed is None or extractor.dim < metric.condensed:
+                whole.add(extractor.digest())
+    return list(extractors.values()), extractors.keys() - whole
+
+
+def _ask_oracle(metrics: Sequence[Metric]) -> bool:
+    return any(metric.reads == "oracle" for metric in metrics)
+
+
+def _missing(fake: Images, real: Real, extractors: Sequence[Extractor], of_a_run: bool) -> Missing:
+    """What metrics may need and there is not, and why."""
+    captions, missing = fake.captions, dict[tuple[str, str], str]()
+    if captions is None:
+        why = f"{fake.captioned or 'none'} of {len(fake)} images in {fake.name} have captions"
+        why = f"only {why}" if fake.captioned else why
+        missing |= dict.fromkeys((("captions", ""), ("drawn", ""), ("several", "")), why)
+    elif odd := next((caption for caption in captions if parse(caption) is None), None):
+        missing["drawn", ""] = f"the oracle reads drawn shapes, and caption {odd[:80]!r} asks for something else"
+    if captions is not None:
+        meanings = len({meaning(caption) for caption in captions})
+        for name, least in ((name, find_metric(name).least_meanings) for name in METRICS):
+            if meanings < least:
+                missing[name, ""] = f"it needs {least} captions of different meanings, and there are {meanings}"
+    if not of_a_run:
+        missing["train", ""] = f"{fake.name} has no record of the images it was trained on"
+        if captions is not None and min(Counter(captions).values()) < 2:
+            missing["several", ""] = f"not every caption in {fake.name} has several images"
+    elif real is not None and real.split == "train":
+        missing["train", ""] = "the real images are of the training split, and cannot tell copies; score another split"
+    if real is None:
+        why = "there are no real images; name some with --against or --data"
+        missing |= dict.fromkeys((("real", ""), ("moments", "")), why)
     elif isinstance(real, Reference):
         for extractor in extractors:
             for need, features in (("real", True), ("moments", False)):
                 if why := real.why_not(extractor, features):
-                    missing[extractor.digest(), need] = why
+                    missing[need, extractor.digest()] = why
     return missing
 
 
-def _warn(metrics: Sequence[Metric], missing: Missing, base: Protocol) -> None:
-    """Of what is scored all the same, and says less than it seems to."""
-    if "drawn" in missing and any(metric.protocol.extractor in ("shapes", "aligned") for metric in metrics):
-        warnings.warn(
-            "the embedded scorer was trained on drawn shapes: of other pictures its scores say little", stacklevel=4
-        )
+def _warn(metrics: Sequence[Metric], missing: Missing, base: ScoreProtocol, fake: Images, real: Real) -> None:
+    """Warns of scores that are computed but are weak evidence."""
+    told = []
+    if ("drawn", "") in missing and any(metric.protocol.extractor in ("shapes", "aligned") for metric in metrics):
+        told.append("the embedded scorer was trained on drawn shapes: of other images its scores say little")
     if base.sizes is not None:
-        warnings.warn(
-            f"pictures differ in size ({base.sizes}): each extractor resizes them, and the protocol says so",
-            stacklevel=4,
+        told.append(f"images differ in size ({base.sizes}): each extractor resizes them, and the protocol says so")
+    if base.formats is not None:
+        told.append(
+            f"file formats differ ({base.formats}): compression alone makes a distance, and the protocol says so; store "
+            "both sides alike"
         )
-
-
-def eyes_of(metrics: Sequence[Metric]) -> list[Eye]:
-    """Their extractors, each once, and whether moments are enough for all metrics by it."""
-    extractors: dict[str, Extractor] = {}
-    whole: set[str] = set()
-    for metric in metrics:
-        if (eye := metric.extractor) is not None:
-            extractors[eye.digest()] = eye
-            if metric.of.condensed is None or eye.dim < metric.of.condensed:
-                whole.add(eye.digest())
-    return [Eye(eye, digest in whole) for digest, eye in extractors.items()]
-
-
-def see_and_compute(metrics: Sequence[Metric], case: Case, fake: Pictures, see: See, main: bool) -> list[Score]:
-    """Sees the generated pictures; on the main process, the scores."""
-    oracle = any(metric.kind == "faithfulness" for metric in metrics)
-    case.fake = see(fake, "generated pictures", eyes_of(metrics), oracle)
-    return [score for metric in metrics for score in compute(metric, case)] if main else []
-
-
-def chosen_by(base: Protocol, fake: Pictures) -> tuple[Protocol, str | None]:
-    """The protocol of pictures that an encoder chose among candidates, and its digest."""
-    if not fake.chosen:
-        return base, None
-    digest = str(fake.chosen["digest"])
-    return replace(base, reranking=reranking(fake.chosen["best_of"], fake.chosen["scorer"], digest)), digest
-
-
-def reranking(best_of: int, name: str, digest: str) -> str:
-    """How a protocol says that an encoder chose the pictures."""
-    return f"best of {best_of} by {name} {digest}"
+    captions = fake.captions
+    if captions is not None and {metric.name for metric in metrics} & {"clip", "faithfulness"}:
+        if not can_shuffle([meaning(caption) for caption in captions]):
+            told.append("no scores of shuffled captions: more than half of the images share one caption")
+        if isinstance(real, Images) and partners_of(fake, real) is None:
+            told.append(f"no real-image scores: not all captions in {fake.name} are among those of {real.name}")
+    for text in told:
+        warnings.warn(text, stacklevel=4)

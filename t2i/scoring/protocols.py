@@ -1,7 +1,7 @@
-"""Protocols by name: what papers mean by "COCO 30k", as data. `t2i eval score RUN --protocol NAME --data PLACE`.
+"""Protocols by name, as "COCO 30k" in papers. `t2i eval score RUN --protocol NAME --data PLACE`.
 
-A protocol decides the split, the number of pictures, their resolution and the metrics; the place of the data and the weight
-files are the user's. A new one is one line here and one paragraph in docs/scoring.md. Imports no torch.
+A protocol decides the split, the number of images, their resolution and the metrics; the user names the data and the weight
+files. A new one is one line here and one paragraph in docs/scoring.md. Imports no torch.
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from t2i.errors import InputError
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedProtocol:
     """A way to score that others can repeat.
 
     Attributes:
-        kind: of the data's address; None: `data` is all there is to name.
-        data: the address; None: the user's.
-        part: the split that the address must name as its own, as `?split=` has it; None: it needs none.
-        files: options without which its metrics cannot be had.
-        about: what it is, and by whom.
+        kind: of the data's address; None: `data` is the whole address.
+        data: the address; None: the user names it.
+        part: the split that the address must name with `?split=`; None: it needs none.
+        files: options that its metrics need.
+        about: a description, with its source.
     """
 
     kind: str | None
@@ -32,8 +32,8 @@ class Named:
     part: str | None = None
 
 
-PROTOCOLS: dict[str, Named] = {
-    "coco-30k": Named(
+PROTOCOLS: dict[str, NamedProtocol] = {
+    "coco-30k": NamedProtocol(
         "coco",
         None,
         "val",
@@ -41,10 +41,10 @@ PROTOCOLS: dict[str, Named] = {
         256,
         ("fid", "clip-vit-*"),
         ("inception", "clip"),
-        "zero-shot: 30,000 pictures of val2014 with one caption each, centre crop (Ramesh et al., 2021)",
+        "zero-shot: 30,000 images of val2014 with one caption each, centre crop (Ramesh et al., 2021)",
         part="train2014",
     ),
-    "cub-test": Named(
+    "cub-test": NamedProtocol(
         "cub",
         None,
         "test",
@@ -52,9 +52,9 @@ PROTOCOLS: dict[str, Named] = {
         256,
         ("kid", "r-precision-clip-vit-*"),
         ("inception", "clip"),
-        "the 50 classes that training never shows, each picture once: too few for a FID (Reed et al., 2016)",
+        "the 50 classes that training never shows, each image once: too few for a FID (Reed et al., 2016)",
     ),
-    "flickr30k-karpathy": Named(
+    "flickr30k-karpathy": NamedProtocol(
         "flickr30k",
         None,
         "test",
@@ -62,9 +62,9 @@ PROTOCOLS: dict[str, Named] = {
         256,
         ("kid", "clip-vit-*", "retrieval-clip-vit-*"),
         ("inception", "clip"),
-        "the 1,000 test pictures of Karpathy and Fei-Fei (2015), their first captions",
+        "the 1,000 test images of Karpathy and Fei-Fei (2015), their first captions",
     ),
-    "shapes-heldout": Named(
+    "shapes-heldout": NamedProtocol(
         None,
         "shapes-2",
         "heldout",
@@ -77,8 +77,12 @@ PROTOCOLS: dict[str, Named] = {
 }
 
 
-def by_name(name: str) -> Named:
-    """Raises InputError: there is none of that name."""
+def by_name(name: str) -> NamedProtocol:
+    """The protocol of that name.
+
+    Raises:
+        InputError: there is none.
+    """
     if name not in PROTOCOLS:
         raise InputError(f"protocol {name[:80]!r} is unknown; choose from: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
@@ -88,7 +92,7 @@ def settle(name: str, given: dict[str, object]) -> dict[str, object]:
     """The options of a scoring under a protocol: data, split, n, resolution, metrics.
 
     Args:
-        given: those that were named, None where one was not; and the files of extractors.
+        given: the options as typed, None where one was not; and the files of extractors.
 
     Raises:
         InputError: one contradicts the protocol, or a weight file is missing.
@@ -119,7 +123,7 @@ def _words(value: object) -> object:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _address(name: str, found: Named, data: object) -> str:
+def _address(name: str, found: NamedProtocol, data: object) -> str:
     """The user's data as the protocol reads it."""
     from t2i.data import parse_address
     from t2i.data.address import Address

@@ -1,46 +1,46 @@
-"""Which settings of sampling to draw with: each is scored for fidelity and for faithfulness, and one of them is best.
+"""Chooses settings of sampling: each is scored for fidelity and for faithfulness, and one of them is best.
 
-Settings are chosen on `val`. Chosen on a split that scores are told of, they would make those scores too good.
+Settings are chosen on `val`. A choice made on a split that is reported later would make that report too good.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from t2i.errors import InputError
 from t2i.metrics.score import Score
 from t2i.sampling.saved import Defaults
-from t2i.scoring.images.collection import Tick
-from t2i.scoring.options import Options
-from t2i.scoring.runs import score_settings, silent
+from t2i.scoring.advice import only_own_options
+from t2i.scoring.images.collection import Tick, silent
+from t2i.scoring.images.extraction import Pass
+from t2i.scoring.options import Number, SweepOptions
+from t2i.scoring.runs import score_settings
 
 SCHEMA = 1
-KEPT_BACK = ("heldout", "test")  # splits that scores are told of
+KEPT_BACK = ("heldout", "test")  # splits that are reported
 OF_THE_CALL = ("guidance", "truncation")  # the rest are settings of the family
 RULE = (
     "the lowest fidelity distance among all whose faithfulness reaches the lower end of the 95 % interval of the most "
     "faithful"
 )
 
-Knobs = dict[str, float | int | None]
+Knobs = dict[str, Number]
 
 
 class Point(NamedTuple):
-    """One setting and what it scored."""
+    """One setting and its scores."""
 
     knobs: Knobs
     scores: list[Score]
 
     @property
     def fidelity(self) -> Score:
-        """A Frechet distance: less is better. With Inception weights theirs, else that of the scorer."""
+        """A Frechet distance, less is better: by the Inception where its weights are given, else by the scorer."""
         return [score for score in self.scores if score.protocol.metric == "fid"][-1]
 
     @property
     def faithfulness(self) -> Score:
-        """What the oracle reads as asked; of captions that it cannot read, how near an encoder finds picture and caption."""
+        """Share of images that the oracle finds as asked; of captions that it cannot read, the CLIP score."""
         found = {score.protocol.metric: score for score in reversed(self.scores)}
         return found["faithfulness-strict"] if "faithfulness-strict" in found else found["clip"]
 
@@ -57,37 +57,21 @@ def combinations(values: Mapping[str, Sequence[float | int | None]]) -> list[Kno
     return [dict(zip(tried, one, strict=True)) for one in product(*tried.values())]
 
 
-def sweep(
-    run: Path | str,
-    settings: Sequence[Knobs],
-    data: str | None = None,
-    split: str = "val",
-    n: int = 500,
-    options: Options | None = None,
-    tick: Tick = silent,
-) -> Iterator[Point]:
+def sweep(options: SweepOptions, settings: Sequence[Knobs], tick: Tick = silent) -> Iterator[Point]:
     """Scores each setting on the same captions with the same noise, as `t2i.scoring.runs.score_run` does.
 
     Args:
-        settings: guidance, truncation and what else the family of the run has, each with a value.
+        settings: values of guidance, truncation and the settings of the run's family.
 
     Raises:
         InputError: a split that is kept back for scores, or what `score_run` refuses.
     """
-    if split in KEPT_BACK:
+    if options.split in KEPT_BACK:
         raise InputError(
-            f"split {split} is kept back for scores: what is chosen on it scores too well on it; sweep on val"
+            f"split {options.split} is kept back for scores: what is chosen on it scores too well on it; sweep on val"
         )
-    variants = [
-        replace(
-            options or Options(),
-            guidance=knobs.get("guidance"),
-            truncation=knobs.get("truncation"),
-            settings={name: value for name, value in knobs.items() if name not in OF_THE_CALL},
-        )
-        for knobs in settings
-    ]
-    found = score_settings(run, data, split, n, variants, tick)
+    variants = [options.scored_with(knobs) for knobs in settings]
+    found = only_own_options(score_settings(variants, Pass(tick), needed=("fid",)), SweepOptions)
     for knobs, scores in zip(settings, found, strict=True):
         yield Point(knobs, scores)
 
@@ -101,13 +85,13 @@ def best(points: Sequence[Point]) -> int:
 
 
 def on_the_front(points: Sequence[Point]) -> list[bool]:
-    """Whether no other setting is better in one of the two and at least as good in the other."""
+    """True for settings that no other one beats in one of the two and equals in the other."""
     at = [(point.fidelity.value, -point.faithfulness.value) for point in points]
     return [not any(x <= a and y <= b and (x, y) != (a, b) for x, y in at) for a, b in at]
 
 
 def defaults_of(knobs: Knobs) -> Defaults:
-    """The setting as a run keeps it; a knob that was not tried stays as the model has it."""
+    """The setting as a run keeps it; a setting that was not tried stays that of the model."""
     words: dict[str, Any] = {"settings": {name: value for name, value in knobs.items() if name not in OF_THE_CALL}}
     if knobs.get("guidance") is not None:
         words["guidance_scale"] = knobs["guidance"]
@@ -117,7 +101,7 @@ def defaults_of(knobs: Knobs) -> Defaults:
 
 
 def document(points: Sequence[Point]) -> dict[str, Any]:
-    """All of it as JSON: every score with its protocol, the rule and what is best by it."""
+    """The sweep as JSON: every score with its protocol, the rule and the best setting."""
     front = on_the_front(points)
     settings = [
         {
@@ -125,7 +109,7 @@ def document(points: Sequence[Point]) -> dict[str, Any]:
             "fidelity": point.fidelity.name,
             "faithfulness": point.faithfulness.name,
             "on_the_front": front[k],
-            "scores": [{"name": score.name, **asdict(score)} for score in point.scores],
+            "scores": [score.entry() for score in point.scores],
         }
         for k, point in enumerate(points)
     ]

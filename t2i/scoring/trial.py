@@ -1,7 +1,8 @@
-"""Pictures that a run draws to be scored: one for each caption, with a noise that follows from the seed and the real picture."""
+"""Images that a run samples to be scored: one for each caption, with noise that follows from the seed and the real image."""
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,27 +12,28 @@ from t2i import seeding
 from t2i.errors import InputError
 from t2i.extractors import ImageTextExtractor
 from t2i.images import ImageArray
-from t2i.metrics.score import Protocol, library_versions
+from t2i.metrics import NO_PROTOCOL
+from t2i.metrics.score import ScoreProtocol, library_versions
 from t2i.pipeline import TextToImagePipeline
-from t2i.scoring.images.collection import Pictures
-from t2i.scoring.options import Options
+from t2i.scoring.images.collection import Images
+from t2i.scoring.options import ScoreOptions
 from t2i.scoring.plan import reranking
 
-DRAWN = 256  # prompts handed to the pipeline at once
+AT_ONCE = 256  # prompts handed to the pipeline together
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to draw pictures for the captions of `asked`."""
+    """One way to sample images for the captions of `asked`."""
 
     run: Path | str
     pipe: TextToImagePipeline
-    asked: Pictures
-    options: Options
+    asked: Images
+    options: ScoreOptions
     chooser: ImageTextExtractor | None
 
-    def marked(self, protocol: Protocol) -> Protocol:
-        """With what is particular to this way."""
+    def marked(self, protocol: ScoreProtocol) -> ScoreProtocol:
+        """A protocol with the run and the settings of this way."""
         pipe, options = self.pipe, self.options
         settings = pipe.sampler.tuned(options.settings).settings()
         chooser = self.chooser
@@ -47,38 +49,44 @@ class Trial:
             weights=pipe.chosen,
         )
 
-    def drawn(self, rows: Sequence[int], words: Sequence[str | int] = ()) -> Iterator[list[ImageArray]]:
-        """A picture for each of the captions at `rows`; other `words`, other noise."""
+    def sample(self, rows: Sequence[int], words: Sequence[str | int] = ()) -> Iterator[list[ImageArray]]:
+        """An image for each of the captions at `rows`; other `words` give other noise."""
         options, captions = self.options, self.asked.captions or []
-        for start in range(0, len(rows), DRAWN):
-            part = rows[start : start + DRAWN]
+        for start in range(0, len(rows), AT_ONCE):
+            part = rows[start : start + AT_ONCE]
             seeds = [seeding.derive(options.seed, "score", self.asked.ids[k], *words) for k in part]
-            output = self.pipe(
-                [captions[k] for k in part],
-                1,
-                options.guidance,
-                options.truncation,
-                seeds,
-                output_type="uint8",
-                best_of=options.best_of,
-                scorer=self.chooser,
-                **options.settings,
-            )
+            with warnings.catch_warnings():  # captions of a data set may have words that are new to the model
+                warnings.filterwarnings("ignore", ".* among its words")
+                output = self.pipe(
+                    [captions[k] for k in part],
+                    1,
+                    options.guidance,
+                    options.truncation,
+                    seeds,
+                    output_type="uint8",
+                    best_of=options.best_of,
+                    scorer=self.chooser,
+                    **options.settings,
+                )
             yield list(cast(ImageArray, output.images))
 
-    def pictures(self) -> Pictures:
-        """As a collection.
+    def images_at(self, rows: Sequence[int]) -> list[ImageArray]:
+        """The images for the captions at `rows`."""
+        return [image for chunk in self.sample(rows) for image in chunk]
+
+    def images(self) -> Images:
+        """The images for all captions, as a collection.
 
         Raises:
-            InputError: there are no captions to draw for.
+            InputError: there are no captions to sample for.
         """
         if self.asked.captions is None:
             raise InputError(
-                f"not all pictures in {self.asked.name} have captions, so {self.run} cannot draw for them; name captions "
+                f"not all images in {self.asked.name} have captions, so {self.run} cannot sample for them; name captions "
                 "with --prompts or --data"
             )
         side = self.pipe.manifest["config"]["data"]["resolution"]
-        marks = self.marked(_UNMARKED)
+        marks = self.marked(NO_PROTOCOL)
         knobs = [marks.truncation, marks.guidance, marks.sampling, marks.reranking, marks.run, marks.checkpoint]
         what = [self.asked.captions, self.options.seed, knobs, library_versions()]
         digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
@@ -88,11 +96,9 @@ class Trial:
             split=None,
             digest=digest,
             resolution=side,
-            chunks=self.drawn,
+            chunks=self.sample,
             chosen=None,
             sizes=None,
+            formats=None,
             skipped=0,
         )
-
-
-_UNMARKED = Protocol("", 0, None, None, None, 0, "", "", None, None, None, None, None)

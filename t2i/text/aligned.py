@@ -7,6 +7,7 @@ from typing import Self
 from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
 from t2i.errors import InputError, warn_truncated
 from t2i.text import Saved, TextConfig, TextFeatures, read_saved, writing
+from t2i.text.classical import split_words
 
 FOLDER = "dual_encoder"
 
@@ -48,6 +49,13 @@ class AlignedEncoder:
         tokens, mask, pooled, cut = self.dual.states(captions)
         warn_truncated(cut, self.name, self.max_tokens)
         return TextFeatures(tokens, mask, pooled)
+
+    def unknown_words(self, captions: Sequence[str]) -> list[str]:
+        """The words that no training caption had, each once; none where the tokenizer had no room for all of those."""
+        if len(self.dual.tokenizer) >= self.dual.config.text_tower.vocabulary:
+            return []
+        words = dict.fromkeys(word for caption in captions for word in split_words(caption))
+        return [word for word in words if not self.dual.tokenizer.has_word(word)]
 
     def digest(self) -> str:
         return f"{self.dual.digest()}-{self.max_tokens}"

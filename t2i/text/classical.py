@@ -85,6 +85,11 @@ class _WordEncoder:
         warn_truncated(truncated, self.name, self.max_tokens)
         return TextFeatures(torch.from_numpy(tokens_BTD), torch.from_numpy(mask_BT), torch.from_numpy(pooled_BP))
 
+    def unknown_words(self, captions: Sequence[str]) -> list[str]:
+        """The words that have no row, each once."""
+        words = dict.fromkeys(word for caption in captions for word in split_words(caption))
+        return [word for word in words if word not in self._row_of]
+
     def digest(self) -> str:
         """sha256 of the name, the vocabulary, the token rows and the length limit."""
         head = json.dumps([self.name, "words/1", self.max_tokens, self.vocabulary])

@@ -2,10 +2,18 @@
 
 import importlib.util
 import os
+import socket
+import threading
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
@@ -13,6 +21,9 @@ from accelerate.utils import DistributedDataParallelKwargs
 from t2i.config.training import TrainConfig
 from t2i.errors import InputError
 from t2i.hardware import cpu_has_bf16
+from t2i.training.stopping import accelerate_words
+
+ROLL_SECONDS, FAR_ROLL_SECONDS = 45, 600  # that a process waits for the others on one machine, on several
 
 
 def make_accelerator(config: TrainConfig, directory: Path, family: str) -> Accelerator:
@@ -42,15 +53,17 @@ def make_accelerator(config: TrainConfig, directory: Path, family: str) -> Accel
         raise InputError("report_to tensorboard needs its package: pip install 't2i[track]', or set report_to=none")
     warnings.filterwarnings("ignore", message=".*`?broadcast_buffers`? is deprecated")  # Accelerate always passes it
     AcceleratorState._reset_state()  # or a second run of this process could not have another precision
-    accelerator = Accelerator(
-        cpu=device == "cpu",
-        mixed_precision=precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_dir=directory,
-        # a player of a GAN runs several times before one backward: buffers written in between would break it
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    call_the_roll()
+    with _without_others_settings(config, precision):
+        accelerator = Accelerator(
+            cpu=device == "cpu",
+            mixed_precision=precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_dir=directory,
+            # a player of a GAN runs several times before one backward: buffers written in between would break it
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
     if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
         raise InputError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {accelerator.num_processes} process(es) found each other; "
@@ -60,19 +73,129 @@ def make_accelerator(config: TrainConfig, directory: Path, family: str) -> Accel
 
 
 def check_launch(family: str, devices: int | None) -> None:
-    """Refuses environments in which processes would wait for each other for ever, or share a GPU.
+    """Refuses environments in which processes would wait for each other for ever, train apart, or share a GPU.
 
     Args:
         family: for the command in the message.
         devices: GPUs of this machine, None when training on the CPU.
     """
+    alone = "WORLD_SIZE" not in os.environ
     world = os.environ.get("WORLD_SIZE", "1")
     if not world.isdecimal() or int(world) < 1:
         raise InputError(f"WORLD_SIZE is {world!r}, not a number of processes; unset it, or start with torchrun")
+    _refuse_lonely(family) if alone else None
     command = f"torchrun --nproc_per_node {world} -m t2i.cli train {family} ..."
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if int(world) > 1 and missing:
-        raise InputError(f"WORLD_SIZE is {world} and {', '.join(missing)} not set; unset it, or start with: {command}")
+    present = [name for name in _LAUNCH if name in os.environ]
+    missing = [name for name in _LAUNCH if name not in os.environ]
+    if (int(world) > 1 or {"RANK", "LOCAL_RANK"} & set(present)) and missing:
+        told = f"WORLD_SIZE is {world}" if not alone else f"{' and '.join(present)} set"
+        raise InputError(f"{told} and {', '.join(missing)} not set; unset what is set, or start with: {command}")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT", "LOCAL_WORLD_SIZE"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise InputError(f"{name} is {os.environ[name]!r}, not a number; unset it, or start with: {command}")
+    if int(os.environ.get("RANK", 0)) >= int(world):
+        raise InputError(
+            f"RANK is {os.environ['RANK']} of {world} processes, 0 to {int(world) - 1}; start with: {command}"
+        )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if devices is not None and local > devices:
         raise InputError(f"{local} processes for {devices} GPU(s); use --nproc_per_node {devices} or --set device=cpu")
+
+
+def _refuse_lonely(family: str) -> None:
+    """Raises InputError when a launcher has started several processes that do not know of each other."""
+    sizes = {name: os.environ.get(name, "") for name in _MPI_SIZES}
+    found = next(((name, int(size)) for name, size in sizes.items() if size.isdecimal() and int(size) > 1), None)
+    if found is not None:
+        raise InputError(
+            f"{found[0]} is {found[1]}, and processes that mpirun or srun starts do not find each other here; start with: "
+            f"torchrun --nproc_per_node {found[1]} -m t2i.cli train {family} ..."
+        )
+    words = accelerate_words()
+    asked = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--num_processes", "--num-processes")]
+    asked += [word.partition("=")[2] for word in words if word.startswith(("--num_processes=", "--num-processes="))]
+    if any(number.isdecimal() and int(number) > 1 for number in asked):
+        raise InputError(
+            f"`accelerate launch` was asked for {asked[-1]} processes and has started one (on CPUs it takes --multi_gpu for "
+            f"more); start with: torchrun --nproc_per_node {asked[-1]} -m t2i.cli train {family} ..."
+        )
+
+
+_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "PMIX_SIZE")
+_HIDDEN = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "OMPI_COMM_WORLD_", "PMI_", "MV2_COMM_WORLD_")
+_OTHER_WAYS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP", "PARALLELISM_CONFIG", "SAGEMAKER")
+
+
+@contextmanager
+def _without_others_settings(config: TrainConfig, precision: str) -> Iterator[None]:
+    """Hides the variables by which Accelerate would train otherwise than the config says, and tells which they are.
+
+    Raises:
+        InputError: one asks for a way of training that there is none of here.
+    """
+    for name in _OTHER_WAYS:
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
+            raise InputError(f"ACCELERATE_USE_{name} is set, which is not trained with here; unset it, or use torchrun")
+    ours = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+            str(config.gradient_accumulation_steps),
+            "gradient_accumulation_steps",
+        ),
+        "ACCELERATE_MIXED_PRECISION": (precision, "mixed_precision"),
+        "ACCELERATE_DYNAMO_BACKEND": ("no", "compile"),
+    }
+    for name, (value, key) in ours.items():
+        # what `accelerate launch` sets by itself asks for nothing
+        if os.environ.get(name, "no").lower() not in ("no", value):
+            warnings.warn(f"{name}={os.environ[name]} is ignored: the config decides; set {key}", stacklevel=4)
+    hidden = {name: value for name, value in os.environ.items() if name.startswith(_HIDDEN)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def call_the_roll() -> None:
+    """Waits until every process of a launch by hand is there; torchrun sees to that itself.
+
+    Raises:
+        InputError: one is missing or there twice; the message names it.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if world == 1 or "TORCHELASTIC_RUN_ID" in os.environ or dist.is_initialized():
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    near = address in ("localhost", "127.0.0.1", "::1", socket.gethostname())
+    seconds = ROLL_SECONDS if near else FAR_ROLL_SECONDS
+    line = f"rank {rank} waits for the others at {address}:{port}\n".encode()
+    told = threading.Timer(5.0, lambda: os.write(2, line))
+    told.daemon = True
+    told.start()
+    try:
+        wait = timedelta(seconds=seconds)
+        # shared with Accelerate's, which is opened at the same port next
+        words: Any = {"timeout": wait, "wait_for_workers": False, "multi_tenant": True}
+        store = dist.TCPStore(address, port, world, rank == 0, **words)  # pyright: ignore[reportPrivateImportUsage]
+        if store.add(f"t2i/{rank}", 1) > 1:
+            raise InputError(f"rank {rank} was started twice; give each process a RANK of its own, 0 to {world - 1}")
+        deadline = time.monotonic() + seconds
+        while missing := [other for other in range(world) if not store.add(f"t2i/{other}", 0)]:
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"rank {', '.join(map(str, missing))} of {world} has not come to {address}:{port} in {seconds} s; start "
+                    "all processes, or torchrun, which does"
+                )
+            time.sleep(0.1)
+    except (dist.DistError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        what = "that port cannot be opened, is rank 0 running already?" if rank == 0 else "rank 0 is not there"
+        raise InputError(f"rank {rank} of {world}, {address}:{port}: {what} ({reason})") from error
+    finally:
+        told.cancel()
+    _STORES.append(store)  # its server must live until Accelerate's is opened
+
+
+_STORES: list[object] = []

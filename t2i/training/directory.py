@@ -57,6 +57,17 @@ def describe(directory: Path, config: TrainConfig, family: str, argv: Sequence[s
     write_text(directory / "config.yaml", to_yaml(config))
 
 
+STOPPED = "STOPPED"
+
+
+def write_stopped(directory: Path, reason: str, step: int, saved: int) -> None:
+    """Says in a file why a run ended early, for schedulers that its exit status does not reach; resuming removes it."""
+    if directory.is_dir():
+        what = f"checkpoint of step {saved}" if saved else "no checkpoint"
+        with suppress(InputError):
+            write_text(directory / STOPPED, f"{reason} at step {step}; {what}; the same command resumes\n")
+
+
 def _git_commit() -> str | None:
     """Commit of the checkout that this package runs from, None for an installed one."""
     root = Path(t2i.__file__).parents[1]

@@ -29,7 +29,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -42,11 +42,11 @@ from t2i import checkpoint
 from t2i.config.load import flat, to_yaml
 from t2i.config.training import TrainConfig
 from t2i.data import Dataset
-from t2i.distributed import Means, Ranks
+from t2i.distributed import PATIENCE, Means, Ranks
 from t2i.errors import InputError
 from t2i.seeding import derive
 from t2i.training.accelerator import make_accelerator
-from t2i.training.directory import DirectoryLock, describe, refuse_anothers, remove_new
+from t2i.training.directory import STOPPED, DirectoryLock, describe, refuse_anothers, remove_new, write_stopped
 from t2i.training.identity import data_digest, describe_data, refuse_other_data, refuse_other_digest
 from t2i.training.journal import Journal
 from t2i.training.optimization import FINAL_RATE, NonFiniteGuard, learning_rate, set_learning_rate
@@ -57,11 +57,14 @@ from t2i.training.state import (
     not_finite,
     refuse_another,
     refuse_other_parts,
+    warn_of_batch,
     warn_of_rounding,
 )
 from t2i.training.stopping import Budget, StopSignals
+from t2i.training.watchdog import Watchdog
 
 LOGGING_SECONDS = 10.0  # between two lines on stderr, where that is no terminal
+COMPILED_SECONDS = 600.0  # that a step may take in which a network is compiled anew
 RESUME_ME = 85  # exit status of a run that a signal stopped and that the same command continues
 
 
@@ -123,7 +126,7 @@ class Run:
         self.num_processes = self.accelerator.num_processes
         self.process_index = self.accelerator.process_index
         self._parts = Parts(self.accelerator.unwrap_model)
-        self.ranks = Ranks(self.num_processes, self.is_main)
+        self.ranks = Ranks(self.num_processes, self.is_main, PATIENCE)
         mine = _digest(config)
         if not self.ranks.all(self.ranks.broadcast(mine) == mine):
             raise InputError("the processes of this run have different configs; start all of them with one command")
@@ -132,6 +135,9 @@ class Run:
             values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat(config).items()}
             self.accelerator.init_trackers(config.report_to, config=values)
         self._signals = StopSignals(announce=self.is_main)
+        self._watchdog: Watchdog | None = None
+        if self.num_processes > 1 or config.dataloader_num_workers:
+            self._watchdog = Watchdog(self.ranks, COMPILED_SECONDS if config.compile else 0.0, self._end_now)
         self._started = self._saved_at = time.monotonic()
         self._seconds_before = 0.0
         self._budget = self._new_budget()
@@ -153,7 +159,11 @@ class Run:
                 if issubclass(kind, InputError) and not self.step and self.is_new and self._lock is not None:
                     remove_new(self.directory, self._found)
             finally:
+                died = self._watchdog.dead() if self._watchdog and issubclass(kind, RuntimeError) else None
                 self._release()  # the state may be of half a step: it is not saved
+            if died is not None:
+                self._tell_of_end(f"{died} has died")
+                raise SystemExit(RESUME_ME)
 
     def close(self) -> None:
         """Saves what is not saved and frees the directory; after a signal it then raises SystemExit(85)."""
@@ -163,13 +173,33 @@ class Run:
             stopped = self._agree_to_stop()
             if self.step != self._saved_step:
                 self.save()
+            if stopped:
+                reason = next(filter(None, self.ranks.everyone(self._signals.reason)), "a signal")
+                self.ranks.on_main(lambda: write_stopped(self.directory, reason, self.step, self._saved_step))
         finally:
             self._release()
         if stopped:
             raise SystemExit(RESUME_ME)
 
+    def _end_now(self, why: str) -> None:
+        """The watchdog's thread: ends this process, whose main thread waits for a process that does not answer."""
+        self._tell_of_end(why)
+        os._exit(RESUME_ME)
+
+    def _tell_of_end(self, why: str) -> None:
+        saved = (
+            f"the last checkpoint is of step {self._saved_step}" if self._saved_step else "there is no checkpoint yet"
+        )
+        with suppress(OSError):
+            os.write(
+                2, f"\nerror: {why}; the run ends at step {self.step}, {saved}; the same command resumes\n".encode()
+            )
+        write_stopped(self.directory, why, self.step, self._saved_step)
+
     def _release(self) -> None:
         self._closed = True
+        if self._watchdog is not None:
+            self._watchdog.close()
         self._signals.restore()
         for tracker in getattr(self.accelerator, "trackers", []):
             tracker.finish()
@@ -286,7 +316,7 @@ class Run:
         """Returns whether a signal reached any rank; fixes the number of steps once the time budget tells it."""
         total = self._budget.steps_that_fit(self.step) if self._budget and self.is_main else None
         flag, agreed, due = self.ranks.max(
-            [float(self._signals.received), float(total or 0), float(self._save_is_due())]
+            [float(bool(self._signals.reason)), float(total or 0), float(self._save_is_due())]
         )
         if agreed:
             self._set_total(min(int(agreed), self.config.max_train_steps))
@@ -377,6 +407,8 @@ class Run:
         self.guard.check(finite, self.step, self._sample_ids)
         self.step += 1
         self.images_seen += self.images_per_step
+        if self._watchdog is not None:
+            self._watchdog.step(self.step - self._first_step)
         self.note({"learning_rate": self._rate})
         if self.step % self.config.log_steps == 0 or self.step == self.total_steps:
             self._log()
@@ -514,6 +546,7 @@ class Run:
             self._parts.load(state)
             if self.is_main:
                 warn_of_rounding(manifest.get("arithmetic", {}), self._arithmetic())
+                warn_of_batch(manifest.get("num_processes"), self.num_processes, self.config)
             self._rolled_back = manifest.get("rolled_back", False)
             self.step = self._saved_step = self._first_step = manifest["step"]
             self.images_seen = manifest["images_seen"]
@@ -529,6 +562,7 @@ class Run:
         if self.journal is not None:
             self.journal.truncate(self.step)
         self._describe()
+        (self.directory / STOPPED).unlink(missing_ok=True)
 
     def _take_total(self, manifest: Mapping[str, Any]) -> None:
         """The number of steps is fixed once: the checkpoint's holds unless the limits in the config were changed."""

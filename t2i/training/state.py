@@ -141,3 +141,14 @@ def warn_of_rounding(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             "a run that was never stopped",
             stacklevel=3,
         )
+
+
+def warn_of_batch(before: int | None, now: int, config: TrainConfig) -> None:
+    """Warns when a step sees more or fewer images than before, since another number of processes trains."""
+    if before not in (None, now):
+        images = config.train_batch_size * config.gradient_accumulation_steps
+        warnings.warn(
+            f"resumed on {now} process(es), was {before}: a step now sees {images * now} images, not {images * before}; "
+            f"start {before} to go on as before",
+            stacklevel=3,
+        )

@@ -1,54 +1,88 @@
-"""What keeps a run safe around its steps: one writer a directory, signals, the launch, the time budget."""
+"""What ends a run early: signals, the end of its launcher, and the time budget."""
 
 import os
 import signal
 import statistics
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 
 class StopSignals:
-    """TERM, INT and USR1 set `received`, and so does the end of the launcher; a second signal ends the process at once.
+    """TERM, INT, HUP and USR1 ask a run to stop, and so does the end of its launcher; a second signal ends it at once.
 
-    `announce`: say on stderr that the first one was heard.
+    A hang-up that is ignored already, as under nohup, stays ignored.
+
+    Args:
+        announce: say on stderr that the first one was heard.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+    )
     # Ctrl-C under torchrun arrives twice, from the terminal and from the launcher
     SAME_SECONDS = 1.0
 
     def __init__(self, announce: bool):
-        self._signalled = False
+        self._number = 0  # of the first signal
         self._announce = announce
         # torchrun and `accelerate launch` die of some signals without a word to their workers
-        launched = any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"))
-        self._launcher = os.getppid() if launched else None
+        self._launcher = os.getppid() if is_launched() else None
         self._first = 0.0
         self._before = {}
         if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
-            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+            wanted = [number for number in self.SIGNALS if not _ignored_hangup(number)]
+            self._before = {number: signal.signal(number, self._handle) for number in wanted}
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if not self._signalled:
-            self._signalled, self._first = True, time.monotonic()
+        if not self._number:
+            self._number, self._first = number, time.monotonic()
             if self._announce:
-                os.write(2, b"\nstopping after this step and saving; the same command resumes; again to stop at once\n")
+                with suppress(OSError):  # the terminal is gone
+                    os.write(
+                        2, b"\nstopping after this step and saving; the same command resumes; again to stop at once\n"
+                    )
         elif time.monotonic() - self._first > self.SAME_SECONDS:
             os._exit(128 + number)
 
     @property
-    def received(self) -> bool:
-        """Whether the run is to end after the step."""
-        return self._signalled or (self._launcher is not None and os.getppid() != self._launcher)
+    def reason(self) -> str:
+        """Why the run is to end after the step; empty while it is not."""
+        if self._number:
+            return f"signal {signal.Signals(self._number).name}"
+        return "the launcher has ended" if self._launcher not in (None, os.getppid()) else ""
 
     def restore(self) -> None:
         """Gives the handlers back, unless a signal came: its repetition must not kill a process that is ending."""
-        if self._signalled:
+        if self._number:
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def _ignored_hangup(number: int) -> bool:
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN
+
+
+def is_launched() -> bool:
+    """Returns True when this process is a worker of torchrun or `accelerate launch`, whose end is its own.
+
+    Variables of theirs alone prove nothing: they may be exported in a shell, and a shell may end while its jobs go on.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ or bool(accelerate_words())
+
+
+def accelerate_words() -> list[str]:
+    """Returns the words of the `accelerate launch` command that started this process; none, if none did."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+    named = any("accelerate" in os.path.basename(word) or word.startswith("accelerate.commands") for word in words[:3])
+    return words if named and "launch" in words or "accelerate.commands.launch" in words else []
 
 
 class Budget:

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from t2i.cli import app, doctor
+from t2i.cli import app, doctor, quickstart, train
 from t2i.config import load as config
 from t2i.config.load import load, to_yaml
 from t2i.errors import InputError
 from t2i.families import FAMILIES, config_class
+from t2i.sampling.options import SampleOptions
 
 Fake = Callable[..., ModuleType]
 
@@ -60,7 +61,7 @@ def trained(fake_module: Fake, monkeypatch: pytest.MonkeyPatch) -> list[tuple[An
         (run_dir / "config.yaml").write_text(to_yaml(resolved))
         calls.append((resolved, run_dir))
 
-    monkeypatch.setattr(app, "programs", lambda kind: list(FAMILIES))
+    monkeypatch.setattr(train, "programs", lambda kind: list(FAMILIES))
     for family in FAMILIES:
         fake_module(f"t2i.train.{family}", main=main)
     return calls
@@ -100,8 +101,9 @@ def test_python_m_passes_the_exit_status_on():
 
 @pytest.mark.parametrize("argv", [["nonsense"], ["train"], ["train", "cgan", "--nope"], ["sample", "x", "-n", "0"]])
 def test_wrong_usage_exits_with_2(run, argv):
-    status, _, err = run(*argv)
-    assert status == 2 and "Usage" in err
+    status, out, err = run(*argv)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and "; see t2i" in err
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_a_bug_is_not_hidden(run, fake_module, error):
 
 def test_threads_do_not_spin_unless_the_user_says_so(run, fake_module, monkeypatch):
     seen: list[str | None] = []
-    fake_module("t2i.sample.images", main=lambda **_: seen.append(os.environ.get("OMP_WAIT_POLICY")))
+    fake_module("t2i.sample.images", main=lambda _: seen.append(os.environ.get("OMP_WAIT_POLICY")))
     monkeypatch.delenv("OMP_WAIT_POLICY")
     run("sample", "somewhere")
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
@@ -148,16 +150,16 @@ def test_programs_are_the_files_that_are_there(tmp_path, monkeypatch):
     for name in ("zebra.py", "ant.py", "_helper.py", "__init__.py", "notes.txt"):
         (tmp_path / name).write_text("raise SystemExit('imported')")
     spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(app, "find_spec", lambda name: spec if name == "t2i.train" else None)
-    assert app.programs("train") == ["ant", "zebra"]
+    monkeypatch.setattr(train, "find_spec", lambda name: spec if name == "t2i.train" else None)
+    assert train.programs("train") == ["ant", "zebra"]
     with pytest.raises(
         InputError, match=r"t2i train 'zebar': no such program \(did you mean zebra\?\); there are: ant, zebra"
     ):
-        app.program("train", "zebar")
+        train.program("train", "zebar")
 
 
 def test_every_training_program_has_a_config_and_every_config_a_program():
-    assert set(app.programs("train")) == set(FAMILIES)
+    assert set(train.programs("train")) == set(FAMILIES)
 
 
 def test_train_hands_the_resolved_config_and_the_run_directory_over(run, trained):
@@ -235,78 +237,84 @@ def test_an_unknown_program_names_the_nearest(run, trained):
 
 
 @pytest.fixture
-def noted(fake_module: Fake) -> dict[str, Any]:
+def noted(fake_module: Fake, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the programs behind sample, eval and quickstart were called with."""
     calls: dict[str, Any] = {}
-    fake_module("t2i.sample.images", main=lambda **arguments: calls.update(sample=arguments))
-    fake_module("t2i.eval.score", main=lambda **arguments: calls.update(score=arguments))
-    fake_module("t2i.eval.sweep", main=lambda **arguments: calls.update(sweep=arguments))
-    fake_module("t2i.cli.quickstart", main=lambda *arguments: calls.update(quickstart=arguments))
+    fake_module("t2i.sample.images", main=lambda options: calls.update(sample=options))
+    fake_module("t2i.eval.score", main=lambda options: calls.update(score=options))
+    fake_module("t2i.eval.sweep", main=lambda options: calls.update(sweep=options))
+    monkeypatch.setattr(quickstart, "main", lambda options: calls.update(quickstart=options))
     return calls
 
 
-SETTINGS = "--temperature 0.7 --top-k 100 --top-p 0.9 --steps 10".split()
-
-
 def test_sample_passes_every_option_on(run, noted):
-    argv = "a_run one two -n 3 --seed 7 --prompts p.txt --guidance 2 --truncation 0.5 --batch-size 8 --out o"
-    more = "--compile --init i.png --mask m.png --keep-rows 4 --best-of 8 --scorer clip:c".split()
-    assert (
-        run("sample", *argv.split(), "--model", "cgan", "--interpolate", "caption", "--frames", "5", *SETTINGS, *more)[
-            0
-        ]
-        == 0
+    argv = (
+        "a_run one two -n 3 --seed 7 --prompts p.txt --guidance 2 --truncation 0.5 --batch-size 8 --out o --model cgan"
     )
-    assert noted["sample"] == {
-        "words": ["a_run", "one", "two"],
+    more = "--temperature 0.7 --top-k 100 --top-p 0.9 --steps 10 --compile --init i.png --mask m.png --best-of 8"
+    assert run("sample", *argv.split(), *more.split(), "--scorer", "clip:c")[0] == 0
+    found = noted["sample"]
+    assert found.model_dump(exclude={"interpolate", "frames", "keep_rows"}) == {
+        "words": ("a_run", "one", "two"),
         "model": "cgan",
         "num_images_per_prompt": 3,
         "seed": 7,
         "prompts_file": Path("p.txt"),
         "guidance": 2.0,
         "truncation": 0.5,
+        "temperature": 0.7,
+        "top_k": 100,
+        "top_p": 0.9,
+        "steps": 10,
+        "compile": True,
         "batch_size": 8,
         "out": Path("o"),
-        "interpolate": "caption",
-        "frames": 5,
-        "settings": {"temperature": 0.7, "top_k": 100, "top_p": 0.9, "steps": 10, "compile": True},
         "init": Path("i.png"),
         "mask": Path("m.png"),
-        "keep_rows": 4,
         "best_of": 8,
         "scorer": "clip:c",
     }
+    assert found.settings == {"temperature": 0.7, "top_k": 100, "top_p": 0.9, "steps": 10, "compile": True}
+    assert run("sample", "a_run", "x", "y", "--interpolate", "caption", "--frames", "5")[0] == 0
+    assert (noted["sample"].interpolate, noted["sample"].frames) == ("caption", 5)
+    assert run("sample", "a_run", "--init", "i.png", "--keep-rows", "4")[0] == 0
+    assert noted["sample"].keep_rows == 4
     assert run("sample", "a_run")[0] == 0
-    assert noted["sample"]["words"] == ["a_run"] and noted["sample"]["guidance"] is None
-    assert set(noted["sample"]["settings"].values()) == {None} and noted["sample"]["best_of"] == 1
+    assert noted["sample"] == SampleOptions(words=("a_run",)) and noted["sample"].settings == {}
 
 
 def test_eval_score_passes_every_option_on(run, noted):
-    argv = "a_run --data shapes-2 --against other --split heldout -n 9 --metrics a,,b --seed 3 --truncation 0.5"
-    more = (
-        "--best-of 4 --reranker r --guidance 2 --inception i.pt --clip c --scorer a --force --allow-leak --out o.json"
+    argv = (
+        "a_run --data shapes-2 --split heldout -n 9 --metrics a,,b --seed 3 --truncation 0.5 --guidance 2 --best-of 4"
     )
+    more = "--reranker r --inception i.pt --clip c --scorer a --force --allow-leak --out o.json --protocol coco-30k"
     rest = (
-        "--prompts p.tsv --protocol coco-30k --resolution 64 --dinov2 d --resize torch --skip-broken --save-features f"
+        "--temperature 0.7 --top-k 100 --top-p 0.9 --steps 10 --resolution 64 --dinov2 d --resize torch --skip-broken"
     )
-    assert run("eval", "score", *argv.split(), *more.split(), *rest.split(), *SETTINGS)[0] == 0
-    assert noted["score"] == {
+    assert run("eval", "score", *argv.split(), *more.split(), *rest.split(), "--save-features", "f")[0] == 0
+    assert noted["score"].model_dump() == {
         "target": "a_run",
         "data": "shapes-2",
-        "against": "other",
-        "prompts": Path("p.tsv"),
+        "against": None,
+        "prompts": None,
         "protocol": "coco-30k",
         "split": "heldout",
         "n": 9,
         "resolution": 64,
-        "metrics": ["a", "b"],
+        "metrics": ("a", "b"),
         "seed": 3,
         "truncation": 0.5,
         "guidance": 2.0,
-        "settings": {"temperature": 0.7, "top_k": 100, "top_p": 0.9, "steps": 10},
+        "temperature": 0.7,
+        "top_k": 100,
+        "top_p": 0.9,
+        "steps": 10,
         "best_of": 4,
         "reranker": "r",
-        "files": {"inception": Path("i.pt"), "clip": Path("c"), "dinov2": Path("d"), "scorer": Path("a")},
+        "inception": Path("i.pt"),
+        "clip": Path("c"),
+        "dinov2": Path("d"),
+        "scorer": Path("a"),
         "resize": "torch",
         "force": True,
         "allow_leak": True,
@@ -314,22 +322,22 @@ def test_eval_score_passes_every_option_on(run, noted):
         "save_features": Path("f"),
         "out": Path("o.json"),
     }
+    assert run("eval", "score", "a_run", "--against", "other", "--prompts", "p.tsv")[0] == 0
+    assert (noted["score"].against, noted["score"].prompts) == ("other", Path("p.tsv"))
 
 
 def test_eval_sweep_passes_every_option_on(run, noted):
     argv = "a_run --guidance 1,2 --truncation 1 --temperature .7 --top-k 5,all --top-p .9 --steps 4 --data shapes-2"
     more = "--split train -n 9 --seed 3 --inception i.pt --scorer a --force --out o.json --make-default"
     assert run("eval", "sweep", *argv.split(), *more.split())[0] == 0
-    assert noted["sweep"] == {
+    assert noted["sweep"].model_dump() == {
         "run": "a_run",
-        "values": {
-            "guidance": "1,2",
-            "truncation": "1",
-            "temperature": ".7",
-            "top_k": "5,all",
-            "top_p": ".9",
-            "steps": "4",
-        },
+        "guidance": (1.0, 2.0),
+        "truncation": (1.0,),
+        "temperature": (0.7,),
+        "top_k": (5, None),
+        "top_p": (0.9,),
+        "steps": (4,),
         "data": "shapes-2",
         "split": "train",
         "n": 9,
@@ -341,17 +349,17 @@ def test_eval_sweep_passes_every_option_on(run, noted):
         "make_default": True,
     }
     assert run("eval", "sweep", "a_run", "--guidance", "1")[0] == 0
-    assert (noted["sweep"]["split"], noted["sweep"]["n"]) == ("val", 500)
+    assert (noted["sweep"].split, noted["sweep"].n) == ("val", 500)
 
 
 def test_quickstart_passes_its_options_on(run, noted):
     assert run("quickstart", "--run-dir", "q", "--minutes", "1.5", "--family", "prior")[0] == 0
-    assert noted["quickstart"] == (Path("q"), 1.5, "prior", app.main)
+    assert noted["quickstart"] == quickstart.QuickstartOptions(run=Path("q"), minutes=1.5, family="prior")
 
 
 def test_exported_data_passes_the_check(run):
     status, out, _ = run("data", "export", "shapes-1", "one", "--n", "3", "--size", "32")
-    assert status == 0 and out == "wrote 3 train pictures to one\n"
+    assert status == 0 and out == "wrote 3 train images to one\n"
     assert len(list(Path("one").glob("*.png"))) == 3
     status, out, _ = run("data", "export", "shapes-1", "two", "-n", "2", "--size", "32", "--split", "train,val")
     assert status == 0 and {path.parent.name for path in Path("two").rglob("*.png")} == {"train", "val"}
@@ -362,7 +370,7 @@ def test_exported_data_passes_the_check(run):
         (("data", "export", "shapes-1", "none", "--split", " ,"), "names no split"),
         (("data", "check", "one", "--sheet", "no/sheet.png"), "there is no folder no"),
         (("data", "check", "x" * 10_000), "is too long to name a file or folder"),
-        (("eval", "score", "bare"), "bare holds no pictures and is no run"),
+        (("eval", "score", "bare"), "bare holds no images and is no run"),
         (("eval", "score", "x" * 10_000), "is too long to name a file or folder"),
     ):
         status, out, err = run(*argv)

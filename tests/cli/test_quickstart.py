@@ -153,7 +153,7 @@ def test_the_same_command_again_does_only_what_is_missing(first: Tour, tiny, tmp
     (run / "index.html").unlink()
     printed = io.StringIO()
     with redirect_stdout(printed):
-        quickstart.main(run, 1.0, "cgan", lambda argv: pytest.fail(f"{argv} was run again"))
+        quickstart.run_tour(run, 1.0, "cgan", lambda argv: pytest.fail(f"{argv} was run again"))
     assert [f"[{k}/5] {name}: finished before" for k, name in enumerate(NAMES, 1)] == printed.getvalue().splitlines()[
         :5
     ]
@@ -222,12 +222,12 @@ def test_the_status_of_a_command_is_that_of_the_tour(programs, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     ran = programs({"generator": 85})
     with pytest.raises(SystemExit) as stopped:
-        quickstart.main(Path("q"), 1.0, "cgan", app.main)
+        quickstart.run_tour(Path("q"), 1.0, "cgan", app.main)
     assert stopped.value.code == 85 and ran == NAMES[:2]
     assert capsys.readouterr().out.endswith("stopped with status 85; the same command goes on from here\n")
     monkeypatch.setattr(quickstart, "show", lambda *_: None)
     resumed = programs()
-    quickstart.main(Path("q"), 1.0, "cgan", app.main)
+    quickstart.run_tour(Path("q"), 1.0, "cgan", app.main)
     assert resumed == NAMES[1:], "what was finished is not run again, what stopped is"
 
 
@@ -244,7 +244,7 @@ def test_time_adds_up_where_a_training_was_resumed_and_nowhere_else(programs, tm
     ):
         programs({name: status})
         with pytest.raises(SystemExit):
-            quickstart.main(Path("q"), 1.0, "cgan", app.main)
+            quickstart.run_tour(Path("q"), 1.0, "cgan", app.main)
         timings = json.loads(Path("q/timings.json").read_text())
         assert timings[name]["seconds"] == seconds
     assert timings["generator"]["seconds"] == 21
@@ -258,7 +258,7 @@ def test_a_damaged_record_means_that_all_is_run(programs, tmp_path, monkeypatch)
         Path("q").mkdir()
         Path("q/timings.json").write_text(damage)
         ran = programs()
-        quickstart.main(Path("q"), 1.0, "cgan", app.main)
+        quickstart.run_tour(Path("q"), 1.0, "cgan", app.main)
         assert ran == NAMES
 
 
@@ -266,7 +266,7 @@ def test_a_folder_that_cannot_be_one_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match=r"file.* is no folder and cannot become one; name another with --run-dir"):
-            quickstart.main(place, 1.0, "cgan", app.main)
+            quickstart.run_tour(place, 1.0, "cgan", app.main)
 
 
 # ---- what it says --------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_the_commands_to_try_next_are_commands(tmp_path, monkeypatch):
         fake = SimpleNamespace(main=lambda *a, name=name, **k: called.append(name))
         monkeypatch.setitem(sys.modules, module, fake)  # type: ignore[arg-type]
     monkeypatch.setattr(
-        quickstart, "main", lambda run, minutes, family, _: called.append(f"{family} {run} {minutes:g}")
+        quickstart, "main", lambda options: called.append(f"{options.family} {options.run} {options.minutes:g}")
     )
     (tmp_path / "FOLDER").mkdir()
     save_png(np.zeros((8, 8, 3), np.uint8), tmp_path / "FOLDER" / "a.png")

@@ -14,7 +14,7 @@ from t2i.extractors.batches import exact_float32
 from t2i.extractors.inception import InceptionExtractor
 from t2i.extractors.inception_network import Inception, PackedConvReLU, pack
 from t2i.extractors.inception_weights import load_inception
-from t2i.metrics.frechet import Reference, frechet_distance
+from t2i.metrics.frechet import Gaussian, frechet_distance
 
 PYTORCH_FID_GROUPS = [
     ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"],
@@ -93,7 +93,7 @@ def test_distance_equals_torchmetrics(extractor: InceptionExtractor, weights: Pa
     peer: Any = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(weights), antialias=False)
     peer.update(nchw(real), real=True)
     peer.update(nchw(fake), real=False)
-    ours = frechet_distance(extractor.features(fake), Reference.of(extractor.features(real)), force=True)
+    ours = frechet_distance(extractor.features(fake), Gaussian.of(extractor.features(real)), force=True)
     assert ours == pytest.approx(float(peer.compute()), rel=1e-4)
 
 

@@ -115,7 +115,7 @@ def test_a_tokenizer_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str
     run = make_run(tmp_path / "vq")
     assert app.main(["eval", "tokenizer", str(run), "--split", "heldout", "-n", "20", "--force"]) == 0
     out, err = capsys.readouterr()
-    assert "does not tell what it was trained on" in err
+    assert "has no record of its training data" in err
     scores = {score.name: score for score in read_scores(run / "scores-heldout.json")}
     assert {"psnr@20", "ssim@20", "rfid-shapes@20", "kid-shapes@20", "faithfulness-strict@20"} <= set(scores)
     assert all(name in out for name in ("psnr@20", "rfid-shapes@20"))

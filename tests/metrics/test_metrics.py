@@ -17,11 +17,19 @@ from t2i.extractors import EXTRACTORS, open_extractor
 from t2i.metrics.clip_score import clip_bounds, clip_score, derangement, refuse_training_encoder
 from t2i.metrics.diversity import within_prompt_diversity
 from t2i.metrics.faithfulness import ASPECTS, faithfulness
-from t2i.metrics.frechet import Reference, check_sample_size, distance, frechet_distance, frechet_intervals
+from t2i.metrics.frechet import Gaussian, check_sample_size, distance, frechet_distance, frechet_intervals
 from t2i.metrics.intervals import mean_estimate, wilson
 from t2i.metrics.kernel import kernel_distance
 from t2i.metrics.retrieval import retrieval
-from t2i.metrics.score import FID_INCEPTION_DIGEST, Protocol, Score, differences, read_scores, score_name, write_scores
+from t2i.metrics.score import (
+    FID_INCEPTION_DIGEST,
+    Score,
+    ScoreProtocol,
+    differences,
+    read_scores,
+    score_name,
+    write_scores,
+)
 from t2i.metrics.statistics import GaussianStats
 
 few_pictures = pytest.mark.filterwarnings("ignore:FID of")
@@ -95,9 +103,9 @@ def test_closed_form_gaussians(case: int) -> None:
     fake = exact_sample(rng, n_fake, mean_fake, factor)
     real = exact_sample(rng, n_real, mean_real, transport @ factor)
     expected = np.square(mean_fake - mean_real).sum() + np.square((np.eye(dim) - transport) @ factor).sum()
-    assert frechet_distance(fake, Reference.of(real), force=True) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(fake, Gaussian.of(real), force=True) == pytest.approx(expected, rel=1e-6)
     # Statistics hold the covariance alone, and must give the same by its eigenvectors.
-    by_moments = distance(Reference.of(GaussianStats.of(fake)), Reference.of(GaussianStats.of(real)))
+    by_moments = distance(Gaussian.of(GaussianStats.of(fake)), Gaussian.of(GaussianStats.of(real)))
     assert by_moments == pytest.approx(expected, rel=1e-6)
 
 
@@ -105,7 +113,7 @@ def test_closed_form_gaussians(case: int) -> None:
 @pytest.mark.parametrize(("n", "dim"), [(300, 20), (40, 100), (20, 20)])
 def test_distance_to_itself_is_zero(n: int, dim: int) -> None:
     x = np.random.default_rng(n).standard_normal((n, dim)) * np.arange(1, dim + 1) ** -1.5 + 3
-    reference = Reference.of(x)
+    reference = Gaussian.of(x)
     assert abs(frechet_distance(x, reference, force=True)) < 1e-12 * reference.trace
     assert abs(frechet_distance(GaussianStats.of(x), reference, force=True)) < 1e-12 * reference.trace
 
@@ -117,7 +125,7 @@ def test_agrees_with_torchmetrics_and_sqrtm_where_they_are_accurate() -> None:
     rng = np.random.default_rng(3)
     fake = rng.standard_normal((800, 16)) @ rng.standard_normal((16, 16))
     real = rng.standard_normal((900, 16)) @ rng.standard_normal((16, 16)) + 0.3
-    ours = frechet_distance(fake, Reference.of(real))
+    ours = frechet_distance(fake, Gaussian.of(real))
     moments = [torch.from_numpy(m) for x in (fake, real) for m in (x.mean(axis=0), np.cov(x.T))]
     assert ours == pytest.approx(float(_compute_fid(*moments)), rel=1e-8)
     root = np.asarray(scipy.linalg.sqrtm(np.cov(fake.T) @ np.cov(real.T)))
@@ -129,10 +137,8 @@ def test_statistics_of_few_pictures_lose_no_digits() -> None:
     """A covariance of rank N - 1 has D - N + 1 eigenvalues of rounding, and roots of 1e-16 add up."""
     rng = np.random.default_rng(14)
     x = rng.standard_normal((30, 200)) * np.arange(1, 201) ** -0.5
-    real = Reference.of(rng.standard_normal((500, 200)) * np.arange(1, 201) ** -0.5)
-    assert distance(Reference.of(GaussianStats.of(x)), real) == pytest.approx(
-        distance(Reference.of(x), real), rel=1e-12
-    )
+    real = Gaussian.of(rng.standard_normal((500, 200)) * np.arange(1, 201) ** -0.5)
+    assert distance(Gaussian.of(GaussianStats.of(x)), real) == pytest.approx(distance(Gaussian.of(x), real), rel=1e-12)
 
 
 @few_pictures
@@ -143,29 +149,29 @@ def test_nearly_equal_sets_keep_their_sign() -> None:
     transport = np.eye(40) * (1 + 1e-4)
     fake, real = exact_sample(rng, 56, np.zeros(40), factor), exact_sample(rng, 56, np.zeros(40), transport @ factor)
     expected = 1e-8 * np.square(factor).sum()
-    assert frechet_distance(fake, Reference.of(real), force=True) == pytest.approx(expected, rel=1e-4)
+    assert frechet_distance(fake, Gaussian.of(real), force=True) == pytest.approx(expected, rel=1e-4)
 
 
 def test_sample_size_rules() -> None:
     x = np.random.default_rng(5).standard_normal((50, 30))
     with pytest.raises(InputError, match="at least 60 on each side"):
-        frechet_distance(x, Reference.of(x))
+        frechet_distance(x, Gaussian.of(x))
     with pytest.warns(UserWarning, match="50 generated and 50 real"):
-        frechet_distance(x, Reference.of(x), force=True)
+        frechet_distance(x, Gaussian.of(x), force=True)
     with pytest.raises(InputError, match="at least 4,096"):
         check_sample_size(30_000, 2_933, 2048)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_sample_size(10_000, 10_000, 2048)
     with pytest.raises(ValueError, match="has 30"):
-        frechet_distance(x[:, :20], Reference.of(x))
+        frechet_distance(x[:, :20], Gaussian.of(x))
 
 
 def test_an_impossible_distance_raises() -> None:
     """A factor and a mean that contradict each other stand for any bug upstream; the value is not clipped to 0."""
-    good = Reference.of(np.random.default_rng(6).standard_normal((50, 4)))
+    good = Gaussian.of(np.random.default_rng(6).standard_normal((50, 4)))
 
-    class Broken(Reference):
+    class Broken(Gaussian):
         @property
         def trace(self) -> float:
             return super().trace * 0.9
@@ -179,10 +185,10 @@ def test_frechet_intervals_cover() -> None:
     rng = np.random.default_rng(7)
     dim, n = 12, 200
     spread = np.arange(1, dim + 1) ** -0.5
-    real = Reference(np.zeros(dim), np.diag(1.2 * spread), 10**6)
+    real = Gaussian(np.zeros(dim), np.diag(1.2 * spread), 10**6)
     true = np.square(0.2 * spread).sum()
     samples = [rng.standard_normal((n, dim)) * spread for _ in range(100)]
-    expected = np.mean([distance(Reference.of(x), real) for x in samples])
+    expected = np.mean([distance(Gaussian.of(x), real) for x in samples])
     assert expected > 1.5 * true  # the bias is what makes this hard
     intervals = [frechet_intervals(x, real, draws=50, seed=i) for i, x in enumerate(samples)]
     assert np.mean([i.expected.low <= expected <= i.expected.high for i in intervals]) >= 0.88
@@ -287,7 +293,7 @@ def test_derangement_gives_no_picture_its_own_caption(labels: str) -> None:
         assert all(labels[j] != label for label, j in zip(labels, permutation, strict=True))
         seen.add(tuple(permutation))
     assert len(seen) > 1 or labels == "ab"
-    with pytest.raises(InputError, match="3 of 5 pictures share one"):
+    with pytest.raises(ValueError, match="3 of 5 images share a caption"):
         derangement("aaabc", 0)
 
 
@@ -505,7 +511,7 @@ def test_faithfulness_rates_and_subgroups() -> None:
 
 # ---------------------------------------------------------------- protocol
 
-PROTOCOL = Protocol(
+PROTOCOL = ScoreProtocol(
     metric="fid",
     metric_version=1,
     extractor="shapes",

@@ -9,19 +9,23 @@ import numpy as np
 import pytest
 
 from t2i.errors import InputError
-from t2i.metrics import METRICS, Inputs, Measured, metric_kind
+from t2i.metrics import METRICS, Inputs, Metric, find_metric
 from t2i.metrics.faithfulness import ASPECTS
-from t2i.metrics.frechet import Reference, distance, fid_infinity
+from t2i.metrics.frechet import Gaussian, distance, fid_infinity
 from t2i.metrics.inception_score import inception_score
 from t2i.metrics.kernel import cmmd
 from t2i.metrics.neighbours import PRDC, memorised, nearest, prdc, radii
 from t2i.metrics.retrieval import r_precision, retrieval
-from t2i.metrics.score import FID_INCEPTION_DIGEST, Protocol, score_name
-from t2i.scoring.options import Options
-from t2i.scoring.selection import Metric, choose_metrics
+from t2i.metrics.score import FID_INCEPTION_DIGEST, ScoreProtocol, score_name
+from t2i.scoring.computation import compute
+from t2i.scoring.images.extraction import Evidence
+from t2i.scoring.options import ScoreOptions
+from t2i.scoring.selection import choose_metrics
 
 N, M, D = 220, 140, 12
-BASE = Protocol("", 0, None, None, M, N, "shapes-2", "cd" * 32, "val", None, None, 32, 0, run="11", checkpoint="22")
+BASE = ScoreProtocol(
+    "", 0, None, None, M, N, "shapes-2", "cd" * 32, "val", None, None, 32, 0, run="11", checkpoint="22"
+)
 
 
 def features(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -57,24 +61,23 @@ def given() -> Inputs:
 @pytest.mark.filterwarnings("ignore:FID of")
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_measures_finitely_under_its_name(name: str, given: Inputs) -> None:
-    kind = metric_kind(name)
-    found = kind.measure(given)
-    own = [key for key in found if key == name or key.startswith(f"{name}-")]
-    assert own and set(found) == {k for k in found if any(k == n or k.startswith(f"{n}-") for n in METRICS)}
-    for measured in found.values():
-        assert np.isfinite(measured.value) and all(np.isfinite(list(measured.bounds.values())))
-        if measured.interval is not None:
-            assert measured.interval[0] <= measured.value <= measured.interval[1] and measured.method
-        if measured.samples is not None:
-            assert np.nanmean(measured.samples) == pytest.approx(measured.value)
-    again = kind.measure(given)
-    assert {k: m._replace(samples=None) for k, m in again.items()} == {
-        k: m._replace(samples=None) for k, m in found.items()
-    }
-    if kind.check is not None:
-        kind.check(N, M, D, False)
+    metric = find_metric(name)
+    found = metric.measure(given)
+    names = [score.protocol.metric for score in found]
+    own = [key for key in names if key == name or key.startswith(f"{name}-")]
+    assert own and all(any(key == n or key.startswith(f"{n}-") for n in METRICS) for key in names)
+    assert len(set(names)) == len(names)
+    for score in found:
+        assert np.isfinite(score.value) and all(np.isfinite(list(score.bounds.values())))
+        if score.interval is not None:
+            assert score.interval[0] <= score.value <= score.interval[1] and score.interval_method
+        if score.samples is not None:
+            assert np.nanmean(score.samples) == pytest.approx(score.value)
+    assert metric.measure(given) == found
+    if metric.check is not None:
+        metric.check(5000, 5000, D, False)
         with pytest.raises(InputError) as error:
-            kind.check(3, 3, D, False)
+            metric.check(3, 3, D, False)
         assert "\n" not in str(error.value)
 
 
@@ -82,9 +85,9 @@ def test_what_is_not_asked_for_is_not_needed(given: Inputs) -> None:
     """A metric that says it needs features alone must do with them."""
     bare = Inputs(given.fake, given.real, force=True)
     for name in METRICS:
-        kind = metric_kind(name)
-        if kind.reads == "features" and not kind.needs:
-            assert kind.measure(bare) == kind.measure(replace(given, force=True))
+        metric = find_metric(name)
+        if metric.reads == "features" and not metric.needs:
+            assert metric.measure(bare) == metric.measure(replace(given, force=True))
 
 
 # ---------------------------------------------------------------- against direct computation
@@ -185,17 +188,17 @@ def test_inception_score_knows_its_bounds_and_its_peer() -> None:
     theirs = peer.isc_features_to_metric(torch.from_numpy(logits), splits=10, shuffle=False)
     expected = theirs["inception_score_mean"], theirs["inception_score_std"]
     assert inception_score(logits) == pytest.approx(expected, rel=1e-9)
-    with pytest.raises(ValueError, match="9 pictures"):
+    with pytest.raises(ValueError, match="9 images"):
         inception_score(logits[:9])
 
 
 def test_fid_infinity_takes_the_bias_away() -> None:
     spread = np.arange(1, 21) ** -0.5
-    real = Reference(np.zeros(20), np.diag(1.1 * spread), 10**6)
+    real = Gaussian(np.zeros(20), np.diag(1.1 * spread), 10**6)
     true = np.square(0.1 * spread).sum()
     rng = np.random.default_rng(17)
     samples = [rng.standard_normal((400, 20)) * spread for _ in range(8)]
-    plain = np.mean([distance(Reference.of(x), real) for x in samples])
+    plain = np.mean([distance(Gaussian.of(x), real) for x in samples])
     found = np.mean([fid_infinity(x, real, seed=k) for k, x in enumerate(samples)])
     assert plain > 1.8 * true
     assert abs(found - true) < 0.35 * (plain - true)
@@ -228,7 +231,7 @@ def test_r_precision_is_the_mean_over_all_draws() -> None:
 
 def test_retrieval_as_a_metric_is_that_of_distinct_captions(given: Inputs) -> None:
     assert given.text is not None
-    found = metric_kind("retrieval").measure(given)
+    found = {score.protocol.metric: score for score in find_metric("retrieval").measure(given)}
     direct = retrieval(given.fake, given.text[::2], np.arange(N) // 2, np.arange(N // 2))
     assert found["retrieval-text-to-image-r5"].value == direct.text_to_image.recall[5]
     assert found["retrieval-image-to-text-median-rank"].value == direct.image_to_text.median_rank
@@ -256,24 +259,25 @@ class Fake:
 INCEPTION = Fake("inception", FID_INCEPTION_DIGEST, np.ones((3, D)))
 SHAPES = Fake("shapes", "ab" * 32, clip_name="aligned")
 DINO = Fake("dinov2-vit-l-14-aa", "aa" * 32)
+LARGE = replace(BASE, n_real=5000, n_fake=5000)
 
 
 def names(metrics: list[Metric]) -> list[str]:
-    return [metric.name for metric in metrics]
+    return [metric.title for metric in metrics]
 
 
 def test_the_usual_metrics_and_those_by_name() -> None:
-    usual = choose_metrics(BASE, [SHAPES, INCEPTION], {}, Options())
+    usual = choose_metrics(LARGE, [SHAPES, INCEPTION], {}, ScoreOptions(target=""))
     assert names(usual) == [
         "faithfulness", "fid-shapes", "kid-shapes", "clip-aligned", "fid", "kid", "diversity-pixels",
     ]  # fmt: skip
     asked = ("precision", "inception-score", "fid-infinity", "diversity", "fid-shapes", "precision-shapes")
-    chosen = choose_metrics(BASE, [SHAPES, INCEPTION], {}, Options(metrics=asked))
+    chosen = choose_metrics(LARGE, [SHAPES, INCEPTION], {}, ScoreOptions(target="", metrics=asked))
     assert names(chosen) == [
         "precision-shapes", "precision-inception", "inception-score", "fid-infinity",
         "diversity-shapes", "diversity-inception", "diversity-pixels", "fid-shapes",
     ]  # fmt: skip
-    every = names(choose_metrics(BASE, [SHAPES, INCEPTION, DINO], {}, Options(metrics=("all",))))
+    every = names(choose_metrics(LARGE, [SHAPES, INCEPTION, DINO], {}, ScoreOptions(target="", metrics=("all",))))
     assert {"fd-dinov2-vit-l-14-aa", "fd-infinity-dinov2-vit-l-14-aa", "kid-dinov2-vit-l-14-aa"} <= set(every)
     assert {"r-precision-aligned", "retrieval-aligned", "memorisation-shapes", "cmmd-inception"} <= set(every)
     assert "inception-score-shapes" not in every and "clip-inception" not in every
@@ -283,24 +287,25 @@ def test_the_usual_metrics_and_those_by_name() -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ("fid", "metric 'fid' is unknown here (it needs --inception)"),
-        ("inception-score", "it needs --inception"),
-        ("memorisation", "metric memorisation is not to be had: a folder"),
-        ("memorisation-shapes", "is not to be had: a folder"),
-        ("fd-dinov2", "it needs --dinov2"),
-        ("clip-vit-b-32", "it needs --clip"),
+        ("fid", "metric 'fid' needs Inception weights; name it with --inception auto, or --inception FILE; choose"),
+        ("inception-score", "needs Inception weights"),
+        ("memorisation", "metric memorisation is not available here: a folder"),
+        ("memorisation-shapes", "is not available here: a folder"),
+        ("fd-dinov2", "needs a DINOv2 folder; name it with --dinov2 DIR"),
+        ("clip-vit-b-32", "needs a CLIP folder; name it with --clip DIR"),
         ("presision", "did you mean precision?"),
     ],
 )
 def test_a_refusal_says_why(asked: str, words: str) -> None:
     with pytest.raises(InputError) as error:
-        choose_metrics(BASE, [SHAPES], {"train": "a folder"}, Options(metrics=(asked,)))
+        choose_metrics(BASE, [SHAPES], {("train", ""): "a folder"}, ScoreOptions(target="", metrics=(asked,)))
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_only_usual_metrics_are_missed() -> None:
+    lacking = {("captions", ""): "no captions", ("drawn", ""): "x", ("train", ""): "y"}
     with pytest.warns(UserWarning) as record:
-        found = choose_metrics(BASE, [SHAPES], {"captions": "no captions", "drawn": "x", "train": "y"}, Options())
+        found = choose_metrics(BASE, [SHAPES], lacking, ScoreOptions(target=""))
     told = [str(warning.message) for warning in record]
     assert "clip-aligned is left out: no captions" in told and not any("memorisation" in line for line in told)
     assert names(found) == ["fid-shapes", "kid-shapes"]
@@ -316,14 +321,14 @@ def test_bare_names_are_for_the_published_inception() -> None:
     assert score_name(replace(dino, metric="kid")) == "kid-dinov2-vit-l-14-aa@220"
 
 
-def test_measured_is_a_score_without_protocol() -> None:
-    from t2i.scoring.computation import scored
-
-    metric = choose_metrics(BASE, [SHAPES], {}, Options(metrics=("memorisation",)))[0]
-    given = {"memorisation": Measured(0.5, (0.4, 0.6), "wilson", {"held-out pictures": 0.05}, (9, None))}
-    (score,) = scored(metric, {**given, "precision": Measured(1.0)})
-    assert (score.name, score.value, score.interval) == ("memorisation-shapes@9", 0.5, (0.4, 0.6))
-    assert (score.protocol.n_fake, score.protocol.n_real) == (9, None)
+def test_scores_are_those_of_the_metrics_that_were_asked_for() -> None:
+    """Metrics that share their work are measured together, and only those asked for are told."""
+    chosen = choose_metrics(BASE, [SHAPES], {}, ScoreOptions(target="", metrics=("recall", "coverage")))
+    sides = [Evidence(features={"ab" * 32: features(n, seed)}) for n, seed in ((N, 1), (M, 2))]
+    scores = compute(chosen, *sides, ScoreOptions(target=""))
+    assert [score.name for score in scores] == ["recall-shapes@220", "coverage-shapes@220"]
+    assert scores[0].value == prdc(features(N, 1), features(M, 2)).recall
+    assert (scores[0].protocol.n_real, scores[0].protocol.metric_version) == (M, 1)
 
 
 # ---------------------------------------------------------------- DINOv2

@@ -18,7 +18,8 @@ from t2i.extractors import open_extractor
 from t2i.pipeline import TextToImagePipeline
 from t2i.sampling.inpainting import _box, below, touched
 from t2i.sampling.reranking import BestOf, candidate_seed
-from t2i.scoring.runs import Options, score_run
+from t2i.scoring.options import ScoreOptions
+from t2i.scoring.runs import score_run
 
 PROMPT = CAPTIONS[0]
 
@@ -310,7 +311,7 @@ def test_the_first_of_equal_candidates_is_kept():
 def test_the_command_draws_with_all_settings(t2i, runs, pipes):
     words = "--guidance 2.5 --temperature .7 --top-k 20 --top-p .9 --steps 5 --best-of 3 -n 2 --out drawn".split()
     status, out, err = t2i("sample", runs["random"], *CAPTIONS[:2], *words)
-    assert status == 0 and out == ["wrote 4 pictures, grid.png and manifest.json to drawn"] and err == []
+    assert status == 0 and out == ["wrote 4 images, grid.png and manifest.json to drawn"] and err == []
     manifest = json.loads(Path("drawn/manifest.json").read_text())
     assert manifest["guidance"] == 2.5
     wanted = {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "steps": 5, "decoding_order": "random"}
@@ -324,7 +325,7 @@ def test_the_command_draws_with_all_settings(t2i, runs, pipes):
     assert all(len(entry["scores"]) == 3 for entry in manifest["pictures"])
     # what chose the pictures is no judge of them
     status, out, err = t2i("eval", "score", "drawn", "--against", "drawn", "--metrics", "clip-aligned")
-    assert status == 2 and "its encoder chose these pictures (best of 3 by aligned" in err[0] and len(err) == 1
+    assert status == 2 and "its encoder chose these images (best of 3 by aligned" in err[0] and len(err) == 1
     assert t2i("eval", "score", "drawn", "--against", "drawn", "--out", "s.json")[0] == 0
     found = json.loads(Path("s.json").read_text())["scores"]
     assert found and not [score for score in found if score["protocol"]["extractor"]]
@@ -333,14 +334,20 @@ def test_the_command_draws_with_all_settings(t2i, runs, pipes):
 
 
 def test_a_run_is_scored_by_another_encoder_than_the_one_that_chooses(runs):
-    with pytest.warns(UserWarning, match="fid-shapes, kid-shapes, clip-aligned left out: its encoder chose these"):
-        scores = score_run(runs["random"], None, "val", 8, Options(best_of=2))
+    def scored(*metrics: str, **changes):
+        return score_run(ScoreOptions(target=str(runs["random"]), n=8, metrics=metrics or None, **changes))
+
+    with pytest.warns(UserWarning) as warned:
+        scores = scored(best_of=2)
+    told = [str(one.message).partition(" (best of")[0] for one in warned]
+    for name in ("fid-shapes", "kid-shapes", "clip-aligned"):
+        assert f"{name} is left out: its encoder chose these images" in told
     assert {score.protocol.metric.partition("-")[0] for score in scores} == {"faithfulness", "diversity"}
     assert all(score.protocol.reranking.startswith("best of 2 by aligned ") for score in scores)
-    with pytest.raises(InputError, match="clip-aligned cannot score: its encoder chose"):
-        score_run(runs["random"], None, "val", 8, Options(("clip-aligned",), best_of=2))
-    (forced,) = score_run(runs["random"], None, "val", 8, Options(("clip-aligned",), best_of=2, force=True))
-    (plain,) = score_run(runs["random"], None, "val", 8, Options(("clip-aligned",)))
+    with pytest.raises(InputError, match="metric clip-aligned is not available here: its encoder chose"):
+        scored("clip-aligned", best_of=2)
+    (forced,) = scored("clip-aligned", best_of=2, force=True)
+    (plain,) = scored("clip-aligned")
     assert forced.name == "clip-aligned-its-own-choice@8" and forced.value > plain.value
 
 
@@ -356,7 +363,7 @@ def test_who_chooses_after_having_taught_is_named(t2i, runs):
     status, _, err = t2i("sample", taught, PROMPT, "--best-of", 2, "--out", "a")
     assert status == 0 and len(err) == 2
     assert "warning: the encoder that chooses was this run's guide" in err[0]
-    assert "knows drawn shapes, and this run learned folder:photos; name another with --scorer" in err[1]
+    assert "knows rendered shapes, and this run learned folder:photos; name another with --scorer" in err[1]
 
 
 def test_the_command_fills_in_and_completes(t2i, runs, pipes, picture):
@@ -389,11 +396,11 @@ def _turned() -> Image.Exif:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("random --mask ok.png", "--mask ok.png needs the picture that it is of; name that with --init"),
-        ("random --keep-rows 2", "--keep-rows 2 needs the picture"),
+        ("random --mask ok.png", "--mask ok.png needs the image that it is of; name that with --init"),
+        ("random --keep-rows 2", "--keep-rows 2 needs the image"),
         ("random --init ok.png", "say which with either --mask FILE or --keep-rows N"),
-        ("random --init gone.png --keep-rows 2", "gone.png is no picture that can be read"),
-        ("random --init bad.png --keep-rows 2", "bad.png is no picture that can be read"),
+        ("random --init gone.png --keep-rows 2", "gone.png is no image that can be read"),
+        ("random --init bad.png --keep-rows 2", "bad.png is no image that can be read"),
         ("random --init ok.png --mask black.png", "the mask marks nothing at all"),
         ("random --init ok.png --mask small.png", "the mask has 3x3 pixels and its picture 20x20"),
         ("random --init ok.png --keep-rows 9", "9 rows to keep: pictures of this run have 4 rows of tokens"),

@@ -23,39 +23,22 @@ from t2i.cli import app
 from t2i.config.load import to_yaml
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
+from t2i.extractors import open_image_text
 from t2i.images import save_png
-from t2i.metrics.score import Protocol, Score, read_scores, write_scores
-from t2i.report import gallery
-from t2i.report.curves import (
-    MOST_POINTS,
-    chart,
-    charts,
-    labels,
-    linear_ticks,
-    log_ticks,
-    series_of,
-    shared_charts,
-    thin,
-)
-from t2i.report.gallery import (
-    Ask,
-    Beside,
-    Extremes,
-    Gallery,
-    Judged,
-    Near,
-    Neighbours,
-    Verdict,
-    judged,
-    make_gallery,
-    psnr,
-    verdict,
-)
-from t2i.report.html import image
+from t2i.metrics.score import Score, ScoreProtocol, read_scores, write_scores
+from t2i.report import neighbours
+from t2i.report.chart import chart, labels, linear_ticks, log_ticks
+from t2i.report.curves import MOST_POINTS, charts, series_of, shared_charts, thin
+from t2i.report.extremes import Extremes
+from t2i.report.gallery import Ask, Beside, Gallery, make_gallery
+from t2i.report.judged import Judged, Pool, Verdict, fit, judged, verdict
+from t2i.report.neighbours import Near, Neighbours
 from t2i.report.page import Extras, Part, write_report
 from t2i.report.runs import ShownRun, open_run, open_runs, read_json, score_files
+from t2i.report.template import inline
 from t2i.scoring.comparison import Samples, beside
-from t2i.scoring.options import Options
+from t2i.scoring.images.collection import Images
+from t2i.scoring.options import ScoreOptions
 from t2i.scoring.runs import score_run
 from t2i.training import journal
 from t2i.vqvae.autoencoder import Autoencoder
@@ -119,7 +102,7 @@ class Page(HTMLParser):
 
 
 def score(metric: str, split: str, value: float, n: int = 500, **changes: Any) -> Score:
-    protocol = Protocol(metric, 1, None, None, n, n, "shapes-2", "d" * 64, split, "first", None, 32, 0)
+    protocol = ScoreProtocol(metric, 1, None, None, n, n, "shapes-2", "d" * 64, split, "first", None, 32, 0)
     names = ("extractor", "extractor_digest", "guidance", "sampling", "checkpoint")
     extra = {key: changes.pop(key) for key in names if key in changes}
     return Score(value, replace(protocol, **extra), **changes)
@@ -197,7 +180,7 @@ def whole(run: ShownRun) -> dict[str, Any]:
     return {"title": HOSTILE, "gallery": gallery_of([run.name]), "extras": extras}
 
 
-def pictures_of(shown: Page, alt: str) -> list[np.ndarray]:
+def images_of(shown: Page, alt: str) -> list[np.ndarray]:
     found = [str(one["src"]) for one in shown.all("img") if str(one["alt"]).startswith(alt)]
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2]))).convert("RGB")) for src in found]
 
@@ -252,8 +235,8 @@ def test_every_prompt_has_the_real_picture_and_that_of_each_run(tmp_path, page):
     assert [text for text in shown.texts_of("article") if text.startswith("0 ")] == [
         f"0 {HOSTILE}real 90 ✓ as askeda 50 ✓ {HOSTILE}b 50 ✓ {HOSTILE}"
     ]
-    for k, who in enumerate(("real picture of", "a, for", "b, for")):
-        found = pictures_of(shown, f"{who}: 1 ")
+    for k, who in enumerate(("real image of", "a, for", "b, for")):
+        found = images_of(shown, f"{who}: 1 ")
         assert np.array_equal(found[0], pixels(10 * k + 1))
 
 
@@ -266,15 +249,16 @@ def test_what_the_oracle_finds_wrong_is_said_in_words(run, page):
 
 def test_neighbours_stand_with_their_distance_and_what_to_read_it_against(run, page):
     shown = page(run, **whole(run))
-    assert "median distance 0.500, of held-out real pictures 0.750" in shown.texts_of("section")[2]
-    (found,) = pictures_of(shown, "training picture of")
+    assert "median distance 0.500, of held-out real images 0.750" in shown.texts_of("section")[2]
+    (found,) = images_of(shown, "training image of")
     assert np.array_equal(found, pixels(77)) and "0.250" in shown.texts_of("section")[2]
 
 
 def test_large_pictures_are_scaled_and_compressed():
-    assert 'class="pixels" src="data:image/png' in image(pixels(0, 64), "x")
-    large = image(np.zeros((1024, 1024, 3), np.uint8), "x")
-    assert "data:image/webp" in large and 'width="256" height="256"' in large and "pixels" not in large
+    small = inline(pixels(0, 64))
+    assert small.pixels and small.source.startswith("data:image/png")
+    large = inline(np.zeros((1024, 1024, 3), np.uint8))
+    assert large.source.startswith("data:image/webp") and large[1:] == (256, 256, False)
 
 
 def test_sheets_of_a_training_are_a_few_over_its_whole_length(run, page):
@@ -300,7 +284,7 @@ def test_runs_are_told_apart_in_a_chart_of_the_score_they_share(tmp_path, page):
         name: (journal.read(tmp_path / name / "journal.jsonl"), pictures) for name, pictures in (("a", 8.0), ("b", 2.0))
     }
     (drawn,) = shared_charts(runs)
-    for tip in ("20 pictures\nb: 0.1", "80 pictures\na: 0.1\nb: 0.4", "160 pictures\na: 0.2"):
+    for tip in ("20 images\nb: 0.1", "80 images\na: 0.1\nb: 0.4", "160 images\na: 0.2"):
         assert f"<title>{tip}</title>" in drawn
     assert "Side by side" in page(*(told(tmp_path / name) for name in "ab")).texts_of("h3")
     assert "Side by side" not in page(told(tmp_path / "a")).texts_of("h3")
@@ -484,10 +468,10 @@ def test_a_run_is_told_by_its_checkpoint_time_and_command(tmp_path, page):
     shown = page(run)
     values = dict(zip(shown.texts_of("dt"), shown.texts_of("dd"), strict=True))
     expected = {
-        "checkpoint": "step 100, 3,200 pictures seen",
+        "checkpoint": "step 100, 3,200 images seen",
         "parameters": "12,345",
         "training time": "40 s",
-        "speed": "64 pictures/s",
+        "speed": "64 images/s",
         "hardware": "cuda:0",
     }
     assert expected.items() <= values.items()
@@ -503,7 +487,7 @@ def test_configs_are_compared_key_by_key(tmp_path, page):
 def test_a_run_that_holds_nothing_says_what_is_missing(tmp_path, page):
     shown = page(told(tmp_path / "r"))
     text = shown.texts_of("main")[0]
-    for words in ("makes no pictures", "t2i eval score writes one", "t2i train writes one"):
+    for words in ("makes no images", "t2i eval score writes one", "t2i train writes one"):
         assert words in text
 
 
@@ -547,11 +531,6 @@ def test_pictures_are_judged_by_what_they_show():
     assert [one.verdict and one.verdict.right for one in found] == [True, False, True, True]
     other = judged(list(drawn), [*captions[:3], "a cat"], [None] * 4)
     assert [one.verdict for one in other] == [None] * 4, "the oracle understands none or all"
-
-
-def test_psnr_of_a_picture_is_that_of_its_own_error():
-    a = np.full((8, 8, 3), 100, np.uint8)
-    assert psnr([a, a], [a, a + 10]).tolist() == pytest.approx([100, 20 * np.log10(25.5)])
 
 
 @pytest.fixture(scope="module")
@@ -612,20 +591,20 @@ def test_runs_of_all_families_on_a_users_own_pictures(three, own_data, tmp_path,
     for name in ("gan", "prior", "vqvae"):
         assert len([one for one in shown.all("img") if str(one["alt"]).startswith(f"{name}, for:")]) >= 10
     assert "✓" not in shown.texts_of("section")[0], "the oracle reads drawn shapes alone"
-    assert "20 training pictures, features of shapes" in shown.texts_of("section")[2]
+    assert "20 training images, features of shapes" in shown.texts_of("section")[2]
     assert re.search(r"vqvae \d+ dB", shown.texts_of("article")[3])
     real = open_dataset(str(own_data), "val", View(16))
     row = [options[0] for options in real.captions].index(HOSTILE)
     tokenizer = open_run(three[2], "x").tokenizer
     assert tokenizer is not None
     made = tokenizer.decode(tokenizer.encode(real.images([row])))[0]
-    assert np.array_equal(pictures_of(shown, f"vqvae, for: {HOSTILE}")[0], made)
+    assert np.array_equal(images_of(shown, f"vqvae, for: {HOSTILE}")[0], made)
 
 
 def test_runs_draw_what_eval_score_scored_and_its_scores_choose(tmp_path, page):
     run = make_run(tmp_path / "gan")
     keep = Samples()
-    scores = score_run(run, n=30, options=Options(metrics=["clip"], seed=3), keep=keep)
+    scores = score_run(ScoreOptions(target=str(run), n=30, metrics=("clip",), seed=3), keep=keep)
     write_scores(run / "scores-x.json", scores)
     keep.write(beside(run / "scores-x.json"))
     found = make_gallery(open_runs([run]), Ask(n=13, train=0), lambda *_: None)
@@ -635,9 +614,7 @@ def test_runs_draw_what_eval_score_scored_and_its_scores_choose(tmp_path, page):
     assert best.among == "of 30 of shapes-1 val, by clip-aligned"
     assert [one.score for one in best.best] == pytest.approx(values[:-7:-1].tolist())
     assert [one.score for one in best.worst] == pytest.approx(values[:6].tolist())
-    again = gallery._fit(
-        gallery.open_image_text(None), [one.image for one in best.worst], [one.caption for one in best.worst]
-    )
+    again = fit(open_image_text(None), [one.image for one in best.worst], [one.caption for one in best.worst])
     assert again.tolist() == pytest.approx([one.score for one in best.worst], abs=0.01), "the very pictures"
     # of other weights than were scored, those that are drawn now are chosen among
     protocol = replace(read_scores(run / "scores-x.json")[0].protocol, checkpoint="0" * 64)
@@ -646,18 +623,18 @@ def test_runs_draw_what_eval_score_scored_and_its_scores_choose(tmp_path, page):
     assert other is not None and other.extremes["gan"].among == "of 13 of shapes-1 val, by clip-aligned"
     assert [len(group.real) for group in other.beside] == [12, 12]
     (note,) = other.notes
-    assert note.startswith("gan does not tell what it was trained on")
+    assert note.startswith("gan has no record of its training data")
 
 
 def test_copies_of_training_pictures_stand_first():
     train = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     made = train[[7, 3]] + np.float32([[2.0], [0.0]])
     captions = ["a", "b"]
-    asked = gallery.Pictures("x", "val", ["0", "1"], captions, "", 8, lambda rows: iter(()))
+    asked = Images("x", "val", ["0", "1"], captions, "", 8, lambda rows: iter(()))
     names = [f"training {k}" for k in range(50)]
     training = replace(asked, captions=names, chunks=lambda rows: iter([[pixels(k) for k in rows]]))
-    pool = gallery._Pool(asked, [], [pixels(100), pixels(101)], np.zeros(2))
-    found = gallery._neighbours("all", pool, training, made, train[:1] + 1, train)
+    pool = Pool(asked, [], [pixels(100), pixels(101)], np.zeros(2))
+    found = neighbours.neighbours_of("all", pool, training, made, train[:1] + 1, train)
     first = found.nearest[0]
     assert first.made.caption == "b" and first.training[0][0].caption == "training 3"
     assert first.training[0][1] == pytest.approx(0, abs=1e-6) and np.array_equal(first.training[0][0].image, pixels(3))
@@ -675,7 +652,7 @@ def test_a_dual_encoder_has_curves_and_no_pictures(tmp_path):
     write_journal(tmp_path / "align", [{"step": 1, "time": 0, "loss": 1.0}])
     assert report(tmp_path / "align") == 0
     shown = Page((tmp_path / "align" / "report.html").read_text("utf-8"))
-    assert "a dual encoder makes no pictures" in shown.texts_of("main")[0] and shown.path("loss")
+    assert "a dual encoder makes no images" in shown.texts_of("main")[0] and shown.path("loss")
 
 
 def test_runs_of_different_data_are_warned_of(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from PIL import Image
 from builders.tiny_run import CAPTIONS, STEP, make_run
 from t2i.cli import app
 from t2i.errors import InputError
+from t2i.files import new_folder
 from t2i.pipeline import TextToImagePipeline
+from t2i.sampling.output import free_folder
 from t2i.sampling.prompts import image_seed, read_prompts
 
 PROMPT = "a small red circle"
@@ -59,7 +62,7 @@ def test_pictures_manifest_and_grid(t2i, run):
     status, out, err = t2i("sample", run, *prompts, "-n", 3, "--seed", 5, "--truncation", 0.8, "--guidance", 1.5)
     folder = run / "samples" / "a-small-red-circle-seed5"
     assert (status, err) == (0, [])
-    assert out == [f"wrote 6 pictures, grid.png and manifest.json to {folder}"]
+    assert out == [f"wrote 6 images, grid.png and manifest.json to {folder}"]
     names = [f"{i:03d}_a-small-red-circle.png" for i in range(3)]
     names += [f"{i:03d}_a-large-blue-square-above-a-small-green.png" for i in (3, 4, 5)]
     assert tree(folder) == sorted(str(folder / name) for name in [*names, "grid.png", "manifest.json"])
@@ -125,7 +128,7 @@ def test_prompt_files(t2i, run):
     assert t2i("sample", run, *CAPTIONS[:2], "--out", "words")[0] == 0
     for suffix in ("txt", "jsonl", "tsv"):
         assert t2i("sample", run, "--prompts", f"p.{suffix}", "--out", suffix) == (
-            0, [f"wrote 2 pictures, grid.png and manifest.json to {suffix}"], [],
+            0, [f"wrote 2 images, grid.png and manifest.json to {suffix}"], [],
         )  # fmt: skip
         assert np.array_equal(pixels(Path(suffix)), pixels(Path("words")))
     assert t2i("sample", run, CAPTIONS[2], "--prompts", "p.txt", "--out", "both")[0] == 0
@@ -141,7 +144,7 @@ def test_what_stands_in_a_prompt_file_stays(tmp_path):
 def test_interpolation_of_noise(t2i, run):
     argv = ["sample", run, *CAPTIONS[:2], "--interpolate", "noise", "--frames", 4, "-n", 2]
     status, out, err = t2i(*argv, "--out", "rows")
-    assert (status, err) == (0, []) and out[0].startswith("wrote 16 pictures")
+    assert (status, err) == (0, []) and out[0].startswith("wrote 16 images")
     rows = pixels(Path("rows")).reshape(2, 2, 4, 32, 32, 3)
     plain = TextToImagePipeline.from_pretrained(run)(CAPTIONS[:2], 3, seed=0, output_type="uint8").images
     plain = plain.reshape(2, 3, 32, 32, 3)
@@ -158,7 +161,7 @@ def test_interpolation_of_noise(t2i, run):
 def test_interpolation_of_captions(t2i, run):
     argv = ["sample", run, *CAPTIONS[:3], "--interpolate", "caption", "--frames", 3, "--seed", 2]
     status, out, err = t2i(*argv, "--out", "rows")
-    assert (status, err) == (0, []) and out[0].startswith("wrote 6 pictures")
+    assert (status, err) == (0, []) and out[0].startswith("wrote 6 images")
     rows = pixels(Path("rows"))
     pipe = TextToImagePipeline.from_pretrained(run)
     seeds = [image_seed(2, caption, 0) for caption in CAPTIONS[:2]]
@@ -172,12 +175,12 @@ def test_interpolation_of_captions(t2i, run):
 
 
 def test_a_long_grid_is_cut_and_says_so(t2i, run, monkeypatch):
-    monkeypatch.setattr("t2i.sampling.drawing.GRID_MOST", 4)
+    monkeypatch.setattr("t2i.sampling.output.GRID_MOST", 4)
     monkeypatch.setattr("t2i.sample.images.GRID_MOST", 4)
     monkeypatch.setattr("t2i.console.LINE_SECONDS", 0.0)
     _, out, err = t2i("sample", run, *CAPTIONS, "-n", 2, "--out", "many", "--batch-size", 4)
-    assert out == ["wrote 10 pictures, grid.png and manifest.json to many (grid.png shows the first 4)"]
-    assert err[0] == "drawing: 1 of 10 pictures" and err[-1] == "drawing: 10 of 10 pictures"  # no terminal here: lines
+    assert out == ["wrote 10 images, grid.png and manifest.json to many (grid.png shows the first 4)"]
+    assert err[0] == "sampling: 1 of 10 images" and err[-1] == "sampling: 10 of 10 images"  # no terminal here: lines
     assert len(pixels(Path("many"))) == 10 and Image.open("many/grid.png").width == 2 * 134 + 6
 
 
@@ -190,7 +193,7 @@ def test_a_long_grid_is_cut_and_says_so(t2i, run, monkeypatch):
         (["--frames", "5"], "--frames 5 has no effect without --interpolate"),
         (["--truncation", "0", "-n", "2"], "--truncation 0 takes the noise away"),
         ([PROMPT], f"given twice: {PROMPT!r}"),
-        (["the circle " * 60], "1 caption is longer than the 16 tokens that the text encoder bow reads"),
+        (["a circle " * 60], "1 caption is longer than the 16 tokens that the text encoder bow reads"),
         (
             ["circle " * 60, "red circle " * 60, "red " * 60, "--batch-size", "1"],
             "3 captions are longer than the 16 tokens that the text encoder bow reads",
@@ -227,7 +230,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_used(t2i, run):
         (["--prompts", "void.txt"], "prompts file void.txt holds no prompt"),
         (["--prompts", "long.txt"], "long.txt line 2: the prompt 'yyyy"),
         (["--prompts", "latin.txt"], "prompts file latin.txt is not UTF-8 text (byte 3)"),
-        (["--prompts", "table.csv"], "prompts file table.csv is no .txt, .jsonl, .tsv file"),
+        (["--prompts", "table.xlsx"], "prompts file table.xlsx is no .txt, .jsonl, .json, .tsv, .csv file"),
         (["--prompts", "bad.jsonl"], "bad.jsonl line 2 is not JSON"),
         (["--prompts", "other.jsonl"], "other.jsonl line 1 has no text under prompt, text, caption"),
         (["--prompts", "other.tsv"], "other.tsv has no column prompt, text, caption"),
@@ -235,7 +238,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_used(t2i, run):
         ([PROMPT, "--out", "used"], "used holds files; name a new or an empty folder"),
         ([PROMPT, "--out", "void.txt"], "void.txt is a file; name a new or an empty folder"),
         ([PROMPT, "--guidance", "-1"], "guidance must be a number from 0 on, got -1.0"),
-        ([PROMPT, "--truncation", "nan"], "truncation must be a number from 0 on, got nan"),
+        ([PROMPT, "--truncation", "nan"], "--truncation nan: must be a finite number"),
         ([PROMPT, "--interpolate", "caption"], "--interpolate caption needs two prompts or more, got one"),
     ],
 )
@@ -243,7 +246,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(t2i, run, argv, says):
     Path("void.txt").write_text("\n \n")
     Path("long.txt").write_text("fine\n" + "y" * 5000)
     Path("latin.txt").write_bytes(b"caf\xe9")
-    Path("table.csv").write_text("prompt\na")
+    Path("table.xlsx").write_text("prompt\na")
     Path("bad.jsonl").write_text('{"prompt": "fine"}\n{"prompt"\n')
     Path("other.jsonl").write_text('{"words": "fine"}\n')
     Path("other.tsv").write_text("words\nfine\n")
@@ -296,7 +299,7 @@ def test_what_breaks_off_leaves_nothing(t2i, run, monkeypatch, error):
             raise error
         path.write_bytes(b"a picture")
 
-    monkeypatch.setattr("t2i.sampling.drawing.save_png", fail_at_third)
+    monkeypatch.setattr("t2i.sampling.output.save_png", fail_at_third)
     before = tree(Path())
     status, out, err = t2i("sample", run, *CAPTIONS, "--out", "deep/er/new")
     assert len(saved) == 3 and saved[0].parent.name != "new" and out == []
@@ -333,3 +336,56 @@ def test_train_then_sample(t2i, tmp_path, monkeypatch):
         assert np.abs(drawn.astype(int) - image).max() <= 1
     apart = np.abs(again[1:].astype(int) - again[:-1]).max(axis=(1, 2, 3))
     assert apart.min() > 10  # so it is no accident
+
+
+# ---- names and seeds -----------------------------------------------------------------------------------------------
+
+
+def test_the_seed_in_a_manifest_makes_its_image_again(t2i, run):
+    assert t2i("sample", run, *CAPTIONS[:2], "-n", 3, "--seed", 5, "--out", "all")[0] == 0
+    entries = json.loads(Path("all/manifest.json").read_text())["pictures"]
+    pipe = TextToImagePipeline.from_pretrained(run)
+    for entry, image in zip(entries, pixels(Path("all")), strict=True):
+        out = f"again{entry['seed']}"
+        assert t2i("sample", run, entry["prompt"], "--seed", entry["seed"], "--out", out)[0] == 0
+        assert np.array_equal(pixels(Path(out))[0], image)
+        assert json.loads(Path(out, "manifest.json").read_text())["pictures"][0]["seed"] == entry["seed"]
+        for seed in (entry["seed"], [entry["seed"]]):
+            assert np.array_equal(pipe(entry["prompt"], seed=seed, output_type="uint8").images[0], image)
+
+
+def test_a_folder_named_as_a_shipped_model_is_not_sampled_under_its_name(t2i, run):
+    shutil.copytree(run, "cgan")
+    status, _, err = t2i("sample", "cgan", PROMPT, "--out", "shipped")
+    assert status == 0 and json.loads(Path("shipped/manifest.json").read_text())["resolution"] == 64
+    assert "sampling from cgan, a model that ships with t2i and knows rendered shapes" in err
+    assert any("for the cgan in this folder type ./cgan" in line for line in err)
+    assert t2i("sample", "--model", "cgan", PROMPT, "--out", "named")[0] == 0
+    assert np.array_equal(pixels(Path("shipped")), pixels(Path("named")))
+    status, _, err = t2i("sample", "./cgan", PROMPT, "--out", "own")
+    assert (status, err) == (0, []) and pixels(Path("own")).shape == (1, 32, 32, 3)
+    Path("prior").write_text("a file")
+    assert TextToImagePipeline.from_pretrained(Path("cgan")).run == Path("cgan")
+    with pytest.warns(UserWarning, match="for the prior in this folder type ./prior"):
+        assert TextToImagePipeline.from_pretrained("prior").family == "prior"
+
+
+def test_several_at_once_get_a_folder_each(tmp_path):
+    def reserve(_: int) -> str:
+        with free_folder(tmp_path / "new" / "samples", "red") as place, new_folder(place) as folder:
+            (folder / "image").write_text("x")
+        return place.name
+
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(reserve, range(24)))
+    assert len(set(names)) == 24 and {"red", "red-2", "red-24"} <= set(names)
+    assert all((tmp_path / "new" / "samples" / name / "image").exists() for name in names)
+    with pytest.raises(KeyError), free_folder(tmp_path / "other" / "samples", "red"):
+        raise KeyError
+    assert not (tmp_path / "other").exists()
+
+
+def test_unknown_words_are_named_once(t2i, run):
+    status, _, err = t2i("sample", run, PROMPT, "a dog", "a dog and a cat", "--batch-size", 1, "--out", "a")
+    assert status == 0
+    assert err == ["warning: this model knows rendered shapes; 'dog', 'and', 'cat' are not among its words"]

@@ -65,7 +65,7 @@ def test_pictures_of_one_prompt_are_drawn_together() -> None:
     assert np.diff(wide.interval)[0] > 2.5 * np.diff(narrow.interval)[0]
     gaps = np.where(groups < 3, np.nan, 1.0)
     assert paired_difference(first * gaps, second * gaps, groups).count == 270
-    with pytest.raises(ValueError, match="not of the same pictures"):
+    with pytest.raises(ValueError, match="not of the same images"):
         paired_difference(first * gaps, second, groups)
 
 
@@ -97,7 +97,7 @@ def test_two_models_on_the_same_captions(t2i: Command, tmp_path: Path) -> None:
     assert head.split()[:5] == ["score", "a", "b", "difference", "(95"]
     line = next(line for line in lines if line.startswith("clip-aligned@40"))
     assert "*" in line and ".." in line
-    assert "one number of all pictures: fid-shapes@40" in lines[-1] and "diversity-pixels" in lines[-1]
+    assert "one number of all images: fid-shapes@40" in lines[-1] and "diversity-pixels" in lines[-1]
     lined = {line.name: line for line in compare([Path("a.json"), Path("b.json"), Path("a.json")])}
     first, again = lined["clip-aligned@40"].differences
     assert first is not None and first.count == 40
@@ -111,7 +111,7 @@ def test_two_models_on_the_same_captions(t2i: Command, tmp_path: Path) -> None:
     assert found is not None and abs(found.value) < 1e-6 and found.interval == pytest.approx((0, 0), abs=1e-6)
     # without what each picture scored, or on other captions, nothing is tested
     beside(Path("c.json")).unlink()
-    assert "no file beside it" in t2i("compare", "a.json", "c.json")[1]
+    assert "there is no .safetensors file of the score of each image" in t2i("compare", "a.json", "c.json")[1]
     Samples(samples.prompts + 1, samples.values).write(beside(Path("c.json")))
     assert "not tested, of other captions" in t2i("compare", "a.json", "c.json")[1]
 
@@ -138,9 +138,9 @@ def test_bad_files_are_one_line(t2i: Command, argv: str, says: str) -> None:
 
 
 def score_of(metric: str):
-    from t2i.metrics.score import Protocol, Score
+    from t2i.metrics.score import Score, ScoreProtocol
 
-    return Score(1.0, Protocol(metric, 1, "shapes", "d" * 64, 9, 9, "shapes-2", "", "val", None, None, 16, 0))
+    return Score(1.0, ScoreProtocol(metric, 1, "shapes", "d" * 64, 9, 9, "shapes-2", "", "val", None, None, 16, 0))
 
 
 # ---------------------------------------------------------------- prompts, protocols
@@ -162,7 +162,7 @@ def test_prompts_are_scored_without_real_pictures(t2i: Command, tmp_path: Path) 
     assert protocol.n_fake == len(prompts) and protocol.n_real is None and protocol.data == "prompts:p.tsv"
     assert set(found[0]["clip-aligned"].bounds) == {"shuffled"}
     status, _, err = t2i("score", run, "--prompts", "p.txt", "-n", 120)
-    assert status == 0 and "fid-shapes is left out: there are no real pictures" in err
+    assert status == 0 and "fid-shapes is left out: there are no real images" in err
     assert (run / "scores-prompts-p.txt-120.json").is_file()
 
 
@@ -200,7 +200,7 @@ def test_protocols_name_what_there_is() -> None:
 
 def test_coco_30k_is_val2014(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "captions_val2014.json").write_text("{}")
+    (tmp_path / "annotations" / "captions_val2014.json").write_text('{"images": [], "annotations": []}')
     given = {"data": str(tmp_path), "inception": Path("i"), "clip": Path("c"), "split": None, "n": 30_000}
     found = settle("coco-30k", given)
     assert (

@@ -17,7 +17,7 @@ from t2i.data.phash import looks, near_duplicates, perceptual_hashes
 from t2i.errors import InputError
 from t2i.images import ImageArray
 from t2i.metrics.score import read_scores
-from t2i.scoring.images.collection import Pictures, dataset_pictures
+from t2i.scoring.images.collection import Images, dataset_images
 from t2i.scoring.leaks import Found, find, refuse_leaks
 from t2i.training.trained_on import (
     RECORD,
@@ -87,8 +87,8 @@ def record(photos: Path) -> Record:
     return note(train, train.fingerprint())
 
 
-def held_out(photos: Path, split: str) -> Pictures:
-    return dataset_pictures(str(photos), split, None, View(SIDE))
+def held_out(photos: Path, split: str) -> Images:
+    return dataset_images(str(photos), split, None, View(SIDE))
 
 
 def test_captions_are_the_same_whatever_their_case_spaces_and_ends() -> None:
@@ -147,7 +147,7 @@ def test_copies_are_found_exactly_or_by_their_looks_and_others_are_not(photos: P
     clean = find(record, val.captions or [], val)
     assert clean == Found([], [], [], False) and not clean.leaks
     test = find(record, [], held_out(photos, "test"))
-    assert test.pictures == [f"test/test{k:03}.png" for k in (0, 3, 6, 9)]  # lossless copies
+    assert test.images == [f"test/test{k:03}.png" for k in (0, 3, 6, 9)]  # lossless copies
     assert test.alike == [f"test/test{k:03}.png" for k in (1, 2, 4, 5, 7, 8)] and test.leaks
 
 
@@ -156,7 +156,7 @@ def test_a_caption_of_the_training_is_a_leak(photos: Path, record: Record) -> No
     words = list(val.captions or [])
     words[4] = "the TRAIN photo,  number 17"
     found = find(record, words, val)
-    assert found.captions == [words[4]] and not found.by_chance and found.leaks and not found.pictures
+    assert found.captions == [words[4]] and not found.by_chance and found.leaks and not found.images
 
 
 def test_captions_that_pictures_share_anyway_are_no_leak(photos: Path, record: Record, tmp_path: Path) -> None:
@@ -182,11 +182,11 @@ def test_drawn_scenes_are_known_by_their_ids_and_not_drawn() -> None:
         raise AssertionError("drawn")
 
     for split in ("val", "heldout"):
-        other = replace(dataset_pictures("shapes-2", split, 300, View(SIDE)), chunks=never)
+        other = replace(dataset_images("shapes-2", split, 300, View(SIDE)), chunks=never)
         assert find(record, other.captions or [], other) == Found([], [], [], False)
-    same = replace(dataset_pictures("shapes-2", "train", 400, View(SIDE, limit=400)), chunks=never)
+    same = replace(dataset_images("shapes-2", "train", 400, View(SIDE, limit=400)), chunks=never)
     found = find(record, same.captions or [], same)
-    assert found.pictures == train.ids and len(found.captions) == 400 and found.leaks
+    assert found.images == train.ids and len(found.captions) == 400 and found.leaks
 
 
 # ---------------------------------------------------------------- the record of a run
@@ -241,17 +241,17 @@ def test_a_leak_is_refused_by_number_and_name_unless_it_is_allowed(
     write_record(tmp_path / RECORD, record)
     val, test = held_out(photos, "val"), held_out(photos, "test")
     assert refuse_leaks(tmp_path, val, val, False) is None
-    with pytest.warns(UserWarning, match="6 of 30 pictures look like training pictures: 'test/test001.png'"):
+    with pytest.warns(UserWarning, match="6 of 30 images resemble training images: 'test/test001.png'"):
         with pytest.raises(
-            InputError, match=r"trained on 4 of 30 pictures \('test/test000.png', .*, and 1 more\)"
+            InputError, match=r"trained on 4 of 30 images \('test/test000.png', .*, and 1 more\)"
         ) as told:
             refuse_leaks(tmp_path, test, test, False)
     assert "--allow-leak" in str(told.value) and "\n" not in str(told.value)
     with pytest.warns(UserWarning, match="these scores are marked"):
         marked = refuse_leaks(tmp_path, test, test, True)
-    assert marked == "trained on 4 of 30 pictures"
+    assert marked == "trained on 4 of 30 images"
     (tmp_path / RECORD).unlink()
-    with pytest.warns(UserWarning, match="does not tell what it was trained on"):
+    with pytest.warns(UserWarning, match="has no record of its training data"):
         assert refuse_leaks(tmp_path, test, test, False) is None
 
 
@@ -263,7 +263,7 @@ def test_the_command_refuses_and_marks(photos: Path, tmp_path: Path, capsys: pyt
     words = ["eval", "score", str(run), "-n", "40", "--metrics", "kid-shapes", "--split", "train", "--out", str(out)]
     assert app.main(words) == 2
     said = capsys.readouterr().err
-    assert "was trained on 40 of 40 pictures ('train/train0" in said and not out.exists()
+    assert "was trained on 40 of 40 images ('train/train0" in said and not out.exists()
     assert app.main([*words, "--allow-leak"]) == 0
     (score,) = read_scores(out)
-    assert score.protocol.leak == "trained on 40 of 40 pictures and 40 of 40 captions"
+    assert score.protocol.leak == "trained on 40 of 40 images and 40 of 40 captions"

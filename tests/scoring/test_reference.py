@@ -27,11 +27,13 @@ from t2i.errors import InputError
 from t2i.extractors import aligned as scorer_module
 from t2i.metrics import Features
 from t2i.metrics.score import differences, read_scores
-from t2i.scoring.images.collection import ahead
-from t2i.scoring.images.extraction import Eye, look
-from t2i.scoring.images.sources import open_pictures
-from t2i.scoring.images.store import FeatureFile, Rows
-from t2i.scoring.runs import score_pictures, silent
+from t2i.metrics.statistics import GaussianStats
+from t2i.scoring.images.collection import ahead, silent
+from t2i.scoring.images.extraction import Pass, extract
+from t2i.scoring.images.sources import open_images
+from t2i.scoring.images.store import FeatureFile, FeatureRows
+from t2i.scoring.options import ScoreOptions
+from t2i.scoring.runs import score_images
 
 Command = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.filterwarnings(
@@ -81,7 +83,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes, **fields: object) -> None:
 
 def test_a_folder_a_tar_and_an_npz_are_the_same_pictures(real: Path) -> None:
     folder, tar, npz, packed = (
-        open_pictures(str(place), 15)
+        open_images(str(place), 15)
         for place in (real, real.with_suffix(".tar"), real.with_suffix(".npz"), real.with_name("packed.npz"))
     )
     assert folder.captions == tar.captions and npz.captions is None and len(folder) == len(npz) == 15
@@ -90,7 +92,7 @@ def test_a_folder_a_tar_and_an_npz_are_the_same_pictures(real: Path) -> None:
         all_of = [[picture for chunk in one.chunks(rows) for picture in chunk] for one in (folder, tar, npz, packed)]
         assert all(len(some) == len(rows) and np.array_equal(some, all_of[0]) for some in all_of)
     assert len({one.key() for one in (folder, tar, npz, packed)}) == 4
-    assert open_pictures(str(real), 14).key() != folder.key() == open_pictures(str(real), 15).key()
+    assert open_images(str(real), 14).key() != folder.key() == open_images(str(real), 15).key()
 
 
 def test_every_way_to_the_same_real_pictures_gives_the_same_scores(t2i: Command, real: Path) -> None:
@@ -166,7 +168,7 @@ def test_a_reference_of_another_extractor_says_so(t2i: Command, tmp_path: Path, 
     assert f"align-{digest[:8]} (weights {digest[:8]})" in err and len(err.splitlines()) == 1
     legacy = ("--inception", "i.safetensors", "--resize", "legacy", "--metrics", "fid-inception-*")
     status, _, err = t2i(*score, "r.safetensors", *legacy)
-    assert status == 2 and "metric 'fid-inception-*' is unknown here" in err
+    assert status == 2 and "the images of r.safetensors were resized otherwise: clean, here legacy" in err
     status, _, err = t2i(*score, "r.safetensors", *legacy[:4])
     assert status == 0 and "were resized otherwise: clean, here legacy" in err
     # mu and sigma of nobody knows what: taken for the Inception's where they have as many features
@@ -202,11 +204,10 @@ class Counting:
 
 
 def test_moments_are_those_of_the_features(real: Path) -> None:
-    pictures, eye = open_pictures(str(real)), Counting()
-    whole = look(pictures, "real", [Eye(eye)], False, silent).features[eye.digest()]
-    seen = look(pictures, "real", [Eye(eye, whole=False)], False, silent)
-    stats = seen.moments[eye.digest()]
-    assert not seen.features and stats.count == 40
+    pictures, eye = open_images(str(real)), Counting()
+    whole = extract(pictures, "real", [eye], Pass()).features[eye.digest()]
+    stats = extract(pictures, "real", [eye], Pass(), condensed=[eye.digest()]).features[eye.digest()]
+    assert isinstance(stats, GaussianStats) and stats.count == 40
     np.testing.assert_allclose(stats.mean, whole.mean(axis=0, dtype=np.float64), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(stats.covariance, np.cov(whole.astype(np.float64).T), rtol=1e-7, atol=1e-12)
 
@@ -240,31 +241,31 @@ def test_features_are_kept_and_read_again(t2i: Command, real: Path, tmp_path: Pa
 
 def test_a_pass_that_was_killed_goes_on(real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("t2i.scoring.images.sources.CHUNK", 8)
-    pictures, eye = open_pictures(str(real)), Counting()
-    whole = look(pictures, "real", [Eye(eye)], False, silent).features[eye.digest()]
+    pictures, eye = open_images(str(real)), Counting()
+    whole = extract(pictures, "real", [eye], Pass()).features[eye.digest()]
 
     def kill(what: str, done: int, total: int) -> None:
         if done >= 24:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        look(pictures, "real", [Eye(eye)], False, kill, store=FeatureFile(tmp_path / "f.safetensors"))
+        extract(pictures, "real", [eye], Pass(kill, store=FeatureFile(tmp_path / "f.safetensors")))
     assert not (tmp_path / "f.safetensors").exists()
     eye.seen = 0
     store = FeatureFile(tmp_path / "f.safetensors")
-    found = look(pictures, "real", [Eye(eye)], False, silent, store=store, show=True)
+    found = extract(pictures, "real", [eye], Pass(store=store), show=True)
     assert eye.seen == 16 and np.array_equal(found.features[eye.digest()], whole)
     assert len(found.first) == 24 and store.read == []
     assert [path.name for path in tmp_path.iterdir()] == ["f.safetensors"]
     eye.seen = 0
-    again = look(pictures, "real", [Eye(eye)], False, silent, store=FeatureFile(tmp_path / "f.safetensors"))
+    again = extract(pictures, "real", [eye], Pass(store=FeatureFile(tmp_path / "f.safetensors")))
     assert eye.seen == 0 and np.array_equal(again.features[eye.digest()], whole)
 
 
 def test_rows_in_a_file_are_rows_in_memory(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
     with open(tmp_path / "x", "a+b", buffering=0) as file:
-        rows = Rows(7, 3, file)
+        rows = FeatureRows(7, 3, file)
         for part in np.split(x, [2, 5]):
             rows.add(part)
         assert np.array_equal(rows.whole(), x)
@@ -274,7 +275,7 @@ def test_rows_in_a_file_are_rows_in_memory(tmp_path: Path) -> None:
     with open(tmp_path / "x", "ab") as file:
         file.truncate(3 * 12 + 5)  # killed in the middle of a row
     with open(tmp_path / "x", "a+b", buffering=0) as file:
-        rows = Rows(7, 3, file)
+        rows = FeatureRows(7, 3, file)
         assert rows.done == 3
         rows.keep(3)
         rows.add(x[3:])
@@ -337,15 +338,17 @@ def test_half_a_launch_is_one_line(t2i: Command, real: Path, monkeypatch: pytest
 def test_two_processes_add_up_moments(real: Path, tmp_path: Path) -> None:
     def see() -> None:
         with launched_ranks() as ranks:
-            seen = look(open_pictures(str(real), 33), "real", [Eye(Counting(), whole=False)], False, silent, ranks)
-            stats = seen.moments[Counting().digest()]
+            eye = Counting()
+            seen = extract(open_images(str(real), 33), "real", [eye], Pass(silent, ranks), condensed=[eye.digest()])
+            stats = seen.features[eye.digest()]
             np.savez(
                 tmp_path / f"{int(ranks.is_main)}.npz", mean=stats.mean, covariance=stats.covariance, n=stats.count
             )
 
     in_two_processes(see, tmp_path)
-    one = look(open_pictures(str(real), 33), "real", [Eye(Counting(), whole=False)], False, silent)
-    alone = one.moments[Counting().digest()]
+    digest = Counting().digest()
+    one = extract(open_images(str(real), 33), "real", [Counting()], Pass(), condensed=[digest])
+    alone = one.features[digest]
     for rank in range(2):
         with np.load(tmp_path / f"{rank}.npz") as found:
             assert found["n"] == alone.count == 33
@@ -461,14 +464,14 @@ def test_captions_over_the_limit_are_counted(t2i: Command, real: Path, tmp_path:
         ("score REAL --against bad.npz", "are no mean and covariance"),
         ("score REAL --against features.safetensors", "does not hold reference statistics"),
         ("score REAL --against none.safetensors", "none.safetensors"),
-        ("score REAL --data shapes-2 --split val", "of 40 captions are of no picture in split val of shapes-2"),
+        ("score REAL --data shapes-2 --split val", "of 40 captions are of no image in split val of shapes-2"),
         ("score REAL.npz --data shapes-2", "by which those of shapes-2 would be found"),
-        ("score REAL --prompts p.txt", "--prompts p.txt does nothing of pictures in"),
-        ("score REAL --guidance 2 --against REAL", "--guidance 2.0 does nothing of pictures in"),
+        ("score REAL --prompts p.txt", "--prompts p.txt does nothing of images in"),
+        ("score REAL --guidance 2 --against REAL", "--guidance 2.0 does nothing of images in"),
         ("score RUN --prompts none.txt", "none.txt"),
         ("score RUN --prompts blank.txt", "holds no prompt"),
         ("score RUN --prompts p.txt -n 4", "ask for at most 3"),
-        ("score RUN --prompts p.txt --metrics fid-shapes", "there are no real pictures"),
+        ("score RUN --prompts p.txt --metrics fid-shapes", "there are no real images"),
         ("score RUN --prompts p.txt --data shapes-2", "--data shapes-2 does nothing with --prompts"),
         ("score RUN --save-features nowhere/f.safetensors", "there is no folder nowhere"),
         ("score RUN --protocol coco", "protocol 'coco' is unknown; choose from: coco-30k, "),
@@ -516,11 +519,5 @@ def test_pictures_of_several_sizes_are_told(real: Path, tmp_path: Path, embedded
     mixed = Path(shutil.copytree(real, tmp_path / "mixed"))
     Image.open(mixed / "00000.png").resize((48, 40)).save(mixed / "00000.png")
     with pytest.warns(UserWarning, match="generated of 2 sizes, 32x32 to 48x40"):
-        found = score_pictures(str(mixed), str(real), options=options("kid-shapes"))
+        found = score_images(ScoreOptions(target=str(mixed), against=str(real), metrics=("kid-shapes",)))
     assert found[0].protocol.sizes == "generated of 2 sizes, 32x32 to 48x40"
-
-
-def options(*metrics: str):
-    from t2i.scoring.runs import Options
-
-    return Options(metrics)

@@ -27,9 +27,10 @@ from t2i.metrics.faithfulness import ASPECTS
 from t2i.metrics.score import read_scores
 from t2i.pipeline import TextToImagePipeline
 from t2i.scoring.computation import unseen
-from t2i.scoring.images.extraction import Eye, look
-from t2i.scoring.images.sources import folder_pictures
-from t2i.scoring.runs import Options, score_pictures, score_run, silent
+from t2i.scoring.images.extraction import Pass, extract
+from t2i.scoring.images.sources import folder_images
+from t2i.scoring.options import ScoreOptions
+from t2i.scoring.runs import score_images, score_run
 
 Command = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.filterwarnings("ignore:FID of .* is biased upward")
@@ -67,7 +68,7 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 
 
 def test_right_pictures_score_1_and_shuffled_captions_nothing(real: Path, embedded: str) -> None:
-    found = values(score_pictures(str(real), str(real)))
+    found = values(score_images(ScoreOptions(target=str(real), against=str(real))))
     strict = found["faithfulness-strict"]
     assert strict.value == strict.bounds["real"] == 1.0
     assert strict.bounds["shuffled"] <= 0.02
@@ -88,12 +89,12 @@ def test_right_pictures_score_1_and_shuffled_captions_nothing(real: Path, embedd
 
 
 def test_the_real_score_is_that_of_the_same_captions(real: Path, tmp_path: Path, embedded: str) -> None:
-    some = values(score_pictures(str(real), str(real), 60))
+    some = values(score_images(ScoreOptions(target=str(real), against=str(real), n=60)))
     assert some["faithfulness-strict"].bounds["real"] == 1.0 and some["fid-shapes"].protocol.n_real == 120
     other = tmp_path / "other"
     export(open_dataset("shapes-2", "val", View(32, limit=60)), other)
     with pytest.warns(UserWarning, match="no real-image scores: not all captions"):
-        alone = values(score_pictures(str(other), str(real)))
+        alone = values(score_images(ScoreOptions(target=str(other), against=str(real))))
     assert set(alone["faithfulness-strict"].bounds) == set(alone["clip-aligned"].bounds) == {"shuffled"}
     assert alone["faithfulness-strict"].value == 1.0 and alone["faithfulness-strict"].protocol.n_real is None
 
@@ -103,7 +104,7 @@ def test_wrong_pictures_are_told_from_right_ones(real: Path, tmp_path: Path, emb
     for path in sorted(wrong.glob("*.png"))[:60]:
         red_to_blue = np.asarray(Image.open(path))[:, :, ::-1]
         Image.fromarray(np.ascontiguousarray(red_to_blue)).save(path)
-    found = values(score_pictures(str(wrong), str(real)))
+    found = values(score_images(ScoreOptions(target=str(wrong), against=str(real))))
     assert found["faithfulness-shape"].value == 1.0
     assert 0.5 <= found["faithfulness-colour"].value < 0.75
     assert found["faithfulness-strict"].bounds["real"] == 1.0
@@ -133,11 +134,11 @@ def test_pictures_without_captions_of_any_size_have_a_fid(command: Command, tmp_
     status, out, err = command("ours", "--against", "theirs")
     assert status == 0
     assert [line.split("@")[0] for line in out.splitlines()[1:3]] == ["fid-shapes", "kid-shapes"]
-    assert "faithfulness is left out: not all pictures in folder:ours have captions" in err
+    assert "faithfulness is left out: none of 20 images in folder:ours have captions" in err
     assert "drawn shapes" in err and "--out" in out
     status, _, err = command("ours", "--against", "theirs", "--metrics", "clip-aligned")
     assert status == 2 and err == (
-        "error: metric clip-aligned is not to be had: not all pictures in folder:ours have captions; "
+        "error: metric clip-aligned is not available here: none of 20 images in folder:ours have captions; "
         "choose from: fid-shapes, kid-shapes\n"
     )
 
@@ -147,11 +148,11 @@ def test_features_of_a_folder_stay_in_the_order_of_its_pictures(real: Path, tmp_
     mixed = Path(shutil.copytree(real, tmp_path / "mixed"))
     for path in sorted(mixed.glob("*.png"))[::3]:
         Image.open(path).resize((64, 64), Image.Resampling.NEAREST).save(path)
-    found = values(score_pictures(str(mixed), str(real)))
+    found = values(score_images(ScoreOptions(target=str(mixed), against=str(real))))
     assert found["faithfulness-strict"].value > 0.98
     assert found["faithfulness-strict"].protocol.resolution is None
     scorer = open_image_text(None)
-    seen = look(folder_pictures(str(mixed), 20), "mixed", [Eye(scorer)], oracle=False, tick=silent)
+    seen = extract(folder_images(str(mixed), 20), "mixed", [scorer], Pass())
     paths = [sorted(mixed.glob("*.png"))[row] for row in sorted(seeding.permutation(0, 0, 120)[:20])]
     alone = [scorer.features(np.asarray(Image.open(path))[None])[0] for path in paths]
     assert np.array_equal(seen.features[scorer.digest()], np.stack(alone))
@@ -194,8 +195,9 @@ def test_a_run_is_scored_with_its_protocol(command: Command, trained: Path, embe
 
 def test_scores_follow_seed_truncation_and_nothing_else(trained: Path, embedded: str) -> None:
     def scored(**changes: Any) -> dict[str, float]:
-        options = Options(metrics=("kid-shapes", "diversity-pixels"), **changes)
-        return {score.name: score.value for score in score_run(trained, "shapes-2", "val", 30, options)}
+        asked = {"data": "shapes-2", "n": 30, "metrics": ("kid-shapes", "diversity-pixels")}
+        options = ScoreOptions(target=str(trained), **asked, **changes)
+        return {score.name: score.value for score in score_run(options)}
 
     first = scored()
     assert scored() == first
@@ -205,10 +207,10 @@ def test_scores_follow_seed_truncation_and_nothing_else(trained: Path, embedded:
 
 
 def test_a_saved_pipeline_scores_as_its_run(trained: Path, embedded: str, tmp_path: Path) -> None:
-    options = Options(metrics=("fid-shapes", "faithfulness"), force=True)
+    asked: dict[str, Any] = {"n": 12, "metrics": ("fid-shapes", "faithfulness"), "force": True}
     TextToImagePipeline.from_pretrained(trained).save_pretrained(tmp_path / "saved", prompts=[])
-    found = score_run(tmp_path / "saved", None, "val", 12, options)
-    assert found == score_run(trained, None, "val", 12, options)
+    found = score_run(ScoreOptions(target=str(tmp_path / "saved"), **asked))
+    assert found == score_run(ScoreOptions(target=str(trained), **asked))
     assert {score.protocol.n_fake for score in found} == {12}
 
 
@@ -216,7 +218,7 @@ def test_real_pictures_come_first_and_a_sheet_of_generated_ones_last(trained: Pa
     told: list[tuple[str, int]] = []
     shown: list[tuple[Any, Any]] = []
     score_run(
-        trained, None, "val", 30, Options(metrics=("faithfulness",)),
+        ScoreOptions(target=str(trained), n=30, metrics=("faithfulness",)),
         tick=lambda what, done, total: told.append((what, done)),
         show=lambda pictures, captions: shown.append((pictures, captions)),
     )  # fmt: skip
@@ -264,9 +266,7 @@ def test_captions_outside_the_grammar_leave_faithfulness_out(command: Command, r
     run = save_run(tmp_path / "run", {"data": {"address": str(photos), "resolution": SIDE, "split_seed": 5}})
     status, out, err = command(run, "--split", "train", "-n", "30")
     assert status == 0 and "faithfulness-" not in out
-    assert (
-        "warning: faithfulness is left out: the oracle reads drawn shapes, and no caption of these is 'a photo" in err
-    )
+    assert "warning: faithfulness is left out: the oracle reads drawn shapes, and caption 'a photo of" in err
     assert "warning: these are the captions that the run was trained on" in err
     # The run's own draw of the split: with another one its training pictures would be scored.
     found = values(read_scores(run / "scores-photos-train-30.json"))
@@ -326,11 +326,11 @@ def test_the_name_fid_is_for_the_inception_of_2015(command: Command, real: Path,
         ("empty", "empty"),
         ("RUN --data nowhere", "data 'nowhere' not found"),
         ("RUN --split vall", "no split 'vall'"),
-        ("RUN -n 15", "give at least 16 on each side"),
-        ("RUN -n 1", "score at least 2"),
+        ("RUN -n 15 --metrics fid-shapes", "give at least 16 on each side"),
+        ("RUN -n 1", "gave 1 image; a score needs at least 2"),
         ("RUN --data REAL --split val -n 100000", "ask for at most"),
         ("RUN --metrics fid-shape", "did you mean fid-shapes?"),
-        ("RUN --metrics fid-clip", "it needs --clip"),
+        ("RUN --metrics fid-clip", "needs a CLIP folder; name it with --clip DIR"),
         ("RUN --metrics ,", "no metric is named"),
         ("RUN --guidance -1", "guidance must be a number from 0 on"),
         ("RUN --inception notes.txt", "notes.txt"),
@@ -340,7 +340,7 @@ def test_the_name_fid_is_for_the_inception_of_2015(command: Command, real: Path,
         ("RUN --scorer damaged", "damaged"),
         ("RUN --out nowhere/o.json", "there is no folder nowhere"),
         ("RUN --out empty", "is a folder"),
-        ("empty --against REAL", "no pictures"),
+        ("empty --against REAL", "no images"),
         ("REAL --against empty", "no images"),
         ("REAL --against nowhere", "'nowhere' not found"),
         ("REAL --against REAL -n 121", "ask for at most 120"),

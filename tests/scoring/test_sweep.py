@@ -3,21 +3,22 @@
 import json
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from builders.tiny_prior_run import make_prior_run
 from builders.tiny_run import make_run
 from t2i.cli import app
 from t2i.errors import InputError
-from t2i.metrics.score import Protocol, Score
+from t2i.metrics.score import Score, ScoreProtocol
 from t2i.pipeline import TextToImagePipeline
-from t2i.report.sweep_chart import chart, lines_of
-from t2i.scoring.runs import Options, score_run
+from t2i.report.sweep import lines_of, sweep_chart
+from t2i.scoring.options import ScoreOptions
+from t2i.scoring.runs import score_run
 from t2i.scoring.sweep import Point, best, combinations, defaults_of, on_the_front
 
+SVG = "{http://www.w3.org/2000/svg}"
 pytestmark = pytest.mark.filterwarnings("ignore:FID of .* is biased upward")
 
 
@@ -44,8 +45,8 @@ def point(fid: float, faithful: float, interval: tuple[float, float] | None = No
         "metric_version": 1, "n_real": 9, "n_fake": 9, "data": "shapes-1", "data_digest": "", "split": "val",
         "captions": None, "resize": None, "resolution": 16, "seed": 0,
     }  # fmt: skip
-    frechet = Protocol(metric="fid", extractor="shapes", extractor_digest="d", **common)
-    oracle = Protocol(metric="faithfulness-strict", extractor=None, extractor_digest=None, **common)
+    frechet = ScoreProtocol(metric="fid", extractor="shapes", extractor_digest="d", **common)
+    oracle = ScoreProtocol(metric="faithfulness-strict", extractor=None, extractor_digest=None, **common)
     return Point(knobs or {"guidance": fid}, [Score(fid, frechet), Score(faithful, oracle, interval)])
 
 
@@ -77,10 +78,16 @@ def test_combinations():
 def test_the_picture_shows_a_line_for_each_temperature():
     points = [point(1 + g + t, g / 4, guidance=g, temperature=t) for g in (1.0, 2.0) for t in (0.7, 1.0)]
     assert lines_of(points) == ("guidance", {"temperature 0.7": [0, 2], "temperature 1": [1, 3]})
-    shown = np.asarray(chart(points, "a title"))
-    for color in ((0, 100, 176), (196, 78, 0)):
-        assert (shown == color).all(axis=2).sum() > 50
-    chart([point(1.0, 0.0)], "one setting")  # axes of no extent
+    drawn = ElementTree.fromstring(sweep_chart(points, "a <title> & more"))
+    curves = [one.get("d", "") for one in drawn.iter(f"{SVG}path") if str(one.get("class")).startswith("line c")]
+    ends = [tuple(map(float, end.split())) for end in curves[0].removeprefix("M").split("L")]
+    assert len(curves) == 4 and len(ends) == 2, "two lines, and each again in the legend"
+    assert ends[1][0] > ends[0][0] and ends[1][1] < ends[0][1], "farther from the real images, and more faithful"
+    words = ["".join(one.itertext()) for one in drawn.iter(f"{SVG}text")]
+    assert words[0] == "a <title> & more" and {"temperature 0.7", "temperature 1", "numbers: guidance"} <= set(words)
+    (circle,) = [one for one in drawn.iter(f"{SVG}circle") if one.get("class") == "chosen"]
+    assert (circle.get("cx"), circle.get("cy")) == tuple(f"{x:.1f}" for x in ends[1])
+    ElementTree.fromstring(sweep_chart([point(1.0, 0.0)], "one setting"))  # axes of no extent
 
 
 def test_a_prior_is_swept(t2i, runs):
@@ -97,11 +104,11 @@ def test_a_prior_is_swept(t2i, runs):
     protocols = [score["protocol"] for one in found["settings"] for score in one["scores"]]
     assert {p["guidance"] for p in protocols} == {1.0, 3.0} and {p["temperature"] for p in protocols} == {0.5, 1.0}
     assert {json.loads(p["sampling"])["steps"] for p in protocols} == {4}
-    assert Image.open(run / "sweep-shapes-1-val-8.png").size == (900, 560)
+    assert ElementTree.parse(run / "sweep-shapes-1-val-8.svg").getroot().get("viewBox") == "0 0 900 560"
     assert str(run / "sampling.json") in out[6] and not (run / "sampling.json").exists()
     # each as `t2i eval score` would have it
-    options = Options(guidance=3.0, settings={"temperature": 0.5, "steps": 4}, force=True)
-    alone = {score.name: score.value for score in score_run(run, None, "val", 8, options)}
+    options = ScoreOptions(target=str(run), n=8, guidance=3.0, temperature=0.5, steps=4, force=True)
+    alone = {score.name: score.value for score in score_run(options)}
     assert {score["name"]: score["value"] for score in found["settings"][2]["scores"]} == alone
 
 
@@ -114,7 +121,7 @@ def test_a_gan_is_swept_and_keeps_the_best(t2i, runs):
     chosen = json.loads(Path("a.json").read_text())["best"]
     pipe = TextToImagePipeline.from_pretrained(run)
     assert (pipe.guidance_scale, pipe.truncation) == (2.0, chosen["truncation"])
-    assert Path("a.png").exists()
+    assert Path("a.svg").exists()
 
 
 @pytest.mark.parametrize(

@@ -344,7 +344,7 @@ def wait_for_step(directory: Path, step: int) -> None:
 ENDLESS = {"max_train_steps": 1_000_000, "checkpointing_steps": 1_000_000, "log_steps": 1}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_within_a_step_and_the_run_goes_on(tmp_path, number):
     pid = fork(lambda: train(tmp_path, config(**ENDLESS), lambda run: time.sleep(0.15)))
     wait_for_step(tmp_path, 2)
@@ -354,6 +354,8 @@ def test_a_signal_saves_within_a_step_and_the_run_goes_on(tmp_path, number):
     os.kill(pid, number)  # a launcher passes on what the terminal sent to all: one and the same stop
     assert wait(pid) == RESUME_ME
     (step,) = saved_steps(tmp_path)
+    stopped = (tmp_path / "STOPPED").read_text()
+    assert stopped == f"signal {number.name} at step {step}; checkpoint of step {step}; the same command resumes\n"
     assert before <= step <= before + 3
     first: list[int] = []
 

@@ -46,7 +46,7 @@ def test_the_card_says_how_they_were_made_and_what_they_score(name: str):
 def test_a_prompt_alone_draws_with_the_default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert app.main(["sample", PROMPT, "--out", "alone"]) == 0
-    assert "drawing with prior" in capsys.readouterr().err
+    assert "sampling from prior" in capsys.readouterr().err
     assert app.main(["sample", "--model", DEFAULT, PROMPT, "--out", "named"]) == 0
     assert app.main(["sample", DEFAULT, PROMPT, "--out", "run"]) == 0
     first, *others = [
@@ -58,7 +58,7 @@ def test_a_prompt_alone_draws_with_the_default_model(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["circle"], "'circle' is no run; if it is a prompt, say which model is to draw it: --model cgan or prior"),
+        (["circle"], "'circle' is no run; if it is a prompt, say which model is to sample it: --model cgan or prior"),
         (["--model", "dalle", PROMPT], "--model dalle does not ship with t2i; give cgan or prior"),
         (["./my runs", PROMPT], "my runs does not exist"),
         ([], "no prompt"),

@@ -1,83 +1,93 @@
-"""Pictures that are scored, whoever made them: a data set's, a file's or a generator's, in a fixed order, chunk by chunk."""
+"""Images to score, from a data set, a file or a generator: in a fixed order, chunk by chunk."""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from t2i import images, seeding
 from t2i.data import Dataset, View, open_dataset
 from t2i.data.captions import clean_caption
-from t2i.data.shapes.oracle import Reading
 from t2i.errors import InputError
 from t2i.images import ImageArray
-from t2i.metrics import Features
-from t2i.metrics.statistics import GaussianStats
 from t2i.sampling.prompts import read_prompts
 
 SHOWN = 24
-CHUNK, CHUNK_BYTES = 256, 2**26  # pictures held at once: the first limit that is met
+CHUNK, CHUNK_BYTES = 256, 2**26  # images held at once: the first limit that is met
 DEFAULT_N = 1000
+ALL = 2**62  # `at_most`, where all images are asked
 
 Tick = Callable[[str, int, int], None]  # what is going on, done, of how many
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """A collection in a fixed order."""
+def silent(what: str, done: int, total: int) -> None:
+    """Shows no progress."""
 
-    name: str  # its address
-    split: str | None  # of a data set
+
+@dataclass(frozen=True)
+class Images:
+    """A collection in a fixed order.
+
+    Attributes:
+        name: its address.
+        split: of a data set.
+        captions: one an image; None: not all have one.
+        digest: of ids, contents or what they follow from, and captions.
+        resolution: pixels a side; None: they differ, or are not square.
+        chunks: the images at these positions, in their order.
+        chosen: the encoder that chose them and among how many candidates: `t2i sample --best-of`.
+        sizes: in words, where they differ.
+        formats: of their files, e.g. `JPEG`; None: not known.
+        skipped: broken ones, which are left out.
+        captioned: how many have a caption, where not all have one.
+        total: how many images there were to choose from.
+    """
+
+    name: str
+    split: str | None
     ids: Sequence[str]
-    captions: list[str] | None  # one a picture
-    digest: str  # of ids, contents or what they follow from, and captions
-    resolution: int | None  # pixels a side; None: they differ, or are not square
-    chunks: Callable[[Sequence[int]], Iterator[list[ImageArray]]]  # those at these positions, in their order
-    chosen: dict[str, Any] | None = None  # which encoder chose them among how many candidates: `t2i sample --best-of`
-    sizes: str | None = None  # where they differ: of how many sizes they are
-    skipped: int = 0  # broken ones among them, which are left out
+    captions: list[str] | None
+    digest: str
+    resolution: int | None
+    chunks: Callable[[Sequence[int]], Iterator[list[ImageArray]]]
+    chosen: dict[str, Any] | None = None
+    sizes: str | None = None
+    formats: str | None = None
+    skipped: int = 0
+    captioned: int = 0
+    total: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def key(self) -> str:
-        """sha256 of what decides which pictures these are, and their order."""
+        """sha256 of what decides which images these are, and their order."""
         return hashlib.sha256(json.dumps([self.digest, list(self.ids)]).encode()).hexdigest()
 
 
-@dataclass
-class Seen:
-    """What was seen of N pictures, or was known of them before."""
-
-    features: dict[str, Features] = field(default_factory=dict)  # extractor's digest -> [N, D]
-    moments: dict[str, GaussianStats] = field(default_factory=dict)  # the same where no more is asked, or is known
-    readings: list[Reading] = field(default_factory=list)  # one a picture, where the oracle was asked
-    first: list[ImageArray] = field(default_factory=list)  # the first `SHOWN`
-
-
-def dataset_pictures(address: str, split: str, n: int | None, view: View) -> Pictures:
-    """N pictures of a data set with the first caption of each; which ones, depends on N alone.
+def dataset_images(address: str, split: str, n: int | None, view: View, at_most: int = DEFAULT_N) -> Images:
+    """N images of a data set with the first caption of each; N alone decides which ones.
 
     Args:
-        n: None: 1,000, or all where there are fewer.
+        n: None: `at_most`, or all where there are fewer.
 
     Raises:
         InputError: no such data, or fewer than n.
     """
     dataset = open_dataset(address, split, view)
-    if n is not None and n > len(dataset):  # drawn data has as many as one asks for
+    if n is not None and n > len(dataset):  # rendered data has as many as one asks for
         dataset = open_dataset(address, split, View(view.resolution, view.fit, n, view.seed))
-    count = min(DEFAULT_N, len(dataset)) if n is None else n
+    count = min(at_most, len(dataset)) if n is None else n
     rows = choose(len(dataset), count, f"split {split} of {address}")
     return _of_rows(dataset, rows, [dataset.captions[row][0] for row in rows])
 
 
-def dataset_partners(address: str, split: str, captions: Sequence[str], view: View) -> Pictures:
-    """The pictures of a data set that these captions are of, each once, with that caption.
+def dataset_partners(address: str, split: str, captions: Sequence[str], view: View) -> Images:
+    """The images of a data set that these captions are of, each once, with that caption.
 
     Raises:
         InputError: no such data, or a caption that none of its pictures has.
@@ -89,15 +99,15 @@ def dataset_partners(address: str, split: str, captions: Sequence[str], view: Vi
             row_of.setdefault(clean_caption(caption), row)
     if missing := [caption for caption in captions if caption not in row_of]:
         raise InputError(
-            f"{len(missing):,} of {len(captions):,} captions are of no picture in split {split} of {address}, as "
-            f"{missing[0][:80]!r}; name the split that they are of, or compare with pictures by --against"
+            f"{len(missing):,} of {len(captions):,} captions are of no image in split {split} of {address}, as "
+            f"{missing[0][:80]!r}; name the split that they are of, or compare with images by --against"
         )
     own = {row_of[caption]: caption for caption in reversed(captions)}
     rows = sorted(own)
     return _of_rows(dataset, rows, [own[row] for row in rows])
 
 
-def _of_rows(dataset: Dataset, rows: Sequence[int], captions: list[str]) -> Pictures:
+def _of_rows(dataset: Dataset, rows: Sequence[int], captions: list[str]) -> Images:
     at_once = max(1, min(CHUNK, CHUNK_BYTES // (3 * dataset.resolution**2)))
 
     def decoded(wanted: Sequence[int]) -> Iterator[list[ImageArray]]:
@@ -107,7 +117,7 @@ def _of_rows(dataset: Dataset, rows: Sequence[int], captions: list[str]) -> Pict
             except images.BrokenImage as error:
                 raise InputError(f"{error}; repair or remove it and score again") from error
 
-    return Pictures(
+    return Images(
         dataset.address,
         dataset.split,
         [dataset.ids[row] for row in rows],
@@ -115,11 +125,12 @@ def _of_rows(dataset: Dataset, rows: Sequence[int], captions: list[str]) -> Pict
         dataset.fingerprint(),
         dataset.resolution,
         lambda wanted: ahead(decoded(wanted)),
+        total=len(dataset),
     )
 
 
-def prompt_pictures(path: Path, n: int | None) -> Pictures:
-    """Prompts of a file that nobody has pictures of; n of them, which ones depends on n alone.
+def prompt_images(path: Path, n: int | None) -> Images:
+    """Prompts of a file, of which there are no images; n of them, chosen by n alone.
 
     Raises:
         InputError: no such file, no prompt in it, or fewer than n.
@@ -130,26 +141,28 @@ def prompt_pictures(path: Path, n: int | None) -> Pictures:
     ids = [str(row) for row in range(len(prompts))]
 
     def none(wanted: Sequence[int]) -> Iterator[list[ImageArray]]:
-        raise RuntimeError(f"{path} holds prompts, and {len(wanted)} pictures of them were asked for")
+        raise RuntimeError(f"{path} holds prompts, and {len(wanted)} images of them were asked for")
 
-    return Pictures(f"prompts:{path}", None, ids, prompts, digest, None, none)
+    return Images(f"prompts:{path}", None, ids, prompts, digest, None, none)
 
 
 def choose(size: int, count: int, where: str) -> list[int]:
-    """Rows in order. Not the first ones: folders are sorted by what they show.
+    """A random choice of rows, in order. The first ones would not do: folders are sorted by what they show.
 
     Raises:
         InputError: more than there are, or fewer than 2.
     """
     if count > size:
-        raise InputError(f"{where} has {size:,} pictures, not {count:,}; ask for at most {size:,} with -n")
+        raise InputError(f"{where} has {size:,} images, not {count:,}; ask for at most {size:,} with -n")
     if count < 2:
-        raise InputError(f"{count} picture of {where} says nothing; score at least 2, better 1,000")
+        raise InputError(
+            f"{where} gave {count} image{'s' if count != 1 else ''}; a score needs at least 2, and 1,000 to mean much"
+        )
     return sorted(seeding.permutation(0, 0, size)[:count].tolist())
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """`items`; a thread makes the next one while the caller is busy with this one."""
+    """Yields `items`; a thread makes the next one while the caller works on this one."""
     nothing: Any = object()
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, nothing)

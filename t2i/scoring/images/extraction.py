@@ -1,11 +1,12 @@
-"""One pass over pictures: every extractor that is asked, the oracle, and the first pictures, by one process or several.
+"""One pass over images: every extractor that is asked, the oracle, and the first images, by one process or several.
 
-Memory does not grow with N where moments are enough; else features lie in memory up to `MEMORY_BYTES`, and on the disk
-beyond. A picture's features do not depend on the batch or the process, so several processes give the values of one.
+Memory does not grow with N where moments are enough; else features are kept in memory up to `MEMORY_BYTES`, and in a file
+beyond. The features of an image do not depend on its batch or its process, so several processes give the values of one.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,166 +17,185 @@ from t2i.extractors import Extractor
 from t2i.images import ImageArray
 from t2i.metrics import Features
 from t2i.metrics.statistics import GaussianStats
-from t2i.scoring.images.collection import SHOWN, Pictures, Seen, Tick
-from t2i.scoring.images.store import FeatureFile, Rows, rows_in_memory
+from t2i.scoring.images.collection import SHOWN, Images, Tick, silent
+from t2i.scoring.images.store import FeatureFile, FeatureRows, rows_in_memory
 
-LEAST_SIDE = 16  # of a picture that the oracle reads
+LEAST_SIDE = 16  # of an image that the oracle reads
 ALONE = Ranks(1, True)
 
 
-class Eye(NamedTuple):
-    """An extractor, and whether the features themselves are asked of it or no more than their moments."""
+@dataclass
+class Evidence:
+    """What is known of N images without the images themselves.
 
-    extractor: Extractor
-    whole: bool = True
+    Attributes:
+        captions, ids: as in `Images`.
+        features: extractor's digest -> [N, D]; or only their moments, where no more is asked or stored.
+        text: extractor's digest -> [N, D] of the captions.
+        readings: one an image, where the oracle was asked.
+        reconstructed: readings of the same images through a run's tokenizer.
+        first: the first `SHOWN` images, where they were asked.
+    """
+
+    captions: list[str] | None = None
+    ids: Sequence[str] = ()
+    features: dict[str, Features | GaussianStats] = field(default_factory=dict)
+    text: dict[str, Features] = field(default_factory=dict)
+    readings: list[Reading] = field(default_factory=list)
+    reconstructed: list[Reading] = field(default_factory=list)
+    first: list[ImageArray] = field(default_factory=list)
 
 
-def look(
-    pictures: Pictures,
+class Pass(NamedTuple):
+    """How passes over images run: what hears of their progress, which processes share them, what keeps features."""
+
+    tick: Tick = silent
+    ranks: Ranks = ALONE
+    store: FeatureFile | None = None  # features that it has are not made again, and those that are made are put into it
+
+
+def extract(
+    images: Images,
     what: str,
-    eyes: Sequence[Eye],
-    oracle: bool,
-    tick: Tick,
-    ranks: Ranks = ALONE,
-    store: FeatureFile | None = None,
+    extractors: Sequence[Extractor],
+    how: Pass,
+    condensed: Collection[str] = (),
+    oracle: bool = False,
     show: bool = False,
-) -> Seen:
-    """Sees every picture once with every extractor, and with the oracle of the embedded data where it is asked.
+) -> Evidence:
+    """Reads every image once with every extractor, and with the oracle of the embedded data where it is asked.
 
     Args:
-        what: says in `tick` and of what is read again which pictures these are.
-        store: features that it has are not made again, and those that are made are put into it.
-        show: keeps the first pictures.
+        what: names the images in the progress and in messages.
+        condensed: digests of extractors whose moments are enough.
+        show: keeps the first images.
 
     Returns:
-        all that was seen, on the main process; a part of it elsewhere.
+        all that was extracted, on the main process; a part of it elsewhere.
 
     Raises:
-        InputError: the oracle is asked about a picture that it cannot read, or there are more processes than pictures.
+        InputError: the oracle is asked about an image that it cannot read, or there are more processes than images.
     """
-    if len(pictures) < ranks.num_processes:
-        raise InputError(f"{len(pictures)} pictures for {ranks.num_processes} processes; start fewer processes")
-    seen, todo = Seen(), list(eyes)
-    if store is not None:
-        for eye in eyes:
-            known = store.get(pictures, what, eye.extractor) if ranks.is_main else None
-            if ranks.broadcast(known is not None):
-                todo.remove(eye)
-            if known is not None:
-                seen.features[eye.extractor.digest()] = known
-    mine = ranks.share(len(pictures))
-    sinks = [_sink(eye, pictures, mine, ranks, store) for eye in todo]
+    ranks, store = how.ranks, how.store
+    if len(images) < ranks.num_processes:
+        raise InputError(f"{len(images)} images for {ranks.num_processes} processes; start fewer processes")
+    found = Evidence(images.captions, images.ids)
+    todo = [one for one in extractors if not _stored(found, images, what, one, how)]
+    mine = ranks.share(len(images))
+    sinks = [_sink(one, one.digest() in condensed, images, mine, how) for one in todo]
     begin = 0 if oracle else min((sink.done for sink in sinks), default=len(mine))
     for sink in sinks:
         sink.keep(begin)
-    _pass(pictures, what, mine[begin:], todo, sinks, seen, oracle, tick)
+    _read_all(images, what, mine[begin:], list(zip(todo, sinks, strict=True)), found, how.tick, oracle)
     if oracle:
-        seen.readings = ranks.gather(seen.readings)
-    for eye, sink in zip(todo, sinks, strict=True):
-        sink.finish(seen, eye.extractor, len(pictures))
-    if show and ranks.is_main and len(seen.first) < min(SHOWN, len(pictures)):  # the pass began behind them
-        seen.first = [picture for chunk in pictures.chunks(range(len(pictures))[:SHOWN]) for picture in chunk]
-    return seen
+        found.readings = ranks.gather(found.readings)
+    for one, sink in zip(todo, sinks, strict=True):
+        whole = sink.finish(len(images), one.dim)
+        found.features[one.digest()] = whole
+        if store is not None and ranks.is_main and isinstance(whole, np.ndarray):
+            store.put(images, one, whole)
+        sink.close()
+    if show and ranks.is_main and len(found.first) < min(SHOWN, len(images)):  # the pass began behind them
+        found.first = [image for chunk in images.chunks(range(len(images))[:SHOWN]) for image in chunk]
+    return found
 
 
-def _pass(
-    pictures: Pictures,
+def _stored(found: Evidence, images: Images, what: str, extractor: Extractor, how: Pass) -> bool:
+    """Takes features from the file of kept ones; all processes agree whether it had them."""
+    if how.store is None:
+        return False
+    known = how.store.get(images, what, extractor) if how.ranks.is_main else None
+    if known is not None:
+        found.features[extractor.digest()] = known
+    return how.ranks.broadcast(known is not None)
+
+
+def _read_all(
+    images: Images,
     what: str,
     rows: range,
-    eyes: Sequence[Eye],
-    sinks: Sequence["_Sink"],
-    seen: Seen,
-    oracle: bool,
+    into: Sequence[tuple[Extractor, "_Whole | _Moments"]],
+    found: Evidence,
     tick: Tick,
+    oracle: bool,
 ) -> None:
-    """Pictures at `rows` through everything that is there."""
-    if not eyes and not oracle:
+    """Passes the images at `rows` through everything that is asked."""
+    if not into and not oracle:
         return
     done = 0
     tick(what, 0, len(rows))
-    for chunk in pictures.chunks(rows):
+    for chunk in images.chunks(rows):
         groups = [(members, np.stack([chunk[k] for k in members])) for members in _by_size(chunk)]
-        for eye, sink in zip(eyes, sinks, strict=True):
-            features = np.empty((len(chunk), eye.extractor.dim), np.float32)
+        for extractor, sink in into:
+            features = np.empty((len(chunk), extractor.dim), np.float32)
             for members, batch_BHWC in groups:
-                features[members] = eye.extractor.features(batch_BHWC)
+                features[members] = extractor.features(batch_BHWC)
             sink.add(features)
         if oracle:
-            seen.readings += _read(chunk)
+            found.readings += _read(chunk)
         if rows.start == 0:
-            seen.first += chunk[: SHOWN - len(seen.first)]
+            found.first += chunk[: SHOWN - len(found.first)]
         done += len(chunk)
         tick(what, done, len(rows))
     if done != len(rows):
-        raise RuntimeError(f"{what}: {done} pictures came, {len(rows)} were to be scored")
+        raise RuntimeError(f"{what}: {done} images came, {len(rows)} were to be scored")
 
 
 # ---- where features go ---------------------------------------------------------------------------------------------
 
 
-class _Sink(Protocol):
-    done: int  # rows of this process's share that it has
-
-    def keep(self, rows: int) -> None:
-        """Forgets what it has beyond the first `rows`."""
-        ...
-
-    def add(self, features: Features) -> None: ...
-
-    def finish(self, seen: Seen, extractor: Extractor, count: int) -> None:
-        """Puts what all processes have into `seen`; all of them call it."""
-        ...
-
-
-def _sink(eye: Eye, pictures: Pictures, mine: range, ranks: Ranks, store: FeatureFile | None) -> _Sink:
-    if store is not None:
-        rows = store.rows(pictures, eye.extractor, mine)
-        return _Whole(rows, ranks, lambda features: store.put(pictures, eye.extractor, features))
-    if eye.whole:
-        return _Whole(rows_in_memory(len(mine), eye.extractor.dim), ranks)
-    return _Moments(ranks)
+def _sink(extractor: Extractor, condensed: bool, images: Images, mine: range, how: Pass) -> "_Whole | _Moments":
+    if how.store is not None:
+        return _Whole(how.store.rows(images, extractor, mine), how.ranks)
+    return _Moments(how.ranks) if condensed else _Whole(rows_in_memory(len(mine), extractor.dim), how.ranks)
 
 
 class _Whole:
-    """The features themselves."""
+    """Keeps the features themselves."""
 
-    def __init__(self, rows: Rows, ranks: Ranks, put: Callable[[Features], None] | None = None) -> None:
-        self._rows, self._ranks, self._put = rows, ranks, put
-        self.done, self.keep, self.add = rows.done, rows.keep, rows.add
+    def __init__(self, rows: FeatureRows, ranks: Ranks) -> None:
+        self._rows, self._ranks = rows, ranks
+        self.done = rows.done  # rows of this process's share that are there
+        self.keep: Callable[[int], None] = rows.keep
+        self.add: Callable[[Features], None] = rows.add
+        self.close: Callable[[], None] = rows.close
 
-    def finish(self, seen: Seen, extractor: Extractor, count: int) -> None:
+    def finish(self, count: int, dim: int) -> Features:
+        """Features of all processes, on the main one; every process calls it."""
         mine = self._rows.whole()
         if self._ranks.num_processes > 1:
-            out = rows_in_memory(count if self._ranks.is_main else 0, extractor.dim).empty()
+            out = rows_in_memory(count if self._ranks.is_main else 0, dim).empty()
             self._ranks.gather_rows(mine, out)
-            mine = out if self._ranks.is_main else mine
-        seen.features[extractor.digest()] = mine
-        if self._put is not None and self._ranks.is_main:
-            self._put(mine)
-        self._rows.close()
+            return out if self._ranks.is_main else mine
+        return mine
 
 
 class _Moments:
-    """Count, sum and outer products alone."""
+    """Keeps count, sum and outer products alone."""
+
+    done = 0
 
     def __init__(self, ranks: Ranks) -> None:
-        self.done = 0
         self._ranks, self._stats = ranks, None
 
     def keep(self, rows: int) -> None:
-        """There is nothing to forget: it begins anew."""
+        """Nothing is kept from an earlier pass."""
 
     def add(self, features: Features) -> None:
         if self._stats is None:  # one shift for all, near the mean
             self._stats = GaussianStats(self._ranks.broadcast(features.mean(axis=0, dtype=np.float64)))
         self._stats.update(features)
 
-    def finish(self, seen: Seen, extractor: Extractor, count: int) -> None:
+    def finish(self, count: int, dim: int) -> GaussianStats:
+        """Moments over all processes; every process calls it."""
         stats, sums = self._stats, self._ranks.sum_array
         assert stats is not None
         stats.total, stats.outer = sums(stats.total), sums(stats.outer)
         stats.count = count
-        seen.moments[extractor.digest()] = stats
+        return stats
+
+    def close(self) -> None:
+        """No file is open."""
 
 
 # ---- chunks --------------------------------------------------------------------------------------------------------
@@ -183,8 +203,8 @@ class _Moments:
 
 def _by_size(chunk: Sequence[ImageArray]) -> list[list[int]]:
     groups: dict[tuple[int, ...], list[int]] = {}
-    for k, picture in enumerate(chunk):
-        groups.setdefault(picture.shape, []).append(k)
+    for k, image in enumerate(chunk):
+        groups.setdefault(image.shape, []).append(k)
     return list(groups.values())
 
 
@@ -194,7 +214,7 @@ def _read(chunk: Sequence[ImageArray]) -> list[Reading]:
         height, width, _ = chunk[members[0]].shape
         if height != width or height < LEAST_SIDE:
             raise InputError(
-                f"faithfulness is read off square pictures of {LEAST_SIDE} pixels or more, one has {width}x{height}; "
+                f"the oracle of faithfulness reads square images of {LEAST_SIDE} pixels or more, one is {width}x{height}; "
                 "name the other metrics with --metrics"
             )
         readings.update(zip(members, read(np.stack([chunk[k] for k in members])), strict=True))

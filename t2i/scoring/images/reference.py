@@ -1,15 +1,15 @@
-"""Statistics of real pictures, made once and scored against by any number of models: `t2i eval reference`.
+"""Statistics of real images, made once and scored against by any number of models: `t2i eval reference`.
 
 A safetensors file. For each extractor, named by a hash of its digest and resize: `NAME/shift`, `NAME/total` [D] and
 `NAME/outer` [D, D] (float64, as in `GaussianStats`), and `NAME/features` float32 [N, D] where they were kept. The header
-says of which pictures they are and what each extractor is. `mu` and `sigma` of an .npz, as pytorch-fid and ADM write
-them, are read too; nothing in them says what they are of.
+says which images these are and describes each extractor. `mu` and `sigma` of an .npz, as pytorch-fid and ADM write
+them, are read too; nothing in them says which images or network they are of.
 """
 
 import hashlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from t2i.distributed import Ranks
 from t2i.errors import InputError
 from t2i.extractors import Extractor
 from t2i.files import read_header, read_tensors, write_tensors
-from t2i.metrics.frechet import FEW_PICTURES
+from t2i.metrics.frechet import FEW_IMAGES
 from t2i.metrics.score import library_versions
 from t2i.metrics.statistics import GaussianStats
-from t2i.scoring.images.collection import Pictures, Seen, Tick
-from t2i.scoring.images.extraction import ALONE, Eye, look
-from t2i.scoring.images.sources import npz_names
+from t2i.scoring.images.collection import Images, Tick, silent
+from t2i.scoring.images.extraction import ALONE, Evidence, Pass, extract
+from t2i.scoring.images.npz import npz_names
 
 SCHEMA = 1
 HEADER = "t2i_reference"
@@ -35,11 +35,11 @@ _MOMENTS = ("shift", "total", "outer")
 
 @dataclass(frozen=True)
 class Reference:
-    """What a file of statistics says of real pictures. Attributes are as in `Pictures`.
+    """A file of statistics of real images. Attributes are as in `Images`.
 
     Attributes:
-        extractors: name of its tensors -> extractor, extractor_digest, resize, dim, features; None: the file says nothing
-            of its extractor, which is taken to be the Inception.
+        extractors: name of its tensors -> extractor, extractor_digest, resize, dim, features; None: the file says
+            nothing of its extractor, which is taken to be the Inception.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Reference:
     captions: None = field(default=None, init=False)
 
     def why_not(self, extractor: Extractor, features: bool) -> str:
-        """Why there are no statistics, or no features, by this extractor; nothing where there are."""
+        """The reason why there are no statistics, or no features, by this extractor; "" where there are."""
         if self.extractors is None:
             if features:
                 return f"{self.path} holds statistics alone"
@@ -66,28 +66,27 @@ class Reference:
             return f"{self.path} holds statistics alone; make it with --save-features" if alone else ""
         for other in self.extractors.values():
             if other["extractor_digest"] == extractor.digest():
-                return f"the pictures of {self.path} were resized otherwise: {other['resize']}, here {extractor.resize}"
+                return f"the images of {self.path} were resized otherwise: {other['resize']}, here {extractor.resize}"
         there = ", ".join(
             f"{other['extractor']} (weights {other['extractor_digest'][:8]})" for other in self.extractors.values()
         )
         return f"{self.path} is not of {extractor.name} (weights {extractor.digest()[:8]}), but of {there}"
 
-    def seen(self, eyes: Sequence[Eye]) -> Seen:
-        """What the file knows of its pictures by these extractors."""
-        seen = Seen()
-        for extractor, whole in eyes:
-            digest = extractor.digest()
+    def evidence(self, extractors: Sequence[Extractor], condensed: Collection[str]) -> Evidence:
+        """Features by these extractors; moments by those in `condensed`, and where the file has no more."""
+        found = Evidence()
+        for extractor in extractors:
+            digest, name = extractor.digest(), _name(extractor)
             if self.why_not(extractor, features=False):
                 continue
             if self.extractors is None:
-                seen.moments[digest] = _of_npz(self.path)
-                continue
-            name = _name(extractor)
-            if whole and not self.why_not(extractor, features=True):
-                seen.features[digest] = read_tensors(self.path, [f"{name}/features"])[f"{name}/features"]
-            tensors = read_tensors(self.path, [f"{name}/{part}" for part in _MOMENTS])
-            seen.moments[digest] = _stats(*tensors.values(), count=int(self.n or 0))
-        return seen
+                found.features[digest] = _of_npz(self.path)
+            elif digest not in condensed and not self.why_not(extractor, features=True):
+                found.features[digest] = read_tensors(self.path, [f"{name}/features"])[f"{name}/features"]
+            else:
+                tensors = read_tensors(self.path, [f"{name}/{part}" for part in _MOMENTS])
+                found.features[digest] = _stats(*tensors.values(), count=int(self.n or 0))
+        return found
 
     def _dim(self) -> int:
         return len(_of_npz(self.path).shift)
@@ -104,31 +103,33 @@ def _stats(shift: np.ndarray, total: np.ndarray, outer: np.ndarray, count: int) 
 
 
 def make_reference(
-    pictures: Pictures,
+    images: Images,
     extractors: Sequence[Extractor],
     out: Path,
     features: bool = False,
-    tick: Tick = lambda what, done, total: None,
+    tick: Tick = silent,
     ranks: Ranks = ALONE,
 ) -> None:
-    """Writes the statistics of pictures, by all extractors in one pass.
+    """Writes the statistics of images, by all extractors in one pass.
 
     Args:
         features: keeps the features too, which KID, precision and all but the Frechet distance need.
 
     Raises:
-        InputError: a picture cannot be decoded, or the file cannot be written.
+        InputError: an image cannot be decoded, or the file cannot be written.
     """
-    seen = look(pictures, "real pictures", [Eye(one, features) for one in extractors], False, tick, ranks)
+    condensed = [] if features else [extractor.digest() for extractor in extractors]
+    found = extract(images, "real pictures", extractors, Pass(tick, ranks), condensed)
     if not ranks.is_main:
         return
     tensors: dict[str, np.ndarray] = {}
     entries: dict[str, dict[str, Any]] = {}
     for extractor in extractors:
         name, digest = _name(extractor), extractor.digest()
-        if features:
-            tensors[f"{name}/features"] = seen.features[digest]
-        stats = GaussianStats.of(seen.features[digest]) if features else seen.moments[digest]
+        stats = found.features[digest]
+        if not isinstance(stats, GaussianStats):
+            tensors[f"{name}/features"] = stats
+            stats = GaussianStats.of(stats)
         tensors |= {f"{name}/{part}": getattr(stats, part) for part in _MOMENTS}
         entries[name] = {
             "extractor": extractor.name,
@@ -137,23 +138,26 @@ def make_reference(
             "dim": extractor.dim,
             "features": features,
         }
-    about = {
+    write_tensors(out, tensors, {HEADER: json.dumps(_about(images) | {"extractors": entries})})
+
+
+def _about(images: Images) -> dict[str, Any]:
+    """The header of a file, but for its extractors."""
+    return {
         "schema": SCHEMA,
-        "data": pictures.name,
-        "data_digest": pictures.digest,
-        "split": pictures.split,
-        "n": len(pictures),
-        "resolution": pictures.resolution,
-        "sizes": pictures.sizes,
-        "skipped": pictures.skipped,
+        "data": images.name,
+        "data_digest": images.digest,
+        "split": images.split,
+        "n": len(images),
+        "resolution": images.resolution,
+        "sizes": images.sizes,
+        "skipped": images.skipped,
         "libraries": library_versions(),
-        "extractors": entries,
     }
-    write_tensors(out, tensors, {HEADER: json.dumps(about)})
 
 
 def open_reference(path: Path) -> Reference | None:
-    """The statistics in a .safetensors file, or in an .npz with mu and sigma; None for an .npz with pictures.
+    """The statistics in a .safetensors file, or in an .npz with mu and sigma; None for an .npz with images.
 
     Raises:
         InputError: it cannot be read or holds something else.
@@ -181,7 +185,7 @@ def open_reference(path: Path) -> Reference | None:
 
 
 def _of_npz(path: Path) -> GaussianStats:
-    """mu and sigma, of nobody knows how many pictures: counted as enough."""
+    """mu and sigma; how many images they are of is not known, and is counted as enough."""
     try:
         with zipfile.ZipFile(path) as archive:
             largest = max(archive.getinfo(f"{name}.npy").file_size for name in ("mu", "sigma"))
@@ -193,5 +197,5 @@ def _of_npz(path: Path) -> GaussianStats:
         raise InputError(f"{path}: its mu and sigma cannot be read ({error}); make the statistics anew") from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise InputError(f"{path}: mu {list(mu.shape)} and sigma {list(sigma.shape)} are no mean and covariance")
-    count = max(FEW_PICTURES, 2 * len(mu) + 1)
+    count = max(FEW_IMAGES, 2 * len(mu) + 1)
     return _stats(mu, np.zeros_like(mu), sigma * (count - 1), count)

@@ -19,7 +19,7 @@ from t2i.extractors import Extractor
 from t2i.files import read_header, read_tensors, write_tensors
 from t2i.metrics import Features
 from t2i.metrics.score import library_versions
-from t2i.scoring.images.collection import Pictures
+from t2i.scoring.images.collection import Images
 
 MEMORY_BYTES = 2**28  # of features that are kept in memory; more lie in a file
 
@@ -27,7 +27,7 @@ MEMORY_BYTES = 2**28  # of features that are kept in memory; more lie in a file
 HEADER = "t2i_features"
 
 
-class Rows:
+class FeatureRows:
     """A matrix that grows by rows, in memory or in a file."""
 
     def __init__(self, count: int, dim: int, file: BinaryIO | None, path: Path | None = None) -> None:
@@ -61,20 +61,20 @@ class Rows:
         return self._memory if self._file is None else np.memmap(self._file, np.float32, "w+", shape=self._shape)
 
     def close(self) -> None:
-        """The file is no longer needed by its name; memory that is mapped stays."""
+        """Closes and unlinks the file; arrays mapped from it stay valid."""
         if self._file is not None:
             self._file.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
 
-def rows_in_memory(count: int, dim: int) -> Rows:
+def rows_in_memory(count: int, dim: int) -> FeatureRows:
     """In memory, or beyond `MEMORY_BYTES` in a file without a name."""
     if 4 * count * dim <= MEMORY_BYTES:
-        return Rows(count, dim, None)
+        return FeatureRows(count, dim, None)
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)
-        return Rows(count, dim, tempfile.TemporaryFile(dir=cache_dir(), buffering=0))
+        return FeatureRows(count, dim, tempfile.TemporaryFile(dir=cache_dir(), buffering=0))
     except OSError as error:
         why = error.strerror or error
         raise InputError(
@@ -98,7 +98,7 @@ class FeatureFile:
             raise InputError(f"--save-features {path} {what}; name a .safetensors file in an existing folder")
         self._index = read_header(path, HEADER, "features that --save-features kept") if path.exists() else {}
 
-    def get(self, pictures: Pictures, what: str, extractor: Extractor) -> Features | None:
+    def get(self, pictures: Images, what: str, extractor: Extractor) -> Features | None:
         """[N, D] if the file has them."""
         key, _ = _entry(pictures, extractor)
         if key in self._new:
@@ -111,7 +111,7 @@ class FeatureFile:
         self.read.append(f"{what} by {extractor.name}")
         return found
 
-    def rows(self, pictures: Pictures, extractor: Extractor, part: range) -> Rows:
+    def rows(self, pictures: Images, extractor: Extractor, part: range) -> FeatureRows:
         """Where features of `part` of the pictures go while they are made; a killed process leaves those it had.
 
         Raises:
@@ -128,9 +128,9 @@ class FeatureFile:
             ) from None
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}; name another file") from error
-        return Rows(len(part), extractor.dim, file, path)
+        return FeatureRows(len(part), extractor.dim, file, path)
 
-    def put(self, pictures: Pictures, extractor: Extractor, features: Features) -> None:
+    def put(self, pictures: Images, extractor: Extractor, features: Features) -> None:
         """Adds [N, D] to the file, which is written at once."""
         key, entry = _entry(pictures, extractor)
         self._new[key] = entry, features
@@ -141,7 +141,7 @@ class FeatureFile:
         self._index = entries
 
 
-def _entry(pictures: Pictures, extractor: Extractor) -> tuple[str, dict[str, Any]]:
+def _entry(pictures: Images, extractor: Extractor) -> tuple[str, dict[str, Any]]:
     """The name of a matrix, and all that decides it."""
     entry = {
         "pictures": pictures.key(),

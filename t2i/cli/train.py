@@ -1,0 +1,94 @@
+"""`t2i train`: finds the program and its config, and hands over."""
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import iter_modules
+
+import typer
+
+from t2i.cli.environment import is_first, tell_address
+from t2i.config.load import CHANGEABLE_ON_RESUME, VERIFIED_ON_RESUME, ConfigT, differences, load, to_yaml
+from t2i.config.options import Options, argument, option
+from t2i.errors import InputError
+from t2i.families import FAMILIES, config_class
+from t2i.names import nearest
+
+
+class TrainOptions(Options):
+    """Train one model. The same command again resumes the run.
+
+    In a run directory that exists, the run's own config is used unless -c names one. What can be set: t2i config schema FAMILY.
+    """
+
+    family: str = argument(f"{', '.join(FAMILIES)}.", metavar="FAMILY")
+    source: str | None = option(
+        None, "A shipped config (t2i config list) or a YAML file.", metavar="NAME|FILE", flag="--config", short="-c"
+    )
+    sets: tuple[str, ...] = option((), "Override one key, as data.limit=9.", metavar="KEY=VALUE", flag="--set")
+    data: str | None = option(None, "Short for --set data.address=ADDRESS.", metavar="ADDRESS")
+    # not --run: torchrun reads the options behind -m too, and takes that for its own --run-path
+    run: Path | None = option(
+        None, "Run directory; default: runs/ and the config's name.", metavar="DIR", flag="--run-dir"
+    )
+    dry_run: bool = option(False, "Print the resolved config and stop.")
+
+    def overrides(self) -> list[str]:
+        """`--set`, then `--data` as if it were one."""
+        data = [] if self.data is None else [f"data.address={json.dumps(self.data, ensure_ascii=False)}"]
+        return [*self.sets, *data]
+
+
+def main(options: TrainOptions) -> None:
+    name = program("train", options.family)
+    run_dir = options.run or Path("runs") / (Path(options.source).stem if options.source else f"{name}-default")
+    config = resolve(config_class(name), options.source, options.overrides(), run_dir)
+    if options.dry_run:
+        typer.echo(to_yaml(config), nl=False)
+        return
+    from t2i.console import warnings_of
+
+    with warnings_of(is_first()):
+        tell_address(config.data.address)  # pyright: ignore[reportAttributeAccessIssue]  # every family has it
+        import_module(f"t2i.train.{name}").main(config, run_dir)
+
+
+def programs(kind: str) -> list[str]:
+    """Names of the programs in `train/`, `sample/` or `eval/`: the files that are there, none of them imported."""
+    spec = find_spec(f"t2i.{kind}")
+    places = spec.submodule_search_locations if spec else None
+    return sorted(module.name for module in iter_modules(places or []) if not module.name.startswith("_"))
+
+
+def program(kind: str, name: str) -> str:
+    """`name` if there is such a program; InputError names the nearest one."""
+    known = programs(kind)
+    if name not in known:
+        raise InputError(
+            f"t2i {kind} {name[:80]!r}: no such program{nearest(name, known)}; there are: {', '.join(known)}"
+        )
+    return name
+
+
+def resolve(cls: type[ConfigT], source: str | None, sets: Sequence[str], run_dir: Path) -> ConfigT:
+    """The config of a new or resumed run: `source` or the run's own or the defaults, then `sets`.
+
+    Raises:
+        InputError: the run directory is a file, or holds a run whose config differs in what it learns.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"run directory {run_dir} is a file; name a folder with --run-dir")
+    own = run_dir / "config.yaml"
+    if not own.is_file():
+        return load(cls, source, sets)
+    before = load(cls, own, [])
+    wanted = load(cls, source or own, sets)
+    changed = [row for row in differences(before, wanted) if row[0] not in (*CHANGEABLE_ON_RESUME, *VERIFIED_ON_RESUME)]
+    if changed:
+        rows = "".join(f"\n  {key}: {old!r} in the run, {new!r} asked for" for key, old, new in changed)
+        raise InputError(
+            f"{run_dir} holds a run with another config; name a new folder with --run-dir, or drop what differs:{rows}"
+        )
+    return wanted

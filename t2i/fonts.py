@@ -1,0 +1,161 @@
+"""Writes text of any script on images: each run of characters in a font that has them, else told in words instead of boxes."""
+
+import os
+import sys
+import unicodedata
+from collections.abc import Iterator
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+
+from PIL import ImageDraw, ImageFont
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+MOST_FONTS = 300  # looked into for one character
+# names of upright sans-serif fonts that cover many scripts, tried before all others
+PREFERRED = (
+    "dejavusans.", "notosans-regular", "liberationsans-regular", "notosanscjk-regular", "notosanssc", "notosansjp", "wqy",
+    "droidsansfallback", "arialuni", "arial.", "msyh", "pingfang", "hiragino", "malgun", "notosansarabic", "notosanshebrew",
+    "notosansdevanagari", "notosansthai", "segoeui.", "seguisym", "notoemoji", "symbola",
+)  # fmt: skip
+
+
+class Pen:
+    """Measures and writes lines of text at one size."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.ascent = _ascent(_default(size))
+
+    def spelled(self, text: str) -> str:
+        """The text with what no font here has in words: `:cat face:` for a symbol, `(2 CJK characters)` for letters."""
+        parts = []
+        for font, run in self._runs(text):
+            parts.append(run if font is not None else _in_words(run, _default(self.size)))
+        return " ".join("".join(parts).split())
+
+    def length(self, text: str) -> float:
+        """Pixels that a spelled text is wide."""
+        return sum(font.getlength(run) for font, run in self._runs(text) if font is not None)
+
+    def write(self, draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, fill: str) -> None:
+        """Writes a spelled text, its top left corner at `place`."""
+        x, y = place
+        for font, run in self._runs(text):
+            if isinstance(font, ImageFont.FreeTypeFont):
+                draw.text((x, y + self.ascent), run, fill=fill, font=font, anchor="ls")
+                x += font.getlength(run)
+            elif font is not None:
+                draw.text((x, y), run, fill=fill, font=font)
+                x += font.getlength(run)
+
+    def wrapped(self, text: str, width: int, most: int = 5) -> list[str]:
+        """The first lines of a text, spelled; words that are wider than a line are cut."""
+        lines: list[str] = [""]
+        for word in self.spelled(text[:400]).split():
+            longer = f"{lines[-1]} {word}".strip()
+            if self.length(longer) <= width:
+                lines[-1] = longer
+                continue
+            if lines[-1]:
+                lines.append("")
+            for letter in word:
+                if lines[-1] and self.length(lines[-1] + letter) > width:
+                    lines.append("")
+                lines[-1] += letter
+        return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " ..."]
+
+    def _runs(self, text: str) -> Iterator[tuple[Font | None, str]]:
+        """Stretches of one font; None: no font here has them."""
+        fonts: list[Font | None] = []
+        for letter in text:
+            follows = unicodedata.category(letter) in ("Mn", "Me", "Mc", "Cf") and bool(fonts)
+            fonts.append(fonts[-1] if follows else _font_of(letter, self.size))
+        for _, letters in groupby(range(len(text)), key=lambda k: id(fonts[k])):
+            places = list(letters)
+            yield fonts[places[0]], text[places[0] : places[-1] + 1]
+
+
+def _in_words(run: str, font: Font) -> str:
+    """What to write for a run of characters that no font has: letters without accents, else what they are."""
+    plain = "".join(
+        "-" if unicodedata.category(letter) == "Pd" else letter for letter in unicodedata.normalize("NFKD", run)
+    )
+    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    if all(_has(font, letter) for letter in plain):
+        return plain
+    # neither accents, joiners nor skin tones
+    letters = [x for x in run if unicodedata.category(x)[0] not in "MC" and unicodedata.category(x) != "Sk"]
+    parts = []
+    for symbol, group in groupby(letters, key=lambda letter: unicodedata.category(letter)[0] in "SPN"):
+        held = list(group)
+        if symbol:
+            parts += [f":{unicodedata.name(letter, f'U+{ord(letter):04X}').lower()}:" for letter in held]
+        else:
+            script = unicodedata.name(held[0], "unknown").split()[0]
+            script = script if script == "CJK" else script.capitalize()
+            parts.append(f"({len(held)} {script} character{'s' * (len(held) > 1)})")
+    return " " + " ".join(parts) + " "
+
+
+@cache
+def _default(size: int) -> Font:
+    return ImageFont.load_default(size=size)
+
+
+def _ascent(font: Font) -> int:
+    return font.getmetrics()[0] if isinstance(font, ImageFont.FreeTypeFont) else 0
+
+
+@cache
+def _font_of(letter: str, size: int) -> Font | None:
+    if letter.isascii() or letter.isspace() or _has(_default(size), letter):
+        return _default(size)
+    for path in system_fonts():
+        font = _open(path, size)
+        if font is not None and _has(font, letter):
+            return font
+    return None
+
+
+@cache
+def _open(path: Path, size: int) -> ImageFont.FreeTypeFont | None:
+    try:
+        return ImageFont.truetype(path, size)
+    except (OSError, ValueError):  # a damaged file, or pixels of another size alone
+        return None
+
+
+def _has(font: Font, letter: str) -> bool:
+    """True unless the font shows the character as it shows one that no font has."""
+    try:
+        found, none = font.getmask(letter), font.getmask("\U0010fffe")
+    except (OSError, ValueError, UnicodeEncodeError):
+        return False
+    return found.size[0] > 0 and (found.size != none.size or bytes(found) != bytes(none))
+
+
+@cache
+def system_fonts() -> tuple[Path, ...]:
+    """Font files of this machine, those that cover many scripts first."""
+    home = Path.home()
+    folders = {
+        "darwin": [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts"],
+        "win32": [Path(os.environ.get("WINDIR", "C:/Windows")) / "Fonts"],
+    }.get(
+        sys.platform,
+        [Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), home / ".local/share/fonts", home / ".fonts"],
+    )
+    files = [
+        path
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in (".ttf", ".otf", ".ttc")
+    ]
+
+    def rank(path: Path) -> int:
+        name = path.name.lower()
+        return next((k for k, start in enumerate(PREFERRED) if name.startswith(start)), len(PREFERRED))
+
+    return tuple(sorted(files, key=rank)[:MOST_FONTS])

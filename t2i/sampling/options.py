@@ -1,0 +1,79 @@
+"""The options of `t2i sample`, and the settings of sampling that other programs take too. Imports no torch."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from t2i.config.options import Options, argument, option
+from t2i.errors import InputError
+
+Interpolate = Literal["noise", "caption"]
+OF_THE_FAMILY = ("temperature", "top_k", "top_p", "steps")  # `settings` of a sampler; the others are of any
+
+
+class Sampling(Options):
+    """Settings of sampling; None: the run's own."""
+
+    panel: ClassVar[str] = "Sampling (default: the run's own settings)"
+
+    guidance: float | None = option(None, "Guidance scale.")
+    truncation: float | None = option(None, "Under 1: images less varied and more typical.")
+    temperature: float | None = option(None, "Of a prior: under 1, likelier codes are preferred.")
+    top_k: int | None = option(None, "Of a prior: sample from the k likeliest codes.")
+    top_p: float | None = option(None, "Of a prior: sample from the likeliest codes that hold this share.")
+    steps: int | None = option(None, "Of a prior with random order: parallel decoding steps for each image.")
+    best_of: int = option(1, "Sample N candidates for each image and keep the best.", metavar="N", ge=1)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those that belong to the family of the run, where they are given."""
+        values = {name: getattr(self, name) for name in OF_THE_FAMILY}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class SampleOptions(Sampling):
+    """Sample images for prompts: PNG files, a manifest and a grid."""
+
+    words: tuple[str, ...] = argument(
+        "A run directory or a saved pipeline, then prompts, each in quotes. Without RUN: a model that ships with t2i.",
+        metavar="[RUN] PROMPTS...",
+        default=(),
+    )
+    model: str | None = option(None, "A model that ships with t2i: prior (default) or cgan.", metavar="NAME")
+    num_images_per_prompt: int = option(1, "Images for each prompt.", metavar="N", short="-n", ge=1)
+    seed: int = option(0, "Seed of the noise; an image does not depend on the batch.", ge=0)
+    prompts_file: Path | None = option(None, "A text file with one prompt a line.", metavar="FILE", flag="--prompts")
+    batch_size: int = option(64, "Images sampled at once.", ge=1)
+    out: Path | None = option(None, "Output folder; default: inside the run.", metavar="DIR")
+    interpolate: Interpolate | None = option(None, "A row of images between two noises or two prompts.")
+    frames: int = option(8, "Images of an interpolation.", ge=2)
+    compile: bool = option(False, "Of a prior, on a GPU: use CUDA graphs.")
+    init: Path | None = option(None, "Of a prior: an image, parts of which are kept.", metavar="FILE")
+    mask: Path | None = option(None, "With --init, of the same size: white pixels are sampled anew.", metavar="FILE")
+    keep_rows: int | None = option(None, "With --init: keep N rows of tokens at the top.", metavar="N")
+    scorer: str | None = option(
+        None, "With --best-of: an align run or clip:DIR that chooses, instead of the embedded scorer.", metavar="DIR"
+    )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | ({"compile": True} if self.compile else {})
+
+    @model_validator(mode="after")
+    def _refuse_what_has_no_effect(self) -> Self:
+        kept = {"--init": self.init, "--mask": self.mask, "--keep-rows": self.keep_rows}
+        given = next((name for name, value in kept.items() if value is not None), None)
+        if self.interpolate and given:
+            raise InputError(f"{given} does nothing with --interpolate; drop one of the two")
+        if self.interpolate and self.best_of > 1:
+            raise InputError(f"--best-of {self.best_of} does nothing with --interpolate; drop one of the two")
+        if self.scorer is not None and self.best_of == 1:
+            raise InputError(
+                f"--scorer {self.scorer} chooses among candidates, and there is one; ask for more with --best-of"
+            )
+        if self.init is None and given:
+            raise InputError(f"{given} {kept[given]} needs the image that it is of; name that with --init")
+        if self.init is not None and (self.mask is None) == (self.keep_rows is None):
+            raise InputError("--init keeps parts of an image: say which with either --mask FILE or --keep-rows N")
+        return self

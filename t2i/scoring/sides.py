@@ -1,0 +1,130 @@
+"""The two sides of a scoring: the captions that a run samples, and what images are compared with."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from t2i.data import View
+from t2i.errors import InputError
+from t2i.hardware import device
+from t2i.pipeline import TextToImagePipeline
+from t2i.scoring.images.collection import ALL, Images, dataset_images, dataset_partners, prompt_images
+from t2i.scoring.images.reference import Reference, open_reference
+from t2i.scoring.images.sources import open_images
+from t2i.scoring.options import ScoreOptions
+from t2i.scoring.plan import Real
+from t2i.scoring.trial import Trial
+from t2i.weights import INDEX, shipped
+
+
+def sides_of_run(options: ScoreOptions, own: dict[str, Any]) -> tuple[Images, Real]:
+    """The images whose captions a run samples, and what its images are compared with.
+
+    Args:
+        own: the section `data` of the run's config.
+
+    Raises:
+        InputError: no such data, images, statistics or run.
+    """
+    against, view = options.against, view_of(options, own)
+    address, split, n = options.data or own["address"], options.split or "val", options.n
+    if options.prompts is not None:
+        asked = prompt_images(options.prompts, n)
+        if against is None:
+            return asked, None
+        return asked, sampled_by(against, asked, options) if is_run(against) else open_real(against, options)
+    if against is None or is_run(against):
+        asked = dataset_images(address, split, n, view)
+        return asked, asked if against is None else sampled_by(against, asked, options)
+    real = open_real(against, options, n)
+    if isinstance(real, Images) and real.captions is not None:
+        return real, real
+    if isinstance(real, Reference) and real.split is not None:
+        return _images_of(real, n, view), real
+    return dataset_images(address, split, n, view), real
+
+
+def sides_of_images(options: ScoreOptions) -> tuple[Images, Real]:
+    """Generated images in a folder or file, and what they are compared with.
+
+    Raises:
+        InputError: no such images, or no captions by which those of a data set would be found.
+    """
+    fake = open_images(options.target, options.n, options.skip_broken)
+    if options.data is not None:
+        return fake, _same_captions(fake, options.data, options)
+    if options.against is None:
+        return fake, None
+    if is_run(options.against):
+        return fake, sampled_by(options.against, fake, options)
+    return fake, open_real(options.against, options)
+
+
+def view_of(options: ScoreOptions, own: dict[str, Any]) -> View:
+    """How the real images of a data set are brought to size."""
+    return View(options.resolution or own["resolution"], own["fit"], None, own["split_seed"])
+
+
+def training_view(own: dict[str, Any]) -> View:
+    """As `view_of`, with the size and the crop under which a run's record of training images was made."""
+    return View(own["resolution"], "center" if own["fit"] == "random" else own["fit"], None, own["split_seed"])
+
+
+def training_images(own: dict[str, Any]) -> Images:
+    """All images that the run with this data config was trained on."""
+    view = View(own["resolution"], own["fit"], own["limit"], own["split_seed"])
+    return dataset_images(own["address"], "train", None, view, at_most=ALL)
+
+
+def is_run(place: str) -> bool:
+    """True where a model is at that place, as opposed to images."""
+    path = Path(place).expanduser()
+    if not path.exists():
+        return place in shipped()
+    return path.is_dir() and any((path / name).exists() for name in ("checkpoints", "config.yaml", INDEX))
+
+
+def open_real(against: str, options: ScoreOptions, n: int | None = None) -> Images | Reference:
+    """Statistics, or images from a folder or file.
+
+    Raises:
+        InputError: neither is there.
+    """
+    path = Path(against).expanduser()
+    if path.suffix.lower() in (".safetensors", ".npz"):
+        if (reference := open_reference(path)) is not None:
+            return reference
+    return open_images(against, n, options.skip_broken)
+
+
+def sampled_by(run: str, asked: Images, options: ScoreOptions) -> Images:
+    """The images of another run for the same captions, with its own settings."""
+    plain = ScoreOptions(target=run, seed=options.seed)
+    return Trial(run, TextToImagePipeline.from_pretrained(run, device()), asked, plain, None).images()
+
+
+def _images_of(reference: Reference, n: int | None, view: View) -> Images:
+    """The images of a data set that a file of statistics was made of, for their captions."""
+    assert reference.split is not None and reference.n is not None
+    view = replace(view, resolution=reference.resolution or view.resolution)
+    asked = dataset_images(reference.name, reference.split, n or reference.n, view)
+    if len(asked) == reference.n and asked.digest != reference.digest:
+        raise InputError(
+            f"{reference.path} was made of other images than {reference.name}, split {reference.split}, holds now; make it "
+            "anew with t2i eval reference"
+        )
+    return asked
+
+
+def _same_captions(fake: Images, data: str, options: ScoreOptions) -> Images:
+    if fake.captions is None:
+        raise InputError(
+            f"not all images in {fake.name} have captions, by which those of {data} would be found; compare with images by "
+            "--against"
+        )
+    resolution = options.resolution or fake.resolution
+    if resolution is None:
+        raise InputError(
+            f"images in {fake.name} are not squares of one size; say that of the real ones by --resolution"
+        )
+    return dataset_partners(data, options.split or "val", fake.captions, View(resolution))

@@ -39,7 +39,6 @@ GROUND = (
     "hardware",
     "images",
     "names",
-    "noise",
     "pretrained",
     "seeding",
 )

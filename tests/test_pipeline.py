@@ -20,9 +20,9 @@ from t2i.cgan.sampling import sample
 from t2i.errors import InputError
 from t2i.images import to_uint8
 from t2i.metrics.score import Score, ScoreProtocol, write_scores
-from t2i.noise import noise, slerp
 from t2i.pipeline import TextToImagePipeline, mix
 from t2i.sampling.prompts import image_seed
+from t2i.seeding import noise, slerp
 from t2i.text import TextConfig, TextFeatures, fit_encoder, load_encoder
 
 PROMPT = "a small red circle"

@@ -27,7 +27,7 @@ from t2i.data.loader import Batch, Loader
 from t2i.hardware import prepare_cpu
 from t2i.images import grid, to_model
 from t2i.metrics.diversity import within_prompt_diversity
-from t2i.noise import noise
+from t2i.seeding import noise
 from t2i.text import TextEncoder, TextFeatures
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
 from t2i.training.optimization import EMA, gradient_norm, learning_rate

@@ -25,13 +25,12 @@ from t2i.data.loader import RowLoader, Rows
 from t2i.families import ImageTokenizer
 from t2i.hardware import prepare_cpu
 from t2i.images import grid
-from t2i.noise import noise
+from t2i.seeding import noise
 from t2i.text import TextEncoder, TextFeatures
-from t2i.training.codes import CachedCodes
+from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
 from t2i.training.optimization import EMA, MAX_GRADIENT
 from t2i.training.run import Run
-from t2i.training.tokenization import prepare_codes, prepare_tokenizer
 from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
 

@@ -28,11 +28,10 @@ from t2i.prior.decoding import decode
 from t2i.prior.step import BITS, Micro, bits_per_token, draw_micro, parameter_groups
 from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextEncoder, TextFeatures
-from t2i.training.codes import CachedCodes
+from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
 from t2i.training.optimization import EMA, MAX_GRADIENT
 from t2i.training.run import Run
-from t2i.training.tokenization import prepare_codes, prepare_tokenizer
 from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
 

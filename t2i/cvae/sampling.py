@@ -19,7 +19,7 @@ from t2i.errors import InputError
 from t2i.families import Components, ImageTokenizer, load_tokenizer, tokenizer_class
 from t2i.hardware import one_thread_each
 from t2i.images import ImageArray
-from t2i.noise import noise, slerp
+from t2i.seeding import noise, slerp
 from t2i.text import TextEncoder, TextFeatures
 from t2i.trained import TrainedRun
 

@@ -16,7 +16,7 @@ from t2i.cgan.diffaugment import DRAWS, KINDS, augment, flip
 from t2i.cgan.sampling import latents, sample
 from t2i.data import View, open_dataset
 from t2i.images import to_model
-from t2i.noise import noise
+from t2i.seeding import noise
 from t2i.text import TextConfig, TextFeatures
 from t2i.text.classical import BagOfWords
 

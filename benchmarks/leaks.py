@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 from t2i.data import View, open_dataset
-from t2i.data.phash import Looks, looks, near_duplicates
+from t2i.data.phash import Signatures, near_duplicates, signatures
 from t2i.images import ImageArray, decode, fit
 from t2i.training.trained_on import caption_hashes, pixel_hashes
 
@@ -107,7 +107,7 @@ def captions() -> None:
 
 def pictures(name: str, trained: ImageArray, others: ImageArray) -> None:
     started = time.perf_counter()
-    known: Looks = looks(trained)
+    known: Signatures = signatures(trained)
     exact = pixel_hashes(trained)
     spent = (time.perf_counter() - started) / len(trained) * 1e3
     print(f"{name}: {len(trained):,} trained on, {spent:.2f} ms each to note")
@@ -115,11 +115,11 @@ def pictures(name: str, trained: ImageArray, others: ImageArray) -> None:
         copies = np.stack([change(image) for image in trained[:PLANTED]])
         same = np.isin(pixel_hashes(copies), exact)
         alike = np.zeros(len(copies), bool)
-        alike[near_duplicates(looks(copies), known)[:, 0]] = True
+        alike[near_duplicates(signatures(copies), known)[:, 0]] = True
         print(
             f"  {what:24} {same.sum():4} refused  {(alike & ~same).sum():4} reported  {(~same & ~alike).sum():4} missed"
         )
-    false = len(near_duplicates(looks(others), known))
+    false = len(near_duplicates(signatures(others), known))
     print(f"  of {len(others):,} others {np.isin(pixel_hashes(others), exact).sum()} refused, {false} reported")
 
 

@@ -16,14 +16,16 @@ from t2i.hardware import prepare_cpu
 from t2i.report.gallery import Ask
 from t2i.report.options import ReportOptions
 from t2i.report.page import make_report
+from t2i.weights import shipped
 
 NAME = "report.html"
 
 
 def place_of(options: ReportOptions) -> Path:
     """The file of the page; refused before any work if it cannot be written."""
-    runs = options.runs
-    place = options.out or (runs[0] / NAME if len(runs) == 1 and runs[0].is_dir() else Path(NAME))
+    own = [Path(run) for run in options.runs if run not in shipped()]
+    alone = len(options.runs) == len(own) == 1 and own[0].is_dir()
+    place = options.out or (own[0] if alone else Path()) / NAME
     if place.exists():
         raise InputError(f"{place} exists; delete it, or name another file with --out")
     if not place.parent.is_dir():
@@ -35,7 +37,7 @@ def main(options: ReportOptions) -> None:
     prepare_cpu()
     place = place_of(options)
     ask = Ask(options.data, options.split, options.n, options.neighbours, options.scorer, options.seed)
-    names = ", ".join(run.resolve().name for run in options.runs)
+    names = ", ".join(Path(run).resolve().name for run in options.runs)
     with shown_progress(" images") as tick:
         make_report(options.runs, place, options.title or names, ask, tick)
     print(f"wrote {place}, {place.stat().st_size / 1e6:.1f} MB")

@@ -33,6 +33,7 @@ from t2i.scoring.options import ScoreOptions, refuse_ignored
 from t2i.scoring.protocols import settle
 from t2i.scoring.runs import score_images, score_run
 from t2i.scoring.sides import is_run
+from t2i.weights import shipped
 
 COLUMNS = ("score", "value", "95 % interval", "real", "shuffled")  # the last two are names of bounds
 
@@ -113,7 +114,8 @@ def refuse_settings_of_runs(options: ScoreOptions) -> None:
 
 def main(options: ScoreOptions) -> None:
     prepare_cpu()
-    target, folder = options.target, Path(options.target)
+    target = options.target
+    folder = Path() if target in shipped() else Path(target)  # scores of a shipped model are written here
     run = is_run(target) or not folder.exists() and options.against is None
     options = settled(options)
     if run and options.reranker is not None and options.best_of == 1:

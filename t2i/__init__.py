@@ -1,3 +1,16 @@
-"""Text-to-image generative modelling: frozen text encoders, conditional GANs, scores one can trust."""
+"""Text-to-image generative modelling: frozen text encoders, GANs and priors over image tokens, scores with a protocol."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from t2i.pipeline import TextToImagePipeline as TextToImagePipeline
 
 __version__ = "0.1.0"
+LAZY = {"TextToImagePipeline": "t2i.pipeline"}  # imported when asked for: they need torch
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module 't2i' has no attribute {name!r}")
+    return getattr(import_module(LAZY[name]), name)

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -88,4 +88,5 @@ def warnings_as_lines(console: Console) -> Iterator[None]:
 
 def line(console: Console, text: str) -> None:
     """One line as it is, however long."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    with suppress(OSError):  # the terminal has gone, which must not end what is under way
+        console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -186,8 +186,8 @@ class Means:
             plain = value.detach().float() if isinstance(value, Tensor) else value
             self._sums[name] = total + plain, times + 1
 
-    def take(self, ranks: Ranks, device: torch.device) -> dict[str, float]:
-        """The means, which start anew; tensors meet on `device`. All ranks must have added the same names."""
+    def take(self, ranks: Ranks, device: torch.device, keep: bool = False) -> dict[str, float]:
+        """Returns the means, which start anew unless `keep`; tensors meet on `device`. All ranks must have the same names."""
         names = list(self._sums)
         tensors = {name: total for name, (total, _) in self._sums.items() if isinstance(total, Tensor)}
         # one transfer for all
@@ -195,5 +195,6 @@ class Means:
         values = dict(zip(tensors, moved, strict=True))
         sums = {name: values.get(name, total) for name, (total, _) in self._sums.items()}
         means = ranks.sum([float(sums[name]) / self._sums[name][1] for name in names])
-        self._sums.clear()
+        if not keep:
+            self._sums.clear()
         return {name: mean / ranks.num_processes for name, mean in zip(names, means, strict=True)}

@@ -41,7 +41,7 @@ class Sampler(Protocol):
 
     @property
     def guidance(self) -> float:
-        """What is drawn with where the caller says nothing."""
+        """The guidance scale of a call that names none."""
         ...
 
     def components(self) -> Components: ...
@@ -64,7 +64,7 @@ class Sampler(Protocol):
         guidance: float = 1.0,
         on_step: Callable[[float], None] | None = None,
     ) -> "ImageArray":
-        """One picture a row of `text`; `on_step` hears which share of them is done."""
+        """One image a row of `text`; `on_step` is given the share of them that is done."""
         ...
 
 
@@ -80,34 +80,34 @@ class NoiseSpace(Protocol):
         truncation: float = 1.0,
         guidance: float = 1.0,
     ) -> "ImageArray":
-        """One picture a weight and row of `text`; weight 0 is `draw` with the first seed, 1 with the second."""
+        """One image a weight and row of `text`; weight 0 is `sample` with the first seed, 1 with the second."""
         ...
 
 
 @runtime_checkable
 class Reconstructs(Protocol):
-    """A `Sampler` that draws through a tokenizer, whose losses are the ceiling of its pictures."""
+    """A `Sampler` that goes through a tokenizer, whose losses are the ceiling of its images."""
 
     def reconstruct(self, images_BHWC: "ImageArray") -> "ImageArray":
-        """Pictures of the run's size through the tokenizer and back."""
+        """Images of the run's size through the tokenizer and back."""
         ...
 
 
 @runtime_checkable
 class Completes(Protocol):
-    """A `Sampler` whose pictures are made of cells, some of which may be given."""
+    """A `Sampler` whose images are made of cells, some of which may be given."""
 
     cells: tuple[int, int]  # rows and columns
 
     def keeping(self, image_HWC: "ImageArray", redraw_hw: "NDArray[np.bool_]") -> Self:
-        """The same, but all its pictures keep the cells of this one that are not redrawn, exactly.
+        """The same, but all its images keep the cells of this one that are not sampled anew, exactly.
 
         Args:
-            image_HWC: a picture of the run's size.
+            image_HWC: an image of the run's size.
             redraw_hw: a flag a cell.
 
         Raises:
-            InputError: the order in which it draws does not allow these cells.
+            InputError: the order in which it samples does not allow these cells.
         """
         ...
 
@@ -185,7 +185,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class ImageTokenizer(Protocol):
-    """A frozen tokenizer: tokens of a picture depend on that picture alone, and a picture on its tokens alone.
+    """A frozen tokenizer: tokens of an image depend on that image alone, and an image on its tokens alone.
 
     Each class also has the two halves of a constructor:
         components_of(run: TrainedRun) -> Components    the parts of a checkpoint that code images
@@ -199,7 +199,7 @@ class ImageTokenizer(Protocol):
     codebook_size: int  # K
 
     def encode(self, images_BHWC: "ImageArray") -> "Tensor":
-        """indices_BLQ, int64 in [0, K) on the CPU, of uint8 pictures [B, resolution, resolution, 3]."""
+        """indices_BLQ, int64 in [0, K) on the CPU, of uint8 images [B, resolution, resolution, 3]."""
         ...
 
     def decode(self, indices_BLQ: "Tensor") -> "ImageArray":

@@ -20,6 +20,7 @@ from t2i.names import shown
 
 MAX_TEXT_BYTES = 1 << 30  # a text or JSON file that is read whole
 MAX_LINE_BYTES = 1 << 26
+_CHUNK = 1 << 20
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -66,17 +67,26 @@ def text_lines(path: Path) -> Iterator[str]:
         OSError: it cannot be read or is not a plain file.
         InputError: a line is not UTF-8 or too long; the message names file and line.
     """
+    number, rest = 1, b""
     with open_regular(path) as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
+        while chunk := file.read(_CHUNK):
+            whole, end, rest = (rest + chunk).rpartition(b"\n")
+            if end:
+                lines = _decoded(path, number, whole).split("\n")
+                yield from (line.removesuffix("\r") for line in lines)
+                number += len(lines)
+            elif len(rest) > MAX_LINE_BYTES:
                 raise InputError(f"{path} line {number} is over {MAX_LINE_BYTES:,} bytes long; is it a text file?")
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, number, error) from error
-            yield text.removesuffix("\n").removesuffix("\r")
+    if rest:
+        yield _decoded(path, number, rest).removesuffix("\r")
+
+
+def _decoded(path: Path, line: int, data: bytes) -> str:
+    """The text of lines of a file, the first of which has the number `line`."""
+    try:
+        return data.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, line + data[: error.start].count(b"\n"), error) from error
 
 
 def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> InputError:
@@ -231,11 +241,7 @@ def read_utf8(path: Path) -> str:
         OSError: it cannot be read, is not a plain file, or is too large.
         InputError: it is not UTF-8.
     """
-    data = read_regular(path)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, data[: error.start].count(b"\n") + 1, error) from error
+    return _decoded(path, 1, read_regular(path))
 
 
 def read_header(path: Path, name: str, kind: str) -> dict[str, Any]:

@@ -136,3 +136,21 @@ def device() -> str:
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
+def why_device(device: torch.device, asked: str) -> str:
+    """Returns a device in words, and why it is not a GPU where there is one.
+
+    Args:
+        asked: the config's `device`.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        why = "device=cpu was asked for" if asked == "cpu" else "ACCELERATE_USE_CPU is set"
+        return f"CPU, {torch.get_num_threads()} threads (a GPU is there and not used: {why})"
+    if Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists():
+        return f"CPU, {torch.get_num_threads()} threads (a GPU is there, but torch {torch.__version__} cannot use it)"
+    return f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''} (no GPU found)"

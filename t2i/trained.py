@@ -128,7 +128,8 @@ def checked(manifest: dict[str, Any], where: Path) -> dict[str, Any]:
         raise InputError(
             f"{where} is no manifest that this version of t2i reads ({key}: {first['msg']}); train or save the model anew"
         ) from error
-    return full.model_dump(include={"images_seen", "sha256", "config_hash", "versions"}) | manifest
+    filled = full.model_dump(include={"images_seen", "sha256", "config_hash", "versions"})
+    return filled | manifest | {"versions": filled["versions"]}
 
 
 def _newest(root: Path) -> Path:

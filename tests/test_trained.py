@@ -1,7 +1,13 @@
 """What a run left is read in one place: which checkpoint, which weights, and nothing outside the run."""
 
+import hashlib
+import json
 import os
+import random
+import shutil
 import warnings
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -58,7 +64,9 @@ def test_golden_runs_say_what_they_are():
     ],
 )
 def test_an_odd_manifest_is_refused_by_its_key(change, key):
-    assert checked(WANTED, Path("m.json"))["images_seen"] == 0
+    assert checked(WANTED | {"versions": {"torch": "2"}}, Path("m.json")) == WANTED | {
+        "versions": {"torch": "2", "t2i": "unknown"}, "images_seen": 0, "sha256": "", "config_hash": "",
+    }  # fmt: skip
     with pytest.raises(InputError, match=rf"m.json is no manifest that this version of t2i reads \({key}: ") as error:
         checked(WANTED | change, Path("m.json"))
     assert "\n" not in str(error.value)
@@ -84,6 +92,57 @@ def test_a_link_to_a_weight_file_elsewhere_is_refused(tmp_path):
     weights.symlink_to(tmp_path / "ema.safetensors")
     with pytest.raises(InputError, match="is a link that leads out of"):
         open_run(run)
+
+
+ODD = (None, 7, -1, 2**70, 1.5, "x", [], {}, [None], True, {"a": {}})
+
+
+def leaves(tree: dict, above: tuple = ()) -> Iterator[tuple]:
+    for key, value in tree.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from leaves(value, (*above, key))
+
+
+def changed(tree: dict, path: tuple, value: object) -> dict:
+    """A copy with another value at one place; without it where the value is `...`."""
+    copy = deepcopy(tree)
+    node = copy
+    for key in path[:-1]:
+        node = node[key]
+    if value is ...:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    return copy
+
+
+def test_odd_values_in_an_index_work_or_are_one_line(tmp_path):
+    saved = Path(shutil.copytree(GOLDEN / "saved", tmp_path / "saved"))
+    index = json.loads((saved / "model_index.json").read_text())
+    cases = [(path, value) for path in leaves(index) for value in (*ODD, ...)]
+    refused = 0
+    for path, value in random.Random(0).sample(cases, 60):
+        (saved / "model_index.json").write_text(json.dumps(changed(index, path, value)))
+        try:
+            repr(TextToImagePipeline.from_pretrained(saved))
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 500, (path, value)
+    assert refused > 10
+
+
+@pytest.mark.parametrize("values", [[], None, 7, {}, {"family": "prior"}], ids=str)
+def test_a_component_without_a_config_is_one_line(tmp_path, values):
+    saved = Path(shutil.copytree(GOLDEN / "saved", tmp_path / "saved"))
+    index = json.loads((saved / "model_index.json").read_text())
+    data = json.dumps(values).encode()
+    (saved / "prior" / "config.json").write_bytes(data)
+    index["sha256"]["prior/config.json"] = hashlib.sha256(data).hexdigest()
+    (saved / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError) as error:
+        TextToImagePipeline.from_pretrained(saved)
+    assert "\n" not in str(error.value) and str(saved) in str(error.value)
 
 
 def test_links_inside_a_run_and_to_a_run_are_followed(tmp_path):

@@ -1,4 +1,4 @@
-"""From text and noise to pictures, with the two knobs of a GAN's latent space.
+"""Turns text and noise into images, with the two knobs of a GAN's latent space.
 
 Axes: B batch, Z noise, W latent, P pooled text.
 """
@@ -33,7 +33,7 @@ def latents(
     """w_BW of noise and text.
 
     Args:
-        truncation: 1 leaves w alone, 0 gives every noise the mean latent of its caption (less variety, safer pictures).
+        truncation: 1 leaves w alone, 0 gives every noise the mean latent of its caption (less variety, safer images).
         guidance: 1 leaves w alone; above 1 moves it away from the mean latent of all captions (GAT, 2025).
     """
     w = generator.mapping(z_BZ, pooled_BP)
@@ -66,13 +66,13 @@ def sample_uint8(
 ) -> ImageArray:
     """uint8 [B, H, W, 3] of noise and text, both on any device.
 
-    On a CPU each picture is drawn alone, by one thread, as many at once as torch has threads. So it has the same bits
-    whatever is drawn beside it, while a batch would round by its size and by where a picture stands in it. On two cores
-    that draws 220 images/s at 64 px, where batches of 64 fall out of the caches and give 187, but 462 at 32 px against
-    1,168. Elsewhere all B pictures are one batch: enough work for a GPU, but they may differ by rounding with B.
+    On a CPU each image is sampled alone, by one thread, as many at once as torch has threads. So it has the same bits
+    whatever is sampled beside it, while a batch would round by its size and by the place of an image in it. On two cores
+    that makes 220 images/s at 64 px, where batches of 64 fall out of the caches and give 187, but 462 at 32 px against
+    1,168. Elsewhere all B images are one batch: enough work for a GPU, but they may differ by rounding with B.
 
     Args:
-        on_step: hears after each picture, or after the batch, which share is done.
+        on_step: is given the share that is done, after each image or after the batch.
     """
     count, device = len(z_BZ), generator.w_average.device
     if device.type != "cpu":

@@ -8,9 +8,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from importlib import metadata
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import t2i
 from t2i.config.options import Options
 
 GIB = 1024**3
@@ -92,6 +95,18 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
 
 
+def imports() -> Finding:
+    """`import t2i` in this folder: a folder named t2i may hide an editable installation from Python started here."""
+    here = Path.cwd() / "t2i"
+    found = PathFinder.find_spec("t2i", [str(Path.cwd()), *sys.path[1:]])
+    package = Path(t2i.__file__)
+    places = () if found is None or found.origin is None else (Path(found.origin), Path(found.origin).parent / "t2i")
+    if found is None or any(place.exists() and place.samefile(package) or place == package.parent for place in places):
+        return Finding("imports", True, f"t2i from {package.parent}")
+    detail = f"`import t2i` in {Path.cwd()} finds {here}, which hides the package in {package.parent}"
+    return Finding("imports", False, detail, "work in another folder, or give the folder t2i another name")
+
+
 def device() -> Finding:
     import torch
 
@@ -128,14 +143,18 @@ def _cpu_bf16(cpuinfo: Path) -> str:
 
 
 def operators() -> Finding:
-    """torchvision's compiled operators: pip may pair a CPU torch with a CUDA torchvision, which cannot load them."""
+    """torchvision's compiled operators: pip may pair a CPU torch with a CUDA torchvision, which cannot load them.
+
+    Only the library of the operators is loaded; importing torchvision itself takes seconds.
+    """
     import torch
 
     try:
-        import torchvision
-
-        kept = torchvision.ops.nms(torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2]]), torch.tensor([0.9, 0.8]), 0.5)
-    except (ImportError, RuntimeError, AttributeError) as error:
+        spec = find_spec("torchvision")
+        folders = spec.submodule_search_locations if spec else None
+        torch.ops.load_library(str(next(Path((folders or [""])[0]).glob("_C*"))))
+        kept = torch.ops.torchvision.nms(torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2]]), torch.tensor([0.9, 0.8]), 0.5)
+    except (OSError, RuntimeError, AttributeError, StopIteration) as error:
         reason = " ".join(str(error).split())[:120]
         built = f"torch {torch.__version__}, torchvision {metadata.version('torchvision')}"
         return Finding("operators", False, f"torchvision does not work with this torch: {reason} ({built})", REINSTALL)
@@ -198,4 +217,14 @@ def threads() -> Finding:
     return Finding("threads", ok, f"OMP_WAIT_POLICY={policy}", "" if ok else fix)
 
 
-CHECKS: tuple[Callable[[], Finding], ...] = (python, packages, device, operators, disk, writable, memory, threads)
+CHECKS: tuple[Callable[[], Finding], ...] = (
+    python,
+    packages,
+    imports,
+    device,
+    operators,
+    disk,
+    writable,
+    memory,
+    threads,
+)

@@ -5,7 +5,6 @@ A command is imported when it is asked for, so `t2i --help` needs few modules an
 
 import inspect
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
@@ -14,6 +13,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
 from t2i.config.options import Options, details, flag_of
+from t2i.names import resolve
 
 
 class Command(NamedTuple):
@@ -53,10 +53,10 @@ def as_typer(name: str, command: "Command | typer.Typer") -> typer.Typer:
     """The command as typer takes it."""
     if isinstance(command, typer.Typer):
         return command
-    options: type[Options] = _load(command.options)
+    options: type[Options] = resolve(command.options)
 
     def run(**given: Any) -> None:
-        _load(command.program)(options(**{key: value for key, value in given.items() if value is not None}))
+        resolve(command.program)(options(**{key: value for key, value in given.items() if value is not None}))
 
     parameters = [_parameter(options, *named) for named in _in_order(options)]
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
@@ -64,11 +64,6 @@ def as_typer(name: str, command: "Command | typer.Typer") -> typer.Typer:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(name, help=inspect.cleandoc(options.__doc__ or "").partition("\n\nAttributes:")[0])(run)
     return app
-
-
-def _load(address: str) -> Any:
-    module, _, name = address.partition(":")
-    return getattr(import_module(module), name)
 
 
 def _in_order(options: type[Options]) -> list[tuple[str, FieldInfo]]:

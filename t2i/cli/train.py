@@ -33,7 +33,7 @@ class TrainOptions(Options):
     run: Path | None = option(
         None, "Run directory; default: runs/ and the config's name.", metavar="DIR", flag="--run-dir"
     )
-    dry_run: bool = option(False, "Print the resolved config and stop.")
+    dry_run: bool = option(False, "Open data, encoder and tokenizer, print the config with sizes and steps, and stop.")
 
     def overrides(self) -> list[str]:
         """`--set`, then `--data` as if it were one."""
@@ -45,12 +45,15 @@ def main(options: TrainOptions) -> None:
     name = program("train", options.family)
     run_dir = options.run or Path("runs") / (Path(options.source).stem if options.source else f"{name}-default")
     config = resolve(config_class(name), options.source, options.overrides(), run_dir)
-    if options.dry_run:
-        typer.echo(to_yaml(config), nl=False)
-        return
     from t2i.console import warnings_of
 
     with warnings_of(is_first()):
+        if options.dry_run:
+            from t2i.cli.dry_run import describe
+
+            told = [f"# {what:<12}{text}\n" for what, text in describe(config, run_dir)]
+            typer.echo("".join(told) + to_yaml(config), nl=False)
+            return
         tell_address(config.data.address)  # pyright: ignore[reportAttributeAccessIssue]  # every family has it
         import_module(f"t2i.train.{name}").main(config, run_dir)
 

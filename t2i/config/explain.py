@@ -100,15 +100,51 @@ def _unknown(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple
     return "unknown key", _suggestion(cls, path)
 
 
+# names that other packages use -> keys here
+USUAL_NAMES = {
+    "lr": "learning_rate",
+    "batch_size": "train_batch_size",
+    "batch": "train_batch_size",
+    "steps": "max_train_steps",
+    "max_steps": "max_train_steps",
+    "num_steps": "max_train_steps",
+    "iterations": "max_train_steps",
+    "epochs": "max_train_steps",
+    "num_epochs": "max_train_steps",
+    "minutes": "max_train_minutes",
+    "workers": "dataloader_num_workers",
+    "num_workers": "dataloader_num_workers",
+    "precision": "mixed_precision",
+    "fp16": "mixed_precision",
+    "bf16": "mixed_precision",
+    "amp": "mixed_precision",
+    "save_steps": "checkpointing_steps",
+    "save_every": "checkpointing_steps",
+    "eval_steps": "validation_steps",
+    "wandb": "report_to",
+    "logger": "report_to",
+    "image_size": "data.resolution",
+    "img_size": "data.resolution",
+    "size": "data.resolution",
+    "resolution": "data.resolution",
+    "dataset": "data.address",
+    "data_dir": "data.address",
+    "data_path": "data.address",
+}
+
+
 def _suggestion(cls: type[BaseModel], path: KeyPath) -> str:
     """The nearest key: a sibling, or the same word in another section."""
     if "." in path[-1]:
         return "; a dot stands for a section in --set only, in YAML write the section and indent its keys"
     siblings = _keys_at(cls, path[:-1])
+    everywhere = [".".join(key) for key in _all_keys(cls)]
+    usual = USUAL_NAMES.get(path[-1].lower())
+    if usual in everywhere:
+        return f"; did you mean {usual}?"
     close = difflib.get_close_matches(path[-1], siblings, 1)
     if close:
         return f"; did you mean {'.'.join((*path[:-1], close[0]))}?"
-    everywhere = [".".join(key) for key in _all_keys(cls)]
     same = [key for key in everywhere if key.rpartition(".")[2] == path[-1]]
     close = same or difflib.get_close_matches(".".join(path), everywhere, 1)
     return f"; did you mean {close[0]}?" if close else f"; keys here: {', '.join(siblings)}"

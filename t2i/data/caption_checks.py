@@ -1,4 +1,4 @@
-"""Captions in step with their pictures: a mirror swaps left and right, and a crop may cut off what a caption speaks of."""
+"""Captions in step with their images: a mirror swaps left and right, and a crop may cut off what a caption mentions."""
 
 import re
 import warnings
@@ -16,14 +16,14 @@ _PLACES = re.compile(r"\b(?:left|right|top|bottom|upper|lower|corner|edge|above|
 
 
 def may_flip(wanted: bool, dataset: Dataset) -> bool:
-    """Whether training may mirror the pictures: where it is `wanted` and no caption mentions left or right (in English).
+    """Returns True if training may mirror the images: where it is `wanted` and no caption mentions left or right (in English).
 
     A warning quotes the first caption that does.
     """
     caption = first_caption(_SIDES, dataset) if wanted else None
     if caption is not None:
         warnings.warn(
-            f"flip is off: captions of {dataset.address} mention left or right, as {caption[:80]!r}; a mirrored picture "
+            f"flip is off: captions of {dataset.address} mention left or right, as {caption[:80]!r}; a mirrored image "
             "would contradict them",
             stacklevel=2,
         )
@@ -31,18 +31,18 @@ def may_flip(wanted: bool, dataset: Dataset) -> bool:
 
 
 def warn_of_crops(fit: str, dataset: Dataset) -> None:
-    """Warns where pictures are cut at random and captions tell where things are."""
+    """Warns where images are cut at random and captions say where things are."""
     caption = first_caption(_PLACES, dataset) if fit == "random" else None
     if caption is not None:
         warnings.warn(
-            f"data.fit=random may cut off what captions of {dataset.address} speak of, as {caption[:80]!r}; "
-            "data.fit=pad keeps all of a picture, center always the same part",
+            f"data.fit=random may cut off what captions of {dataset.address} mention, as {caption[:80]!r}; "
+            "data.fit=pad keeps all of a image, center always the same part",
             stacklevel=2,
         )
 
 
 def first_caption(pattern: re.Pattern[str], dataset: Dataset) -> str | None:
-    """The first caption in which `pattern` is found."""
+    """Returns the first caption in which `pattern` is found."""
     captions: Iterable[str] = (caption for own in dataset.captions for caption in own)
     return next((caption for caption in captions if pattern.search(caption)), None)
 

@@ -18,9 +18,10 @@ _INVISIBLE = re.compile(
 )
 
 
-# a list of strings as Python prints it, with commas: without them Python would join the strings
+REPLACED = "\ufffd"  # in the place of bytes that another program could not decode
+# a list or tuple of strings as Python prints it, with commas: without them Python would join the strings
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
-_LIST = re.compile(rf"\[\s*(?:{_STRING}\s*(?:,\s*{_STRING}\s*)*,?\s*)?\]", re.DOTALL)
+_LIST = re.compile(rf"[\[(]\s*(?:{_STRING}\s*(?:,\s*{_STRING}\s*)*,?\s*)?[\])]", re.DOTALL)
 
 
 def captions_of(value: Any) -> list[str]:
@@ -31,26 +32,31 @@ def captions_of(value: Any) -> list[str]:
     Raises:
         ValueError: it is neither; the message begins with "must be".
     """
+    if isinstance(value, str) and not value.lstrip().startswith(("[", "(")):
+        cleaned = clean_caption(value)
+        return [cleaned] if cleaned else []
     values = [] if value is None else value if isinstance(value, list) else [value]
-    if len(values) == 1 and isinstance(values[0], str) and values[0].lstrip()[:2] in ("['", '["'):
+    if len(values) == 1 and isinstance(values[0], str):
         values = _listed(values[0].strip())
     if not all(isinstance(caption, str) for caption in values):
         raise ValueError(f"must be a string or a list of strings, got {str(value)[:60]!r}")
     return list(dict.fromkeys(cleaned for caption in values if (cleaned := clean_caption(caption))))
 
 
-def _listed(text: str) -> list[str]:
-    """The strings of a list that a table program wrote into a cell; any other text as it is."""
-    if not text.endswith("]"):
+def _listed(text: str) -> list[Any]:
+    """Returns the members of a list that a table program wrote into a cell; any other text as it is."""
+    if not text.startswith(("[", "(")):
         return [text]
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
-        if _LIST.fullmatch(text):
-            return ast.literal_eval(text)
-        raise ValueError(
-            f"must be a string or a list of strings, got the text {text[:60]!r}; write it as JSON, or a row a caption"
-        ) from None
+        found = ast.literal_eval(text) if _LIST.fullmatch(text) else text
+    if isinstance(found, list | tuple):
+        return list(found)
+    if text.startswith(("['", '["')) and (text.endswith("]") or re.search(r"""['"],""", text)):
+        fix = "write it as JSON, or one row for each caption"
+        raise ValueError(f"must be a string or a list of strings, got the text {text[:60]!r}; {fix}")
+    return [text]
 
 
 def clean_caption(text: str) -> str:
@@ -58,7 +64,10 @@ def clean_caption(text: str) -> str:
 
     Cleaning twice changes nothing.
     """
-    if not (text.isascii() and text.isprintable()):
+    plain = text.isascii() and text.isprintable()
+    if plain and "  " not in text and len(text) < MAX_CHARACTERS:
+        return text.strip()
+    if not plain:
         text = _INVISIBLE.sub("", text)
         text = unicodedata.normalize("NFC", text)
     return " ".join(text.split())[:MAX_CHARACTERS].rstrip()

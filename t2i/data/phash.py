@@ -1,8 +1,8 @@
-"""How pictures look, in 56 bytes each: two copies of one, re-encoded or resized, are told as near duplicates.
+"""Perceptual signatures of images, 56 bytes each: copies that were re-encoded or resized are found as near duplicates.
 
 The DCT hash (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010) has one bit for each of the
-64 lowest frequencies of the grey picture: whether its coefficient is above their median. Re-encoding flips the bits of
-frequencies that a flat picture hardly has, so many may differ, and the mean colours of 4 x 4 cells decide.
+64 lowest frequencies of the grey image: whether its coefficient is above their median. Re-encoding flips the bits of
+frequencies that a flat image hardly has, so many may differ, and the mean colours of 4 x 4 cells decide.
 """
 
 from typing import NamedTuple
@@ -15,20 +15,20 @@ from t2i.images import ImageArray
 MOST_BITS, MOST_LEVELS = 16, 4.0  # what may differ between near duplicates; benchmarks/leaks.py measures both
 _FREQUENCIES, _CELLS = 8, 4  # a side
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of R, G, B (ITU-R BT.601)
-_BATCH, _AT_ONCE = 32, 2**19  # pictures, and pairs of hashes, in memory as numbers
+_BATCH, _AT_ONCE = 32, 2**19  # images, and pairs of hashes, in memory as numbers
 
 
-class Looks(NamedTuple):
-    """N pictures as they look."""
+class Signatures(NamedTuple):
+    """Signatures of N images."""
 
     hashes_N: NDArray[np.uint64]
     colors_ND: NDArray[np.uint8]  # grey levels, D = 3 channels x 4 x 4 cells
 
 
-def looks(images_BHWC: ImageArray) -> Looks:
-    """Of uint8 pictures of any size.
+def signatures(images_BHWC: ImageArray) -> Signatures:
+    """Returns the signatures of uint8 images of any size.
 
-    The frequencies are counted in cycles a picture and not in pixels, so nothing is resized and the hash hardly depends on
+    The frequencies are counted in cycles a image and not in pixels, so nothing is resized and the hash hardly depends on
     the resolution.
     """
     rows, columns = (_basis(side) for side in images_BHWC.shape[1:3])
@@ -43,12 +43,7 @@ def looks(images_BHWC: ImageArray) -> Looks:
         hashes.append(np.packbits(bits_BK, axis=1).view(">u8")[:, 0].astype(np.uint64))
         cells_BD = projected_BCKK[..., _FREQUENCIES:, _FREQUENCIES:].reshape(len(levels_BCHW), -1)
         colors.append(cells_BD.round().clip(0, 255).astype(np.uint8))
-    return Looks(np.concatenate(hashes), np.concatenate(colors))
-
-
-def perceptual_hashes(images_BHWC: ImageArray) -> NDArray[np.uint64]:
-    """uint64 [B]: the hashes alone."""
-    return looks(images_BHWC).hashes_N
+    return Signatures(np.concatenate(hashes), np.concatenate(colors))
 
 
 def _basis(side: int) -> NDArray[np.float32]:
@@ -60,12 +55,12 @@ def _basis(side: int) -> NDArray[np.float32]:
 
 
 def near_duplicates(
-    a: Looks, b: Looks | None = None, most_bits: int = MOST_BITS, most_levels: float = MOST_LEVELS
+    a: Signatures, b: Signatures | None = None, most_bits: int = MOST_BITS, most_levels: float = MOST_LEVELS
 ) -> NDArray[np.int64]:
-    """[P, 2]: each picture of `a` that looks like one of `b`, and the one that it looks most like.
+    """[P, 2]: rows of `a` with a near duplicate in `b`, and the row of the nearest one.
 
     Args:
-        b: None: a picture is compared with those before it, so that the first of several copies is not told.
+        b: None: a image is compared with those before it, so that the first of several copies is not reported.
         most_bits: of the hash that may differ.
         most_levels: by which the colours of the cells may differ, in grey levels of 255, their mean.
     """

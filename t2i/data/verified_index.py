@@ -38,7 +38,7 @@ class Verified(NamedTuple):
     format: str = ""
     mode: str = ""  # of the file: RGB, CMYK, P, I;16, ...
     sha256: str = ""
-    look: bytes = b""  # phash.py: the hash and the colours of the cells
+    signature: bytes = b""  # phash.py: the hash and the colours of the cells
     reason: str = ""
     ctime_ns: int = 0
     lasting: bool = True  # False: a fault of reading, which may pass without the file changing; never kept

@@ -19,14 +19,14 @@ from PIL import Image
 
 from t2i import images
 from t2i.data.cached import Stamp, stamp_of
-from t2i.data.phash import looks
+from t2i.data.phash import signatures
 from t2i.data.verified_index import MIN_SIDE, Index, Verified
 from t2i.names import counted
 
 _RACE_NS = 2_000_000_000  # a file this young may change again without a new time stamp (FAT keeps even seconds)
 _KEEP_EVERY_S = 20.0  # what a kill may cost
 _HASHED_SIDE = 64
-_AT_ONCE = 256  # images between two looks at the clock
+_AT_ONCE = 256  # images between two readings of the clock
 Progress = Callable[[int, int], None]
 _progress: ContextVar[Progress | None] = ContextVar("progress of verification", default=None)
 
@@ -93,10 +93,10 @@ def verify_rendered(ids: Sequence[str], render: Callable[[Sequence[int]], images
     for start in range(0, len(ids), _AT_ONCE):
         rows = range(start, min(start + _AT_ONCE, len(ids)))
         pixels_BHWC = render(rows)
-        for i, image_HWC, look in zip(rows, pixels_BHWC, _looks(pixels_BHWC), strict=True):
+        for i, image_HWC, signature in zip(rows, pixels_BHWC, _signatures(pixels_BHWC), strict=True):
             height, width, _ = image_HWC.shape
             digest = hashlib.sha256(image_HWC.tobytes()).hexdigest()
-            found[ids[i]] = Verified(image_HWC.nbytes, 0, width, height, "rendered", "RGB", digest, look)
+            found[ids[i]] = Verified(image_HWC.nbytes, 0, width, height, "rendered", "RGB", digest, signature)
         progress(rows.stop, len(ids))
     return found
 
@@ -125,6 +125,16 @@ def warn_unverified(address: str, count: int) -> None:
             f"{counted(count, 'image')} of {address} have not been looked at: `t2i data check` does, and training then "
             "leaves out what is broken; without it, a broken image is replaced when training meets it",
             stacklevel=4,
+        )
+
+
+def warn_damaged(address: str, captions: Sequence[str]) -> None:
+    """Warns of captions with U+FFFD in the place of letters."""
+    if captions:
+        warnings.warn(
+            f"{counted(len(captions), 'caption')} of {address} with U+FFFD in the place of letters, as {captions[0][:80]!r}: "
+            "a file was read in a wrong encoding before; `t2i data check` lists all",
+            stacklevel=5,
         )
 
 
@@ -174,7 +184,7 @@ def _verify_file(path: Path, before: Verified | None = None) -> Verified:
     content = hashlib.sha256(data).hexdigest()
     if before is not None and before.sha256 == content:  # only touched, or linked once more
         return before._replace(size=found.size, mtime_ns=found.mtime_ns, ctime_ns=found.ctime_ns)
-    return _look(data, found._replace(sha256=content))
+    return _decoded(data, found._replace(sha256=content))
 
 
 def _verify_packed(read: Callable[[int], bytes | Path], i: int, before: Verified | None) -> Verified:
@@ -186,10 +196,10 @@ def _verify_packed(read: Callable[[int], bytes | Path], i: int, before: Verified
     except OSError as error:
         return Verified(-1, 0, reason=f"cannot be read: {error.strerror or error}", lasting=False)
     found = Verified(len(data), 0, sha256=hashlib.sha256(data).hexdigest())
-    return before if before is not None and before.sha256 == found.sha256 else _look(data, found)
+    return before if before is not None and before.sha256 == found.sha256 else _decoded(data, found)
 
 
-def _look(data: bytes, found: Verified) -> Verified:
+def _decoded(data: bytes, found: Verified) -> Verified:
     """Decodes one image, whose size, time and sha256 are known."""
     try:
         image = images.decode(data)
@@ -200,12 +210,14 @@ def _look(data: bytes, found: Verified) -> Verified:
     with Image.open(BytesIO(data)) as header:
         mode = header.mode
     shrunk = image.resize((_HASHED_SIDE, _HASHED_SIDE), Image.Resampling.BOX)
-    look = _looks(np.asarray(shrunk)[None])[0]
-    return found._replace(width=width, height=height, format=image.format or "", mode=mode, look=look, reason=small)
+    signature = _signatures(np.asarray(shrunk)[None])[0]
+    return found._replace(
+        width=width, height=height, format=image.format or "", mode=mode, signature=signature, reason=small
+    )
 
 
-def _looks(images_BHWC: images.ImageArray) -> list[bytes]:
-    found = looks(images_BHWC)
+def _signatures(images_BHWC: images.ImageArray) -> list[bytes]:
+    found = signatures(images_BHWC)
     return [number.tobytes() + colors.tobytes() for number, colors in zip(found.hashes_N, found.colors_ND, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""From text to pictures through codes: what `t2i sample` and the pipeline draw with for a run of `t2i train prior`."""
+"""Turns text into images through codes: the sampler of a run of `t2i train prior`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -33,7 +33,7 @@ class PriorSampler:
         self.config, self.prior, self.tokenizer = config, prior.eval().requires_grad_(False), tokenizer
         self.sampling, self.compile = config.sampling, False
         self.cells = prior.grid.height, prior.grid.width
-        self._kept: Known | None = None  # one row, for all pictures
+        self._kept: Known | None = None  # one row, for all images
 
     @classmethod
     def components_of(cls, run: TrainedRun) -> Components:
@@ -127,7 +127,7 @@ class PriorSampler:
         guidance: float,
         on_step: Callable[[float], None] | None = None,
     ) -> Tensor:
-        """indices_BS of one picture a row of `text`."""
+        """indices_BS of one image a row of `text`."""
         sampling, kept = self._with({"guidance": guidance}), self._kept
         known = None if kept is None else Known(*(part.expand(len(seeds), -1) for part in kept))
         heard = None if on_step is None else (lambda share: on_step(SHARE_OF_DECODING * share))
@@ -137,7 +137,7 @@ class PriorSampler:
         return codes_BS
 
     def decode(self, codes_BS: Tensor) -> ImageArray:
-        """The pictures of codes."""
+        """The images of codes."""
         return self.tokenizer.decode(codes_BS.view(len(codes_BS), -1, self.tokenizer.codebooks))
 
     def reconstruct(self, images_BHWC: ImageArray) -> ImageArray:

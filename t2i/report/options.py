@@ -19,7 +19,7 @@ class ReportOptions(Options):
         scorer: address of the image-text encoder that judges; None: the embedded one.
     """
 
-    runs: tuple[Path, ...] = argument("Runs of any family; a column each.", metavar="RUN...")
+    runs: tuple[str, ...] = argument("Runs of any family; a column each.", metavar="RUN...")
     data: str | None = option(None, "Captioned images; default: what the first run was trained on.", metavar="ADDRESS")
     split: Annotated[tuple[str, ...] | None, BeforeValidator(split_commas)] = option(
         None, "Splits of the data; default: val, and heldout where there is one.", metavar="A,B", commas=True

@@ -1,4 +1,4 @@
-"""What a pipeline is read from and written to: a training run, a folder of components, a model on the hub.
+"""Reads and writes pipelines: a training run, a folder of components, a model on the hub.
 
 model_index.json            family, checkpoint manifest, sha256 of each file
 generator/config.json       one folder a component, as the family names them
@@ -29,7 +29,7 @@ from t2i.trained import RECORD, checked, open_run, refuse_links
 from t2i.weights import INDEX, find, shared_text_encoder, shipped
 
 TEXT = "text_encoder"
-DEFAULTS = "sampling.json"  # in a run: what is drawn with where a call says nothing
+DEFAULTS = "sampling.json"  # in a run: the settings of a call that names none
 WANTED = "name a run directory of t2i train, or a folder that save_pretrained wrote"
 CLASS_NAME = "TextToImagePipeline"
 # nothing that is unpickled or run is ever downloaded
@@ -38,13 +38,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Stored(NamedTuple):
-    """A pipeline as it lies on the disk, read and checked."""
+    """A pipeline on the disk, read and checked."""
 
     family: str
     manifest: dict[str, Any]  # of the checkpoint that the weights come from
     components: Components
     text: TextEncoder
-    home: Path  # the run or the folder, where its scores lie too
+    home: Path  # the run or the folder, which holds its scores too
     is_run: bool
     guidance_scale: float | None = None  # None: the sampler's own
     truncation: float = 1.0
@@ -137,7 +137,7 @@ def _read_defaults(path: Path) -> tuple[float | None, float, dict[str, Any]]:
 
 
 def write_defaults(run: Path, defaults: Defaults) -> None:
-    """Makes them what is drawn with from this run where nothing else is said.
+    """Makes them the settings of calls that name none, for this run.
 
     Raises:
         InputError: the run cannot be written.

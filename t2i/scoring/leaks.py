@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t2i.data.phash import looks, near_duplicates
+from t2i.data.phash import near_duplicates, signatures
 from t2i.errors import InputError
 from t2i.scoring.images.collection import Images
 from t2i.training.trained_on import RECORD, Record, caption_hashes, id_hashes, is_drawn, join, pixel_hashes, read_record
@@ -49,7 +49,7 @@ def find(record: Record, captions: Sequence[str], images: Images | None) -> Foun
     if is_drawn(images.name):
         same = np.isin(id_hashes(ids), record.pixels)
     else:
-        parts = [(pixel_hashes(chunk), looks(np.stack(chunk))) for chunk in images.chunks(range(len(images)))]
+        parts = [(pixel_hashes(chunk), signatures(np.stack(chunk))) for chunk in images.chunks(range(len(images)))]
         same = np.isin(np.concatenate([pixels for pixels, _ in parts]), record.pixels)
         near = near_duplicates(join([seen for _, seen in parts]), record.looks)
         alike = [str(ids[row]) for row in near[:, 0].tolist() if not same[row]]

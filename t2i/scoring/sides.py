@@ -79,9 +79,11 @@ def training_images(own: dict[str, Any]) -> Images:
 def is_run(place: str) -> bool:
     """True where a model is at that place, as opposed to images."""
     path = Path(place).expanduser()
-    if not path.exists():
-        return place in shipped()
-    return path.is_dir() and any((path / name).exists() for name in ("checkpoints", "config.yaml", INDEX))
+    return (
+        place in shipped()
+        or path.is_dir()
+        and any((path / name).exists() for name in ("checkpoints", "config.yaml", INDEX))
+    )
 
 
 def open_real(against: str, options: ScoreOptions, n: int | None = None) -> Images | Reference:

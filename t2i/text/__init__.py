@@ -26,8 +26,8 @@ class TextConfig(Section):
     )
     path: str | None = Field(
         default=None,
-        description="local directory or hub id of clip/t5/bert/gpt2, or an align run for `aligned`; classical encoders "
-        "are fitted on the training captions and take none",
+        description="local directory or hub id of clip/t5/bert/gpt2, or an align run for `aligned` (null: the encoder of the "
+        "shipped models, for the embedded shapes); classical encoders are fitted on the training captions and take none",
     )
     max_tokens: int | None = Field(
         default=None,

@@ -8,6 +8,7 @@ from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
 from t2i.errors import InputError, warn_truncated
 from t2i.text import Saved, TextConfig, TextFeatures, read_saved, writing
 from t2i.text.classical import split_words
+from t2i.weights import shared_text_encoder
 
 FOLDER = "dual_encoder"
 
@@ -33,12 +34,21 @@ class AlignedEncoder:
 
     @classmethod
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
-        """Loads the dual encoder at `config.path`; it is trained beforehand, on pictures too."""
-        if config.path is None:
+        """Loads the dual encoder at `config.path`; None: the one of the shipped models, which reads the embedded data.
+
+        Raises:
+            InputError: no path is given and the captions have words that the shipped encoder does not know.
+        """
+        if config.path is not None:
+            return cls(load_dual_encoder(Path(config.path)), config.max_tokens)
+        shipped = cls.load(shared_text_encoder())
+        if unknown := shipped.unknown_words(captions):
             raise InputError(
-                "text.encoder is aligned but text.path names no encoder; run `t2i train align` and give its run directory"
+                f"the text encoder that ships with t2i reads captions of the embedded shapes, and {unknown[0]!r} is not among "
+                "its words; train one on your data with t2i train align --config align-tiny --data ADDRESS --run-dir "
+                "runs/align and add --set text.path=runs/align, or add --set text.encoder=bow, which needs no training"
             )
-        return cls(load_dual_encoder(Path(config.path)), config.max_tokens)
+        return cls(shipped.dual, config.max_tokens)
 
     @classmethod
     def load(cls, directory: Path) -> Self:

@@ -65,4 +65,9 @@ def _short(digest: str | None) -> str:
 
 def describe_data(found: Mapping[str, Any]) -> str:
     """Returns a data set in a few words, for processes that were given different ones."""
-    return f"{found['images']:,} images, {found['number_of_captions']:,} captions, {str(found['ids'])[:8]}"
+    return f"{describe_counts(found)}, {str(found['ids'])[:8]}"
+
+
+def describe_counts(found: Mapping[str, Any]) -> str:
+    """Returns how much a data set holds."""
+    return f"{found['images']:,} images, {found['number_of_captions']:,} captions"

@@ -3,19 +3,24 @@
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from t2i.errors import InputError
 
 Scalars = Mapping[str, float]
 
 
-_SHOWN = 6  # scalars on the console; the file has them all
+# on the console; the file has all scalars
+_SHOWN, _ROW = 4, 68
+_HIDDEN = ("images_per_second", "learning_rate", "data_wait", "rolled_back_to")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -38,7 +43,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class Journal:
-    """Appends `{"step": ..., "time": ..., **scalars}` to a JSONL file, each line flushed.
+    """Appends `{"step": ..., "time": ..., **scalars}` to a JSONL file, each line flushed, and shows how a run gets on.
 
     Args:
         path: the file; made when it is missing.
@@ -61,8 +66,10 @@ class Journal:
         self._started = self._shown_at = time.monotonic()
         self._first_step: int | None = None
         self._latest: dict[str, float] = {}
+        self._latest_step = 0
+        self._fresh = False  # the latest scalars have not been shown
         self._console = Console(stderr=True)
-        self._progress: Progress | None = None
+        self._progress: _TwoRows | None = None
         self._file = open(path, "ab")  # noqa: SIM115  # lives as long as the journal
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
             self._file.write(b"\n")  # a torn last line must not swallow the next one
@@ -74,14 +81,30 @@ class Journal:
                 os.truncate(self.path, offset)
                 return
 
-    def write(self, step: int, scalars: Scalars) -> None:
-        """One record. A value that is not finite is written as null, for JSON has no NaN."""
+    def write(self, step: int, scalars: Scalars, kept: bool = True) -> None:
+        """Adds one record. A value that is not finite is written as null, for JSON has no NaN.
+
+        Args:
+            kept: False only shows the scalars.
+
+        Raises:
+            InputError: the disk is full.
+        """
         plain = {key: float(value) for key, value in scalars.items()}
+        if kept:
+            self._append(step, plain)
+        self._latest |= plain
+        self._latest_step, self._fresh = step, True
+
+    def _append(self, step: int, plain: dict[str, float]) -> None:
         record = {"step": step, "time": round(time.time(), 3)}
         record |= {key: float(f"{v:.6g}") if math.isfinite(v) else None for key, v in plain.items()}
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
-        self._latest |= plain
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"cannot write {self.path}: {reason}; free some space, then resume") from error
         if self._track is not None:
             self._track(plain, step)
 
@@ -90,38 +113,75 @@ class Journal:
         now = time.monotonic()
         if self._first_step is None:
             self._first_step, self._started = step, now
-        if sys.stderr.isatty():
-            bar = self._bar()
-            bar.update(bar.task_ids[0], completed=step, total=self.total_steps, scalars=self._summary())
-        elif self._latest and (now - self._shown_at >= self._seconds or step == self.total_steps):
+        if self._console.is_terminal:
+            with suppress(OSError):  # the terminal has gone; the run goes on until it hears of it
+                self._bar().tell(step, self.total_steps, f"at {self._latest_step:,}:  {self._summary()}")
+        elif now - self._shown_at >= self._seconds or step in (self._first_step, self.total_steps):
             self._shown_at = now
             done = step - self._first_step
-            left = f"{(now - self._started) / done * (self.total_steps - step):.0f} s left" if done else ""
-            line = f"step {step}/{self.total_steps}  {self._summary()}  {left}"
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            left = _time((now - self._started) / done * (self.total_steps - step)) + " left" if done else ""
+            told = self._summary() if self._fresh else ""
+            self._print("  ".join(filter(None, [f"step {step:,} of {self.total_steps:,}", told, left])))
+        self._fresh = False
 
     def say(self, text: str) -> None:
-        """One line for whoever watches; it is not kept."""
+        """Prints one line for whoever watches; it is not kept."""
+        self._print(text)
+
+    def _print(self, text: str) -> None:
         console = self._progress.console if self._progress is not None else self._console
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        with suppress(OSError):
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _summary(self) -> str:
-        shown = list(self._latest.items())[:_SHOWN]
+        """Losses first, then what else there is, as much as fits into a row of 80 columns."""
+        names = [name for name in self._latest if not name.startswith(_HIDDEN)]
+        names = sorted(names, key=lambda name: ("loss" not in name, name.startswith("val_")))[:_SHOWN]
+        shown = [f"{name} {self._latest[name]:.3g}" for name in names]
         if "images_per_second" in self._latest:
-            shown.append(("images/s", self._latest["images_per_second"]))
-        return " ".join(f"{key}={value:.4g}" for key, value in dict(shown).items() if key != "images_per_second")
+            shown.append(f"{self._latest['images_per_second']:.3g} images/s")
+        while len(shown) > 2 and len("  ".join(shown)) > _ROW:
+            del shown[-2]
+        return "  ".join(shown)
 
-    def _bar(self) -> Progress:
+    def _bar(self) -> "_TwoRows":
         if self._progress is None:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            bar = Progress(*columns, TextColumn("{task.fields[scalars]}", markup=False), console=self._console)
-            bar.add_task("train", total=self.total_steps, scalars="")
-            bar.start()
-            self._progress = bar
+            self._progress = _TwoRows(self._console, self.total_steps)
+            self._progress.start()
         return self._progress
 
     def close(self) -> None:
+        """Takes the bar off the terminal and closes the file."""
         if self._progress is not None:
-            self._progress.stop()
+            with suppress(OSError):
+                self._progress.stop()
             self._progress = None
-        self._file.close()
+        with suppress(OSError):  # what could not be flushed was told of
+            self._file.close()
+
+
+class _TwoRows(Progress):
+    """A bar with steps and times, and a row of scalars below it: whole on 80 columns."""
+
+    def __init__(self, console: Console, total_steps: int):
+        steps = TextColumn("{task.completed:,.0f} of {task.total:,.0f} steps")
+        self._scalars = ""
+        super().__init__(
+            BarColumn(20), steps, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("left"), console=console
+        )
+        self._task = self.add_task("train", total=total_steps)
+
+    def tell(self, step: int, total: int, scalars: str) -> None:
+        self._scalars = scalars
+        self.update(self._task, completed=step, total=total)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self._scalars, no_wrap=True, overflow="ellipsis")
+
+
+def _time(seconds: float) -> str:
+    """`8 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

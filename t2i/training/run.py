@@ -25,6 +25,7 @@ A program's loop:
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -44,10 +45,12 @@ from t2i.config.training import TrainConfig
 from t2i.data import Dataset
 from t2i.distributed import PATIENCE, Means, Ranks
 from t2i.errors import InputError
+from t2i.families import FAMILIES
+from t2i.hardware import why_device
 from t2i.seeding import derive
 from t2i.training.accelerator import make_accelerator
 from t2i.training.directory import STOPPED, DirectoryLock, describe, refuse_anothers, remove_new, write_stopped
-from t2i.training.identity import data_digest, describe_data, refuse_other_data, refuse_other_digest
+from t2i.training.identity import data_digest, describe_counts, describe_data, refuse_other_data, refuse_other_digest
 from t2i.training.journal import Journal
 from t2i.training.optimization import FINAL_RATE, NonFiniteGuard, learning_rate, set_learning_rate
 from t2i.training.state import (
@@ -115,6 +118,7 @@ class Run:
         self._rate = 0.0  # learning rate of the step
         self._judged_step, self._sound = 0, True  # whether all was finite in the step judged last
         self._rolled_back = False
+        self._caption = "a prompt"  # of the data, for the command that is shown at the end
         self._means = Means()
         self._lock: DirectoryLock | None = None
         self._closed = False
@@ -162,7 +166,7 @@ class Run:
                 died = self._watchdog.dead() if self._watchdog and issubclass(kind, RuntimeError) else None
                 self._release()  # the state may be of half a step: it is not saved
             if died is not None:
-                self._tell_of_end(f"{died} has died")
+                self._tell_of_death(f"{died} has died")
                 raise SystemExit(RESUME_ME)
 
     def close(self) -> None:
@@ -176,6 +180,8 @@ class Run:
             if stopped:
                 reason = next(filter(None, self.ranks.everyone(self._signals.reason)), "a signal")
                 self.ranks.on_main(lambda: write_stopped(self.directory, reason, self.step, self._saved_step))
+            elif self.step > self._first_step:
+                self._tell_of_end()
         finally:
             self._release()
         if stopped:
@@ -183,10 +189,10 @@ class Run:
 
     def _end_now(self, why: str) -> None:
         """The watchdog's thread: ends this process, whose main thread waits for a process that does not answer."""
-        self._tell_of_end(why)
+        self._tell_of_death(why)
         os._exit(RESUME_ME)
 
-    def _tell_of_end(self, why: str) -> None:
+    def _tell_of_death(self, why: str) -> None:
         saved = (
             f"the last checkpoint is of step {self._saved_step}" if self._saved_step else "there is no checkpoint yet"
         )
@@ -290,6 +296,7 @@ class Run:
         if self._newest is not None and "data" in self._newest[1]:
             refuse_other_data(self.directory, self._newest[1]["data"], found)
         self.extra["data"] = found
+        self._caption = str(train.captions[0][0])
 
     def was_started_with(self, key: str, value: str | None) -> bool:
         """Returns True when a config key, as `text.path`, is spelled as it was when the run was started."""
@@ -412,6 +419,12 @@ class Run:
         self.note({"learning_rate": self._rate})
         if self.step % self.config.log_steps == 0 or self.step == self.total_steps:
             self._log()
+        elif self.step == self._first_step + 1:
+            first = self._means.take(
+                self.ranks, self.device, keep=True
+            )  # shown at once, so that one sees that it trains
+            if self.journal is not None:
+                self.journal.write(self.step, first, kept=False)
         if self.journal is not None:
             self.journal.show(self.step)
 
@@ -556,6 +569,8 @@ class Run:
             self._budget = self._new_budget()  # preparing the data is not training
         self.ranks.on_main(self._continue_files)
         self._saved_at = time.monotonic()
+        if self.journal is not None:
+            self._tell_of_start()
         return not self.is_new
 
     def _continue_files(self) -> None:
@@ -563,6 +578,36 @@ class Run:
             self.journal.truncate(self.step)
         self._describe()
         (self.directory / STOPPED).unlink(missing_ok=True)
+
+    def _tell_of_start(self) -> None:
+        """Main process: says what will be trained, on what, where to and how long."""
+        config: Any = self.config
+        if self.step >= self.total_steps:
+            self.say(
+                f"run {self.directory} is finished: {self.step:,} steps are done; a higher max_train_steps goes on"
+            )
+            return
+        processes = f", {self.num_processes} processes" if self.num_processes > 1 else ""
+        precision = {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
+        self.say(f"device: {why_device(self.device, config.device)}{processes}, {precision}")
+        if "data" in self.extra:
+            data = getattr(config, "data", None)
+            what = f"{data.address}, {data.resolution} px, " if data is not None else ""
+            self.say(f"data: {what}{describe_counts(self.extra['data'])}; {self.images_per_step:,} images a step")
+        self.say(f"parameters: {self._parts.sizes()}")
+        saved = min(self.step + config.checkpointing_steps - self.step % config.checkpointing_steps, self.total_steps)
+        minutes = f" or after {config.checkpointing_minutes:g} min" if config.checkpointing_minutes else ""
+        self.say(
+            f"run: {self.directory}, step {self.step:,} of {self.total_steps:,}; next checkpoint at {saved:,}{minutes}"
+        )
+
+    def _tell_of_end(self) -> None:
+        """Main process: says what can be done with a finished run."""
+        place = shlex.quote(str(self.directory))
+        if self.family in FAMILIES and FAMILIES[self.family].sampler:
+            self.say(f"done; next: t2i sample {place} {shlex.quote(self._caption)}")
+        elif self.family in FAMILIES and FAMILIES[self.family].tokenizer:
+            self.say(f"done; next: t2i train prior --set tokenizer.path={place}")
 
     def _take_total(self, manifest: Mapping[str, Any]) -> None:
         """The number of steps is fixed once: the checkpoint's holds unless the limits in the config were changed."""

@@ -70,6 +70,11 @@ class Parts:
             return self._plain(part).state_dict()
         return checkpoint.optimizer_state(part) if isinstance(part, Optimizer) else part.state_tensors()
 
+    def sizes(self) -> str:
+        """Returns the number of parameters of each module, in words."""
+        modules = {name: part for name, part in self._parts.items() if isinstance(part, nn.Module)}
+        return ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,}" for name, part in modules.items())
+
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         for name, tensors in state.items():
             part = self._parts[name]

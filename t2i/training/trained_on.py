@@ -22,7 +22,7 @@ from safetensors.numpy import save
 
 from t2i.cache import cache_dir
 from t2i.data import DataConfig, Dataset, open_dataset, parse_address
-from t2i.data.phash import Looks, looks
+from t2i.data.phash import Signatures, signatures
 from t2i.errors import InputError
 from t2i.files import new_file
 from t2i.images import TRANSFORM, BrokenImage, ImageArray
@@ -49,7 +49,7 @@ class Record:
 
     captions: NDArray[np.uint64]
     pixels: NDArray[np.uint64]
-    looks: Looks
+    looks: Signatures
     shared: float
     data: tuple[Mapping[str, object], ...]
 
@@ -94,15 +94,17 @@ def _array(numbers: Iterable[int]) -> NDArray[np.uint64]:
     return np.fromiter(numbers, np.uint64)
 
 
-def join(parts: Sequence[Looks]) -> Looks:
+def join(parts: Sequence[Signatures]) -> Signatures:
     """The pictures of all, one after another."""
-    return Looks(np.concatenate([part.hashes_N for part in parts]), np.concatenate([part.colors_ND for part in parts]))
+    return Signatures(
+        np.concatenate([part.hashes_N for part in parts]), np.concatenate([part.colors_ND for part in parts])
+    )
 
 
-def _unique(some: Looks) -> Looks:
+def _unique(some: Signatures) -> Signatures:
     rows = np.concatenate([some.hashes_N[:, None].view(np.uint8), some.colors_ND], axis=1)
     first = np.unique(rows, axis=0, return_index=True)[1]
-    return Looks(some.hashes_N[first], some.colors_ND[first])
+    return Signatures(some.hashes_N[first], some.colors_ND[first])
 
 
 # ---- the record of a run -------------------------------------------------------------------------------------------
@@ -157,7 +159,7 @@ def note(dataset: Dataset, fingerprint: str, progress: Callable[[int, int], None
     captions, pictures = np.unique(np.concatenate(each), return_counts=True)
     shared = float(pictures[pictures > 1].sum() / pictures.sum())
     if is_drawn(dataset.address):
-        pixels, seen = id_hashes(dataset.ids), looks(np.empty((0, 1, 1, 3), np.uint8))
+        pixels, seen = id_hashes(dataset.ids), signatures(np.empty((0, 1, 1, 3), np.uint8))
     else:
         pixels, seen = _see_cached(dataset, progress)
     entry = {"address": dataset.address, "split": dataset.split, "pictures": len(dataset), "fingerprint": fingerprint}
@@ -176,18 +178,18 @@ def id_hashes(ids: Iterable[str]) -> NDArray[np.uint64]:
     return _array(_hash64(name.encode()) for name in ids)
 
 
-def _see_cached(dataset: Dataset, progress: Callable[[int, int], None]) -> tuple[NDArray[np.uint64], Looks]:
+def _see_cached(dataset: Dataset, progress: Callable[[int, int], None]) -> tuple[NDArray[np.uint64], Signatures]:
     path = cache_dir() / "looks" / f"{dataset.fingerprint()}-{TRANSFORM}-{SCHEMA}.safetensors"
     with suppress(OSError, SafetensorError, KeyError):  # not there or damaged: look again
         with safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in ("pixels", "hashes", "colors")}
             if (file.metadata() or {}).get("sha256") == _digest("", arrays):
-                return arrays["pixels"], Looks(arrays["hashes"], arrays["colors"])
-    pixels, seen = [pixel_hashes([])], [looks(np.empty((0, 1, 1, 3), np.uint8))]
+                return arrays["pixels"], Signatures(arrays["hashes"], arrays["colors"])
+    pixels, seen = [pixel_hashes([])], [signatures(np.empty((0, 1, 1, 3), np.uint8))]
     for start in range(0, len(dataset), CHUNK):
         images_BHWC = _decodable(dataset, range(start, min(start + CHUNK, len(dataset))))
         pixels.append(pixel_hashes(images_BHWC))
-        seen.append(looks(images_BHWC))
+        seen.append(signatures(images_BHWC))
         progress(min(start + CHUNK, len(dataset)), len(dataset))
     all_pixels, all_looks = np.concatenate(pixels), join(seen)
     with suppress(OSError):  # a full disk costs the next run a minute
@@ -251,7 +253,7 @@ def read_record(path: Path) -> Record | None:
             raise ValueError("its checksum is wrong")
         if facts["schema"] != SCHEMA:
             raise InputError(f"{path} has schema {facts['schema']}, this t2i reads {SCHEMA}; upgrade t2i")
-        return Record(captions, pixels, Looks(hashes, colors), float(facts["shared"]), tuple(facts["data"]))
+        return Record(captions, pixels, Signatures(hashes, colors), float(facts["shared"]), tuple(facts["data"]))
     except InputError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:

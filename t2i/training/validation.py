@@ -227,5 +227,7 @@ def note_validation(
     """
     run.record({f"{split}_{name}": value for name, value in found.items()} | beside)
     better = best is not None and best.hear(found)
+    if not found:
+        return
     shown = "  ".join(f"{name} {value:.3g}" for name, value in found.items())
     run.say(f"step {run.step}, {split}: {shown}" + ("  (the best so far)" if better else ""))

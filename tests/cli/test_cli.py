@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from t2i.cli import app, doctor, quickstart, train
@@ -107,6 +108,100 @@ def test_wrong_usage_exits_with_2(run, argv):
 
 
 @pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("sample a_run x -n 0", "'-n': must be greater than or equal to 1; see t2i sample --help"),
+        ("sample a_run x -n -1", "'-n': must be greater than or equal to 1; see t2i sample --help"),
+        ("sample a_run x --best-of 0", "'--best-of': must be greater than or equal to 1; see t2i sample --help"),
+        ("sample a_run x --guidance nan", "--guidance nan: must be a finite number"),
+        ("sample a_run x --mask m.png", "--mask m.png needs the image that it is of; name that with --init"),
+        (
+            "eval score a_run --resize fine",
+            "'fine' is not one of 'clean', 'legacy', 'torch'; see t2i eval score --help",
+        ),
+        ("eval sweep a_run --guidance 1,x", "--guidance 1,x: 'x' is no number; write --guidance 1,1.5,2"),
+        ("eval scor a_run", "no such command 'scor'. Did you mean 'score'?; see t2i eval --help"),
+        ("quickstart --minutes 0", "must be greater than or equal to 0.1; see t2i quickstart --help"),
+    ],
+)
+def test_a_value_out_of_range_is_one_line(run, argv, says):
+    status, out, err = run(*argv.split())
+    assert (status, out) == (2, "") and says in err and err.startswith("error: ") and err.count("\n") == 1, err
+
+
+def test_options_made_in_python_are_checked_too():
+    with pytest.raises(InputError, match="--best-of 0: must be greater than or equal to 1"):
+        SampleOptions(best_of=0)
+    with pytest.raises(InputError, match="--interpolate sideways: must be 'noise' or 'caption'"):
+        SampleOptions(interpolate="sideways")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="SampleOptions has no option 'best'; options: guidance, "):
+        SampleOptions(best=1)  # type: ignore[call-arg]
+
+
+def test_every_flag_of_0_1_is_still_there():
+    """Flags that users type: none may go or change its kind; new ones are free to come."""
+    known = json.loads((Path(__file__).parent / "flags.json").read_text())
+
+    def flags(command: Any) -> dict[str, str]:
+        options = [one for one in command.params if one.opts[0].startswith("-")]
+        kinds = ["flag" if one.is_flag else "list" if one.multiple else "value" for one in options]
+        return {name: kind for one, kind in zip(options, kinds, strict=True) for name in one.opts}
+
+    for path, expected in known.items():
+        command: Any = typer.main.get_command(app.app)
+        for word in path.split():
+            command = command.get_command(None, word)
+        found = flags(command)
+        assert {name: found.get(name) for name in expected} == expected, path
+
+
+def test_a_mistake_is_printed_once_under_torchrun(run, monkeypatch, fake_module):
+    """The other processes wait for torchrun to end them; a mistake that one has alone comes out after that."""
+    slept: list[float] = []
+    monkeypatch.setattr(app.time, "sleep", slept.append)
+    fake_module("t2i.sample.images", main=raising(InputError("no run there")))
+    monkeypatch.setenv("RANK", "0")
+    assert run("sample", "somewhere") == (2, "", "error: no run there\n") and slept == []
+    monkeypatch.setenv("RANK", "1")
+    assert run("sample", "somewhere") == (2, "", "error: process 1: no run there\n") and slept == [app.PATIENCE_SECONDS]
+    assert run("sample", "x", "-n", "0")[2].startswith("error: process 1: ") and len(slept) == 2
+
+
+@pytest.mark.parametrize("program", ["t2i.train.cgan", "t2i.eval.score", "t2i.sample.images"])
+def test_a_program_runs_as_a_module(program):
+    done = subprocess.run([sys.executable, "-m", program, "--help"], capture_output=True, text=True)
+    command = {"t2i.train.cgan": "t2i train", "t2i.eval.score": "t2i eval score", "t2i.sample.images": "t2i sample"}
+    assert done.returncode == 0 and f"Usage: {command[program]} " in done.stdout
+
+
+def test_the_package_is_found_beside_a_checkout_of_its_name(tmp_path):
+    root = Path(app.__file__).resolve().parents[2]
+    (tmp_path / "t2i").symlink_to(root)
+    code = "import t2i, t2i.cli.app, t2i.train; print(t2i.__version__, t2i.cli.app.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.split(maxsplit=1)[1].strip()).resolve() == Path(app.__file__).resolve()
+
+
+def test_doctor_finds_a_folder_that_hides_the_package(tmp_path):
+    code = "from t2i.cli.doctor import imports; found = imports(); print(found.ok, found.detail, found.fix)"
+    for hidden, says in (
+        ("u2i", "True t2i from "),
+        ("t2i", f"False `import t2i` in {tmp_path} finds {tmp_path / 't2i'}"),
+    ):
+        (tmp_path / hidden).mkdir()
+        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        assert done.stdout.startswith(says), done.stderr
+    assert "give the folder t2i another name" in done.stdout
+
+
+def test_the_pipeline_is_importable_from_the_top_without_torch_before():
+    code = "import sys, t2i; print('torch' in sys.modules, t2i.TextToImagePipeline.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "t2i.pipeline"]
+
+
+@pytest.mark.parametrize(
     ("error", "status", "says"),
     [
         (InputError("nothing at /a/b; name a run"), 2, "error: nothing at /a/b; name a run\n"),
@@ -176,10 +271,33 @@ def test_train_hands_the_resolved_config_and_the_run_directory_over(run, trained
 
 
 def test_a_dry_run_prints_the_config_and_writes_nothing(run, trained, tmp_path):
-    status, out, err = run("train", "cgan", "--set", "seed=3", "--dry-run")
+    status, out, err = run("train", "cgan", "--set", "seed=3", "--set", "data.limit=100", "--dry-run")
     assert (status, err, trained, list(tmp_path.iterdir())) == (0, "", [], [])
+    for line in (
+        "# data        shapes-2: 100 images with ",
+        "# text        aligned (the encoder of the shipped models)",
+    ):
+        assert line in out
+    assert "# training    4,000 steps of 64 images a process: 256,000 images, 2,560.0 epochs" in out
     Path("again.yaml").write_text(out)
-    assert load(config_class("cgan"), "again.yaml", []) == load(config_class("cgan"), None, ["seed=3"])
+    assert load(config_class("cgan"), "again.yaml", []) == load(
+        config_class("cgan"), None, ["seed=3", "data.limit=100"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("cgan --data nowhere", "data 'nowhere' not found"),
+        ("cgan --set text.path=nowhere", "nowhere"),
+        ("cgan --set text.encoder=clip --set text.path=./nowhere", "nowhere"),
+        ("prior --set tokenizer.path=nowhere", "nowhere does not exist; train one: t2i train vqvae --run-dir nowhere"),
+    ],
+)
+def test_a_dry_run_refuses_what_does_not_exist(run, trained, tmp_path, argv, says):
+    status, out, err = run("train", *argv.split(), "--dry-run")
+    assert (status, out, trained, list(tmp_path.iterdir())) == (2, "", [], [])
+    assert says in err and err.startswith("error: ") and err.count("\n") == 1
 
 
 def test_the_same_command_resumes_and_a_bare_one_uses_the_runs_own_config(run, trained):
@@ -226,6 +344,8 @@ def test_config_mistakes_are_listed_before_anything_is_imported_or_written(run, 
     status, out, err = run("train", "cgan", "--set", "learnin_rate=1", "--set", "seed=x")
     assert (status, out, trained, list(tmp_path.iterdir())) == (2, "", [], [])
     assert err.startswith("error: 2 errors in the config:\n") and "did you mean learning_rate?" in err
+    assert "did you mean learning_rate?" in run("train", "cgan", "--set", "lr=1")[2]
+    assert "did you mean data.resolution?" in run("train", "cgan", "--set", "image_size=64")[2]
 
 
 def test_an_unknown_program_names_the_nearest(run, trained):
@@ -454,16 +574,17 @@ def test_doctor_finds_missing_and_old_packages(monkeypatch):
 
 
 def test_doctor_tells_a_mismatched_torchvision(monkeypatch):
-    """What `pip install torch torchvision` from two places does: the import fails, or the operator is not there."""
+    """What `pip install torch torchvision` from two places does: the compiled operators cannot be loaded."""
     assert doctor.operators().ok
-    import torchvision
+    import torch
 
-    def nms(*_: Any) -> None:
-        raise RuntimeError("operator torchvision::nms does not exist")
+    def refuse(path: str) -> None:
+        assert Path(path).name.startswith("_C"), "the library of the operators, and not all of torchvision"
+        raise OSError("cannot load libtorch_cuda.so")
 
-    monkeypatch.setattr(torchvision.ops, "nms", nms)
+    monkeypatch.setattr(torch.ops, "load_library", refuse)
     finding = doctor.operators()
-    assert not finding.ok and "torchvision::nms does not exist" in finding.detail and "reinstall both" in finding.fix
+    assert not finding.ok and "cannot load" in finding.detail and "reinstall both" in finding.fix
 
 
 def test_doctor_tells_a_gpu_that_torch_does_not_see(monkeypatch):

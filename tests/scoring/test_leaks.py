@@ -13,7 +13,7 @@ from PIL import Image
 from builders.tiny_run import make_run
 from t2i.cli import app
 from t2i.data import DataConfig, View, open_dataset
-from t2i.data.phash import looks, near_duplicates, perceptual_hashes
+from t2i.data.phash import near_duplicates, signatures
 from t2i.errors import InputError
 from t2i.images import ImageArray
 from t2i.metrics.score import read_scores
@@ -113,12 +113,12 @@ def test_hashes_do_not_depend_on_size_or_encoding_and_tell_pictures_apart() -> N
         np.asarray(Image.open(io.BytesIO(encoded(Image.fromarray(x), "JPEG", quality=60)))) for x in pictures
     ])  # fmt: skip
     for copies in (pictures, halves, again):
-        pairs = near_duplicates(looks(copies), looks(pictures))
+        pairs = near_duplicates(signatures(copies), signatures(pictures))
         assert pairs.tolist() == [[k, k] for k in range(200)]
-    assert near_duplicates(looks(pictures)).shape == (0, 2)
-    twice = looks(np.concatenate([pictures[:3], again[1:2]]))
+    assert near_duplicates(signatures(pictures)).shape == (0, 2)
+    twice = signatures(np.concatenate([pictures[:3], again[1:2]]))
     assert near_duplicates(twice).tolist() == [[3, 1]]  # only the later one, with the first
-    apart = np.bitwise_count(perceptual_hashes(pictures)[:100] ^ perceptual_hashes(pictures)[100:])
+    apart = np.bitwise_count(signatures(pictures).hashes_N[:100] ^ signatures(pictures).hashes_N[100:])
     assert 28 < apart.mean() < 36
 
 
@@ -127,19 +127,21 @@ def test_the_same_grey_in_other_colours_is_another_picture() -> None:
     channels_swapped = picture[..., [2, 1, 0]]
     grey = np.repeat(picture.mean(axis=3, keepdims=True).astype(np.uint8), 3, axis=3)
     grey[..., 0] //= 2
-    assert len(near_duplicates(looks(picture), looks(picture))) == 1
-    assert len(near_duplicates(looks(channels_swapped), looks(picture), most_bits=64, most_levels=1.0)) == 0
-    assert len(near_duplicates(looks(grey), looks(picture), most_bits=64)) == 0
+    assert len(near_duplicates(signatures(picture), signatures(picture))) == 1
+    assert len(near_duplicates(signatures(channels_swapped), signatures(picture), most_bits=64, most_levels=1.0)) == 0
+    assert len(near_duplicates(signatures(grey), signatures(picture), most_bits=64)) == 0
 
 
 def test_flat_and_tiny_pictures_have_hashes() -> None:
     flat = np.full((2, 5, 7, 3), 90, np.uint8)
     flat[1] += 100
-    some = looks(flat)
+    some = signatures(flat)
     assert near_duplicates(some).tolist() == []  # of other colours
-    assert near_duplicates(looks(flat[:1].repeat(3, axis=0))).tolist() == [[1, 0], [2, 0]]
-    assert looks(np.zeros((1, 2, 3, 3), np.uint8)).hashes_N.shape == (1,)
-    assert len(near_duplicates(looks(flat[:0]), some)) == 0 and len(near_duplicates(some, looks(flat[:0]))) == 0
+    assert near_duplicates(signatures(flat[:1].repeat(3, axis=0))).tolist() == [[1, 0], [2, 0]]
+    assert signatures(np.zeros((1, 2, 3, 3), np.uint8)).hashes_N.shape == (1,)
+    assert (
+        len(near_duplicates(signatures(flat[:0]), some)) == 0 and len(near_duplicates(some, signatures(flat[:0]))) == 0
+    )
 
 
 def test_copies_are_found_exactly_or_by_their_looks_and_others_are_not(photos: Path, record: Record) -> None:

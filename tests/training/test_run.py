@@ -1,9 +1,11 @@
 """A run stopped anywhere goes on bit for bit; one writer, agreed decisions, clean ends."""
 
+import contextlib
 import json
 import math
 import os
 import pty
+import re
 import signal
 import socket
 import sys
@@ -722,35 +724,101 @@ def test_journal_survives_torn_lines_and_truncates(tmp_path):
     assert all(isinstance(record["time"], float) for record in records)
 
 
-def test_plain_lines_without_a_terminal_and_a_bar_with_one(tmp_path, capfd):
-    def show() -> None:
-        log = journal.Journal(tmp_path / "journal.jsonl", 50, seconds=0.0)
-        for step in (10, 50):
-            log.write(step, {"loss": 0.25, "images_per_second": 123.4})
-            log.show(step)
-        log.close()
+LONG = {"d_real": 0.123456, "d_fake": -3.9e-05, "r1": 4.9e-09, "d_loss": 1.00712, "g_loss": 0.25, "learning_rate": 1e-4}
 
-    assert wait(fork(show)) == 0
-    assert "step 10/50  loss=0.25 images/s=123.4" in capfd.readouterr().err
 
+def shown_on(columns: int, tmp_path: Path) -> str:
+    """What a terminal of so many columns gets, without its control sequences."""
     terminal, stderr = pty.openpty()
 
     def on_terminal() -> None:
         os.dup2(stderr, 2)
+        os.environ |= {"COLUMNS": str(columns), "TERM": "xterm"}
         sys.stderr = open(2, "w", closefd=False)
-        show()
+        log = journal.Journal(tmp_path / "journal.jsonl", 20_000)
+        for step in (50, 100):
+            log.write(step, LONG | {"images_per_second": 123.4, "data_wait": 0.1})
+            log.show(step)
+        log.close()
 
     pid = fork(on_terminal)
     os.close(stderr)
     seen = b""
-    try:
+    with contextlib.suppress(OSError):  # the other end is closed
         while data := os.read(terminal, 65536):
             seen += data
-    except OSError:  # the other end is closed
-        pass
     os.close(terminal)
     assert wait(pid) == 0
-    assert b"50/50" in seen and b"loss=0.25" in seen and b"\x1b[" in seen
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_the_bar_and_its_scalars_are_whole_on_a_terminal(tmp_path: Path, columns: int) -> None:
+    rows = [row for row in shown_on(columns, tmp_path).replace("\r", "\n").split("\n") if row.strip()]
+    bar, scalars = rows[-2:]
+    assert "100 of 20,000 steps" in bar and "left" in bar and "\u2501" in bar and "…" not in bar
+    assert scalars.startswith("at 100:  d_loss 1.01  g_loss 0.25") and "123 images/s" in scalars and "…" not in scalars
+    assert all(len(row) <= columns for row in rows) and "learning_rate" not in scalars
+
+
+def test_a_pipe_gets_a_line_at_once_and_no_number_twice(tmp_path: Path, capfd) -> None:
+    def show() -> None:
+        log = journal.Journal(tmp_path / "journal.jsonl", 50, seconds=0.0)
+        log.write(1, {"loss": 0.5}, kept=False)
+        for step in (1, 10, 11, 50):
+            if step in (10, 50):
+                log.write(step, {"loss": 1 / step, "images_per_second": 123.4})
+            log.show(step)
+        log.close()
+
+    assert wait(fork(show)) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.rpartition("  ")[0] for line in lines[1:]] == [
+        "step 10 of 50  loss 0.1  123 images/s",
+        "step 11 of 50",
+        "step 50 of 50  loss 0.02  123 images/s",
+    ]
+    assert lines[0] == "step 1 of 50  loss 0.5" and lines[1].endswith(" s left")
+    assert [record["step"] for record in journal.read(tmp_path / "journal.jsonl")] == [10, 50]
+
+
+def test_a_run_says_what_it_trains_where_it_is_and_what_comes_next(tmp_path: Path, capfd) -> None:
+    assert wait(fork(lambda: train(tmp_path / "run", config(max_train_steps=5)))) == 0
+    said = capfd.readouterr().err
+    lines = said.splitlines()
+    assert lines[0].startswith("device: CPU, 1 thread (") and lines[0].endswith(("fp32", "bf16"))
+    assert lines[1] == "data: 50 images, 50 captions; 8 images a step"
+    assert lines[2].startswith("parameters: generator ") and ", critic " in lines[2]
+    assert lines[3] == f"run: {tmp_path / 'run'}, step 0 of 5; next checkpoint at 4 or after 10 min"
+    assert lines[4].startswith("step 1 of 5  loss ")
+    assert wait(fork(lambda: train(tmp_path / "run", config(max_train_steps=5)))) == 0
+    again = capfd.readouterr().err
+    assert again == f"run {tmp_path / 'run'} is finished: 5 steps are done; a higher max_train_steps goes on\n"
+
+
+def test_a_run_whose_terminal_hangs_up_is_saved(tmp_path: Path) -> None:
+    terminal, stderr = pty.openpty()
+
+    def on_terminal() -> None:
+        os.setsid()
+        os.dup2(stderr, 2)
+        os.close(terminal)
+        sys.stderr = open(2, "w", closefd=False)
+        train(tmp_path, config(**ENDLESS), lambda run: time.sleep(0.05))
+
+    pid = fork(on_terminal)
+    os.close(stderr)
+    os.set_blocking(terminal, False)
+    deadline = time.monotonic() + 60
+    while not any(record["step"] >= 2 for record in journal.read(tmp_path / "journal.jsonl")):
+        assert time.monotonic() < deadline
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 65536)
+        time.sleep(0.01)
+    os.close(terminal)  # from here on every word to it fails
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGHUP)
+    assert wait(pid) == RESUME_ME and len(saved_steps(tmp_path)) == 1
 
 
 def test_tensorboard_gets_the_scalars(tmp_path):

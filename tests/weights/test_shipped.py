@@ -11,6 +11,8 @@ from t2i.data import View, open_dataset
 from t2i.data.shapes.captions import parse
 from t2i.data.shapes.oracle import judge, read
 from t2i.pipeline import TextToImagePipeline
+from t2i.trained import RECORD
+from t2i.training.trained_on import caption_hashes, read_record
 from t2i.weights import DEFAULT, shipped
 
 MIB = 2**20
@@ -36,10 +38,29 @@ def test_they_draw_what_captions_say(name: str):
     assert judge(readings, specs[1:] + specs[:1])["strict"].mean() < strict / 3
 
 
+def test_they_share_one_text_encoder_and_give_it_away_whole(tmp_path: Path):
+    weights = shipped()["prior"].parent
+    kept = sorted(path.relative_to(weights) for path in weights.rglob("dual_encoder.json"))
+    assert [str(path.parent) for path in kept] == ["scorer", "text_encoder/dual_encoder"]
+    TextToImagePipeline.from_pretrained("cgan").save_pretrained(tmp_path / "mine", prompts=[])
+    assert (tmp_path / "mine" / "text_encoder" / "dual_encoder" / "model.safetensors").is_file()
+    assert TextToImagePipeline.from_pretrained(tmp_path / "mine").text_encoder.name == "aligned"
+
+
+@pytest.mark.parametrize("name", sorted(LEAST_STRICT))
+def test_they_tell_what_they_were_trained_on(name: str):
+    record = read_record(shipped()[name] / RECORD)
+    assert record is not None and {entry["address"] for entry in record.data} == {"shapes-3"}
+    seen = open_dataset("shapes-3", "train", View(16, limit=20)).captions
+    new = open_dataset("shapes-3", "val", View(16, limit=200)).captions
+    assert np.isin(caption_hashes([options[0] for options in seen]), record.captions).all()
+    assert np.isin(caption_hashes([options[0] for options in new]), record.captions).mean() < 0.3
+
+
 @pytest.mark.parametrize("name", sorted(LEAST_STRICT))
 def test_the_card_says_how_they_were_made_and_what_they_score(name: str):
     card = (shipped()[name] / "README.md").read_text("utf-8")
-    for said in ("max_train_steps", "faithfulness-strict", "heldout", "apache-2.0"):
+    for said in ("max_train_steps", "faithfulness-strict", "heldout", "apache-2.0", "model-index:"):
         assert said in card
 
 

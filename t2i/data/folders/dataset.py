@@ -14,13 +14,14 @@ import numpy as np
 
 from t2i.data import View
 from t2i.data.cached import ArrowColumn, stamp_of
+from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
 from t2i.data.folders.hints import inner_folder, require_captions
 from t2i.data.folders.index import FolderIndex, index_folder
 from t2i.data.folders.table import FolderTable, is_large, open_table
 from t2i.data.splits import SPLITS, split_folder
 from t2i.data.verified_index import Index, Verified
-from t2i.data.verify import verify, warn_unverified
+from t2i.data.verify import verify, warn_damaged, warn_unverified
 from t2i.errors import InputError
 from t2i.images import BrokenImage, read_limited
 from t2i.names import counted, shown, some
@@ -128,6 +129,7 @@ def open_index(index: FolderIndex, split: str, view: View) -> FolderDataset:
     address = f"{index.kind}:{index.root}"
     warn_unverified(address, sum(not its.sha256 for its in found.values()))
     ids = list(found)
+    warn_damaged(address, [caption for name in ids for caption in index.captions[name] if REPLACED in caption])
     rows = FolderRows(
         ids, [index.files[name] for name in ids], [index.captions[name] for name in ids], list(found.values())
     )
@@ -138,8 +140,9 @@ def _open_large(table: FolderTable, split: str, view: View) -> FolderDataset:
     address, where = f"folder:{table.root}", shown(table.root)
     members = {name: rows for name, rows in table.splits(view.seed).items() if len(rows)}
     part = _choose_split(table.root, split, members)
-    for left_out in table.warnings:
+    for left_out in table.left_out:
         _warn(left_out)
+    warn_damaged(address, table.damaged)
     rows, broken = table.without_broken(members[part])
     if broken:
         _warn(f"{counted(len(broken), 'image')} in {where} cannot be decoded: {_reasons(broken, 3)}")

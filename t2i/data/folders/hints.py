@@ -3,6 +3,7 @@
 import json
 from pathlib import Path, PurePosixPath
 
+from t2i.data.address import inner_data
 from t2i.data.folders.index import FolderIndex, classes, nfc
 from t2i.data.folders.metadata import EXAMPLE, METADATA_NAMES
 from t2i.data.splits import SPLIT_FOLDERS
@@ -28,7 +29,7 @@ def require_captions(index: FolderIndex) -> None:
         raise InputError(
             f"captions in {root} name {counted(len(index.missing), 'image')} and none is there: {_lost(index)}"
         )
-    kinds = (_near_metadata, _other_suffix, _text_folder, _class_folders)
+    kinds = (_inner_data, _near_metadata, _other_suffix, _text_folder, _class_folders)
     hint = next((hint for kind in kinds if (hint := kind(index))), "")
     tables = [name for name in index.others if name.lower().endswith(_TABLES)]
     raise InputError(
@@ -50,6 +51,12 @@ def _lost(index: FolderIndex) -> str:
     stem = PurePosixPath(first).stem.casefold()
     near = next((name for name in index.files if PurePosixPath(name).stem.casefold() == stem), next(iter(index.files)))
     return f"not '{shown(first)}', but '{shown(near)}'; write file_name relative to the metadata file, with its suffix"
+
+
+def _inner_data(index: FolderIndex) -> str:
+    """A data set of a known kind in a folder below."""
+    address = inner_data(index.root)
+    return f"name {shown(address)}, which is inside" if address else ""
 
 
 def _near_metadata(index: FolderIndex) -> str:

@@ -5,7 +5,7 @@ docs/data.md describes the layouts that are read.
 
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -22,13 +22,68 @@ CLASS = "{class}"
 _NO_CAPTIONS = ("readme", "license", "licence", "classes")  # .txt files that caption no image
 
 
+class _Entries:
+    """Captions and paths of the images of a folder in one dict; a million tuples and a second dict would take 200 MB."""
+
+    def __init__(self, names: Iterable[str], paths: Mapping[str, str]) -> None:
+        self.joined = dict.fromkeys(names, "")  # id -> its captions, joined by line ends: cleaned ones hold none
+        self.paths = paths  # of the ids that the disk spells otherwise
+
+    def add(self, name: str, captions: Sequence[str]) -> None:
+        if self.joined[name]:
+            captions = list(dict.fromkeys([*self.joined[name].split("\n"), *captions]))
+        self.joined[name] = captions[0] if len(captions) == 1 else "\n".join(captions)
+
+
+class _Files(Mapping[str, str]):
+    """id -> path."""
+
+    def __init__(self, entries: _Entries) -> None:
+        self._joined, self._paths = entries.joined, entries.paths
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._joined:
+            raise KeyError(name)
+        return self._paths.get(name, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._joined
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._joined)
+
+    def __len__(self) -> int:
+        return len(self._joined)
+
+
+class _Captions(Mapping[str, tuple[str, ...]]):
+    """id -> captions, of the images that have any."""
+
+    def __init__(self, entries: _Entries) -> None:
+        self._joined = entries.joined
+
+    def __getitem__(self, name: str) -> tuple[str, ...]:
+        if not self._joined[name]:
+            raise KeyError(name)
+        return tuple(self._joined[name].split("\n"))
+
+    def __contains__(self, name: object) -> bool:
+        return bool(self._joined.get(name))  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, captions in self._joined.items() if captions)
+
+    def __len__(self) -> int:
+        return sum(map(bool, self._joined.values()))
+
+
 @dataclass
 class FolderIndex:
     """The images of a folder and their captions. An id is the image's path below the root, with `/`, in NFC."""
 
     root: Path
-    files: dict[str, str] = field(default_factory=dict)  # id -> path below root as the disk spells it, sorted by id
-    captions: dict[str, tuple[str, ...]] = field(default_factory=dict)  # id -> its captions, at least one
+    files: Mapping[str, str] = field(default_factory=dict)  # id -> path below root as the disk spells it, sorted by id
+    captions: Mapping[str, Sequence[str]] = field(default_factory=dict)  # id -> its captions, at least one
     missing: list[str] = field(default_factory=list)  # images that captions name and that are absent
     problems: list[str] = field(default_factory=list)  # captions files that cannot be read, a full sentence each
     unsupported: list[str] = field(default_factory=list)  # images in formats that are not read
@@ -77,7 +132,7 @@ def index_folder(path: str | Path, template: str = "") -> FolderIndex:
     if template and CLASS not in template:
         raise InputError(f"caption={template!r} must hold {CLASS}, as in caption=a photo of a {CLASS}")
     index = FolderIndex(root)
-    texts = _sort_out(index)
+    entries, texts = _sort_out(index)
     if not index.files:
         hint = "name the folder that holds them"
         if index.unsupported:
@@ -85,7 +140,7 @@ def index_folder(path: str | Path, template: str = "") -> FolderIndex:
         kinds = " ".join(images.SUFFIXES)
         count = len(index.unsupported) + len(index.others) + len(index.sources) + len(texts)
         raise InputError(f"no images ({kinds}) among the {count:,} files in {shown(root)} and below; {hint}")
-    _gather_captions(index, texts, template)
+    _gather_captions(index, entries, texts, template)
     return index
 
 
@@ -94,9 +149,11 @@ def holds_images(root: Path) -> bool:
     return any(name.lower().endswith(images.SUFFIXES) for name in walk(root))
 
 
-def _sort_out(index: FolderIndex) -> dict[str, str]:
-    """Fills the lists of files; returns the .txt files by their paths without the suffix."""
-    files: dict[str, str] = {}
+def _sort_out(index: FolderIndex) -> tuple[_Entries, dict[str, str]]:
+    """Fills the lists of files; returns the images, and the .txt files by their paths without the suffix."""
+    names: list[str] = []
+    composed: set[str] = set()
+    decomposed: list[str] = []
     texts: dict[str, str] = {}
 
     def enter(folder: str) -> None:
@@ -105,8 +162,12 @@ def _sort_out(index: FolderIndex) -> dict[str, str]:
     for path in sorted(walk(index.root, enter)):
         suffix = "." + path.rpartition(".")[2].lower()
         if suffix in images.SUFFIXES:
-            name = nfc(path)
-            files[path if name in files else name] = path
+            if path.isascii():
+                names.append(path)
+            elif nfc(path) == path:
+                composed.add(path)
+            else:
+                decomposed.append(path)
         elif suffix in images.OTHER_SUFFIXES:
             index.unsupported.append(path)
         elif suffix == ".txt":
@@ -115,8 +176,13 @@ def _sort_out(index: FolderIndex) -> dict[str, str]:
             index.sources.append(path)
         else:
             index.others.append(path)
-    index.files = files if all(map(str.isascii, files)) else dict(sorted(files.items()))
-    return texts
+    odd: dict[str, str] = {}  # id -> path that is spelled otherwise
+    for path in decomposed:
+        name = nfc(path)
+        odd[path if name in composed or name in odd else name] = path
+    entries = _Entries(sorted([*names, *composed, *odd]) if composed or odd else names, odd)
+    index.files, index.captions = _Files(entries), _Captions(entries)
+    return entries, texts
 
 
 def nfc(name: str) -> str:
@@ -124,8 +190,7 @@ def nfc(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _gather_captions(index: FolderIndex, texts: Mapping[str, str], template: str) -> None:
-    found: dict[str, tuple[str, ...]] = {}
+def _gather_captions(index: FolderIndex, found: _Entries, texts: Mapping[str, str], template: str) -> None:
     parts: dict[str, str | None] = {}
     missing: dict[str, None] = {}
     for path in index.sources:
@@ -133,39 +198,37 @@ def _gather_captions(index: FolderIndex, texts: Mapping[str, str], template: str
         index.stamps[path] = stamp_of(index.root / path)
         try:
             for row in read_metadata(index.root / path):
-                name = _resolve(index, folder, row.file_name)
-                if name not in index.files:
+                name = _resolve(found, folder, row.file_name)
+                if name not in found.joined:
                     missing[name] = None
                     continue
-                if row.captions:
-                    found[name] = tuple(dict.fromkeys([*found.get(name, ()), *row.captions]))
+                found.add(name, row.captions)
                 if row.split:
                     parts[name] = SPLIT_FOLDERS.get(row.split.lower())
         except InputError as error:
             index.problems.append(str(error))
     _gather_txt(index, texts, found, missing)
     if template:
-        found |= {name: (own,) for name in index.files if name not in found and (own := _of_class(name, template))}
-    index.captions = {name: found[name] for name in index.files if name in found}
+        for name in index.files:
+            if name not in index.captions and (own := _of_class(name, template)):
+                found.add(name, [own])
     index.missing = list(missing)
     if any(parts.values()):  # a column of other words is not about splits
         index.parts, index.drawn_val = parts, "val" not in parts.values()
 
 
-def _resolve(index: FolderIndex, folder: str, file_name: str) -> str:
+def _resolve(found: _Entries, folder: str, file_name: str) -> str:
     """Returns the id that a metadata file in `folder` means."""
     name = f"{folder}/{file_name}" if folder else file_name
-    if name in index.files:
+    if name in found.joined:
         return name
     name = nfc(os.path.normpath(os.path.join(folder, file_name)).replace(os.sep, "/"))
-    if name not in index.files and "\\" in name:  # written on Windows
+    if name not in found.joined and "\\" in name:  # written on Windows
         name = os.path.normpath(name.replace("\\", "/")).replace(os.sep, "/")
     return name
 
 
-def _gather_txt(
-    index: FolderIndex, texts: Mapping[str, str], found: dict[str, tuple[str, ...]], missing: dict[str, None]
-) -> None:
+def _gather_txt(index: FolderIndex, texts: Mapping[str, str], found: _Entries, missing: dict[str, None]) -> None:
     """Adds the .txt files beside the images that no metadata names."""
     pictured: set[str] = set()
     for name, path in index.files.items() if texts else ():
@@ -173,11 +236,10 @@ def _gather_txt(
         if stem not in texts:
             continue
         pictured.add(stem)
-        if name not in found:
+        if name not in index.captions:
             index.stamps[texts[stem]] = stamp_of(index.root / texts[stem])
             try:
-                if captions := read_txt(index.root / texts[stem]):
-                    found[name] = tuple(captions)
+                found.add(name, read_txt(index.root / texts[stem]))
             except InputError as error:
                 index.problems.append(str(error))
     folders = {stem.rpartition("/")[0] for stem in pictured}

@@ -37,10 +37,14 @@ def read_metadata(path: Path) -> Iterator[CaptionRow]:
     Raises:
         InputError: the file cannot be read as what its suffix says, or a row lacks a column or holds another type.
     """
-    rows = {".jsonl": _rows_jsonl, ".csv": _rows_csv, ".parquet": _rows_parquet}[path.suffix.lower()]
+    suffix = path.suffix.lower()
+    rows = {".jsonl": _rows_jsonl, ".csv": _rows_csv, ".parquet": _rows_parquet}[suffix]
     try:
-        for where, row in rows(path):
-            yield _captions_of(row, where)
+        for place, row in rows(path):
+            try:
+                yield _captions_of(row)
+            except ValueError as error:
+                raise InputError(f"{path} {'row' if suffix == '.parquet' else 'line'} {place}: {error}") from error
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -66,18 +70,19 @@ def _unreadable(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot read captions file {path}: {error.strerror or error}; check its permissions")
 
 
-def _captions_of(row: dict[str, Any], where: str) -> CaptionRow:
+def _captions_of(row: dict[str, Any]) -> CaptionRow:
+    """Raises ValueError where a column is absent or of another type."""
     if "file_name" not in row or not ("text" in row or "caption" in row):
         missing = "'file_name'" if "file_name" not in row else "'text' or 'caption'"
-        raise InputError(f"{where}: no column {missing}; it has {_listed(row)}; rename one of them")
+        raise ValueError(f"no column {missing}; it has {_listed(row)}; rename one of them")
     name = row["file_name"]
     if not isinstance(name, str) or not name:
-        raise InputError(f"{where}: 'file_name' must name an image, got {name!r}")
+        raise ValueError(f"'file_name' must name an image, got {name!r}")
     column = "text" if row.get("text") is not None else "caption"
     try:
         captions = captions_of(row.get(column))
     except ValueError as error:
-        raise InputError(f"{where}: {column!r} {error}") from error
+        raise ValueError(f"{column!r} {error}") from error
     split = row.get("split")
     return CaptionRow(name, captions, split.strip() if isinstance(split, str) else "")
 
@@ -86,23 +91,26 @@ def _listed(row: dict[str, Any]) -> str:
     return ", ".join(repr(column) for column in row) or "no columns"
 
 
-def _rows_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     # not splitlines(): JSON strings may hold U+2028 and its like
     for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
-        where = f"{path} line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-            raise InputError(f"{where} is not JSON ({why}); write one object a line, such as {EXAMPLE}") from error
+            raise InputError(
+                f"{path} line {number} is not JSON ({why}); write one object a line, such as {EXAMPLE}"
+            ) from error
         if not isinstance(row, dict):
-            raise InputError(f"{where} is a JSON {type(row).__name__}; write one object a line, such as {EXAMPLE}")
-        yield where, row
+            raise InputError(
+                f"{path} line {number} is a JSON {type(row).__name__}; write one object a line, such as {EXAMPLE}"
+            )
+        yield number, row
 
 
-def _rows_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     first = next(text_lines(path), "").partition("\r")[0]
     delimiter = max(",;\t", key=first.count)  # spreadsheets of some countries write semicolons
     lines = (f"{part}\n" for line in text_lines(path) for part in line.split("\r"))  # old ones end lines with CR
@@ -110,21 +118,22 @@ def _rows_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     columns: list[str] = []
     try:
         for fields in reader:
-            where = f"{path} line {reader.line_num}"
             if not columns:
                 columns = [column.strip() for column in fields]
             elif not any(fields):
                 continue
             elif len(fields) != len(columns):
                 found = f"{len(fields)} fields under {len(columns)} columns"
-                raise InputError(f"{where} has {found}; put captions that hold {delimiter!r} into quotation marks")
+                raise InputError(
+                    f"{path} line {reader.line_num} has {found}; put captions that hold {delimiter!r} into quotation marks"
+                )
             else:
-                yield where, dict(zip(columns, fields, strict=True))
+                yield reader.line_num, dict(zip(columns, fields, strict=True))
     except csv.Error as error:
         raise InputError(f"{path} line {reader.line_num} is not CSV ({error}); save it again as CSV") from error
 
 
-def _rows_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -133,12 +142,15 @@ def _rows_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             names = file.schema_arrow.names
             wanted = [column for column in ("file_name", *TEXT_COLUMNS, "split") if column in names]
             if "file_name" not in wanted or not any(column in wanted for column in TEXT_COLUMNS):
-                _captions_of(dict.fromkeys(names), str(path))  # raises, naming the columns
+                try:
+                    _captions_of(dict.fromkeys(names))  # raises, naming the columns
+                except ValueError as error:
+                    raise InputError(f"{path}: {error}") from error
             number = 0
             for batch in file.iter_batches(columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path} row {number}", row
+                    yield number, row
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(f"{path} is not a parquet file that can be read ({reason}); write it again") from error

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from t2i import seeding
 from t2i.cache import cache_dir
 from t2i.data.cached import Keep, facts_of, read_table, stamp_of, write_table
+from t2i.data.captions import REPLACED
 from t2i.data.folders.index import FolderIndex, index_folder
 from t2i.data.folders.metadata import METADATA_NAMES
 from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, split_folder
@@ -50,9 +51,14 @@ class FolderTable(NamedTuple):
         return dict(zip(*(self.rows[name].to_pylist() for name in ("id", "path")), strict=True))
 
     @property
-    def warnings(self) -> list[str]:
-        """What was left out when the table was made, a sentence each."""
-        return facts_of(self.rows)["warnings"]
+    def left_out(self) -> list[str]:
+        """Sentences about what was left out when the table was made."""
+        return facts_of(self.rows)["left_out"]
+
+    @property
+    def damaged(self) -> list[str]:
+        """Captions with U+FFFD in the place of letters, of all splits."""
+        return facts_of(self.rows)["damaged"]
 
     def splits(self, seed: int) -> dict[str, NDArray[np.int64]]:
         """Returns the rows of each split, the same as `FolderIndex.splits` tells."""
@@ -129,7 +135,8 @@ def _write(root: Path, path: Path, require: Callable[[FolderIndex], None]) -> No
     index = index_folder(root)
     require(index)
     unread = [name for name in index.captions if not _is_text(name)]
-    facts = {"stamps": list(index.stamps.items()), "warnings": _left_out(index, unread), "drawn_val": index.drawn_val}
+    facts = {"stamps": list(index.stamps.items()), "left_out": _left_out(index, unread), "drawn_val": index.drawn_val}
+    facts["damaged"] = [caption for own in index.captions.values() for caption in own if REPLACED in caption]
 
     def batches(_: Keep) -> Iterator["pa.RecordBatch"]:
         part_of = _parts(index)

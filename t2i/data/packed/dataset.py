@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from t2i.cache import cache_dir
 from t2i.data import View
 from t2i.data.cached import ArrowColumn, Keep, read_table, stamp_of, write_table
+from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
 from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, assign_splits
-from t2i.data.verify import known_broken
+from t2i.data.verify import known_broken, warn_damaged
 from t2i.errors import InputError
 from t2i.names import counted, nearest
 
@@ -57,13 +58,17 @@ class PackedImages(EncodedImages):
 
     def __init__(self, address: str, split: str, view: View, parts: Sequence[Part], train: str | None = None) -> None:
         import pyarrow as pa
+        import pyarrow.compute
 
+        pc: Any = pyarrow.compute
         self._parts = list(parts)
         self._starts = list(accumulate((part.index.num_rows for part in parts), initial=0))
         table = pa.concat_tables([part.index.select(["key", "captions", "sha256"]) for part in parts])
         self._sha256 = table["sha256"]
         part, rows = _choose_rows(parts, self._starts, split, view, train, address)
         self._rows = self._without_broken(rows, address, table)[: view.limit]
+        flat = pc.list_flatten(table["captions"])
+        warn_damaged(address, flat.filter(pc.match_substring(flat, REPLACED)).to_pylist())
         ids = ArrowColumn(table["key"], self._rows, self._id)
         super().__init__(address, part, view, ids, ArrowColumn(table["captions"], self._rows))
 

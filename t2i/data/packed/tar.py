@@ -51,7 +51,10 @@ def index_tar(path: Path, image: str = "", text: str = "") -> "pa.Table":
     files = [path, beside] if beside.is_file() else [path]
 
     def rows(counts: dict[str, Any], _: Keep) -> Iterator[dict[str, Any]]:
-        yield from _samples(path, beside if len(files) > 1 else None, image, text, counts)
+        try:
+            yield from _samples(path, beside if len(files) > 1 else None, image, text, counts)
+        except OSError as error:
+            raise InputError(f"cannot read shard {path}: {error.strerror or error}; check its permissions") from error
 
     columns = {"offset": pa.int64(), "size": pa.int64()}
     return indexed("shards", files, [image, text], lambda: schema(columns), rows)

@@ -92,7 +92,7 @@ class Spec:
     shapes: tuple[int, ...]
     colors: tuple[int, ...]
     sizes: tuple[int | None, ...]
-    relations: tuple[tuple[int, int, int], ...]  # (first, index in RELATIONS, second), left or upper object first
+    relations: tuple[tuple[int, int, int], ...]  # (first, 0 left of or 1 above, second)
     cell: int | None  # 0-8, of a single object
     background: int | None
 

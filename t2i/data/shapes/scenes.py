@@ -51,10 +51,6 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.layout_N)
 
-    @property
-    def count_N(self) -> NDArray[np.int64]:
-        return (self.shape_NM >= 0).sum(axis=1)
-
     def __getitem__(self, rows: Sequence[int] | slice | NDArray) -> "Scenes":
         return Scenes(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 

@@ -14,9 +14,6 @@ SIZES = ("small", "large")
 BACKGROUNDS = ("white", "black", "grey")
 
 
-RELATIONS = ("left of", "above")  # stored with the left or upper object first; captions also say "right of" and "below"
-
-
 COLOR_RGB = np.array(
     [
         (225, 25, 25),
@@ -87,6 +84,3 @@ LAYOUT_RELATIONS: tuple[tuple[tuple[int, int, int], ...], ...] = (
     ((0, 1, 1), (0, 0, 2), (1, 0, 2)),
     ((0, 1, 1), (2, 0, 0), (2, 0, 1)),
 )
-
-
-LAYOUTS_OF_COUNT = {1: range(9), 2: range(9, 11), 3: range(11, 15)}

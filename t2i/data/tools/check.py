@@ -15,19 +15,18 @@ import numpy as np
 
 from t2i.data import Dataset, View, open_dataset, parse_address
 from t2i.data.address import typed_options
-from t2i.data.captions import script_of
+from t2i.data.captions import REPLACED, script_of
 from t2i.data.encoded import EncodedImages
 from t2i.data.folders.dataset import FolderDataset, open_folder
 from t2i.data.folders.hints import inner_folder, require_captions
 from t2i.data.folders.index import index_folder
-from t2i.data.phash import Looks, near_duplicates
+from t2i.data.phash import Signatures, near_duplicates
 from t2i.data.splits import SPLITS
 from t2i.data.verified_index import Index, Verified
 from t2i.data.verify import place_of, verify, verify_packed, verify_rendered
 from t2i.errors import InputError
 
 MOST_COMPARED = 30_000  # images of different appearance, up to which each is compared with each
-REPLACED = "\ufffd"  # stands where bytes could not be decoded
 
 
 class Spread(NamedTuple):
@@ -247,15 +246,15 @@ def _splits_of(names: Iterable[str], split_of: Mapping[str, str]) -> list[str]:
 
 def _alike(found: Mapping[str, Verified], names: Sequence[str]) -> tuple[list[list[str]], bool]:
     """(groups of different files that look the same, whether all were compared with all)."""
-    distinct = {look: i for i, look in enumerate(dict.fromkeys(found[name].look for name in names))}
+    distinct = {own: i for i, own in enumerate(dict.fromkeys(found[name].signature for name in names))}
     bytes_NL = np.frombuffer(b"".join(distinct), np.uint8).reshape(len(distinct), -1 if distinct else 56)
     compared = len(distinct) <= MOST_COMPARED
     leader = np.arange(len(distinct))
     if compared and distinct:
-        looks = Looks(np.ascontiguousarray(bytes_NL[:, :8]).view(np.uint64)[:, 0], bytes_NL[:, 8:])
-        for later, earlier in near_duplicates(looks):
+        known = Signatures(np.ascontiguousarray(bytes_NL[:, :8]).view(np.uint64)[:, 0], bytes_NL[:, 8:])
+        for later, earlier in near_duplicates(known):
             leader[later] = leader[earlier]  # an earlier row has its final leader by now
-    owner = np.array([distinct[found[name].look] for name in names], dtype=np.int64)
+    owner = np.array([distinct[found[name].signature] for name in names], dtype=np.int64)
     groups: dict[int, list[str]] = {}
     for name, number in zip(names, leader[owner].tolist(), strict=True):
         groups.setdefault(number, []).append(name)

@@ -1,0 +1,80 @@
+"""`t2i train --dry-run`: opens data, encoder and tokenizer as the run would, and tells sizes and steps; trains nothing."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from t2i.data import View, open_dataset
+
+
+def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
+    """(what, its description) of all that the run would read, and of its length.
+
+    Raises:
+        InputError: the data, the text encoder or the tokenizer does not exist or cannot be read.
+    """
+    data = config.data
+    view = View(data.resolution, data.fit, data.limit, data.split_seed)
+    train = open_dataset(data.address, "train", view)
+    captions = [caption for options in train.captions for caption in options]
+    side = data.resolution
+    yield (
+        "data",
+        f"{data.address}: {_count(len(train), 'image')} with {_count(len(captions), 'caption')}, {side} x {side}",
+    )
+    if hasattr(config, "text"):
+        yield "text", _text(config.text, captions)
+    if hasattr(config, "tokenizer"):
+        yield "tokenizer", _tokenizer(config.tokenizer.path, data.resolution)
+    yield "training", _length(config, len(train))
+    yield "checkpoints", f"every {_count(config.checkpointing_steps, 'step')}, in {run_dir}"
+    yield "time", _time(config, run_dir)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _text(config: Any, captions: list[str]) -> str:
+    from t2i.text import fit_encoder
+
+    if config.path is None and config.encoder != "aligned":
+        return f"{config.encoder}, fitted on the training captions"
+    encoder = fit_encoder(config, captions)
+    place = config.path or "the encoder of the shipped models"
+    return f"{config.encoder} ({place}), {_count(encoder.max_tokens, 'token')} of width {encoder.token_dim}"
+
+
+def _tokenizer(path: str, resolution: int) -> str:
+    from t2i.families import load_tokenizer
+
+    found = load_tokenizer(Path(path))
+    size = "" if found.resolution == resolution else f"; made for {found.resolution} pixels, the data has {resolution}"
+    return (
+        f"{path}: {found.grid * found.grid * found.codebooks:,} codes an image, each of {found.codebook_size:,}{size}"
+    )
+
+
+def _length(config: Any, images: int) -> str:
+    at_once = config.train_batch_size * config.gradient_accumulation_steps
+    seen = config.max_train_steps * at_once
+    limit = "" if config.max_train_minutes is None else f", at most {config.max_train_minutes:g} minutes"
+    return (
+        f"{_count(config.max_train_steps, 'step')} of {_count(at_once, 'image')} a process: {seen:,} images, "
+        f"{seen / images:,.1f} epochs{limit}"
+    )
+
+
+def _time(config: Any, run_dir: Path) -> str:
+    """From the speed that the run itself had so far."""
+    from t2i.training.journal import read
+
+    records = read(run_dir / "journal.jsonl")
+    speeds = [record["images_per_second"] for record in records if record.get("images_per_second")]
+    if not speeds:
+        return "known after the first steps; --set max_train_minutes=30 sets a limit"
+    left = config.max_train_steps - records[-1]["step"]
+    seconds = max(left, 0) * config.train_batch_size * config.gradient_accumulation_steps / speeds[-1]
+    return (
+        f"about {seconds / 60:,.0f} minutes for the {_count(max(left, 0), 'step')} left, at {speeds[-1]:.3g} images/s"
+    )

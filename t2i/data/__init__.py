@@ -6,7 +6,6 @@ by what is there.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -14,6 +13,7 @@ from pydantic import Field, field_validator
 
 from t2i.config.section import Section
 from t2i.errors import InputError
+from t2i.names import resolve
 
 if TYPE_CHECKING:
     from t2i.data.address import Address
@@ -145,8 +145,7 @@ def open_dataset(address: str, split: str = "train", view: View = View()) -> Dat
     from t2i.data.address import typed_options
 
     found = parse_address(address)
-    module, _, name = DATASETS[found.kind].partition(":")
-    function = getattr(import_module(module), name)
+    function = resolve(DATASETS[found.kind])
     options = typed_options(found, function)
     try:
         return function(found.place, split, view, **options)

@@ -106,6 +106,10 @@ def open_run(folder: Path, name: str) -> ShownRun:
     if not folder.is_dir() or not any((folder / part).exists() for part in ("checkpoints", "config.yaml", INDEX)):
         what = "does not exist" if not folder.exists() else "is no run: it holds no checkpoints"
         raise InputError(f"{folder} {what}; name a run directory of t2i train")
+    from t2i.trained import open_run as open_trained
+    from t2i.trained import refuse_links
+
+    refuse_links(folder, "config.yaml", "command.json", "journal.jsonl")
     family = family_of(folder) if (folder / "config.yaml").is_file() else None
     scores, problems = score_files(folder)
     told: dict[str, Any] = {
@@ -121,8 +125,6 @@ def open_run(folder: Path, name: str) -> ShownRun:
         pipe = TextToImagePipeline.from_pretrained(folder, device())
         told |= {"pipe": pipe, "parameters": _count(pipe.sampler.components())}
         return ShownRun(name, folder, pipe.family, pipe.manifest, **told)
-    from t2i.trained import open_run as open_trained
-
     run = open_trained(folder)
     if known.tokenizer:
         tokenizer = tokenizer_of(run)

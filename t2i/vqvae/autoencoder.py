@@ -5,7 +5,6 @@ Pixels are folded into channels first, so no convolution runs at full resolution
 Axes: B batch, C channels, H W picture, h w latent grid, L = h * w tokens, Q codebooks.
 """
 
-from importlib import import_module
 from typing import NamedTuple, cast
 
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from t2i.names import resolve
 from t2i.vqvae.config import AutoencoderConfig, Config
 from t2i.vqvae.quantizers import QUANTIZERS
 from t2i.vqvae.quantizers.contract import Quantizer
@@ -115,8 +115,7 @@ class Decoder(nn.Sequential):
 
 def make_quantizer(config: Config) -> Quantizer:
     """The quantiser that `config.quantizer.kind` names."""
-    module, _, name = QUANTIZERS[config.quantizer.kind].partition(":")
-    return getattr(import_module(module), name)(config.quantizer)
+    return resolve(QUANTIZERS[config.quantizer.kind])(config.quantizer)
 
 
 class Autoencoder(nn.Module):

@@ -4,11 +4,12 @@
 
 PYTHON ?=
 WORKERS ?= 2
-FAMILY ?= cgan
+FAMILY ?= prior
 ARGS ?=
 DFGAN ?=
 SHELL := /bin/sh
 BIN := .venv/bin
+INSTALLED := .venv/installed
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
@@ -17,12 +18,12 @@ READY := .venv/ready
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
-setup: $(READY) ## install everything into .venv
+setup: $(READY) ## install everything into .venv, tools for tests included
 
 # The stamp comes last, so an installation that broke off is done again; uv does not read pip's own configuration, hence
 # the second way.
-$(READY): pyproject.toml
-	@rm -f $(READY); set -e; \
+$(INSTALLED): pyproject.toml
+	@rm -f $(INSTALLED); set -e; \
 	modern() { command -v "$$1" >/dev/null 2>&1 && "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }; \
 	if ! modern $(BIN)/python; then \
 	  for python in "$(PYTHON)" python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -39,10 +40,15 @@ $(READY): pyproject.toml
 	export PIP_DISABLE_PIP_VERSION_CHECK=1; \
 	$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet uv; \
 	echo "installing t2i and its libraries into .venv"; \
+	$(BIN)/python -m uv pip install --python $(BIN)/python -e . || $(BIN)/python -m pip install -e .; \
+	touch $(INSTALLED)
+
+$(READY): $(INSTALLED)
+	@rm -f $(READY); set -e; export PIP_DISABLE_PIP_VERSION_CHECK=1; \
 	$(BIN)/python -m uv pip install --python $(BIN)/python -e '.[test]' || $(BIN)/python -m pip install -e '.[test]'; \
 	touch $(READY)
 
-quickstart: $(READY) ## train, sample and score a small model (FAMILY=cgan or prior); runs/quickstart/index.html shows it
+quickstart: $(INSTALLED) ## train, sample and score a small model (FAMILY=prior or cgan); runs/quickstart/index.html shows it
 	@$(BIN)/python -m t2i.cli quickstart --family $(FAMILY) $(ARGS)
 
 test: $(READY) ## run the test suite; ARGS="tests/config/test_config.py -k yaml" for a part

@@ -135,7 +135,8 @@ def main(options: SampleOptions) -> None:
         scorer = open_image_text(options.scorer, device) if options.best_of > 1 else None
         job = Job(wanted, options, given, scorer, kept)
         warn_of_no_effect(job)
-        pipe = TextToImagePipeline.from_pretrained(run, device)
+        # a name that was typed as a run may have meant a folder, and a warning says so
+        pipe = TextToImagePipeline.from_pretrained(run if run in options.words else shipped()[run], device)
         if scorer is not None:
             warn_of_scorer(pipe, scorer, options.scorer)
         if pipe.chosen:

@@ -24,7 +24,7 @@ from t2i.families import FAMILIES, NoiseSpace, Sampler, sampler_class
 from t2i.files import new_folder
 from t2i.images import Fit, ImageArray, grid
 from t2i.names import some
-from t2i.sampling import calls, saved
+from t2i.sampling import calls, hub, saved
 from t2i.sampling.calls import OutputType, as_output, count, number, output_type_of
 from t2i.sampling.inpainting import keep_parts
 from t2i.sampling.listening import Stopped, listened
@@ -130,10 +130,10 @@ class TextToImagePipeline:
             InputError: one line that says what is wrong with the folder, the weights, the device or an option.
         """
         options = calls.split_idle(options, calls.IDLE_LOADING, "from_pretrained")
-        hub = {name: options.pop(name) for name in calls.HUB if name in options}
+        of_hub = {name: options.pop(name) for name in calls.HUB if name in options}
         known = ["device", "subfolder", *calls.HUB, *calls.IDLE_LOADING]
         calls.refuse_unknown(options, "from_pretrained", known)
-        stored = saved.read(path_or_run, subfolder, hub)
+        stored = saved.read(path_or_run, subfolder, of_hub)
         try:
             sampler = sampler_class(stored.family, stored.home).load(stored.components, stored.text)
         except InputError:
@@ -414,7 +414,7 @@ class TextToImagePipeline:
         """
         with tempfile.TemporaryDirectory() as folder:
             self._save(Path(folder) / "pipeline", repo_id, prompts, license)
-            return saved.upload(Path(folder) / "pipeline", repo_id, private)
+            return hub.upload(Path(folder) / "pipeline", repo_id, private)
 
     def _save(
         self,

@@ -7,7 +7,6 @@ safetensors only, nothing unpickled, no code of the folder run. What is loaded i
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from t2i.errors import InputError
-from t2i.files import read_json
+from t2i.files import open_regular, read_json
 
 HOLDS = "config.json, model.safetensors and the tokenizer's files"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -75,7 +74,7 @@ def open_folder(place: str | Path, label: str, kinds: Collection[str], advice: C
         raise InputError(f"{label} has no config.json; name a folder that holds {HOLDS}{_nearby(path, kinds)}")
     for name in _SETTINGS:
         if (path / name).exists() or (path / name).is_symlink():
-            check_regular(path / name, _SETTINGS_BYTES)
+            check_file(path / name, _SETTINGS_BYTES)
             if name.endswith(".json") and name != "tokenizer.json":  # which is large, and parsed with a limit of depth
                 read_json(path / name)
     config = read_json(path / "config.json")
@@ -88,7 +87,7 @@ def open_folder(place: str | Path, label: str, kinds: Collection[str], advice: C
         raise InputError(f"{label} holds an adapter (adapter_config.json), not a whole model; merge it and save that")
     weights = _weight_names(path, label, config)
     for name in weights:
-        check_regular(path / name)
+        check_file(path / name)
         try:
             with safe_open(path / name, "pt") as file:
                 file.keys()
@@ -264,7 +263,7 @@ def _weight_names(path: Path, label: str, config: dict[str, Any]) -> tuple[str, 
     elif (path / _WEIGHTS).exists():
         names = {_WEIGHTS}
     elif (path / _INDEX).exists():
-        check_regular(path / _INDEX, _SETTINGS_BYTES)
+        check_file(path / _INDEX, _SETTINGS_BYTES)
         index = read_json(path / _INDEX)
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
@@ -295,7 +294,7 @@ def _nearby(path: Path, kinds: Collection[str]) -> str:
         if count == 200:
             break
         try:
-            check_regular(file, _SETTINGS_BYTES)
+            check_file(file, _SETTINGS_BYTES)
             config = read_json(file)
         except InputError:
             continue
@@ -313,29 +312,22 @@ def _is_installed(*modules: str) -> bool:
 # ---- single files ----------------------------------------------------------------------------------------------------
 
 
-def check_regular(path: Path, limit: int | None = None) -> None:
-    """Refuses what must not be opened: pipes, devices, Git LFS pointers, files that do not fit into memory.
+def check_file(path: Path, limit: int | None = None) -> None:
+    """Refuses what must not be read: pipes, devices, Git LFS pointers, files that do not fit into memory.
 
     Args:
         limit: most bytes; None: as many as the machine has memory.
 
     Raises:
-        InputError: `path` is one of these, or cannot be read.
+        InputError: `path` is one of these, or cannot be opened.
     """
-    most = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path} is no regular file; put the model's own file there")
-        if status.st_size > most:
-            raise InputError(
-                f"{path} has {status.st_size:,} bytes, more than can be read; put the model's own file there"
-            )
-        with open(path, "rb") as file:
+        with open_regular(path, limit or memory) as file:
             if file.read(len(_LFS)) == _LFS:
                 raise InputError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` there")
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; check its name and permissions") from error
+        raise InputError(f"cannot read {path}: {error.strerror or error}; put the model's own file there") from error
 
 
 def read_state_dict(path: Path, label: str, advice: str) -> dict[str, Tensor]:
@@ -353,7 +345,7 @@ def read_state_dict(path: Path, label: str, advice: str) -> dict[str, Tensor]:
         raise InputError(f"{label} not found; {advice}")
     if path.is_dir():
         raise InputError(f"{label} is a folder, not a file of weights; {advice}")
-    check_regular(path)
+    check_file(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

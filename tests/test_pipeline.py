@@ -708,9 +708,11 @@ def test_without_a_network_the_hub_is_one_line(pipe, tmp_path, monkeypatch):
 def test_from_and_to_the_hub(pipe, saved, tmp_path, monkeypatch):
     asked: list[tuple] = []
     uploaded: dict[str, bytes] = {}
+    given: list[dict] = []
 
     def snapshot_download(repo_id, allow_patterns, **options):
         asked.append((repo_id, allow_patterns))
+        given.append(options)
         return str(saved)
 
     class Api:
@@ -728,6 +730,9 @@ def test_from_and_to_the_hub(pipe, saved, tmp_path, monkeypatch):
     repo_id, patterns = asked.pop()
     assert repo_id == "somebody/shapes-gan"
     assert {pattern.rpartition(".")[2] for pattern in patterns} == {"safetensors", "json", "yaml", "txt"}
+    of_hub = {"revision": "v1", "token": "t", "cache_dir": "c", "local_files_only": True, "force_download": False}
+    TextToImagePipeline.from_pretrained("somebody/shapes-gan", torch_dtype=torch.float32, **of_hub)
+    assert given == [{}, of_hub] and asked.pop()[0] == repo_id
     assert again.push_to_hub("me/mine", prompts=[], private=True) == "https://hub/me/mine"
     assert asked.pop() == ("me/mine", True, True)
     assert uploaded["model.safetensors"] == (saved / "generator" / "model.safetensors").read_bytes()

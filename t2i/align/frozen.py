@@ -16,11 +16,13 @@ from t2i.align.config import Config
 from t2i.align.dual_encoder import DualEncoder
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.errors import InputError
+from t2i.files import open_regular, read_regular
 from t2i.images import ImageArray, to_model
+from t2i.pretrained import length_batches
 from t2i.trained import Tensors, open_run
 
 DESCRIPTION, WEIGHTS, TOKENIZER = "dual_encoder.json", "model.safetensors", "tokenizer.json"
-CHUNK, TEXT_CHUNK, LENGTH_STEP = 256, 64, 8
+CHUNK, TEXT_CHUNK = 256, 64
 
 
 class FrozenDualEncoder:
@@ -31,6 +33,8 @@ class FrozenDualEncoder:
         with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
             self.model = DualEncoder(config, len(tokenizer))
         checkpoint.load_module(self.model, weights, "dual encoder")
+        if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
+            raise ValueError(f"its weights are not finite: {bad}")
         self.model.eval().requires_grad_(False)
 
     def images(self, images_BHWC: ImageArray) -> Tensor:
@@ -43,27 +47,22 @@ class FrozenDualEncoder:
         """Unit-length embeddings [B, E] of captions."""
         return self.states(captions)[2]
 
-    def states(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, int]:
+    def states(self, captions: Sequence[str], max_tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor, int]:
         """Token states [B, T, D], mask [B, T], unit-length embeddings [B, E], and how many captions were cut.
 
-        A batch holds captions of about one length, padded to that, and is filled up with empty captions to a fixed size: so
-        a row has the same bits whatever stands beside it.
+        A row has the same bits whatever captions are beside it.
+
+        Args:
+            max_tokens: T; None: the tower's own limit.
         """
-        ids, mask, cut = self.tokenizer(captions)
-        empty_ids, empty_mask, _ = self.tokenizer([""])
+        ids, mask, cut = self.tokenizer(captions, max_tokens)
         tokens = torch.zeros(*ids.shape, self.config.text_tower.width)
         embeddings = torch.zeros(len(ids), self.config.embedding)
-        lengths = (mask.sum(dim=1) + LENGTH_STEP - 1) // LENGTH_STEP * LENGTH_STEP
-        for length in lengths.unique().tolist():
-            for rows in (lengths == length).nonzero()[:, 0].split(TEXT_CHUNK):
-                spare = TEXT_CHUNK - len(rows)
-                padded = torch.cat([ids[rows], empty_ids.expand(spare, -1)])[:, :length]
-                padded_mask = torch.cat([mask[rows], empty_mask.expand(spare, -1)])[:, :length]
-                with torch.no_grad():
-                    states, embedding = self.model.text(padded, padded_mask, trim=False)
-                width = states.shape[1]  # less than `length` where that is beyond the longest caption
-                tokens[rows, :width] = states[: len(rows)]
-                embeddings[rows] = F.normalize(embedding[: len(rows)], dim=-1)
+        for rows, count, length in length_batches(mask, TEXT_CHUNK):
+            with torch.no_grad():
+                states, embedding = self.model.text(ids[rows, :length], mask[rows, :length], trim=False)
+            tokens[rows[:count], :length] = states[:count]
+            embeddings[rows[:count]] = F.normalize(embedding[:count], dim=-1)
         return tokens, mask, embeddings, cut
 
     def digest(self) -> str:
@@ -94,7 +93,7 @@ def load_dual_encoder(path: Path) -> FrozenDualEncoder:
     except InputError:  # a ValueError, and says what is wrong
         raise
     # ValueError: JSON, UTF-8, pydantic and the tokenizer each have their own
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
             f"the dual encoder at {path} is damaged ({reason}); train it again: t2i train align"
@@ -103,7 +102,8 @@ def load_dual_encoder(path: Path) -> FrozenDualEncoder:
 
 def _read(path: Path) -> FrozenDualEncoder:
     if (path / DESCRIPTION).is_file():
-        description = json.loads((path / DESCRIPTION).read_text())
+        description = json.loads(read_regular(path / DESCRIPTION))
+        open_regular(path / WEIGHTS).close()
         weights = {name: tensor.float() for name, tensor in safetensors.torch.load_file(path / WEIGHTS).items()}
         config = Config.kept(description["config"])
         return FrozenDualEncoder(config, _tokenizer(description["tokenizer"], config), weights)

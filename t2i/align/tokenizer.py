@@ -11,10 +11,13 @@ class CaptionTokenizer:
     PAD, START, END = 0, 1, 2
 
     def __init__(self, json_text: str, max_tokens: int) -> None:
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer, decoders
 
         self.json_text, self.max_tokens = json_text, max_tokens
         self._tokenizer = Tokenizer.from_str(json_text)
+        self._tokenizer.decoder = (
+            decoders.ByteLevel()
+        )  # not in `json_text`, whose digest names encoders of earlier runs
 
     @classmethod
     def fit(cls, captions: Sequence[str], vocabulary: int, max_tokens: int) -> "CaptionTokenizer":
@@ -35,16 +38,23 @@ class CaptionTokenizer:
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
 
-    def __call__(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """ids [B, max_tokens] int64, mask [B, max_tokens] (True: real), and how many captions were cut."""
-        ids = torch.full((len(captions), self.max_tokens), self.PAD, dtype=torch.long)
+    def __call__(
+        self, captions: Sequence[str], max_tokens: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Returns ids [B, T] int64, mask [B, T] (True: real), and how many captions were cut; T is `max_tokens` or its own."""
+        length = max_tokens or self.max_tokens
+        ids = torch.full((len(captions), length), self.PAD, dtype=torch.long)
         cut = 0
         for row, encoding in enumerate(self._tokenizer.encode_batch(list(captions))):
             tokens = encoding.ids
-            cut += len(tokens) > self.max_tokens - 2
-            tokens = [self.START, *tokens[: self.max_tokens - 2], self.END]
+            cut += len(tokens) > length - 2
+            tokens = [self.START, *tokens[: length - 2], self.END]
             ids[row, : len(tokens)] = torch.tensor(tokens)
         return ids, ids != self.PAD, cut
+
+    def decode(self, ids_T: torch.Tensor) -> str:
+        """The text of one row of ids, in lower case, without start, end and padding."""
+        return self._tokenizer.decode(ids_T.tolist(), skip_special_tokens=True).removeprefix(" ")
 
     def has_word(self, word: str) -> bool:
         """True if the word is one token, as every word of the captions is that it was fitted on until its tokens ran out."""

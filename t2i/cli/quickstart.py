@@ -1,14 +1,14 @@
-"""A tour of the whole package in a few minutes: `t2i quickstart` runs the commands that a user would type, in order.
+"""A tour of the package in a few minutes: `t2i quickstart` runs the commands that a user would type, in order.
 
     t2i quickstart --run-dir runs/quickstart --minutes 3
-    t2i quickstart --family prior
+    t2i quickstart --family cgan
 
-It trains a dual encoder and a conditional GAN, or an image tokenizer and a prior over its codes that reads plain words, on the
-embedded data, draws held-out prompts, scores the run, and writes a page of all that, with the other family's beside it
-where that was run too. The same command again goes on where it stopped; what is finished is not done again.
+It trains an image tokenizer and a prior over its codes, or a dual encoder and a conditional GAN, on the embedded data,
+samples held-out prompts, scores the run, and writes a page of all that, with the other family beside it where that was run
+too. A few real steps measure the machine first, and the plan fits what they show. The same command again goes on where it
+stopped; what is finished is not done again.
 """
 
-import hashlib
 import json
 import shlex
 import shutil
@@ -16,126 +16,43 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 from t2i import cli
+from t2i.cli.steps import DATA, PROBE, REFERENCE_SPEED, SPLITS, Plan, fitted, scores_of, steps, training
+from t2i.cli.timings import Record
 from t2i.config.options import Options, option
 from t2i.errors import InputError
 
-DATA = "shapes-1"
-RESOLUTION = 32
-# settings over those of align-tiny; minutes that only a busy or slow machine reaches, so that the tour stays short there too
-ALIGN: tuple[str, ...] = ("max_train_steps=700", "max_train_minutes=2.5", "data.limit=20000")
-# over those of cgan-tiny; the minutes are the limit, the steps must not be
-CGAN: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=20000")
-VQVAE: tuple[str, ...] = (
-    "max_train_steps=1600",
-    "max_train_minutes=2.5",
-    "validation_steps=800",
-    "checkpointing_steps=800",
-    "data.limit=20000",
-)
-PRIOR: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=40000")
+Run = Callable[[list[str]], int]  # runs one command line and returns its status
 NAMES = {"cgan": "Conditional GAN", "prior": "Prior over the codes of a tokenizer"}
-SHOWN = 12  # prompts of each held-out split that are drawn
-SCORED = 500  # pictures that are scored of each
-NEIGHBOURS = 5000  # training pictures among which the page looks for those nearest to drawn ones
-SPLITS = ("val", "heldout")
+SHOWN = 12  # prompts of each held-out split that are sampled
+NEIGHBOURS = 5000  # training images among which the page looks for those nearest to generated ones
+FOLLOWS = 0.3  # share of images that are right, from which a score is worth reading
 
 
 class QuickstartOptions(Options):
     """Train, sample and score a small model on the embedded data, and write a page that shows it."""
 
     run: Path = option(Path("runs/quickstart"), "Folder for everything.", metavar="DIR", flag="--run-dir")
-    minutes: float = option(4.0, "Training time of the generator.", ge=0.1)
-    family: Literal["cgan", "prior"] = option("cgan", "Family of the generator.")
+    minutes: float = option(4.0, "Training time of the generator; a slow machine takes longer.", ge=0.1)
+    family: Literal["cgan", "prior"] = option("prior", "Family of the generator.")
 
 
 def main(options: QuickstartOptions) -> None:
     run_tour(options.run, options.minutes, options.family, cli.main)
 
 
-class Step(NamedTuple):
-    """One command of the tour."""
-
-    name: str
-    argv: list[str]
-    result: Path  # there once it has run
-    inputs: tuple[Path, ...] = ()  # files and runs that its result follows from; none: it trains a run, and can resume
-
-    @property
-    def command(self) -> str:
-        return shlex.join(["t2i", *self.argv])
-
-
-def steps(run: Path, minutes: float, family: str) -> list[Step]:
-    """What is run for one family, in order."""
-    model = run / family
-    train = {"cgan": cgan_steps, "prior": prior_steps}[family]
-    scored = [
-        Step(
-            f"score of {family} on {split}",
-            ["eval", "score", str(model), "--split", split, "-n", str(SCORED)],
-            model / f"scores-{DATA}-{split}-{SCORED}.json",
-            (model,),
-        )
-        for split in SPLITS
-    ]
-    drawn = run / f"pictures-{family}"
-    return [
-        *train(run, minutes),
-        Step(
-            f"pictures of {family}",
-            ["sample", str(model), "--prompts", str(run / "prompts.txt"), "--out", str(drawn)],
-            drawn,
-            (model, run / "prompts.txt"),
-        ),
-        *scored,
-    ]
-
-
-def training(family: str, config: str, run: Path, *sets: str) -> list[str]:
-    """The command that trains a model of the embedded data."""
-    words = [word for value in sets for word in ("--set", value)]
-    return ["train", family, "--config", config, *words, "--data", DATA, "--run-dir", str(run)]
-
-
-def named(key: str, path: Path) -> str:
-    """A setting that names a path; quoted, as YAML reads it."""
-    return f"{key}={json.dumps(str(path), ensure_ascii=False)}"
-
-
-def cgan_steps(run: Path, minutes: float) -> list[Step]:
-    align = run / "align"
-    sets = (named("text.path", align), f"max_train_minutes={minutes:g}", *CGAN)
-    return [
-        Step("text encoder", training("align", "align-tiny", align, *ALIGN), align / "checkpoints"),
-        Step("generator", training("cgan", "cgan-tiny", run / "cgan", *sets), run / "cgan" / "checkpoints"),
-    ]
-
-
-def prior_steps(run: Path, minutes: float) -> list[Step]:
-    """The tokenizer's steps do not follow `minutes`: its reconstructions are the ceiling of what the prior can draw.
-
-    The prior's transformer reads words as they are sooner than what a dual encoder makes of them in two minutes: after 500 steps
-    77 % of val is right, against 25 % (LOG.md).
-    """
-    vqvae, prior = run / "vqvae", run / "prior"
-    sets = (named("tokenizer.path", vqvae), "text.encoder=bow", f"max_train_minutes={minutes:g}", *PRIOR)
-    return [
-        Step("tokenizer", training("vqvae", "vqvae-tiny", vqvae, *VQVAE), vqvae / "checkpoints"),
-        Step("prior", training("prior", "prior-tiny", prior, *sets), prior / "checkpoints"),
-    ]
-
-
-def run_tour(run_dir: Path, minutes: float, family: str, command: Callable[[list[str]], int]) -> None:
-    """Runs what is not finished yet by `command`; SystemExit with the status of one that did not go through."""
+def run_tour(run_dir: Path, minutes: float, family: str, command: Run) -> None:
+    """Runs what is not finished yet by `command`; SystemExit with the status of one that failed."""
     began = time.monotonic()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{run_dir} is no folder and cannot become one; name another with --run-dir") from None
-    tour = steps(run_dir, minutes, family)
+    plan = fitted(minutes, speed_of(run_dir, command), family)
+    say(plan.describe(minutes))
+    tour = steps(run_dir, plan, family)
     record = Record(run_dir / "timings.json")
     write_prompts(run_dir / "prompts.txt")
     for number, step in enumerate(tour, 1):
@@ -150,93 +67,77 @@ def run_tour(run_dir: Path, minutes: float, family: str, command: Callable[[list
             raise SystemExit(status)
         say(f"{heading}: {record.seconds(step):.0f} s")
     page, following = run_dir / "index.html", next_commands(run_dir, family)
-    show(run_dir, page, minutes, family, record, following)
+    show(run_dir, page, plan, family, record, following)
     grid = run_dir / f"pictures-{family}" / "grid.png"
-    say(f"done in {time.monotonic() - began:.0f} s\n\npage      {page}\npictures  {grid}")
+    say(f"done in {time.monotonic() - began:.0f} s\n\npage      {page}\nimages    {grid}\n\n{verdict(run_dir, family)}")
     for what, words in following.items():
         say(f"\n{what}:\n{words}")
 
 
 def say(text: str) -> None:
-    print(text, flush=True)  # before what the next command prints
+    print(text, flush=True)  # before the output of the next command
 
 
-class Record:
-    """`timings.json`: what each command took, and what its result was made of."""
+def speed_of(run_dir: Path, command: Run) -> float:
+    """Speed of this machine in units of the reference, measured once by a few real steps and kept in speed.json.
 
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            found = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
-            found = None
-        self._entries: dict[str, Any] = found if isinstance(found, dict) else {}
+    Raises:
+        SystemExit: the steps were stopped.
+    """
+    from t2i.training.journal import read
 
-    def _entry(self, step: Step) -> Mapping[str, Any]:
-        entry = self._entries.get(step.name)
-        return entry if isinstance(entry, dict) else {}
-
-    def seconds(self, step: Step) -> float:
-        """Time spent on a step, with what a resumed training took before."""
-        return float(self._entry(step).get("seconds", 0.0))
-
-    def finished(self, step: Step) -> bool:
-        """Whether this very command has gone through, on the weights and prompts that are there now."""
-        now = {"command": step.command, "inputs": digest(step.inputs), "status": 0}
-        entry = self._entry(step)
-        return step.result.exists() and all(entry.get(key) == value for key, value in now.items())
-
-    def run(self, step: Step, command: Callable[[list[str]], int]) -> int:
-        """Runs a command and writes down what it took, even if it did not go through; returns its status."""
-        before = self.seconds(step) if step.result.exists() and not step.inputs else 0.0
-        if step.inputs and step.result.is_dir():
-            shutil.rmtree(step.result)
-        began, status = time.monotonic(), 1
-        try:
-            status = command(step.argv)
-        finally:
-            seconds = round(before + time.monotonic() - began, 1)
-            made_of = {"command": step.command, "inputs": digest(step.inputs)}
-            self._entries[step.name] = {"seconds": seconds, "status": status, **made_of}
-            self._write()
-        return status
-
-    def _write(self) -> None:
-        from t2i.files import write_text
-
-        write_text(self.path, json.dumps(self._entries, indent=1, ensure_ascii=False) + "\n")
-
-
-def digest(inputs: Sequence[Path]) -> str:
-    """Tells states of files and runs apart: a run's is its newest checkpoint."""
-    found = hashlib.sha256()
-    for path in inputs:
-        files = [path] if path.is_file() else sorted((path / "checkpoints").glob("step-*/manifest.json"))[-1:]
-        for file in files:
-            found.update(hashlib.sha256(file.read_bytes()).digest())
-    return found.hexdigest()
+    kept = run_dir / "speed.json"
+    if kept.exists():
+        return float(json.loads(kept.read_text("utf-8")))
+    say("measuring this machine by a few training steps")
+    probe = run_dir / "probe"
+    shutil.rmtree(probe, ignore_errors=True)
+    if status := command(training("vqvae", "vqvae-tiny", probe, *PROBE)):
+        raise SystemExit(status)
+    speeds = [found["images_per_second"] for found in read(probe / "journal.jsonl") if "images_per_second" in found]
+    shutil.rmtree(probe)
+    speed = max(speeds, default=REFERENCE_SPEED) / REFERENCE_SPEED
+    kept.write_text(json.dumps(round(speed, 3)) + "\n", "utf-8")
+    return round(speed, 3)
 
 
 def write_prompts(path: Path) -> None:
-    """The first captions of each held-out split, one a line."""
+    """Writes the first captions of each held-out split, one a line."""
     from t2i.data import View, open_dataset
 
-    view = View(RESOLUTION, limit=SHOWN)
-    captions = [options[0] for split in SPLITS for options in open_dataset(DATA, split, view).captions]
+    captions = [options[0] for split in SPLITS for options in open_dataset(DATA, split, View(limit=SHOWN)).captions]
     path.write_text("\n".join(captions) + "\n", "utf-8")
 
 
-def show(run: Path, page: Path, minutes: float, family: str, record: Record, following: Mapping[str, str]) -> None:
+def verdict(run: Path, family: str) -> str:
+    """One sentence on what the scores are worth, and what to type where that is little."""
+    from t2i.metrics.score import read_scores
+
+    try:
+        scores = read_scores(scores_of(run, family, "val"))
+    except InputError:
+        return "no scores to read"
+    strict = next((score for score in scores if score.protocol.metric == "faithfulness-strict"), None)
+    if strict is None:
+        return "the scores do not say how often an image is right"
+    share = f"{strict.value:.0%} of the images for new captions show all that the caption says"
+    if strict.value >= FOLLOWS:
+        return share
+    again = f"{command_here()} quickstart --family {family} --run-dir {shlex.quote(str(run))} --minutes 30"
+    return f"{share}: this model is not trained enough yet, and its scores say little; to go on, type: {again}"
+
+
+def show(run: Path, page: Path, plan: Plan, family: str, record: Record, following: Mapping[str, str]) -> None:
     """Writes the page of `t2i eval report`, the family that was asked for first."""
     from t2i.console import shown_progress
     from t2i.report.gallery import Ask
     from t2i.report.page import Extras, Part, make_report
 
-    tour = {one: steps(run, minutes, one) for one in sorted(NAMES, key=lambda name: name != family)}
+    tour = {one: steps(run, plan, one) for one in sorted(NAMES, key=lambda name: name != family)}
     done = [one for one, every in tour.items() if all(step.result.exists() for step in every)]
-    parts = [Part(step.name, step.command, record.seconds(step)) for one in done for step in tour[one]]
+    parts = [Part(step.name, record.command(step), record.seconds(step)) for one in done for step in tour[one]]
     helpers = [run / name for name, one in (("align", "cgan"), ("vqvae", "prior")) if one in done]
-    with shown_progress(" pictures") as tick:
+    with shown_progress(" images") as tick:
         extras = Extras(helpers, parts, following)
         make_report([run / one for one in done], page, "t2i quickstart", Ask(train=NEIGHBOURS), tick, extras)
 
@@ -245,9 +146,9 @@ def next_commands(run: Path, family: str) -> dict[str, str]:
     """What to try next -> the command, as it can be typed here."""
     t2i, model = command_here(), shlex.quote(str(run / family))
     other = next(name for name in NAMES if name != family)
-    own, encoder = shlex.quote(str(run.parent / "own")), shlex.quote(str(run.parent / "own-align"))
+    own, tokenizer = shlex.quote(str(run.parent / "own")), shlex.quote(str(run.parent / "own-tokenizer"))
     lines: dict[str, Sequence[str]] = {
-        "Draw a sentence of yours": [f'{t2i} sample {model} "a small red circle above a large blue square" -n 4'],
+        "Sample a sentence of yours": [f'{t2i} sample {model} "a small red circle above a large blue square" -n 4'],
         **(
             {
                 "Go from one sentence to another": [
@@ -261,10 +162,11 @@ def next_commands(run: Path, family: str) -> dict[str, str]:
         f"The other family beside it: {NAMES[other]}": [
             f"{t2i} quickstart --family {other} --run-dir {shlex.quote(str(run))}"
         ],
-        "Train on a folder of your own pictures with captions": [
+        "Train on a folder of your own images with captions": [
             f"{t2i} data check FOLDER",
-            f"{t2i} train align --config align-tiny --data FOLDER --run-dir {encoder}",
-            f"{t2i} train cgan --config cgan-tiny --data FOLDER --set text.path={encoder} --run-dir {own}",
+            f"{t2i} train vqvae --config vqvae-tiny --data FOLDER --run-dir {tokenizer}",
+            f"{t2i} train prior --config prior-tiny --data FOLDER --set tokenizer.path={tokenizer} "
+            f"--set text.encoder=bow --run-dir {own}",
         ],
     }
     return {what: "\n".join(commands) for what, commands in lines.items()}

@@ -1,7 +1,7 @@
-"""Augmentation of training pictures by name, as a function of (seed, sample): the same on every process, worker and resume.
+"""Augmentation of training images by name, as a function of (seed, sample): the same on every process, worker and resume.
 
 Reals alone see these. A GAN on little data wants `augment` of its own config, which reals and fakes see alike.
-Axes: B batch, H W picture, C channels.
+Axes: B batch, H W image, C channels.
 """
 
 import math
@@ -17,10 +17,10 @@ from t2i.data import Augmentation
 from t2i.images import ImageArray
 from t2i.seeding import uniform
 
-SHARE_GREY = 0.1  # pictures that `grey` takes the colours from
+SHARE_GREY = 0.1  # of the images lose their colours by `grey`
 
 
-ROTATED, ZOOMED, SHIFTED = math.radians(10), 1.2, 0.1  # at most, either way; zoom from 1; shift in sides
+ROTATED, ZOOMED, SHIFTED = math.radians(10), 1.2, 0.1  # largest change, either way; zoom from 1; shift in sides
 
 
 STRENGTH, NOISE = 0.2, 8.0  # of the colours, times 1 +- that; largest standard deviation in grey levels
@@ -36,7 +36,7 @@ def augment(
 
     Args:
         images_BHWC: uint8.
-        sample_ids: of the pictures; the draws depend on the seed, the name and these alone.
+        sample_ids: of the images; the draws depend on the seed, the name and these alone.
     """
     if not names:
         return images_BHWC
@@ -60,7 +60,7 @@ def _move(x_BCHW: Tensor, draws: dict[Augmentation, Tensor]) -> Tensor:
     still = torch.full((len(x_BCHW), 3), 0.5)
     angle = (2 * draws.get("rotate", still)[:, 0] - 1) * ROTATED
     zoom = ZOOMED ** -draws.get("zoom", torch.zeros(len(x_BCHW), 3))[:, 0]
-    shift_BX = (2 * draws.get("shift", still)[:, :2] - 1) * 2 * SHIFTED  # grid_sample's picture is 2 wide
+    shift_BX = (2 * draws.get("shift", still)[:, :2] - 1) * 2 * SHIFTED  # grid_sample's image is 2 wide
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     matrix = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
     grid = F.affine_grid(torch.cat([matrix, shift_BX[:, :, None]], 2), list(x_BCHW.shape), align_corners=False)

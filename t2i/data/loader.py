@@ -25,7 +25,7 @@ Broken = Mapping[str, Any]
 
 
 class Batch(NamedTuple):
-    """One micro-batch of one process; axis B of all four is the same pictures."""
+    """One micro-batch of one process; axis B of all four is the same images."""
 
     images_BHWC: torch.Tensor  # uint8
     rows: NDArray[np.int64]  # of the data set, after substitution
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A micro-batch of a process whose pictures are not read: their codes are known."""
+    """A micro-batch of a process whose images are not read: their codes are known."""
 
     rows: NDArray[np.int64]
     sample_ids: NDArray[np.int64]
@@ -42,7 +42,7 @@ class Rows(NamedTuple):
 
 
 class RowLoader(Iterator[Rows]):
-    """The order of `Loader` without the pictures; the arguments are the same."""
+    """The order of `Loader` without the images; the arguments are the same."""
 
     def __init__(
         self,
@@ -89,14 +89,14 @@ class Loader(Iterator[Batch]):
 
     Args:
         dataset: its `images` is called with whole batches.
-        batch_size: pictures a batch on this process.
+        batch_size: images a batch on this process.
         seed: of the order.
         samples_consumed: over all processes since the start of training: 0, or `Run.images_seen` of a resumed run.
         process_index: which slice of each global batch.
         num_processes: slices of each global batch.
         num_workers: processes that decode ahead; 0: decoded when asked for.
         on_broken: called once with {"row", "id", "reason"} of each row that cannot be decoded.
-        augmented: how pictures are changed (`t2i.data.augment`).
+        augmented: how images are changed (`t2i.data.augment`).
 
     Attributes:
         wait_seconds: spent so far in waiting for batches.
@@ -119,7 +119,7 @@ class Loader(Iterator[Batch]):
         augmented: Sequence[Augmentation] = (),
     ):
         if len(dataset) == 0:
-            raise InputError(f"data {dataset.address}, split {dataset.split}, holds no pictures; nothing to train on")
+            raise InputError(f"data {dataset.address}, split {dataset.split}, holds no images; nothing to train on")
         self.wait_seconds = 0.0
         self.quarantine: list[Broken] = []
         self._dataset = dataset
@@ -145,7 +145,7 @@ class Loader(Iterator[Batch]):
                     self._on_broken(entry)
         if batch is None or _too_many(len(self.quarantine), len(self._dataset)):
             self._batches = iter(())  # ends the workers now, not when the traceback is freed
-            share = f"{len(self.quarantine)} of {len(self._dataset)} pictures cannot be decoded, over {MAX_BROKEN:.0%}"
+            share = f"{len(self.quarantine)} of {len(self._dataset)} images cannot be decoded, over {MAX_BROKEN:.0%}"
             first = ", ".join(f"{entry['id']} ({entry['reason']})" for entry in self.quarantine[:3])
             raise InputError(
                 f"data {self._dataset.address}: {share}: {first}; mend or remove them, `t2i data check` lists all"
@@ -185,12 +185,12 @@ class Reader(torch.utils.data.Dataset):
     def read(
         self, rows: NDArray[np.int64], epoch: NDArray[np.int64] | None = None
     ) -> tuple[ImageArray | None, NDArray[np.int64], list[Broken]]:
-        """(pictures, rows they show, newly broken): the batch at once, one by one only where that fails.
+        """Returns (images, rows they show, newly broken): the batch at once, one by one only where that fails.
 
-        No pictures are returned when too many rows are broken.
+        No images are returned when too many rows are broken.
 
         Args:
-            epoch: of each row, where pictures are cut anew in each epoch; None: the first.
+            epoch: of each row, where images are cut anew in each epoch; None: the first.
         """
         epoch = np.zeros_like(rows) if epoch is None else epoch
         found: list[Broken] = []
@@ -198,13 +198,13 @@ class Reader(torch.utils.data.Dataset):
         try:
             return self._images(rows, epoch), rows, found
         except (BrokenImage, OSError):
-            pictures = []
+            parts = []
             for i, row in enumerate(rows.tolist()):
-                picture = None
-                while picture is None:
+                image = None
+                while image is None:
                     row = self._substitute(row)
                     try:
-                        picture = self._images(np.array([row]), epoch[i : i + 1])
+                        image = self._images(np.array([row]), epoch[i : i + 1])
                     except (BrokenImage, OSError) as error:
                         self._broken.add(row)
                         reason = " ".join(str(error).split())[:200]
@@ -212,12 +212,12 @@ class Reader(torch.utils.data.Dataset):
                         if _too_many(len(self._broken), len(self._dataset)):
                             return None, rows, found
                 rows[i] = row
-                pictures.append(picture)
-            return np.concatenate(pictures), rows, found
+                parts.append(image)
+            return np.concatenate(parts), rows, found
 
     def _images(self, rows: NDArray[np.int64], epoch: NDArray[np.int64]) -> ImageArray:
         dataset: Any = self._dataset
-        if not getattr(dataset, "redraws", False):  # pictures are the same in every epoch
+        if not getattr(dataset, "redraws", False):  # images are the same in every epoch
             return dataset.images(rows.tolist())
         parts = [(epoch == number, number) for number in np.unique(epoch).tolist()]
         images = [dataset.images(rows[where].tolist(), number) for where, number in parts]

@@ -28,7 +28,7 @@ def assign_splits(ids: Sequence[str], seed: int, shares: Mapping[str, float] = S
 
 
 def split_folder(name: str) -> str | None:
-    """The split whose folder at the top holds this id, if any."""
+    """Returns the split whose folder at the top holds this id, or None."""
     folder, slash, _ = name.partition("/")
     return SPLIT_FOLDERS.get(folder.lower()) if slash else None
 
@@ -36,14 +36,14 @@ def split_folder(name: str) -> str | None:
 def split_of_parts(
     parts: Mapping[str, str] | None, roles: Mapping[str, tuple[str, ...]], train: str | None, address: str
 ) -> dict[str, str | None] | None:
-    """id -> train, val, test or None, from id -> published name.
+    """Returns id -> train, val, test or None, from id -> published name.
 
     Raises:
         InputError: `train` is not among the published names.
     """
     if parts is None:
         if train is not None:
-            raise InputError(f"data {address}: no split {train!r}: nothing there says which picture is in which split")
+            raise InputError(f"data {address}: no split {train!r}: nothing there says which image is in which split")
         return None
     if train is not None:
         there = sorted(set(parts.values()))
@@ -59,7 +59,7 @@ def split_of_parts(
 
 
 def split_of_name(name: str) -> str | None:
-    """The split that a file's name or folder speaks of: `train/00000.tar`, `data/validation-00000-of-00002.parquet`."""
+    """Returns the split that a file's name or folder mentions: `train/00000.tar`, `data/validation-00000-of-00002.parquet`."""
     for word in reversed(
         name.lower().replace("\\", "/").replace("_", "-").replace(".", "-").replace("/", "-").split("-")
     ):

@@ -24,16 +24,14 @@ from t2i import __version__
 from t2i.errors import InputError
 from t2i.families import CONFIG, WEIGHTS, Components, sampler_class
 from t2i.files import write_text
+from t2i.sampling.hub import WANTED, download, one_line
 from t2i.text import TextEncoder, load_encoder, writing
 from t2i.trained import RECORD, checked, open_run, refuse_links
 from t2i.weights import INDEX, find, shared_text_encoder, shipped
 
 TEXT = "text_encoder"
 DEFAULTS = "sampling.json"  # in a run: the settings of a call that names none
-WANTED = "name a run directory of t2i train, or a folder that save_pretrained wrote"
 CLASS_NAME = "TextToImagePipeline"
-# nothing that is unpickled or run is ever downloaded
-DOWNLOADED = ("*.safetensors", "*.json", "*.yaml", "*.txt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -104,7 +102,7 @@ def read(place: str | Path, subfolder: str | None = None, hub: Mapping[str, Any]
     # `runs/typo` looks like a model on the hub, but where there is a folder `runs` it was meant to be in it
     if not _HUB_ID.fullmatch(str(place)) or Path(place).parent.is_dir():
         raise InputError(f"{path} does not exist; {WANTED}")
-    return _read_saved(_download(str(place), subfolder, hub))
+    return _read_saved(download(str(place), subfolder, hub))
 
 
 # ---- a run ---------------------------------------------------------------------------------------------------------
@@ -154,7 +152,7 @@ def _read_text(folder: Path, digest: str | None) -> TextEncoder:
     # an encoder's files can be damaged in as many ways as there are encoders
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"the text encoder in {folder} is damaged: {_one_line(error)}; copy or train it anew"
+            f"the text encoder in {folder} is damaged: {one_line(error)}; copy or train it anew"
         ) from error
     if digest is not None and encoder.digest() != digest:
         raise InputError(f"{folder} holds another text encoder than the generator was trained with; put that one there")
@@ -176,7 +174,7 @@ def _read_saved(folder: Path) -> Stored:
         try:
             components[name] = (_object(config), safetensors.torch.load(weights))
         except (ValueError, RecursionError, safetensors.SafetensorError) as error:
-            raise InputError(f"{folder / name} holds no component of t2i: {_one_line(error)}; save it anew") from error
+            raise InputError(f"{folder / name} holds no component of t2i: {one_line(error)}; save it anew") from error
     text = _read_text(text_folder(folder), index.text_digest)
     knobs = index.guidance_scale, index.truncation, index.settings
     return Stored(index.family, index.checkpoint, components, text, folder, False, *knobs)
@@ -270,41 +268,3 @@ def _published(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     wanted = dtype if tensor.is_floating_point() else None
     return tensor.detach().to("cpu", wanted, copy=True).contiguous()
-
-
-# ---- the hub -------------------------------------------------------------------------------------------------------
-
-
-def _download(repo_id: str, subfolder: str | None, options: Mapping[str, Any]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(repo_id, allow_patterns=list(DOWNLOADED), **options)) / (subfolder or "")
-    # no network, no such model, no right to it, a full disk: the client has an exception for each
-    except Exception as error:
-        raise InputError(f"no folder {repo_id!r} here, and none from the hub ({_one_line(error)}); {WANTED}") from error
-    if not (folder / INDEX).is_file():
-        raise InputError(f"{repo_id!r} on the hub is no t2i pipeline: it holds no {INDEX}; {WANTED}")
-    return folder
-
-
-def upload(folder: Path, repo_id: str, private: bool) -> str:
-    """Makes the repository where it is missing, and uploads the folder in one commit; returns its address.
-
-    Raises:
-        InputError: no network, no login, no right to write there.
-    """
-    from huggingface_hub import HfApi
-
-    hub = HfApi()
-    try:
-        url = hub.create_repo(repo_id, private=private, exist_ok=True)
-        hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a t2i pipeline")
-    except Exception as error:  # as in `_download`
-        fix = "log in with `hf auth login`, look at the network, or use save_pretrained and upload the folder later"
-        raise InputError(f"cannot push to {repo_id!r} ({_one_line(error)}); {fix}") from error
-    return str(url)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

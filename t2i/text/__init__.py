@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from t2i.config.section import Section
 from t2i.errors import InputError
+from t2i.files import read_regular
 from t2i.names import resolve
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def read_saved(directory: Path, schema: type[AnySaved]) -> AnySaved:
     """encoder.json of `directory`, checked; raises InputError when it is missing or not what `schema` says."""
     path = directory / SAVED
     try:
-        return schema.model_validate_json(path.read_bytes())
+        return schema.model_validate_json(read_regular(path))
     except OSError as error:
         raise InputError(f"no text encoder at {directory}: cannot read {SAVED} there ({error.strerror})") from error
     except ValidationError as error:

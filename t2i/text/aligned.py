@@ -14,9 +14,9 @@ FOLDER = "dual_encoder"
 
 
 class AlignedEncoder:
-    """Token states of the tower, pooled at the end token and projected into the space shared with pictures.
+    """Token states of the tower; pooled: their mean, projected into the space shared with images, unit length.
 
-    The image tower travels with it, for guidance; `dual` is the whole encoder.
+    The image tower comes with it, for guidance; `dual` is the whole encoder.
     """
 
     name = "aligned"
@@ -24,12 +24,11 @@ class AlignedEncoder:
     def __init__(self, dual: FrozenDualEncoder, max_tokens: int | None = None) -> None:
         self.dual = dual
         limit = dual.config.text_tower.max_tokens
-        if max_tokens is not None and max_tokens > limit:
+        if max_tokens is not None and not 3 <= max_tokens <= limit:
             raise InputError(
-                f"text.max_tokens is {max_tokens}, but this aligned encoder reads {limit}; set it to {limit} or less"
+                f"text.max_tokens={max_tokens} does not fit this aligned encoder, which reads 3 to {limit} tokens"
             )
         self.max_tokens = max_tokens or limit
-        dual.tokenizer.max_tokens = self.max_tokens
         self.token_dim, self.pooled_dim = dual.config.text_tower.width, dual.config.embedding
 
     @classmethod
@@ -56,7 +55,7 @@ class AlignedEncoder:
         return cls(load_dual_encoder(directory / FOLDER), saved.max_tokens)
 
     def encode(self, captions: Sequence[str]) -> TextFeatures:
-        tokens, mask, pooled, cut = self.dual.states(captions)
+        tokens, mask, pooled, cut = self.dual.states(captions, self.max_tokens)
         warn_truncated(cut, self.name, self.max_tokens)
         return TextFeatures(tokens, mask, pooled)
 

@@ -14,9 +14,10 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,8 @@ from pydantic import Field, FiniteFloat
 
 from t2i import seeding
 from t2i.errors import InputError, warn_truncated
+from t2i.files import open_regular
 from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, writing
-
-if TYPE_CHECKING:
-    from sklearn.feature_extraction.text import CountVectorizer
 
 MAX_WORDS = 4096
 MAX_TOKEN_DIM = 256
@@ -111,15 +110,22 @@ class _WeightedWords(_WordEncoder):
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
         """Fits the vocabulary and the weights; raises InputError when the captions hold no word."""
         _check_fittable(config, captions)
-        engine = cls._engine()
-        engine.fit(captions)
-        vocabulary: list[str] = engine.get_feature_names_out().tolist()
-        weights = getattr(engine, "idf_", np.ones(len(vocabulary))).tolist()
+        counts: Counter[str] = Counter()
+        captions_with: Counter[str] = Counter()
+        for caption in captions:
+            words = split_words(caption)
+            counts.update(words)
+            captions_with.update(set(words))
+        vocabulary = sorted(counts)
+        if len(vocabulary) > MAX_WORDS:  # argsort and not sorted: it decided between equals in encoders of earlier runs
+            order = (-np.array([counts[word] for word in vocabulary])).argsort()[:MAX_WORDS]
+            vocabulary = [vocabulary[row] for row in np.sort(order)]
+        weights = [cls._weight(captions_with[word], len(captions)) for word in vocabulary]
         return cls(vocabulary, weights, config.max_tokens or _longest(captions))
 
-    @classmethod
-    def _engine(cls) -> "CountVectorizer":
-        """scikit-learn's vectoriser, which finds vocabulary and weights; its numbers are kept, never the object."""
+    @staticmethod
+    def _weight(captions_with: int, captions: int) -> float:
+        """The weight of a word that is in so many of the captions."""
         raise NotImplementedError
 
     def save(self, directory: Path) -> None:
@@ -144,11 +150,9 @@ class BagOfWords(_WeightedWords):
 
     name = "bow"
 
-    @classmethod
-    def _engine(cls) -> "CountVectorizer":
-        from sklearn.feature_extraction.text import CountVectorizer
-
-        return CountVectorizer(analyzer=split_words, max_features=MAX_WORDS)  # pyright: ignore[reportArgumentType]
+    @staticmethod
+    def _weight(captions_with: int, captions: int) -> float:
+        return 1.0
 
 
 class TfIdf(_WeightedWords):
@@ -156,11 +160,9 @@ class TfIdf(_WeightedWords):
 
     name = "tfidf"
 
-    @classmethod
-    def _engine(cls) -> "CountVectorizer":
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        return TfidfVectorizer(analyzer=split_words, max_features=MAX_WORDS)  # pyright: ignore[reportArgumentType]
+    @staticmethod
+    def _weight(captions_with: int, captions: int) -> float:
+        return float(np.log((captions + 1) / (captions_with + 1)) + 1)
 
 
 class Word2Vec(_WordEncoder):
@@ -176,21 +178,17 @@ class Word2Vec(_WordEncoder):
 
     @classmethod
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
-        """Trains the vectors with gensim; raises InputError when the captions hold no word."""
-        from gensim.models import Word2Vec as SkipGram
+        """Trains the vectors; raises InputError when the captions hold no word."""
+        from t2i.text.skip_gram import word_vectors
 
         _check_fittable(config, captions)
         sentences = [split_words(caption) for caption in captions]
-        # a small set is read more often: about two million words in all, but 5 to 50 passes
-        passes = min(50, max(5, math.ceil(2_000_000 / sum(map(len, sentences)))))
-        # sample=0: the default drops frequent words, and in captions of a few dozen words every word is frequent.
-        # One worker and an own hash: threads race on the weights, and Python's hash changes from process to process.
-        model = SkipGram(
-            sentences, vector_size=WORD2VEC_DIM, sg=1, window=5, min_count=1, sample=0, epochs=passes, workers=1,
-            seed=0, hashfxn=seeding.key_of,
-        )  # fmt: skip
-        vocabulary = [str(word) for word in model.wv.index_to_key]
-        return cls(vocabulary, np.array(model.wv.vectors, np.float32), config.max_tokens or _longest(captions))
+        counts = Counter(word for words in sentences for word in words)
+        vocabulary = [word for word, _ in counts.most_common()]
+        row_of = {word: row for row, word in enumerate(vocabulary)}
+        rows = [np.array([row_of[word] for word in words], dtype=np.int64) for words in sentences]
+        vectors_VD = word_vectors(rows, np.array([counts[word] for word in vocabulary]), WORD2VEC_DIM)
+        return cls(vocabulary, vectors_VD, config.max_tokens or _longest(captions))
 
     def save(self, directory: Path) -> None:
         """Writes encoder.json (vocabulary) and vectors.safetensors."""
@@ -210,11 +208,14 @@ class Word2Vec(_WordEncoder):
         saved = read_saved(directory, _SavedWords)
         path = directory / "vectors.safetensors"
         try:
+            open_regular(path).close()
             vectors_VD = load_file(path)["vectors"]
         except (OSError, SafetensorError, KeyError) as error:
             raise InputError(f"cannot read the word vectors {path}: {error}; save the run again") from error
         if vectors_VD.ndim != 2 or len(vectors_VD) != len(saved.vocabulary) or vectors_VD.dtype != np.float32:
             raise InputError(f"{path} does not fit the vocabulary in {SAVED}; save the run again")
+        if not np.isfinite(vectors_VD).all():
+            raise InputError(f"{path} has vectors that are not finite; save the run again")
         return cls(saved.vocabulary, vectors_VD, saved.max_tokens)
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from t2i.errors import InputError
 from t2i.files import read_json
-from t2i.pretrained import check_regular
+from t2i.pretrained import check_file
 
 # names of the switches in 1_Pooling/config.json without `pooling_mode_` -> our rule (t2i.text.pretrained.POOLINGS)
 _POOLINGS = {
@@ -65,7 +65,7 @@ def _modules(root: Path) -> list[tuple[str, Path]]:
     if not (root / "modules.json").exists():
         folders = sorted(path for path in root.glob("[0-9]_*") if path.is_dir())
         return [(path.name.partition("_")[2], path) for path in folders]
-    check_regular(root / "modules.json", _SETTINGS_BYTES)
+    check_file(root / "modules.json", _SETTINGS_BYTES)
     listed = read_json(root / "modules.json")
     try:
         found = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in listed]
@@ -96,7 +96,7 @@ def _pooling(file: Path) -> list[str]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    check_regular(file, _SETTINGS_BYTES)
+    check_file(file, _SETTINGS_BYTES)
     found = read_json(file)
     if not isinstance(found, dict):
         raise InputError(f"{file} holds no settings; download it again")

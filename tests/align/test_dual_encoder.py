@@ -1,6 +1,7 @@
 """The dual encoder: its loss against algebra, its tokenizer, and that it learns."""
 
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.data import View, open_dataset
 from t2i.errors import InputError, TruncationWarning
+from t2i.extractors.aligned import AlignedExtractor
 from t2i.images import to_model
 from t2i.text import TextConfig, fit_encoder, load_encoder
+from t2i.text.aligned import AlignedEncoder
 
 CAPTIONS = [c[0] for c in open_dataset("shapes-1", "train", View(limit=400)).captions]
 
@@ -73,6 +76,40 @@ def test_tokenizer_reads_any_string_and_keeps_the_end() -> None:
     again = CaptionTokenizer(tokenizer.json_text, 8)
     torch.testing.assert_close(again(["a small red circle"])[0], tokenizer(["a small red circle"])[0])
     assert CaptionTokenizer.fit(CAPTIONS, 512, 8).json_text == tokenizer.json_text
+
+
+def test_tokens_decode_to_the_caption() -> None:
+    tokenizer = CaptionTokenizer.fit(CAPTIONS, 512, 64)
+    texts = [CAPTIONS[0], "Ünknown 猫, it's  two", "", "a, b", "\n", "e\u0301", "🍕 pizza", "a\tb", "ß"]
+    for text, ids in zip(texts, tokenizer(texts)[0], strict=True):
+        assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text).lower(), text
+    assert 'decoder":null' in tokenizer.json_text.replace(" ", "")  # which names encoders of earlier runs
+
+
+def test_a_shorter_limit_is_of_the_encoder_alone(frozen) -> None:
+    """The guide reads through the same dual encoder, with the limit that it was trained with."""
+    short = AlignedEncoder(frozen, 8)
+    long = "a small red circle left of a large green square"
+    assert short.encode(["a red star"]).mask_BT.shape == (1, 8) and frozen.tokenizer.max_tokens == 32
+    with pytest.warns(TruncationWarning, match="8 tokens"):
+        short.encode([long])
+    assert torch.equal(AlignedExtractor(frozen).embed_text([long]), frozen.text([long]))
+    assert not torch.equal(frozen.text([long]), frozen.states([long], 8)[2])
+    for wrong in (1, 2, 33):
+        with pytest.raises(InputError, match=f"text.max_tokens={wrong} does not fit .* 3 to 32 tokens"):
+            AlignedEncoder(frozen, wrong)
+
+
+def test_an_encoder_used_as_guide_keeps_its_digest_and_gives_gradients(frozen) -> None:
+    guide = AlignedExtractor(frozen)
+    before = frozen.digest()
+    images = torch.rand(2, 3, 16, 16, requires_grad=True)
+    embedded = guide.to(torch.device("cpu")).embed_images(images * 2 - 1)
+    (embedded * guide.embed_text(["a red circle", "a blue star"])).sum().backward()
+    torch.testing.assert_close(embedded.norm(dim=1), torch.ones(2))
+    assert images.grad is not None and images.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in frozen.model.parameters())
+    assert frozen.digest() == before == guide.digest()
 
 
 def test_saved_and_loaded_encoder_gives_the_same_features(frozen, tmp_path) -> None:

@@ -76,6 +76,7 @@ def test_a_run_and_a_saved_folder_of_one_encoder_have_one_digest(places):
         ("saved", WEIGHTS, None),
         ("saved", DESCRIPTION, b"{"),
         ("saved", DESCRIPTION, b"[]"),
+        ("saved", DESCRIPTION, b'{"a":' * 100_000),
         ("saved", DESCRIPTION, b"\xff\xfe\x00"),
         ("saved", DESCRIPTION, b'{"config": {"embedding": "many"}, "tokenizer": "{}"}'),
         ("saved", DESCRIPTION, json.dumps({"config": TINY, "tokenizer": "{"}).encode()),
@@ -94,3 +95,37 @@ def test_a_damaged_encoder_is_told_in_one_line_that_names_it(places, tmp_path, p
         with pytest.raises(InputError, match=r"is damaged \(.*\); train it again") as caught:
             read(copy)
         assert str(copy) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused(places, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for value in (float("nan"), float("inf")):
+        weights = load_file(places / "saved" / WEIGHTS)
+        weights["image.stem.weight"][0, 0, 0, 0] = value
+        save_file(weights, tmp_path / WEIGHTS)
+        (tmp_path / DESCRIPTION).write_bytes((places / "saved" / DESCRIPTION).read_bytes())
+        with pytest.raises(InputError, match="is damaged .its weights are not finite: image.stem.weight."):
+            open_image_text(tmp_path)
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, DESCRIPTION])
+def test_pipes_and_devices_are_not_opened(places, tmp_path, file):
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        for name in (WEIGHTS, DESCRIPTION):
+            (tmp_path / name).unlink(missing_ok=True)
+            (tmp_path / name).write_bytes((places / "saved" / name).read_bytes())
+        (tmp_path / file).unlink()
+        make(tmp_path / file)
+        with pytest.raises(InputError, match="is damaged|is no dual encoder") as caught:
+            load_dual_encoder(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_loading_leaves_the_callers_generator_alone(places):
+    for place in ("run", "saved"):
+        torch.manual_seed(5)
+        expected = torch.rand(3)
+        torch.manual_seed(5)
+        load_dual_encoder(places / place)
+        assert torch.equal(torch.rand(3), expected)

@@ -1,6 +1,7 @@
 """Tiny random towers with real tokenizers, in folders as transformers' `save_pretrained` writes them."""
 
 import itertools
+import json
 from pathlib import Path
 
 import torch
@@ -64,6 +65,14 @@ def save_clip(folder: Path, kind: str) -> Path:
     return folder
 
 
+def save_clip_with_images(folder: Path) -> Path:
+    """A whole CLIP with the preprocessing of its images."""
+    from transformers import CLIPImageProcessor
+
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return save_clip(folder, "whole")
+
+
 def save_t5(folder: Path) -> Path:
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
@@ -85,6 +94,40 @@ def save_bert(folder: Path) -> Path:
     config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=128, **_SIZE)
     _spread(BertForMaskedLM(config)).save_pretrained(folder)
     BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    return folder
+
+
+def save_kin(folder: Path, kind: str) -> Path:
+    """A relative of BERT with BERT's tokenizer: roberta, distilbert, mpnet, electra."""
+    import transformers
+
+    save_bert(folder)
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    shared = {"vocab_size": size, "max_position_embeddings": 130, "pad_token_id": 0}
+    of = {"roberta": "Roberta", "distilbert": "DistilBert", "mpnet": "MPNet", "electra": "Electra"}[kind]
+    sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64} if kind == "distilbert" else _SIZE
+    torch.manual_seed(4)
+    config = getattr(transformers, f"{of}Config")(**shared, **sizes)
+    _spread(getattr(transformers, f"{of}Model")(config)).save_pretrained(folder)
+    return folder
+
+
+def save_sentences(folder: Path, pooling: str = "mean_tokens", max_tokens: int = 20, **rules: bool) -> Path:
+    """A BERT in the layout of sentence-transformers: its rule of pooling, its limit, its case, unit length."""
+    save_bert(folder)
+    names = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
+    switches = {f"pooling_mode_{name}": name == pooling for name in names}
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **switches}))
+    settings = {"max_seq_length": max_tokens, "do_lower_case": rules.get("lower_case", False)}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds.items())
+        if kind != "Normalize" or rules.get("unit", True)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
     return folder
 
 

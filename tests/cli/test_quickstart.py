@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2i.cli import app, quickstart
+from t2i.cli import app, quickstart, timings
+from t2i.cli import steps as plan
+from t2i.config.load import load
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
 from t2i.extractors import aligned
+from t2i.families import config_class
 from t2i.images import save_png
-from t2i.metrics.score import read_scores
+from t2i.metrics.score import Score, ScoreProtocol, read_scores, write_scores
 from t2i.report import gallery
 from t2i.report.page import SPLITS
 from t2i.training.journal import read
@@ -55,7 +58,47 @@ TINY_CGAN = (
     "train_batch_size=4",
     "log_steps=1",
 )
-NAMES = ["text encoder", "generator", "pictures of cgan", "score of cgan on val", "score of cgan on heldout"]
+PLAN = plan.fitted(1.0, 1.0, "cgan")
+NAMES = ["text encoder", "generator", "images of cgan", "score of cgan on val", "score of cgan on heldout"]
+
+
+# ---- the plan ------------------------------------------------------------------------------------------------------
+
+
+def test_the_machine_is_measured_once_by_real_steps(tmp_path):
+    asked: list[list[str]] = []
+
+    def command(argv: list[str]) -> int:
+        asked.append(argv)
+        probe = Path(argv[argv.index("--run-dir") + 1])
+        probe.mkdir()
+        (probe / "journal.jsonl").write_text(
+            '{"step": 4, "images_per_second": 90}\n{"step": 8, "images_per_second": 98}\n'
+        )
+        return 0
+
+    assert quickstart.speed_of(tmp_path, command) == quickstart.speed_of(tmp_path, command) == 0.2
+    assert len(asked) == 1 and asked[0][:2] == ["train", "vqvae"] and not (tmp_path / "probe").exists()
+
+
+@pytest.mark.parametrize(("speed", "minutes", "tokenizer_steps"), [(1.0, 4.0, 1600), (0.4, 5.0, 800), (0.1, 20.0, 800)])
+def test_a_slow_machine_trains_until_images_are_recognisable(speed, minutes, tokenizer_steps):
+    found = plan.fitted(4.0, speed, "prior")
+    assert found.minutes == minutes and ("to be recognisable" in found.describe(4.0)) == (minutes > 4.0)
+    for step, steps in zip(plan.prior_steps(Path("q"), found), (tokenizer_steps, 1_000_000), strict=True):
+        sets = [word for k, word in enumerate(step.argv) if step.argv[k - 1] == "--set"]
+        config: Any = load(config_class(step.argv[1]), step.argv[3], sets)
+        assert config.max_train_steps == steps
+    assert plan.fitted(4.0, 0.1, "cgan").minutes == 20.0
+
+
+@pytest.mark.parametrize(("right", "says"), [(0.02, "scores say little; to go on, type: "), (0.9, "90% of the images")])
+def test_a_number_that_means_nothing_yet_is_said_to(tmp_path, right, says):
+    protocol = ScoreProtocol(metric="faithfulness-strict", n_fake=500, data="shapes-1", split="val")
+    (tmp_path / "prior").mkdir()
+    write_scores(plan.scores_of(tmp_path, "prior", "val"), [Score(right, protocol)])
+    told = quickstart.verdict(tmp_path, "prior")
+    assert says in told and ("--minutes 30" in told) == (right < 0.3)
 
 
 # ---- the whole, with tiny models -----------------------------------------------------------------------------------
@@ -70,7 +113,7 @@ class Tour(NamedTuple):
 def tour(run: Path) -> Tour:
     printed = io.StringIO()
     with redirect_stdout(printed):
-        assert app.main(["quickstart", "--run-dir", str(run), "--minutes", "1"]) == 0
+        assert app.main(["quickstart", "--family", "cgan", "--run-dir", str(run), "--minutes", "1"]) == 0
     return Tour(run, printed.getvalue(), json.loads((run / "timings.json").read_text()))
 
 
@@ -82,14 +125,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
         sets = [word for value in (*TINY_ALIGN, "split=all", "seed=1") for word in ("--set", value)]
         assert app.main(["train", "align", *sets, "--run-dir", str(folder)]) == 0
         patch.setattr(aligned, "scorer_dir", lambda: folder)
-        patch.setattr(quickstart, "ALIGN", TINY_ALIGN)
-        patch.setattr(quickstart, "CGAN", (*TINY_CGAN, "max_train_steps=2"))
-        patch.setattr(quickstart, "VQVAE", TINY_VQVAE)
-        patch.setattr(quickstart, "PRIOR", TINY_PRIOR)
+        patch.setattr(quickstart, "speed_of", lambda run, command: 1.0)
+        patch.setattr(plan, "ALIGN", TINY_ALIGN)
+        patch.setattr(plan, "CGAN", (*TINY_CGAN, "max_train_steps=2"))
+        patch.setattr(plan, "VQVAE", TINY_VQVAE)
+        patch.setattr(plan, "PRIOR", TINY_PRIOR)
         patch.setattr(quickstart, "SHOWN", 3)
         patch.setattr(quickstart, "NEIGHBOURS", 50)
         patch.setattr(gallery, "SHOWN", 3)
-        patch.setattr(quickstart, "SCORED", 20)
+        patch.setattr(plan, "SCORED", 20)
         yield patch
 
 
@@ -115,7 +159,7 @@ def test_one_command_trains_draws_scores_and_shows(first: Tour):
 def test_the_page_shows_what_was_made(first: Tour):
     page = (first.run / "index.html").read_text("utf-8")
     shown = re.findall(r'<article class="prompt"><h4[^>]*>(.*?)</h4>', page)
-    held_out = [open_dataset(quickstart.DATA, split).captions for split in quickstart.SPLITS]
+    held_out = [open_dataset(plan.DATA, split).captions for split in plan.SPLITS]
     assert [any(text in options for options in held_out[k // 3]) for k, text in enumerate(shown)] == [True] * 6
     for words in (
         *SPLITS.values(),
@@ -126,7 +170,7 @@ def test_the_page_shows_what_was_made(first: Tour):
         *NAMES,
     ):
         assert words in page
-    assert page.count('alt="cgan, for: ') >= 2 * 3 and page.count('alt="real picture of: ') == 2 * 3
+    assert page.count('alt="cgan, for: ') >= 2 * 3 and page.count('alt="real image of: ') == 2 * 3
     assert '<div class="warning"><p>' not in page, "held out, and the run tells so"
 
 
@@ -137,14 +181,14 @@ def test_every_command_is_printed_with_its_time_and_can_be_typed(first: Tour):
         heading = f"[{number}/5] {name}: "
         command, seconds = (line.removeprefix(heading) for line in lines if line.startswith(heading))
         assert first.timings[name]["command"] == command and seconds == f"{first.timings[name]['seconds']:.0f} s"
-        assert shlex.split(command) == ["t2i", *quickstart.steps(first.run, 1.0, "cgan")[number - 1].argv]
+        assert shlex.split(command) == ["t2i", *plan.steps(first.run, PLAN, "cgan")[number - 1].argv]
     assert f"page      {first.run / 'index.html'}" in lines
-    assert f"pictures  {first.run / 'pictures-cgan' / 'grid.png'}" in lines
+    assert f"images    {first.run / 'pictures-cgan' / 'grid.png'}" in lines
 
 
 def test_the_prompts_are_held_out_half_of_them_of_unseen_combinations(first: Tour):
     prompts = (first.run / "prompts.txt").read_text().splitlines()
-    expected = [open_dataset(quickstart.DATA, split, View(limit=3)).captions for split in ("val", "heldout")]
+    expected = [open_dataset(plan.DATA, split, View(limit=3)).captions for split in ("val", "heldout")]
     assert prompts == [options[0] for captions in expected for options in captions]
 
 
@@ -154,9 +198,8 @@ def test_the_same_command_again_does_only_what_is_missing(first: Tour, tiny, tmp
     printed = io.StringIO()
     with redirect_stdout(printed):
         quickstart.run_tour(run, 1.0, "cgan", lambda argv: pytest.fail(f"{argv} was run again"))
-    assert [f"[{k}/5] {name}: finished before" for k, name in enumerate(NAMES, 1)] == printed.getvalue().splitlines()[
-        :5
-    ]
+    lines = printed.getvalue().splitlines()[1:6]
+    assert [f"[{k}/5] {name}: finished before" for k, name in enumerate(NAMES, 1)] == lines
     assert (run / "index.html").exists()
     (run / "cgan" / "scores-shapes-1-val-20.json").unlink()
     assert re.findall(r"\] (.*): finished before", tour(run).out) == [
@@ -168,7 +211,7 @@ def test_longer_training_goes_on_and_all_that_follows_is_made_anew(first: Tour, 
     run = first.run
     before = {path: path.read_bytes() for path in [*run.glob("pictures-cgan/0*.png"), *run.glob("cgan/scores*.json")]}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quickstart, "CGAN", (*TINY_CGAN, "max_train_steps=4"))
+        patch.setattr(plan, "CGAN", (*TINY_CGAN, "max_train_steps=4"))
         again = tour(run)
     assert re.findall(r"\] (.*): finished before", again.out) == ["text encoder"]
     steps = [record["step"] for record in read(run / "cgan" / "journal.jsonl") if "d_loss" in record]
@@ -205,7 +248,7 @@ def programs(monkeypatch) -> Callable[..., list[str]]:
         ran: list[str] = []
 
         def main(argv: list[str]) -> int:
-            step = next(step for step in quickstart.steps(Path("q"), 1.0, "cgan") if step.argv == argv)
+            step = next(step for step in plan.steps(Path("q"), PLAN, "cgan") if step.argv == argv)
             ran.append(step.name)
             status = (stops or {}).get(step.name, 0)
             if status != 2:
@@ -213,6 +256,7 @@ def programs(monkeypatch) -> Callable[..., list[str]]:
             return status
 
         monkeypatch.setattr(app, "main", main)
+        monkeypatch.setattr(quickstart, "speed_of", lambda run, command: 1.0)
         return ran
 
     return fake
@@ -234,20 +278,20 @@ def test_the_status_of_a_command_is_that_of_the_tour(programs, tmp_path, monkeyp
 def test_time_adds_up_where_a_training_was_resumed_and_nowhere_else(programs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     clock = iter(range(0, 10_000, 7))
-    monkeypatch.setattr(quickstart.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(timings.time, "monotonic", lambda: next(clock))
     for name, status, seconds in (
         ("generator", 2, 7),  # before it left anything
         ("generator", 85, 7),
         ("generator", 85, 14),
-        ("pictures of cgan", 1, 7),
-        ("pictures of cgan", 1, 7),
+        ("images of cgan", 1, 7),
+        ("images of cgan", 1, 7),
     ):
         programs({name: status})
         with pytest.raises(SystemExit):
             quickstart.run_tour(Path("q"), 1.0, "cgan", app.main)
-        timings = json.loads(Path("q/timings.json").read_text())
-        assert timings[name]["seconds"] == seconds
-    assert timings["generator"]["seconds"] == 21
+        written = json.loads(Path("q/timings.json").read_text())
+        assert written[name]["seconds"] == seconds
+    assert written["generator"]["seconds"] == 21
 
 
 def test_a_damaged_record_means_that_all_is_run(programs, tmp_path, monkeypatch):
@@ -275,7 +319,7 @@ def test_a_folder_that_cannot_be_one_is_named(tmp_path):
 def test_the_commands_to_try_next_are_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     called: list[str] = []
-    fakes = {"t2i.sample.images": "sample", "t2i.train.align": "align", "t2i.train.cgan": "cgan"}
+    fakes = {"t2i.sample.images": "sample", "t2i.train.vqvae": "vqvae", "t2i.train.prior": "prior"}
     for module, name in fakes.items():
         fake = SimpleNamespace(main=lambda *a, name=name, **k: called.append(name))
         monkeypatch.setitem(sys.modules, module, fake)  # type: ignore[arg-type]
@@ -289,7 +333,7 @@ def test_the_commands_to_try_next_are_commands(tmp_path, monkeypatch):
         words = shlex.split(line)
         assert Path(words[0]).name == "t2i"
         assert app.main(words[1:]) == 0, line
-    assert called == ["sample", "sample", "cgan runs/my run 30", "prior runs/my run 4", "align", "cgan"]
+    assert called == ["sample", "sample", "cgan runs/my run 30", "prior runs/my run 4", "vqvae", "prior"]
 
 
 def test_the_command_can_be_typed_where_one_stands(tmp_path, monkeypatch):

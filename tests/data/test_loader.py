@@ -185,7 +185,7 @@ def test_all_broken_stops_at_once():
 
 
 def test_empty_data_is_refused():
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="holds no images"):
         Loader(Numbered(0), 4, 0)
 
 

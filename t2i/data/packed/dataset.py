@@ -40,7 +40,7 @@ FORMAT = 2  # raised when the same file comes to give other rows, as by another 
 _log = logging.getLogger(__name__)
 
 
-class Part(NamedTuple):
+class IndexedPart(NamedTuple):
     """One file, or one table, of a data set."""
 
     name: str  # begins the ids of its images
@@ -52,11 +52,13 @@ class Part(NamedTuple):
 
 
 class PackedImages(EncodedImages):
-    """One split of a data set made of `Part`s; a subclass says where the bytes of a row are."""
+    """One split of a data set made of `IndexedPart`s; a subclass says where the bytes of a row are."""
 
     broken: Sequence[tuple[str, str]] = ()  # found by `t2i data check`: an opening decodes nothing
 
-    def __init__(self, address: str, split: str, view: View, parts: Sequence[Part], train: str | None = None) -> None:
+    def __init__(
+        self, address: str, split: str, view: View, parts: Sequence[IndexedPart], train: str | None = None
+    ) -> None:
         import pyarrow as pa
         import pyarrow.compute
 
@@ -107,7 +109,7 @@ class PackedImages(EncodedImages):
 
 
 def _choose_rows(
-    parts: Sequence[Part], starts: list[int], split: str, view: View, train: str | None, address: str
+    parts: Sequence[IndexedPart], starts: list[int], split: str, view: View, train: str | None, address: str
 ) -> tuple[str, NDArray[np.int64]]:
     """(split that is read, its rows among those of all parts)."""
     roles = _roles([part.split for part in parts], train, address)
@@ -137,7 +139,7 @@ def _choose_rows(
 
 
 def _assign(
-    parts: Sequence[Part], starts: list[int], rows: NDArray[np.int64], seed: int, shares: Mapping[str, float]
+    parts: Sequence[IndexedPart], starts: list[int], rows: NDArray[np.int64], seed: int, shares: Mapping[str, float]
 ) -> dict[str, NDArray[np.int64]]:
     """`rows` by split, each drawn by its id and the seed alone."""
     drawn: list[NDArray[Any]] = [np.empty(0, dtype=str)]
@@ -195,16 +197,16 @@ def stamp(path: Path) -> tuple[str, int, int, int]:
     return str(path.absolute()), *found
 
 
-def parts_of(name: str, split: str | None, index: "pa.Table") -> list[Part]:
+def parts_of(name: str, split: str | None, index: "pa.Table") -> list[IndexedPart]:
     """Returns one file as a part or, where its rows name their splits, a part for each of these."""
     import pyarrow.compute
 
     pc: Any = pyarrow.compute
     named = sorted(set(index["split"].unique().to_pylist()) - {""})
     if not any(SPLIT_FOLDERS.get(own.lower()) for own in named):  # a column of other words is not about splits
-        return [Part(name, split, index)]
+        return [IndexedPart(name, split, index)]
     parts = [(own, index.filter(pc.equal(index["split"], own))) for own in [*named, ""]]
-    return [Part(name, own or None, rows) for own, rows in parts if rows.num_rows]
+    return [IndexedPart(name, own or None, rows) for own, rows in parts if rows.num_rows]
 
 
 def indexed(

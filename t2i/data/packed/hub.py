@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2i.data import View
 from t2i.data.cached import Keep
-from t2i.data.packed.dataset import PackedImages, Part, indexed, parts_of, schema
+from t2i.data.packed.dataset import IndexedPart, PackedImages, indexed, parts_of, schema
 from t2i.data.packed.parquet import (
     ROWS_A_BATCH,
     CopiedRows,
@@ -38,7 +38,7 @@ class MappedRows(PackedImages):
         address: str,
         split: str,
         view: View,
-        parts: Sequence[Part],
+        parts: Sequence[IndexedPart],
         images: Sequence["pa.ChunkedArray"],
         train: str | None,
     ) -> None:
@@ -98,7 +98,7 @@ def _open_files(
     files: Mapping[str, Sequence[Path]], address: str, split: str, view: View, train: str | None, image: str, text: str
 ) -> MappedRows:
     """Opens one split of data sets given as the Arrow files of each published split."""
-    parts: list[Part] = []
+    parts: list[IndexedPart] = []
     images: list[pa.ChunkedArray] = []
     for name, paths in files.items():
         table = _table(paths)
@@ -190,9 +190,9 @@ def _fetch(place: str, config: str, revision: str) -> dict[str, list[Path]]:
     return {name: [Path(file["filename"]) for file in data.cache_files] for name, data in splits.items()}
 
 
-def _stream(place: str, config: str, revision: str, count: int, image: str, text: str) -> list[Part]:
+def _stream(place: str, config: str, revision: str, count: int, image: str, text: str) -> list[IndexedPart]:
     splits = _load(place, config, revision, streaming=True)
-    parts: list[Part] = []
+    parts: list[IndexedPart] = []
     for name, data in splits.items():
         settings = [place, config, revision, name, count, image, text]
 

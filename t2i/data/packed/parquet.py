@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2i.data import View
 from t2i.data.cached import Keep, facts_of
-from t2i.data.packed.dataset import PackedImages, Part, indexed, parts_of, schema
+from t2i.data.packed.dataset import IndexedPart, PackedImages, indexed, parts_of, schema
 from t2i.data.packed.tables import ImageColumns, choose_columns, row_of
 from t2i.data.splits import split_of_name
 from t2i.errors import InputError
@@ -31,7 +31,9 @@ ROWS_A_BATCH = 64  # images in memory at one time
 class CopiedRows(PackedImages):
     """One split of rows whose images are in the file of the index."""
 
-    def __init__(self, address: str, split: str, view: View, parts: Sequence[Part], train: str | None = None) -> None:
+    def __init__(
+        self, address: str, split: str, view: View, parts: Sequence[IndexedPart], train: str | None = None
+    ) -> None:
         import pyarrow as pa
 
         super().__init__(address, split, view, parts, train)
@@ -141,7 +143,7 @@ def require_rows(index: "pa.Table", where: str) -> "pa.Table":
     return index
 
 
-def warn_left_out(parts: Sequence[Part], address: str) -> None:
+def warn_left_out(parts: Sequence[IndexedPart], address: str) -> None:
     """Warns once of all rows that the indices passed over."""
     total: dict[str, int] = {}
     for index in {(part.index.schema.metadata or {}).get(b"path"): part.index for part in parts}.values():

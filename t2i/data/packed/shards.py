@@ -1,6 +1,6 @@
 """WebDataset tar shards, as img2dataset and `t2i data pack` write them: `shards:/path/{00000..00099}.tar`.
 
-An index of where each picture lies makes plain tars random-access, so the order of training is the same permutation of
+An index of the place of each image makes plain tars random-access, so the order of training is the same permutation of
 (seed, epoch) as for any other data, resumable at any sample. docs/data.md shows the tree.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from t2i.data import View
 from t2i.data.cached import facts_of, stamp_of
-from t2i.data.packed.dataset import PackedImages, Part, stamp
+from t2i.data.packed.dataset import IndexedPart, PackedImages, stamp
 from t2i.data.packed.tar import index_tar
 from t2i.data.splits import split_of_name
 from t2i.errors import InputError
@@ -30,7 +30,13 @@ class Shards(PackedImages):
     """One split of the samples of some shards."""
 
     def __init__(
-        self, address: str, split: str, view: View, parts: Sequence[Part], paths: Sequence[Path], train: str | None
+        self,
+        address: str,
+        split: str,
+        view: View,
+        parts: Sequence[IndexedPart],
+        paths: Sequence[Path],
+        train: str | None,
     ) -> None:
         super().__init__(address, split, view, parts, train)
         self._files = [stamp(path) for path in paths]
@@ -72,7 +78,7 @@ def open_shards(
     root = paths[0].parent if len({path.parent for path in paths}) == 1 else Path(os.path.commonpath(paths))
     names = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
     tables = [index_tar(path, image.lower(), text) for path in paths]
-    parts = [Part(name, split_of_name(name), table) for name, table in zip(names, tables, strict=True)]
+    parts = [IndexedPart(name, split_of_name(name), table) for name, table in zip(names, tables, strict=True)]
     _warn_left_out(parts, place)
     return Shards(f"shards:{place}", split, view, parts, paths, train)
 
@@ -139,7 +145,7 @@ def _words(brace: str, pattern: str) -> Sequence[str]:
     return [f"{number:0{len(span[1])}d}" for number in range(first, last + 1)]
 
 
-def _warn_left_out(parts: Sequence[Part], place: str) -> None:
+def _warn_left_out(parts: Sequence[IndexedPart], place: str) -> None:
     """Warns once of all that the indices passed over, but members of other kinds, which many shards have."""
     total: Counter[str] = Counter()
     first: dict[str, str] = {}

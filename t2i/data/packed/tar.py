@@ -70,8 +70,8 @@ def _samples(
         samples = _group(path, _members(path, file, passed), image, text, passed, others)
         captions_beside = _read_beside(beside) if beside else {}
         whole = 0
-        for key, (picture, words) in samples.items():
-            if picture is None:
+        for key, (member, words) in samples.items():
+            if member is None:
                 passed["captions without an image"] += bool(words)
                 continue
             captions = _captions(file, words, passed, text, others) or captions_beside.get(key, [])
@@ -79,8 +79,8 @@ def _samples(
                 passed["images without a caption"] += 1
                 continue
             whole += 1
-            digest = _sha256(file, *picture[1:])
-            yield {"key": key, "captions": captions, "sha256": digest, "offset": picture[1], "size": picture[2]}
+            digest = _sha256(file, *member[1:])
+            yield {"key": key, "captions": captions, "sha256": digest, "offset": member[1], "size": member[2]}
     if not whole:
         raise InputError(_empty(path, image, text, passed, others))
     counts |= passed
@@ -117,9 +117,9 @@ def list_tar(path: Path) -> tuple[dict[str, TarImage], Counter[str]]:
             _refuse_packed(path, file.read(6))
             samples = _group(path, _members(path, file, passed), "", "", passed, Counter())
             found = {
-                key: TarImage(_captions(file, words, passed, "", Counter()), *picture[1:])
-                for key, (picture, words) in samples.items()
-                if picture is not None
+                key: TarImage(_captions(file, words, passed, "", Counter()), *member[1:])
+                for key, (member, words) in samples.items()
+                if member is not None
             }
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; name a .tar of images") from error
@@ -203,12 +203,12 @@ def _group(
 ) -> dict[str, tuple[_Member | None, dict[str, _Member]]]:
     """Returns key -> (its image, its captions by kind), in the order of the shard; counts the kinds of `others`."""
     samples: dict[str, tuple[_Member | None, dict[str, _Member]]] = {}
-    pictures = (image,) if image else _IMAGES
+    kinds = (image,) if image else _IMAGES
     texts = (text.lower(), "json") if text else ("txt", "json")
     for name, offset, size in members:
         folder, slash, base = name.removeprefix("./").rpartition("/")
         stem, dot, kind = base.partition(".")
-        known = (*pictures, *texts)
+        known = (*kinds, *texts)
         if kind.lower() not in known and kind.rpartition(".")[2].lower() in known:
             others[f".{kind.lower()}"] += 1
             stem, dot, kind = base.rpartition(".")
@@ -223,17 +223,17 @@ def _group(
         except UnicodeEncodeError:
             passed["names that are not text"] += 1
             continue
-        picture, words = samples.get(key, (None, {}))
+        member, words = samples.get(key, (None, {}))
         if kind in texts:
             words[kind] = (kind, offset, size)
-        elif picture is None:
-            picture = (kind, offset, size)
+        elif member is None:
+            member = (kind, offset, size)
         else:
             fix = "remove one of them, or rename it"
-            if picture[0] != kind:
+            if member[0] != kind:
                 fix = f"rename one, or say which kind is meant, as in shards:{path}?image={kind}"
-            raise InputError(f"shard {path}: two images with the key '{shown(key)}', .{picture[0]} and .{kind}; {fix}")
-        samples[key] = picture, words
+            raise InputError(f"shard {path}: two images with the key '{shown(key)}', .{member[0]} and .{kind}; {fix}")
+        samples[key] = member, words
     return samples
 
 

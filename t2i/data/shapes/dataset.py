@@ -11,14 +11,15 @@ from t2i.data.shapes.scenes import draw_scenes
 from t2i.errors import InputError
 from t2i.images import ImageArray
 
-DRAWING = 1  # raise it when the same scene is drawn otherwise than before: features and codes kept of it are made anew
+# raised when the same scene comes to give other pixels, so that features and codes of the old ones are not used
+DRAWING = 1
 
 
 DEFAULT_SIZE = {"train": 50_000, "val": 5_000, "heldout": 5_000, "all": 50_000}
 
 
 class ShapesDataset:
-    """One split of `shapes-<level>`; pictures are drawn when asked for, so its length costs no memory."""
+    """One split of `shapes-<level>`; images are rendered when asked for, so its length costs no memory."""
 
     def __init__(self, level: int, split: str, view: View) -> None:
         from t2i.data.shapes.captions import describe
@@ -62,6 +63,6 @@ def open_shapes(level: str, split: str, view: View) -> ShapesDataset:
         raise InputError(f"shapes-{level} has no split {split!r}: choose one of {', '.join(DEFAULT_SIZE)}")
     if not 16 <= view.resolution <= 1024:
         raise InputError(
-            f"shapes are drawn at 16 to 1024 pixels, not {view.resolution}; set data.resolution within that"
+            f"shapes are rendered at 16 to 1024 pixels, not {view.resolution}; set data.resolution within that"
         )
     return ShapesDataset(int(level), split, view)

@@ -1,4 +1,4 @@
-"""Reads a picture of shapes back into its objects, by analysis alone: nothing here is learned, so nothing is a shortcut.
+"""Reads an image of shapes back into its objects, by analysis alone: nothing here is learned, so nothing is a shortcut.
 
 The background is the border's median; what differs from it falls into connected components; each component is explained by
 the shape whose drawn template, with the area and centre of the component, overlaps it best (soft IoU), and by the nearest
@@ -22,14 +22,14 @@ from t2i.images import ImageArray
 CONTRAST = 50.0  # grey levels (Euclidean over RGB) by which a pixel must differ from the background
 FAR_COLOR = 80.0  # a colour further than this from every palette entry is none of them
 LEAST_IOU = 0.62  # a component that overlaps every template less than this is none of the shapes
-LEAST_AREA = 0.006  # of the picture: smaller specks are not objects (a small star covers 0.019)
-WORKING_SIDE = 64  # larger pictures are averaged down to about this first
+LEAST_AREA = 0.006  # of the image: smaller specks are not objects (a small star covers 0.019)
+WORKING_SIDE = 64  # larger images are averaged down to about this first
 NONE = -1
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one picture shows. Objects in no particular order; -1 where an attribute is none of the known ones."""
+    """The objects that one image shows. Objects in no particular order; -1 where an attribute is none of the known ones."""
 
     shapes: tuple[int, ...]
     colors: tuple[int, ...]
@@ -39,7 +39,7 @@ class Reading:
 
 
 def read(images: ImageArray) -> list[Reading]:
-    """Reads uint8 pictures [N, S, S, 3], N of any size, S of at least 16."""
+    """Reads uint8 images [N, S, S, 3], N of any size, S of at least 16."""
     out: list[Reading] = []
     for start in range(0, len(images), 256):
         out += _read_batch(_reduce(images[start : start + 256]))
@@ -62,7 +62,7 @@ def _read_batch(x: NDArray[np.float32]) -> list[Reading]:
     base = np.median(border, axis=1)
     difference = np.sqrt(((x - base[:, None, None]) ** 2).sum(-1))
     touching = np.zeros((3, 3, 3), bool)
-    touching[1] = True  # eight neighbours within a picture, none between pictures
+    touching[1] = True  # eight neighbours within an image, none between images
     labels: NDArray[np.int32] = np.empty(difference.shape, np.int32)
     total = int(ndimage.label(difference > CONTRAST, structure=touching, output=labels))  # pyright: ignore[reportArgumentType]
     areas = np.bincount(labels.ravel(), minlength=total + 1)[1:]
@@ -178,7 +178,7 @@ ATTRIBUTES = ("count", "layout", "shape", "colour", "size", "relation", "backgro
 
 
 def judge(readings: Sequence[Reading], specs: Sequence[Spec]) -> dict[str, NDArray[np.bool_]]:
-    """Compares what pictures show with what their captions ask for: one boolean [N] an attribute.
+    """Compares what images show with what their captions ask for: one boolean [N] an attribute.
 
     count: the number of objects; layout: objects stand where the caption's relations or position put them, whichever they
     are; shape, colour, size: all objects' are right, under the best assignment of shown to asked objects; relation: under

@@ -10,7 +10,7 @@ positions. `shapes-1`, `shapes-2` and `shapes-3` name the most objects a scene m
   all       every combination: for fitting a scorer, never a generator
 
 Geometry: radii and centres are such that objects never touch each other or the frame, which is what lets the oracle
-(`t2i.data.shapes.oracle`) read a picture back. Lengths are in units of the picture's side, y points down.
+(`t2i.data.shapes.oracle`) read an image back. Lengths are in units of the image's side, y points down.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,134 @@
+"""The commands of `t2i quickstart`, fitted to the speed of this machine."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+DATA = "shapes-1"
+SCORED = 500  # images scored of each split
+SPLITS = ("val", "heldout")
+# settings over those of align-tiny; the minutes matter on a busy machine alone
+ALIGN: tuple[str, ...] = ("max_train_steps=700", "max_train_minutes=2.5", "data.limit=20000")
+# over those of cgan-tiny; the minutes are the limit, the steps must not be
+CGAN: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=20000")
+VQVAE: tuple[str, ...] = (
+    "max_train_steps=1600",
+    "max_train_minutes=2.5",
+    "validation_steps=800",
+    "checkpointing_steps=800",
+    "data.limit=20000",
+)
+PRIOR: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=40000")
+PROBE: tuple[str, ...] = ("max_train_steps=16", "log_steps=4", "validation_n=2", "data.limit=512")
+# What two free cores with bf16 did (LOG.md): images/s of the tokenizer, and minutes until images are recognisable
+REFERENCE_SPEED = 490.0
+LEAST_MINUTES = {"prior": 2.0, "cgan": 2.0}
+FAST = 0.65  # of the reference speed; below it the tokenizer gets fewer steps and the data is smaller
+
+
+class Plan(NamedTuple):
+    """How long each training is."""
+
+    minutes: float  # of the generator
+    speed: float = 1.0  # of this machine, in units of the reference
+    tokenizer: tuple[str, ...] = ()  # settings over VQVAE
+    generator: tuple[str, ...] = ()  # settings over PRIOR or CGAN
+
+    def describe(self, asked: float) -> str:
+        """One line: the speed, and what follows from it."""
+        told = f"this machine trains at {self.speed:.2g} times the speed of two free cores with bf16"
+        if self.minutes > asked:
+            told += f"; images need {self.minutes:.0f} minutes of training to be recognisable, {asked:g} were asked for"
+        return told
+
+
+def fitted(minutes: float, speed: float, family: str) -> Plan:
+    """The plan for a machine of this speed, in units of the reference."""
+    shorter = speed < FAST and family == "prior"
+    length = ("max_train_steps=800", "max_train_minutes=30", "validation_steps=400", "checkpointing_steps=400")
+    return Plan(
+        minutes=max(minutes, round(min(minutes, LEAST_MINUTES[family]) / speed, 1)),
+        speed=speed,
+        tokenizer=length if shorter else (),
+        generator=("data.limit=20000",) if shorter else (),
+    )
+
+
+class Step(NamedTuple):
+    """One command of the tour."""
+
+    name: str
+    argv: list[str]
+    result: Path  # exists once the command has run
+    inputs: tuple[Path, ...] = ()  # files and runs that the result follows from; none: a training, which can resume
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["t2i", *self.argv])
+
+
+def steps(run: Path, plan: Plan, family: str) -> list[Step]:
+    """The commands for one family, in order."""
+    model = run / family
+    train = {"cgan": cgan_steps, "prior": prior_steps}[family]
+    scored = [
+        Step(
+            f"score of {family} on {split}",
+            ["eval", "score", str(model), "--split", split, "-n", str(SCORED)],
+            scores_of(run, family, split),
+            (model,),
+        )
+        for split in SPLITS
+    ]
+    sampled = run / f"pictures-{family}"
+    return [
+        *train(run, plan),
+        Step(
+            f"images of {family}",
+            ["sample", str(model), "--prompts", str(run / "prompts.txt"), "--out", str(sampled)],
+            sampled,
+            (model, run / "prompts.txt"),
+        ),
+        *scored,
+    ]
+
+
+def scores_of(run: Path, family: str, split: str) -> Path:
+    """The score file of one family and split."""
+    return run / family / f"scores-{DATA}-{split}-{SCORED}.json"
+
+
+def training(family: str, config: str, run: Path, *sets: str) -> list[str]:
+    """The command that trains a model of the embedded data."""
+    words = [word for value in sets for word in ("--set", value)]
+    return ["train", family, "--config", config, *words, "--data", DATA, "--run-dir", str(run)]
+
+
+def named(key: str, path: Path) -> str:
+    """A setting that names a path; quoted, as YAML reads it."""
+    return f"{key}={json.dumps(str(path), ensure_ascii=False)}"
+
+
+def cgan_steps(run: Path, plan: Plan) -> list[Step]:
+    align = run / "align"
+    sets = (named("text.path", align), f"max_train_minutes={plan.minutes:g}", *CGAN, *plan.generator)
+    return [
+        Step("text encoder", training("align", "align-tiny", align, *ALIGN), align / "checkpoints"),
+        Step("generator", training("cgan", "cgan-tiny", run / "cgan", *sets), run / "cgan" / "checkpoints"),
+    ]
+
+
+def prior_steps(run: Path, plan: Plan) -> list[Step]:
+    """The tokenizer's steps do not follow the minutes: its reconstructions are the ceiling of the prior's images.
+
+    The prior reads plain words sooner than what a dual encoder makes of them in two minutes: after 500 steps 77 % of val is
+    right, against 25 % (LOG.md).
+    """
+    vqvae, prior = run / "vqvae", run / "prior"
+    limit = f"max_train_minutes={plan.minutes:g}"
+    sets = (named("tokenizer.path", vqvae), "text.encoder=bow", limit, *PRIOR, *plan.generator)
+    return [
+        Step("tokenizer", training("vqvae", "vqvae-tiny", vqvae, *VQVAE, *plan.tokenizer), vqvae / "checkpoints"),
+        Step("prior", training("prior", "prior-tiny", prior, *sets), prior / "checkpoints"),
+    ]

@@ -134,7 +134,7 @@ def main(config: Config, run_dir: Path) -> None:
         run.register("ema", ema)
         run.register("generator_optimizer", generator_optimizer)
         run.register("discriminator_optimizer", discriminator_optimizer)
-        names = validation.held_out.names if validation else ()
+        names = validation.held_out.names if validation else None
         best = keep_best(run, ema.state_tensors, config.best_metric, names)
         run.resume()
 

@@ -124,7 +124,7 @@ def main(config: Config, run_dir: Path) -> None:
         # Parts of a checkpoint, and the newest one to go on from
         for name, part in {"model": plain, "ema": ema, "optimizer": optimizer}.items():
             run.register(name, part)
-        names = ("bits_per_token", *validation.held_out.names) if validation else ()
+        names = ("bits_per_token", *validation.held_out.names) if validation else None
         best = keep_best(run, ema.state_tensors, config.best_metric, names)
         run.resume()
         run.extra["grid"] = list(shape)

@@ -235,7 +235,7 @@ def test_a_prior_without_its_tokenizer_is_told_so(sets: list[str], words: str, t
 @pytest.mark.parametrize(
     ("sets", "words"),
     [
-        (["text.encoder=aligned"], "t2i train align"),
+        (["text={encoder: aligned, path: nowhere}"], "t2i train align"),
         (["text={encoder: bow, path: null}", "guidance.encoder=text"], "no image tower"),
         (["device=cuda"], "device cuda was asked for"),
         (["data.resolution=24"], "power of two"),

@@ -165,15 +165,13 @@ def torchmetrics(fake: np.ndarray, real: np.ndarray, weights: Path, antialias: b
 def clip_rows(side: int, images: np.ndarray, captions: list[str], folder: Path) -> Iterator[Row]:
     """torchmetrics' CLIP score on a tiny random CLIP; its outputs are unwrapped, on which it fails since transformers 5."""
     from torchmetrics.functional.multimodal.clip_score import _clip_score_update
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPProcessor
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor
 
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from tiny_text_models import save_clip
-
+    from builders.tiny_text_models import save_clip_with_images
     from t2i.extractors import open_extractor
 
-    save_clip(folder, "whole")
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    save_clip_with_images(folder)
 
     class Unwrapped(CLIPModel):
         def get_image_features(self, *args: Any, **kwargs: Any) -> Any:

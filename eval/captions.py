@@ -6,7 +6,7 @@ A line for each image: {"candidate": "a red circle", "references": ["a red disc"
 """
 
 from t2i.cli import run_program
-from t2i.errors import InputError
+from t2i.files import refuse_unwritable
 from t2i.metrics.score import write_scores
 from t2i.scoring.captions import score_captions
 from t2i.scoring.options import CaptionsOptions
@@ -14,8 +14,8 @@ from t2i.scoring.options import CaptionsOptions
 
 def main(options: CaptionsOptions) -> None:
     out = options.out
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise InputError(f"--out {out} cannot be written; name a JSON file in an existing folder")
+    if out is not None:
+        refuse_unwritable(out, "a JSON file", "--out")
     scores = score_captions(options.file)
     for score in scores:
         interval = "" if score.interval is None else " ({:.3f}..{:.3f})".format(*score.interval)

@@ -13,6 +13,7 @@ from t2i.console import progress_of
 from t2i.data import View
 from t2i.distributed import launched_ranks
 from t2i.errors import InputError
+from t2i.files import refuse_unwritable
 from t2i.hardware import device, prepare_cpu
 from t2i.scoring.images.collection import Images, dataset_images
 from t2i.scoring.images.reference import make_reference
@@ -35,8 +36,9 @@ def images_of(options: ReferenceOptions) -> Images:
 def main(options: ReferenceOptions) -> None:
     prepare_cpu()
     out = options.out
-    if out.suffix != ".safetensors" or out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"--out {out} cannot be written; name a .safetensors file in an existing folder")
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out}: statistics need the suffix .safetensors; name a .safetensors file")
+    refuse_unwritable(out, "a .safetensors file", "--out")
     with launched_ranks() as ranks, progress_of(ranks.is_main) as tick:
         images = images_of(options)
         opened = open_extractors(options, device())

@@ -12,8 +12,8 @@ from pathlib import Path
 from t2i.cli import run_program
 from t2i.console import shown_progress
 from t2i.errors import InputError
+from t2i.files import refuse_unwritable
 from t2i.hardware import prepare_cpu
-from t2i.report.gallery import Ask
 from t2i.report.options import ReportOptions
 from t2i.report.page import make_report
 from t2i.weights import shipped
@@ -28,18 +28,15 @@ def place_of(options: ReportOptions) -> Path:
     place = options.out or (own[0] if alone else Path()) / NAME
     if place.exists():
         raise InputError(f"{place} exists; delete it, or name another file with --out")
-    if not place.parent.is_dir():
-        raise InputError(f"{place} cannot be written: there is no folder {place.parent}; name an HTML file with --out")
+    refuse_unwritable(place, "an HTML file")
     return place
 
 
 def main(options: ReportOptions) -> None:
     prepare_cpu()
     place = place_of(options)
-    ask = Ask(options.data, options.split, options.n, options.neighbours, options.scorer, options.seed)
-    names = ", ".join(Path(run).resolve().name for run in options.runs)
     with shown_progress(" images") as tick:
-        make_report(options.runs, place, options.title or names, ask, tick)
+        make_report(options, place, tick)
     print(f"wrote {place}, {place.stat().st_size / 1e6:.1f} MB")
 
 

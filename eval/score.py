@@ -7,7 +7,6 @@ A table, and a JSON file in which every score carries its protocol; beside it wh
 `t2i eval compare`, and for a run a sheet of its first images. docs/scoring.md has the rules.
 """
 
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from t2i.console import progress_of
 from t2i.data.folders.index import holds_images
 from t2i.distributed import launched_ranks
 from t2i.errors import InputError
+from t2i.files import refuse_unwritable
 from t2i.hardware import prepare_cpu
 from t2i.images import ImageArray, grid
 from t2i.metrics.score import Score, write_scores
@@ -71,15 +71,6 @@ def show(scores: Sequence[Score]) -> None:
                 print(f"{score.name}, {bound}: {number(value)}")
 
 
-def check_place(folder: Path, is_run: bool, out: Path | None) -> None:
-    """Refuses, before any work, what cannot be written in the end."""
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        what = "is a folder" if out.is_dir() else f"cannot be written: there is no folder {out.parent}"
-        raise InputError(f"--out {out} {what}; name a JSON file in an existing folder")
-    if out is None and is_run and folder.is_dir() and not os.access(folder, os.W_OK):
-        raise InputError(f"{folder} is read-only; name a JSON file for the scores with --out")
-
-
 def file_name(scores: Sequence[Score], n: int | None) -> str:
     """E.g. scores-shapes-2-heldout-1000.json; of a folder or file its last name."""
     protocol = scores[0].protocol
@@ -124,7 +115,10 @@ def main(options: ScoreOptions) -> None:
         )
     if not run:
         refuse_settings_of_runs(options)
-    check_place(folder, run, options.out)
+    if options.out is not None:
+        refuse_unwritable(options.out, "a JSON file", "--out")
+    elif run:
+        refuse_unwritable((folder if folder.is_dir() else Path()) / "scores.json", "a JSON file")
     sheets: list[Image.Image] = []
     samples = Samples()
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from t2i.cli import run_program
 from t2i.console import shown_progress
 from t2i.errors import InputError
-from t2i.files import write_text
+from t2i.files import refuse_unwritable, write_text
 from t2i.hardware import prepare_cpu
 from t2i.metrics.score import Score
 from t2i.report.chart import number
@@ -61,12 +61,11 @@ def show(points: Sequence[Point]) -> None:
 
 
 def place_of(options: SweepOptions, subject: str) -> Path:
-    """The JSON file; the chart goes beside it."""
-    folder, out = Path(options.run), options.out
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise InputError(f"--out {out} cannot be written; name a JSON file in an existing folder")
-    word = re.sub(r"[^\w.-]+", "-", subject)
-    return out or (folder if folder.is_dir() else Path()) / f"sweep-{word}.json"
+    """The JSON file, refused if it cannot be written; the chart goes beside it."""
+    folder, word = Path(options.run), re.sub(r"[^\w.-]+", "-", subject)
+    place = options.out or (folder if folder.is_dir() else Path()) / f"sweep-{word}.json"
+    refuse_unwritable(place, "a JSON file", "--out" if options.out else "")
+    return place
 
 
 def main(options: SweepOptions) -> None:
@@ -80,7 +79,7 @@ def main(options: SweepOptions) -> None:
     with shown_progress() as tick:
 
         def tell(what: str, done: int, total: int) -> None:
-            at = f"setting {len(points) + 1} of {len(settings)}" if what == "generated pictures" else what
+            at = f"setting {len(points) + 1} of {len(settings)}" if what == "generated images" else what
             tick(at, done, total)
 
         for point in sweep(options, settings, tell):

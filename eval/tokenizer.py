@@ -8,7 +8,7 @@ PSNR, SSIM, LPIPS, the Frechet distance of reconstructions (`rfid`), and of the 
 
 from t2i.cli import run_program
 from t2i.console import shown_progress
-from t2i.errors import InputError
+from t2i.files import refuse_unwritable
 from t2i.hardware import prepare_cpu
 from t2i.metrics.score import write_scores
 from t2i.scoring.options import TokenizerOptions
@@ -18,8 +18,7 @@ from t2i.scoring.tokenizer import score_tokenizer
 def main(options: TokenizerOptions) -> None:
     prepare_cpu()
     place = options.out or options.run / f"scores-{options.split}.json"
-    if place.is_dir() or not place.parent.is_dir():
-        raise InputError(f"{place} cannot be written; name a JSON file in an existing folder with --out")
+    refuse_unwritable(place, "a JSON file")
     with shown_progress() as tick:
         scores = score_tokenizer(options, tick)
     for score in scores:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -165,6 +166,32 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def refuse_unwritable(out: Path, kind: str, option: str = "") -> None:
+    """Refuses, before any work, a file that could not be written in the end.
+
+    Args:
+        kind: of the file, as `a JSON file`.
+        option: the option that named it; "": none did.
+
+    Raises:
+        InputError: it is a folder, or its folder does not exist or cannot be written.
+    """
+    why = ""
+    if out.is_dir():
+        why = "is a folder"
+    elif not out.parent.is_dir():
+        why = f"cannot be written: there is no folder {out.parent}"
+    else:
+        try:
+            with tempfile.TemporaryFile(dir=out.parent):
+                pass
+        except OSError as error:
+            why = f"cannot be written: {out.parent}: {error.strerror or error}"
+    if why:
+        fix = f"name {kind} in an existing folder" + ("" if option else " with --out")
+        raise InputError(f"{option} {out} {why}; {fix}".strip())
 
 
 def refuse_used(out: Path) -> None:

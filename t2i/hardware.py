@@ -59,6 +59,13 @@ def cpu_has_bf16() -> bool:
     return " avx512_bf16" in flags or " amx_bf16" in flags
 
 
+def has_bf16(device: str) -> bool:
+    """Returns True where bf16 is computed by the hardware; a GPU such as the T4 only emulates it, slower than fp32."""
+    if device == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and cpu_has_bf16()
+
+
 def free_cores(windows: int = WINDOWS, seconds: float = WINDOW_SECONDS) -> int:
     """Cores that this process may use and nobody else is using, at least 1: the most seen free in one of `windows`.
 

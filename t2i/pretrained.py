@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -362,11 +363,8 @@ def read_state_dict(path: Path, label: str, advice: str) -> dict[str, Tensor]:
                 f"{label} holds {what}, which could run code; save its state dict where you trust it "
                 f"(torch.save(model.state_dict(), 'weights.pth')), or {advice}"
             ) from error
-        reason = (
-            type(error).__name__
-            if "weights_only" in words
-            else f"{type(error).__name__}: {words[:120].splitlines()[0]}"
-        )
+        first = "" if "weights_only" in words else words.partition("\n")[0].partition(". ")[0]
+        reason = ": ".join(filter(None, (type(error).__name__, shorten(first, 100, placeholder="..."))))
         raise InputError(f"{label} cannot be read as weights ({reason}); {advice}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(f"{label} holds no state dict (names to tensors); {advice}")

@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("t2i.report",),
     ("t2i.scoring",),
     ("t2i.pipeline",),
-    ("t2i.sampling", "t2i.training", "t2i.cgan", "t2i.vqvae", "t2i.prior"),
+    ("t2i.sampling", "t2i.training", "t2i.cgan", "t2i.cvae", "t2i.vqvae", "t2i.prior"),
     ("t2i.families",),
     ("t2i.text", "t2i.extractors"),
     ("t2i.align",),
@@ -192,7 +192,17 @@ def nothing_is_unpickled_and_no_foreign_code_runs(module: Module) -> Iterator[st
             yield name
 
 
+def models_of_others_come_through_one_door(module: Module) -> Iterator[str]:
+    """Folders of transformers are checked and loaded by `t2i.pretrained`, which never runs code that lies in them."""
+    for name, call in module.calls():
+        if name.endswith(".from_pretrained") and name.split(".")[0] not in ("TextToImagePipeline", "cls", "t2i"):
+            given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+            if module.name != "t2i.pretrained" or given.get("trust_remote_code") != "False":
+                yield f"{name} without trust_remote_code=False, or outside of t2i.pretrained"
+
+
 RULES = (
+    models_of_others_come_through_one_door,
     imports_run_downwards,
     nothing_imports_a_program,
     command_line_and_configs_import_nothing_slow,
@@ -274,6 +284,12 @@ def test_the_tests_mirror_the_library():
         (the_library_has_no_command_line_and_prints_nothing, "t2i/cgan/x.py", "print('loss')"),
         (the_library_has_no_command_line_and_prints_nothing, "t2i/cgan/x.py", "import sys\nx = sys.argv[1]"),
         (package_faces_are_empty, "t2i/cgan/__init__.py", "from t2i.cgan.architectures import build"),
+        (
+            models_of_others_come_through_one_door,
+            "t2i/text/x.py",
+            "AutoModel.from_pretrained('a', trust_remote_code=False)",
+        ),
+        (models_of_others_come_through_one_door, "t2i/pretrained.py", "AutoTokenizer.from_pretrained('a')"),
         (nothing_is_unpickled_and_no_foreign_code_runs, "t2i/x.py", "import torch\ntorch.load('a')"),
         (nothing_is_unpickled_and_no_foreign_code_runs, "t2i/x.py", "from pickle import loads"),
         (nothing_is_unpickled_and_no_foreign_code_runs, "eval/x.py", "m.from_pretrained('a', trust_remote_code=True)"),
@@ -298,6 +314,12 @@ def test_each_rule_sees_what_breaks_it(rule, path, source):
         (accelerate_is_for_runs_and_programs, "train/cgan.py", "from accelerate import Accelerator"),
         (readers_and_makers_load_no_config, "t2i/cgan/config.py", "from t2i.config.section import Section"),
         (package_faces_are_empty, "t2i/cgan/__init__.py", '"""The GAN."""'),
+        (
+            models_of_others_come_through_one_door,
+            "t2i/pretrained.py",
+            "x.from_pretrained('a', trust_remote_code=False)",
+        ),
+        (models_of_others_come_through_one_door, "sample/x.py", "TextToImagePipeline.from_pretrained('a')"),
         (nothing_is_unpickled_and_no_foreign_code_runs, "t2i/x.py", "torch.load('a', weights_only=True)"),
     ],
 )

@@ -116,7 +116,7 @@ def main(config: Config, run_dir: Path) -> None:
         run.register("model", model)
         run.register("captioner", captioner)
         run.register("optimizer", optimizer)
-        names = [f"{way}_recall@{k}" for way in WAYS for k in RECALLS] if "val" in held_out else ()
+        names = [f"{way}_recall@{k}" for way in WAYS for k in RECALLS] if "val" in held_out else None
         best = keep_best(run, model.state_dict, config.best_metric, names)
         run.resume()
 

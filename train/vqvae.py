@@ -103,7 +103,7 @@ def main(config: Config, run_dir: Path) -> None:
             if part is not None:
                 run.register(name, part)
         val = held_out.get("val")
-        names = ("psnr", "ssim", *oracle_names([options[0] for options in val.captions])) if val else ()
+        names = ("psnr", "ssim", *oracle_names([options[0] for options in val.captions])) if val else None
         best = keep_best(run, averaged.state_dict, config.best_metric, names)
         run.resume()
 

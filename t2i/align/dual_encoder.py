@@ -1,6 +1,6 @@
-"""A dual encoder: a caption and a picture mapped into one space (CLIP, Radford et al. 2021), small enough for a CPU.
+"""A dual encoder: a caption and an image mapped into one space (CLIP, Radford et al. 2021), small enough for a CPU.
 
-Axes: B batch, C channels, H W picture, T text tokens, D token width, E shared embedding.
+Axes: B batch, C channels, H W image, T text tokens, D token width, E shared embedding.
 """
 
 import torch
@@ -16,10 +16,10 @@ KERNEL = 5  # tokens that the text tower's convolution spans
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; with a kernel, each token first hears its neighbours through a depthwise convolution.
+    """Pre-norm transformer block; with a kernel, a depthwise convolution first mixes each token with its neighbours.
 
-    Which adjective belongs to which noun is a matter of neighbours: with the convolution the tower binds them in a third of the
-    steps that attention alone takes (LOG.md; compare Primer, So et al., NeurIPS 2021).
+    The convolution binds an adjective to its noun in a third of the steps that attention alone takes (LOG.md; compare Primer,
+    So et al., NeurIPS 2021).
     """
 
     def __init__(self, width: int, heads: int, kernel: int = 0) -> None:
@@ -59,7 +59,7 @@ class Block(nn.Module):
 
 
 class TextTower(nn.Module):
-    """ids -> token states and their mean, projected."""
+    """Maps ids to token states and to their mean, projected."""
 
     def __init__(self, config: TextTowerConfig, vocabulary: int, embedding: int) -> None:
         super().__init__()
@@ -71,10 +71,10 @@ class TextTower(nn.Module):
         nn.init.normal_(self.tokens.weight, std=0.02)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor, trim: bool = True) -> tuple[Tensor, Tensor]:
-        """tokens_BTD (normed states, zero at padding) and embedding_BE (not yet normalised).
+        """Returns tokens_BTD (normed states, zero at padding) and embedding_BE (not yet normalised).
 
         Args:
-            trim: leave out the padding beyond the longest caption: faster, but the last bits then depend on the batch.
+            trim: skips the padding beyond the longest caption. This is faster, but the last bits then depend on the batch.
         """
         longest = int(mask_BT.sum(dim=1).max()) if trim else ids_BT.shape[1]
         mask = mask_BT[:, :longest]
@@ -87,7 +87,7 @@ class TextTower(nn.Module):
 
 
 class ResidualStage(nn.Module):
-    """Halves the picture, then residual 3x3 pairs."""
+    """Halves the resolution, then adds residual pairs of 3x3 convolutions."""
 
     def __init__(self, channels_in: int, channels: int, depth: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class ResidualStage(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Picture in [-1, 1] -> embedding. The last 4 x 4 map is flattened, not averaged: places are part of the meaning."""
+    """Maps an image in [-1, 1] to its embedding. The last 4 x 4 map is flattened, not averaged: places carry meaning."""
 
     def __init__(self, config: ImageTowerConfig, resolution: int, embedding: int) -> None:
         super().__init__()
@@ -127,11 +127,11 @@ class ImageTower(nn.Module):
         self.project = nn.Linear(widths[-1] * 16, embedding, bias=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """embedding_BE, not yet normalised. Pictures of another size are brought to the tower's own first."""
+        """Returns embedding_BE, not yet normalised. Images of another size are resized to the tower's own first."""
         return self.embed(self.map(images_BCHW))
 
     def map(self, images_BCHW: Tensor) -> Tensor:
-        """The last feature map [B, C, 4, 4]."""
+        """Returns the last feature map [B, C, 4, 4]."""
         x = images_BCHW
         if x.shape[-1] != self.resolution:
             x = F.interpolate(x, (self.resolution, self.resolution), mode="bilinear", antialias=True)
@@ -141,12 +141,12 @@ class ImageTower(nn.Module):
         return x
 
     def embed(self, map_BCHW: Tensor) -> Tensor:
-        """embedding_BE of a map, not yet normalised."""
+        """Returns embedding_BE of a map, not yet normalised."""
         return self.project(F.silu(self.norm(map_BCHW)).flatten(1))
 
 
 class DualEncoder(nn.Module):
-    """Both towers and the learned temperature."""
+    """A text tower, an image tower and the learned temperature."""
 
     def __init__(self, config: Config, vocabulary: int) -> None:
         super().__init__()
@@ -156,23 +156,23 @@ class DualEncoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def embed_images(self, images_BCHW: Tensor) -> Tensor:
-        """Unit-length embedding_BE of pictures in [-1, 1]."""
+        """Returns unit-length embedding_BE of images in [-1, 1]."""
         return F.normalize(self.image(images_BCHW).float(), dim=-1)
 
     def embed_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Unit-length embedding_BE of captions."""
+        """Returns unit-length embedding_BE of captions."""
         return F.normalize(self.text(ids_BT, mask_BT)[1].float(), dim=-1)
 
     def scale(self) -> Tensor:
-        """1 / temperature, at most 100 as in CLIP."""
+        """Returns 1 / temperature, at most 100 as in CLIP."""
         return self.log_scale.exp().clamp(max=SCALE_LIMIT)
 
 
 class Captioner(nn.Module):
-    """Writes the caption of a picture from the image tower's last map: a second task that trains both towers' first half.
+    """Writes the caption of an image from the image tower's last map: a second task that trains both towers' first half.
 
-    The contrastive loss is content with whatever tells a batch's captions apart; to write the next word the map must hold
-    every thing that captions speak of (CoCa, Yu et al., TMLR 2022). Used in training only.
+    The contrastive loss is satisfied by any detail that separates the captions of a batch; predicting the next word needs
+    all of them (CoCa, Yu et al., TMLR 2022). Used in training only.
     """
 
     def __init__(self, config: Config, vocabulary: int, depth: int = 2) -> None:
@@ -187,7 +187,7 @@ class Captioner(nn.Module):
         nn.init.normal_(self.tokens.weight, std=0.02)
 
     def forward(self, map_BCHW: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Mean negative log-likelihood of a token given the map and the tokens before it, in nats."""
+        """Returns the mean negative log-likelihood of a token given the map and the tokens before it, in nats."""
         length = int(mask_BT.sum(dim=1).max())
         ids, mask = ids_BT[:, :length], mask_BT[:, :length]
         places = self.places(rearrange(map_BCHW, "b c h w -> b (h w) c")) + self.place_positions

@@ -26,7 +26,7 @@ CHUNK, TEXT_CHUNK = 256, 64
 
 
 class FrozenDualEncoder:
-    """A trained dual encoder for reading: no gradients to its weights, eval mode, fixed internal batches."""
+    """A trained dual encoder in eval mode, without gradients to its weights, with fixed internal batches."""
 
     def __init__(self, config: Config, tokenizer: CaptionTokenizer, weights: Tensors) -> None:
         self.config, self.tokenizer = config, tokenizer
@@ -38,17 +38,17 @@ class FrozenDualEncoder:
         self.model.eval().requires_grad_(False)
 
     def images(self, images_BHWC: ImageArray) -> Tensor:
-        """Unit-length embeddings [B, E] of uint8 pictures of any square size."""
+        """Returns unit-length embeddings [B, E] of uint8 images of any square size."""
         parts = [images_BHWC[start : start + CHUNK] for start in range(0, len(images_BHWC), CHUNK)]
         with torch.no_grad():
             return torch.cat([self.model.embed_images(to_model(part)) for part in parts])
 
     def text(self, captions: Sequence[str]) -> Tensor:
-        """Unit-length embeddings [B, E] of captions."""
+        """Returns unit-length embeddings [B, E] of captions."""
         return self.states(captions)[2]
 
     def states(self, captions: Sequence[str], max_tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Token states [B, T, D], mask [B, T], unit-length embeddings [B, E], and how many captions were cut.
+        """Returns token states [B, T, D], mask [B, T], unit-length embeddings [B, E], and how many captions were cut.
 
         A row has the same bits whatever captions are beside it.
 
@@ -66,7 +66,7 @@ class FrozenDualEncoder:
         return tokens, mask, embeddings, cut
 
     def digest(self) -> str:
-        """sha256 over the weights and the tokenizer."""
+        """Returns the sha256 of the weights and the tokenizer."""
         total = hashlib.sha256(self.tokenizer.json_text.encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             total.update(name.encode())

@@ -54,9 +54,9 @@ class SplitOptions(Options):
 
     address: str = argument(ADDRESS, metavar="ADDRESS")
     out: Path = argument(OUT, metavar="OUT")
-    train: float = option(0.9, "Share of the split.", ge=0, le=1)
-    val: float = option(0.05, "Share of the split.", ge=0, le=1)
-    test: float = option(0.05, "Share of the split.", ge=0, le=1)
+    train: float = option(0.9, "Share of train.", ge=0, le=1)
+    val: float = option(0.05, "Share of val.", ge=0, le=1)
+    test: float = option(0.05, "Share of test.", ge=0, le=1)
     seed: int = option(0, "Decides the split, with the contents of each file.", ge=0)
 
 

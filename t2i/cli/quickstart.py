@@ -130,7 +130,7 @@ def verdict(run: Path, family: str) -> str:
 def show(run: Path, page: Path, plan: Plan, family: str, record: Record, following: Mapping[str, str]) -> None:
     """Writes the page of `t2i eval report`, the family that was asked for first."""
     from t2i.console import shown_progress
-    from t2i.report.gallery import Ask
+    from t2i.report.options import ReportOptions
     from t2i.report.page import Extras, Part, make_report
 
     tour = {one: steps(run, plan, one) for one in sorted(NAMES, key=lambda name: name != family)}
@@ -139,7 +139,8 @@ def show(run: Path, page: Path, plan: Plan, family: str, record: Record, followi
     helpers = [run / name for name, one in (("align", "cgan"), ("vqvae", "prior")) if one in done]
     with shown_progress(" images") as tick:
         extras = Extras(helpers, parts, following)
-        make_report([run / one for one in done], page, "t2i quickstart", Ask(train=NEIGHBOURS), tick, extras)
+        runs = tuple(str(run / one) for one in done)
+        make_report(ReportOptions(runs=runs, title="t2i quickstart", neighbours=NEIGHBOURS), page, tick, extras)
 
 
 def next_commands(run: Path, family: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ Neither the number of processes nor that of workers changes which sample comes w
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -20,8 +21,13 @@ from t2i.errors import InputError
 from t2i.images import BrokenImage, ImageArray
 from t2i.seeding import permutation, uniform
 
+PROBES = 8  # images looked for before one that cannot be read is taken for a broken one
 MAX_BROKEN = 0.01  # share of the rows that may turn out undecodable while training
 Broken = Mapping[str, Any]
+
+
+class DataVanished(InputError):
+    """No image can be read any more, though each could before: a disk is gone, or the folder was moved."""
 
 
 class Batch(NamedTuple):
@@ -138,6 +144,9 @@ class Loader(Iterator[Batch]):
         batch, broken = next(self._batches)
         self.wait_seconds += time.perf_counter() - started
         known = {entry["row"] for entry in self.quarantine}  # workers find the same row independently
+        if broken and broken[-1].get("vanished"):
+            self._batches = iter(())
+            raise DataVanished(f"data {self._dataset.address} has vanished ({broken[-1]['reason']}); bring it back")
         for entry in broken:
             if entry["row"] not in known:
                 self.quarantine.append(entry)
@@ -206,6 +215,9 @@ class Reader(torch.utils.data.Dataset):
                     try:
                         image = self._images(np.array([row]), epoch[i : i + 1])
                     except (BrokenImage, OSError) as error:
+                        if self._vanished():
+                            found.append({"row": row, "vanished": True, "reason": " ".join(str(error).split())[:200]})
+                            return None, rows, found
                         self._broken.add(row)
                         reason = " ".join(str(error).split())[:200]
                         found.append({"row": row, "id": self._dataset.ids[row], "reason": reason})
@@ -214,6 +226,20 @@ class Reader(torch.utils.data.Dataset):
                 rows[i] = row
                 parts.append(image)
             return np.concatenate(parts), rows, found
+
+    def _vanished(self) -> bool:
+        """Returns True when none of a few images from all over the data can be read, decoded before or not."""
+        source = getattr(self._dataset, "source", None)
+        if source is None:
+            return False
+        last = len(self._dataset) - 1
+        for row in sorted({last * part // (PROBES - 1) for part in range(PROBES)} - self._broken):
+            try:
+                if not isinstance(found := source(row), Path) or found.exists():
+                    return False
+            except (BrokenImage, OSError):
+                continue
+        return True
 
     def _images(self, rows: NDArray[np.int64], epoch: NDArray[np.int64]) -> ImageArray:
         dataset: Any = self._dataset

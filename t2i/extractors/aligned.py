@@ -1,7 +1,7 @@
 """The dual encoder that ships with the package, or another one of `t2i train align`, as an extractor.
 
 The image embeddings of the embedded one give `fid-shapes` and `kid-shapes`, both towers `clip-aligned`. It was trained on
-drawn shapes and says little of other images. Another encoder appears in the names of its scores by its digest.
+rendered shapes and says little about other images. Another encoder appears in the names of its scores by its digest.
 """
 
 import warnings

@@ -1,7 +1,7 @@
-"""The FID Inception as an extractor, and what all extractors share: fixed batches, exact float32, named resizes.
+"""Fixed batches, exact float32 and named resizes, which all extractors share.
 
-Features depend a little on the batch a picture is in, so networks see batches of one fixed size, the last one filled
-up: the same picture has the same features, bit for bit, however it was handed over.
+The last bits of features depend on the size of the batch, so networks see batches of one fixed size, the last one filled
+up: the same image has the same features, bit for bit, in any company.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,21 +21,21 @@ from t2i.metrics import Features
 
 
 def batch_size(device: str) -> int:
-    """Pictures a network sees at once: enough to fill the device, and always as many."""
+    """Returns how many images a network sees at once: enough to fill the device, and always as many."""
     return 8 if torch.device(device).type == "cpu" else 64
 
 
 def check_resize(resize: str) -> Resize:
-    """Raises InputError unless it is one of the named resizes."""
+    """Returns `resize`; raises InputError unless it is one of the named resizes."""
     if resize not in get_args(Resize):
         raise InputError(f"resize {resize!r} is unknown: give {', '.join(get_args(Resize))}")
     return cast(Resize, resize)
 
 
 def check_images(images_BHWC: ImageArray) -> ImageArray:
-    """Raises ValueError unless uint8 [B, H, W, 3]: float pictures are quantised by their maker, once."""
+    """Returns the images; raises ValueError unless uint8 [B, H, W, 3]: whoever makes float images quantises them, once."""
     if images_BHWC.dtype != np.uint8 or images_BHWC.ndim != 4 or images_BHWC.shape[3] != 3:
-        raise ValueError(f"pictures must be uint8 [B, H, W, 3], got {images_BHWC.dtype} {list(images_BHWC.shape)}")
+        raise ValueError(f"images must be uint8 [B, H, W, 3], got {images_BHWC.dtype} {list(images_BHWC.shape)}")
     return images_BHWC
 
 
@@ -51,7 +51,7 @@ def in_fixed_batches(run: Callable[[Any], Features], rows: np.ndarray, size: int
 
 @contextmanager
 def exact_float32(device: str) -> Iterator[None]:
-    """No gradient, no autocast, no TF32: 10 bits of mantissa are not enough to score with. Settings are put back."""
+    """Turns off gradients, autocast and TF32, whose 10 bits of mantissa are too few to score with; restores them at the end."""
     convolution = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
     backends: list[Any] = [torch.backends.cuda.matmul, convolution]
     before = [backend.fp32_precision for backend in backends]
@@ -66,7 +66,7 @@ def exact_float32(device: str) -> Iterator[None]:
 
 
 def resize_images(images_BHWC: ImageArray, size: int, how: Resize) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, size, size] in [0, 255], not quantised again."""
+    """Resizes uint8 [B, H, W, 3] to float32 [B, 3, size, size] in [0, 255], without quantising again."""
     if how == "clean":
         return torch.from_numpy(np.stack([_clean(image, size) for image in images_BHWC]))
     pixels_BCHW = torch.from_numpy(np.ascontiguousarray(images_BHWC)).permute(0, 3, 1, 2).float()
@@ -82,7 +82,7 @@ def _clean(image_HWC: ImageArray, size: int) -> np.ndarray:
 
 
 def _legacy(x: Tensor, size: int, axis: int) -> Tensor:
-    """TensorFlow 1's bilinear filter along one axis: pixel i samples at i * scale, not at pixel centres, in float32."""
+    """Applies TensorFlow 1's bilinear filter along one axis: pixel i samples at i * scale, not at pixel centres, in float32."""
     length = x.shape[axis]
     position = torch.arange(size, dtype=torch.float32) * torch.tensor(length / size, dtype=torch.float32)
     low = position.long()

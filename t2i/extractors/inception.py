@@ -15,14 +15,15 @@ from t2i.extractors.batches import (
 )
 from t2i.extractors.inception_network import DIM, IMAGE_SIZE, pack
 from t2i.extractors.inception_weights import load_inception
+from t2i.extractors.published import published_inception
 from t2i.images import ImageArray
 from t2i.metrics import Features
 from t2i.metrics.score import FID_INCEPTION_DIGEST
 
 
 def open_inception(path: str, resize: Resize = "clean", device: str = "cpu") -> "InceptionExtractor":
-    """For `EXTRACTORS`: `inception:FILE`."""
-    return InceptionExtractor(Path(path), resize, device)
+    """For `EXTRACTORS`: `inception:FILE`, or `inception:auto` for the published file, which is downloaded once."""
+    return InceptionExtractor(published_inception() if path == "auto" else Path(path), resize, device)
 
 
 class InceptionExtractor:

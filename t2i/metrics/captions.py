@@ -2,7 +2,7 @@
 
 Both count n-grams of up to 4 tokens, so the tokens decide: lower case, contractions split, punctuation dropped, as the
 Penn Treebank tokenizer of the COCO evaluation does with plain captions. BLEU counts over all captions; CIDEr-D is a mean
-over captions, on a scale of 0 to 10, with n-grams weighted by how few pictures' references have them.
+over captions, on a scale of 0 to 10, with n-grams weighted by how few images' references have them.
 """
 
 import math
@@ -61,12 +61,12 @@ def ngrams(caption: str) -> Ngrams:
     return Counter(tuple(words[i : i + n]) for n in range(1, N_GRAMS + 1) for i in range(len(words) - n + 1))
 
 
-def _similarity(candidate: Ngrams, reference: Ngrams, found_in: Counter[tuple[str, ...]], pictures: int) -> float:
+def _similarity(candidate: Ngrams, reference: Ngrams, found_in: Counter[tuple[str, ...]], images: int) -> float:
     """Mean over n of the cosine between TF-IDF vectors, counts clipped at the reference's, less for another length."""
     total = 0.0
     for n in range(1, N_GRAMS + 1):
         ours, theirs = (
-            {g: k * (math.log(pictures) - math.log(max(1, found_in[g]))) for g, k in x.items() if len(g) == n}
+            {g: k * (math.log(images) - math.log(max(1, found_in[g]))) for g, k in x.items() if len(g) == n}
             for x in (candidate, reference)
         )
         norms = math.sqrt(sum(v * v for v in ours.values())) * math.sqrt(sum(v * v for v in theirs.values()))

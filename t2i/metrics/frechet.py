@@ -23,7 +23,7 @@ FEW_IMAGES = 10_000
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A Gaussian as (mean, factor): covariance = factor @ factor.T. Made of the real pictures once for all models."""
+    """A Gaussian as (mean, factor): covariance = factor @ factor.T. Made of the real images once for all models."""
 
     mean: Array  # [D]
     factor: Array  # [D, at most min(N, D)]
@@ -42,7 +42,7 @@ class Gaussian:
             return cls.of(GaussianStats.of(data))
         x = checked(data)
         if len(x) < 2:
-            raise ValueError(f"a covariance needs at least 2 pictures, got {len(x)}")
+            raise ValueError(f"a covariance needs at least 2 images, got {len(x)}")
         mean = x.mean(axis=0)
         return cls(mean, (x - mean).T / np.sqrt(len(x) - 1), len(x))
 
@@ -57,23 +57,23 @@ class Gaussian:
 
 
 def frechet_distance(fake: GaussianStats | NDArray[np.floating], reference: Gaussian, *, force: bool = False) -> float:
-    """Squared Frechet distance of generated pictures from the reference, >= 0 up to rounding, never clipped.
+    """Squared Frechet distance of generated images from the reference, >= 0 up to rounding, never clipped.
 
-    It is biased upward by about c/N: below 10,000 pictures it warns, and only scores of the same N compare.
+    It is biased upward by about c/N: below 10,000 images it warns, and only scores of the same N compare.
 
     Args:
-        fake: features [N, D] of the generated pictures, or their statistics.
-        reference: the real pictures' Gaussian.
-        force: go on with fewer than 2 D pictures on a side, where the value says more about N than about the model.
+        fake: features [N, D] of the generated images, or their statistics.
+        reference: the real images' Gaussian.
+        force: go on with fewer than 2 D images on a side, where the value says more about N than about the model.
 
     Raises:
-        InputError: fewer than 2 D pictures on a side and not forced.
+        InputError: fewer than 2 D images on a side and not forced.
         ValueError: another D than the reference's.
         ArithmeticError: the value is below -1e-6 of the total variance, which rounding cannot do.
     """
     dim = len(fake.shift) if isinstance(fake, GaussianStats) else np.shape(fake)[1]
     if dim != reference.dim:
-        raise ValueError(f"the generated pictures have {dim} features, the reference has {reference.dim}")
+        raise ValueError(f"the generated images have {dim} features, the reference has {reference.dim}")
     check_sample_size(fake.count if isinstance(fake, GaussianStats) else len(fake), reference.count, dim, force)
     return distance(Gaussian.of(fake), reference)
 
@@ -98,7 +98,7 @@ def _factor(covariance: Array, rank: int) -> Array:
         if not failed:
             return lower.numpy()
     values, vectors = (part.numpy() for part in torch.linalg.eigh(matrix))
-    # N pictures span N - 1 directions; the rest are rounding, whose square roots would cost half the digits.
+    # N images span N - 1 directions; the rest are rounding, whose square roots would cost half the digits.
     kept = slice(-min(rank, len(values)), None)
     return vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0.0))
 
@@ -110,9 +110,9 @@ def _singular_values(matrix: Array) -> Array:
 
 
 def check_sample_size(n_fake: int, n_real: int, dim: int, force: bool = False) -> None:
-    """Refuses a Frechet distance of fewer than 2 D pictures on a side, warns below 10,000."""
+    """Refuses a Frechet distance of fewer than 2 D images on a side, warns below 10,000."""
     fewest = min(n_fake, n_real)
-    counts = f"{n_fake:,} generated and {n_real:,} real pictures"
+    counts = f"{n_fake:,} generated and {n_real:,} real images"
     if fewest < 2 * dim and not force:
         raise InputError(
             f"FID of {counts} with {dim} features means nothing: "
@@ -128,23 +128,34 @@ def check_sample_size(n_fake: int, n_real: int, dim: int, force: bool = False) -
 BOOTSTRAPPED_DIM = 512  # the 100 draws of a wider Frechet distance take minutes
 
 
-SIZES = 15  # of subsets, from a quarter of the pictures to all
+SIZES = 15  # of subsets, from a quarter of the images to all
 
 
 def fid_infinity(fake: NDArray[np.floating], reference: Gaussian, *, seed: int = 0) -> float:
-    """The Frechet distance of [N, D] features extrapolated to infinitely many generated pictures.
+    """The Frechet distance of [N, D] features extrapolated to infinitely many generated images.
 
-    The line is fitted to nested random subsets, drawn from `seed`. It may be below 0 for equal distributions.
+    The line is fitted to nested random subsets, drawn from `seed`. Of equal distributions chance can take it below 0; with
+    fewer than 8 D images its mean is below 0 (-1 where the distance is 0 and N = 2 D, D = 16).
 
     Raises:
-        ValueError: fewer than 8 pictures.
+        ValueError: fewer than 8 images.
     """
     if len(fake) < 8:
-        raise ValueError(f"a quarter of {len(fake)} pictures has no covariance")
+        raise ValueError(f"a quarter of {len(fake)} images has no covariance")
     order = np.random.default_rng(seed).permutation(len(fake))
     sizes = np.unique(np.linspace(len(fake) / 4, len(fake), SIZES).round().astype(int))
     values = [distance(Gaussian.of(fake[order[:size]]), reference) for size in sizes]
     return float(np.polyfit(1.0 / sizes, values, 1)[1])
+
+
+def check_for_infinity(n_fake: int, n_real: int, dim: int, force: bool = False) -> None:
+    """Refuses an extrapolation whose smallest subset, a quarter of the images, has fewer than 2 D: it falls below 0."""
+    if n_fake < 8 * dim and not force:
+        raise InputError(
+            f"FID-infinity of {n_fake:,} generated images with {dim} features is extrapolated from subsets too small for a "
+            f"Frechet distance, and comes out too low: give at least {8 * dim:,}, use KID, or say --force"
+        )
+    check_sample_size(n_fake, n_real, dim, force)
 
 
 def _measure_fid(given: Inputs) -> list[Score]:
@@ -164,7 +175,7 @@ def _measure_infinity(given: Inputs) -> list[Score]:
 FID = Metric(2, _measure_fid, needs=("moments",), usual=True, check=check_sample_size, condensed=BOOTSTRAPPED_DIM + 1)
 
 
-FID_INFINITY = Metric(1, _measure_infinity, needs=("moments",), check=check_sample_size)
+FID_INFINITY = Metric(1, _measure_infinity, needs=("moments",), check=check_for_infinity)
 
 
 @dataclass(frozen=True)
@@ -185,8 +196,8 @@ def frechet_intervals(
     -+ z bootstrap deviations covers E[FID_N], and 2 estimate - mean(bootstrap) -+ z deviations covers the distance.
 
     Args:
-        fake: features of the generated pictures.
-        reference: the real pictures' Gaussian.
+        fake: features of the generated images.
+        reference: the real images' Gaussian.
         draws: bootstrap samples, drawn as multinomial weights from `seed`.
     """
     x = checked(fake) - reference.mean
@@ -205,7 +216,7 @@ def frechet_intervals(
 
 
 def _weighted_distance(weights: Array, x: Array, projected: Array, trace_real: float) -> float:
-    """Frechet distance where picture i counts weights[i] times; x less the reference's mean, projected = x @ factor."""
+    """Frechet distance where image i counts weights[i] times; x less the reference's mean, projected = x @ factor."""
     n = weights.sum()
     mean = weights @ x / n
     trace = (weights @ np.square(x).sum(axis=1) - n * mean @ mean) / (n - 1)

@@ -46,7 +46,7 @@ def around(value: float, deviation: float, confidence: float) -> Interval:
     return Interval(value - reach, value + reach)
 
 
-def wilson(successes: int, count: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, count: float, confidence: float = 0.95) -> Interval:
     """Score interval of a rate (Wilson, 1927): right near 0 and 1 too, where the normal interval has no width.
 
     Raises:

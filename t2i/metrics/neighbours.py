@@ -57,7 +57,7 @@ def radii(x: NDArray[np.floating], ks: tuple[int, ...]) -> list[Array]:
         InputError: no more rows than the largest k.
     """
     if len(x) <= max(ks):
-        raise InputError(f"{len(x)} pictures have no {max(ks)} neighbours each; give at least {max(ks) + 1}")
+        raise InputError(f"{len(x)} images have no {max(ks)} neighbours each; give at least {max(ks) + 1}")
     near = np.full((len(x), max(ks)), np.inf)
     for i, j, block in squared_distances(x, x):
         if i == j:
@@ -69,41 +69,41 @@ def radii(x: NDArray[np.floating], ks: tuple[int, ...]) -> list[Array]:
     return [near[:, k - 1] for k in ks]
 
 
-SHARE = 0.05  # of held-out pictures that are called near
+SHARE = 0.05  # of held-out images that are called near
 
 
 def memorised(
     fake: NDArray[np.floating], real: NDArray[np.floating], train: NDArray[np.floating]
 ) -> tuple[NDArray[np.bool_], float]:
-    """Which generated pictures are nearer to a training picture than 95 % of the held-out ones, and how near all are.
+    """Which generated images are nearer to a training image than 95 % of the held-out ones, and how near all are.
 
     Args:
-        fake, real, train: features [N, D] of generated, [M, D] of held-out and [T, D] of training pictures.
+        fake, real, train: features [N, D] of generated, [M, D] of held-out and [T, D] of training images.
 
     Returns:
-        [N] flags, of which a generator that copies nothing has about 5 %; and the median distance of generated pictures
-        from their nearest training picture over that of held-out ones: about 1, and near 0 for copies.
+        [N] flags, of which a generator that copies nothing has about 5 %; and the median distance of generated images
+        from their nearest training image over that of held-out ones: about 1, and near 0 for copies.
 
     Raises:
-        InputError: half of the held-out pictures are training pictures.
+        InputError: half of the held-out images are training images.
     """
     ours, theirs = nearest(fake, train)[1], nearest(real, train)[1]
     middle = float(np.median(theirs))
     if middle == 0:
-        raise InputError("half of the real pictures are training pictures, and cannot tell copies; score held-out ones")
+        raise InputError("half of the real images are training images, and cannot tell copies; score held-out ones")
     return ours < np.quantile(theirs, SHARE), float(np.median(ours)) / middle
 
 
 def _measure_memorised(given: Inputs) -> list[Score]:
     assert given.train is not None
     near, ratio = memorised(given.fake, given.real, given.train)
-    how = {
-        "interval": wilson(int(near.sum()), len(near)),
-        "interval_method": "wilson",
-        "samples": near.astype(np.float64),
-    }
+    share = float(near.mean())
+    # the threshold is a quantile of the held-out images, as uncertain as the share itself where they are as few
+    count = len(near) * len(given.real) / (len(near) + len(given.real))
+    interval = wilson(share * count, count)
+    how = {"interval": interval, "interval_method": "wilson, of both sides", "samples": near.astype(np.float64)}
     return [
-        given.score("memorisation", float(near.mean()), bounds={"held-out pictures": SHARE}, **how),
+        given.score("memorisation", share, bounds={"held-out pictures": SHARE}, **how),
         given.score("memorisation-distance-ratio", ratio, bounds={"held-out pictures": 1.0}),
     ]
 
@@ -128,12 +128,12 @@ class PRDC:
 def prdc(fake: NDArray[np.floating], real: NDArray[np.floating]) -> PRDC:
     """All four of [N, D] generated and [M, D] real features, in three passes over pairs.
 
-    A picture on the edge of a ball is in it: on sets of equal pictures all are 1 (density: M / k), where `<` gives 0.
+    An image on the edge of a ball is in it: on sets of equal images all are 1 (density: M / k), where `<` gives 0.
 
     Raises:
-        InputError: fewer than 6 real or 4 generated pictures.
+        InputError: fewer than 6 real or 4 generated images.
     """
-    # The same distance comes out of different sums in the last digits, and edges are hit wherever pictures repeat.
+    # The same distance comes out of different sums in the last digits, and edges are hit wherever images repeat.
     slack = 1e-12 * float(np.square(real - real.mean(axis=0, dtype=np.float64)).sum(axis=1).mean())
     real_3, real_5 = (r + slack for r in radii(real, (NEIGHBOUR, NEIGHBOUR_OF_DENSITY)))
     fake_3 = radii(fake, (NEIGHBOUR,))[0] + slack
@@ -157,7 +157,7 @@ def _measure_prdc(given: Inputs) -> list[Score]:
 def _check_prdc(n_fake: int, n_real: int, dim: int, force: bool) -> None:
     fewest = NEIGHBOUR_OF_DENSITY + 1
     if min(n_fake, n_real) < fewest:
-        raise InputError(f"neighbours among {n_fake} generated and {n_real} real pictures: give at least {fewest}")
+        raise InputError(f"neighbours among {n_fake} generated and {n_real} real images: give at least {fewest}")
 
 
 PRDC_METRIC = Metric(1, _measure_prdc, needs=("real",), check=_check_prdc)

@@ -1,6 +1,6 @@
-"""Retrieval both ways: does the caption find its picture among all, and the picture its caption?
+"""Retrieval both ways: does the caption find its image among all, and the image its caption?
 
-Captions of equal meaning are hits of each other's pictures, and an item as similar as the hit counts as ranked before
+Captions of equal meaning are hits of each other's images, and an item as similar as the hit counts as ranked before
 it: an encoder that maps everything to one point scores nothing.
 """
 
@@ -50,8 +50,8 @@ def retrieval(
     Args:
         images: [N, D] image features.
         captions: [M, D] text features of the same encoder.
-        image_groups: [N] what each picture shows: its id, or its meaning.
-        caption_groups: [M] what each caption says, in the same labels; a caption is a hit for a picture when they are
+        image_groups: [N] what each image shows: its id, or its meaning.
+        caption_groups: [M] what each caption says, in the same labels; a caption is a hit for an image when they are
             equal.
         block: queries compared at once; decides memory, not the value.
 
@@ -61,7 +61,7 @@ def retrieval(
     x, y = unit_rows(images), unit_rows(captions)
     if x.shape[1] != y.shape[1] or len(x) != len(image_groups) or len(y) != len(caption_groups):
         groups = f"{len(image_groups)} and {len(caption_groups)} group labels"
-        raise ValueError(f"pictures {x.shape} and captions {y.shape} with {groups}")
+        raise ValueError(f"images {x.shape} and captions {y.shape} with {groups}")
     labels = group_index([*image_groups, *caption_groups])
     image_labels, caption_labels = labels[: len(x)], labels[len(x) :]
     return Retrieval(
@@ -129,15 +129,15 @@ def r_precision(
 
     Args:
         images: [N, D] image features.
-        captions: [N, D] text features of the same encoder, row i the caption of picture i.
+        captions: [N, D] text features of the same encoder, row i the caption of image i.
         meanings: [N] labels, equal for captions that ask for the same; of these the first is a candidate for others.
 
     Raises:
-        InputError: a picture with fewer than `mismatched` captions of another meaning.
+        InputError: an image with fewer than `mismatched` captions of another meaning.
     """
     x, y = unit_rows(images), unit_rows(captions)
     if x.shape != y.shape or len(x) != len(meanings):
-        raise ValueError(f"features of pictures {x.shape}, of captions {y.shape}, {len(meanings)} meanings")
+        raise ValueError(f"features of images {x.shape}, of captions {y.shape}, {len(meanings)} meanings")
     labels, first = np.unique(group_index(meanings), return_index=True)
     others = len(labels) - 1
     if others < mismatched:

@@ -20,7 +20,7 @@ def checked(features: NDArray[np.floating]) -> Array:
         raise ValueError(f"features must be [N, D], got shape {x.shape}")
     if not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
-        raise ValueError(f"the features of picture {row} are not finite")
+        raise ValueError(f"the features of image {row} are not finite")
     return x
 
 
@@ -99,9 +99,9 @@ class GaussianStats:
         """[D, D], symmetric, divided by N - 1.
 
         Raises:
-            ValueError: fewer than two pictures.
+            ValueError: fewer than two images.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 pictures, got {self.count}")
+            raise ValueError(f"a covariance needs at least 2 images, got {self.count}")
         centred = (self.outer - np.outer(self.total, self.total) / self.count) / (self.count - 1)
         return (centred + centred.T) / 2

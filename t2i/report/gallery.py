@@ -23,6 +23,7 @@ from t2i.pipeline import trained_with
 from t2i.report.extremes import Extremes, extremes
 from t2i.report.judged import Judged, Pool, fit, judged
 from t2i.report.neighbours import Neighbours, find_neighbours
+from t2i.report.options import ReportOptions
 from t2i.report.runs import ShownRun
 from t2i.scoring.images.collection import Images, Tick, dataset_images
 from t2i.scoring.leaks import refuse_leaks
@@ -32,33 +33,6 @@ from t2i.training.trained_on import RECORD, read_record
 
 SHOWN = 12  # captions of each split, with what every run made of them
 AT_ONCE = 32  # images between two updates of the progress
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What a report shows.
-
-    Attributes:
-        data: address of the captioned images; None: what the first run was trained on.
-        splits: None: `val`, and `heldout` where there is one; else `test`.
-        n: images that each run makes; the best and worst are chosen among them where no score file knows more.
-        train: training images among which neighbours are looked for, a random choice where there are more; 0: none.
-        scorer: address of the image-text encoder, as `t2i.extractors.open_image_text` takes it; None: the embedded
-            one.
-        seed: of the noise.
-    """
-
-    data: str | None = None
-    splits: Sequence[str] | None = None
-    n: int = 64
-    train: int = 20_000
-    scorer: str | None = None
-    seed: int = 0
-
-    @property
-    def usual(self) -> bool:
-        """Nothing is named that a score file of the run would not have."""
-        return self.scorer is None and self.data is None and self.splits is None
 
 
 class Beside(NamedTuple):
@@ -91,7 +65,7 @@ class Gallery:
         warnings.warn(text, stacklevel=3)
 
 
-def make_gallery(runs: Sequence[ShownRun], ask: Ask, tick: Tick) -> Gallery | None:
+def make_gallery(runs: Sequence[ShownRun], options: ReportOptions, tick: Tick) -> Gallery | None:
     """Samples with every run and chooses what to show; None where no run makes images.
 
     Raises:
@@ -100,35 +74,39 @@ def make_gallery(runs: Sequence[ShownRun], ask: Ask, tick: Tick) -> Gallery | No
     makers = [run for run in runs if run.makes_images]
     if not makers:
         return None
-    scorer = open_image_text(ask.scorer, device())
+    scorer = open_image_text(options.scorer, device())
     gallery = Gallery(f"clip-{scorer.clip_name.removeprefix('clip-')}")
-    address = ask.data or str(makers[0].data["address"])
-    splits = _splits(address, makers[0], ask)
+    address = options.data or str(makers[0].data["address"])
+    splits = _splits(address, makers[0], options)
     _note_data(gallery, makers, address)
     known: dict[str, NDArray] = {}
     for k, split in enumerate(splits):
-        pools = {run.name: _pool(run, address, split, ask, SHOWN if k else ask.n, scorer, tick) for run in makers}
+        pools = {
+            run.name: _pool(run, address, split, options, SHOWN if k else options.n, scorer, tick) for run in makers
+        }
         gallery.beside.append(_beside(address, split, pools, scorer))
         for run in makers:
             pool = pools[run.name]
             _note_leaks(gallery, run, pool.asked)
             if k == 0:
-                gallery.extremes[run.name] = extremes(run, pool, gallery.score, ask.usual and run.pipe is not None)
-                if run.pipe is not None and ask.train:
+                gallery.extremes[run.name] = extremes(run, pool, gallery.score, options.usual and run.pipe is not None)
+                if run.pipe is not None and options.neighbours:
                     try:
-                        gallery.neighbours[run.name] = find_neighbours(run, pool, ask.train, scorer, tick, known)
+                        gallery.neighbours[run.name] = find_neighbours(
+                            run, pool, options.neighbours, scorer, tick, known
+                        )
                     except InputError as error:
                         gallery.note(f"{run.name} has no neighbours here, its training images cannot be read: {error}")
     _note_scorer(gallery, makers, scorer)
     return gallery
 
 
-def _splits(address: str, run: ShownRun, ask: Ask) -> list[str]:
+def _splits(address: str, run: ShownRun, options: ReportOptions) -> list[str]:
     """The splits to show, all of which exist."""
-    if ask.splits is not None:
-        for split in ask.splits:
+    if options.split is not None:
+        for split in options.split:
             open_dataset(address, split, _view(run))
-        return list(ask.splits)
+        return list(options.split)
     found, problem = [], None
     for split in ("val", "heldout", "test"):
         try:
@@ -188,14 +166,16 @@ def _note_scorer(gallery: Gallery, runs: Sequence[ShownRun], scorer: ImageTextEx
 # ---- images --------------------------------------------------------------------------------------------------------
 
 
-def _pool(run: ShownRun, address: str, split: str, ask: Ask, n: int, scorer: ImageTextExtractor, tick: Tick) -> Pool:
+def _pool(
+    run: ShownRun, address: str, split: str, options: ReportOptions, n: int, scorer: ImageTextExtractor, tick: Tick
+) -> Pool:
     """The real images of the first captions and what the run makes of each."""
     asked = dataset_images(address, split, min(n, len(open_dataset(address, split, _view(run)))), _view(run))
     real = [image for chunk in asked.chunks(range(len(asked))) for image in chunk]
     trial = (
         None
         if run.pipe is None
-        else Trial(run.folder, run.pipe, asked, ScoreOptions(target=str(run.folder), seed=ask.seed), None)
+        else Trial(run.folder, run.pipe, asked, ScoreOptions(target=str(run.folder), seed=options.seed), None)
     )
     made: list[ImageArray] = []
     what = f"{run.name} on {split}"

@@ -19,7 +19,7 @@ class ReportOptions(Options):
         scorer: address of the image-text encoder that judges; None: the embedded one.
     """
 
-    runs: tuple[str, ...] = argument("Runs of any family; a column each.", metavar="RUN...")
+    runs: tuple[str, ...] = argument("Runs of any family; a column each.", metavar="RUN")
     data: str | None = option(None, "Captioned images; default: what the first run was trained on.", metavar="ADDRESS")
     split: Annotated[tuple[str, ...] | None, BeforeValidator(split_commas)] = option(
         None, "Splits of the data; default: val, and heldout where there is one.", metavar="A,B", commas=True
@@ -34,3 +34,12 @@ class ReportOptions(Options):
     out: Path | None = option(
         None, "The page, a new file; default: report.html, inside the run if there is one run.", metavar="FILE"
     )
+
+    @property
+    def usual(self) -> bool:
+        """True if nothing is named that a score file of the run would not have."""
+        return self.scorer is None and self.data is None and self.split is None
+
+    def heading(self) -> str:
+        """The title, or the names of the runs."""
+        return self.title or ", ".join(Path(run).resolve().name for run in self.runs)

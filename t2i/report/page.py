@@ -18,12 +18,13 @@ from t2i.families import FAMILIES
 from t2i.files import write_text
 from t2i.report.chart import number
 from t2i.report.curves import charts, shared_charts
+from t2i.report.options import ReportOptions
 from t2i.report.runs import ShownRun, open_runs
 from t2i.report.scores import headline, score_section
 from t2i.report.template import Inline, inline_sheet, render, style
 
 if TYPE_CHECKING:
-    from t2i.report.gallery import Ask, Gallery
+    from t2i.report.gallery import Gallery
     from t2i.scoring.images.collection import Tick
 
 SHEETS = 4  # of those that a training left, spread over its length
@@ -67,13 +68,11 @@ class Extras:
     next_commands: Mapping[str, str] | None = None
 
 
-def make_report(
-    places: Sequence[str | Path], out: Path, title: str, ask: "Ask", tick: "Tick", extras: Extras = Extras()
-) -> None:
+def make_report(options: ReportOptions, out: Path, tick: "Tick", extras: Extras = Extras()) -> None:
     """Opens the runs, samples with each, and writes the page, whole or not at all.
 
     Args:
-        places: run directories of any family, or saved pipelines; a column each.
+        options: `runs` are run directories of any family, or saved pipelines; a column each.
         tick: called with what is going on, how many images are done and of how many.
 
     Raises:
@@ -81,10 +80,11 @@ def make_report(
     """
     from t2i.report.gallery import make_gallery
 
-    runs = open_runs([*places, *extras.helpers])
-    shown, helpers = runs[: len(places)], runs[len(places) :]
-    gallery = make_gallery(shown, ask, tick)
-    write_report(out, title, shown, gallery, helpers, extras)
+    count = len(options.runs)
+    runs = open_runs([*options.runs, *extras.helpers])
+    shown, helpers = runs[:count], runs[count:]
+    gallery = make_gallery(shown, options, tick)
+    write_report(out, options.heading(), shown, gallery, helpers, extras)
 
 
 def write_report(
@@ -100,6 +100,14 @@ def write_report(
     Raises:
         InputError: `out` cannot be written.
     """
+    values = _gather(runs, gallery, helpers, extras)
+    write_text(out, render("page.html", title=title, style=style("chart.css", "style.css"), **values))
+
+
+def _gather(
+    runs: Sequence[ShownRun], gallery: "Gallery | None", helpers: Sequence[ShownRun], extras: Extras
+) -> dict[str, Any]:
+    """The values that `page.html` lays out."""
     parts = [[part.name, f"{part.seconds:,.0f} s", part.command] for part in extras.parts]
     absent = {
         "images": not runs,
@@ -109,16 +117,10 @@ def write_report(
         "next": not extras.next_commands,
     }
     config_head, config_rows = _differences(runs)
-    page = render(
-        "page.html",
-        title=title,
-        style=style("chart.css", "style.css"),
+    return dict(
         sections={name: heading for name, heading in SECTIONS.items() if not absent.get(name)},
         runs=runs,
-        cards=[
-            {"name": run.name, "kind": FAMILIES[run.family].words, "tiles": headline(run), "facts": _facts(run)}
-            for run in runs
-        ],
+        cards=[_card(run) for run in runs],
         gallery=gallery,
         places={run.name: place for place, run in enumerate(runs)},
         units={run.name: run.unit for run in runs},
@@ -133,7 +135,6 @@ def write_report(
         config_rows=config_rows,
         papers=[_papers(run) for run in [*runs, *helpers]],
     )
-    write_text(out, page)
 
 
 def _card(run: ShownRun) -> dict[str, Any]:

@@ -38,8 +38,8 @@ class ShownRun:
         command: command.json; empty where there is none.
         records: of the journal, in order.
         problems: files of the run that cannot be read, a line each.
-        pipe, tokenizer: what makes its pictures; None: it makes none.
-        parameters: of what makes pictures.
+        pipe, tokenizer: makes its images; both None: it makes none.
+        parameters: of the network that makes images.
     """
 
     name: str
@@ -65,7 +65,7 @@ class ShownRun:
 
     @property
     def unit(self) -> str:
-        """Of the numbers beside its pictures: a tokenizer's are PSNR."""
+        """Unit of the numbers beside its images: a tokenizer's are PSNR."""
         return " dB" if self.tokenizer is not None else ""
 
     def seconds(self) -> float | None:
@@ -76,7 +76,7 @@ class ShownRun:
         return sum(gap for gap in gaps if 0 <= gap <= PAUSE * max(usual, 1.0)) + usual if gaps else None
 
     def speed(self) -> float | None:
-        """Training pictures a second, on average."""
+        """Training images a second, on average."""
         values = [record.get("images_per_second") for record in self.records]
         known = [float(value) for value in values if isinstance(value, int | float)]
         return sum(known) / len(known) if known else None

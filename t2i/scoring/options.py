@@ -20,7 +20,9 @@ class ExtractorOptions(Options):
     panel: ClassVar[str] = "Extractors"
 
     inception: Path | None = option(
-        None, "State dict of the FID Inception, for `fid` and `kid` (`rfid` of a tokenizer).", metavar="FILE"
+        None,
+        "State dict of the FID Inception, for `fid` and `kid` (`rfid` of a tokenizer); auto: the published file.",
+        metavar="FILE",
     )
     clip: Path | None = option(None, "A CLIP model, for the CLIP score.", metavar="DIR")
     dinov2: Path | None = option(None, "A DINOv2 model, for `fd-dinov2`.", metavar="DIR")
@@ -116,7 +118,7 @@ class ReferenceOptions(ExtractorOptions):
 class CompareOptions(Options):
     """Show score files side by side: differences of protocol, and differences beyond chance."""
 
-    scores: tuple[Path, ...] = argument("JSON files of t2i eval score.", metavar="SCORES...")
+    scores: tuple[Path, ...] = argument("JSON files of t2i eval score.", metavar="SCORES")
 
 
 class CaptionsOptions(Options):
@@ -183,7 +185,9 @@ class SweepOptions(Options):
     n: int = option(500, "Images sampled at each setting.", metavar="N", short="-n", ge=2)
     seed: int = option(0, "Seed of the noise, the same at each setting.", ge=0)
     inception: Path | None = option(
-        None, "State dict of the FID Inception, for `fid` instead of the embedded scorer.", metavar="FILE"
+        None,
+        "State dict of the FID Inception, for `fid` instead of the embedded scorer; auto: the published file.",
+        metavar="FILE",
     )
     scorer: Path | None = option(None, "An align run to score with instead of the embedded scorer.", metavar="DIR")
     force: bool = option(False, "Score even where the protocol advises against it.")

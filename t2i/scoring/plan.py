@@ -107,7 +107,7 @@ def caption_features(metrics: Sequence[Metric], captions: Sequence[str] | None) 
 def extract_fake(metrics: Sequence[Metric], fake: Images, how: Pass, show: bool = False) -> Evidence:
     """Extracts generated images for these metrics."""
     extractors, condensed = extractors_of(metrics)
-    return extract(fake, "generated pictures", extractors, how, condensed, _ask_oracle(metrics), show)
+    return extract(fake, "generated images", extractors, how, condensed, _ask_oracle(metrics), show)
 
 
 def extract_real(metrics: Sequence[Metric], real: Real, fake: Images, how: Pass) -> Evidence:
@@ -118,13 +118,13 @@ def extract_real(metrics: Sequence[Metric], real: Real, fake: Images, how: Pass)
     if isinstance(real, Reference):
         return real.evidence(extractors, condensed)
     oracle = _ask_oracle(metrics) and partners_of(fake, real) is not None
-    return extract(real, "real pictures", extractors, how, condensed, oracle)
+    return extract(real, "real images", extractors, how, condensed, oracle)
 
 
 def extract_train(metrics: Sequence[Metric], train: Images, how: Pass) -> Evidence:
     """Extracts training images for the metrics that need them."""
     extractors, condensed = extractors_of([metric for metric in metrics if "train" in metric.needs])
-    return extract(train, "training pictures", extractors, how, condensed)
+    return extract(train, "training images", extractors, how, condensed)
 
 
 def extractors_of(metrics: Sequence[Metric]) -> tuple[list[Extractor], set[str]]:

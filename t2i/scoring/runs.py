@@ -18,7 +18,7 @@ from t2i.extractors import open_image_text
 from t2i.families import Reconstructs
 from t2i.hardware import device
 from t2i.images import ImageArray
-from t2i.metrics import Metric
+from t2i.metrics import Features, Metric
 from t2i.metrics.score import Score
 from t2i.pipeline import TextToImagePipeline, trained_with
 from t2i.scoring.comparison import Samples
@@ -136,17 +136,30 @@ def score_settings(
 
     for trial in trials:
         bound = [replace(one, protocol=trial.marked(replace(one.protocol, leak=leak))) for one in metrics]
-        plain = [metric for metric in bound if metric.name != "diversity"]
-        fake = replace(extract_fake(plain, trial.images(), how, show is not None), text=text)
-        scores: list[Score] = []
-        if how.ranks.is_main:
-            scores = compute(plain, fake, real_evidence, options, train)
-            scores += _diversity([metric for metric in bound if metric.name == "diversity"], trial)
-            if show is not None:
-                show(fake.first, (asked.captions or [])[:SHOWN])
-            if keep is not None:
-                keep.take(asked, scores)
+        fake, scores = _score_trial(trial, bound, text, (real_evidence, train), how, show is not None)
+        if how.ranks.is_main and show is not None:
+            show(fake.first, (asked.captions or [])[:SHOWN])
+        if how.ranks.is_main and keep is not None:
+            keep.take(asked, scores)
         yield scores
+
+
+def _score_trial(
+    trial: Trial,
+    metrics: Sequence[Metric],
+    text: dict[str, Features],
+    real_and_train: tuple[Evidence, Evidence],
+    how: Pass,
+    show: bool,
+) -> tuple[Evidence, list[Score]]:
+    """Extracts the images of one way of sampling, and on the main process computes their scores."""
+    plain = [metric for metric in metrics if metric.name != "diversity"]
+    fake = replace(extract_fake(plain, trial.images(), how, show), text=text)
+    if not how.ranks.is_main:
+        return fake, []
+    real, train = real_and_train
+    scores = compute(plain, fake, real, trial.options, train)
+    return fake, scores + _diversity([metric for metric in metrics if metric.name == "diversity"], trial)
 
 
 def _warn_of_training_captions(options: ScoreOptions, own: dict[str, Any]) -> None:

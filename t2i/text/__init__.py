@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, ValidationError
 
 from t2i.config.section import Section
 from t2i.errors import InputError
-from t2i.files import read_regular
 from t2i.names import resolve
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TextConfig(Section):
-    """Which frozen encoder reads the captions."""
+    """The frozen encoder that reads the captions."""
 
     encoder: Literal["aligned", "bow", "tfidf", "word2vec", "clip", "t5", "bert", "gpt2"] = Field(
         default="aligned", description="name of the text encoder"
@@ -34,13 +33,13 @@ class TextConfig(Section):
         default=None,
         ge=1,
         le=512,
-        description="text tokens kept; null: 77 for clip/t5/bert/gpt2 (or their own limit where that is less), "
-        "the longest training caption for the classical encoders",
+        description="text tokens kept; null: 77 for clip/t5/bert/gpt2 (or their own limit where that is less, or that of a "
+        "sentence-transformers folder), the longest training caption for the classical encoders",
     )
 
 
 class TextFeatures(NamedTuple):
-    """What a generator sees of a caption. All float32 on the CPU; the mask is True at real tokens, False at padding."""
+    """The encoded captions that a generator reads: float32 on the CPU; the mask is True at real tokens, False at padding."""
 
     tokens_BTD: "torch.Tensor"
     mask_BT: "torch.Tensor"
@@ -58,7 +57,7 @@ class TextEncoder(Protocol):
     def encode(self, captions: Sequence[str]) -> TextFeatures: ...
 
     def digest(self) -> str:
-        """sha256 of all that decides the features: weights, tokenizer or vocabulary, length limit."""
+        """Returns the sha256 of all that decides the features: weights, tokenizer or vocabulary, length limit."""
         ...
 
     def save(self, directory: Path) -> None:
@@ -84,12 +83,12 @@ ENCODERS: dict[str, str] = {
 
 
 def encoder_class(name: str) -> type:
-    """The class of one text encoder; raises KeyError for a name that is not in `ENCODERS`."""
+    """Returns the class of one text encoder; raises KeyError for a name that is not in `ENCODERS`."""
     return resolve(ENCODERS[name])
 
 
 def fit_encoder(config: TextConfig, captions: Sequence[str]) -> TextEncoder:
-    """The encoder a new run asks for: loaded from `config.path`, or fitted on `captions`, the training captions.
+    """Returns the encoder of a new run: loaded from `config.path`, or fitted on `captions`, the training captions.
 
     Raises:
         InputError: the path, the model in it, or the captions are unusable.
@@ -98,7 +97,7 @@ def fit_encoder(config: TextConfig, captions: Sequence[str]) -> TextEncoder:
 
 
 def load_encoder(directory: Path) -> TextEncoder:
-    """The encoder that `save` wrote into `directory`; its encoder.json names a key of `ENCODERS` and nothing else.
+    """Loads the encoder that `save` wrote into `directory`; its encoder.json names a key of `ENCODERS` and nothing else.
 
     Raises:
         InputError: `directory` holds no encoder, an unknown one, or a damaged one.
@@ -117,7 +116,7 @@ class _SavedName(BaseModel):
 
 
 class Saved(Section):
-    """What every encoder writes into encoder.json; an encoder with more to say adds fields in a subclass."""
+    """The fields of encoder.json that all encoders write; some add fields in a subclass."""
 
     encoder: str
     max_tokens: int = Field(ge=1)
@@ -127,7 +126,9 @@ AnySaved = TypeVar("AnySaved", bound=BaseModel)
 
 
 def read_saved(directory: Path, schema: type[AnySaved]) -> AnySaved:
-    """encoder.json of `directory`, checked; raises InputError when it is missing or not what `schema` says."""
+    """Reads encoder.json of `directory`; raises InputError when it is missing or does not fit `schema`."""
+    from t2i.files import read_regular  # numpy, which listing the configs does not need
+
     path = directory / SAVED
     try:
         return schema.model_validate_json(read_regular(path))
@@ -141,7 +142,7 @@ def read_saved(directory: Path, schema: type[AnySaved]) -> AnySaved:
 
 @contextmanager
 def writing(directory: Path) -> Iterator[None]:
-    """Makes `directory`; a full or read-only disk inside the block becomes an InputError."""
+    """Makes `directory`; turns errors of the disk inside the block into an InputError."""
     from safetensors import SafetensorError
 
     try:

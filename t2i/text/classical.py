@@ -39,17 +39,17 @@ Matrix = NDArray[np.float32]
 
 
 def split_words(caption: str) -> list[str]:
-    """The words of a caption in order: "A bird's-eye view" -> ["a", "bird's", "eye", "view"]."""
+    """Splits a caption into its words, in order: "A bird's-eye view" -> ["a", "bird's", "eye", "view"]."""
     return _WORD.findall(caption.lower())
 
 
 class _SavedWords(Saved):
     vocabulary: list[str] = Field(min_length=1)
-    weights: list[FiniteFloat] | None = None  # None: the word vectors lie in a safetensors file beside
+    weights: list[FiniteFloat] | None = None  # None: the word vectors are in a safetensors file beside it
 
 
 class _WordEncoder:
-    """A table with one token row a word; the subclasses say how rows are fitted and how a caption is pooled."""
+    """A table with one token row a word; subclasses fit the rows and pool a caption."""
 
     name: str
 
@@ -61,11 +61,11 @@ class _WordEncoder:
         self._row_of = {word: row for row, word in enumerate(self.vocabulary)}
 
     def _pool(self, rows: NDArray[np.int64]) -> Matrix:
-        """[P] of a caption that has these known words, at least one."""
+        """Returns the pooled vector [P] of a caption with these known words, at least one."""
         raise NotImplementedError
 
     def encode(self, captions: Sequence[str]) -> TextFeatures:
-        """Features of captions; [B, T, D], [B, T], [B, P]. Rows of padding are zero."""
+        """Returns features [B, T, D], [B, T], [B, P] of captions. Rows of padding are zero."""
         import torch
 
         tokens_BTD = np.zeros((len(captions), self.max_tokens, self.token_dim), dtype=np.float32)
@@ -90,7 +90,7 @@ class _WordEncoder:
         return [word for word in words if word not in self._row_of]
 
     def digest(self) -> str:
-        """sha256 of the name, the vocabulary, the token rows and the length limit."""
+        """Returns the sha256 of the name, the vocabulary, the token rows and the length limit."""
         head = json.dumps([self.name, "words/1", self.max_tokens, self.vocabulary])
         return hashlib.sha256(head.encode() + np.ascontiguousarray(self._rows_VD, dtype="<f4").tobytes()).hexdigest()
 
@@ -138,7 +138,7 @@ class _WeightedWords(_WordEncoder):
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """From a folder that `save` wrote."""
+        """Loads a folder that `save` wrote."""
         saved = read_saved(directory, _SavedWords)
         if saved.weights is None or len(saved.weights) != len(saved.vocabulary):
             raise InputError(f"{directory / SAVED} is damaged: it needs one weight a word; save the run again")
@@ -201,7 +201,7 @@ class Word2Vec(_WordEncoder):
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """From a folder that `save` wrote."""
+        """Loads a folder that `save` wrote."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -220,7 +220,7 @@ class Word2Vec(_WordEncoder):
 
 
 def _word_rows(vocabulary: Sequence[str], weights_V: NDArray[np.float64]) -> Matrix:
-    """[V, D] one-hot rows times weight; through the random projection when V > 256."""
+    """Returns [V, D] one-hot rows times weight, through the random projection when V > 256."""
     if len(vocabulary) <= MAX_TOKEN_DIM:
         return np.diag(weights_V).astype(np.float32)
     directions_VD = seeding.normal(0, "text.word", seeding.ids_of(vocabulary), MAX_TOKEN_DIM) / math.sqrt(MAX_TOKEN_DIM)
@@ -230,7 +230,7 @@ def _word_rows(vocabulary: Sequence[str], weights_V: NDArray[np.float64]) -> Mat
 def _check_fittable(config: TextConfig, captions: Sequence[str]) -> None:
     if config.path is not None:
         raise InputError(
-            f"text.path={config.path!r} has no use with text.encoder={config.encoder}, which is fitted on the training "
+            f"text.path={config.path!r} has no effect with text.encoder={config.encoder}, which is fitted on the training "
             "captions; remove it"
         )
     if not any(_WORD.search(caption) for caption in captions):

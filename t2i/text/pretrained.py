@@ -62,7 +62,7 @@ class _SavedTower(Saved):
 
 
 class _Pretrained:
-    """What the four share. Not an nn.Module: no `train()` or optimiser of a model that holds it can reach the tower."""
+    """The part that all share. It is no nn.Module, so no `train()` or optimiser of a model that holds it reaches the tower."""
 
     name: str
     model_types: dict[str, str]  # `model_type` in config.json -> class of transformers
@@ -121,7 +121,7 @@ class _Pretrained:
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """From a folder that `save` wrote."""
+        """Loads a folder that `save` wrote."""
         saved = read_saved(directory, _SavedTower)
         if wrong := set(saved.pooling) - {*POOLINGS, "unit"}:
             raise InputError(f"{directory / SAVED} names the pooling {min(wrong)!r}; save the run again")
@@ -138,7 +138,7 @@ class _Pretrained:
 
     @classmethod
     def _load_tower(cls, folder: ModelFolder) -> tuple[Any, Any]:
-        """The tower in float32 and its tokenizer."""
+        """Loads the tower in float32 and its tokenizer."""
         import transformers
 
         class_name = cls.model_types[folder.config["model_type"]]
@@ -151,7 +151,7 @@ class _Pretrained:
         return tower, load_text_tokenizer(folder, tower)
 
     def encode(self, captions: Sequence[str]) -> TextFeatures:
-        """Features of captions; [B, T, D], [B, T], [B, P], float32 on the CPU.
+        """Returns features [B, T, D], [B, T], [B, P] of captions, float32 on the CPU.
 
         Captions over `max_tokens` are cut by the tokenizer, which keeps the closing special token; one warning counts
         them. A caption without tokens (GPT-2's empty one) is read as the padding token alone, which is its end-of-text.
@@ -168,7 +168,7 @@ class _Pretrained:
         return TextFeatures(tokens_BTD.mul_(mask_BT[:, :, None]), mask_BT, pooled_BP)
 
     def _tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor, int]:
-        """Ids [B, T], mask [B, T], and how many captions were cut."""
+        """Returns ids [B, T], mask [B, T], and how many captions were cut."""
         if not captions:
             return (
                 torch.zeros(0, self.max_tokens, dtype=torch.long),
@@ -200,7 +200,7 @@ class _Pretrained:
         return POOLINGS[self.pooling.partition("/")[0]](output.last_hidden_state, mask_BT)
 
     def digest(self) -> str:
-        """sha256 of the weights, the decisive config keys, the tokenizer, the length limit and the pooling rule."""
+        """Returns the sha256 of the weights, the decisive config keys, the tokenizer, the length limit and the pooling rule."""
         keys, kind = self.decisive, self._config.model_type
         if kind not in ("clip_text_model", "t5", "bert", "gpt2"):  # RoBERTa has BERT's weights and other positions
             keys = (*keys, "model_type", "pad_token_id", "activation")
@@ -294,7 +294,7 @@ class GPT2Text(_Pretrained):
 
 
 def _limit(config: Any) -> int | None:
-    """Most tokens that a tower reads; None: relative positions, no limit."""
+    """Returns the most tokens that a tower reads; None: relative positions, no limit."""
     limit = getattr(config, "max_position_embeddings", None)
     if limit and config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         return limit - config.pad_token_id - 1  # their positions are counted from there

@@ -1,4 +1,4 @@
-"""What a folder of sentence-transformers says beside its tower: how to pool, where to cut, whether to lower the case."""
+"""The rules that a folder of sentence-transformers has beside its tower: pooling, length limit, lower case."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

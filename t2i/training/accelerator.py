@@ -20,7 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from t2i.config.training import TrainConfig
 from t2i.errors import InputError
-from t2i.hardware import cpu_has_bf16
+from t2i.hardware import has_bf16
 from t2i.training.stopping import accelerate_words
 
 ROLL_SECONDS, FAR_ROLL_SECONDS = 45, 600  # that a process waits for the others on one machine, on several
@@ -45,10 +45,9 @@ def make_accelerator(config: TrainConfig, directory: Path, family: str) -> Accel
     check_launch(family, torch.cuda.device_count() if device == "cuda" else None)
     precision = config.mixed_precision
     if precision == "auto":
-        able = cpu_has_bf16() if device == "cpu" else device == "cuda" and torch.cuda.is_bf16_supported()
-        precision = "bf16" if able else "no"
-    if precision == "bf16" and device == "cpu" and not cpu_has_bf16():
-        warnings.warn("bf16 on a CPU without bf16 instructions is 2 to 4 times slower than fp32", stacklevel=3)
+        precision = "bf16" if has_bf16(device) else "no"
+    if precision == "bf16" and not has_bf16(device):
+        warnings.warn(f"this {device.upper()} only emulates bf16, 2 to 4 times slower than fp32", stacklevel=3)
     if config.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise InputError("report_to tensorboard needs its package: pip install 't2i[track]', or set report_to=none")
     warnings.filterwarnings("ignore", message=".*`?broadcast_buffers`? is deprecated")  # Accelerate always passes it

@@ -24,8 +24,11 @@ from torch import Tensor
 from t2i.cache import cache_dir, checksum, write_shard
 from t2i.data import Dataset
 from t2i.data.loader import Broken, Reader
+from t2i.distributed import Ranks
 from t2i.errors import InputError
-from t2i.families import ImageTokenizer
+from t2i.families import ImageTokenizer, load_tokenizer, save_tokenizer
+from t2i.training.conditioning import own_copy
+from t2i.training.run import Run, now_and_then
 
 FORMAT = 1
 SHARD_PICTURES = 4096
@@ -61,9 +64,7 @@ def encode_codes(
     mirrored: bool = False,
     root: Path | None = None,
     *,
-    rank: int = 0,
-    processes: int = 1,
-    wait: Callable[[], None] = lambda: None,
+    ranks: Ranks | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CachedCodes:
     """Codes of all pictures of `dataset`, from disk where they are there, else made now and stored.
@@ -71,8 +72,7 @@ def encode_codes(
     Args:
         mirrored: also keep the codes of each picture's mirror image.
         root: the folder of caches; None: `t2i.cache.cache_dir()`.
-        rank, processes: each process makes every `processes`-th missing shard.
-        wait: returns once every process has called it.
+        ranks: the processes that call this together, each of which makes its share of the missing shards; None: this one.
         on_progress: called with (pictures done, pictures to do) of this process.
 
     Raises:
@@ -85,18 +85,23 @@ def encode_codes(
     starts = range(0, len(dataset), SHARD_PICTURES)
     counts = [min(SHARD_PICTURES, len(dataset) - start) for start in starts]
     paths = [folder / f"{number:05d}.safetensors" for number in range(len(counts))]
-    missing = [n for n, path in enumerate(paths) if _open(path, counts[n], *form) is None]
-    wait()  # all have looked before one writes
-    reader, broken = Reader(dataset), []
-    own = missing[rank::processes]
-    total, done = sum(counts[n] for n in own), 0
-    for n in own:
-        tell = (lambda count, done=done: on_progress(done + count, total)) if on_progress else None
-        tensors, found = _encode(tokenizer, reader, starts[n], counts[n], mirrored, tell)
-        write_shard(paths[n], tensors)
-        broken += found
-        done += counts[n]
-    wait()
+    ranks = ranks or Ranks(1, True)
+    looked = ranks.each(lambda: [n for n, path in enumerate(paths) if _open(path, counts[n], *form) is None])
+    missing = ranks.broadcast(looked)
+    share = ranks.share(len(missing))
+    own, broken = missing[share.start : share.stop], []
+    total = sum(counts[n] for n in own)
+
+    def encode_own() -> None:
+        reader, done = Reader(dataset), 0
+        for n in own:
+            tell = (lambda count, done=done: on_progress(done + count, total)) if on_progress else None
+            tensors, found = _encode(tokenizer, reader, starts[n], counts[n], mirrored, tell)
+            write_shard(paths[n], tensors)
+            broken.extend(found)
+            done += counts[n]
+
+    ranks.each(encode_own)
     shards = [_open(path, counts[n], *form) for n, path in enumerate(paths)]
     if any(shard is None for shard in shards):
         raise InputError(f"codes cannot be read back from the cache {folder}; check that disk")
@@ -119,6 +124,8 @@ def _encode(
         wanted = np.arange(first, min(first + ENCODE_PICTURES, start + count), dtype=np.int64)
         images, shown, found = reader.read(wanted)
         broken += found
+        if images is None and found[-1].get("vanished"):
+            raise InputError(f"the data has vanished ({found[-1]['reason']}); bring it back")
         if images is None:
             names = ", ".join(f"{entry['id']} ({entry['reason']})" for entry in broken[:3])
             raise InputError(f"over 1 % of the pictures cannot be decoded: {names}; `t2i data check` lists all")
@@ -150,3 +157,29 @@ def _open(path: Path, count: int, shape: tuple[int, ...], codes: int) -> dict[st
         with suppress(OSError):
             path.unlink()
         return None
+
+
+def prepare_tokenizer(path: str, resolution: int, run: Run) -> ImageTokenizer:
+    """Returns the run's own copy of the tokenizer at `path`, made when the run starts.
+
+    Raises:
+        InputError: it is none, or codes images of another size than `resolution`.
+    """
+    tokenizer = own_copy(run, "tokenizer", path, lambda: load_tokenizer(Path(path)), save_tokenizer, load_tokenizer)
+    if tokenizer.resolution != resolution:
+        raise InputError(
+            f"data.resolution is {resolution}, but the tokenizer {path} codes images of "
+            f"{tokenizer.resolution} px; set data.resolution={tokenizer.resolution}, or train another tokenizer"
+        )
+    tokenizer.to(run.device)
+    return tokenizer
+
+
+def prepare_codes(tokenizer: ImageTokenizer, dataset: Dataset, mirrored: bool, run: Run) -> CachedCodes:
+    """Returns the codes of all images, from the cache or encoded now by all processes together."""
+    progress = now_and_then(run, f"encoding images ({dataset.split})")
+    codes = encode_codes(tokenizer, dataset, mirrored, ranks=run.ranks, on_progress=progress)
+    for entry in codes.broken:
+        run.quarantine(entry)
+    run.say(f"codes of {dataset.split}: {codes.hits:,} images from the cache, {codes.misses:,} encoded now")
+    return codes

@@ -43,6 +43,7 @@ from t2i import checkpoint
 from t2i.config.load import flat, to_yaml
 from t2i.config.training import TrainConfig
 from t2i.data import Dataset
+from t2i.data.loader import DataVanished
 from t2i.distributed import PATIENCE, Means, Ranks
 from t2i.errors import InputError
 from t2i.families import FAMILIES
@@ -113,6 +114,7 @@ class Run:
         self.extra: dict[str, Any] = {}
         self._saved_step = self._first_step = 0  # at the last save; when this process began
         self._over = False  # done, or stopped by a signal
+        self._vanished = ""  # what is said of training data that has gone
         self._sample_ids: list[int] = []  # of the step's first micro-batch
         self._loader: Any = None
         self._rate = 0.0  # learning rate of the step
@@ -178,12 +180,15 @@ class Run:
             if self.step != self._saved_step:
                 self.save()
             if stopped:
-                reason = next(filter(None, self.ranks.everyone(self._signals.reason)), "a signal")
+                vanished = next(filter(None, self.ranks.everyone(self._vanished)), "")
+                reason = next(filter(None, self.ranks.everyone(self._vanished or self._signals.reason)), "a signal")
                 self.ranks.on_main(lambda: write_stopped(self.directory, reason, self.step, self._saved_step))
             elif self.step > self._first_step:
                 self._tell_of_end()
         finally:
             self._release()
+        if stopped and vanished:
+            raise InputError(f"{vanished}; the run is saved at step {self.step}, the same command resumes it")
         if stopped:
             raise SystemExit(RESUME_ME)
 
@@ -323,7 +328,7 @@ class Run:
         """Returns whether a signal reached any rank; fixes the number of steps once the time budget tells it."""
         total = self._budget.steps_that_fit(self.step) if self._budget and self.is_main else None
         flag, agreed, due = self.ranks.max(
-            [float(bool(self._signals.reason)), float(total or 0), float(self._save_is_due())]
+            [float(bool(self._signals.reason or self._vanished)), float(total or 0), float(self._save_is_due())]
         )
         if agreed:
             self._set_total(min(int(agreed), self.config.max_train_steps))
@@ -383,6 +388,7 @@ class Run:
                 self._finish_step()
 
     def _micro_batches(self, loader: Iterator[B], optimizers: Sequence[Optimizer], final_rate: float) -> Iterator[B]:
+        batches = self._read(loader) if self.step < self.total_steps else []
         self._over = self._agree_to_stop() or self.step >= self.total_steps
         if self._over:
             return
@@ -392,11 +398,16 @@ class Run:
         self._rate = learning_rate(self.step, self.total_steps, base, warmup, final_rate)
         for optimizer in optimizers:
             set_learning_rate(optimizer, self._rate)
-        self._sample_ids = []
-        for _ in range(self.config.gradient_accumulation_steps):
-            batch = next(loader)
-            self._sample_ids = self._sample_ids or batch.sample_ids.tolist()
-            yield batch
+        self._sample_ids = batches[0].sample_ids.tolist()
+        yield from batches
+
+    def _read(self, loader: Iterator[B]) -> list[B]:
+        """Reads the micro-batches of a step; data that has vanished ends the run as a signal does, with all that is done."""
+        try:
+            return [next(loader) for _ in range(self.config.gradient_accumulation_steps)]
+        except DataVanished as error:
+            self._vanished = str(error)
+            return []
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of the run, for a network that `prepare` has not wrapped."""

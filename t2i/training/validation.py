@@ -82,9 +82,9 @@ class HeldOut:
         self._dataset, self._rows = dataset, rows
         self._drawn = oracle_names(captions)
         self._eye: Extractor | None = None
-        if extractor is not None:
+        if extractor is not None and len(captions) > 1:
             self._eye = open_extractor(extractor, device=str(device))
-        elif self._drawn and len(captions) > 1:  # of one picture there is no distribution
+        elif self._drawn and len(captions) > 1:  # of one image there is no distribution
             self._eye = open_extractor("embedded")
         self._real: Features | None = None
         self._text: Features | None = None
@@ -131,18 +131,23 @@ class Best:
         run: whose manifests tell which weights these are.
         weights: gives those of now, ready for a model of the same config.
         metric: the score's name.
-        names: of all scores of a validation.
+        names: of all scores of a validation; None: the data has no val, which is warned of.
 
     Raises:
-        InputError: the metric is not among them. Where there are none, it warns.
+        InputError: the metric is not among them.
     """
 
     def __init__(
-        self, run: Run, weights: Callable[[], Mapping[str, Tensor]], metric: str, names: Iterable[str]
+        self, run: Run, weights: Callable[[], Mapping[str, Tensor]], metric: str, names: Iterable[str] | None
     ) -> None:
-        known = list(names)
-        if not known and run.is_main:
+        known = None if names is None else list(names)
+        if known is None and run.is_main:
             warnings.warn(f"the data has no split val, so best_metric {metric} chooses nothing", stacklevel=3)
+        if known == []:
+            raise InputError(
+                f"best_metric {metric!r} cannot be scored, as nothing here sees images like those of val; set "
+                "validation_extractor to clip:FOLDER, dinov2:FOLDER or inception:FILE, or best_metric=null"
+            )
         if known and metric not in known:
             near = difflib.get_close_matches(metric, known, 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
@@ -198,7 +203,7 @@ class Patience:
 
 
 def keep_best(
-    run: Run, weights: Callable[[], Mapping[str, Tensor]], metric: str | None, names: Iterable[str]
+    run: Run, weights: Callable[[], Mapping[str, Tensor]], metric: str | None, names: Iterable[str] | None
 ) -> Best | None:
     """Registers the best weights as parts of the run's checkpoints; None where no metric is named. Before `resume`.
 

@@ -7,6 +7,7 @@ neither: there the process is heard, and is not in a step or has not done a few 
 """
 
 import json
+import math
 import os
 import secrets
 import signal
@@ -15,7 +16,6 @@ import statistics
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from typing import Any
 from t2i.distributed import Ranks
 
 BEAT_SECONDS = 1.0
+MEET_SECONDS = 3.0  # to hear of all others for the first time
 SILENT_SECONDS = 30.0  # without a beat
 HUNG_SECONDS = 30.0  # in a step, at least
 HUNG_STEPS = 20  # a step that takes so many times the usual one
@@ -63,7 +64,7 @@ class Watchdog:
     def __init__(self, ranks: Ranks, patience: float, alarm: Callable[[str], None]):
         self._ranks, self._patience, self._alarm = ranks, max(patience, HUNG_SECONDS), alarm
         self._steps, self._changed = 0, time.monotonic()
-        self._durations: deque[float] = deque(maxlen=50)
+        self._durations: tuple[float, ...] = ()  # of the last steps; never changed in place, as two threads read it
         self._seen: tuple[int, int] = (0, 0)
         self._children: dict[int, float] = {}  # stopped data workers, and since when
         self._done = threading.Event()
@@ -71,6 +72,10 @@ class Watchdog:
         self._peers, self._token = self._meet()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
+        for _ in range(round(MEET_SECONDS / 0.02)):
+            if all(peer.heard is not None for peer in self._peers):
+                break
+            time.sleep(0.02)
 
     def _meet(self) -> tuple[list[_Peer], str]:
         """Tells all processes the address and process id of each."""
@@ -89,7 +94,7 @@ class Watchdog:
     def step(self, steps: int) -> None:
         """Main thread: so many steps are done by this process."""
         now = time.monotonic()
-        self._durations.append(now - self._changed)
+        self._durations = (*self._durations[-49:], now - self._changed)
         self._steps, self._changed = steps, now
 
     def close(self) -> None:
@@ -113,9 +118,11 @@ class Watchdog:
     # ---- the watching thread ----------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        moved = beat = before = time.monotonic()
+        moved = before = time.monotonic()
+        beat = -math.inf  # the first one at once: nothing can be said of a process that was never heard
         while not self._done.is_set():
-            self._listen()
+            if beat > 0:
+                self._listen()
             now = time.monotonic()
             if now - before > 10 * BEAT_SECONDS:
                 # this process was stopped itself, with the whole job or without: nothing can be said of that time
@@ -158,7 +165,8 @@ class Watchdog:
         return self._steps >= FIRST_STEPS and not self._ranks.apart
 
     def _limit(self) -> float:
-        usual = statistics.median(self._durations) if len(self._durations) >= FIRST_STEPS else 0.0
+        durations = self._durations
+        usual = statistics.median(durations) if len(durations) >= FIRST_STEPS else 0.0
         return max(self._patience, HUNG_STEPS * usual)
 
     def _main_thread(self) -> tuple[bool, str]:

@@ -13,9 +13,10 @@ from t2i.cgan import losses, rules
 from t2i.cgan.architectures import ARCHITECTURES, build
 from t2i.cgan.config import Config, HingeLoss, RelativisticLoss
 from t2i.cgan.diffaugment import DRAWS, KINDS, augment, flip
-from t2i.cgan.sampling import latents, noise, sample
+from t2i.cgan.sampling import latents, sample
 from t2i.data import View, open_dataset
 from t2i.images import to_model
+from t2i.seeding import noise
 from t2i.text import TextConfig, TextFeatures
 from t2i.text.classical import BagOfWords
 

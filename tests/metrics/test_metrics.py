@@ -71,7 +71,7 @@ def test_statistics_refuse_what_they_cannot_add() -> None:
         _ = stats + GaussianStats.of(np.eye(3), shift=np.zeros(3))
     with pytest.raises(ValueError, match="batch has 4"):
         stats.update(np.eye(4))
-    with pytest.raises(ValueError, match="picture 1 are not finite"):
+    with pytest.raises(ValueError, match="image 1 are not finite"):
         stats.update(np.array([[0.0, 1, 2], [0, np.nan, 0]]))
     with pytest.raises(ValueError, match="at least 2"):
         _ = GaussianStats.of(np.ones((1, 3))).covariance

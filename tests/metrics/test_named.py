@@ -203,7 +203,7 @@ def test_fid_infinity_takes_the_bias_away() -> None:
     assert plain > 1.8 * true
     assert abs(found - true) < 0.35 * (plain - true)
     assert fid_infinity(samples[0], real, seed=1) != fid_infinity(samples[0], real, seed=2)
-    with pytest.raises(ValueError, match="of 7 pictures"):
+    with pytest.raises(ValueError, match="of 7 images"):
         fid_infinity(samples[0][:7], real)
 
 

@@ -30,9 +30,10 @@ from t2i.report import neighbours
 from t2i.report.chart import chart, labels, linear_ticks, log_ticks
 from t2i.report.curves import MOST_POINTS, charts, series_of, shared_charts, thin
 from t2i.report.extremes import Extremes
-from t2i.report.gallery import Ask, Beside, Gallery, make_gallery
+from t2i.report.gallery import Beside, Gallery, make_gallery
 from t2i.report.judged import Judged, Pool, Verdict, fit, judged, verdict
 from t2i.report.neighbours import Near, Neighbours
+from t2i.report.options import ReportOptions
 from t2i.report.page import Extras, Part, write_report
 from t2i.report.runs import ShownRun, open_run, open_runs, read_json, score_files
 from t2i.report.template import inline
@@ -607,7 +608,7 @@ def test_runs_draw_what_eval_score_scored_and_its_scores_choose(tmp_path, page):
     scores = score_run(ScoreOptions(target=str(run), n=30, metrics=("clip",), seed=3), keep=keep)
     write_scores(run / "scores-x.json", scores)
     keep.write(beside(run / "scores-x.json"))
-    found = make_gallery(open_runs([run]), Ask(n=13, train=0), lambda *_: None)
+    found = make_gallery(open_runs([run]), ReportOptions(runs=(str(run),), n=13, neighbours=0), lambda *_: None)
     assert found is not None and not found.neighbours
     values = np.sort(keep.values["clip-aligned@30"])
     best = found.extremes["gan"]
@@ -619,7 +620,7 @@ def test_runs_draw_what_eval_score_scored_and_its_scores_choose(tmp_path, page):
     # of other weights than were scored, those that are drawn now are chosen among
     protocol = replace(read_scores(run / "scores-x.json")[0].protocol, checkpoint="0" * 64)
     write_scores(run / "scores-x.json", [replace(scores[0], protocol=protocol)])
-    other = make_gallery(open_runs([run]), Ask(n=13, train=0), lambda *_: None)
+    other = make_gallery(open_runs([run]), ReportOptions(runs=(str(run),), n=13, neighbours=0), lambda *_: None)
     assert other is not None and other.extremes["gan"].among == "of 13 of shapes-1 val, by clip-aligned"
     assert [len(group.real) for group in other.beside] == [12, 12]
     (note,) = other.notes

@@ -227,10 +227,10 @@ def test_features_are_kept_and_read_again(t2i: Command, real: Path, tmp_path: Pa
     assert status == 0 and "features are kept in f.safetensors\n" in first
     assert not list(tmp_path.glob(".*"))
     status, again, _ = t2i(*words)
-    assert "not made again: real pictures by shapes, generated pictures by shapes" in again
+    assert "not made again: real images by shapes, generated images by shapes" in again
     assert first.splitlines()[:2] == again.splitlines()[:2]
     status, fewer, _ = t2i(*words, "-n", 20)
-    assert "not made again: real pictures by shapes\n" in fewer
+    assert "not made again: real images by shapes\n" in fewer
     # another extractor's are not taken for them
     save_dual(tmp_path / "other", seed=1)
     assert "not made again" not in t2i(*words[:-2], "--scorer", "other", "--force")[1]
@@ -317,7 +317,7 @@ def test_two_processes_give_the_scores_of_one(t2i: Command, real: Path, tmp_path
     told = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
     assert told[1] == "" and "wrote two.json and two.safetensors" in told[0] and "biased upward" in told[0]
     status, out, _ = t2i(*words, "--out", "one.json")
-    assert status == 0 and "not made again: real pictures by shapes, generated pictures by shapes" in out
+    assert status == 0 and "not made again: real images by shapes, generated images by shapes" in out
     Path("f.safetensors").unlink()
     assert t2i(*words, "--out", "alone.json")[0] == 0
     one, two, alone = (read_scores(Path(f"{name}.json")) for name in ("one", "two", "alone"))

@@ -222,7 +222,7 @@ def test_real_pictures_come_first_and_a_sheet_of_generated_ones_last(trained: Pa
         tick=lambda what, done, total: told.append((what, done)),
         show=lambda pictures, captions: shown.append((pictures, captions)),
     )  # fmt: skip
-    assert told == [("real pictures", 0), ("real pictures", 30), ("generated pictures", 0), ("generated pictures", 30)]
+    assert told == [("real images", 0), ("real images", 30), ("generated images", 0), ("generated images", 30)]
     ((pictures, captions),) = shown
     data = open_dataset("shapes-2", "val", View(SIDE))
     rows = sorted(seeding.permutation(0, 0, len(data))[:30])
@@ -268,7 +268,7 @@ def test_captions_outside_the_grammar_leave_faithfulness_out(command: Command, r
     assert status == 0 and "faithfulness-" not in out
     assert "warning: faithfulness is left out: the oracle reads drawn shapes, and caption 'a photo of" in err
     assert "warning: these are the captions that the run was trained on" in err
-    # The run's own draw of the split: with another one its training pictures would be scored.
+    # The run's own draw of the split: with another one its training images would be scored.
     found = values(read_scores(run / "scores-photos-train-30.json"))
     own = open_dataset(str(photos), "train", View(SIDE, seed=5))
     assert own.ids != open_dataset(str(photos), "train", View(SIDE, seed=0)).ids
@@ -313,7 +313,7 @@ def test_the_name_fid_is_for_the_inception_of_2015(command: Command, real: Path,
     assert status == 2 and "does not hold the FID Inception of 2015-12-05" in err and "no score is called fid" in err
     (name,) = re.findall(r"fid-inception-[0-9a-f]{8}", err)
     status, _, err = command(*both, "-n", "8", "--metrics", name)
-    assert status == 2 and "FID of 8 generated and 120 real pictures with 2048 features means nothing" in err
+    assert status == 2 and "FID of 8 generated and 120 real images with 2048 features means nothing" in err
 
 
 # ---------------------------------------------------------------- bad input

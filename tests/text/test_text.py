@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -474,9 +475,11 @@ def test_bow_by_hand():
 
 
 def test_tfidf_agrees_with_scikit_learn():
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    peer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b").fit(CAPTIONS)
+    peer = (
+        pytest.importorskip("sklearn.feature_extraction.text")
+        .TfidfVectorizer(token_pattern=r"(?u)\b\w+\b")
+        .fit(CAPTIONS)
+    )
     encoder = TfIdf.fit(TextConfig(encoder="tfidf"), CAPTIONS)
     queries = ["a red red star", *CAPTIONS[:9]]
     np.testing.assert_allclose(encoder.encode(queries).pooled_BP, peer.transform(queries).toarray(), atol=1e-6)
@@ -515,6 +518,32 @@ def test_vocabulary_is_capped_at_the_most_frequent():
     assert encoder.digest() == BagOfWords.fit(TextConfig(encoder="bow"), captions).digest()
 
 
+def test_vocabulary_and_digest_are_those_of_scikit_learn():
+    """Which fitted the encoders of earlier runs; equally frequent words at the limit are its choice too."""
+    peers = pytest.importorskip("sklearn.feature_extraction.text")
+    rng = np.random.default_rng(3)
+    words = [f"W{i}'s" if i % 5 == 0 else f"wé{i}" for i in range(7000)]
+    cases = [
+        CAPTIONS,
+        [" ".join(words[i] for i in rng.integers(0, 7000, 9)) for _ in range(2500)],
+        [f"word{i} common" for i in range(5000)] + ["word7 rare"] * 3,
+        ["", "?!", "a b a", "Ünï 猫 猫", "it's it\u2019s"],
+    ]
+    for captions in cases:
+        for kind, peer in ((BagOfWords, peers.CountVectorizer), (TfIdf, peers.TfidfVectorizer)):
+            ours = kind.fit(TextConfig(encoder=kind.name), captions)
+            fitted = peer(analyzer=split_words, max_features=4096).fit(captions)
+            weights = getattr(fitted, "idf_", np.ones(len(fitted.vocabulary_))).tolist()
+            theirs = kind(fitted.get_feature_names_out().tolist(), weights, ours.max_tokens)
+            assert ours.vocabulary == theirs.vocabulary and ours.digest() == theirs.digest()
+
+
+def test_idf_by_hand():
+    encoder = TfIdf.fit(TextConfig(encoder="tfidf"), ["a b", "a a c", "a"])
+    assert encoder.vocabulary == ["a", "b", "c"]
+    assert encoder._weights_V.tolist() == pytest.approx([1, math.log(4 / 2) + 1, math.log(4 / 2) + 1])
+
+
 def test_length_follows_the_training_captions():
     assert BagOfWords.fit(TextConfig(encoder="bow"), ["a " * 30]).max_tokens == 30
     assert BagOfWords.fit(TextConfig(encoder="bow"), ["a " * 300]).max_tokens == 77
@@ -540,12 +569,47 @@ def test_word2vec_learns_which_words_stand_alike():
     assert within.mean() > cosine[:4, 4:].mean() + 0.05
 
 
+@pytest.mark.parametrize("captions", [["red"], ["red", "blue"], ["red red"], ["", "a"]])
+def test_word2vec_of_hardly_any_words(captions):
+    assert Word2Vec.fit(TextConfig(encoder="word2vec"), captions).encode(captions).pooled_BP.isfinite().all()
+
+
+def test_word2vec_puts_words_of_the_same_company_together():
+    """Skip-gram factorises shifted pointwise mutual information (Levy & Goldberg, 2014), of which like words have like rows."""
+    from t2i.text.skip_gram import word_vectors
+
+    rng = np.random.default_rng(0)
+    captions = [rng.choice([0, 1, 2], 1).tolist() + rng.choice([3, 4], 1).tolist() for _ in range(3000)]
+    captions += [rng.choice([5, 6], 1).tolist() + rng.choice([7, 8], 1).tolist() for _ in range(3000)]
+    counts = np.bincount(np.concatenate(captions))
+    vectors = word_vectors([np.array(caption) for caption in captions], counts, 16)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosine, groups = unit @ unit.T, [[0, 1, 2], [3, 4], [5, 6], [7, 8]]
+    within = min(cosine[i, j] for group in groups for i in group for j in group)
+    across = max(cosine[i, j] for a in groups for b in groups if a is not b for i in a for j in b)
+    assert within > 0.9 > 0.6 > across
+
+
+def test_word2vec_leaves_threads_and_generator_alone():
+    threads = torch.get_num_threads()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one = Word2Vec.fit(TextConfig(encoder="word2vec"), CAPTIONS).digest()
+    assert torch.get_num_threads() == threads and torch.equal(torch.rand(3), expected)
+    torch.set_num_threads(3)
+    try:
+        assert Word2Vec.fit(TextConfig(encoder="word2vec"), CAPTIONS).digest() == one
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_word2vec_is_the_same_in_every_process():
     code = (
         "import json, sys; from t2i.text import TextConfig, fit_encoder;"
         "print(fit_encoder(TextConfig(encoder='word2vec'), json.load(sys.stdin)).digest())"
     )
-    captions = CAPTIONS * 60  # several times gensim's 10,000 words a job, so that a second worker would race
+    captions = CAPTIONS * 60
     digests = {Word2Vec.fit(TextConfig(encoder="word2vec"), captions).digest()}
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from t2i.data import View, open_dataset
+from t2i.distributed import Ranks
 from t2i.errors import InputError
 from t2i.images import BrokenImage
 from t2i.training import codes
@@ -81,12 +82,22 @@ def test_a_killed_run_goes_on_with_the_next_shard_and_a_damaged_one_is_made_agai
     assert torch.equal(first, mended.at(rows, plain))
 
 
+class FirstOfTwo(Ranks):
+    """The first of two processes, whose other does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(1, True)
+
+    def share(self, count: int) -> range:
+        return range((count + 1) // 2)
+
+
 def test_processes_share_the_work(small_shards, tmp_path: Path) -> None:
     tokenizers = [Mean(), Mean()]
     with pytest.raises(InputError, match="cannot be read back"):  # alone, the first process misses the other's shard
-        encode_codes(tokenizers[0], data(), root=tmp_path, rank=0, processes=2)  # type: ignore[arg-type]
+        encode_codes(tokenizers[0], data(), root=tmp_path, ranks=FirstOfTwo())  # type: ignore[arg-type]
     found = encode_codes(tokenizers[1], data(), root=tmp_path)  # type: ignore[arg-type]
-    assert tokenizers[0].asked == 12 and tokenizers[1].asked == 8 == found.misses
+    assert tokenizers[0].asked == 16 and tokenizers[1].asked == 4 == found.misses
 
 
 class Damaged:

@@ -268,3 +268,34 @@ def test_what_one_process_raises_is_raised_on_all(tmp_path: Path) -> None:
             assert run.ranks.each(lambda: rank + 1) == rank + 1
 
     assert two_processes(body) == [0, 0]
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_data_that_vanishes_ends_a_run_with_all_that_is_done(tmp_path: Path, two: bool) -> None:
+    """No image is blamed, the steps are saved, and the run goes on as if nothing had happened once the data is back."""
+    root, whole, run = write_folder(tmp_path / "data", 200), tmp_path / "whole", tmp_path / "run"
+    cfg = config(checkpointing_steps=100)
+
+    def start(directory: Path, each_step: Callable[[Run], None] = lambda run: None) -> list[int]:
+        def body(rank: int = 0) -> None:
+            try:
+                train(directory, cfg, each_step, data=open_folder(root))
+            except InputError as error:
+                assert "has vanished" in str(error) and "is saved at step 2, the same command" in str(error)
+                raise SystemExit(7) from None
+
+        return two_processes(body) if two else [wait(fork(body))]
+
+    def take_away(running: Run) -> None:
+        if running.step == 2 and running.is_main:
+            root.rename(tmp_path / "away")
+        if running.step == 2:
+            running.ranks.everyone(0)
+
+    number = 2 if two else 1
+    assert start(whole) == [0] * number
+    assert start(run, take_away) == [7] * number
+    assert saved_steps(run) == [2] and not (run / "quarantine.jsonl").exists()
+    assert "has vanished" in (run / "STOPPED").read_text()
+    (tmp_path / "away").rename(root)
+    assert start(run) == [0] * number and digests(run, 12) == digests(whole, 12)

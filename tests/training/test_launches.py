@@ -262,3 +262,11 @@ def test_another_number_of_processes_is_told(tmp_path: Path) -> None:
             train(tmp_path, config(max_train_steps=3))
 
     assert wait(fork(alone)) == 0
+
+
+def test_a_gpu_that_only_emulates_bf16_has_none(monkeypatch) -> None:
+    from t2i import hardware
+
+    monkeypatch.setattr(hardware.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hardware.torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not hardware.has_bf16("cuda") and not hardware.has_bf16("mps")

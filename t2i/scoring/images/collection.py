@@ -90,7 +90,7 @@ def dataset_partners(address: str, split: str, captions: Sequence[str], view: Vi
     """The images of a data set that these captions are of, each once, with that caption.
 
     Raises:
-        InputError: no such data, or a caption that none of its pictures has.
+        InputError: no such data, or a caption that none of its images has.
     """
     dataset = open_dataset(address, split, view)
     row_of: dict[str, int] = {}

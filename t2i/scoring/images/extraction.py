@@ -95,9 +95,15 @@ def extract(
         if store is not None and ranks.is_main and isinstance(whole, np.ndarray):
             store.put(images, one, whole)
         sink.close()
-    if show and ranks.is_main and len(found.first) < min(SHOWN, len(images)):  # the pass began behind them
-        found.first = [image for chunk in images.chunks(range(len(images))[:SHOWN]) for image in chunk]
+    if show and ranks.is_main:
+        _complete_first(found, images)
     return found
+
+
+def _complete_first(found: Evidence, images: Images) -> None:
+    """Makes the first images anew where the pass began behind them."""
+    if len(found.first) < min(SHOWN, len(images)):
+        found.first = [image for chunk in images.chunks(range(len(images))[:SHOWN]) for image in chunk]
 
 
 def _stored(found: Evidence, images: Images, what: str, extractor: Extractor, how: Pass) -> bool:

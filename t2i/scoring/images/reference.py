@@ -119,7 +119,7 @@ def make_reference(
         InputError: an image cannot be decoded, or the file cannot be written.
     """
     condensed = [] if features else [extractor.digest() for extractor in extractors]
-    found = extract(images, "real pictures", extractors, Pass(tick, ranks), condensed)
+    found = extract(images, "real images", extractors, Pass(tick, ranks), condensed)
     if not ranks.is_main:
         return
     tensors: dict[str, np.ndarray] = {}

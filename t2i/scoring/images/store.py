@@ -1,7 +1,7 @@
 """Features on the disk: those that `--save-features` keeps from one scoring to the next, and those too large for memory.
 
-FILE.safetensors holds a matrix float32 [N, D] for each pair of pictures and extractor; its header says which, so that
-they are never taken for others. What a killed scoring had of a pass lies beside it, and the next one goes on from there.
+FILE.safetensors holds a matrix float32 [N, D] for each pair of images and extractor; its header says which, so that
+they are never taken for others. The part that a killed scoring had is kept beside it, and the next one goes on from there.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ import numpy as np
 from t2i.cache import cache_dir
 from t2i.errors import InputError
 from t2i.extractors import Extractor
-from t2i.files import read_header, read_tensors, write_tensors
+from t2i.files import read_header, read_tensors, refuse_unwritable, write_tensors
 from t2i.metrics import Features
 from t2i.metrics.score import library_versions
 from t2i.scoring.images.collection import Images
@@ -83,56 +83,54 @@ def rows_in_memory(count: int, dim: int) -> FeatureRows:
 
 
 class FeatureFile:
-    """Features by pictures and extractor.
+    """Features by images and extractor.
 
     Attributes:
-        read: what was taken from the file, in words.
+        read: the features taken from the file, in words.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises InputError: the file holds something else, or its folder is not there."""
         self.path, self.read = path, list[str]()
         self._new: dict[str, tuple[dict[str, Any], Features]] = {}
-        if path.is_dir() or not path.parent.is_dir():
-            what = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
-            raise InputError(f"--save-features {path} {what}; name a .safetensors file in an existing folder")
+        refuse_unwritable(path, "a .safetensors file", "--save-features")
         self._index = read_header(path, HEADER, "features that --save-features kept") if path.exists() else {}
 
-    def get(self, pictures: Images, what: str, extractor: Extractor) -> Features | None:
+    def get(self, images: Images, what: str, extractor: Extractor) -> Features | None:
         """[N, D] if the file has them."""
-        key, _ = _entry(pictures, extractor)
+        key, _ = _entry(images, extractor)
         if key in self._new:
             return self._new[key][1]
         if key not in self._index:
             return None
         found = read_tensors(self.path, [key])[key]
-        if found.shape != (len(pictures), extractor.dim) or found.dtype != np.float32:
+        if found.shape != (len(images), extractor.dim) or found.dtype != np.float32:
             raise InputError(f"{self.path} is damaged: {list(found.shape)} where features are; delete it")
         self.read.append(f"{what} by {extractor.name}")
         return found
 
-    def rows(self, pictures: Images, extractor: Extractor, part: range) -> FeatureRows:
-        """Where features of `part` of the pictures go while they are made; a killed process leaves those it had.
+    def rows(self, images: Images, extractor: Extractor, part: range) -> FeatureRows:
+        """The place of features of `part` of the images while they are made; a killed process leaves those it had.
 
         Raises:
             InputError: another process is at it.
         """
-        key, _ = _entry(pictures, extractor)
+        key, _ = _entry(images, extractor)
         path = self.path.with_name(f".{self.path.name}.{key}-{part.start}-{part.stop}.part")
         try:
             file = open(path, "a+b", buffering=0)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"another process writes features of these pictures to {self.path}; name another file"
+                f"another process writes features of these images to {self.path}; name another file"
             ) from None
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}; name another file") from error
         return FeatureRows(len(part), extractor.dim, file, path)
 
-    def put(self, pictures: Images, extractor: Extractor, features: Features) -> None:
+    def put(self, images: Images, extractor: Extractor, features: Features) -> None:
         """Adds [N, D] to the file, which is written at once."""
-        key, entry = _entry(pictures, extractor)
+        key, entry = _entry(images, extractor)
         self._new[key] = entry, features
         kept = read_tensors(self.path, [name for name in self._index if name not in self._new]) if self._index else {}
         entries = {name: self._index[name] for name in kept} | {name: its for name, (its, _) in self._new.items()}
@@ -141,12 +139,12 @@ class FeatureFile:
         self._index = entries
 
 
-def _entry(pictures: Images, extractor: Extractor) -> tuple[str, dict[str, Any]]:
+def _entry(images: Images, extractor: Extractor) -> tuple[str, dict[str, Any]]:
     """The name of a matrix, and all that decides it."""
     entry = {
-        "pictures": pictures.key(),
-        "of": pictures.name,
-        "n": len(pictures),
+        "pictures": images.key(),
+        "of": images.name,
+        "n": len(images),
         "extractor": extractor.name,
         "extractor_digest": extractor.digest(),
         "resize": extractor.resize,

@@ -124,6 +124,11 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "cgan": Family("conditional GAN", "t2i.cgan.config:Config", sampler="t2i.cgan.sampling:CganSampler"),
+    "cvae": Family(
+        "one-pass generator over the latents of a VQ-VAE",
+        "t2i.cvae.config:Config",
+        sampler="t2i.cvae.sampling:CvaeSampler",
+    ),
     "align": Family("dual encoder", "t2i.align.config:Config"),
     "prior": Family(
         "autoregressive prior over the codes of a VQ-VAE",
@@ -199,6 +204,10 @@ class ImageTokenizer(Protocol):
 
     def decode(self, indices_BLQ: "Tensor") -> "ImageArray":
         """uint8 [B, resolution, resolution, 3]."""
+        ...
+
+    def codebook(self) -> "Tensor":
+        """vectors_KC, float32: what the decoder reads for each code; ValueError for a tokenizer of several codebooks."""
         ...
 
     def digest(self) -> str:

@@ -6,10 +6,13 @@ would. The hash is the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -63,3 +66,27 @@ def derive(seed: int, *words: str | int) -> int:
 def ids_of(names: Sequence[str]) -> NDArray[np.int64]:
     """Integer ids of image names, for `uniform` and `normal`."""
     return np.array([key_of(name) for name in names], dtype=np.int64)
+
+
+def noise(seeds: Sequence[int], z_dim: int) -> "Tensor":
+    """Returns z_BZ, the noises of images: row i is a function of seeds[i] alone."""
+    import torch
+
+    rows = [normal(seed, "sample/z", [0], z_dim)[0] for seed in seeds]
+    return torch.from_numpy(np.stack(rows))
+
+
+def slerp(a_Z: "Tensor", b_Z: "Tensor", weights: Sequence[float]) -> "Tensor":
+    """Returns [len(weights), Z] on the great circle between two noises: the mean of two normals would be too short for one.
+
+    Weight 0 gives `a_Z` and 1 gives `b_Z`, bit for bit.
+    """
+    import torch
+
+    angle = torch.arccos((a_Z @ b_Z / (a_Z.norm() * b_Z.norm())).clamp(-1, 1)).double()
+    t = torch.tensor(weights, dtype=torch.float64)[:, None]
+    if torch.sin(angle) < 1e-6:  # the same direction, or opposite ones, between which no way is the shortest
+        share_a, share_b = 1 - t, t
+    else:
+        share_a, share_b = torch.sin((1 - t) * angle) / torch.sin(angle), torch.sin(t * angle) / torch.sin(angle)
+    return (share_a * a_Z + share_b * b_Z).float()

@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("t2i.report",),
     ("t2i.scoring",),
     ("t2i.pipeline",),
-    ("t2i.sampling", "t2i.training", "t2i.cgan", "t2i.vqvae", "t2i.prior"),
+    ("t2i.sampling", "t2i.training", "t2i.cgan", "t2i.cvae", "t2i.vqvae", "t2i.prior"),
     ("t2i.families",),
     ("t2i.text", "t2i.extractors"),
     ("t2i.align",),

@@ -16,12 +16,13 @@ import yaml
 from builders.tiny_run import CAPTIONS, STEP, make_run, tiny_config
 from t2i import checkpoint
 from t2i.cgan.architectures import build
-from t2i.cgan.sampling import noise, sample, slerp
+from t2i.cgan.sampling import sample
 from t2i.errors import InputError
 from t2i.images import to_uint8
 from t2i.metrics.score import Score, ScoreProtocol, write_scores
 from t2i.pipeline import TextToImagePipeline, mix
 from t2i.sampling.prompts import image_seed
+from t2i.seeding import noise, slerp
 from t2i.text import TextConfig, TextFeatures, fit_encoder, load_encoder
 
 PROMPT = "a small red circle"

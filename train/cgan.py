@@ -18,7 +18,7 @@ from t2i.cgan import rules
 from t2i.cgan.architectures import build
 from t2i.cgan.config import Config, RelativisticLoss
 from t2i.cgan.guidance import make_guide
-from t2i.cgan.sampling import noise, sample_uint8
+from t2i.cgan.sampling import sample_uint8
 from t2i.cgan.step import Micro, discriminate, draw_micro, generate, nearest_noise, track_mean_latent
 from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
@@ -27,6 +27,7 @@ from t2i.data.loader import Batch, Loader
 from t2i.hardware import prepare_cpu
 from t2i.images import grid, to_model
 from t2i.metrics.diversity import within_prompt_diversity
+from t2i.seeding import noise
 from t2i.text import TextEncoder, TextFeatures
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
 from t2i.training.optimization import EMA, gradient_norm, learning_rate

@@ -20,7 +20,7 @@ from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import may_flip, warn_of_crops
 from t2i.data.loader import RowLoader, Rows
 from t2i.errors import InputError
-from t2i.families import ImageTokenizer, load_tokenizer, save_tokenizer
+from t2i.families import ImageTokenizer
 from t2i.hardware import prepare_cpu
 from t2i.images import grid
 from t2i.prior.config import Config
@@ -28,10 +28,10 @@ from t2i.prior.decoding import decode
 from t2i.prior.step import BITS, Micro, bits_per_token, draw_micro, parameter_groups
 from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextEncoder, TextFeatures
-from t2i.training.codes import CachedCodes, encode_codes
-from t2i.training.conditioning import Captions, own_copy, prepare_captions, prepare_text
+from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
+from t2i.training.conditioning import Captions, prepare_captions, prepare_text
 from t2i.training.optimization import EMA, MAX_GRADIENT
-from t2i.training.run import Run, now_and_then
+from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
 
@@ -47,33 +47,13 @@ class Validation(NamedTuple):
     codes_BS: Tensor
 
 
-def prepare_tokenizer(config: Config, run: Run) -> ImageTokenizer:
-    """Returns the run's own copy of the tokenizer, made when the run starts."""
-    path = config.tokenizer.path
-    tokenizer = own_copy(run, "tokenizer", path, lambda: load_tokenizer(Path(path)), save_tokenizer, load_tokenizer)
-    if tokenizer.resolution != config.data.resolution:
-        raise InputError(
-            f"data.resolution is {config.data.resolution}, but the tokenizer {config.tokenizer.path} codes images of "
-            f"{tokenizer.resolution} px; set data.resolution={tokenizer.resolution}, or train another tokenizer"
-        )
+def check_top_k(config: Config, tokenizer: ImageTokenizer) -> None:
+    """Raises InputError when sampling would choose among more codes than there are."""
     top_k = config.sampling.top_k
     if top_k is not None and top_k > tokenizer.codebook_size:
         raise InputError(
             f"sampling.top_k {top_k} is more than the {tokenizer.codebook_size} codes; lower it, or set null"
         )
-    tokenizer.to(run.device)
-    return tokenizer
-
-
-def prepare_codes(tokenizer: ImageTokenizer, dataset: Dataset, mirrored: bool, run: Run) -> CachedCodes:
-    """Returns the codes of all images, from the cache or encoded now by all processes together."""
-    codes = encode_codes(
-        tokenizer, dataset, mirrored, ranks=run.ranks, on_progress=now_and_then(run, f"encoding images ({dataset.split})"),
-    )  # fmt: skip
-    for entry in codes.broken:
-        run.quarantine(entry)
-    run.say(f"codes of {dataset.split}: {codes.hits:,} images from the cache, {codes.misses:,} encoded now")
-    return codes
 
 
 def prepare_validation(config: Config, encoder: TextEncoder, tokenizer: ImageTokenizer, run: Run) -> Validation | None:
@@ -127,7 +107,8 @@ def main(config: Config, run_dir: Path) -> None:
         remember(run, train, config.data, [config.tokenizer.path, config.text.path])
 
         # Codes and text: the frozen tokenizer and encoder, and what they make of all images and captions
-        tokenizer = prepare_tokenizer(config, run)
+        tokenizer = prepare_tokenizer(config.tokenizer.path, config.data.resolution, run)
+        check_top_k(config, tokenizer)
         encoder = prepare_text(config.text, train, run)
         captions = prepare_captions(encoder, train, run, tokens=True)
         codes = prepare_codes(tokenizer, train, config.flip, run)

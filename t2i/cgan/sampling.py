@@ -19,16 +19,11 @@ from t2i.errors import InputError
 from t2i.families import Components
 from t2i.hardware import one_thread_each
 from t2i.images import ImageArray, to_uint8
+from t2i.seeding import noise, slerp
 from t2i.text import TextEncoder, TextFeatures
 from t2i.trained import TrainedRun
 
 MEAN_DRAWS = 16  # noises that the mean latent of a caption is taken over
-
-
-def noise(seeds: Sequence[int], z_dim: int) -> Tensor:
-    """z_BZ, row i a function of seeds[i] alone."""
-    rows = [seeding.normal(seed, "sample/z", [0], z_dim)[0] for seed in seeds]
-    return torch.from_numpy(np.stack(rows))
 
 
 @torch.no_grad()
@@ -98,20 +93,6 @@ def sample_uint8(
             if on_step is not None:
                 on_step(len(images) / count)
     return np.concatenate(images)
-
-
-def slerp(a_Z: Tensor, b_Z: Tensor, weights: Sequence[float]) -> Tensor:
-    """[len(weights), Z] on the great circle between two noises: the mean of two normals would be too short for one.
-
-    Weight 0 gives `a_Z` and 1 gives `b_Z`, bit for bit.
-    """
-    angle = torch.arccos((a_Z @ b_Z / (a_Z.norm() * b_Z.norm())).clamp(-1, 1)).double()
-    t = torch.tensor(weights, dtype=torch.float64)[:, None]
-    if torch.sin(angle) < 1e-6:  # the same direction, or opposite ones, between which no way is the shortest
-        share_a, share_b = 1 - t, t
-    else:
-        share_a, share_b = torch.sin((1 - t) * angle) / torch.sin(angle), torch.sin(t * angle) / torch.sin(angle)
-    return (share_a * a_Z + share_b * b_Z).float()
 
 
 class CganSampler:

@@ -26,7 +26,9 @@ from t2i.data import Dataset
 from t2i.data.loader import Broken, Reader
 from t2i.distributed import Ranks
 from t2i.errors import InputError
-from t2i.families import ImageTokenizer
+from t2i.families import ImageTokenizer, load_tokenizer, save_tokenizer
+from t2i.training.conditioning import own_copy
+from t2i.training.run import Run, now_and_then
 
 FORMAT = 1
 SHARD_PICTURES = 4096
@@ -155,3 +157,29 @@ def _open(path: Path, count: int, shape: tuple[int, ...], codes: int) -> dict[st
         with suppress(OSError):
             path.unlink()
         return None
+
+
+def prepare_tokenizer(path: str, resolution: int, run: Run) -> ImageTokenizer:
+    """Returns the run's own copy of the tokenizer at `path`, made when the run starts.
+
+    Raises:
+        InputError: it is none, or codes images of another size than `resolution`.
+    """
+    tokenizer = own_copy(run, "tokenizer", path, lambda: load_tokenizer(Path(path)), save_tokenizer, load_tokenizer)
+    if tokenizer.resolution != resolution:
+        raise InputError(
+            f"data.resolution is {resolution}, but the tokenizer {path} codes images of "
+            f"{tokenizer.resolution} px; set data.resolution={tokenizer.resolution}, or train another tokenizer"
+        )
+    tokenizer.to(run.device)
+    return tokenizer
+
+
+def prepare_codes(tokenizer: ImageTokenizer, dataset: Dataset, mirrored: bool, run: Run) -> CachedCodes:
+    """Returns the codes of all images, from the cache or encoded now by all processes together."""
+    progress = now_and_then(run, f"encoding images ({dataset.split})")
+    codes = encode_codes(tokenizer, dataset, mirrored, ranks=run.ranks, on_progress=progress)
+    for entry in codes.broken:
+        run.quarantine(entry)
+    run.say(f"codes of {dataset.split}: {codes.hits:,} images from the cache, {codes.misses:,} encoded now")
+    return codes

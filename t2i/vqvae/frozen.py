@@ -108,6 +108,13 @@ class FrozenTokenizer:
             parts.append(to_uint8(self.model.decode(full))[: len(part)])
         return np.concatenate(parts)
 
+    @torch.no_grad()
+    def codebook(self) -> Tensor:
+        if self.codebooks > 1:
+            raise ValueError(f"a tokenizer of {self.codebooks} codebooks has no vector for each code")
+        indices = torch.arange(self.codebook_size, device=self._device)
+        return self.model.codes.codes_of(indices[:, None, None]).flatten(1).float()
+
     def digest(self) -> str:
         parts = {"autoencoder": self.config.autoencoder.model_dump(mode="json"), "quantizer": self._kept}
         total = hashlib.sha256(json.dumps([self.resolution, parts], sort_keys=True).encode())

@@ -13,9 +13,10 @@ from t2i.cgan import losses, rules
 from t2i.cgan.architectures import ARCHITECTURES, build
 from t2i.cgan.config import Config, HingeLoss, RelativisticLoss
 from t2i.cgan.diffaugment import DRAWS, KINDS, augment, flip
-from t2i.cgan.sampling import latents, noise, sample
+from t2i.cgan.sampling import latents, sample
 from t2i.data import View, open_dataset
 from t2i.images import to_model
+from t2i.seeding import noise
 from t2i.text import TextConfig, TextFeatures
 from t2i.text.classical import BagOfWords
 
@@ -269,3 +270,15 @@ def test_eight_pictures_are_learnt_by_their_captions() -> None:
 def test_a_resolution_that_cannot_be_halved_is_refused() -> None:
     with pytest.raises(ValueError, match="power of two"):
         tiny(data={"resolution": 48})
+
+
+def test_an_exported_generator_takes_any_number_of_captions() -> None:
+    torch.manual_seed(0)
+    generator, _ = build(tiny(), 12, 6)
+    z, text = torch.randn(3, 8), text_of(3)
+    batch = torch.export.Dim("batch", min=2)
+    shapes = ({0: batch}, TextFeatures({0: batch}, {0: batch}, {0: batch}))
+    exported = torch.export.export(generator.eval(), (z, text), dynamic_shapes=shapes).module()
+    for count in (3, 5):
+        z, text = torch.randn(count, 8), text_of(count, seed=count)
+        torch.testing.assert_close(exported(z, text), generator(z, text), rtol=1e-4, atol=1e-5)

@@ -30,12 +30,21 @@ PRIOR = [
     *("model={width: 16, depth: 2, heads: 2, mlp_width: 16}", "text={encoder: bow}", "order=random", "flip=true"),
     *("validation_steps=2", "sampling.steps=3"),
 ]
-KEYS = {"cgan": [*SMALL, *GAN], "align": [*SMALL, *ALIGN], "vqvae": [*SMALL, *VQVAE], "prior": [*SMALL, *PRIOR]}
+CVAE = [
+    "model={width: 16, depth: 2, heads: 2, posterior_width: 8}",
+    "text={encoder: bow}",
+    "flip=true",
+    "validation_steps=2",
+]
+KEYS = {
+    "cgan": [*SMALL, *GAN], "align": [*SMALL, *ALIGN], "vqvae": [*SMALL, *VQVAE], "prior": [*SMALL, *PRIOR],
+    "cvae": [*SMALL, *CVAE],
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What a prior needs before it can be trained, made once for all tests."""
+    """What a prior or a cvae needs before it can be trained, made once for all tests."""
     if not TOKENIZER:
         TOKENIZER.append(tmp_path_factory.mktemp("tokenizer") / "run")
         assert app.main(command("vqvae", TOKENIZER[0], "max_train_steps=3")) == 0
@@ -45,7 +54,7 @@ TOKENIZER: list[Path] = []
 
 
 def command(family: str, run: Path, *sets: str) -> list[str]:
-    if family == "prior":
+    if family in ("prior", "cvae"):
         sets = (f"tokenizer.path={json.dumps(str(TOKENIZER[0]))}", *sets)
     words = ["train", family, "--config", f"{family}-tiny", "--data", "shapes-1", "--run-dir", str(run)]
     return words + [word for value in (*KEYS[family], *sets) for word in ("--set", value)]

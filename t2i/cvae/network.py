@@ -1,0 +1,246 @@
+"""A transformer that writes all latents of an image in one pass, from words and noise, and its training as a conditional VAE.
+
+Words pass residual convolutions over their neighbours before the first block, so that a noun's state holds the adjectives
+before it and the relation beside it; then words and places attend to each other in every block. Noise enters by adaptive
+norms (Peebles & Xie, DiT, ICCV 2023). In training the noise comes from a posterior that sees the image and its bag of words
+(Sohn et al., conditional VAE, NeurIPS 2015); part of the captions see no noise, so that the words are learned from whatever
+the posterior could tell.
+
+Axes: B batch, T words, L places row by row, N = T + L, C channels of a latent, D width, Z noise, P pooled text.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from t2i.cvae.config import Config, NetworkConfig
+from t2i.text import TextFeatures
+
+WINDOW = 5  # words that a convolution sees
+EPS = 1e-6
+
+
+class Shape(NamedTuple):
+    """What the tokenizer's latents look like."""
+
+    grid: int  # places a side
+    channels: int
+
+
+class Draws(NamedTuple):
+    """All random numbers of one micro-batch."""
+
+    noise_BZ: Tensor  # standard normals of the posterior
+    hidden_B: Tensor  # uniforms in [0, 1); below `loss.without_noise` the noise is hidden
+    free_BZ: Tensor  # standard normals for images that no posterior has seen
+
+
+class Terms(NamedTuple):
+    """The loss of one micro-batch and its terms, all scalars; only `loss` has a gradient."""
+
+    loss: Tensor
+    error: Tensor  # weighted squared error a channel, with noise from the posterior
+    error_of_text: Tensor  # the same where the noise is hidden
+    nats: Tensor  # KL divergence of the posterior from the normal, an image
+
+
+def linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
+    """Keeps the variance, times gain squared; gain 0 starts as nothing."""
+    layer = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs))
+    return layer
+
+
+def normalize(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+
+
+def trimmed(text: TextFeatures) -> tuple[Tensor, Tensor]:
+    """Token states and mask without the columns that are padding in every row."""
+    tokens, mask, _ = text
+    if mask.device.type != "cpu":  # it would cost a synchronisation, and a shape to compile for
+        return tokens, mask
+    longest = max(1, int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0)
+    return tokens[:, :longest], mask[:, :longest]
+
+
+class Words(nn.Module):
+    """Token states with their neighbours mixed in; padding stays zero."""
+
+    def __init__(self, token_dim: int, width: int, layers: int, max_tokens: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(token_dim, width)
+        self.positions = nn.Parameter(torch.randn(max_tokens, width) * 0.3)
+        self.mix = nn.ModuleList(nn.Conv1d(width, width, WINDOW, padding=WINDOW // 2) for _ in range(layers))
+        for layer in self.mix:
+            # not zero: neighbours are mixed in from the first step on
+            nn.init.normal_(layer.weight, std=1.5 / math.sqrt(WINDOW * width))  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, tokens_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        real = mask_BT[..., None].float()
+        x = (self.embed(normalize(tokens_BTD)) + self.positions[: tokens_BTD.shape[1]]) * real
+        for layer in self.mix:
+            mixed = layer((normalize(x) * real).transpose(1, 2)).transpose(1, 2)
+            x = x + F.silu(mixed) * real
+        return x.float()
+
+
+def rotation(grid: int, head_dim: int) -> Tensor:
+    """Complex [L, head_dim / 2]: half of the pairs turn with the row of a place, half with its column (2-D RoPE)."""
+    place = torch.arange(grid**2)
+    pairs = head_dim // 4
+    # a grid is short: wavelengths from 2 pi to a few grids, where language models go to 10,000
+    frequency = 100.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    angle = torch.cat([(place // grid)[:, None] * frequency, (place % grid)[:, None] * frequency], dim=1)
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Turns neighbouring channels as pairs."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * turn).flatten(-2)
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, their inputs scaled and shifted by the noise and the caption."""
+
+    turn: Tensor
+
+    def __init__(self, width: int, heads: int, depth: int, grid: int) -> None:
+        super().__init__()
+        self.heads, hidden, gain = heads, width * 8 // 3 // 16 * 16, 1 / math.sqrt(2 * depth)
+        self.register_buffer("turn", rotation(grid, width // heads), persistent=False)
+        self.sharpness = nn.Parameter(torch.ones(width // heads))
+        self.qkv, self.out = linear(width, 3 * width), linear(width, width, gain)
+        self.gate_up, self.down = linear(width, 2 * hidden), linear(hidden, width, gain)
+        self.modulation = nn.Linear(width, 4 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x_BND: Tensor, condition_BD: Tensor, mask_BN: Tensor) -> Tensor:
+        words = x_BND.shape[1] - len(self.turn)
+        turn = torch.cat([self.turn.new_ones(words, self.turn.shape[1]), self.turn])  # words do not turn
+        scale_1, shift_1, scale_2, shift_2 = self.modulation(condition_BD).float()[:, None].chunk(4, dim=-1)
+        h = torch.addcmul(shift_1, normalize(x_BND), 1 + scale_1)
+        q, k, v = rearrange(self.qkv(h), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        # queries and keys of unit variance keep attention soft at any learning rate
+        q, k = (rotate(normalize(x) * self.sharpness, turn).type_as(v) for x in (q, k))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BN[:, None, None, :])
+        x_BND = x_BND + self.out(rearrange(attended, "b h n d -> b n (h d)"))
+        h = torch.addcmul(shift_2, normalize(x_BND), 1 + scale_2)
+        gate, up = self.gate_up(h).chunk(2, dim=-1)
+        return x_BND + self.down(F.silu(gate) * up)
+
+
+class Generator(nn.Module):
+    """(words, noise) -> latents of all places, in one pass."""
+
+    def __init__(self, config: NetworkConfig, shape: Shape, token_dim: int, max_tokens: int) -> None:
+        super().__init__()
+        width = config.width
+        self.words = Words(token_dim, width, config.word_layers, max_tokens)
+        self.noise = nn.Sequential(linear(config.z_dim, width), nn.SiLU(), linear(width, width))
+        self.no_noise = nn.Parameter(torch.zeros(width))
+        self.pooled, self.place_noise = linear(width, width), linear(width, width, 0.3)
+        self.rows = nn.Parameter(torch.randn(shape.grid, width) * 0.5)
+        self.columns = nn.Parameter(torch.randn(shape.grid, width) * 0.5)
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.depth, shape.grid) for _ in range(config.depth))
+        self.head = linear(width, shape.channels, 0)
+
+    def forward(self, text: TextFeatures, z_BZ: Tensor, hidden_B: Tensor | None = None) -> Tensor:
+        """latents_BLC of unit mean square; the noise of `hidden_B` is replaced by the learned absence of noise."""
+        tokens, mask = trimmed(text)
+        words = self.words(tokens, mask)
+        noise = self.noise(z_BZ).float()
+        if hidden_B is not None:
+            noise = torch.where(hidden_B[:, None], self.no_noise, noise)
+        summary = words.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
+        condition = F.silu(noise + self.pooled(normalize(summary)).float())
+        places = (self.rows[:, None] + self.columns).flatten(0, 1) + self.place_noise(noise).float()[:, None]
+        x = torch.cat([words, places], dim=1)
+        visible = F.pad(mask, (0, places.shape[1]), value=True)
+        for block in self.blocks:
+            x = block(x, condition, visible)
+        return self.head(normalize(x[:, words.shape[1] :])).float()
+
+
+class Posterior(nn.Module):
+    """(latents, bag of words) -> mean and log variance of the noise. Without the words it would override them."""
+
+    def __init__(self, config: NetworkConfig, shape: Shape, pooled_dim: int) -> None:
+        super().__init__()
+        self.grid, width = shape.grid, config.posterior_width
+        self.conv_1 = nn.Conv2d(shape.channels, width, 3, padding=1)
+        self.conv_2 = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.text = nn.Linear(pooled_dim, 2 * width)
+        self.hidden = nn.Linear(width * ((shape.grid + 1) // 2) ** 2 + 2 * width, 2 * width)
+        self.out = nn.Linear(2 * width, 2 * config.z_dim)
+
+    def forward(self, latents_BLC: Tensor, pooled_BP: Tensor) -> tuple[Tensor, Tensor]:
+        x = rearrange(latents_BLC, "b (h w) c -> b c h w", h=self.grid)
+        x = F.silu(self.conv_2(F.silu(self.conv_1(x)))).flatten(1)
+        x = torch.cat([x, self.text(normalize(pooled_BP))], dim=1)
+        mean, log_variance = self.out(F.silu(self.hidden(x))).float().chunk(2, dim=1)
+        return mean, log_variance.clamp(-8, 4)
+
+
+def contrast(latents_BLC: Tensor, grid: int) -> Tensor:
+    """[B, L]: how far each place is from the mean of its 3 x 3 neighbours, 1 on average over an image."""
+    x = rearrange(latents_BLC, "b (h w) c -> b c h w", h=grid)
+    near = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    distance = (x - near).square().mean(dim=1).sqrt().flatten(1)
+    return distance / distance.mean(dim=1, keepdim=True).clamp(min=EPS)
+
+
+class ConditionalVAE(nn.Module):
+    """Generator and posterior; freshly initialised from torch's generator."""
+
+    def __init__(self, config: Config, shape: Shape, token_dim: int, pooled_dim: int, max_tokens: int) -> None:
+        super().__init__()
+        self.config, self.shape = config, shape
+        self.generator = Generator(config.model, shape, token_dim, max_tokens)
+        self.posterior = Posterior(config.model, shape, pooled_dim)
+
+    def forward(
+        self, latents_BLC: Tensor, text: TextFeatures, draws: Draws, free: bool = False
+    ) -> tuple[Terms, Tensor | None]:
+        """The loss of one micro-batch; with `free` also latents_BLC of the same captions and noise of no posterior.
+
+        Args:
+            latents_BLC: of real images, of unit mean square.
+        """
+        loss, batch = self.config.loss, len(latents_BLC)
+        mean, log_variance = self.posterior(latents_BLC, text.pooled_BP)
+        z_BZ = mean + draws.noise_BZ * (log_variance / 2).exp()
+        hidden_B = draws.hidden_B < loss.without_noise
+        if free:
+            double = TextFeatures(*(torch.cat([x, x]) for x in text))
+            z_BZ = torch.cat([z_BZ, draws.free_BZ])
+            made = self.generator(double, z_BZ, F.pad(hidden_B, (0, batch), value=False))
+        else:
+            made = self.generator(text, z_BZ, hidden_B)
+        made, freely_made = made[:batch], made[batch:] if free else None
+        weight = 1 + loss.contrast * contrast(latents_BLC, self.shape.grid)
+        weight = weight / weight.mean(dim=1, keepdim=True)
+        error_B = ((made - latents_BLC).square().mean(dim=2) * weight).mean(dim=1)
+        nats_B = (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1) / 2
+        shown_B = (~hidden_B).float()
+        total = error_B.mean() + loss.kl * (nats_B * shown_B).mean()
+        with torch.no_grad():
+            share = shown_B.mean()
+            error = (error_B * shown_B).mean() / share.clamp(min=EPS)
+            of_text = (error_B * (1 - shown_B)).mean() / (1 - share).clamp(min=EPS)
+        return Terms(total, error, of_text, nats_B.detach().mean()), freely_made
+
+
+def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Returns AdamW's groups: weight decay for all matrices and kernels, none for gains, biases and the rest."""
+    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")]
+    kept = {id(p) for p in decayed}
+    rest = [p for p in model.parameters() if id(p) not in kept]
+    return [{"params": decayed, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]

@@ -1,0 +1,178 @@
+"""From text and noise to images in one pass: what `t2i sample` and the pipeline use for a run of `t2i train cvae`.
+
+Axes: B batch, L places, C channels of a latent, K codes, Z noise.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from t2i import checkpoint
+from t2i.cvae.config import Config
+from t2i.cvae.network import ConditionalVAE, Shape
+from t2i.errors import InputError
+from t2i.families import Components, ImageTokenizer, load_tokenizer, tokenizer_class
+from t2i.hardware import one_thread_each
+from t2i.images import ImageArray
+from t2i.seeding import noise, slerp
+from t2i.text import TextEncoder, TextFeatures
+from t2i.trained import TrainedRun
+
+
+class Latents:
+    """Codes as latents of unit mean square, and back to the nearest codes."""
+
+    def __init__(self, tokenizer: ImageTokenizer) -> None:
+        if tokenizer.codebooks > 1:
+            raise InputError(
+                f"this tokenizer has {tokenizer.codebooks} codes a place, and a cvae needs one; train it with another "
+                "quantizer.kind than residual"
+            )
+        vectors_KC = tokenizer.codebook()
+        self.vectors_KC = vectors_KC / vectors_KC.square().mean().sqrt()
+        self.shape = Shape(tokenizer.grid, vectors_KC.shape[1])
+
+    def of(self, indices_BL: Tensor) -> Tensor:
+        """latents_BLC."""
+        return self.vectors_KC[indices_BL.to(self.vectors_KC.device)]
+
+    def nearest(self, latents_BLC: Tensor) -> Tensor:
+        """indices_BL of the codes at the least Euclidean distance."""
+        codes = self.vectors_KC
+        flat = latents_BLC.flatten(0, 1).float()
+        return torch.addmm(codes.square().sum(dim=1), flat, codes.T, alpha=-2).argmin(dim=1).view(latents_BLC.shape[:2])
+
+
+@torch.no_grad()
+def sample_codes(
+    model: ConditionalVAE,
+    latents: Latents,
+    z_BZ: Tensor,
+    text: TextFeatures,
+    on_step: Callable[[float], None] | None = None,
+) -> Tensor:
+    """indices_BL of noise and text, both on any device.
+
+    On a CPU each image is made alone, by one thread, as many at once as torch has threads, so that it has the same bits
+    whatever is made beside it. Elsewhere all are one batch.
+
+    Args:
+        on_step: hears after each image, or after the batch, which share is done.
+    """
+    count, device = len(z_BZ), latents.vectors_KC.device
+    if device.type != "cpu":
+        made = model.generator(TextFeatures(*(x.to(device) for x in text)), z_BZ.to(device))
+        if on_step is not None:
+            on_step(1.0)
+        return latents.nearest(made)
+
+    @torch.no_grad()  # which is a thread's own
+    def one(i: int) -> Tensor:
+        return latents.nearest(model.generator(TextFeatures(*(x[[i]] for x in text)), z_BZ[[i]]))
+
+    indices = []
+    with one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
+        for row in pool.map(one, range(count)):
+            indices.append(row)
+            if on_step is not None:
+                on_step(len(indices) / count)
+    return torch.cat(indices)
+
+
+class CvaeSampler:
+    """The averaged generator of a run and its tokenizer; `t2i.families.Sampler` says what each method does."""
+
+    parts = ("generator", "tokenizer")
+    guidance = 1.0
+
+    def __init__(self, config: Config, model: ConditionalVAE, tokenizer: ImageTokenizer) -> None:
+        self.config, self.model, self.tokenizer = config, model.eval().requires_grad_(False), tokenizer
+        self.latents = Latents(tokenizer)
+
+    @classmethod
+    def components_of(cls, run: TrainedRun) -> Components:
+        folder = run.folder / "tokenizer"
+        if not folder.is_dir():
+            raise InputError(f"{folder} is missing, where the tokenizer of this run belongs; copy the whole run")
+        tokenizer = load_tokenizer(folder)
+        if tokenizer.digest() != run.manifest.get("tokenizer_digest"):
+            raise InputError(f"{folder} holds another tokenizer than the run was trained with; put that one there")
+        (component,) = tokenizer.components().values()
+        values = run.manifest["config"] | {"shape": run.manifest.get("shape")}
+        return {"generator": (values, run.weights), "tokenizer": component}
+
+    @classmethod
+    def load(cls, components: Components, text: TextEncoder) -> Self:
+        values, tensors = components["generator"]
+        config = Config.kept({key: value for key, value in values.items() if key != "shape"})
+        shape = TypeAdapter(Shape).validate_python(values.get("shape"))
+        with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
+            model = ConditionalVAE(config, shape, text.token_dim, text.pooled_dim, text.max_tokens)
+        checkpoint.load_module(model, tensors, "generator")
+        family = str(components["tokenizer"][0].get("family"))
+        tokenizer = tokenizer_class(family, Path("tokenizer")).load({"tokenizer": components["tokenizer"]})
+        sampler = cls(config, model, tokenizer)
+        if sampler.latents.shape != shape:
+            raise InputError("the tokenizer of this model has other latents than its generator was trained on")
+        return sampler
+
+    def components(self) -> Components:
+        (tokenizer,) = self.tokenizer.components().values()
+        values = self.config.model_dump(mode="json") | {"shape": list(self.latents.shape)}
+        return {"generator": (values, self.model.state_dict()), "tokenizer": tokenizer}
+
+    def to(self, device: torch.device) -> None:
+        self.model.to(device)
+        self.tokenizer.to(device)
+        self.latents = Latents(self.tokenizer)
+
+    def tuned(self, settings: Mapping[str, Any]) -> Self:
+        if settings:
+            raise InputError(f"a cvae has no setting {min(settings)!r}; it has truncation alone")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def sample(
+        self,
+        text: TextFeatures,
+        seeds: Sequence[int],
+        truncation: float = 1.0,
+        guidance: float = 1.0,
+        on_step: Callable[[float], None] | None = None,
+    ) -> ImageArray:
+        return self._sample(noise(seeds, self.config.model.z_dim), text, truncation, guidance, on_step)
+
+    def sample_between(
+        self,
+        text: TextFeatures,
+        seeds: tuple[int, int],
+        weights: Sequence[float],
+        truncation: float = 1.0,
+        guidance: float = 1.0,
+    ) -> ImageArray:
+        z_BZ = slerp(*noise(seeds, self.config.model.z_dim), weights)
+        return self._sample(z_BZ, text, truncation, guidance, None)
+
+    def _sample(
+        self,
+        z_BZ: Tensor,
+        text: TextFeatures,
+        truncation: float,
+        guidance: float,
+        on_step: Callable[[float], None] | None,
+    ) -> ImageArray:
+        """Truncation shortens the noise: 0 gives the most typical image of a caption, whatever the seed."""
+        if guidance != 1:
+            raise InputError(f"guidance {guidance:g} is a setting of a GAN or a prior; a cvae has truncation alone")
+        indices = sample_codes(self.model, self.latents, z_BZ * truncation, text, on_step)
+        return self.tokenizer.decode(indices.cpu()[..., None])
+
+    def reconstruct(self, images_BHWC: ImageArray) -> ImageArray:
+        return self.tokenizer.decode(self.tokenizer.encode(images_BHWC))

@@ -1,0 +1,196 @@
+"""Trains a one-pass generator of a tokenizer's latents: a conditional VAE, at the end with a critic (CVAE-GAN).
+
+    t2i train cvae --config cvae-shapes64 --set tokenizer.path=runs/vqvae-shapes64 --run-dir runs/cvae
+    torchrun --nproc_per_node 2 -m t2i.cli train cvae --config cvae-shapes64 ...
+
+Codes and text features are computed once and kept in the cache. The run directory holds everything that `t2i sample` and
+`t2i eval` need. To resume, run the same command again.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from t2i import seeding
+from t2i.cvae.config import Config
+from t2i.cvae.critic import Critic, deceive
+from t2i.cvae.network import ConditionalVAE, Draws, parameter_groups
+from t2i.cvae.sampling import Latents, sample_codes
+from t2i.data import Dataset, open_dataset
+from t2i.data.caption_checks import may_flip, warn_of_crops
+from t2i.data.loader import RowLoader, Rows
+from t2i.families import ImageTokenizer
+from t2i.hardware import prepare_cpu
+from t2i.images import grid
+from t2i.seeding import noise
+from t2i.text import TextEncoder, TextFeatures
+from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
+from t2i.training.conditioning import Captions, prepare_captions, prepare_text
+from t2i.training.optimization import EMA, MAX_GRADIENT
+from t2i.training.run import Run
+from t2i.training.trained_on import remember
+from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
+
+SHOWN = 24  # prompts of the sample grid
+WEIGHT_DECAY, BETA2 = 0.02, 0.95  # of AdamW
+
+
+class Micro(NamedTuple):
+    """One micro-batch on the device, with all that chance decides of it."""
+
+    latents_BLC: Tensor
+    text: TextFeatures
+    draws: Draws
+    other_B: Tensor  # whether the caption of the next row says something else
+
+
+class Validation(NamedTuple):
+    """Held-out captions, the scores they are judged by, and their text features."""
+
+    held_out: HeldOut
+    text: TextFeatures
+
+
+def prepare_validation(config: Config, encoder: TextEncoder, run: Run) -> Validation | None:
+    """Returns the captions of `val`, one of each image; None where the data has no such split."""
+    dataset = open_held_out(config.data, "val", config.validation_n)
+    if dataset is None:
+        return None
+    prompts = [options[0] for options in dataset.captions]
+    held_out = HeldOut(dataset, prompts, range(len(dataset)), config.validation_extractor, run.device)
+    return Validation(held_out, encoder.encode(prompts))
+
+
+def validate(
+    model: ConditionalVAE, validation: Validation, tokenizer: ImageTokenizer, latents: Latents, run: Run
+) -> dict[str, float]:
+    """Samples held-out prompts with fixed seeds and saves the grid; returns the scores."""
+    prompts, sampled = validation.held_out.captions, []
+    for rows in (range(len(prompts))[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)):
+        z_BZ = noise(rows, model.config.model.z_dim)
+        codes = sample_codes(model, latents, z_BZ, TextFeatures(*(x[rows] for x in validation.text)))
+        sampled.append(tokenizer.decode(codes.cpu()[..., None]))
+    images = np.concatenate(sampled)
+    (run.directory / "samples").mkdir(exist_ok=True)
+    sheet = grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6)
+    sheet.save(run.directory / "samples" / f"step-{run.step:08d}.png")
+    return validation.held_out.scores(images)
+
+
+def prepare_micro(
+    config: Config, train: Dataset, captions: Captions, codes: CachedCodes, latents: Latents, batch: Rows, run: Run
+) -> Micro:
+    """Puts latents and captions of one micro-batch on the device and draws its noises."""
+    seed, ids = config.seed, batch.sample_ids
+    index = captions.chosen(train, codes.shown(batch.rows), ids, seed)
+    text = TextFeatures(*(x.to(run.device) for x in captions.text.rows(index)))
+    mirrored = (seeding.uniform(seed, "flip", ids, 1)[:, 0] < 0.5).astype(np.int64) * config.flip
+    latents_BLC = latents.of(codes.at(batch.rows, mirrored)[..., 0])
+    draws = Draws(
+        torch.from_numpy(seeding.normal(seed, "posterior", ids, config.model.z_dim)).to(run.device),
+        torch.from_numpy(seeding.uniform(seed, "without_noise", ids, 1)[:, 0]).to(run.device),
+        torch.from_numpy(seeding.normal(seed, "free", ids, config.model.z_dim)).to(run.device),
+    )
+    said = captions.same[index]
+    return Micro(latents_BLC, text, draws, (said != said.roll(-1)).to(run.device))
+
+
+def main(config: Config, run_dir: Path) -> None:
+    prepare_cpu()
+    train = open_dataset(config.data.address, "train", config.data.view(config.data.limit))
+
+    with Run(run_dir, config, "cvae") as run:
+        # Data: what of it may contradict its captions, and a record of it for later scores
+        warn_of_crops(config.data.fit, train)
+        config = config.model_copy(update={"flip": may_flip(config.flip, train)})
+        remember(run, train, config.data, [config.tokenizer.path, config.text.path])
+
+        # Latents and text: the frozen tokenizer and encoder, and what they make of all images and captions
+        tokenizer = prepare_tokenizer(config.tokenizer.path, config.data.resolution, run)
+        latents = Latents(tokenizer)
+        encoder = prepare_text(config.text, train, run)
+        captions = prepare_captions(encoder, train, run, tokens=True)
+        codes = prepare_codes(tokenizer, train, config.flip, run)
+        validation = prepare_validation(config, encoder, run)
+
+        # Generator and posterior, their average, the critic, and an optimizer for each player
+        plain = ConditionalVAE(config, latents.shape, encoder.token_dim, encoder.pooled_dim, encoder.max_tokens)
+        plain = plain.to(run.device)
+        ema = EMA(plain, config.ema_halflife_images)
+        groups = parameter_groups(plain, WEIGHT_DECAY)
+        optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, BETA2))
+        plain_critic = Critic(config, latents.shape, encoder.token_dim, encoder.max_tokens).to(run.device)
+        critic_optimizer = torch.optim.Adam(plain_critic.parameters(), config.learning_rate, betas=(0.0, BETA2))
+
+        # Parts of a checkpoint, and the newest one to go on from
+        for name, part in {"model": plain, "ema": ema, "optimizer": optimizer}.items():
+            run.register(name, part)
+        run.register("critic", plain_critic)
+        run.register("critic_optimizer", critic_optimizer)
+        best = keep_best(run, ema.state_tensors, config.best_metric, validation.held_out.names if validation else ())
+        run.resume()
+        run.extra["shape"] = list(latents.shape)
+
+        # Both networks as the processes of the run share them, and the rows from where the run left off
+        model, critic = (run.prepare(part, config.compile) for part in (plain, plain_critic))
+        loader = RowLoader(len(train), config.train_batch_size, config.seed, *run.position)
+
+        for batches in run.steps(loader, optimizer, critic_optimizer):
+            # Validation of the averaged model, and a checkpoint
+            if validation and run.due(config.validation_steps):
+                found = run.on_main(
+                    lambda: validate(ema.module, validation, tokenizer, latents, run)  # type: ignore[arg-type]
+                )
+                note_validation(run, found, best)
+            if run.due(config.checkpointing_steps):
+                run.save()
+
+            # Micro-batches of this step; none at the end of the run
+            micros = [prepare_micro(config, train, captions, codes, latents, batch, run) for batch in batches]
+            if not micros:
+                break
+
+            # Step on the squared error of latents, the information in the noise, and, late in the run, the critic's view
+            sharpening = run.step >= config.critic.start * run.total_steps
+            losses: list[Tensor] = []
+            made: list[Tensor] = []
+            plain_critic.requires_grad_(False)
+            for micro in run.accumulate(model, micros):
+                terms, free = model(micro.latents_BLC, micro.text, micro.draws, sharpening)
+                loss = terms.loss
+                if free is not None:
+                    with run.accelerator.autocast():
+                        deceived = deceive(plain_critic, micro.latents_BLC, free, micro.text)
+                    loss = loss + config.critic.weight * deceived
+                    made.append(free.detach())
+                    run.note({"deceived": deceived.detach()})
+                run.accelerator.backward(loss)
+                losses.append(loss)
+                run.note({name: value.detach() for name, value in terms._asdict().items()})
+            plain_critic.requires_grad_(True)
+            norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
+            run.note({"gradient_norm": norm})
+            losses.append(norm)
+
+            # Step of the critic, on the same real and generated latents
+            if sharpening:
+                for i, micro in enumerate(run.accumulate(critic, micros)):
+                    told = critic(micro.latents_BLC, made[i], micro.text, micro.other_B)
+                    run.accelerator.backward(told.critic_loss)
+                    losses.append(told.critic_loss)
+                    run.note({name: value.detach() for name, value in told._asdict().items()})
+                norm = nn.utils.clip_grad_norm_(plain_critic.parameters(), MAX_GRADIENT)
+                run.note({"critic_gradient_norm": norm})
+                losses.append(norm)
+
+            # Both players move, or neither
+            if run.all_finite(*losses):
+                optimizer.step()
+                if sharpening:
+                    critic_optimizer.step()
+                ema.update(plain, run.images_per_step, run.images_seen + run.images_per_step)
+            optimizer.zero_grad()
+            critic_optimizer.zero_grad()

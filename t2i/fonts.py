@@ -133,7 +133,7 @@ def _has(font: Font, letter: str) -> bool:
         found, none = font.getmask(letter), font.getmask("\U0010fffe")
     except (OSError, ValueError, UnicodeEncodeError):
         return False
-    return found.size[0] > 0 and (found.size != none.size or bytes(found) != bytes(none))
+    return found.size[0] > 0 and (found.size != none.size or bytes(found) != bytes(none))  # pyright: ignore[reportArgumentType]  # a buffer, untyped
 
 
 @cache

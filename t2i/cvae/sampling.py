@@ -157,7 +157,8 @@ class CvaeSampler:
         truncation: float = 1.0,
         guidance: float = 1.0,
     ) -> ImageArray:
-        z_BZ = slerp(*noise(seeds, self.config.model.z_dim), weights)
+        first_Z, last_Z = noise(seeds, self.config.model.z_dim)
+        z_BZ = slerp(first_Z, last_Z, weights)
         return self._sample(z_BZ, text, truncation, guidance, None)
 
     def _sample(

@@ -5,7 +5,7 @@ import operator
 import secrets
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -128,11 +128,11 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
-def output_type_of(value: Any) -> str:
+def output_type_of(value: Any) -> OutputType:
     """The kind of output, checked before any work."""
     if not isinstance(value, str) or value not in OUTPUT_TYPES:
         raise InputError(f"output_type {_short(value)} is unknown; valid ones: {', '.join(OUTPUT_TYPES)}")
-    return value
+    return cast(OutputType, value)
 
 
 def as_output(output_type: str, images_BHWC: ImageArray) -> list[Image.Image] | np.ndarray | Tensor:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,14 @@ def encode_codes(
     own, broken = missing[share.start : share.stop], []
     total = sum(counts[n] for n in own)
 
+    def tell(before: int, count: int) -> None:
+        if on_progress is not None:
+            on_progress(before + count, total)
+
     def encode_own() -> None:
         reader, done = Reader(dataset), 0
         for n in own:
-            tell = (lambda count, done=done: on_progress(done + count, total)) if on_progress else None
-            tensors, found = _encode(tokenizer, reader, starts[n], counts[n], mirrored, tell)
+            tensors, found = _encode(tokenizer, reader, starts[n], counts[n], mirrored, partial(tell, done))
             write_shard(paths[n], tensors)
             broken.extend(found)
             done += counts[n]
@@ -116,7 +120,7 @@ def _encode(
     start: int,
     count: int,
     mirrored: bool,
-    on_progress: Callable[[int], None] | None,
+    on_progress: Callable[[int], None],
 ) -> tuple[dict[str, Tensor], list[Broken]]:
     parts, rows, broken = [], [], []
     dtype = torch.int16 if tokenizer.codebook_size <= 2**15 else torch.int32
@@ -134,8 +138,7 @@ def _encode(
             views.append(tokenizer.encode(np.ascontiguousarray(images[:, :, ::-1])))
         parts.append(torch.stack(views, dim=1).to(dtype))
         rows.append(torch.from_numpy(shown))
-        if on_progress is not None:
-            on_progress(first + len(wanted) - start)
+        on_progress(first + len(wanted) - start)
     return {"indices": torch.cat(parts), "rows": torch.cat(rows)}, broken
 
 

@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status; `argv` as in sys.argv[1:]."""
-    from t2i.cli import app
-
-    return app.main(argv)
+    return import_module("t2i.cli.app").main(argv)
 
 
 def run_program(*words: str) -> None:

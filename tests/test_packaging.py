@@ -87,8 +87,8 @@ def test_the_command_works_from_the_wheel_alone(built, tmp_path):
     (wheel,) = built.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
-        "import t2i, sys; from t2i import cli; from t2i.cli import app; from t2i.config import load; print(t2i.__file__); "
-        "print(app.programs('train'), load.shipped()); sys.exit(cli.main(['--version']))"
+        "import t2i, sys; from t2i import cli; from t2i.cli import train; from t2i.config import load; print(t2i.__file__); "
+        "print(train.programs('train'), load.shipped()); sys.exit(cli.main(['--version']))"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path)

@@ -85,13 +85,15 @@ def test_the_configs_of_published_data_run(name: str, tmp_path: Path, capsys) ->
     assert name in shipped()
     family, write = CONFIGS[name]
     address = f"{write.__name__}:{write(tmp_path / 'data')}"
-    words = ["train", family, "--config", name, "--data", address, "--run-dir", str(tmp_path / "run"), "--dry-run"]
-    assert app.main(words) == 0
-    assert f"address: {address}" in capsys.readouterr().out and not (tmp_path / "run").exists()
     more: list[str] = []
     if family == "prior":
         train("vqvae", "vqvae-coco256", address, tmp_path / "vqvae", steps=1)
         more = [f"tokenizer.path={json.dumps(str(tmp_path / 'vqvae'))}"]
+    capsys.readouterr()
+    keys = [*more, *(["text={encoder: bow}"] if family in ("cgan", "prior") else [])]
+    words = ["train", family, "--config", name, "--data", address, "--run-dir", str(tmp_path / "run"), "--dry-run"]
+    assert app.main(words + [word for key in keys for word in ("--set", key)]) == 0
+    assert f"address: {address}" in capsys.readouterr().out and not (tmp_path / "run").exists()
     train(family, name, address, tmp_path / "run", *more)
 
 

@@ -160,13 +160,13 @@ def test_two_processes_train_one_run(family: str, sets: tuple[str, ...], tmp_pat
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_every_shipped_config_is_valid_and_says_how_to_run_it(name: str, tmp_path: Path, capsys) -> None:
+def test_every_shipped_config_is_valid_and_says_how_to_run_it(name: str, capsys) -> None:
     text = (ROOT / "configs" / f"{name}.yaml").read_text()
     assert text.startswith("# ") and "# command:  t2i train" in text
     family = name.split("-")[0]
     load(config_class(family), name, ())
-    assert app.main(["train", family, "--config", name, "--run-dir", str(tmp_path / "run"), "--dry-run"]) == 0
-    assert f"family: {family}" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    assert app.main(["config", "show", name]) == 0
+    assert f"family: {family}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

@@ -255,7 +255,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("t2i.cache.save_file", fill_up)
+        patch.setattr("safetensors.torch.save_file", fill_up)
         with pytest.raises(InputError, match="No space left on device; free some space or set T2I_CACHE") as caught:
             encode_cached(bow(), CAPTIONS, tmp_path)
     assert "\n" not in str(caught.value)

@@ -112,8 +112,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         if os.name == "nt" and out.exists():
             out.rmdir()
         partial.rename(out)  # elsewhere it replaces an empty folder, whose name is free at no moment
-    except OSError as error:
-        why = error.strerror or error
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"cannot write {out}: {why}; free some space or name another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

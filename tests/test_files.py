@@ -1,10 +1,15 @@
 """Files and folders that appear whole or not at all."""
 
 import os
+import resource
+import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from builders.forks import in_child
 from t2i.errors import InputError
 from t2i.files import new_file, new_folder, write_text
 
@@ -53,3 +58,17 @@ def test_a_folder_appears_when_all_went_well(tmp_path):
     assert names(tmp_path / "a" / "out") == ["file"]
     with pytest.raises(InputError, match="holds files"), new_folder(tmp_path / "a" / "out"):
         pass
+
+
+def test_a_disk_that_fills_up_while_tensors_are_written_is_one_line(tmp_path: Path) -> None:
+    """safetensors reports a full disk by an exception of its own; a limit on the size of files stands in for the disk."""
+
+    def write() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        with new_folder(tmp_path / "out") as partial:
+            save_file({"a": np.zeros(100_000, np.float32)}, partial / "a.safetensors")
+
+    with pytest.raises(InputError, match=r"cannot write .*out: .*File too large.*; free some space") as caught:
+        in_child(write)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())

@@ -242,6 +242,21 @@ def load_tokenizer(path: Path) -> ImageTokenizer:
         raise InputError(f"the tokenizer at {path} is damaged ({reason}); train it again: t2i train vqvae") from error
 
 
+def tokenizer_beside(run: "TrainedRun") -> ImageTokenizer:
+    """Reads the tokenizer that the run of a generator keeps beside its checkpoints.
+
+    Raises:
+        InputError: it is missing, or another one than the run was trained with.
+    """
+    folder = run.folder / "tokenizer"
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing, where the tokenizer of this run belongs; copy the whole run")
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.digest() != run.manifest.get("tokenizer_digest"):
+        raise InputError(f"{folder} holds another tokenizer than the {run.family} was trained with; put that one there")
+    return tokenizer
+
+
 def tokenizer_of(run: "TrainedRun") -> ImageTokenizer:
     """The tokenizer that a run trained; InputError when it is a run of another family."""
     cls = tokenizer_class(run.family, run.folder)

@@ -7,7 +7,6 @@ The run directory holds everything that `t2i sample` and `t2i eval` need. To res
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,31 +27,14 @@ from t2i.hardware import prepare_cpu
 from t2i.images import grid, to_model
 from t2i.metrics.diversity import within_prompt_diversity
 from t2i.seeding import noise
-from t2i.text import TextEncoder, TextFeatures
+from t2i.text import TextFeatures
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
 from t2i.training.optimization import EMA, gradient_norm, learning_rate
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
-from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
+from t2i.training.validation import CHUNK, Validation, keep_best, note_validation, prepare_validation
 
 SHOWN, DIVERSE = 24, 4  # prompts of the sample grid; images of each prompt that the diversity is measured on
-
-
-class Validation(NamedTuple):
-    """Held-out captions, the scores they are judged by, and their text features."""
-
-    held_out: HeldOut
-    text: TextFeatures
-
-
-def prepare_validation(config: Config, encoder: TextEncoder, run: Run) -> Validation | None:
-    """Returns the captions of `val`, one of each image; None where the data has no such split."""
-    dataset = open_held_out(config.data, "val", config.validation_n)
-    if dataset is None:
-        return None
-    prompts = [options[0] for options in dataset.captions]
-    held_out = HeldOut(dataset, prompts, range(len(dataset)), config.validation_extractor, run.device)
-    return Validation(held_out, encoder.encode(prompts))
 
 
 def validate(model: nn.Module, validation: Validation, run: Run) -> tuple[dict[str, float], float]:
@@ -116,7 +98,7 @@ def main(config: Config, run_dir: Path) -> None:
         run.identify("guide_digest", guide.digest() if guide else None, "guide")
         captions = prepare_captions(encoder, train, run, tokens=config.generator.cross_attention)
         guiding = guide.embed_text(captions.flat) if guide else None
-        validation = prepare_validation(config, encoder, run)
+        validation = prepare_validation(config.data, config.validation_n, config.validation_extractor, encoder, run)
         if guide:
             guide.to(run.device)
 

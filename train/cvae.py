@@ -26,13 +26,13 @@ from t2i.families import ImageTokenizer
 from t2i.hardware import prepare_cpu
 from t2i.images import grid
 from t2i.seeding import noise
-from t2i.text import TextEncoder, TextFeatures
+from t2i.text import TextFeatures
 from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
 from t2i.training.optimization import EMA, MAX_GRADIENT
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
-from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
+from t2i.training.validation import CHUNK, Validation, keep_best, note_validation, prepare_validation
 
 SHOWN = 24  # prompts of the sample grid
 WEIGHT_DECAY, BETA2 = 0.02, 0.95  # of AdamW
@@ -45,23 +45,6 @@ class Micro(NamedTuple):
     text: TextFeatures
     draws: Draws
     other_B: Tensor  # whether the caption of the next row says something else
-
-
-class Validation(NamedTuple):
-    """Held-out captions, the scores they are judged by, and their text features."""
-
-    held_out: HeldOut
-    text: TextFeatures
-
-
-def prepare_validation(config: Config, encoder: TextEncoder, run: Run) -> Validation | None:
-    """Returns the captions of `val`, one of each image; None where the data has no such split."""
-    dataset = open_held_out(config.data, "val", config.validation_n)
-    if dataset is None:
-        return None
-    prompts = [options[0] for options in dataset.captions]
-    held_out = HeldOut(dataset, prompts, range(len(dataset)), config.validation_extractor, run.device)
-    return Validation(held_out, encoder.encode(prompts))
 
 
 def validate(
@@ -114,7 +97,7 @@ def main(config: Config, run_dir: Path) -> None:
         encoder = prepare_text(config.text, train, run)
         captions = prepare_captions(encoder, train, run, tokens=True)
         codes = prepare_codes(tokenizer, train, config.flip, run)
-        validation = prepare_validation(config, encoder, run)
+        validation = prepare_validation(config.data, config.validation_n, config.validation_extractor, encoder, run)
 
         # Generator and posterior, their average, the critic, and an optimizer for each player
         plain = ConditionalVAE(config, latents.shape, encoder.token_dim, encoder.pooled_dim, encoder.max_tokens)

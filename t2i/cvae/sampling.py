@@ -16,7 +16,7 @@ from t2i import checkpoint
 from t2i.cvae.config import Config
 from t2i.cvae.network import ConditionalVAE, Shape
 from t2i.errors import InputError
-from t2i.families import Components, ImageTokenizer, load_tokenizer, tokenizer_class
+from t2i.families import Components, ImageTokenizer, tokenizer_beside, tokenizer_class
 from t2i.hardware import one_thread_each
 from t2i.images import ImageArray
 from t2i.seeding import noise, slerp
@@ -96,13 +96,7 @@ class CvaeSampler:
 
     @classmethod
     def components_of(cls, run: TrainedRun) -> Components:
-        folder = run.folder / "tokenizer"
-        if not folder.is_dir():
-            raise InputError(f"{folder} is missing, where the tokenizer of this run belongs; copy the whole run")
-        tokenizer = load_tokenizer(folder)
-        if tokenizer.digest() != run.manifest.get("tokenizer_digest"):
-            raise InputError(f"{folder} holds another tokenizer than the run was trained with; put that one there")
-        (component,) = tokenizer.components().values()
+        (component,) = tokenizer_beside(run).components().values()
         values = run.manifest["config"] | {"shape": run.manifest.get("shape")}
         return {"generator": (values, run.weights), "tokenizer": component}
 

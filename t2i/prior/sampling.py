@@ -13,7 +13,7 @@ from torch import Tensor
 
 from t2i import checkpoint
 from t2i.errors import InputError
-from t2i.families import Components, ImageTokenizer, load_tokenizer, tokenizer_class
+from t2i.families import Components, ImageTokenizer, tokenizer_beside, tokenizer_class
 from t2i.images import ImageArray
 from t2i.prior.config import Config, SamplingConfig
 from t2i.prior.decoding import Known, decode
@@ -38,13 +38,7 @@ class PriorSampler:
     @classmethod
     def components_of(cls, run: TrainedRun) -> Components:
         values = run.manifest["config"] | {"grid": run.manifest.get("grid")}
-        folder = run.folder / "tokenizer"
-        if not folder.is_dir():
-            raise InputError(f"{folder} is missing, where the tokenizer of this run belongs; copy the whole run")
-        tokenizer = load_tokenizer(folder)
-        if tokenizer.digest() != run.manifest.get("tokenizer_digest"):
-            raise InputError(f"{folder} holds another tokenizer than the prior was trained with; put that one there")
-        (component,) = tokenizer.components().values()
+        (component,) = tokenizer_beside(run).components().values()
         return {"prior": (values, run.weights), "tokenizer": component}
 
     @classmethod

@@ -8,7 +8,7 @@ pictures: good for choosing among the steps of one run, and for nothing else; `t
 import difflib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from t2i.metrics import Features
 from t2i.metrics.clip_score import clip_score
 from t2i.metrics.kernel import kernel_distance
 from t2i.metrics.score import FID_INCEPTION_DIGEST
+from t2i.text import TextEncoder, TextFeatures
 from t2i.training.run import Run
 
 LOWER = ("bits_per_token", "kid")  # of which less is better; their names may go on after a hyphen
@@ -122,6 +123,25 @@ class HeldOut:
             ])  # fmt: skip
         except BrokenImage as error:
             raise InputError(f"{error}; repair or remove it, then resume") from error
+
+
+class Validation(NamedTuple):
+    """Held-out captions, the scores they are judged by, and their text features."""
+
+    held_out: HeldOut
+    text: TextFeatures
+
+
+def prepare_validation(
+    data: DataConfig, n: int, extractor: str | None, encoder: TextEncoder, run: Run
+) -> Validation | None:
+    """Returns up to `n` captions of `val`, one of each image; None where the data has no such split."""
+    dataset = open_held_out(data, "val", n)
+    if dataset is None:
+        return None
+    prompts = [options[0] for options in dataset.captions]
+    held_out = HeldOut(dataset, prompts, range(len(dataset)), extractor, run.device)
+    return Validation(held_out, encoder.encode(prompts))
 
 
 class Best:

@@ -22,11 +22,7 @@ def data_digest(dataset: Dataset) -> dict[str, Any]:
         captions.update(json.dumps(list(options)).encode())
         number += len(options)
     counts = {"images": len(dataset), "number_of_captions": number}
-    return counts | {"ids": ids.hexdigest(), "captions": captions.hexdigest(), "contents": _contents(dataset)}
-
-
-def _contents(dataset: Dataset) -> str:
-    return getattr(dataset, "digest", dataset.fingerprint)()
+    return counts | {"ids": ids.hexdigest(), "captions": captions.hexdigest(), "contents": dataset.digest()}
 
 
 def refuse_other_data(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

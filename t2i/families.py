@@ -120,20 +120,28 @@ class Family:
     config: str  # a `Section`, in a file that imports no torch
     sampler: str | None = None  # a `Sampler`: the family makes images from text
     tokenizer: str | None = None  # an `ImageTokenizer`: it turns images into codes and back
+    knobs: tuple[str, ...] = ()  # fields of `t2i.sampling.options.Sampling` that change its images
 
 
 FAMILIES: dict[str, Family] = {
-    "cgan": Family("conditional GAN", "t2i.cgan.config:Config", sampler="t2i.cgan.sampling:CganSampler"),
+    "cgan": Family(
+        "conditional GAN",
+        "t2i.cgan.config:Config",
+        sampler="t2i.cgan.sampling:CganSampler",
+        knobs=("guidance", "truncation"),
+    ),
     "cvae": Family(
         "one-pass generator over the latents of a VQ-VAE",
         "t2i.cvae.config:Config",
         sampler="t2i.cvae.sampling:CvaeSampler",
+        knobs=("truncation",),
     ),
     "align": Family("dual encoder", "t2i.align.config:Config"),
     "prior": Family(
         "autoregressive prior over the codes of a VQ-VAE",
         "t2i.prior.config:Config",
         sampler="t2i.prior.sampling:PriorSampler",
+        knobs=("guidance", "temperature", "top_k", "top_p", "steps"),
     ),
     "vqvae": Family(
         "image tokenizer (VQ-VAE)", "t2i.vqvae.config:Config", tokenizer="t2i.vqvae.frozen:FrozenTokenizer"

@@ -306,11 +306,14 @@ class TextToImagePipeline:
         words = [] if unknown is None else [word for word in unknown(prompts) if word not in self._named]
         if words:
             self._named.update(words)
-            data = str(self.manifest["config"]["data"]["address"])
-            learned = "rendered shapes" if data.startswith("shapes-") else f"what {Path(data).name} shows"
-            are = "is" if len(words) == 1 else "are"
-            named = some([repr(word[:40]) for word in words])
-            warnings.warn(f"this model knows {learned}; {named} {are} not among its words", stacklevel=3)
+            warnings.warn(self.of_unknown_words(words), stacklevel=3)
+
+    def of_unknown_words(self, words: Sequence[str]) -> str:
+        """Says that the model has never seen these words."""
+        data = str(self.manifest["config"]["data"]["address"])
+        learned = "rendered shapes" if data.startswith("shapes-") else f"what {Path(data).name} shows"
+        are = "is" if len(words) == 1 else "are"
+        return f"this model knows {learned}; {some([repr(word[:40]) for word in words])} {are} not among its words"
 
     def _view(self) -> tuple[int, Fit]:
         """How training images were brought to the size of the run."""

@@ -18,7 +18,7 @@ PROGRAMS = ("train", "sample", "eval")
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("t2i.train", "t2i.sample", "t2i.eval"),
     ("t2i.cli",),
-    ("t2i.report",),
+    ("t2i.report", "t2i.web"),
     ("t2i.scoring",),
     ("t2i.pipeline",),
     ("t2i.sampling", "t2i.training", "t2i.cgan", "t2i.cvae", "t2i.vqvae", "t2i.prior"),
@@ -43,7 +43,7 @@ GROUND = (
     "seeding",
 )
 MOST_FILES, MOST_AT_THE_TOP = 15, 16
-HEAVY = {"torch", "torchvision", "transformers", "accelerate", "sklearn", "gensim", "scipy", "torchmetrics", "pyarrow"}
+HEAVY = {"torch", "torchvision", "transformers", "accelerate", "sklearn", "gensim", "scipy", "torchmetrics", "pyarrow", "gradio"}
 # packages, or modules, that import nothing heavy at import; their submodules may
 TORCH_FREE = {"t2i", "t2i.errors", "t2i.names", "t2i.families", "t2i.text", "t2i.data", "t2i.extractors", "t2i.weights"}
 TORCH_FREE_PACKAGES = ("t2i.cli", "t2i.config")

@@ -65,6 +65,7 @@ app = group(
     {
         "train": Command("t2i.cli.train:TrainOptions", "t2i.cli.train:main"),
         "sample": Command("t2i.sampling.options:SampleOptions", "t2i.sample.images:main"),
+        "web": Command("t2i.web.options:WebOptions", "t2i.sample.web:main"),
         "eval": EVAL,
         "data": DATA,
         "config": CONFIG,

@@ -1,0 +1,162 @@
+"""What each button of the page does: it asks `work`, and shows the images or a message. Needs Gradio."""
+
+import secrets
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from t2i.errors import InputError
+from t2i.web.layout import BETWEEN, Layout
+from t2i.web.models import Models
+from t2i.web.work import Made, Stop, Work
+
+MOST_ENTRIES = 30  # of the history of one visit
+CANVAS = 512  # pixels a side that a small image is enlarged to for the brush
+KEPT_SECONDS = 24 * 3600  # of uploads and images in Gradio's cache
+
+
+class Page(gr.Blocks):
+    """Blocks that answer a request of a wrong form with a message; Gradio would print a traceback and tell nothing."""
+
+    async def process_api(self, *words: Any, **named: Any) -> dict[str, Any]:
+        try:
+            return await super().process_api(*words, **named)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:
+            why = " ".join(str(error).split())[:200]
+            raise gr.Error(f"this request has a wrong form: {why}", print_exception=False) from error
+
+
+def make_page(models: Models, work: Work) -> Page:
+    """The page with all its events; the first model is loaded."""
+    with Page(title="t2i", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS), fill_width=True) as page:
+        names = list(models.places())
+        layout = Layout(names, models.open(names[0]).card)
+        Handlers(layout, models, work).bind(page)
+    return page
+
+
+def answered(work: Callable[..., Any], *words: Any) -> Any:
+    """What a function of `work` returns; a mistake of the user becomes a message of the page."""
+    try:
+        return work(*words)
+    except InputError as error:
+        raise gr.Error(str(error), title="Not made") from error
+    except Exception as error:  # ours: the console shows where, the page only that
+        traceback.print_exc()
+        raise gr.Error(f"this is a fault of t2i ({type(error).__name__}); the console shows more") from error
+
+
+class Handlers:
+    """The events of one page. A handler gets the values of all settings as a mapping, and returns what it changes."""
+
+    def __init__(self, layout: Layout, models: Models, work: Work) -> None:
+        self.at, self.models, self.work = layout, models, work
+        self.stops: dict[str, Stop] = {}  # of the jobs in progress, by visit
+
+    def bind(self, page: Page) -> None:
+        """Connects the components; jobs of models wait for each other, the rest does not."""
+        at = self.at
+        asked = {*at.settings.values(), at.history}
+        kept = [at.history, at.entries]
+        job: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "scroll_to_output": True}
+        make = [at.make.click, at.prompt.submit]
+        made = [at.images, at.command, *kept]
+        both = [at.first, at.beside, at.command, *kept]
+        running = [
+            gr.on(make, self.on_make, asked, made, api_name="sample", **job),
+            at.inpaint.click(self.on_inpaint, asked | {at.canvas}, [at.filled, *kept], api_name="inpaint", **job),
+            at.compare.click(self.on_compare, asked, both, api_name="compare", **job),
+            at.interpolate.click(self.on_interpolate, asked, [at.row, *made[1:]], api_name="interpolate", **job),
+        ]
+        quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 4}
+        of_model = [at.about, at.examples, at.why, at.inpainting, at.between, *at.knobs.values()]
+        at.model.input(self.on_model, [at.model], of_model, api_name="model", **quick)
+        hidden = quick | {"api_visibility": "private"}
+        page.load(self.on_load, [at.model, at.other], [at.model, at.other], **hidden)
+        page.unload(self.on_stop)
+        at.stop.click(self.on_stop, None, None, queue=False, cancels=running, **hidden)
+        at.dice.click(lambda: str(secrets.randbits(31)), None, at.seed, **hidden)
+        at.examples.click(lambda sample: sample[0], [at.examples], at.prompt, **hidden)
+        at.take.click(self.on_take, [at.history], at.canvas, **hidden)
+        restored = dict.fromkeys([*at.settings.values(), *of_model, at.images, at.command])
+        at.entries.select(self.on_restore, [at.history], list(restored), **hidden)
+
+    # ---- jobs: Gradio fills in `request` and `progress` by their types ------------------------------------------------
+
+    def on_make(self, values: dict[Any, Any], request: gr.Request, progress=gr.Progress()) -> Any:  # noqa: B008
+        made = self._run(self.work.sample, request, progress, self._given(values))
+        return {self.at.images: made.images, self.at.command: made.command} | self._noted(values, made)
+
+    def on_inpaint(self, values: dict[Any, Any], request: gr.Request, progress=gr.Progress()) -> Any:  # noqa: B008
+        made = self._run(self.work.inpaint, request, progress, self._given(values), values.get(self.at.canvas))
+        return {self.at.filled: made.images} | self._noted(values, made)
+
+    def on_compare(self, values: dict[Any, Any], request: gr.Request, progress=gr.Progress()) -> Any:  # noqa: B008
+        first, beside = self._run(self.work.compare, request, progress, self._given(values))
+        both = first._replace(images=first.images + beside.images, command=f"{first.command}\n{beside.command}")
+        shown = {self.at.first: first.images, self.at.beside: beside.images, self.at.command: both.command}
+        return shown | self._noted(values, both)
+
+    def on_interpolate(self, values: dict[Any, Any], request: gr.Request, progress=gr.Progress()) -> Any:  # noqa: B008
+        made = self._run(self.work.interpolate, request, progress, self._given(values))
+        return {self.at.row: made.images, self.at.command: made.command} | self._noted(values, made)
+
+    def _given(self, values: Mapping[Any, Any]) -> dict[str, Any]:
+        given = {name: values.get(component) for name, component in self.at.settings.items()}
+        return given | {"between": BETWEEN.get(str(given["between"]))}
+
+    def _run(self, work: Callable[..., Any], request: gr.Request, progress: gr.Progress, *words: Any) -> Any:
+        """One job that the visitor can stop; warnings become messages."""
+        visit, stop = str(request.session_hash), Stop()
+        self.stops[visit] = stop
+        try:
+            made = answered(work, *words, stop, lambda share: progress(share, desc="sampling"))
+        finally:
+            self.stops.pop(visit, None)
+        for text in dict.fromkeys(text for one in ([made] if isinstance(made, Made) else made) for text in one.said):
+            gr.Warning(text)
+        return made
+
+    def _noted(self, values: Mapping[Any, Any], made: Made) -> dict[Any, Any]:
+        """The history with one more entry, newest first."""
+        given = {name: values.get(component) for name, component in self.at.settings.items()}
+        entries = [{"given": given, "made": made}, *(values.get(self.at.history) or [])][:MOST_ENTRIES]
+        shown = [(entry["made"].images[0][0], entry["given"]["prompt"][:60]) for entry in entries]
+        return {self.at.history: entries, self.at.entries: shown}
+
+    # ---- the rest ---------------------------------------------------------------------------------------------------
+
+    def on_stop(self, request: gr.Request) -> None:
+        if stop := self.stops.get(str(request.session_hash)):
+            stop.wanted = True
+
+    def on_load(self, model: Any, other: Any) -> Any:
+        """Runs that came since the page was made."""
+        names = list(self.models.places())
+        return [gr.update(choices=names, value=name if name in names else names[0]) for name in (model, other)]
+
+    def on_model(self, name: Any) -> Any:
+        return self.at.of_model(answered(self.models.open, name).card)
+
+    def on_take(self, history: list[Any]) -> Any:
+        """The newest image, enlarged so that a brush can be used on it."""
+        if not history:
+            raise gr.Error("there is no image yet; make one")
+        image = Image.open(history[0]["made"].images[0][0])
+        times = max(1, CANVAS // image.width)
+        large = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+        return {"background": large, "layers": [], "composite": large}
+
+    def on_restore(self, history: list[Any], event: gr.SelectData) -> Any:
+        """Everything as it was when the entry was made."""
+        given, made = history[event.index]["given"], history[event.index]["made"]
+        updates = self.on_model(given["model"])
+        for name, component in self.at.settings.items():
+            updates[component] = (updates.get(component) or gr.update()) | {"value": given[name]}
+        return updates | {self.at.images: made.images, self.at.command: made.command}

@@ -1,0 +1,103 @@
+"""Serves the page on this machine, so that nothing else can use it and it asks nobody else for anything. Needs Gradio."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from t2i.errors import InputError
+from t2i.web.models import Models
+
+LOCAL = "127.0.0.1"
+MOST_WAITING = 32  # jobs in the queue; the next one is refused
+MOST_UPLOAD = "20mb"
+SPACE_GB = 8.0
+# a browser that is told this loads nothing from elsewhere, whatever the page asks for
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
+    "frame-ancestors 'none'; form-action 'self'; base-uri 'self'"
+)
+HEADERS = {"content-security-policy": POLICY, "referrer-policy": "no-referrer", "x-content-type-options": "nosniff"}
+FETCHING = ("/file=http", "/proxy=")  # Gradio's routes that fetch from elsewhere for the browser
+
+
+class Guard:
+    """Middleware of the local page: no route that fetches from elsewhere, and headers that forbid the browser to."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and any(part in scope["path"] for part in FETCHING):
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = message | {"headers": [*message["headers"], *added]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+@contextmanager
+def served(models: Models, port: int | None = None, local: bool = True) -> Iterator[Any]:
+    """The page at its `local_url` until the block ends, when everything it wrote is deleted.
+
+    Args:
+        port: None: the first free one from 7860.
+        local: False on a Space, which decides host and port, and shows the page in a frame of its own.
+
+    Raises:
+        InputError: the port is taken, or the first model cannot be opened.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    with tempfile.TemporaryDirectory(prefix="t2i-web-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+
+        from starlette.middleware import Middleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+        from t2i.web.layout import CSS, theme
+        from t2i.web.page import make_page
+        from t2i.web.work import Work
+
+        # a page elsewhere whose name leads here must not be able to use this one
+        guards = [Middleware(TrustedHostMiddleware, allowed_hosts=[LOCAL, "localhost"]), Middleware(Guard)]
+        page = make_page(models, Work(models, Path(folder) / "made"))
+        page.queue(max_size=MOST_WAITING, api_open=False)
+        try:
+            page.launch(
+                server_name=LOCAL if local else None,
+                server_port=port,
+                app_kwargs={"middleware": guards if local else []},
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                max_file_size=MOST_UPLOAD,
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                theme=theme(),
+                css=CSS,
+            )
+        except OSError as error:
+            raise InputError(f"port {port} cannot be used ({error}); name another with --port") from error
+        try:
+            yield page
+        finally:
+            page.close(verbose=False)
+
+
+def serve_space(runs: Sequence[str]) -> None:
+    """The page as a Hugging Face Space shows it, until the process ends."""
+    with served(Models(runs, None, SPACE_GB * 1e9), local=False) as page:
+        page.block_thread()

@@ -170,7 +170,7 @@ def main(config: Config, run_dir: Path) -> None:
                 losses.append(norm)
 
             # Both players move, or neither
-            if run.all_finite(*losses):
+            if run.judge(*losses):
                 optimizer.step()
                 if sharpening:
                     critic_optimizer.step()

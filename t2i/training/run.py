@@ -65,6 +65,7 @@ from t2i.training.state import (
     warn_of_rounding,
 )
 from t2i.training.stopping import Budget, StopSignals
+from t2i.training.trackers import Tracking
 from t2i.training.watchdog import Watchdog
 
 LOGGING_SECONDS = 10.0  # between two lines on stderr, where that is no terminal
@@ -136,10 +137,8 @@ class Run:
         mine = _digest(config)
         if not self.ranks.all(self.ranks.broadcast(mine) == mine):
             raise InputError("the processes of this run have different configs; start all of them with one command")
+        self._tracking = Tracking(self.accelerator, config.report_to, self.directory)
         self._newest = self.on_main(self._open)
-        if config.report_to != "none":
-            values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat(config).items()}
-            self.accelerator.init_trackers(config.report_to, config=values)
         self._signals = StopSignals(announce=self.is_main)
         self._watchdog: Watchdog | None = None
         if self.num_processes > 1 or config.dataloader_num_workers:
@@ -212,8 +211,7 @@ class Run:
         if self._watchdog is not None:
             self._watchdog.close()
         self._signals.restore()
-        for tracker in getattr(self.accelerator, "trackers", []):
-            tracker.finish()
+        self._tracking.close()
         if self.journal is not None:
             self.journal.close()
         if self._lock is not None:
@@ -230,9 +228,8 @@ class Run:
                 newest = self._find_newest()
                 if newest is None:
                     self._describe()
-                track = None if self.config.report_to == "none" else self.accelerator.log
                 path = self.directory / "journal.jsonl"
-                self.journal = Journal(path, self.total_steps, LOGGING_SECONDS, track)
+                self.journal = Journal(path, self.total_steps, LOGGING_SECONDS, self._tracking.log)
                 return newest
             except BaseException:
                 self._lock.release()
@@ -456,6 +453,11 @@ class Run:
         if self.journal is not None:
             self.journal.write(self.step, scalars)
 
+    def show_samples(self) -> None:
+        """Hands the sample grid of this step, if the program saved one, to the tracker."""
+        if self.is_main:
+            self._tracking.show(self.directory / "samples" / f"step-{self.step:08d}.png", self.step)
+
     def say(self, text: str) -> None:
         """One line on the main process's console."""
         if self.journal is not None:
@@ -588,6 +590,7 @@ class Run:
         if self.journal is not None:
             self.journal.truncate(self.step)
         self._describe()
+        self._tracking.start(flat(self.config))
         (self.directory / STOPPED).unlink(missing_ok=True)
 
     def _tell_of_start(self) -> None:

@@ -362,7 +362,7 @@ class Run:
         return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.num_processes
 
     def steps(
-        self, loader: Iterator[B], *optimizers: Optimizer, final_rate: float = FINAL_RATE
+        self, loader: Iterator[B], *optimizers: Optimizer, schedule: Callable[[int, int], float] | None = None
     ) -> Iterator[Iterator[B]]:
         """Yields the micro-batches of each optimizer step; at the end once more, and then there are none.
 
@@ -372,7 +372,9 @@ class Run:
 
         Args:
             loader: endless micro-batches of this process.
-            optimizers: get the learning rate: a warm-up, then a cosine down to `final_rate` of the config's.
+            optimizers: get the learning rate.
+            schedule: (step, steps of the run) -> learning rate; None: a warm-up, then a cosine down to `FINAL_RATE` of the
+                config's.
 
         Raises:
             InputError: too many steps in a row were not finite (`NonFiniteGuard`).
@@ -380,11 +382,13 @@ class Run:
         self._loader = loader
         self._window = time.monotonic(), self.images_seen, self._waited()
         while not self._over:
-            yield self._micro_batches(loader, optimizers, final_rate)
+            yield self._micro_batches(loader, optimizers, schedule)
             if not self._over:
                 self._finish_step()
 
-    def _micro_batches(self, loader: Iterator[B], optimizers: Sequence[Optimizer], final_rate: float) -> Iterator[B]:
+    def _micro_batches(
+        self, loader: Iterator[B], optimizers: Sequence[Optimizer], schedule: Callable[[int, int], float] | None
+    ) -> Iterator[B]:
         batches = self._read(loader) if self.step < self.total_steps else []
         self._over = self._agree_to_stop() or self.step >= self.total_steps
         if self._over:
@@ -392,7 +396,10 @@ class Run:
         # dropout and noise depend on the step, not on what was drawn before it
         torch.manual_seed(derive(self.config.seed, "step", self.step, self.process_index))
         warmup, base = self.config.lr_warmup_steps, self.config.learning_rate
-        self._rate = learning_rate(self.step, self.total_steps, base, warmup, final_rate)
+        if schedule is None:
+            self._rate = learning_rate(self.step, self.total_steps, base, warmup, FINAL_RATE)
+        else:
+            self._rate = schedule(self.step, self.total_steps)
         for optimizer in optimizers:
             set_learning_rate(optimizer, self._rate)
         self._sample_ids = batches[0].sample_ids.tolist()

@@ -51,15 +51,19 @@ from t2i.hardware import why_device
 from t2i.seeding import derive
 from t2i.training.accelerator import make_accelerator
 from t2i.training.directory import STOPPED, DirectoryLock, describe, refuse_anothers, remove_new, write_stopped
-from t2i.training.identity import data_digest, describe_counts, describe_data, refuse_other_data, refuse_other_digest
 from t2i.training.journal import Journal
 from t2i.training.optimization import FINAL_RATE, NonFiniteGuard, learning_rate, set_learning_rate
 from t2i.training.state import (
     Part,
     Parts,
+    data_digest,
+    describe_counts,
+    describe_data,
     is_sound,
     not_finite,
     refuse_another,
+    refuse_other_data,
+    refuse_other_digest,
     refuse_other_parts,
     warn_of_batch,
     warn_of_rounding,

@@ -1,4 +1,4 @@
-"""Trackers: what a fake one is told by a real run, that every name is Accelerate's, and the real ones where they are installed."""
+"""Trackers: what a fake one is told by a real run, the names, and the real ones where they are installed."""
 
 import importlib.util
 import sys

@@ -25,7 +25,7 @@ A program's loop:
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from t2i.config.load import flat
 from t2i.config.training import TrainConfig
 from t2i.data.loader import DataVanished
 from t2i.errors import InputError
@@ -55,6 +56,9 @@ class Samples(Protocol):
 
 
 B = TypeVar("B", bound=Samples)
+
+
+Schedule = Callable[[int, int], float]  # (step, steps of the run) -> learning rate
 
 
 class Run(Session):
@@ -173,7 +177,7 @@ class Run(Session):
         return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.num_processes
 
     def steps(
-        self, loader: Iterator[B], *optimizers: Optimizer, final_rate: float = FINAL_RATE
+        self, loader: Iterator[B], *optimizers: Optimizer, schedule: Schedule | None = None
     ) -> Iterator[Iterator[B]]:
         """Yields the micro-batches of each optimizer step; at the end once more, and then there are none.
 
@@ -183,18 +187,20 @@ class Run(Session):
 
         Args:
             loader: endless micro-batches of this process.
-            optimizers: get the learning rate: a warm-up, then a cosine down to `final_rate` of the config's.
+            optimizers: get the learning rate.
+            schedule: (step, steps of the run) -> learning rate; None: a warm-up, then a cosine down to `FINAL_RATE` of the
+                config's.
 
         Raises:
             InputError: too many steps in a row were not finite (`NonFiniteGuard`).
         """
         self._progress.start(loader, self.images_seen)
         while not self._over:
-            yield self._micro_batches(loader, optimizers, final_rate)
+            yield self._micro_batches(loader, optimizers, schedule or self._usual_rate)
             if not self._over:
                 self._finish_step()
 
-    def _micro_batches(self, loader: Iterator[B], optimizers: Sequence[Optimizer], final_rate: float) -> Iterator[B]:
+    def _micro_batches(self, loader: Iterator[B], optimizers: Sequence[Optimizer], schedule: Schedule) -> Iterator[B]:
         batches = self._read(loader) if self.step < self.total_steps else []
         self._agree()
         self._over = self._ending.stopped or self.step >= self.total_steps
@@ -202,12 +208,14 @@ class Run(Session):
             return
         # dropout and noise depend on the step, not on what was drawn before it
         torch.manual_seed(derive(self.config.seed, "step", self.step, self.process_index))
-        warmup, base = self.config.lr_warmup_steps, self.config.learning_rate
-        self._rate = learning_rate(self.step, self.total_steps, base, warmup, final_rate)
+        self._rate = schedule(self.step, self.total_steps)
         for optimizer in optimizers:
             set_learning_rate(optimizer, self._rate)
         self._sample_ids, self._checkpoints.sound = batches[0].sample_ids.tolist(), True
         yield from batches
+
+    def _usual_rate(self, step: int, total_steps: int) -> float:
+        return learning_rate(step, total_steps, self.config.learning_rate, self.config.lr_warmup_steps, FINAL_RATE)
 
     def _read(self, loader: Iterator[B]) -> list[B]:
         """Reads the micro-batches of a step; data that has vanished ends the run as a signal does, with all that is done."""
@@ -245,6 +253,11 @@ class Run(Session):
     def record(self, scalars: Mapping[str, float]) -> None:
         """Writes scalars (scores of a validation, ...) to the journal at once; does nothing but on the main process."""
         self._progress.record(self.step, scalars)
+
+    def show_samples(self) -> None:
+        """Hands the sample grid of this step, if the program saved one, to the tracker."""
+        if self.is_main:
+            self._tracking.show(self.directory / "samples" / f"step-{self.step:08d}.png", self.step)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -298,6 +311,7 @@ class Run(Session):
         if self.journal is not None:
             self.journal.truncate(self.step)
         self.describe()
+        self._tracking.start(flat(self.config))
         (self.directory / STOPPED).unlink(missing_ok=True)
 
     def rollback(self) -> bool:

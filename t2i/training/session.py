@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import t2i
-from t2i.config.load import flat
 from t2i.config.training import TrainConfig
 from t2i.distributed import PATIENCE, Ranks
 from t2i.errors import InputError
@@ -20,6 +19,7 @@ from t2i.training.journal import Journal
 from t2i.training.state.checkpoints import Checkpoints
 from t2i.training.state.identity import Identity, config_digest
 from t2i.training.state.parts import Part, Parts
+from t2i.training.trackers import Tracking
 
 LOGGING_SECONDS = 10.0  # between two lines on stderr, where that is no terminal
 
@@ -61,12 +61,10 @@ class Session:
         self._lock: papers.DirectoryLock | None = None
         self.parts = Parts(self.accelerator.unwrap_model)
         self._checkpoints = Checkpoints(self.directory / "checkpoints", config, self.parts, self.ranks)
+        self._tracking = Tracking(self.accelerator, config.report_to, self.directory)
         self._newest = self.on_main(self._open)
         self.is_new = self._newest is None
         self.identity = Identity(self.directory, self.ranks, None if self._newest is None else self._newest[1])
-        if config.report_to != "none":
-            values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat(config).items()}
-            self.accelerator.init_trackers(config.report_to, config=values)
 
     def _open(self) -> tuple[Path, dict[str, Any]] | None:
         """Main process: takes the directory; returns the checkpoint to resume from and its manifest."""
@@ -77,10 +75,8 @@ class Session:
                 newest = self._checkpoints.find(self.family)
                 if newest is None:
                     self.describe()
-                track = None if self.config.report_to == "none" else self.accelerator.log
-                self.journal = Journal(
-                    self.directory / "journal.jsonl", self.config.max_train_steps, LOGGING_SECONDS, track
-                )
+                path, steps = self.directory / "journal.jsonl", self.config.max_train_steps
+                self.journal = Journal(path, steps, LOGGING_SECONDS, self._tracking.log)
                 return newest
             except BaseException:
                 self._lock.release()
@@ -98,8 +94,7 @@ class Session:
 
     def release(self) -> None:
         """Closes trackers and journal and frees the directory."""
-        for tracker in getattr(self.accelerator, "trackers", []):
-            tracker.finish()
+        self._tracking.close()
         if self.journal is not None:
             self.journal.close()
         if self._lock is not None:

@@ -135,6 +135,7 @@ FAMILIES: dict[str, Family] = {
         "t2i.prior.config:Config",
         sampler="t2i.prior.sampling:PriorSampler",
     ),
+    "reader": Family("reader of images: captions and answers", "t2i.reader.config:Config"),
     "vqvae": Family(
         "image tokenizer (VQ-VAE)", "t2i.vqvae.config:Config", tokenizer="t2i.vqvae.frozen:FrozenTokenizer"
     ),

@@ -7,6 +7,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +33,9 @@ from t2i.reader.network import ReaderNetwork, Words
 from t2i.reader.reading import Reader, Vocabulary
 from t2i.reader.scores import answer_scores, caption_scores
 from t2i.reader.step import NOISE, Asked, Losses, Micro
-from t2i.text import TextConfig, TextEncoder
-from t2i.training.conditioning import own_copy, own_vocabulary, prepare_text
-from t2i.training.optimization import MAX_GRADIENT
+from t2i.text import TextConfig, TextEncoder, fit_encoder, load_encoder
+from t2i.training.conditioning import own_copy, own_vocabulary
+from t2i.training.optimization import MAX_GRADIENT, learning_rate
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits
@@ -79,6 +80,16 @@ def prepare_vocabulary(config: Config, run: Run, train: Dataset, questions: Ques
     if gpt2 is None:
         return Vocabulary(CaptionTokenizer(text, config.max_tokens), answers)
     return Vocabulary(CaptionTokenizer(text, gpt2.shape[0], (gpt2.end,) * 3), answers, gpt2.shape)
+
+
+def prepare_text(config: Config, run: Run, train: Dataset, questions: Questions) -> TextEncoder | None:
+    """Returns the run's own copy of the frozen encoder of questions; None: the reader has its own."""
+    text = config.text
+    if not config.tasks.answer or not isinstance(text, TextConfig):
+        return None
+    words = [question.text for row in range(min(len(questions), LOOKED_AT)) for question in questions[row]]
+    words += [caption for options in train.captions for caption in options]
+    return own_copy(run, "text", text.path, lambda: fit_encoder(text, words), lambda e, to: e.save(to), load_encoder)
 
 
 def prepare_images(config: Config, run: Run) -> ImageEncoder | None:
@@ -162,8 +173,7 @@ def main(config: Config, run_dir: Path) -> None:
         # Words and answers, and the frozen networks that the reader is built on
         gpt2 = open_gpt2(config.decoder.path, config.max_tokens) if config.decoder.path else None
         vocabulary = prepare_vocabulary(config, run, train, questions, gpt2)
-        frozen = config.tasks.answer and isinstance(config.text, TextConfig)
-        text: TextEncoder | None = prepare_text(config.text, train, run) if frozen else None  # type: ignore[arg-type]
+        text = prepare_text(config, run, train, questions)
         encoder = prepare_images(config, run)
 
         # The reader and AdamW
@@ -189,7 +199,9 @@ def main(config: Config, run_dir: Path) -> None:
         reading = config.dataloader_num_workers, run.quarantine, config.data.augment
         loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
 
-        for batches in run.steps(loader, optimizer, final_rate=FINAL_RATE):
+        base, warmup = config.learning_rate, config.lr_warmup_steps
+        schedule = partial(learning_rate, base=base, warmup=warmup, final_factor=FINAL_RATE)
+        for batches in run.steps(loader, optimizer, schedule=schedule):
             # Validation, and a checkpoint
             if run.due(config.validation_steps):
                 for split, dataset in held_out.items():
@@ -211,7 +223,7 @@ def main(config: Config, run_dir: Path) -> None:
                 losses.append(loss)
                 run.note({"loss": loss.detach(), **watched})
             norm = nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT)
-            if run.all_finite(*losses, norm):
+            if run.judge(*losses, norm):
                 optimizer.step()
             optimizer.zero_grad()
             run.note({"gradient_norm": norm})

@@ -61,6 +61,11 @@ def read_regular(path: Path | str, limit: int = MAX_TEXT_BYTES) -> bytes:
         return file.read(limit + 1)
 
 
+def memory_bytes() -> int:
+    """Memory of this machine: a larger file cannot be read whole."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def text_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file one at a time, without their ends; a byte order mark is dropped.
 

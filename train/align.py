@@ -23,7 +23,7 @@ from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import warn_of_colors
 from t2i.data.loader import Batch, Loader, choose_captions
 from t2i.data.shapes.captions import meaning
-from t2i.files import write_text
+from t2i.files import read_regular, write_text
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
 from t2i.metrics.retrieval import retrieval
@@ -52,7 +52,7 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
 
     def prepare() -> str:
         if not run.is_new and path.exists():
-            return path.read_bytes().decode(errors="replace")
+            return read_regular(path).decode(errors="replace")
         captions = [caption for options in train.captions for caption in options]
         fitted = CaptionTokenizer.fit(captions, config.text_tower.vocabulary, most).json_text
         run.refuse_changed(key, digest_of(fitted), "vocabulary")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from t2i.errors import InputError
+from t2i.files import read_regular, text_lines
 from t2i.metrics.captions import bleu, cider_d
 from t2i.metrics.score import Score, ScoreProtocol
 
@@ -20,9 +21,11 @@ def read_pairs(path: Path) -> tuple[list[str], list[list[str]]]:
         InputError: no such file, or a line that is not like `LINE`.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} ({error}); name a JSONL file of lines as {LINE}") from error
+        lines = list(text_lines(path))
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}; name a JSONL file of lines as {LINE}"
+        ) from error
     candidates, references = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -30,7 +33,7 @@ def read_pairs(path: Path) -> tuple[list[str], list[list[str]]]:
         try:
             entry = json.loads(line)
             candidate, several = entry["candidate"], entry["references"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"line {number} of {path} is not as {LINE}") from error
         if (
             not isinstance(several, list)
@@ -59,7 +62,7 @@ def score_captions(path: Path) -> list[Score]:
         metric_version=VERSION,
         n_fake=len(candidates),
         data=f"file:{path.name}",
-        data_digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        data_digest=hashlib.sha256(read_regular(path)).hexdigest(),
         captions=f"{sum(map(len, references)) / len(references):.3g} references each",
     )
     found = cider_d(candidates, references)

@@ -28,6 +28,7 @@ from t2i.data.loader import Broken, Reader
 from t2i.distributed import Ranks
 from t2i.errors import InputError
 from t2i.families import ImageTokenizer, load_tokenizer, save_tokenizer
+from t2i.files import open_regular
 from t2i.training.conditioning import own_copy
 from t2i.training.run import Run, now_and_then
 
@@ -147,6 +148,7 @@ def _open(path: Path, count: int, shape: tuple[int, ...], codes: int) -> dict[st
     if not path.exists():
         return None
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}
             expected = (file.metadata() or {}).get("crc32")

@@ -22,7 +22,17 @@ from t2i import checkpoint
 from t2i.config.load import to_yaml
 from t2i.config.training import TrainConfig
 from t2i.errors import InputError
-from t2i.files import write_text
+from t2i.files import read_regular, write_text
+from t2i.trained import RECORD, refuse_links
+
+STOPPED = "STOPPED"
+
+
+# what training reads and writes in a run directory; other files there are somebody else's
+OWN = (
+    ".lock", "config.yaml", "command.json", "journal.jsonl", "quarantine.jsonl", STOPPED, RECORD, "tokenizer.json",
+    "text", "tokenizer", "samples", "checkpoints", "tensorboard", "wandb",
+)  # fmt: skip
 
 
 def refuse_anothers(directory: Path, family: str) -> None:
@@ -34,8 +44,8 @@ def refuse_anothers(directory: Path, family: str) -> None:
             raise InputError(f"{directory} holds a config.yaml and is no run; name a new directory")
         return
     try:
-        held = json.loads(command.read_text())["family"]
-    except (ValueError, KeyError, TypeError):
+        held = json.loads(read_regular(command))["family"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         held = family  # damaged: the manifest of the checkpoint decides
     if held != family:
         raise InputError(f"{directory} holds a run of {held}, not of {family}; name another directory")
@@ -55,9 +65,6 @@ def describe(directory: Path, config: TrainConfig, family: str, argv: Sequence[s
     # in this order: a config.yaml alone is taken for somebody else's
     write_text(directory / "command.json", json.dumps(command, indent=1) + "\n")
     write_text(directory / "config.yaml", to_yaml(config))
-
-
-STOPPED = "STOPPED"
 
 
 def write_stopped(directory: Path, reason: str, step: int, saved: int) -> None:
@@ -113,7 +120,10 @@ class DirectoryLock:
 
     def _take(self) -> int:
         self._directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        refuse_links(self._directory, *OWN)
+        # opened before anything else is done: a link put there since then is not followed
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(self._path, flags, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -164,8 +174,8 @@ def remove_new(directory: Path, before: Collection[str] | None) -> None:
 
 def _held_by(directory: Path, path: Path) -> str:
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(read_regular(path, 4096))
         who = f"pid {owner['pid']} on host {owner['host']} since {owner['started']}"
-    except (OSError, ValueError, KeyError, TypeError):  # not written yet
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # not written yet
         who = "another process"
     return f"run {directory} is being written by {who}; wait for it, stop it, or name another run directory"

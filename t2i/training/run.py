@@ -47,6 +47,7 @@ from t2i.data.loader import DataVanished
 from t2i.distributed import PATIENCE, Means, Ranks
 from t2i.errors import InputError
 from t2i.families import FAMILIES
+from t2i.files import read_regular
 from t2i.hardware import why_device
 from t2i.seeding import derive
 from t2i.training.accelerator import make_accelerator
@@ -465,7 +466,7 @@ class Run:
         """For `Loader(on_broken=...)`: a line in quarantine.jsonl, once for each picture of the run, and a warning."""
         path = self.directory / "quarantine.jsonl"
         line = json.dumps(dict(broken))
-        if path.exists() and line in path.read_text().splitlines():
+        if path.exists() and line.encode() in read_regular(path).splitlines():
             return
         with open(path, "a") as file:
             file.write(line + "\n")

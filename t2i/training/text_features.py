@@ -25,6 +25,7 @@ from torch import Tensor
 from t2i.cache import cache_dir, checksum, write_shard
 from t2i.distributed import Ranks
 from t2i.errors import InputError, TruncationWarning, warn_truncated
+from t2i.files import open_regular
 from t2i.text import TextEncoder, TextFeatures
 
 FORMAT = 1
@@ -238,6 +239,7 @@ def _write(folder: Path, form: _Form, hashes: list[bytes], tensors: dict[str, Te
 def _open(path: Path, form: _Form, wanted: set[bytes]) -> _Shard | None:
     """The shard, memory-mapped; None when it holds nothing that is wanted, or is damaged and now deleted."""
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             captions = file.get_tensor("captions")
             if path.stem != _name(form, captions.numpy().tobytes()):

@@ -21,6 +21,7 @@ from t2i.data.folders.index import index_folder
 from t2i.data.packed.tar import list_tar
 from t2i.data.verify import MIN_SIDE, Verified, verify, workers
 from t2i.errors import InputError
+from t2i.files import open_regular
 from t2i.images import ImageArray
 from t2i.names import shown, some
 from t2i.scoring.images.collection import CHUNK, CHUNK_BYTES, Images, ahead, choose
@@ -112,7 +113,7 @@ def tar_images(path: Path, n: int | None = None, skip_broken: bool = False) -> I
     names = [keys[k] for k in choose(len(keys), len(keys) if n is None else n, shown(path))]
 
     def load(name: str) -> bytes:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return os.pread(file.fileno(), min(members[name].size, images.MAX_BYTES + 1), members[name].offset)
 
     with ThreadPoolExecutor(workers()) as pool:

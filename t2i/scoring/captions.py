@@ -9,6 +9,7 @@ from t2i.errors import InputError
 from t2i.files import read_regular, text_lines
 from t2i.metrics.captions import bleu, cider_d
 from t2i.metrics.score import Score, ScoreProtocol
+from t2i.names import counted
 
 VERSION = 1
 LINE = '{"candidate": "a red circle", "references": ["a red disc", "..."]}'
@@ -45,7 +46,7 @@ def read_pairs(path: Path) -> tuple[list[str], list[list[str]]]:
         references.append(several)
     if len(candidates) < 2:
         raise InputError(
-            f"{path} has {len(candidates)} captions; CIDEr-D weighs words by how rare they are: give at least 2"
+            f"{path} has {counted(len(candidates), 'caption')}; CIDEr-D weighs words by how rare they are: give at least 2"
         )
     return candidates, references
 

@@ -29,6 +29,7 @@ from t2i.distributed import Ranks
 from t2i.errors import InputError
 from t2i.families import ImageTokenizer, load_tokenizer, save_tokenizer
 from t2i.files import open_regular
+from t2i.names import counted
 from t2i.training.conditioning import own_copy
 from t2i.training.run import Run, now_and_then
 
@@ -186,5 +187,5 @@ def prepare_codes(tokenizer: ImageTokenizer, dataset: Dataset, mirrored: bool, r
     codes = encode_codes(tokenizer, dataset, mirrored, ranks=run.ranks, on_progress=progress)
     for entry in codes.broken:
         run.quarantine(entry)
-    run.say(f"codes of {dataset.split}: {codes.hits:,} images from the cache, {codes.misses:,} encoded now")
+    run.say(f"codes of {dataset.split}: {counted(codes.hits, 'image')} from the cache, {codes.misses:,} encoded now")
     return codes

@@ -11,6 +11,7 @@ from typing import Any
 
 from t2i.data import Dataset
 from t2i.errors import InputError
+from t2i.names import counted
 
 
 def data_digest(dataset: Dataset) -> dict[str, Any]:
@@ -66,4 +67,4 @@ def describe_data(found: Mapping[str, Any]) -> str:
 
 def describe_counts(found: Mapping[str, Any]) -> str:
     """Returns how much a data set holds."""
-    return f"{found['images']:,} images, {found['number_of_captions']:,} captions"
+    return f"{counted(found['images'], 'image')}, {counted(found['number_of_captions'], 'caption')}"

@@ -43,12 +43,13 @@ from t2i import checkpoint
 from t2i.config.load import flat, to_yaml
 from t2i.config.training import TrainConfig
 from t2i.data import Dataset
-from t2i.data.loader import DataVanished
+from t2i.data.loader import LoadingEnded
 from t2i.distributed import PATIENCE, Means, Ranks
 from t2i.errors import InputError
 from t2i.families import FAMILIES
 from t2i.files import read_regular
 from t2i.hardware import why_device
+from t2i.names import counted
 from t2i.seeding import derive
 from t2i.training.accelerator import make_accelerator
 from t2i.training.directory import STOPPED, DirectoryLock, describe, refuse_anothers, remove_new, write_stopped
@@ -115,7 +116,7 @@ class Run:
         self.extra: dict[str, Any] = {}
         self._saved_step = self._first_step = 0  # at the last save; when this process began
         self._over = False  # done, or stopped by a signal
-        self._vanished = ""  # what is said of training data that has gone
+        self._vanished = ""  # why no more training data comes
         self._sample_ids: list[int] = []  # of the step's first micro-batch
         self._loader: Any = None
         self._rate = 0.0  # learning rate of the step
@@ -304,6 +305,14 @@ class Run:
         self.extra["data"] = found
         self._caption = str(train.captions[0][0])
 
+    def identify_held_out(self, split: str, dataset: Dataset | None) -> None:
+        """Keeps the digest of a split that is validated on in every manifest; None: the data has none such.
+
+        Raises:
+            InputError: as `identify`.
+        """
+        self.identify(f"{split}_digest", None if dataset is None else dataset.digest(), f"split {split} of the data")
+
     def was_started_with(self, key: str, value: str | None) -> bool:
         """Returns True when a config key, as `text.path`, is spelled as it was when the run was started."""
         if self._newest is None:
@@ -403,10 +412,10 @@ class Run:
         yield from batches
 
     def _read(self, loader: Iterator[B]) -> list[B]:
-        """Reads the micro-batches of a step; data that has vanished ends the run as a signal does, with all that is done."""
+        """Reads the micro-batches of a step; where none come any more, the run ends as by a signal, with all that is done."""
         try:
             return [next(loader) for _ in range(self.config.gradient_accumulation_steps)]
-        except DataVanished as error:
+        except LoadingEnded as error:
             self._vanished = str(error)
             return []
 
@@ -605,7 +614,9 @@ class Run:
         if "data" in self.extra:
             data = getattr(config, "data", None)
             what = f"{data.address}, {data.resolution} px, " if data is not None else ""
-            self.say(f"data: {what}{describe_counts(self.extra['data'])}; {self.images_per_step:,} images a step")
+            self.say(
+                f"data: {what}{describe_counts(self.extra['data'])}; {counted(self.images_per_step, 'image')} a step"
+            )
         self.say(f"parameters: {self._parts.sizes()}")
         saved = min(self.step + config.checkpointing_steps - self.step % config.checkpointing_steps, self.total_steps)
         minutes = f" or after {config.checkpointing_minutes:g} min" if config.checkpointing_minutes else ""

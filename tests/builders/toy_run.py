@@ -78,7 +78,7 @@ def train(
         run.register("optimizer_d", optimizers[1])
         run.resume()
         first = run.step
-        loader = Loader(dataset, cfg.train_batch_size, cfg.seed, *run.position)
+        loader = Loader(dataset, cfg.train_batch_size, cfg.seed, *run.position, cfg.dataloader_num_workers)
         run.guard = NonFiniteGuard(run.rollback, limit)
         for batches in run.steps(loader, *optimizers, final_rate=0.0):
             if run.due(cfg.checkpointing_steps):

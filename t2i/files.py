@@ -63,7 +63,9 @@ def read_regular(path: Path | str, limit: int = MAX_TEXT_BYTES) -> bytes:
 
 def memory_bytes() -> int:
     """Memory of this machine: a larger file cannot be read whole."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    import psutil
+
+    return psutil.virtual_memory().total
 
 
 def text_lines(path: Path) -> Iterator[str]:

@@ -6,6 +6,7 @@ The run directory is what `text.path` and `guidance.path` of other programs name
 """
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from t2i.files import read_regular, write_text
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
 from t2i.metrics.retrieval import retrieval
-from t2i.training.optimization import MAX_GRADIENT
+from t2i.training.optimization import MAX_GRADIENT, learning_rate
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits
@@ -126,7 +127,9 @@ def main(config: Config, run_dir: Path) -> None:
         reading = config.dataloader_num_workers, run.quarantine, config.data.augment
         loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
 
-        for batches in run.steps(loader, optimizer, final_rate=FINAL_RATE):
+        base, warmup = config.learning_rate, config.lr_warmup_steps
+        schedule = partial(learning_rate, base=base, warmup=warmup, final_factor=FINAL_RATE)
+        for batches in run.steps(loader, optimizer, schedule=schedule):
             # Validation, and a checkpoint
             if run.due(config.validation_steps):
                 for split, dataset in held_out.items():

@@ -1,6 +1,5 @@
 """The papers of a run directory: whose it is, and config.yaml and command.json, which say how it was started."""
 
-import fcntl
 import json
 import os
 import platform
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import lock_descriptor
 
 import t2i
 from t2i import checkpoint
@@ -97,7 +97,8 @@ def _forget_locks() -> None:
     _HELD.clear()
 
 
-os.register_at_fork(after_in_child=_forget_locks)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 class DirectoryLock:
@@ -115,23 +116,23 @@ class DirectoryLock:
             self._descriptor = self._take()
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(owner).encode(), 0)
+        os.write(self._descriptor, json.dumps(owner).encode())
         _HELD.add(self._descriptor)
 
     def _take(self) -> int:
         self._directory.mkdir(parents=True, exist_ok=True)
         refuse_links(self._directory, *OWN)
-        # opened before anything else is done: a link put there since then is not followed
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(self._path, flags, 0o644)
+        # a link put there since then is not followed; Windows has neither flag
+        unfollowed = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | unfollowed, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise InputError(_held_by(self._directory, self._path)) from None
+            taken = lock_descriptor(descriptor, blocking=False)
         except OSError as error:
-            why = error.strerror
+            why, taken = error.strerror, True
             warnings.warn(f"no lock in {self._directory} ({why}): start one run there at a time", stacklevel=3)
+        if not taken:
+            os.close(descriptor)
+            raise InputError(_held_by(self._directory, self._path))
         return descriptor
 
     def is_in_place(self) -> bool:
@@ -176,6 +177,7 @@ def _held_by(directory: Path, path: Path) -> str:
     try:
         owner = json.loads(read_regular(path, 4096))
         who = f"pid {owner['pid']} on host {owner['host']} since {owner['started']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # not written yet
+    # not written yet, or on Windows, which locks the bytes themselves
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         who = "another process"
     return f"run {directory} is being written by {who}; wait for it, stop it, or name another run directory"

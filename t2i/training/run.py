@@ -53,20 +53,25 @@ from t2i.names import counted
 from t2i.seeding import derive
 from t2i.training.accelerator import make_accelerator
 from t2i.training.directory import STOPPED, DirectoryLock, describe, refuse_anothers, remove_new, write_stopped
-from t2i.training.identity import data_digest, describe_counts, describe_data, refuse_other_data, refuse_other_digest
 from t2i.training.journal import Journal
 from t2i.training.optimization import FINAL_RATE, NonFiniteGuard, learning_rate, set_learning_rate
 from t2i.training.state import (
     Part,
     Parts,
+    data_digest,
+    describe_counts,
+    describe_data,
     is_sound,
     not_finite,
     refuse_another,
+    refuse_other_data,
+    refuse_other_digest,
     refuse_other_parts,
     warn_of_batch,
     warn_of_rounding,
 )
 from t2i.training.stopping import Budget, StopSignals
+from t2i.training.trackers import Tracking
 from t2i.training.watchdog import Watchdog
 
 LOGGING_SECONDS = 10.0  # between two lines on stderr, where that is no terminal
@@ -138,10 +143,8 @@ class Run:
         mine = _digest(config)
         if not self.ranks.all(self.ranks.broadcast(mine) == mine):
             raise InputError("the processes of this run have different configs; start all of them with one command")
+        self._tracking = Tracking(self.accelerator, config.report_to, self.directory)
         self._newest = self.on_main(self._open)
-        if config.report_to != "none":
-            values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat(config).items()}
-            self.accelerator.init_trackers(config.report_to, config=values)
         self._signals = StopSignals(announce=self.is_main)
         self._watchdog: Watchdog | None = None
         if self.num_processes > 1 or config.dataloader_num_workers:
@@ -214,8 +217,7 @@ class Run:
         if self._watchdog is not None:
             self._watchdog.close()
         self._signals.restore()
-        for tracker in getattr(self.accelerator, "trackers", []):
-            tracker.finish()
+        self._tracking.close()
         if self.journal is not None:
             self.journal.close()
         if self._lock is not None:
@@ -232,9 +234,8 @@ class Run:
                 newest = self._find_newest()
                 if newest is None:
                     self._describe()
-                track = None if self.config.report_to == "none" else self.accelerator.log
                 path = self.directory / "journal.jsonl"
-                self.journal = Journal(path, self.total_steps, LOGGING_SECONDS, track)
+                self.journal = Journal(path, self.total_steps, LOGGING_SECONDS, self._tracking.log)
                 return newest
             except BaseException:
                 self._lock.release()
@@ -375,7 +376,7 @@ class Run:
         return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.num_processes
 
     def steps(
-        self, loader: Iterator[B], *optimizers: Optimizer, final_rate: float = FINAL_RATE
+        self, loader: Iterator[B], *optimizers: Optimizer, schedule: Callable[[int, int], float] | None = None
     ) -> Iterator[Iterator[B]]:
         """Yields the micro-batches of each optimizer step; at the end once more, and then there are none.
 
@@ -385,7 +386,9 @@ class Run:
 
         Args:
             loader: endless micro-batches of this process.
-            optimizers: get the learning rate: a warm-up, then a cosine down to `final_rate` of the config's.
+            optimizers: get the learning rate.
+            schedule: (step, steps of the run) -> learning rate; None: a warm-up, then a cosine down to `FINAL_RATE` of the
+                config's.
 
         Raises:
             InputError: too many steps in a row were not finite (`NonFiniteGuard`).
@@ -393,11 +396,13 @@ class Run:
         self._loader = loader
         self._window = time.monotonic(), self.images_seen, self._waited()
         while not self._over:
-            yield self._micro_batches(loader, optimizers, final_rate)
+            yield self._micro_batches(loader, optimizers, schedule)
             if not self._over:
                 self._finish_step()
 
-    def _micro_batches(self, loader: Iterator[B], optimizers: Sequence[Optimizer], final_rate: float) -> Iterator[B]:
+    def _micro_batches(
+        self, loader: Iterator[B], optimizers: Sequence[Optimizer], schedule: Callable[[int, int], float] | None
+    ) -> Iterator[B]:
         batches = self._read(loader) if self.step < self.total_steps else []
         self._over = self._agree_to_stop() or self.step >= self.total_steps
         if self._over:
@@ -405,7 +410,10 @@ class Run:
         # dropout and noise depend on the step, not on what was drawn before it
         torch.manual_seed(derive(self.config.seed, "step", self.step, self.process_index))
         warmup, base = self.config.lr_warmup_steps, self.config.learning_rate
-        self._rate = learning_rate(self.step, self.total_steps, base, warmup, final_rate)
+        if schedule is None:
+            self._rate = learning_rate(self.step, self.total_steps, base, warmup, FINAL_RATE)
+        else:
+            self._rate = schedule(self.step, self.total_steps)
         for optimizer in optimizers:
             set_learning_rate(optimizer, self._rate)
         self._sample_ids = batches[0].sample_ids.tolist()
@@ -465,6 +473,11 @@ class Run:
         """Writes scalars (scores of a validation, ...) to the journal at once; does nothing but on the main process."""
         if self.journal is not None:
             self.journal.write(self.step, scalars)
+
+    def show_samples(self) -> None:
+        """Hands the sample grid of this step, if the program saved one, to the tracker."""
+        if self.is_main:
+            self._tracking.show(self.directory / "samples" / f"step-{self.step:08d}.png", self.step)
 
     def say(self, text: str) -> None:
         """One line on the main process's console."""
@@ -598,6 +611,7 @@ class Run:
         if self.journal is not None:
             self.journal.truncate(self.step)
         self._describe()
+        self._tracking.start(flat(self.config))
         (self.directory / STOPPED).unlink(missing_ok=True)
 
     def _tell_of_start(self) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from t2i.config.training import TrainConfig
 from t2i.data import Dataset, View, open_dataset
 from t2i.data.loader import Loader
 from t2i.seeding import normal
-from t2i.training.optimization import EMA, NonFiniteGuard
+from t2i.training.optimization import EMA, NonFiniteGuard, learning_rate
 from t2i.training.run import Run
 
 
@@ -80,7 +81,8 @@ def train(
         first = run.step
         loader = Loader(dataset, cfg.train_batch_size, cfg.seed, *run.position, cfg.dataloader_num_workers)
         run.guard = NonFiniteGuard(run.rollback, limit)
-        for batches in run.steps(loader, *optimizers, final_rate=0.0):
+        schedule = partial(learning_rate, base=cfg.learning_rate, warmup=cfg.lr_warmup_steps, final_factor=0.0)
+        for batches in run.steps(loader, *optimizers, schedule=schedule):
             if run.due(cfg.checkpointing_steps):
                 run.save({"last": run.step})
                 torch.rand(run.step)  # a validation may draw: the next step must not feel it

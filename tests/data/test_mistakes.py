@@ -585,7 +585,7 @@ def parquet(path: Path, split: str | None = None, count: int = 12) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-def shard(path: Path, count: int = 12, text: str = "txt") -> None:
+def whole_shard(path: Path, count: int = 12, text: str = "txt") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for key in range(count):
@@ -597,7 +597,7 @@ def shard(path: Path, count: int = 12, text: str = "txt") -> None:
 
 def several_shards(folder: Path, *names: str) -> None:
     for name in names:
-        shard(folder / f"{name}.tar")
+        whole_shard(folder / f"{name}.tar")
 
 
 def split_folders(folder: Path, *names: str) -> None:
@@ -618,8 +618,8 @@ ODD_FOLDERS: dict[str, Callable[[Path], object]] = {
     "shards of val and test": lambda folder: several_shards(folder, "val-00000", "test-00000"),
     "shards without a split": lambda folder: several_shards(folder, "00000", "00001"),
     "shards of dev and train": lambda folder: several_shards(folder, "dev-00000", "train-00000"),
-    "shards with captions in .md": lambda folder: shard(folder / "a.tar", text="md"),
-    "shards of one image": lambda folder: shard(folder / "a.tar", 1),
+    "shards with captions in .md": lambda folder: whole_shard(folder / "a.tar", text="md"),
+    "shards of one image": lambda folder: whole_shard(folder / "a.tar", 1),
     "parquet of test alone": lambda folder: parquet(folder / "data" / "test-00000-of-00001.parquet"),
     "parquet of validation alone": lambda folder: parquet(folder / "validation-00000-of-00001.parquet"),
     "parquet without a split": lambda folder: parquet(folder / "a.parquet"),

@@ -304,7 +304,7 @@ KINDS: dict[str, Kind] = {
     ),
     "text of an align run": Kind(
         copied(GOLDEN / "align"),
-        lambda place, out: train("cgan", out, f"text={{encoder: embedded, path: {json.dumps(str(place))}}}"),
+        lambda place, out: train("cgan", out, f"text={{encoder: aligned, path: {json.dumps(str(place))}}}"),
         trained_in,
     ),
     "tokenizer": Kind(

@@ -59,7 +59,7 @@ def check_top_k(config: Config, tokenizer: ImageTokenizer) -> None:
 def prepare_validation(config: Config, encoder: TextEncoder, tokenizer: ImageTokenizer, run: Run) -> Validation | None:
     """Returns the images of `val` with one caption each; None where the data has no such split."""
     dataset = open_held_out(config.data, "val", max(MEASURED, config.validation_n))
-    run.identify_held_out("val", dataset)
+    run.identity.keep_held_out("val", dataset)
     if dataset is None:
         return None
     codes = prepare_codes(tokenizer, dataset, False, run)
@@ -162,7 +162,7 @@ def main(config: Config, run_dir: Path) -> None:
                 losses += [made.loss, made.nll_B]
                 run.note({"loss": made.loss, "bits_per_token": made.nll_B.mean() * BITS})
             norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
-            sound = run.all_finite(*losses, norm)
+            sound = run.judge(*losses, norm)
             if sound:
                 optimizer.step()
                 ema.update(plain, run.images_per_step, run.images_seen + run.images_per_step)

@@ -245,7 +245,7 @@ def test_a_part_with_another_digest_is_refused_and_named(tmp_path: Path) -> None
     def with_digest(digest: str) -> None:
         with Run(tmp_path, config(), "toy") as run:
             run.register("model", torch.nn.Linear(1, 1))
-            run.identify("text_digest", digest, "text encoder")
+            run.identity.keep("text_digest", digest, "text encoder")
             run.resume()
             run.step += 1
             run.save()
@@ -325,7 +325,7 @@ def test_validation_data_changed_between_stop_and_resume_is_refused(tmp_path: Pa
     def start(steps: int) -> None:
         val = open_dataset(str(root), "val", View(resolution=32))
         with Run(tmp_path / "run", config(max_train_steps=steps), "toy") as run:
-            run.identify_held_out("val", val)
+            run.identity.keep_held_out("val", val)
             run.resume()
             run.step = steps
 

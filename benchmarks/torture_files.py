@@ -402,7 +402,10 @@ def _base(name: str, root: Path) -> tuple[Path, str, set[str]]:
         shutil.copytree(base, untouched, symlinks=True, ignore=lambda *_: ["untouched", "stderr"])
         out.mkdir()
         status, said = outcome(lambda: limited(lambda: kind.command(untouched / inside, out)), base, 200)
-        assert status == 0, f"{name}: {said}"
+        # weights of a tiny network are refused as they are, after they were read
+        assert status == 0 or kind.result is None and judged(status, said, True) == "refused in one line", (
+            f"{name}: {said}"
+        )
         result = kind.result(untouched / inside, out) if kind.result else ""
         note.write_text(json.dumps([inside, result, sorted(_lines(said, untouched, out))]))
         shutil.rmtree(untouched)

@@ -61,6 +61,13 @@ def read_regular(path: Path | str, limit: int = MAX_TEXT_BYTES) -> bytes:
         return file.read(limit + 1)
 
 
+def memory_bytes() -> int:
+    """Memory of this machine: a larger file cannot be read whole."""
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
 def text_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file one at a time, without their ends; a byte order mark is dropped.
 

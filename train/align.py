@@ -92,6 +92,7 @@ def main(config: Config, run_dir: Path) -> None:
         # Data: what of it may contradict its captions, a record of it for later scores, and the tokenizer fitted on it
         warn_of_colors(config.data.augment, train)
         remember(run, train, config.data)
+        run.identity.keep_held_out("val", held_out.get("val"))
         tokenizer = prepare_tokenizer(config, run, train)
 
         # Both towers, a captioner that trains them better (CoCa) and is not kept in use, and AdamW

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator
 from t2i.cli.environment import tell_address
 from t2i.config.options import Options, argument, option, split_commas
 from t2i.errors import InputError
+from t2i.names import counted
 
 ADDRESS = "A folder of captioned images, or any data."
 OUT = "A new or empty folder."
@@ -160,7 +161,7 @@ def pack_data(options: PackOptions) -> None:
             lambda done, total: tick("packing", done, total),
         )
     before = f", {done.before:,} were packed before" if done.before else ""
-    typer.echo(f"packed {done.images:,} images{before}: {done.shards:,} shards in {options.shards}")
+    typer.echo(f"packed {counted(done.images, 'image')}{before}: {counted(done.shards, 'shard')} in {options.shards}")
     for name, reason in done.broken[:5]:
         typer.echo(f"left out: {name}: {reason}")
     if len(done.broken) > 5:

@@ -33,6 +33,7 @@ from t2i.data.captions import clean_caption
 from t2i.data.questions import normal_answer
 from t2i.errors import InputError
 from t2i.extractors import load_image_encoder
+from t2i.files import read_utf8
 from t2i.images import ImageArray, to_model
 from t2i.reader.config import Config
 from t2i.reader.decoding import write
@@ -314,7 +315,7 @@ def read_tokenizer(json_text: str, max_tokens: int, special: tuple[int, int, int
 
 def _open_reader(run: TrainedRun) -> Reader:
     config = Config.kept(run.manifest["config"])
-    vocabulary = Vocabulary.read((run.folder / TOKENIZER).read_text("utf-8"), run.manifest["reader"])
+    vocabulary = Vocabulary.read(read_utf8(run.folder / TOKENIZER), run.manifest["reader"])
     text = load_encoder(run.folder / "text") if run.manifest.get("text_digest") else None
     encoder = load_image_encoder(run.folder / "image") if run.manifest.get("image_digest") else None
     network = ReaderNetwork(config, vocabulary.sizes(text), encoder)
@@ -328,7 +329,7 @@ def _open_align(run: TrainedRun) -> Reader:
             f"{run.folder} has no captioner in its checkpoint; train it anew, or a reader: t2i train reader"
         )
     config = AlignConfig.kept(run.manifest["config"])
-    tokenizer = read_tokenizer((run.folder / TOKENIZER).read_text("utf-8"), config.text_tower.max_tokens)
+    tokenizer = read_tokenizer(read_utf8(run.folder / TOKENIZER), config.text_tower.max_tokens)
     dual, captioner = DualEncoder(config, len(tokenizer)), Captioner(config, len(tokenizer))
     checkpoint.load_module(dual, run.state["model"], "dual encoder")  # the captioner's own, whichever is best
     checkpoint.load_module(captioner, run.state["captioner"], "captioner")

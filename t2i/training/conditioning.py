@@ -12,7 +12,7 @@ from torch import Tensor
 
 from t2i.data import Dataset
 from t2i.data.loader import choose_captions
-from t2i.files import write_text
+from t2i.files import read_regular, write_text
 from t2i.text import TextConfig, TextEncoder, fit_encoder, load_encoder
 from t2i.training.progress import now_and_then
 from t2i.training.run import Run
@@ -90,7 +90,7 @@ def own_vocabulary(run: Run, name: str, fit: Callable[[], str]) -> str:
 
     def prepare() -> str:
         if not run.is_new and path.exists():
-            return path.read_bytes().decode(errors="replace")
+            return read_regular(path).decode(errors="replace")
         fitted = fit()
         run.identity.refuse_other(key, hashlib.sha256(fitted.encode()).hexdigest(), "vocabulary")
         write_text(path, fitted)

@@ -137,6 +137,7 @@ def prepare_validation(
 ) -> Validation | None:
     """Returns up to `n` captions of `val`, one of each image; None where the data has no such split."""
     dataset = open_held_out(data, "val", n)
+    run.identity.keep_held_out("val", dataset)
     if dataset is None:
         return None
     prompts = [options[0] for options in dataset.captions]

@@ -137,13 +137,8 @@ class Loader(Iterator[Batch]):
         self._dataset, self._num_workers = dataset, num_workers
         self._on_broken = on_broken
         start = samples_consumed + process_index * batch_size
-<<<<<<< HEAD
         reader = BatchReader(dataset, batch_size, seed, start, batch_size * num_processes, augmented)
-        self._batches: Iterator[Any] = iter(
-=======
-        reader = Reader(dataset, batch_size, seed, start, batch_size * num_processes, augmented)
         self._batches: Iterator[Any] = (
->>>>>>> main
             _in_workers(reader, num_workers) if num_workers else map(reader.__getitem__, count())
         )
 
@@ -281,17 +276,7 @@ class BatchReader(torch.utils.data.Dataset):
         return row
 
 
-<<<<<<< HEAD
-def _in_workers(reader: BatchReader, num_workers: int) -> "torch.utils.data.DataLoader[Any]":
-    return torch.utils.data.DataLoader(
-        reader,
-        batch_size=None,
-        sampler=count(),  # pyright: ignore[reportArgumentType]  # any iterable of indices will do
-        num_workers=num_workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_leave_signals_to_the_main_process,
-=======
-def _in_workers(reader: Reader, num_workers: int) -> Iterator[Any]:
+def _in_workers(reader: BatchReader, num_workers: int) -> Iterator[Any]:
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(
         torch.utils.data.DataLoader(
@@ -302,7 +287,6 @@ def _in_workers(reader: Reader, num_workers: int) -> Iterator[Any]:
             collate_fn=_unchanged,
             worker_init_fn=_leave_signals_to_the_main_process,
         )
->>>>>>> main
     )
     # torch's handler raises in the middle of a step when a worker dies; without it the next batch tells
     if threading.current_thread() is threading.main_thread():

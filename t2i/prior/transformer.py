@@ -40,7 +40,7 @@ class Grid(NamedTuple):
         return self.height * self.width * self.depth
 
 
-class Draws(NamedTuple):
+class PriorDraws(NamedTuple):
     """What chance decides in a training step but the order: uniforms in [0, 1)."""
 
     caption_B: Tensor  # below `caption_dropout` the caption is replaced by the null caption
@@ -164,7 +164,7 @@ def embedding(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape) * 0.5)
 
 
-class Block(nn.Module):
+class PriorBlock(nn.Module):
     """Attention and SwiGLU. Its norms are scaled and shifted by the caption plus a table of its own."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -225,14 +225,14 @@ class Prior(nn.Module):
         self.code = embedding(grid.depth * grid.codes, width)
         self.hidden_code = embedding(width)
         self.query = embedding(width) if config.order == "random" else None
-        self.blocks = nn.ModuleList(Block(config.model) for _ in range(config.model.depth))
+        self.blocks = nn.ModuleList(PriorBlock(config.model) for _ in range(config.model.depth))
         self.gain = nn.Parameter(torch.ones(width))
         self.head = Linear(width, grid.codes)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.head.weight)  # so the first loss is ln K
 
     def forward(
-        self, codes_BS: Tensor, text: TextFeatures, order: Order | None = None, draws: Draws | None = None
+        self, codes_BS: Tensor, text: TextFeatures, order: Order | None = None, draws: PriorDraws | None = None
     ) -> PriorLoss:
         """The loss of one micro-batch.
 

@@ -9,12 +9,14 @@
     t2i sample runs/prior "a red circle" --guidance 2 --temperature 0.7 --top-k 100 --steps 10 --best-of 8
     t2i sample runs/prior "a red circle" --init image.png --mask mask.png
     t2i sample runs/prior "a red circle" --init image.png --keep-rows 4
+    t2i sample runs/prior -i
 
 Image k of a prompt follows from (seed, prompt, k), whatever is sampled beside it; the seed that the manifest tells of an image
 makes that image again. `--interpolate noise` makes a row from image k of each prompt to image k + 1; `--interpolate caption` a
 row from each prompt to the next one, with the noise of image k of the first; -n is then the number of rows of each. `--best-of N`
 samples N candidates for each image and keeps the one that a dual encoder finds closest to its prompt; the manifest has the
-scores of all.
+scores of all. `-i` loads the model once and samples each line of standard input as it comes, into a folder of its own; the paths
+of the images are printed, and a line that cannot be sampled is an error message and not the end.
 """
 
 import os
@@ -23,8 +25,9 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from t2i.cli import run_program
 from t2i.console import shown_progress
@@ -35,6 +38,8 @@ from t2i.sampling.output import GRID_MOST, Given, Job, free_folder, slug, write
 from t2i.sampling.prompts import clean_prompt, read_prompts
 from t2i.weights import DEFAULT, shipped
 
+MAX_LINE = 1 << 20  # bytes of standard input that are read as one prompt
+
 if TYPE_CHECKING:
     from t2i.extractors import ImageTextExtractor
     from t2i.pipeline import TextToImagePipeline
@@ -42,11 +47,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def output_folder(out: Path | None, pipe: "TextToImagePipeline", job: Job) -> Iterator[Path]:
-    """`out`, or the next free name: in the run, beside what training left there; of a saved pipeline, here."""
-    if out is not None:
+    """`out`, or the next free name: in the run, beside what training left there; of a saved pipeline, here.
+
+    With `--interactive` each line has a free name inside of `out`.
+    """
+    if out is not None and not job.options.interactive:
         yield out
         return
-    parent = (pipe.run or Path()) / "samples"
+    parent = out or (pipe.run or Path()) / "samples"
     with free_folder(parent, f"{slug(job.prompts[0])}-seed{job.options.seed}") as place:
         yield place
 
@@ -82,7 +90,7 @@ def warn_of_scorer(pipe: "TextToImagePipeline", scorer: "ImageTextExtractor", ad
         )
 
 
-def split_words(words: Sequence[str], model: str | None) -> tuple[str, list[str]]:
+def split_words(words: Sequence[str], model: str | None, interactive: bool = False) -> tuple[str, list[str]]:
     """(run or shipped model, prompts): the first word is the run unless a model is named or it reads as a prompt.
 
     Raises:
@@ -95,7 +103,7 @@ def split_words(words: Sequence[str], model: str | None) -> tuple[str, list[str]
         return model, list(words)
     if not words or _reads_as_prompt(words[0]):
         return DEFAULT, list(words)
-    if len(words) == 1 and not os.path.exists(words[0]) and words[0] not in shipped():
+    if len(words) == 1 and not interactive and not os.path.exists(words[0]) and words[0] not in shipped():
         raise InputError(
             f"{words[0]!r} is no run; if it is a prompt, say which model is to sample it: --model {names}; if it is a "
             f'run, give a prompt too, as in t2i sample RUN "a small red circle"'
@@ -110,15 +118,58 @@ def _reads_as_prompt(word: str) -> bool:
     return len(word.split()) > 1 and not there
 
 
-def main(options: SampleOptions) -> None:
-    run, prompts = split_words(options.words, options.model)
-    read = read_prompts(options.prompts_file) if options.prompts_file else []
-    wanted = [clean_prompt(prompt) for prompt in prompts] + read
+def sample_lines(lines: BinaryIO, pipe: "TextToImagePipeline", run: str, job: Job) -> None:
+    """Samples each line as it comes and prints the paths of its images; a mistake in one is told and the next is read.
+
+    Args:
+        job: without prompts.
+    """
+    while line := lines.readline(MAX_LINE):
+        if not (line := line.rstrip(b"\r\n")).strip():
+            continue
+        try:
+            paths = sample_prompt(clean_prompt(line.decode()), pipe, run, job)
+        except UnicodeDecodeError as error:
+            print(f"error: the line {line[:40]!r} is not UTF-8 (byte {error.start})", file=sys.stderr, flush=True)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            print(*paths, sep="\n", flush=True)
+
+
+def sample_prompt(prompt: str, pipe: "TextToImagePipeline", run: str, job: Job) -> list[Path]:
+    """Writes the folder of one prompt; returns its images."""
+    job = replace(job, prompts=[prompt])
+    with shown_progress(" images") as tick:
+        pipe.warn_of_unknown_words(job.prompts)
+        with output_folder(job.options.out, pipe, job) as place, new_folder(place) as folder:
+            files = write(pipe, run, job, folder, lambda done: tick("sampling", done, job.total()))
+    return [place / name for name in files]
+
+
+def read_all_prompts(words: Sequence[str], options: SampleOptions) -> list[str]:
+    """The prompts that are sampled, cleaned; none with `--interactive`, which reads them later.
+
+    Raises:
+        InputError: there are none, too few, or some although they come from standard input.
+    """
+    wanted = [clean_prompt(prompt) for prompt in words]
+    if options.interactive:
+        if wanted:
+            raise InputError(f"--interactive reads prompts from standard input; drop it or {wanted[0][:40]!r}")
+        return []
+    wanted += read_prompts(options.prompts_file) if options.prompts_file else []
     if not wanted:
         raise InputError('no prompt; give one in quotes, as in t2i sample RUN "a small red circle", or --prompts FILE')
     if options.interpolate == "caption" and len(wanted) < 2:
         raise InputError("--interpolate caption needs two prompts or more, got one; add another")
-    if options.out is not None:
+    return wanted
+
+
+def main(options: SampleOptions) -> None:
+    run, words = split_words(options.words, options.model, options.interactive)
+    wanted = read_all_prompts(words, options)
+    if options.out is not None and not options.interactive:
         refuse_used(options.out)
     if run in shipped():
         print(f"sampling from {run}, a model that ships with t2i and knows rendered shapes", file=sys.stderr)
@@ -141,9 +192,14 @@ def main(options: SampleOptions) -> None:
             warn_of_scorer(pipe, scorer, options.scorer)
         if pipe.chosen:
             print(f"weights: {pipe.chosen}", file=sys.stderr)
-        pipe.warn_of_unknown_words(wanted)
-        with output_folder(options.out, pipe, job) as place, new_folder(place) as folder:
-            write(pipe, run, job, folder, lambda done: tick("sampling", done, job.total()))
+        if not options.interactive:
+            pipe.warn_of_unknown_words(wanted)
+            with output_folder(options.out, pipe, job) as place, new_folder(place) as folder:
+                write(pipe, run, job, folder, lambda done: tick("sampling", done, job.total()))
+    if options.interactive:
+        print("ready: one prompt a line, the end of input ends the session", file=sys.stderr, flush=True)
+        sample_lines(sys.stdin.buffer, pipe, run, job)
+        return
     part = f" (grid.png shows the first {GRID_MOST})" if job.total() > GRID_MOST else ""
     noun = "image" if job.total() == 1 else "images"
     print(f"wrote {job.total():,} {noun}, grid.png and manifest.json to {place}{part}")

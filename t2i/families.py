@@ -202,6 +202,10 @@ class ImageTokenizer(Protocol):
         """indices_BLQ, int64 in [0, K) on the CPU, of uint8 images [B, resolution, resolution, 3]."""
         ...
 
+    def points(self, images_BHWC: "ImageArray") -> "Tensor":
+        """points_BLC, float32 on the CPU: what `encode` replaces by the nearest code. Only a maker of latents asks."""
+        ...
+
     def decode(self, indices_BLQ: "Tensor") -> "ImageArray":
         """uint8 [B, resolution, resolution, 3]."""
         ...

@@ -5,7 +5,6 @@ safetensors only, nothing unpickled, no code of the folder run. What is loaded i
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -322,7 +322,7 @@ def check_file(path: Path, limit: int | None = None) -> None:
     Raises:
         InputError: `path` is one of these, or cannot be opened.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     try:
         with open_regular(path, limit or memory) as file:
             if file.read(len(_LFS)) == _LFS:

@@ -6,6 +6,7 @@ The run directory is what `text.path` and `guidance.path` of other programs name
 """
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from t2i.files import write_text
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
 from t2i.metrics.retrieval import retrieval
-from t2i.training.optimization import MAX_GRADIENT
+from t2i.training.optimization import MAX_GRADIENT, learning_rate
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits
@@ -55,12 +56,12 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
             return path.read_bytes().decode(errors="replace")
         captions = [caption for options in train.captions for caption in options]
         fitted = CaptionTokenizer.fit(captions, config.text_tower.vocabulary, most).json_text
-        run.refuse_changed(key, digest_of(fitted), "vocabulary")
+        run.identity.refuse_other(key, digest_of(fitted), "vocabulary")
         write_text(path, fitted)
         return fitted
 
     text = run.on_main(prepare)
-    run.identify(key, digest_of(text), f"vocabulary in {path}")
+    run.identity.keep(key, digest_of(text), f"vocabulary in {path}")
     return CaptionTokenizer(text, most)
 
 
@@ -125,7 +126,9 @@ def main(config: Config, run_dir: Path) -> None:
         reading = config.dataloader_num_workers, run.quarantine, config.data.augment
         loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
 
-        for batches in run.steps(loader, optimizer, final_rate=FINAL_RATE):
+        base, warmup = config.learning_rate, config.lr_warmup_steps
+        schedule = partial(learning_rate, base=base, warmup=warmup, final_factor=FINAL_RATE)
+        for batches in run.steps(loader, optimizer, schedule=schedule):
             # Validation, and a checkpoint
             if run.due(config.validation_steps):
                 for split, dataset in held_out.items():
@@ -148,7 +151,7 @@ def main(config: Config, run_dir: Path) -> None:
                 losses.append(loss)
                 run.note(watch)
             norm = nn.utils.clip_grad_norm_(both.parameters(), MAX_GRADIENT)
-            if run.all_finite(*losses, norm):
+            if run.judge(*losses, norm):
                 optimizer.step()
             optimizer.zero_grad()
             run.note({"temperature": 1 / model.scale(), "gradient_norm": norm})

@@ -3,22 +3,24 @@
     t2i train cvae --config cvae-shapes64 --set tokenizer.path=runs/vqvae-shapes64 --run-dir runs/cvae
     torchrun --nproc_per_node 2 -m t2i.cli train cvae --config cvae-shapes64 ...
 
-Codes and text features are computed once and kept in the cache. The run directory holds everything that `t2i sample` and
+Latents and text features are computed once and kept in the cache. The run directory holds everything that `t2i sample` and
 `t2i eval` need. To resume, run the same command again.
 """
 
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from t2i import seeding
+from t2i.cli import run_program
 from t2i.cvae.config import Config
-from t2i.cvae.critic import Critic, deceive
-from t2i.cvae.network import ConditionalVAE, Draws, parameter_groups
+from t2i.cvae.critic import Critic
+from t2i.cvae.network import ConditionalVAE, parameter_groups
 from t2i.cvae.sampling import Latents, sample_codes
+from t2i.cvae.step import Micro, calm, criticise, draw_micro, generate, rate, sharpening
 from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import may_flip, warn_of_crops
 from t2i.data.loader import RowLoader, Rows
@@ -36,15 +38,6 @@ from t2i.training.validation import CHUNK, Validation, keep_best, note_validatio
 
 SHOWN = 24  # prompts of the sample grid
 WEIGHT_DECAY, BETA2 = 0.02, 0.95  # of AdamW
-
-
-class Micro(NamedTuple):
-    """One micro-batch on the device, with all that chance decides of it."""
-
-    latents_BLC: Tensor
-    text: TextFeatures
-    draws: Draws
-    other_B: Tensor  # whether the caption of the next row says something else
 
 
 def validate(
@@ -67,18 +60,12 @@ def prepare_micro(
     config: Config, train: Dataset, captions: Captions, codes: CachedCodes, latents: Latents, batch: Rows, run: Run
 ) -> Micro:
     """Puts latents and captions of one micro-batch on the device and draws its noises."""
-    seed, ids = config.seed, batch.sample_ids
-    index = captions.chosen(train, codes.shown(batch.rows), ids, seed)
+    index = captions.chosen(train, codes.shown(batch.rows), batch.sample_ids, config.seed)
     text = TextFeatures(*(x.to(run.device) for x in captions.text.rows(index)))
-    mirrored = (seeding.uniform(seed, "flip", ids, 1)[:, 0] < 0.5).astype(np.int64) * config.flip
-    latents_BLC = latents.of(codes.at(batch.rows, mirrored)[..., 0])
-    draws = Draws(
-        torch.from_numpy(seeding.normal(seed, "posterior", ids, config.model.z_dim)).to(run.device),
-        torch.from_numpy(seeding.uniform(seed, "without_noise", ids, 1)[:, 0]).to(run.device),
-        torch.from_numpy(seeding.normal(seed, "free", ids, config.model.z_dim)).to(run.device),
-    )
+    flips = seeding.uniform(config.seed, "flip", batch.sample_ids, 1)[:, 0] < 0.5
+    mirrored = flips.astype(np.int64) * config.flip
     said = captions.same[index]
-    return Micro(latents_BLC, text, draws, (said != said.roll(-1)).to(run.device))
+    return draw_micro(config, latents.of(codes.at(batch.rows, mirrored)), text, said != said.roll(-1), batch.sample_ids)
 
 
 def main(config: Config, run_dir: Path) -> None:
@@ -96,7 +83,7 @@ def main(config: Config, run_dir: Path) -> None:
         latents = Latents(tokenizer)
         encoder = prepare_text(config.text, train, run)
         captions = prepare_captions(encoder, train, run, tokens=True)
-        codes = prepare_codes(tokenizer, train, config.flip, run)
+        codes = prepare_codes(tokenizer, train, config.flip, run, points=True)
         validation = prepare_validation(config.data, config.validation_n, config.validation_extractor, encoder, run)
 
         # Generator and posterior, their average, the critic, and an optimizer for each player
@@ -104,12 +91,12 @@ def main(config: Config, run_dir: Path) -> None:
         plain = plain.to(run.device)
         ema = EMA(plain, config.ema_halflife_images)
         groups = parameter_groups(plain, WEIGHT_DECAY)
-        optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, BETA2))
+        generator_optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, BETA2))
         plain_critic = Critic(config, latents.shape, encoder.token_dim, encoder.max_tokens).to(run.device)
-        critic_optimizer = torch.optim.Adam(plain_critic.parameters(), config.learning_rate, betas=(0.0, BETA2))
+        critic_optimizer = torch.optim.Adam(plain_critic.parameters(), config.critic.learning_rate, betas=(0.0, BETA2))
 
         # Parts of a checkpoint, and the newest one to go on from
-        for name, part in {"model": plain, "ema": ema, "optimizer": optimizer}.items():
+        for name, part in {"model": plain, "ema": ema, "optimizer": generator_optimizer}.items():
             run.register(name, part)
         run.register("critic", plain_critic)
         run.register("critic_optimizer", critic_optimizer)
@@ -121,7 +108,8 @@ def main(config: Config, run_dir: Path) -> None:
         model, critic = (run.prepare(part, config.compile) for part in (plain, plain_critic))
         loader = RowLoader(len(train), config.train_batch_size, config.seed, *run.position)
 
-        for batches in run.steps(loader, optimizer, critic_optimizer):
+        schedule = partial(rate, config=config)
+        for batches in run.steps(loader, generator_optimizer, critic_optimizer, schedule=schedule):
             # Validation of the averaged model, and a checkpoint
             if validation and run.due(config.validation_steps):
                 found = run.on_main(
@@ -136,44 +124,45 @@ def main(config: Config, run_dir: Path) -> None:
             if not micros:
                 break
 
-            # Step on the squared error of latents, the information in the noise, and, late in the run, the critic's view
-            sharpening = run.step >= config.critic.start * run.total_steps
+            # Generator and posterior: squared error and the information in the noise, late in the run also the critic's view
+            critical = sharpening(run.step, run.total_steps, config)
+            if critical:
+                calm(generator_optimizer)
             losses: list[Tensor] = []
             made: list[Tensor] = []
             plain_critic.requires_grad_(False)
             for micro in run.accumulate(model, micros):
-                terms, free = model(micro.latents_BLC, micro.text, micro.draws, sharpening)
-                loss = terms.loss
-                if free is not None:
-                    with run.accelerator.autocast():
-                        deceived = deceive(plain_critic, micro.latents_BLC, free, micro.text)
-                    loss = loss + config.critic.weight * deceived
-                    made.append(free.detach())
-                    run.note({"deceived": deceived.detach()})
+                opponent = plain_critic if critical else None
+                loss, watch, free = generate(model, opponent, micro, config, run.autocast())
                 run.accelerator.backward(loss)
                 losses.append(loss)
-                run.note({name: value.detach() for name, value in terms._asdict().items()})
+                made.append(free)
+                run.note(watch)
             plain_critic.requires_grad_(True)
             norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
-            run.note({"gradient_norm": norm})
             losses.append(norm)
+            run.note({"gradient_norm": norm})
 
-            # Step of the critic, on the same real and generated latents
-            if sharpening:
-                for i, micro in enumerate(run.accumulate(critic, micros)):
-                    told = critic(micro.latents_BLC, made[i], micro.text, micro.other_B)
-                    run.accelerator.backward(told.critic_loss)
-                    losses.append(told.critic_loss)
-                    run.note({name: value.detach() for name, value in told._asdict().items()})
+            # Critic, on the same real and generated latents
+            if critical:
+                for micro, free in zip(run.accumulate(critic, micros), made, strict=True):
+                    loss, watch = criticise(critic, micro, free)
+                    run.accelerator.backward(loss)
+                    losses.append(loss)
+                    run.note(watch)
                 norm = nn.utils.clip_grad_norm_(plain_critic.parameters(), MAX_GRADIENT)
-                run.note({"critic_gradient_norm": norm})
                 losses.append(norm)
+                run.note({"critic_gradient_norm": norm})
 
             # Both players move, or neither
-            if run.all_finite(*losses):
-                optimizer.step()
-                if sharpening:
+            if run.judge(*losses):
+                generator_optimizer.step()
+                if critical:
                     critic_optimizer.step()
                 ema.update(plain, run.images_per_step, run.images_seen + run.images_per_step)
-            optimizer.zero_grad()
+            generator_optimizer.zero_grad()
             critic_optimizer.zero_grad()
+
+
+if __name__ == "__main__":  # python -m t2i.train.cvae
+    run_program("train", "cvae")

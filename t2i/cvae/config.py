@@ -53,10 +53,13 @@ class ObjectiveConfig(Section):
 
 
 class CriticConfig(Section):
-    """A critic that joins late and sharpens what squared error leaves blurred; its rate is the generator's."""
+    """A critic that joins late and sharpens what squared error leaves blurred."""
 
-    start: float = Field(default=0.85, ge=0, le=1, description="share of the run after which it joins; 1: never")
+    start: float = Field(default=0.88, ge=0, le=1, description="share of the run after which it joins; 1: never")
     weight: float = Field(default=0.05, ge=0, description="of the adversarial loss beside the squared error")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, description="peak learning rate of both players once it has joined"
+    )
     depth: int = Field(default=2, ge=1, le=64, description="transformer blocks; their width is the generator's")
     gamma: float = Field(default=0.1, ge=0, description="weight of the penalties on its gradient (R1 and R2)")
 

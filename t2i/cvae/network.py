@@ -73,7 +73,8 @@ class Words(nn.Module):
 
     def __init__(self, token_dim: int, width: int, layers: int, max_tokens: int) -> None:
         super().__init__()
-        self.embed = nn.Linear(token_dim, width)
+        self.embed = nn.Linear(token_dim, width, bias=False)
+        nn.init.normal_(self.embed.weight)
         self.positions = nn.Parameter(torch.randn(max_tokens, width) * 0.3)
         self.mix = nn.ModuleList(nn.Conv1d(width, width, WINDOW, padding=WINDOW // 2) for _ in range(layers))
         for layer in self.mix:
@@ -83,7 +84,8 @@ class Words(nn.Module):
 
     def forward(self, tokens_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         real = mask_BT[..., None].float()
-        x = (self.embed(normalize(tokens_BTD)) + self.positions[: tokens_BTD.shape[1]]) * real
+        # of unit length: a word's vector moves as fast as in a table of vectors, however many channels its token has
+        x = (self.embed(F.normalize(tokens_BTD, dim=-1)) + self.positions[: tokens_BTD.shape[1]]) * real
         for layer in self.mix:
             mixed = layer((normalize(x) * real).transpose(1, 2)).transpose(1, 2)
             x = x + F.silu(mixed) * real
@@ -177,14 +179,15 @@ class Posterior(nn.Module):
         self.grid, width = shape.grid, config.posterior_width
         self.conv_1 = nn.Conv2d(shape.channels, width, 3, padding=1)
         self.conv_2 = nn.Conv2d(width, width, 3, stride=2, padding=1)
-        self.text = nn.Linear(pooled_dim, 2 * width)
+        self.text = nn.Linear(pooled_dim, 2 * width, bias=False)
+        nn.init.normal_(self.text.weight)
         self.hidden = nn.Linear(width * ((shape.grid + 1) // 2) ** 2 + 2 * width, 2 * width)
         self.out = nn.Linear(2 * width, 2 * config.z_dim)
 
     def forward(self, latents_BLC: Tensor, pooled_BP: Tensor) -> tuple[Tensor, Tensor]:
         x = rearrange(latents_BLC, "b (h w) c -> b c h w", h=self.grid)
         x = F.silu(self.conv_2(F.silu(self.conv_1(x)))).flatten(1)
-        x = torch.cat([x, self.text(normalize(pooled_BP))], dim=1)
+        x = torch.cat([x, self.text(F.normalize(pooled_BP, dim=-1))], dim=1)
         mean, log_variance = self.out(F.silu(self.hidden(x))).float().chunk(2, dim=1)
         return mean, log_variance.clamp(-8, 4)
 

@@ -25,7 +25,7 @@ from t2i.trained import TrainedRun
 
 
 class Latents:
-    """Codes as latents of unit mean square, and back to the nearest codes."""
+    """Latents of unit mean square: what a tokenizer makes of an image before it takes the nearest codes."""
 
     def __init__(self, tokenizer: ImageTokenizer) -> None:
         if tokenizer.codebooks > 1:
@@ -34,12 +34,13 @@ class Latents:
                 "quantizer.kind than residual"
             )
         vectors_KC = tokenizer.codebook()
-        self.vectors_KC = vectors_KC / vectors_KC.square().mean().sqrt()
+        self.scale = 1 / float(vectors_KC.square().mean().sqrt())
+        self.vectors_KC = vectors_KC * self.scale
         self.shape = Shape(tokenizer.grid, vectors_KC.shape[1])
 
-    def of(self, indices_BL: Tensor) -> Tensor:
-        """latents_BLC."""
-        return self.vectors_KC[indices_BL.to(self.vectors_KC.device)]
+    def of(self, points_BLC: Tensor) -> Tensor:
+        """latents_BLC of a tokenizer's points, on its device."""
+        return points_BLC.to(self.vectors_KC.device) * self.scale
 
     def nearest(self, latents_BLC: Tensor) -> Tensor:
         """indices_BL of the codes at the least Euclidean distance."""

@@ -44,6 +44,9 @@ class SampleOptions(Sampling):
     num_images_per_prompt: int = option(1, "Images for each prompt.", metavar="N", short="-n", ge=1)
     seed: int = option(0, "Seed of the noise; an image does not depend on the batch.", ge=0)
     prompts_file: Path | None = option(None, "A text file with one prompt a line.", metavar="FILE", flag="--prompts")
+    interactive: bool = option(
+        False, "Read prompts from standard input, one a line; the model stays loaded.", short="-i"
+    )
     batch_size: int = option(64, "Images sampled at once.", ge=1)
     out: Path | None = option(None, "Output folder; default: inside the run.", metavar="DIR")
     interpolate: Interpolate | None = option(None, "A row of images between two noises or two prompts.")
@@ -76,4 +79,7 @@ class SampleOptions(Sampling):
             raise InputError(f"{given} {kept[given]} needs the image that it is of; name that with --init")
         if self.init is not None and (self.mask is None) == (self.keep_rows is None):
             raise InputError("--init keeps parts of an image: say which with either --mask FILE or --keep-rows N")
+        if self.interactive and (self.prompts_file is not None or self.interpolate == "caption"):
+            other = "--interpolate caption" if self.prompts_file is None else f"--prompts {self.prompts_file}"
+            raise InputError(f"--interactive takes one prompt at a time from standard input; drop it or {other}")
         return self

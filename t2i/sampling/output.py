@@ -170,8 +170,8 @@ def free_folder(parent: Path, name: str) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def write(pipe: "TextToImagePipeline", run: str, job: Job, folder: Path, tick: Callable[[float], None]) -> None:
-    """Saves each image as it comes, then grid and manifest."""
+def write(pipe: "TextToImagePipeline", run: str, job: Job, folder: Path, tick: Callable[[float], None]) -> list[str]:
+    """Saves each image as it comes, then grid and manifest; returns the names of the images."""
     digits = max(3, len(str(job.total() - 1)))
     entries: list[dict[str, Any]] = []
     shown: list[Sampled] = []
@@ -185,6 +185,7 @@ def write(pipe: "TextToImagePipeline", run: str, job: Job, folder: Path, tick: C
     grid([one.image for one in shown], [one.label for one in shown], grid_columns(job)).save(folder / "grid.png")
     manifest = describe(pipe, run, job, entries)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return [entry["file"] for entry in entries]
 
 
 def slug(text: str, most: int = 40) -> str:

@@ -251,6 +251,8 @@ def note_validation(
         beside: what was measured with them and is no score.
     """
     run.record({f"{split}_{name}": value for name, value in found.items()} | beside)
+    if split == "val":
+        run.show_samples()
     better = best is not None and best.hear(found)
     if not found:
         return

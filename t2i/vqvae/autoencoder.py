@@ -144,6 +144,10 @@ class Autoencoder(nn.Module):
         """indices_BLQ of pictures in [-1, 1]."""
         return self.codes(self.encoder(images_BCHW.contiguous(memory_format=torch.channels_last))).indices_BLQ
 
+    def points(self, images_BCHW: Tensor) -> Tensor:
+        """points_BLC of images in [-1, 1]: their latents as they are compared with the codes."""
+        return self.codes.points(self.encoder(images_BCHW.contiguous(memory_format=torch.channels_last)))
+
     def decode(self, indices_BLQ: Tensor) -> Tensor:
         """images_BCHW, roughly in [-1, 1]."""
         return self.decoder(self.codes.codes_of(indices_BLQ))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -79,18 +79,25 @@ class FrozenTokenizer:
             return max(1, CHUNK * 32**2 // self.resolution**2)
         return min(CHUNK, 1 << max(0, count - 1).bit_length())
 
-    @torch.no_grad()
     def encode(self, images_BHWC: ImageArray) -> Tensor:
+        return self._chunked(
+            self.model.encode, images_BHWC, torch.zeros(0, self.grid**2, self.codebooks, dtype=torch.int64)
+        )
+
+    def points(self, images_BHWC: ImageArray) -> Tensor:
+        return self._chunked(self.model.points, images_BHWC, torch.zeros(0, self.grid**2, self.model.codes.dim))
+
+    @torch.no_grad()
+    def _chunked(self, encode: Callable[[Tensor], Tensor], images_BHWC: ImageArray, none: Tensor) -> Tensor:
         side = self.resolution
         if images_BHWC.shape[1:] != (side, side, 3):
             size = "x".join(map(str, images_BHWC.shape[1:]))
             raise InputError(f"the tokenizer reads pictures of {side}x{side}x3, got {size}; resize them first")
-        parts = [torch.zeros(0, self.grid**2, self.codebooks, dtype=torch.int64)]
-        chunk = self._chunk(len(images_BHWC))
+        parts, chunk = [none], self._chunk(len(images_BHWC))
         for start in range(0, len(images_BHWC), chunk):
             part = images_BHWC[start : start + chunk]
             full = np.concatenate([part, np.zeros((chunk - len(part), side, side, 3), np.uint8)])
-            parts.append(self.model.encode(to_model(full).to(self._device)).cpu()[: len(part)])
+            parts.append(encode(to_model(full).to(self._device)).cpu()[: len(part)])
         return torch.cat(parts)
 
     @torch.no_grad()

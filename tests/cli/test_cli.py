@@ -374,7 +374,7 @@ def test_sample_passes_every_option_on(run, noted):
     more = "--temperature 0.7 --top-k 100 --top-p 0.9 --steps 10 --compile --init i.png --mask m.png --best-of 8"
     assert run("sample", *argv.split(), *more.split(), "--scorer", "clip:c")[0] == 0
     found = noted["sample"]
-    assert found.model_dump(exclude={"interpolate", "frames", "keep_rows"}) == {
+    assert found.model_dump(exclude={"interpolate", "frames", "keep_rows", "interactive"}) == {
         "words": ("a_run", "one", "two"),
         "model": "cgan",
         "num_images_per_prompt": 3,
@@ -399,6 +399,8 @@ def test_sample_passes_every_option_on(run, noted):
     assert (noted["sample"].interpolate, noted["sample"].frames) == ("caption", 5)
     assert run("sample", "a_run", "--init", "i.png", "--keep-rows", "4")[0] == 0
     assert noted["sample"].keep_rows == 4
+    assert run("sample", "a_run", "-i")[0] == 0
+    assert noted["sample"].interactive
     assert run("sample", "a_run")[0] == 0
     assert noted["sample"] == SampleOptions(words=("a_run",)) and noted["sample"].settings == {}
 
@@ -566,7 +568,7 @@ def test_doctor_finds_missing_and_old_packages(monkeypatch):
 
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: required)
     monkeypatch.setattr(doctor.metadata, "version", version)
-    assert not doctor.packages().ok and doctor.packages().detail == "torch 2.10.1+cpu is older than 2.11"
+    assert not doctor.packages().ok and doctor.packages().detail == "torch 2.10.1+cpu is not >=2.11"
     versions["torch"] = "2.11.0+cu130"
     assert doctor.packages().ok and "torch 2.11.0+cu130" in doctor.packages().detail
     del versions["accelerate"]

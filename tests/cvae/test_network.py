@@ -152,15 +152,18 @@ def test_it_learns_captions_by_heart_and_puts_what_they_leave_open_into_the_nois
 
 
 @pytest.mark.parametrize("kind", ["vector", "scalar", "simvq"])
-def test_codes_are_latents_of_unit_mean_square_and_the_nearest_codes_of_them(kind: str, tmp_path) -> None:
+def test_latents_have_unit_mean_square_and_their_nearest_codes_are_those_of_the_tokenizer(kind: str, tmp_path) -> None:
     tokenizer = save_random_tokenizer(tmp_path / "tokenizer", kind)
     latents = Latents(tokenizer)
     assert latents.vectors_KC.square().mean().item() == pytest.approx(1, rel=1e-5)
-    indices = torch.from_numpy(np.arange(tokenizer.grid**2)[None] % tokenizer.codebook_size)
-    assert torch.equal(latents.nearest(latents.of(indices) + 1e-4), indices)
-    codes = tokenizer.model.codes.codes_of(indices[..., None])
-    scaled = latents.of(indices).transpose(1, 2).reshape(codes.shape)
-    assert torch.allclose(scaled / scaled.std(), codes / codes.std(), atol=1e-5)
+    images = np.random.default_rng(0).integers(
+        0, 256, (3, tokenizer.resolution, tokenizer.resolution, 3), dtype=np.uint8
+    )
+    indices = tokenizer.encode(images)[..., 0]
+    assert torch.equal(latents.nearest(latents.of(tokenizer.points(images))), indices)
+    codes = tokenizer.codebook()[indices]
+    assert torch.allclose(latents.of(codes) / latents.scale, codes, atol=1e-6)
+    assert torch.equal(latents.nearest(latents.of(codes) + 1e-4), indices)
 
 
 def test_a_tokenizer_of_several_codes_a_place_is_refused(tmp_path) -> None:

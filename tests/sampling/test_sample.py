@@ -1,5 +1,6 @@
 """`t2i sample`: files that say what they are, written whole or not at all; and the way there from `t2i train`."""
 
+import io
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -182,6 +183,41 @@ def test_a_long_grid_is_cut_and_says_so(t2i, run, monkeypatch):
     assert out == ["wrote 10 images, grid.png and manifest.json to many (grid.png shows the first 4)"]
     assert err[0] == "sampling: 1 of 10 images" and err[-1] == "sampling: 10 of 10 images"  # no terminal here: lines
     assert len(pixels(Path("many"))) == 10 and Image.open("many/grid.png").width == 2 * 134 + 6
+
+
+def test_prompts_from_standard_input_keep_one_model_loaded(t2i, run, monkeypatch):
+    lines = [CAPTIONS[0], "", "x" * 5000, "\ufeff", CAPTIONS[1], CAPTIONS[0]]
+    data = "\n".join(lines).encode() + b"\ncaf\xe9\n" + CAPTIONS[2].encode()  # no line end at the end of input
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    loads: list[object] = []
+    read = TextToImagePipeline.from_pretrained
+    monkeypatch.setattr(TextToImagePipeline, "from_pretrained", lambda *a: loads.append(a) or read(*a))
+    status, out, err = t2i("sample", run, "-i", "-n", 2, "--seed", 5)
+    assert status == 0 and len(loads) == 1
+    assert err[0].startswith("ready: one prompt a line")
+    told = [
+        "error: the prompt 'xxxxx", "error: the prompt '\\ufeff' is empty", "error: the line b'caf\\xe9' is not UTF-8",
+    ]  # fmt: skip
+    assert len(err) == 4 and all(line.startswith(start) for line, start in zip(err[1:], told, strict=True)), err
+    assert len(out) == 8 and all(Path(path).is_file() for path in out)
+    images = np.stack([np.asarray(Image.open(path)) for path in out])
+    expected = read(run)([CAPTIONS[k] for k in (0, 1, 0, 2)], 2, seed=5, output_type="uint8").images
+    assert np.array_equal(images, expected)
+    folders = [Path(path).parent for path in out]
+    assert folders[0] != folders[4] and all((folder / "manifest.json").is_file() for folder in folders)
+
+
+def test_lines_go_below_out_and_what_has_no_effect_is_refused(t2i, run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{PROMPT}\n".encode())))
+    assert t2i("sample", run, "-i", "--out", "mine")[1] == ["mine/a-small-red-circle-seed0/000_a-small-red-circle.png"]
+    for argv, says in {
+        ("-i", PROMPT): f"--interactive reads prompts from standard input; drop it or '{PROMPT}'",
+        ("-i", "--prompts", "p.txt"): "drop it or --prompts p.txt",
+        ("-i", "--interpolate", "caption"): "drop it or --interpolate caption",
+    }.items():
+        status, out, err = t2i("sample", run, *argv)
+        assert (status, out, len(err)) == (2, [], 1) and says in err[0]
+    assert "missing does not exist" in t2i("sample", "missing", "-i")[2][0]
 
 
 # ---- warnings ------------------------------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ class Mean:
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(codes, "SHARD_PICTURES", 8)
-    monkeypatch.setattr(codes, "ENCODE_PICTURES", 3)
+    monkeypatch.setattr(codes, "SHARD_IMAGES", 8)
+    monkeypatch.setattr(codes, "ENCODE_IMAGES", 3)
 
 
 def data(limit: int = 20, split: str = "train"):

@@ -29,6 +29,10 @@ class Quantizer(Protocol):
 
     def __call__(self, latents_BCHW: Tensor) -> Quantized: ...
 
+    def points(self, latents_BCHW: Tensor) -> Tensor:
+        """points_BLC, float32: latents as they are compared with the codes; the nearest code replaces each."""
+        ...
+
     def codes_of(self, indices_BLQ: Tensor) -> Tensor:
         """codes_BCHW of a square grid of tokens: the inverse of `indices_BLQ`, bit for bit."""
         ...

@@ -21,14 +21,14 @@ class ResidualQuantizer(nn.Module):
         self.codebooks = config.depth
         self.books = nn.ModuleList(Codebook(config, unit=False, number=i) for i in range(config.depth))
 
-    def _points(self, latents_BCHW: Tensor) -> Tensor:
+    def points(self, latents_BCHW: Tensor) -> Tensor:
         return F.normalize(to_tokens(latents_BCHW).float(), dim=-1)
 
     def _book(self, i: int) -> Codebook:
         return self.books[i]  # type: ignore[return-value]
 
     def forward(self, latents_BCHW: Tensor) -> Quantized:
-        x = self._points(latents_BCHW)
+        x = self.points(latents_BCHW)
         rest, indices, loss = x.detach(), [], x.new_zeros(())
         codes = torch.zeros_like(rest)
         for i in range(self.codebooks):
@@ -51,7 +51,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def observe(self, latents_BCHW: Tensor, indices_BLQ: Tensor) -> None:
-        rest = self._points(latents_BCHW).flatten(0, 1)
+        rest = self.points(latents_BCHW).flatten(0, 1)
         for i in range(self.codebooks):
             found = indices_BLQ[..., i].flatten()
             codes = self._book(i).codes_KD[found]

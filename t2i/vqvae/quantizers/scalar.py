@@ -32,12 +32,14 @@ class ScalarQuantizer(nn.Module):
         offset = 0.5 * (self.levels_D % 2 == 0)
         return torch.tanh(x_BLD + torch.atanh(offset / half)) * half - offset
 
+    def points(self, latents_BCHW: Tensor) -> Tensor:
+        return self._bound(to_tokens(latents_BCHW).float()) / (self.levels_D // 2)
+
     def forward(self, latents_BCHW: Tensor) -> Quantized:
         bounded = self._bound(to_tokens(latents_BCHW).float())
         digits = (bounded.round() + self.levels_D // 2).long()
         indices = (digits * self.radix_D).sum(dim=-1, keepdim=True)
-        points = bounded / (self.levels_D // 2)
-        codes = straight_through(points, self._codes(indices[..., 0]))
+        codes = straight_through(bounded / (self.levels_D // 2), self._codes(indices[..., 0]))
         return Quantized(to_grid(codes), indices, codes.new_zeros(()))
 
     def _codes(self, indices_BL: Tensor) -> Tensor:

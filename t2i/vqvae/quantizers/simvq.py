@@ -28,8 +28,11 @@ class SimVQ(nn.Module):
         with torch.autocast(self.frozen_KD.device.type, enabled=False):
             return self.map(self.frozen_KD)
 
+    def points(self, latents_BCHW: Tensor) -> Tensor:
+        return to_tokens(latents_BCHW).float()
+
     def forward(self, latents_BCHW: Tensor) -> Quantized:
-        x, codebook = to_tokens(latents_BCHW).float(), self._codebook()
+        x, codebook = self.points(latents_BCHW), self._codebook()
         indices = nearest(x.flatten(0, 1), codebook).view(*x.shape[:2], 1)
         codes = codebook[indices[..., 0]]
         loss = F.mse_loss(codes, x.detach()) + COMMITMENT * F.mse_loss(x, codes.detach())

@@ -126,11 +126,11 @@ class VectorQuantizer(nn.Module):
         self.dim, self.codebook_size = config.dim, config.codebook_size
         self.book = Codebook(config, unit=True)
 
-    def _points(self, latents_BCHW: Tensor) -> Tensor:
+    def points(self, latents_BCHW: Tensor) -> Tensor:
         return F.normalize(to_tokens(latents_BCHW).float(), dim=-1)
 
     def forward(self, latents_BCHW: Tensor) -> Quantized:
-        x = self._points(latents_BCHW)
+        x = self.points(latents_BCHW)
         indices = nearest(x.flatten(0, 1), self.book.codes_KD).view(*x.shape[:2], 1)
         if self.training and self.book.warming_up:
             return Quantized(to_grid(x), indices, x.new_zeros(()))
@@ -142,4 +142,4 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def observe(self, latents_BCHW: Tensor, indices_BLQ: Tensor) -> None:
-        self.book.observe(self._points(latents_BCHW).flatten(0, 1), indices_BLQ.flatten())
+        self.book.observe(self.points(latents_BCHW).flatten(0, 1), indices_BLQ.flatten())

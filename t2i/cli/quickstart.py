@@ -88,7 +88,11 @@ def speed_of(run_dir: Path, command: Run) -> float:
 
     kept = run_dir / "speed.json"
     if kept.exists():
-        return float(json.loads(kept.read_text("utf-8")))
+        from t2i.files import read_json
+
+        if isinstance(found := read_json(kept), int | float) and found > 0:
+            return float(found)
+        raise InputError(f"{kept} holds no speed; delete it, and it is measured anew")
     say("measuring this machine by a few training steps")
     probe = run_dir / "probe"
     shutil.rmtree(probe, ignore_errors=True)

@@ -143,6 +143,7 @@ FAMILIES: dict[str, Family] = {
         sampler="t2i.prior.sampling:PriorSampler",
         knobs=("guidance", "temperature", "top_k", "top_p", "steps"),
     ),
+    "reader": Family("reader of images: captions and answers", "t2i.reader.config:Config"),
     "vqvae": Family(
         "image tokenizer (VQ-VAE)", "t2i.vqvae.config:Config", tokenizer="t2i.vqvae.frozen:FrozenTokenizer"
     ),
@@ -247,7 +248,7 @@ def load_tokenizer(path: Path) -> ImageTokenizer:
         raise InputError(f"{path} {what}; train one: t2i train vqvae --run-dir {path}")
     try:
         return _read_component(path) if (path / CONFIG).is_file() else tokenizer_of(open_run(path))
-    except (ValidationError, KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
+    except (ValidationError, KeyError, TypeError, ValueError, SafetensorError, OSError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
@@ -277,20 +278,23 @@ def tokenizer_of(run: "TrainedRun") -> ImageTokenizer:
 
 def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
     """Writes the folder that `load_tokenizer` reads, whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from t2i.files import new_folder
 
     ((values, tensors),) = tokenizer.components().values()
     with new_folder(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(values, indent=1) + "\n")
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
+        (partial / WEIGHTS).write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def _read_component(folder: Path) -> ImageTokenizer:
     from safetensors.torch import load_file
 
-    values = json.loads((folder / CONFIG).read_text())
+    from t2i.files import open_regular, read_regular
+
+    values = json.loads(read_regular(folder / CONFIG))
+    open_regular(folder / WEIGHTS).close()
     family = values.get("family") if isinstance(values, dict) else None
     cls = tokenizer_class(str(family), folder)
     (part,) = cls.parts

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from t2i.errors import InputError
 from t2i.names import shown
@@ -58,7 +58,14 @@ def open_regular(path: Path | str, limit: int | None = None) -> BinaryIO:
 def read_regular(path: Path | str, limit: int = MAX_TEXT_BYTES) -> bytes:
     """The bytes of a plain file of at most `limit` bytes; raises as `open_regular` does."""
     with open_regular(path, limit) as file:
-        return file.read(limit + 1)
+        return file.read(os.fstat(file.fileno()).st_size)  # `read(limit)` would allocate so much
+
+
+def memory_bytes() -> int:
+    """Memory of this machine: a larger file cannot be read whole."""
+    import psutil
+
+    return psutil.virtual_memory().total
 
 
 def text_lines(path: Path) -> Iterator[str]:
@@ -311,7 +318,8 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str
     """
     try:
         with new_file(path) as partial:
-            save_file({name: np.ascontiguousarray(its) for name, its in tensors.items()}, partial, metadata)
+            # not save_file, whose files only their owner can read
+            partial.write_bytes(save({name: np.ascontiguousarray(its) for name, its in tensors.items()}, metadata))
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write {path}: {why}; free some space or name another folder") from error

@@ -4,10 +4,11 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
+import psutil
 import torch
 
 WINDOWS, WINDOW_SECONDS = 5, 0.2
@@ -84,9 +85,9 @@ def free_cores(windows: int = WINDOWS, seconds: float = WINDOW_SECONDS) -> int:
 
 def _free_in(cores: set[int], seconds: float) -> float:
     """Cores' worth of idle time, and of time spent by this job itself, while sleeping `seconds`."""
-    before, own = _idle_ticks(cores), _job_ticks()
+    before, own = _idle_seconds(cores), _job_seconds()
     time.sleep(seconds)
-    after, spent = _idle_ticks(cores), max(0, _job_ticks() - own)
+    after, spent = _idle_seconds(cores), max(0, _job_seconds() - own)
     spans = [(after[core][0] - before[core][0], after[core][1] - before[core][1]) for core in before if core in after]
     spans = [(idle, total) for idle, total in spans if total > 0]
     if not spans:
@@ -95,17 +96,13 @@ def _free_in(cores: set[int], seconds: float) -> float:
     return min(float(len(cores)), sum(idle / total for idle, total in spans) + spent / per_core)
 
 
-def _job_ticks() -> int:
-    """Processor ticks of this process, and under a launcher of all its children."""
+def _job_seconds() -> float:
+    """Processor time of this process, and under a launcher of all its children."""
     together = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
-    total = 0
-    for stat in Path("/proc").glob("[0-9]*/stat") if together else [Path("/proc/self/stat")]:
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()  # the name before it may hold blanks
-        except OSError:  # it has ended
-            continue
-        if not together or int(fields[1]) == os.getppid():
-            total += int(fields[11]) + int(fields[12])
+    total = 0.0
+    for process in psutil.Process(os.getppid()).children() if together else [psutil.Process()]:
+        with suppress(psutil.Error):  # it has ended
+            total += sum(process.cpu_times()[:2])
     return total
 
 
@@ -114,19 +111,18 @@ def _allowed_cores() -> set[int]:
     return set(affinity(0)) if affinity else set(range(os.cpu_count() or 1))
 
 
-def _idle_ticks(cores: set[int]) -> dict[int, tuple[int, int]]:
-    """core -> (idle ticks, all ticks) since boot; empty where there is no /proc/stat."""
-    out: dict[int, tuple[int, int]] = {}
+def _idle_seconds(cores: set[int]) -> dict[int, tuple[float, float]]:
+    """core -> (idle time, all time) since boot; empty where the system hides it."""
     try:
-        lines = Path("/proc/stat").read_text().splitlines()
-    except OSError:
-        return out
-    for line in lines:
-        name, *ticks = line.split()
-        if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in cores:
-            numbers = [int(tick) for tick in ticks[:8]]
-            out[int(name[3:])] = numbers[3] + numbers[4], sum(numbers)
-    return out
+        every = psutil.cpu_times(percpu=True)
+    except (OSError, psutil.Error):
+        return {}
+    found: dict[int, tuple[float, float]] = {}
+    for core in cores & set(range(len(every))):
+        times = every[core]._asdict()
+        counted = {name: spent for name, spent in times.items() if not name.startswith("guest")}  # part of user's
+        found[core] = times["idle"] + times.get("iowait", 0.0), sum(counted.values())
+    return found
 
 
 def _quota(cores: int) -> int:

@@ -5,7 +5,6 @@ safetensors only, nothing unpickled, no code of the folder run. What is loaded i
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from t2i.errors import InputError
-from t2i.files import open_regular, read_json
+from t2i.files import memory_bytes, open_regular, read_json
 
 HOLDS = "config.json, model.safetensors and the tokenizer's files"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -53,7 +52,7 @@ class ModelFolder:
         index = () if _WEIGHTS in self.weights else (_INDEX,)
         for name in sorted({*self.weights, *index, *_SETTINGS}):
             if (self.path / name).is_file():
-                with open(self.path / name, "rb") as stream:
+                with open_regular(self.path / name) as stream:
                     content = hashlib.file_digest(stream, "sha256").hexdigest()
                 total.update(f"{name}\0{content}\n".encode())
         return total.hexdigest()
@@ -322,9 +321,8 @@ def check_file(path: Path, limit: int | None = None) -> None:
     Raises:
         InputError: `path` is one of these, or cannot be opened.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        with open_regular(path, limit or memory) as file:
+        with open_regular(path, limit or memory_bytes()) as file:
             if file.read(len(_LFS)) == _LFS:
                 raise InputError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` there")
     except OSError as error:

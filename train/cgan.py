@@ -18,7 +18,7 @@ from t2i.cgan.architectures import build
 from t2i.cgan.config import Config, RelativisticLoss
 from t2i.cgan.guidance import make_guide
 from t2i.cgan.sampling import sample_uint8
-from t2i.cgan.step import Micro, discriminate, draw_micro, generate, nearest_noise, track_mean_latent
+from t2i.cgan.step import GanMicro, discriminate, draw_micro, generate, nearest_noise, track_mean_latent
 from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import may_flip, warn_of_colors, warn_of_crops
@@ -58,7 +58,7 @@ def validate(model: nn.Module, validation: Validation, run: Run) -> tuple[dict[s
 
 def prepare_micro(
     config: Config, train: Dataset, captions: Captions, guiding: Tensor | None, batch: Batch, run: Run
-) -> Micro:
+) -> GanMicro:
     """Puts images, captions and the step's mismatched captions of one micro-batch on the device.
 
     Args:
@@ -75,7 +75,7 @@ def prepare_micro(
     same |= torch.from_numpy(batch.rows[:, None] == pool_rows)
     pool_BP = captions.text.rows(pool, tokens=False).pooled_BP.to(run.device)
 
-    pairs = rules.Captions(text.pooled_BP, pool_BP, same.to(run.device))
+    pairs = rules.CaptionPool(text.pooled_BP, pool_BP, same.to(run.device))
     guide = None if guiding is None else (guiding[index].to(run.device), guiding[pool].to(run.device))
     real = to_model(batch.images_BHWC.numpy()).to(run.device)
     return draw_micro(config, real, text, pairs, guide, batch.sample_ids)
@@ -95,7 +95,7 @@ def main(config: Config, run_dir: Path) -> None:
         # Text: the frozen encoder, the features of all captions, and the frozen guide if there is one
         encoder = prepare_text(config.text, train, run)
         guide = make_guide(config.guidance, encoder)
-        run.identify("guide_digest", guide.digest() if guide else None, "guide")
+        run.identity.keep("guide_digest", guide.digest() if guide else None, "guide")
         captions = prepare_captions(encoder, train, run, tokens=config.generator.cross_attention)
         guiding = guide.embed_text(captions.flat) if guide else None
         validation = prepare_validation(config.data, config.validation_n, config.validation_extractor, encoder, run)
@@ -133,7 +133,7 @@ def main(config: Config, run_dir: Path) -> None:
             if run.due(config.checkpointing_steps):
                 run.save()
 
-            # Micro-batches of this step; none at the end of the run
+            # GanMicro-batches of this step; none at the end of the run
             micros = [prepare_micro(config, train, captions, guiding, batch, run) for batch in batches]
             if not micros:
                 break
@@ -161,7 +161,7 @@ def main(config: Config, run_dir: Path) -> None:
                 losses.append(watch["d_loss"])
                 run.note(watch)
             norm = gradient_norm(plain_discriminator)
-            sound = run.all_finite(*losses, norm)
+            sound = run.judge(*losses, norm)
             if sound:
                 discriminator_optimizer.step()
             discriminator_optimizer.zero_grad()
@@ -178,7 +178,7 @@ def main(config: Config, run_dir: Path) -> None:
                 run.note(watch)
             plain_discriminator.requires_grad_(True)
             norm = gradient_norm(plain_generator)
-            sound = sound and run.all_finite(*losses, norm)
+            sound = sound and run.judge(*losses, norm)
             if sound:
                 generator_optimizer.step()
             generator_optimizer.zero_grad()

@@ -19,6 +19,7 @@ from t2i.errors import InputError
 from t2i.hardware import prepare_cpu
 from t2i.images import ImageArray, grid, to_model, to_uint8
 from t2i.metrics.reconstruction import psnr, ssim
+from t2i.names import counted
 from t2i.training.optimization import EMA, MAX_GRADIENT, gradient_norm
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
@@ -48,7 +49,7 @@ def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
         if config.quantizer.kind == "scalar":
             key = f"levels {config.quantizer.levels}, {codes} codes,"
         raise InputError(
-            f"quantizer.{key} is more than the {tokens} tokens of all {len(train)} training images of "
+            f"quantizer.{key} is more than the {tokens} tokens of all {counted(len(train), 'training image')} of "
             f"{config.data.address}, which cannot fill it; lower it"
         )
     return train, open_held_out_splits(config.data, config.validation_n)
@@ -86,6 +87,7 @@ def main(config: Config, run_dir: Path) -> None:
 
     with Run(run_dir, config, "vqvae") as run:
         remember(run, train, config.data)
+        run.identity.keep_held_out("val", held_out.get("val"))
 
         # Autoencoder and its average, and the networks that judge reconstructions
         plain = Autoencoder(config).to(run.device)
@@ -147,7 +149,7 @@ def main(config: Config, run_dir: Path) -> None:
             norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
             latents = torch.cat([made.latents_BCHW for made in passes])
             indices = torch.cat([made.indices_BLQ for made in passes])
-            sound = run.all_finite(*losses, norm, latents)
+            sound = run.judge(*losses, norm, latents)
             if sound:
                 optimizer.step()
                 plain.codes.observe(latents, indices)
@@ -164,7 +166,7 @@ def main(config: Config, run_dir: Path) -> None:
                     losses.append(loss)
                     run.note(watch)
                 norm = gradient_norm(shared_critic)
-                if run.all_finite(*losses, norm):
+                if run.judge(*losses, norm):
                     critic_optimizer.step()
                 critic_optimizer.zero_grad()
                 run.note({"d_gradient": norm})

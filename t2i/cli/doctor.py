@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import shutil
 import sys
 import tempfile
@@ -12,6 +11,9 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
+from packaging.requirements import Requirement
 
 import t2i
 from t2i.config.options import Options
@@ -74,25 +76,20 @@ def packages() -> Finding:
     wrong: list[str] = []
     versions: dict[str, str] = {}
     for line in required:
-        match = re.match(r"([\w.-]+)[^;]*>=([\d.]+)", line)
-        if match is None or "extra ==" in line:
+        wanted = Requirement(line)
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
             continue
-        name, floor = match.groups()
         try:
-            versions[name] = metadata.version(name)
+            versions[wanted.name] = metadata.version(wanted.name)
         except metadata.PackageNotFoundError:
-            wrong.append(f"{name} is missing")
+            wrong.append(f"{wanted.name} is missing")
             continue
-        if _numbers(versions[name]) < _numbers(floor):
-            wrong.append(f"{name} {versions[name]} is older than {floor}")
+        if not wanted.specifier.contains(versions[wanted.name], prereleases=True):
+            wrong.append(f"{wanted.name} {versions[wanted.name]} is not {wanted.specifier}")
     if wrong:
         return Finding("packages", False, "; ".join(wrong), "uv pip install --upgrade t2i (in a checkout: -e .)")
     main = ("torch", "torchvision", "transformers", "accelerate")
     return Finding("packages", True, ", ".join(f"{name} {versions[name]}" for name in main))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
 
 
 def imports() -> Finding:
@@ -200,7 +197,7 @@ def _existing(path: Path) -> Path:
 
 
 def memory() -> Finding:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    total = psutil.virtual_memory().total / GIB
     limit = Path("/sys/fs/cgroup/memory.max")  # a container's share
     words = limit.read_text().strip() if limit.exists() else "max"
     usable = min(total, int(words) / GIB) if words.isdigit() else total

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.data import View, open_dataset
+from t2i.names import counted
 
 
 def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
@@ -20,19 +21,15 @@ def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
     side = data.resolution
     yield (
         "data",
-        f"{data.address}: {_count(len(train), 'image')} with {_count(len(captions), 'caption')}, {side} x {side}",
+        f"{data.address}: {counted(len(train), 'image')} with {counted(len(captions), 'caption')}, {side} x {side}",
     )
     if hasattr(config, "text"):
         yield "text", _text(config.text, captions)
     if hasattr(config, "tokenizer"):
         yield "tokenizer", _tokenizer(config.tokenizer.path, data.resolution)
     yield "training", _length(config, len(train))
-    yield "checkpoints", f"every {_count(config.checkpointing_steps, 'step')}, in {run_dir}"
+    yield "checkpoints", f"every {counted(config.checkpointing_steps, 'step')}, in {run_dir}"
     yield "time", _time(config, run_dir)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _text(config: Any, captions: list[str]) -> str:
@@ -42,7 +39,7 @@ def _text(config: Any, captions: list[str]) -> str:
         return f"{config.encoder}, fitted on the training captions"
     encoder = fit_encoder(config, captions)
     place = config.path or "the encoder of the shipped models"
-    return f"{config.encoder} ({place}), {_count(encoder.max_tokens, 'token')} of width {encoder.token_dim}"
+    return f"{config.encoder} ({place}), {counted(encoder.max_tokens, 'token')} of width {encoder.token_dim}"
 
 
 def _tokenizer(path: str, resolution: int) -> str:
@@ -60,7 +57,7 @@ def _length(config: Any, images: int) -> str:
     seen = config.max_train_steps * at_once
     limit = "" if config.max_train_minutes is None else f", at most {config.max_train_minutes:g} minutes"
     return (
-        f"{_count(config.max_train_steps, 'step')} of {_count(at_once, 'image')} a process: {seen:,} images, "
+        f"{counted(config.max_train_steps, 'step')} of {counted(at_once, 'image')} a process: {seen:,} images, "
         f"{seen / images:,.1f} epochs{limit}"
     )
 
@@ -76,5 +73,5 @@ def _time(config: Any, run_dir: Path) -> str:
     left = config.max_train_steps - records[-1]["step"]
     seconds = max(left, 0) * config.train_batch_size * config.gradient_accumulation_steps / speeds[-1]
     return (
-        f"about {seconds / 60:,.0f} minutes for the {_count(max(left, 0), 'step')} left, at {speeds[-1]:.3g} images/s"
+        f"about {seconds / 60:,.0f} minutes for the {counted(max(left, 0), 'step')} left, at {speeds[-1]:.3g} images/s"
     )

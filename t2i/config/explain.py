@@ -81,6 +81,9 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"must be a section with the keys {', '.join(_keys_at(cls, path)) or '...'}", ""
     what = re.sub(r"^(Value error|Assertion failed), ", "", detail["msg"]).replace("Input should", "must")
+    if kind == "literal_error" and not isinstance(value, Stray):
+        close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", detail.get("ctx", {})["expected"]), 1)
+        return what, f"; did you mean {close[0]}?" if close else ""
     if kind == "string_type" and value is not None:
         return what, "; put a text in quotes"
     if isinstance(value, Stray):

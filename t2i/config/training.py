@@ -62,8 +62,10 @@ class TrainConfig(Section):
         "journal without val_; null: the last weights are used",
     )
     log_steps: int = Field(default=50, ge=1, description="a line in journal.jsonl every so many steps")
-    report_to: Literal["none", "tensorboard"] = Field(
-        default="none", description="tracker that gets the scalars of journal.jsonl too"
+    report_to: Literal[
+        "none", "tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab"
+    ] = Field(
+        default="none", description="tracker that gets the scalars of journal.jsonl, validation scores and sample grids"
     )
     compile: bool = Field(
         default=False, description="compile the networks with torch.compile: faster on a GPU, no gain on a CPU"

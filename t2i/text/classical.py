@@ -26,6 +26,7 @@ from pydantic import Field, FiniteFloat
 from t2i import seeding
 from t2i.errors import InputError, warn_truncated
 from t2i.files import open_regular
+from t2i.names import counted
 from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, writing
 
 MAX_WORDS = 4096
@@ -192,11 +193,11 @@ class Word2Vec(_WordEncoder):
 
     def save(self, directory: Path) -> None:
         """Writes encoder.json (vocabulary) and vectors.safetensors."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         saved = _SavedWords(encoder=self.name, max_tokens=self.max_tokens, vocabulary=self.vocabulary)
         with writing(directory):
-            save_file({"vectors": np.ascontiguousarray(self._rows_VD)}, directory / "vectors.safetensors")
+            (directory / "vectors.safetensors").write_bytes(save({"vectors": np.ascontiguousarray(self._rows_VD)}))
             (directory / SAVED).write_text(saved.model_dump_json(), encoding="utf-8")
 
     @classmethod
@@ -234,7 +235,9 @@ def _check_fittable(config: TextConfig, captions: Sequence[str]) -> None:
             "captions; remove it"
         )
     if not any(_WORD.search(caption) for caption in captions):
-        raise InputError(f"text.encoder={config.encoder} found no word in {len(captions):,} captions; check the data")
+        raise InputError(
+            f"text.encoder={config.encoder} found no word in {counted(len(captions), 'caption')}; check the data"
+        )
 
 
 def _longest(captions: Sequence[str]) -> int:

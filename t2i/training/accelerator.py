@@ -1,6 +1,5 @@
 """The Accelerator of a run: device, precision and processes. The only library file that knows Accelerate."""
 
-import importlib.util
 import os
 import socket
 import threading
@@ -21,7 +20,8 @@ from accelerate.utils import DistributedDataParallelKwargs
 from t2i.config.training import TrainConfig
 from t2i.errors import InputError
 from t2i.hardware import has_bf16
-from t2i.training.stopping import accelerate_words
+from t2i.training.stopping.signals import accelerate_words
+from t2i.training.trackers import refuse_missing
 
 ROLL_SECONDS, FAR_ROLL_SECONDS = 45, 600  # that a process waits for the others on one machine, on several
 
@@ -48,8 +48,7 @@ def make_accelerator(config: TrainConfig, directory: Path, family: str) -> Accel
         precision = "bf16" if has_bf16(device) else "no"
     if precision == "bf16" and not has_bf16(device):
         warnings.warn(f"this {device.upper()} only emulates bf16, 2 to 4 times slower than fp32", stacklevel=3)
-    if config.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise InputError("report_to tensorboard needs its package: pip install 't2i[track]', or set report_to=none")
+    refuse_missing(config.report_to)
     warnings.filterwarnings("ignore", message=".*`?broadcast_buffers`? is deprecated")  # Accelerate always passes it
     AcceleratorState._reset_state()  # or a second run of this process could not have another precision
     call_the_roll()

@@ -1,6 +1,5 @@
-"""The papers of a run directory: whose it is, and config.yaml and command.json, which say how it was started."""
+"""A run directory: its lock, the family of its run, how it was started (config.yaml, command.json) and why it stopped."""
 
-import fcntl
 import json
 import os
 import platform
@@ -9,20 +8,31 @@ import socket
 import subprocess
 import time
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import lock_descriptor
 
 import t2i
 from t2i import checkpoint
 from t2i.config.load import to_yaml
 from t2i.config.training import TrainConfig
 from t2i.errors import InputError
-from t2i.files import write_text
+from t2i.files import read_regular, write_text
+from t2i.trained import RECORD, refuse_links
+
+STOPPED = "STOPPED"
+
+
+# what training reads and writes in a run directory; other files there are somebody else's
+OWN = (
+    ".lock", "config.yaml", "command.json", "journal.jsonl", "quarantine.jsonl", STOPPED, RECORD, "tokenizer.json",
+    "text", "tokenizer", "samples", "checkpoints", "tensorboard", "wandb",
+)  # fmt: skip
 
 
 def refuse_anothers(directory: Path, family: str) -> None:
@@ -34,8 +44,8 @@ def refuse_anothers(directory: Path, family: str) -> None:
             raise InputError(f"{directory} holds a config.yaml and is no run; name a new directory")
         return
     try:
-        held = json.loads(command.read_text())["family"]
-    except (ValueError, KeyError, TypeError):
+        held = json.loads(read_regular(command))["family"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         held = family  # damaged: the manifest of the checkpoint decides
     if held != family:
         raise InputError(f"{directory} holds a run of {held}, not of {family}; name another directory")
@@ -57,15 +67,32 @@ def describe(directory: Path, config: TrainConfig, family: str, argv: Sequence[s
     write_text(directory / "config.yaml", to_yaml(config))
 
 
-STOPPED = "STOPPED"
-
-
 def write_stopped(directory: Path, reason: str, step: int, saved: int) -> None:
     """Says in a file why a run ended early, for schedulers that its exit status does not reach; resuming removes it."""
     if directory.is_dir():
         what = f"checkpoint of step {saved}" if saved else "no checkpoint"
         with suppress(InputError):
             write_text(directory / STOPPED, f"{reason} at step {step}; {what}; the same command resumes\n")
+
+
+def tell_of_death(directory: Path, why: str, step: int, saved: int) -> None:
+    """Says on stderr and in a file why a run ends in the middle of a step."""
+    last = f"the last checkpoint is of step {saved}" if saved else "there is no checkpoint yet"
+    with suppress(OSError):
+        os.write(2, f"\nerror: {why}; the run ends at step {step}, {last}; the same command resumes\n".encode())
+    write_stopped(directory, why, step, saved)
+
+
+def quarantine(directory: Path, broken: Mapping[str, Any]) -> None:
+    """Adds an image that cannot be decoded to quarantine.jsonl, once in the life of a run, and warns of it."""
+    path, line = directory / "quarantine.jsonl", json.dumps(dict(broken))
+    if path.exists() and line.encode() in read_regular(path).splitlines():
+        return
+    with open(path, "a") as file:
+        file.write(line + "\n")
+    warnings.warn(
+        f"{broken['id']} cannot be decoded and is replaced by the next image: {broken['reason']}", stacklevel=3
+    )
 
 
 def _git_commit() -> str | None:
@@ -90,7 +117,8 @@ def _forget_locks() -> None:
     _HELD.clear()
 
 
-os.register_at_fork(after_in_child=_forget_locks)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 class DirectoryLock:
@@ -102,26 +130,31 @@ class DirectoryLock:
 
     def __init__(self, directory: Path):
         self._directory, self._path = directory, directory / ".lock"
+        existed = directory.exists()
         self._descriptor = self._take()
         while not self.is_in_place():  # its owner deleted it between our opening and our locking it
             os.close(self._descriptor)
             self._descriptor = self._take()
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(owner).encode(), 0)
+        os.write(self._descriptor, json.dumps(owner).encode())
         _HELD.add(self._descriptor)
+        self._before = set(os.listdir(directory)) - {".lock"} if existed else None
 
     def _take(self) -> int:
         self._directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        refuse_links(self._directory, *OWN)
+        # a link put there since then is not followed; Windows has neither flag
+        unfollowed = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | unfollowed, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise InputError(_held_by(self._directory, self._path)) from None
+            taken = lock_descriptor(descriptor, blocking=False)
         except OSError as error:
-            why = error.strerror
+            why, taken = error.strerror, True
             warnings.warn(f"no lock in {self._directory} ({why}): start one run there at a time", stacklevel=3)
+        if not taken:
+            os.close(descriptor)
+            raise InputError(_held_by(self._directory, self._path))
         return descriptor
 
     def is_in_place(self) -> bool:
@@ -139,6 +172,33 @@ class DirectoryLock:
         except OSError:
             return None
 
+    def refuse_gone(self, step: int, saved: int) -> None:
+        """Raises InputError when the directory was deleted or renamed; `saved` is the step of the last checkpoint."""
+        if self.is_in_place():
+            return
+        moved = self.moved_to()
+        what = f"was renamed to {moved}" if moved else "was deleted or replaced"
+        raise InputError(
+            f"run directory {self._directory} {what} while the run was at step {step}, so nothing more can be saved (last "
+            f"checkpoint: {f'step {saved}' if saved else 'none'}); give the same command with the directory where it is now"
+        )
+
+    def remove_new(self) -> None:
+        """Deletes what was put into the directory since it was locked, and the directory if the lock has made it.
+
+        The lock goes last: a second starter must find either all of it or nothing.
+        """
+        new = set(os.listdir(self._directory)) - (self._before or set())
+        for name in sorted(new, key=lambda name: (name == ".lock", name)):
+            path = self._directory / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if self._before is None:
+            with suppress(OSError):  # somebody has put something there meanwhile
+                self._directory.rmdir()
+
     def release(self) -> None:
         """Frees the directory for other runs; may be called twice."""
         if self._descriptor in _HELD:
@@ -146,26 +206,11 @@ class DirectoryLock:
             os.close(self._descriptor)
 
 
-def remove_new(directory: Path, before: Collection[str] | None) -> None:
-    """Deletes what was put into a directory since it held the names `before`; None: the directory was made since.
-
-    Call it under the lock, which goes last: a second starter must find either all of it or nothing.
-    """
-    for name in sorted(set(os.listdir(directory)) - set(before or ()), key=lambda name: (name == ".lock", name)):
-        path = directory / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    if before is None:
-        with suppress(OSError):  # somebody has put something there meanwhile
-            directory.rmdir()
-
-
 def _held_by(directory: Path, path: Path) -> str:
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(read_regular(path, 4096))
         who = f"pid {owner['pid']} on host {owner['host']} since {owner['started']}"
-    except (OSError, ValueError, KeyError, TypeError):  # not written yet
+    # not written yet, or on Windows, which locks the bytes themselves
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         who = "another process"
     return f"run {directory} is being written by {who}; wait for it, stop it, or name another run directory"

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from t2i.config.training import TrainConfig
 from t2i.data import Dataset, View, open_dataset
 from t2i.data.loader import Loader
 from t2i.seeding import normal
-from t2i.training.optimization import EMA, NonFiniteGuard
+from t2i.training.optimization import EMA, NonFiniteGuard, learning_rate
 from t2i.training.run import Run
 
 
@@ -58,7 +59,7 @@ def train(
     """Two players with an optimizer each, dropout, batch norm, an average, and noise keyed by sample."""
     dataset = data or open_dataset("shapes-1", "train", View(resolution=32, limit=50))
     with Run(directory, cfg, family) as run:
-        run.identify_data(dataset)
+        run.identity.keep_data(dataset)
         generator = nn.Sequential(nn.Linear(4, cfg.width), nn.Dropout(0.3), nn.Linear(cfg.width, 3 * 16))
         layers = (
             nn.Conv2d(3, cfg.width, 4, 4),
@@ -78,11 +79,13 @@ def train(
         run.register("optimizer_d", optimizers[1])
         run.resume()
         first = run.step
-        loader = Loader(dataset, cfg.train_batch_size, cfg.seed, *run.position)
+        loader = Loader(dataset, cfg.train_batch_size, cfg.seed, *run.position, cfg.dataloader_num_workers)
         run.guard = NonFiniteGuard(run.rollback, limit)
-        for batches in run.steps(loader, *optimizers, final_rate=0.0):
+        schedule = partial(learning_rate, base=cfg.learning_rate, warmup=cfg.lr_warmup_steps, final_factor=0.0)
+        for batches in run.steps(loader, *optimizers, schedule=schedule):
             if run.due(cfg.checkpointing_steps):
-                run.save({"last": run.step})
+                run.extra["last"] = run.step
+                run.save()
                 torch.rand(run.step)  # a validation may draw: the next step must not feel it
             if run.step > first:
                 each_step(run)
@@ -97,7 +100,7 @@ def train(
             loss.backward()
             if spoilt(run.step) and run.process_index == run.num_processes - 1:
                 loss = loss * math.nan
-            sound = run.all_finite(loss)
+            sound = run.judge(loss)
             if sound:
                 for optimizer in optimizers:
                     optimizer.step()

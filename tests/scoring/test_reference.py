@@ -260,6 +260,11 @@ def test_a_pass_that_was_killed_goes_on(real: Path, tmp_path: Path, monkeypatch:
     eye.seen = 0
     again = extract(pictures, "real", [eye], Pass(store=FeatureFile(tmp_path / "f.safetensors")))
     assert eye.seen == 0 and np.array_equal(again.features[eye.digest()], whole)
+    rows = store.rows(pictures, eye, range(len(pictures)))
+    with pytest.raises(InputError, match="another process writes features of these images to"):
+        store.rows(pictures, eye, range(len(pictures)))
+    rows.close()
+    store.rows(pictures, eye, range(len(pictures))).close()
 
 
 def test_rows_in_a_file_are_rows_in_memory(tmp_path: Path) -> None:
@@ -398,11 +403,11 @@ def hostile(path: Path, real: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("link", "holds 1 links"),
-        ("device", "holds 1 devices and pipes"),
-        ("above", "holds 1 names that leave the folder"),
-        ("absolute", "holds 1 names that leave the folder"),
-        ("cut", "damaged places, after which nothing is read"),
+        ("link", "holds 1 link;"),
+        ("device", "holds 1 member of a special kind"),
+        ("above", "holds 1 name outside the folder"),
+        ("absolute", "holds 1 name outside the folder"),
+        ("cut", "damaged place, after which nothing is read"),
         ("broken", "broken b: "),
         ("text", "is not a tar file"),
         ("gzip", "is packed"),

@@ -4,6 +4,7 @@ Every image is decoded once, captioned or not, and training reads what was found
 that was interrupted continues.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from t2i.data.address import typed_options
 from t2i.data.captions import REPLACED, script_of
 from t2i.data.encoded import EncodedImages
 from t2i.data.folders.dataset import FolderDataset, open_folder
-from t2i.data.folders.hints import inner_folder, require_captions
+from t2i.data.folders.hints import inner_folder
 from t2i.data.folders.index import index_folder
 from t2i.data.phash import Signatures, near_duplicates
 from t2i.data.splits import SPLITS
@@ -76,7 +77,7 @@ class CheckReport:
 
 
 @dataclass
-class Collection:
+class CheckedData:
     """All that is known of the images at one address. Ids are unique over all splits."""
 
     address: str
@@ -101,7 +102,7 @@ class Collection:
         }
 
 
-def gather(address: str) -> Collection:
+def gather(address: str) -> CheckedData:
     """Decodes all images at an address that are not known from before, of all splits.
 
     Raises:
@@ -109,7 +110,9 @@ def gather(address: str) -> Collection:
     """
     found = parse_address(address)
     if found.kind == "folder":
-        return _gather_folder(found.place, **typed_options(found, open_folder))
+        here = _gather_folder(found.place, **typed_options(found, open_folder))
+        here.problem = _refusal(address)
+        return here
     opened: dict[str, Dataset] = {}
     problems: dict[str, InputError] = {}
     for split in SPLITS:
@@ -125,18 +128,30 @@ def gather(address: str) -> Collection:
     if "train" not in opened and "no split" not in str(problems["train"]):
         raise problems["train"]
     first = next(iter(opened.values()))
-    here = Collection(str(found), Index(_place_of(first)).folder, seeded=False)
+    here = CheckedData(str(found), Index(_place_of(first)).folder, seeded=False)
     here.problems = [str(error) for error in problems.values() if "no split" not in str(error)]
     for split, dataset in opened.items():
         _add(here, split, dataset)
+    here.problem = _refusal(address)
     return here
+
+
+def _refusal(address: str) -> str:
+    """Why training refuses the data, which is all decoded by now; "": it does not."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the report tells what is left out
+            open_dataset(address, "train", View(resolution=64))
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _place_of(dataset: Dataset) -> str:
     return str(dataset.root.resolve()) if isinstance(dataset, FolderDataset) else place_of(dataset.address)
 
 
-def _add(here: Collection, split: str, dataset: Dataset) -> None:
+def _add(here: CheckedData, split: str, dataset: Dataset) -> None:
     ids = list(dataset.ids)
     broken = [name for name, _ in getattr(dataset, "broken", ())]
     if isinstance(dataset, FolderDataset):
@@ -152,21 +167,17 @@ def _add(here: Collection, split: str, dataset: Dataset) -> None:
     here.captions |= dict(zip(ids, dataset.captions, strict=True))
 
 
-def _gather_folder(place: str, caption: str = "") -> Collection:
+def _gather_folder(place: str, caption: str = "") -> CheckedData:
     index = index_folder(place, caption)
     ids = list(index.files)
     there = Index(index.root.resolve()).folder
-    here = Collection(f"folder:{index.root}", there, index.seeded, verify(index.root, index.files, ids))
+    here = CheckedData(f"folder:{index.root}", there, index.seeded, verify(index.root, index.files, ids))
     here.split_of = {name: split for name, split in zip(ids, index.splits(ids, 0), strict=True) if split}
     here.captions |= index.captions
     here.missing, here.problems, here.unsupported = index.missing, index.problems, index.unsupported
     here.outside = [name for name in ids if name not in here.split_of]
     if inner := inner_folder(index):
         here.problems = [*here.problems, inner]
-    try:
-        require_captions(index)
-    except InputError as error:
-        here.problem = str(error)
     return here
 
 
@@ -179,7 +190,7 @@ def check(address: str | Path) -> CheckReport:
     return examine(gather(str(address)))
 
 
-def examine(here: Collection) -> CheckReport:
+def examine(here: CheckedData) -> CheckReport:
     """Counts what was gathered."""
     ids, found, split_of, usable = list(here.found), here.found, here.split_of, here.usable
     whole = [name for name in ids if not found[name].reason]

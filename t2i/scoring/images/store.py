@@ -4,7 +4,6 @@ FILE.safetensors holds a matrix float32 [N, D] for each pair of images and extra
 they are never taken for others. The part that a killed scoring had is kept beside it, and the next one goes on from there.
 """
 
-import fcntl
 import hashlib
 import json
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from filelock import lock_descriptor
 
 from t2i.cache import cache_dir
 from t2i.errors import InputError
@@ -119,13 +119,12 @@ class FeatureFile:
         path = self.path.with_name(f".{self.path.name}.{key}-{part.start}-{part.stop}.part")
         try:
             file = open(path, "a+b", buffering=0)
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process writes features of these images to {self.path}; name another file"
-            ) from None
+            taken = lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}; name another file") from error
+        if not taken:
+            file.close()
+            raise InputError(f"another process writes features of these images to {self.path}; name another file")
         return FeatureRows(len(part), extractor.dim, file, path)
 
     def put(self, images: Images, extractor: Extractor, features: Features) -> None:

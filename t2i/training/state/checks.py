@@ -1,20 +1,17 @@
-"""What a run's checkpoints hold: the registered parts and their tensors, and whether a checkpoint fits a run."""
+"""Refusals of checkpoints that do not fit a run, and warnings of what resuming changes."""
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from t2i import checkpoint
 from t2i.config.load import CHANGEABLE_ON_RESUME, VERIFIED_ON_RESUME, differences
 from t2i.config.training import TrainConfig
 from t2i.config.upgrade import trained_otherwise
 from t2i.errors import InputError
+from t2i.training.state.parts import Parts
 
 # what resuming reads of a manifest, and of which type
 _NEEDED: dict[str, type | tuple[type, ...]] = {
@@ -26,76 +23,6 @@ _NEEDED: dict[str, type | tuple[type, ...]] = {
     "arithmetic": dict,
 }
 _OPTIONAL = ("data", "arithmetic")  # runs made before these were kept
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """What `Run.register` takes beside modules and optimizers."""
-
-    def state_tensors(self) -> dict[str, Tensor]: ...
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...
-
-
-Part = nn.Module | Optimizer | Stateful
-
-
-class Parts:
-    """Named modules, optimizers and others whose tensors are saved and put back.
-
-    Args:
-        plain: takes the wrappers of DDP and torch.compile off a module, which prefix the names of tensors.
-    """
-
-    def __init__(self, plain: Callable[[nn.Module], nn.Module]):
-        self._plain = plain
-        self._parts: dict[str, Part] = {}
-
-    @property
-    def names(self) -> Collection[str]:
-        return self._parts.keys()
-
-    def add(self, name: str, part: Part) -> None:
-        if name in self._parts:
-            raise ValueError(f"part {name!r} is registered twice")
-        if not isinstance(part, nn.Module | Optimizer | Stateful):
-            raise TypeError(f"part {name!r} is a {type(part).__name__}: no module, no optimizer and not Stateful")
-        self._parts[name] = part
-
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        return {name: self._state_of(part) for name, part in self._parts.items()}
-
-    def _state_of(self, part: Part) -> dict[str, Tensor]:
-        if isinstance(part, nn.Module):
-            return self._plain(part).state_dict()
-        return checkpoint.optimizer_state(part) if isinstance(part, Optimizer) else part.state_tensors()
-
-    def sizes(self) -> str:
-        """Returns the number of parameters of each module, in words."""
-        modules = {name: part for name, part in self._parts.items() if isinstance(part, nn.Module)}
-        return ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,}" for name, part in modules.items())
-
-    def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        for name, tensors in state.items():
-            part = self._parts[name]
-            if isinstance(part, nn.Module):
-                checkpoint.load_module(self._plain(part), tensors, name)
-            elif isinstance(part, Optimizer):
-                checkpoint.load_optimizer_state(part, tensors)
-            else:
-                part.load_tensors(tensors)
-
-
-def not_finite(state: Mapping[str, Mapping[str, Tensor]], step: int, folder: Path) -> str | None:
-    """Returns a sentence about a tensor that must not be saved in `folder`, None when all are finite."""
-    for name, tensors in state.items():
-        for key, tensor in tensors.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                return (
-                    f"step {step}: {key} of {name} is not finite, so it is not saved; lower the learning "
-                    f"rate, the last checkpoint in {folder} is intact"
-                )
-    return None
 
 
 def refuse_other_parts(path: Path, held: Collection[str], parts: Parts) -> None:
@@ -130,11 +57,6 @@ def refuse_another(path: Path, manifest: Mapping[str, Any], config: TrainConfig,
         what = ", ".join(f"{key} {old} (now {new})" for key, old, new in changed[:3])
         run = path.parents[1]
         raise InputError(f"{run} was started with {what}; resume with that config or name another run directory")
-
-
-def is_sound(manifest: Mapping[str, Any]) -> bool:
-    """Whether the step that a checkpoint was saved after had finite losses and gradients."""
-    return manifest.get("sound", True)
 
 
 def warn_of_rounding(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -46,7 +46,18 @@ GROUND = (
     "seeding",
 )
 MOST_FILES, MOST_AT_THE_TOP = 15, 16
-HEAVY = {"torch", "torchvision", "transformers", "accelerate", "sklearn", "gensim", "scipy", "torchmetrics", "pyarrow", "gradio"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "sklearn",
+    "gensim",
+    "scipy",
+    "torchmetrics",
+    "pyarrow",
+    "gradio",
+}
 # packages, or modules, that import nothing heavy at import; their submodules may
 TORCH_FREE = {"t2i", "t2i.errors", "t2i.names", "t2i.families", "t2i.text", "t2i.data", "t2i.extractors", "t2i.weights"}
 TORCH_FREE_PACKAGES = ("t2i.cli", "t2i.config")

@@ -10,7 +10,8 @@ from t2i.web.work import KNOBS, MOST_FRAMES, MOST_IMAGES
 CSS = """
 .t2i-images img { image-rendering: pixelated; }
 .t2i-images .grid-wrap { min-height: 0 !important; height: auto !important; max-height: none !important; }
-.t2i-images .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(152px, 44%), 1fr)) !important; height: auto !important; }
+.t2i-images .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(152px, 44%), 1fr)) !important;
+  height: auto !important; }
 .t2i-images .thumbnail-lg { height: auto !important; display: flex; flex-direction: column; aspect-ratio: auto !important; }
 .t2i-images .thumbnail-lg img { width: 100%; height: auto; aspect-ratio: 1; }
 .t2i-images .caption-label { position: static !important; max-width: 100% !important; width: 100%; border: 0 !important;

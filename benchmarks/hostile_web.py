@@ -238,7 +238,7 @@ def attack(server: Server, count: int, chance: random.Random) -> int:
     return int(bool(bad or traces or not same))
 
 
-def speed(server: Server, when: str, count: int = 10) -> None:
+def speed(server: Server, when: str, count: int = 5) -> None:
     """Usual requests one after the other."""
     for model in ("cgan", "prior"):
         server.ask("sample", [model, *USUAL[1:]])

@@ -205,6 +205,8 @@ def brushed(canvas: Any) -> tuple[Image.Image, Image.Image]:
 def _text(what: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"the {what} is empty; say what to sample, as in 'a small red circle'")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise InputError(f"the {what} {value!r:.40} holds half a character (a lone surrogate); type it anew")
     return value
 
 

@@ -221,6 +221,7 @@ def test_words_the_model_does_not_know_are_named_each_time(work):
         ({"prompt": None}, "the prompt is empty"),
         ({"prompt": ["a"]}, "the prompt is empty"),
         ({"prompt": "\u200b"}, "is empty"),
+        ({"prompt": "red \ud800"}, "half a character"),
         ({"prompt": "x" * 5000}, "shorten it to at most 4,096"),
         ({"number": 0}, "a whole number from 1 to 16 here, got 0"),
         ({"number": 10**12}, "from 1 to 16"),

@@ -233,13 +233,14 @@ def attack(server: Server, count: int, chance: random.Random) -> int:
     for kind, answer in bad[:20]:
         print("BAD", kind, str(answer)[:300])
     if traces:
-        print(server.log.read_text()[-4000:])
+        kinds = Counter(re.findall(r"^\w*(?:Error|Exception)\b.*", server.log.read_text(), re.M))
+        print(*(f"{number} x {kind[:200]}" for kind, number in kinds.most_common(10)), sep="\n")
     print(f"bad answers: {len(bad)}")
     return int(bool(bad or traces or not same))
 
 
 def speed(server: Server, when: str, count: int = 5) -> None:
-    """Usual requests one after the other."""
+    """Usual requests one after the other; the first of each model is not counted."""
     for model in ("cgan", "prior"):
         server.ask("sample", [model, *USUAL[1:]])
         began = time.perf_counter()

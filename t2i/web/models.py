@@ -41,7 +41,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class WarmModel:
     """A model in memory; `stamp` tells whether the folder has changed since."""
 
     stamp: tuple[Any, ...]
@@ -61,7 +61,7 @@ class Models:
 
     def __init__(self, named: Sequence[str], below: Path | None, keep_bytes: float) -> None:
         self._named, self._below, self._keep_bytes = list(named), below, keep_bytes
-        self._loaded: OrderedDict[str, Loaded] = OrderedDict()  # used longest ago first
+        self._loaded: OrderedDict[str, WarmModel] = OrderedDict()  # used longest ago first
         self._lock = RLock()
 
     def places(self) -> dict[str, str | Path]:
@@ -73,7 +73,7 @@ class Models:
             found |= {name: place for name, place in others.items() if name not in found}
         return found
 
-    def open(self, name: Any) -> Loaded:
+    def open(self, name: Any) -> WarmModel:
         """The model, read again where its run has a newer checkpoint.
 
         Raises:
@@ -87,7 +87,7 @@ class Models:
             if loaded is None or loaded.stamp != stamp:
                 loaded = None  # its memory is free before the next one is read
                 pipe = TextToImagePipeline.from_pretrained(place, device())
-                loaded = Loaded(stamp, pipe, card_of(pipe), _bytes(pipe))
+                loaded = WarmModel(stamp, pipe, card_of(pipe), _bytes(pipe))
             self._loaded[name] = loaded
             while len(self._loaded) > 1 and sum(one.size for one in self._loaded.values()) > self._keep_bytes:
                 self._loaded.popitem(last=False)

@@ -14,6 +14,7 @@ from t2i.web.models import Models
 from t2i.web.work import Made, Stop, Work
 
 MOST_ENTRIES = 30  # of the history of one visit
+MOST_SAID = 300  # characters of a message
 CANVAS = 512  # pixels a side that a small image is enlarged to for the brush
 KEPT_SECONDS = 24 * 3600  # of uploads and images in Gradio's cache
 
@@ -26,10 +27,15 @@ class Page(gr.Blocks):
             return await super().process_api(*words, **named)
         except gr.Error as error:
             error.print_exception = False
+            error.message = _short(error.message)
             raise
         except Exception as error:
-            why = " ".join(str(error).split())[:200]
-            raise gr.Error(f"this request has a wrong form: {why}", print_exception=False) from error
+            raise gr.Error(f"this request has a wrong form: {_short(str(error))}", print_exception=False) from error
+
+
+def _short(text: str) -> str:
+    """One line that a page can show, whatever values it names."""
+    return " ".join(text.split())[:MOST_SAID]
 
 
 def make_page(models: Models, work: Work) -> Page:

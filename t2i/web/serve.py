@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from t2i.web.models import Models
 LOCAL = "127.0.0.1"
 MOST_WAITING = 32  # jobs in the queue; the next one is refused
 MOST_UPLOAD = "20mb"
+MOST_BODY = 1 << 18  # bytes of a request: the settings of one job
+MOST_VISITS = 100  # whose history is kept; the one used longest ago is forgotten first
 SPACE_GB = 8.0
 # a browser that is told this loads nothing from elsewhere, whatever the page asks for
 POLICY = (
@@ -25,24 +27,50 @@ FETCHING = ("/file=http", "/proxy=")  # Gradio's routes that fetch from elsewher
 
 
 class Guard:
-    """Middleware of the local page: no route that fetches from elsewhere, and headers that forbid the browser to."""
+    """Middleware before Gradio: it refuses what would make the server fetch, hold or choke on what a stranger sends.
 
-    def __init__(self, app: Any) -> None:
+    Args:
+        headers: of every answer.
+    """
+
+    def __init__(self, app: Any, headers: Mapping[str, str]) -> None:
         self.app = app
+        self.headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and any(part in scope["path"] for part in FETCHING):
-            await send({"type": "http.response.start", "status": 404, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
             return
+        begun = False
 
         async def send_with_headers(message: Any) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
-                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = message | {"headers": [*message["headers"], *added]}
+                begun = True
+                message = message | {"headers": [*message["headers"], *self.headers]}
             await send(message)
 
-        await self.app(scope, receive, send_with_headers)
+        status = _refusal(scope)
+        if status is None:
+            try:
+                await self.app(scope, receive, send_with_headers)
+                return
+            except (ValueError, RecursionError):  # FastAPI cannot say in JSON what was wrong with NaN or deep brackets
+                if begun:
+                    raise
+                status = 400
+        await send_with_headers({"type": "http.response.start", "status": status, "headers": []})
+        await send_with_headers({"type": "http.response.body", "body": b""})
+
+
+def _refusal(scope: Any) -> int | None:
+    """The HTTP status that refuses a request before it is read; None: it may go on."""
+    if any(part in scope["path"] for part in FETCHING):
+        return 404
+    if scope["method"] == "POST" and not scope["path"].endswith("/upload"):  # whose limit is Gradio's
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        return 411 if not length.isdigit() else 413 if int(length) > MOST_BODY else None
+    return None
 
 
 @contextmanager
@@ -68,14 +96,16 @@ def served(models: Models, port: int | None = None, local: bool = True) -> Itera
         from t2i.web.work import Work
 
         # a page elsewhere whose name leads here must not be able to use this one
-        guards = [Middleware(TrustedHostMiddleware, allowed_hosts=[LOCAL, "localhost"]), Middleware(Guard)]
+        hosts = [Middleware(TrustedHostMiddleware, allowed_hosts=[LOCAL, "localhost"])] if local else []
+        guard = Middleware(Guard, headers=HEADERS if local else {})
         page = make_page(models, Work(models, Path(folder) / "made"))
         page.queue(max_size=MOST_WAITING, api_open=False)
         try:
             page.launch(
                 server_name=LOCAL if local else None,
                 server_port=port,
-                app_kwargs={"middleware": guards if local else []},
+                app_kwargs={"middleware": [*hosts, guard]},
+                state_session_capacity=MOST_VISITS,
                 share=False,
                 quiet=True,
                 prevent_thread_lock=True,

@@ -21,7 +21,7 @@ from t2i.images import save_png
 from t2i.sampling.options import SampleOptions, Sampling
 from t2i.sampling.output import Job, describe, sampled, slug
 from t2i.sampling.prompts import clean_prompt
-from t2i.web.models import Card, Loaded, Models
+from t2i.web.models import Card, Models, WarmModel
 
 MOST_IMAGES, MOST_FRAMES = 16, 16
 MOST_FILES = 2_000  # images that stay on the disk; the oldest go first
@@ -110,7 +110,7 @@ class Work:
             images = [(str(path), label) for path, label in self._written(str(name), loaded, job, made)]
         return Made(images, command_of(str(name), prompts, options), list(dict.fromkeys(said)))
 
-    def _written(self, name: str, loaded: Loaded, job: Job, made: Sequence[Any]) -> Iterator[tuple[Path, str]]:
+    def _written(self, name: str, loaded: WarmModel, job: Job, made: Sequence[Any]) -> Iterator[tuple[Path, str]]:
         """Files with all that made them in their metadata."""
         shared = {key: value for key, value in describe(loaded.pipe, name, job, []).items() if key != "pictures"}
         for frame, one in enumerate(made):
@@ -142,7 +142,7 @@ def _said() -> Iterator[list[str]]:
         yield said
 
 
-def unknown_words(loaded: Loaded, prompts: Sequence[str]) -> list[str]:
+def unknown_words(loaded: WarmModel, prompts: Sequence[str]) -> list[str]:
     """Names the words that the model has never seen, however often it was asked."""
     find = getattr(loaded.pipe.text_encoder, "unknown_words", None)
     words = [] if find is None else find(prompts)

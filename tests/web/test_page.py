@@ -153,14 +153,27 @@ def test_history_is_of_one_visit(page, tmp_path):
         ({"seed": "NaN"}, "a seed is a whole number"),
         ({"model": "../../etc"}, "not in the list of choices"),
         ({"guidance": {"path": "/etc/passwd"}}, "wrong form"),
+        ({"other": "9" * 5000}, "Value: 99999"),
     ],
 )
 def test_a_mistake_is_a_message_and_never_a_traceback(client, capfd, changes, says):
     with pytest.raises(Exception) as caught:
         ask(client, "sample", **changes)
-    assert says in str(caught.value) and "\n" not in str(caught.value), str(caught.value)
+    told = str(caught.value)
+    assert "\n" not in told and len(told) < 400, told
+    assert says in told
     assert "Traceback" not in capfd.readouterr().err
     assert len(ask(client, "sample")[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b'{"data": NaN}', 400), (b"[" * 5000, 400), (b"{", 422), (b" " * 300_000, 413), (iter([b"{}"]), 411)],
+)
+def test_a_body_that_is_no_request_is_refused_before_it_costs_anything(page, body, status, capfd):
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(page.local_url + "gradio_api/queue/join", content=body, headers=headers)
+    assert answer.status_code == status and "Traceback" not in capfd.readouterr().err
 
 
 def test_an_unexpected_fault_shows_no_more_than_its_kind(client, capfd, monkeypatch):

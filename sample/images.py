@@ -42,8 +42,8 @@ from t2i.weights import DEFAULT, shipped
 MAX_LINE = 1 << 20  # bytes of standard input that are read as one prompt
 
 if TYPE_CHECKING:
-    from t2i.extractors import ImageTextExtractor
     from t2i.pipeline import TextToImagePipeline
+    from t2i.sampling.reranking import Chooser
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def warn_of_no_effect(job: Job) -> None:
         warnings.warn(f"given twice: {what}; the same prompt and seed make the same image, -n makes more", stacklevel=2)
 
 
-def warn_of_scorer(pipe: "TextToImagePipeline", scorer: "ImageTextExtractor", address: str | None) -> None:
+def warn_of_scorer(pipe: "TextToImagePipeline", scorer: "Chooser", address: str | None) -> None:
     """Warns where the choice of an encoder is worth less than it seems."""
     from t2i.pipeline import trained_with
 
@@ -179,12 +179,12 @@ def main(options: SampleOptions) -> None:
 
     import torch  # slow to import: the mistakes above are told first
 
-    from t2i.extractors import open_image_text
     from t2i.pipeline import TextToImagePipeline
+    from t2i.sampling.reranking import open_chooser
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with shown_progress(" images") as tick:
-        scorer = open_image_text(options.scorer, device) if options.best_of > 1 else None
+        scorer = open_chooser(options.scorer, device) if options.best_of > 1 else None
         job = Job(wanted, options, given, scorer, kept)
         warn_of_no_effect(job)
         # a name that was typed as a run may have meant a folder, and a warning says so

@@ -56,7 +56,9 @@ class SampleOptions(Sampling):
     mask: Path | None = option(None, "With --init, of the same size: white pixels are sampled anew.", metavar="FILE")
     keep_rows: int | None = option(None, "With --init: keep N rows of tokens at the top.", metavar="N")
     scorer: str | None = option(
-        None, "With --best-of: an align run or clip:DIR that chooses, instead of the embedded scorer.", metavar="DIR"
+        None,
+        "With --best-of: an align run, a reader or clip:DIR that chooses, instead of the embedded scorer.",
+        metavar="DIR",
     )
 
     @property

@@ -21,8 +21,8 @@ from t2i.sampling.options import SampleOptions
 from t2i.sampling.prompts import image_seed
 
 if TYPE_CHECKING:
-    from t2i.extractors import ImageTextExtractor
     from t2i.pipeline import TextToImagePipeline
+    from t2i.sampling.reranking import Chooser
 
 GRID_MOST = 100  # images in grid.png
 
@@ -61,7 +61,7 @@ class Job:
     prompts: list[str]
     options: SampleOptions
     given: Given | None = None
-    scorer: "ImageTextExtractor | None" = None  # chooses among candidates
+    scorer: "Chooser | None" = None  # chooses among candidates
     kept: dict[str, Any] = field(default_factory=dict)  # `given` for a call
 
     @property
@@ -227,9 +227,11 @@ def describe(pipe: "TextToImagePipeline", run: str, job: Job, entries: Sequence[
     }
 
 
-def described_reranking(scorer: "ImageTextExtractor", best_of: int) -> dict[str, Any]:
+def described_reranking(scorer: "Chooser", best_of: int) -> dict[str, Any]:
     """Entry of the manifest: how many candidates there were, and what chose among them."""
-    return {"best_of": best_of, "scorer": scorer.clip_name, "digest": scorer.digest()}
+    from t2i.sampling.reranking import name_of
+
+    return {"best_of": best_of, "scorer": name_of(scorer), "digest": scorer.digest()}
 
 
 def read_image(path: Path) -> Image.Image:

@@ -199,6 +199,19 @@ class _Pretrained:
     def _pool(self, output: Any, mask_BT: Tensor) -> Tensor:
         return POOLINGS[self.pooling.partition("/")[0]](output.last_hidden_state, mask_BT)
 
+    @property
+    def lower_case(self) -> bool:
+        """True where captions are read in lower case, beside what the tokenizer does."""
+        return self._reading.lower_case
+
+    def pooled_of(self, ids_B: Tensor) -> Tensor:
+        """Returns the pooled vectors [B, P] of single tokens, each read alone between the special tokens."""
+        framed, plain = (self.tokenizer("a", add_special_tokens=which)["input_ids"] for which in (True, False))
+        before = framed[: framed.index(plain[0])]
+        after = framed[len(before) + len(plain) :]
+        ids_BT = torch.tensor([[*before, token, *after] for token in ids_B.tolist()])
+        return self._forward(ids_BT.to(self.device), torch.ones_like(ids_BT, dtype=torch.bool).to(self.device))[1].cpu()
+
     def digest(self) -> str:
         """Returns the sha256 of the weights, the decisive config keys, the tokenizer, the length limit and the pooling rule."""
         keys, kind = self.decisive, self._config.model_type
@@ -291,6 +304,22 @@ class GPT2Text(_Pretrained):
         "scale_attn_by_inverse_layer_idx",
     )  # fmt: skip
     pooling = "last/1"
+
+
+def load_tower(path: str) -> _Pretrained:
+    """Returns the encoder that reads the tower at a path, whichever kind it is.
+
+    Raises:
+        InputError: no folder, hub id or tower that is read here.
+    """
+    label = f"text.path={path!r}"
+    root = find_folder(path, label)
+    rules = read_rules(root)
+    kinds = {kind: reader for reader in _Pretrained.__subclasses__() for kind in reader.model_types}
+    known = "; ".join(f"{reader.name}: {', '.join(reader.model_types)}" for reader in _Pretrained.__subclasses__())
+    folder = open_folder(rules.tower if rules else root, label, kinds, lambda found: f"none of {known}; name another")
+    reader = kinds[folder.config["model_type"]]
+    return reader.fit(TextConfig(encoder=reader.name, path=path), [])
 
 
 def _limit(config: Any) -> int | None:

@@ -2,8 +2,8 @@
 
     t2i eval compare runs/a/scores-shapes-2-heldout-1000.json runs/b/scores-shapes-2-heldout-1000.json
 
-Where protocols differ it says in what. Scores that are a mean over pictures of the same captions are compared picture by
-picture: a paired bootstrap of prompts. A Frechet distance is one number of all pictures: it is shown, and not tested.
+Differences of protocol are named. Scores that are a mean over images of the same captions are compared image by
+image: a paired bootstrap of prompts. A Frechet distance is one number of all images: it is shown, and not tested.
 """
 
 import re

@@ -75,10 +75,10 @@ def warn_of_no_effect(job: Job) -> None:
 
 def warn_of_scorer(pipe: "TextToImagePipeline", scorer: "ImageTextExtractor", address: str | None) -> None:
     """Warns where the choice of an encoder is worth less than it seems."""
-    from t2i.pipeline import trained_with
+    from t2i.sampling.trained_with import trained_with
 
     clip = Path(address.removeprefix("clip:")) if address and address.startswith("clip:") else None
-    if role := trained_with(pipe, clip).get(scorer.digest()):
+    if role := trained_with(pipe.text_encoder, pipe.manifest, clip).get(scorer.digest()):
         warnings.warn(
             f"the encoder that chooses was this run's {role}: it sees what the run already learned from it",
             stacklevel=2,

@@ -1,4 +1,4 @@
-"""What the programs show on stderr while they work: bars on a terminal, else a line now and then; warnings as lines."""
+"""Progress on stderr: bars on a terminal, else a line every few seconds; warnings as lines."""
 
 import time
 import warnings
@@ -30,7 +30,7 @@ def shown_progress(unit: str = "") -> Iterator[Tick]:
             bars[what] = progress.add_task(what, total=total)
         before, most[what] = most.get(what, 0.0), max(done, most.get(what, 0.0))
         progress.update(bars[what], completed=most[what])
-        # pictures that are done, not those begun
+        # images that are done, not those begun
         new = int(most[what] + 1e-6) > int(before + 1e-6)
         if new and not console.is_terminal and time.monotonic() - said > LINE_SECONDS:
             said = time.monotonic()

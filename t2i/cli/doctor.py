@@ -1,4 +1,4 @@
-"""What is wrong with this installation and machine, and what to do about it: `t2i doctor`."""
+"""`t2i doctor`: finds faults of this installation and machine, and says how to mend them."""
 
 import os
 import platform
@@ -133,7 +133,7 @@ def _cores() -> int:
 
 
 def _cpu_bf16(cpuinfo: Path) -> str:
-    """Which bf16 instructions the CPU names."""
+    """Names the bf16 instructions of the CPU."""
     words = set(cpuinfo.read_text(errors="replace").split()) if cpuinfo.exists() else set()
     found = [name for name in ("avx512_bf16", "amx_bf16") if name in words]
     return f"bf16 by {' and '.join(found)}" if found else "no bf16 instructions"

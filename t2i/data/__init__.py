@@ -57,7 +57,7 @@ class DataConfig(Section):
 
 @dataclass(frozen=True)
 class View:
-    """How images are brought to the model's size, and how much of a split is used."""
+    """The size and cut that images get, and the share of a split that is used."""
 
     resolution: int = 32
     fit: "Fit" = "center"

@@ -75,7 +75,7 @@ SHARE = 0.05  # of held-out images that are called near
 def memorised(
     fake: NDArray[np.floating], real: NDArray[np.floating], train: NDArray[np.floating]
 ) -> tuple[NDArray[np.bool_], float]:
-    """Which generated images are nearer to a training image than 95 % of the held-out ones, and how near all are.
+    """Returns the share of generated images nearer to a training image than 95 % of the held-out ones are, and mean distances.
 
     Args:
         fake, real, train: features [N, D] of generated, [M, D] of held-out and [T, D] of training images.

@@ -1,6 +1,6 @@
 """One step of the transformer with keys and values kept, and what it needs of a model and its captions.
 
-Axes: B pictures, R rows (B, or 2B with the null branch), S slots, n tokens of a step, D width, K codes, N places of the
+Axes: B images, R rows (B, or 2B with the null branch), S slots, n tokens of a step, D width, K codes, N places of the
 cache.
 """
 
@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t2i.prior.transformer import EPS, Prior, onednn, onednn_available, rotation
+from t2i.prior.kernels import onednn, onednn_available
+from t2i.prior.transformer import EPS, Prior, rotation
 from t2i.text import TextFeatures
 
 
@@ -48,7 +49,7 @@ def weights_of(model: Prior, packed: bool = True) -> Weights:
     """The model's own matrices or, if `packed` and on a CPU, copies in the blocked layout of oneDNN, kept while they fit.
 
     In that layout one core multiplies all matrices of a 5 M prior with 1 / 2 / 16 rows in 0.70 / 0.90 / 1.67 ms, where
-    `F.linear` takes 1.5 / 2.0 / 3.4. Packing takes 15 ms; whether weights have changed since is told by their sums.
+    `F.linear` takes 1.5 / 2.0 / 3.4. Packing takes 15 ms; the sums of the weights show that they have changed since.
     """
     names = ("qkv", "out", "gate_up", "down")
     blocks = [tuple(block.get_submodule(name).weight for name in names) for block in model.blocks]
@@ -145,7 +146,7 @@ def static_step(layers: Sequence[Layer], x: Tensor, turn: Tensor, places: Tensor
 
 
 class CachedDecoder:
-    """Keys and values of a few pictures, and the caption branches they belong to.
+    """Keys and values of a few images, and the caption branches they belong to.
 
     `logits` feeds codes that are settled and asks for the logits of slots that come next.
     """
@@ -158,7 +159,7 @@ class CachedDecoder:
             static: run `static_step`.
         """
         self.model, self.static = model, static
-        self.pictures, self.guided = len(text.pooled_BP), guided
+        self.images, self.guided = len(text.pooled_BP), guided
         self._stepper = _compiled() if static and text.pooled_BP.is_cuda else static_step
         config = model.config.model
         caption = model.prefix(text)
@@ -170,7 +171,7 @@ class CachedDecoder:
         self.positions = model.positions()
         self._bias: Tensor | None = None
         branches = [(slice(0, rows), caption)]
-        if guided:  # the null caption is one token: it is run once, and stands at the end of the prefix
+        if guided:  # the null caption is one token: it is run once, and goes to the end of the prefix
             null = model.prefix(
                 TextFeatures(*(x[:1, :1] if x.dim() > 2 else x[:1] for x in text))._replace(
                     mask_BT=text.mask_BT[:1, :1]
@@ -209,7 +210,7 @@ class CachedDecoder:
 
     def drop_null(self) -> None:
         """From now on without guidance: the null branch is no longer computed."""
-        count, self.guided = self.pictures, False
+        count, self.guided = self.images, False
         self.layers = [Layer(*x[:5], *(y[:count] for y in x[5:])) for x in self.layers]
         self.bias = None if self.bias is None else self.bias[:count]
 
@@ -237,7 +238,7 @@ class CachedDecoder:
     def guide(self, x_RnD: Tensor, guidance: float) -> Tensor:
         """Guided logits [B, n, K] of hidden states of all rows."""
         if not self.guided or guidance == 1:
-            return self._read_out(x_RnD[: self.pictures])
+            return self._read_out(x_RnD[: self.images])
         caption, null = self._read_out(x_RnD).chunk(2)
         return torch.lerp(null, caption, guidance)
 

@@ -1,6 +1,6 @@
 """In which order, and in which groups, slots are trained and decoded. Pure functions of what they are given.
 
-A slot is one code of a picture: slot = cell * Q + depth, cells row by row. Slots of one group are drawn at once.
+A slot is one code of an image: slot = cell * Q + depth, cells row by row. Slots of one group are drawn at once.
 
 Axes: B batch, S slots, N tokens of a sequence.
 """
@@ -40,12 +40,12 @@ def group_sizes(steps: int, slots: int, schedule: Schedule) -> tuple[int, ...]:
 
 
 def training_order(uniforms_BS: Tensor, uniforms_2: Sequence[float]) -> Order:
-    """A random order for each picture and one cut into groups for the batch.
+    """A random order for each image and one cut into groups for the batch.
 
-    The number of groups is log-uniform from 1 to S, so that a model meets one token a step and a whole picture a step alike.
+    The number of groups is log-uniform from 1 to S, so that a model meets one token a step and a whole image a step alike.
 
     Args:
-        uniforms_BS: in [0, 1), one row a picture (derive them from sample ids: then they do not depend on the batch).
+        uniforms_BS: in [0, 1), one row an image (derive them from sample ids: then they do not depend on the batch).
         uniforms_2: in [0, 1), one pair a step (the same on every process).
     """
     slots = uniforms_BS.shape[1]

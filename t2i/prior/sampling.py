@@ -82,7 +82,7 @@ class PriorSampler:
         redraw_S = np.repeat(redraw_hw.ravel(), self.prior.grid.depth)
         if self.config.order == "raster" and redraw_S.argmax() + redraw_S.sum() < len(redraw_S):
             raise InputError(
-                "this prior was trained with order raster and sees only what lies above: it can keep rows at the top and "
+                "this prior was trained with order raster and sees only what is above: it can keep rows at the top and "
                 "nothing else; to fill in a mask train one with order=random"
             )
         other = copy(self)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from t2i.vqvae.config import ScalarConfig
 from t2i.vqvae.quantizers.contract import Quantized, straight_through, to_grid, to_tokens
 
-MARGIN = 1e-3  # how far the bound lies beyond the outer levels, as a share
+MARGIN = 1e-3  # distance of the bound beyond the outer levels, as a share
 
 
 class ScalarQuantizer(nn.Module):

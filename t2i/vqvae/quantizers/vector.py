@@ -4,7 +4,7 @@ Three things keep every code in use: latents and codes are low-dimensional and o
 codebook is made of latents after some steps without quantisation, and a code that nothing uses is replaced by a latent of the
 whole batch of all processes (Dhariwal et al., Jukebox, 2020), the more probably the worse that latent is quantised.
 
-Axes: N latents of all pictures, D dimensions, K codes; else as in `t2i.vqvae.quantizers.contract`.
+Axes: N latents of all images, D dimensions, K codes; else as in `t2i.vqvae.quantizers.contract`.
 """
 
 import torch

@@ -4,7 +4,9 @@ CONTRIBUTING.md says why.
 """
 
 import ast
+import builtins
 import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("t2i.pipeline",),
     ("t2i.sampling", "t2i.training", "t2i.cgan", "t2i.cvae", "t2i.vqvae", "t2i.prior"),
     ("t2i.families",),
+    ("t2i.reader",),
     ("t2i.text", "t2i.extractors"),
     ("t2i.align",),
     ("t2i.data",),
@@ -59,6 +62,8 @@ FACES = {
 }
 # modules that Windows has not
 UNIX = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+# one in each family and in each architecture, which `families.py` and `architectures.py` find by name
+FOUND_BY_NAME = {"Config", "Generator", "Discriminator"}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 
@@ -201,7 +206,12 @@ def nothing_is_unpickled_and_no_foreign_code_runs(module: Module) -> Iterator[st
 def models_of_others_come_through_one_door(module: Module) -> Iterator[str]:
     """Folders of transformers are checked and loaded by `t2i.pretrained`, which never runs code that lies in them."""
     for name, call in module.calls():
-        if name.endswith(".from_pretrained") and name.split(".")[0] not in ("TextToImagePipeline", "cls", "t2i"):
+        if name.endswith(".from_pretrained") and name.split(".")[0] not in (
+            "TextToImagePipeline",
+            "Reader",
+            "cls",
+            "t2i",
+        ):
             given = {word.arg: ast.unparse(word.value) for word in call.keywords}
             if module.name != "t2i.pretrained" or given.get("trust_remote_code") != "False":
                 yield f"{name} without trust_remote_code=False, or outside of t2i.pretrained"
@@ -248,6 +258,18 @@ def test_no_two_files_import_each_other_in_a_circle(modules):
         for name in leaves:
             del graph[name]
     assert not graph, f"in a circle, or above one: {sorted(graph)}"
+
+
+def test_a_public_class_has_a_name_of_its_own(modules):
+    places: dict[str, list[str]] = {}
+    for module in modules:
+        names = [node.name for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)]
+        for name in (name for name in names if not name.startswith("_")):
+            places.setdefault(name, []).append(str(module.path))
+    twins = {name: its for name, its in places.items() if len(its) > 1 and name not in FOUND_BY_NAME}
+    assert twins == {}
+    taken = {*dir(builtins), *dir(typing)} - FOUND_BY_NAME
+    assert taken & places.keys() == set()
 
 
 def test_a_package_can_be_seen_at_a_glance(modules):

@@ -23,19 +23,20 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 PATIENCE_SECONDS = 5.0  # torchrun ends the other processes within this time when the first one stops
 
 DATA = group(
-    "Check, export and rewrite captioned images.",
+    "Check, export, caption and rewrite images.",
     {
         "export": Command("t2i.cli.data:ExportOptions", "t2i.cli.data:export"),
         "check": Command("t2i.cli.data:CheckOptions", "t2i.cli.data:check"),
         "filter": Command("t2i.cli.data:FilterOptions", "t2i.cli.data:filter_data"),
         "split": Command("t2i.cli.data:SplitOptions", "t2i.cli.data:split_data"),
         "pack": Command("t2i.cli.data:PackOptions", "t2i.cli.data:pack_data"),
+        "caption": Command("t2i.cli.data:CaptionOptions", "t2i.cli.data:caption_data"),
     },
 )
 CACHE = group(
     "Show or shrink what is kept on disk to save time.",
     {
-        "list": Command("t2i.cli.cache:ListOptions", "t2i.cli.cache:list_cache"),
+        "list": Command("t2i.cli.cache:CacheListOptions", "t2i.cli.cache:list_cache"),
         "prune": Command("t2i.cli.cache:PruneOptions", "t2i.cli.cache:prune_cache"),
     },
 )
@@ -65,6 +66,7 @@ app = group(
     {
         "train": Command("t2i.cli.train:TrainOptions", "t2i.cli.train:main"),
         "sample": Command("t2i.sampling.options:SampleOptions", "t2i.sample.images:main"),
+        "read": Command("t2i.reader.options:ReadOptions", "t2i.sample.read:main"),
         "eval": EVAL,
         "data": DATA,
         "config": CONFIG,

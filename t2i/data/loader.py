@@ -137,7 +137,7 @@ class Loader(Iterator[Batch]):
         self._dataset, self._num_workers = dataset, num_workers
         self._on_broken = on_broken
         start = samples_consumed + process_index * batch_size
-        reader = Reader(dataset, batch_size, seed, start, batch_size * num_processes, augmented)
+        reader = BatchReader(dataset, batch_size, seed, start, batch_size * num_processes, augmented)
         self._batches: Iterator[Any] = (
             _in_workers(reader, num_workers) if num_workers else map(reader.__getitem__, count())
         )
@@ -183,7 +183,7 @@ def _too_many(broken: int, total: int) -> bool:
     return broken > MAX_BROKEN * total
 
 
-class Reader(torch.utils.data.Dataset):
+class BatchReader(torch.utils.data.Dataset):
     """Batch g of one process as item g; sent to the workers, where each keeps its own list of broken rows."""
 
     def __init__(
@@ -276,7 +276,7 @@ class Reader(torch.utils.data.Dataset):
         return row
 
 
-def _in_workers(reader: Reader, num_workers: int) -> Iterator[Any]:
+def _in_workers(reader: BatchReader, num_workers: int) -> Iterator[Any]:
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(
         torch.utils.data.DataLoader(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from t2i.cache import cache_dir, checksum, write_shard
 from t2i.data import Dataset
-from t2i.data.loader import Broken, Reader
+from t2i.data.loader import BatchReader, Broken
 from t2i.distributed import Ranks
 from t2i.errors import InputError
 from t2i.families import ImageTokenizer, load_tokenizer, save_tokenizer
@@ -127,7 +127,7 @@ def encode_codes(
             on_progress(before + count, total)
 
     def encode_own() -> None:
-        reader, done = Reader(dataset), 0
+        reader, done = BatchReader(dataset), 0
         for n in own:
             tensors, found = _encode(form, reader, starts[n], counts[n], mirrored, partial(tell, done))
             write_shard(paths[n], tensors)
@@ -145,7 +145,7 @@ def encode_codes(
 
 def _encode(
     form: Form,
-    reader: Reader,
+    reader: BatchReader,
     start: int,
     count: int,
     mirrored: bool,

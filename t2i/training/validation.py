@@ -27,7 +27,7 @@ from t2i.metrics.score import FID_INCEPTION_DIGEST
 from t2i.text import TextEncoder, TextFeatures
 from t2i.training.run import Run
 
-LOWER = ("bits_per_token", "kid")  # of which less is better; their names may go on after a hyphen
+LOWER = ("bits_per_token", "caption_nll", "kid")  # of which less is better; their names may go on after a hyphen
 CHUNK = 200  # pictures in memory at once
 
 

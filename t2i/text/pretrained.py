@@ -222,6 +222,8 @@ class _Pretrained:
             self.tower.save_pretrained(directory / "tower")  # pyright: ignore[reportCallIssue]
             self.tokenizer.save_pretrained(directory / "tower")
             (directory / SAVED).write_text(saved.model_dump_json(exclude_defaults=True), encoding="utf-8")
+            for file in (directory / "tower").iterdir():  # safetensors leaves weights that only their owner can read
+                file.chmod((directory / SAVED).stat().st_mode)
 
 
 class CLIPText(_Pretrained):

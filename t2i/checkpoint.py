@@ -130,7 +130,7 @@ def steps(root: Path) -> list[Path]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | str:
-    """The manifest of a checkpoint, or why it cannot be trusted."""
+    """Returns the manifest of a checkpoint, or why it cannot be trusted."""
     try:
         text = read_regular(path / MANIFEST, MAX_MANIFEST_BYTES).decode()
         manifest = json.loads(text)
@@ -183,7 +183,7 @@ def _read_files(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def verify(path: Path) -> str | None:
-    """Why a checkpoint is damaged, None when every byte is as it was written. Reads it all."""
+    """Returns why a checkpoint is damaged, None when every byte is as it was written. Reads it all."""
     manifest = _read_manifest(path)
     if isinstance(manifest, str):
         return manifest
@@ -191,7 +191,7 @@ def verify(path: Path) -> str | None:
 
 
 def latest(root: Path, fits: Callable[[Mapping[str, Any]], bool] = lambda manifest: True) -> Path | None:
-    """The newest intact checkpoint under `root` whose manifest `fits`, or None; warns of each damaged one it skips."""
+    """Returns the newest intact checkpoint under `root` whose manifest `fits`, or None; warns of each damaged one."""
     for path in steps(root):
         reason = verify(path)
         if reason is None:
@@ -203,7 +203,7 @@ def latest(root: Path, fits: Callable[[Mapping[str, Any]], bool] = lambda manife
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Returns the manifest of one checkpoint, without a look at its other files.
+    """Returns the manifest of one checkpoint, without reading its other files.
 
     Raises:
         InputError: it is damaged, or no checkpoint.
@@ -215,7 +215,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """(part -> tensors on the CPU, manifest) of one checkpoint; what is returned is what was verified.
+    """Reads one checkpoint as (part -> tensors on the CPU, manifest), from the bytes that were verified.
 
     Raises:
         InputError: it is damaged, or no checkpoint.

@@ -55,7 +55,7 @@ def open_regular(path: Path | str, limit: int | None = None) -> BinaryIO:
 
 
 def read_regular(path: Path | str, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """The bytes of a plain file of at most `limit` bytes; raises as `open_regular` does."""
+    """Returns the bytes of a plain file of at most `limit` bytes; raises as `open_regular` does."""
     with open_regular(path, limit) as file:
         return file.read(os.fstat(file.fileno()).st_size)  # `read(limit)` would allocate so much
 
@@ -85,7 +85,7 @@ def check_file(path: Path, limit: int | None = None) -> None:
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file one at a time, without their ends; a byte order mark is dropped.
+    """Yields the lines of a UTF-8 file without their ends; a byte order mark is dropped.
 
     Raises:
         OSError: it cannot be read or is not a plain file.

@@ -93,7 +93,7 @@ def open_folder(place: str | Path, label: str, kinds: Collection[str], advice: C
 def load_model(
     folder: ModelFolder, class_name: str, optional: Collection[str] = (), **options: Any
 ) -> tuple[Any, set[str]]:
-    """The model in float32, frozen and in eval mode, and which of the `optional` weights the files lack.
+    """Returns the model in float32, frozen and in eval mode, and which of the `optional` weights the files lack.
 
     Args:
         class_name: of transformers.
@@ -117,12 +117,12 @@ def load_model(
 
 
 def load_config(folder: ModelFolder) -> Any:
-    """The config object of transformers."""
+    """Returns the config object of transformers."""
     return _load(folder, "AutoConfig")
 
 
 def load_image_processor(folder: ModelFolder) -> Any:
-    """The preprocessing that the folder names, by Pillow.
+    """Returns the preprocessing that the folder names, by Pillow.
 
     Raises:
         InputError: it names none.
@@ -133,9 +133,9 @@ def load_image_processor(folder: ModelFolder) -> Any:
 
 
 def load_text_tokenizer(folder: ModelFolder, tower: Any) -> Any:
-    """The tokenizer that belongs to a text tower, padding and cutting on the right.
+    """Returns the tokenizer of a text tower, padding and cutting on the right.
 
-    A text encoder in a pipeline folder of diffusers has it in the folder beside.
+    In a pipeline folder of diffusers it is in the folder beside the text encoder.
 
     Raises:
         InputError: there is none, or one whose ids the tower does not read.
@@ -237,7 +237,7 @@ def find_folder(place: str | Path, label: str) -> Path:
 
 
 def _weight_names(path: Path, label: str, config: dict[str, Any]) -> tuple[str, ...]:
-    """Plain names of the weight files, all of this folder and all safetensors."""
+    """Returns plain names of the weight files, all in this folder and all safetensors."""
     if named := config.get("transformers_weights"):
         names = {named}
     elif (path / _WEIGHTS).exists():

@@ -69,7 +69,7 @@ class CaptionTokenizer:
 
 
 def length_batches(mask_BT: Tensor, size: int, step: int = 8) -> Iterator[tuple[Tensor, int, int]]:
-    """Batches of captions of about one length: a text tower then computes few tokens of padding.
+    """Yields batches of captions of about one length, so that a text tower computes few tokens of padding.
 
     Lengths are rounded up to multiples of `step` and batches filled to `size` with their last row, so that a caption's
     features have the same bits whatever captions are beside it.

@@ -44,7 +44,7 @@ def conv3x3(channels_in: int, channels_out: int, gain: float = 1.0) -> nn.Conv2d
 
 
 def conv1x1(channels_in: int, channels_out: int) -> nn.Module:
-    """Matches the channels of a skip path; nothing where they match already."""
+    """Returns a projection of a skip path to other channels; the identity where they are equal."""
     if channels_in == channels_out:
         return nn.Identity()
     layer = nn.Conv2d(channels_in, channels_out, 1, bias=False)
@@ -90,7 +90,7 @@ class GeneratorBlock(nn.Module):
 
 
 class WordAttention(nn.Module):
-    """Pixels attend to token states, padding excluded; the gate starts at 0, so the sentence-only model is the start."""
+    """Attention of pixels to token states, padding excluded; the gate starts at 0, as if there were none."""
 
     def __init__(self, channels: int, token_dim: int, heads: int = 4) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class Discriminator(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images_NCHW: Tensor, pooled_MP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One pass for all images and all captions of a step, so that it may be wrapped for several processes.
+        """Runs all images and all captions of a step in one pass, so that it may be wrapped for several processes.
 
         Returns:
             unconditional u(phi(x)) [N], features phi(x) [N, F], projected captions P t / sqrt(F) [M, F]. The logit of image

@@ -35,7 +35,7 @@ def _pairwise(u_B: Tensor, features_BF: Tensor, text_F: Tensor, condition: float
 
 
 def mismatched_mean(values_BM: Tensor, same_BM: Tensor) -> Tensor:
-    """Mean over pairs, where those that do match count as 0: so means of micro-batches average to that of the batch."""
+    """Returns the mean over pairs, where matching pairs count as 0: so means of micro-batches average to that of the batch."""
     return (values_BM * ~same_BM).mean()
 
 
@@ -59,7 +59,7 @@ def discriminator_loss(
     gamma: float,
     condition: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The discriminator's loss and what to watch.
+    """Returns the discriminator's loss and scalars for the journal.
 
     Args:
         real_BCHW, fake_BCHW: in [-1, 1], augmented alike; no gradient flows to the generator.
@@ -114,7 +114,7 @@ def generator_loss(
     config: LossConfig,
     condition: float = 1.0,
 ) -> Tensor:
-    """The generator's adversarial loss; gradients reach it through `fake_BCHW` alone."""
+    """Returns the generator's adversarial loss; gradients reach the generator through `fake_BCHW` alone."""
     batch = len(fake_BCHW)
     if isinstance(config, HingeLoss):
         u, features, text = discriminator(fake_BCHW, captions.pooled_BP)

@@ -57,7 +57,7 @@ class OneDnnProduct(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """Without bias; in float32 on a CPU by oneDNN."""
+    """A linear layer without bias; in float32 on a CPU by oneDNN."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)

@@ -88,7 +88,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def linear(inputs: int, outputs: int, gain: float = 1.0) -> Linear:
-    """Keeps the variance, times gain squared."""
+    """Makes a linear layer that keeps the variance, times gain squared."""
     layer = Linear(inputs, outputs)
     nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs))
     return layer
@@ -114,7 +114,7 @@ class PriorBlock(nn.Module):
     def forward(
         self, x_BND: Tensor, modulation_MB1D: Tensor, turn: Tensor, mask: Tensor | None, start: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(x from row `start` on, keys, values of all rows); keys and values are [B, heads, N, head_dim].
+        """Returns x from row `start` on, and keys and values [B, heads, N, head_dim] of all rows.
 
         Args:
             turn: complex, [N or B x N, 1, head_dim / 2].
@@ -168,7 +168,7 @@ class Prior(nn.Module):
     def forward(
         self, codes_BS: Tensor, text: TextFeatures, order: Order | None = None, draws: PriorDraws | None = None
     ) -> PriorLoss:
-        """The loss of one micro-batch.
+        """Returns the loss of one micro-batch.
 
         Args:
             codes_BS: int64 in [0, K), by slot.
@@ -191,14 +191,14 @@ class Prior(nn.Module):
     def logits(
         self, codes_BS: Tensor, text: TextFeatures, order: Order | None = None, null_B: Tensor | None = None
     ) -> Tensor:
-        """logits_BSK by slot, each given what comes before it in the order; nothing is dropped."""
+        """Returns logits_BSK by slot, each given what comes before it in the order; nothing is dropped."""
         logits = self._logits(codes_BS, self.prefix(text, null_B), order, None)
         if order is None:
             return logits
         return torch.empty_like(logits).scatter_(1, order.permutation_BS[..., None].expand_as(logits), logits)
 
     def prefix(self, text: TextFeatures, null_B: Tensor | None = None) -> PriorPrefix:
-        """Captions as prefix and modulation; those of `null_B` are replaced by the learned null caption."""
+        """Returns captions as prefix and modulation; those of `null_B` are replaced by the learned null caption."""
         tokens, mask, pooled = text
         if mask.device.type == "cpu":  # elsewhere it would cost a synchronisation, and a shape to compile for
             longest = max(1, int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0)
@@ -217,12 +217,12 @@ class Prior(nn.Module):
         return PriorPrefix(x, visible if padded else None, modulation)
 
     def positions(self) -> Tensor:
-        """position_SD: what is added to the content and to the query of each slot."""
+        """Returns position_SD, which is added to the content and to the query of each slot."""
         cells = (self.rows[:, None] + self.columns).flatten(0, 1)
         return cells if self.depth is None else (cells[:, None] + self.depth).flatten(0, 1)
 
     def contents(self, codes_BN: Tensor, slots: Tensor) -> Tensor:
-        """Embeddings of the codes of these slots, without position: each depth has a table of its own."""
+        """Returns embeddings of the codes of these slots, without position: each depth has a table of its own."""
         return F.embedding(codes_BN + slots % self.grid.depth * self.grid.codes, self.code)
 
     def read_out(self, x: Tensor) -> Tensor:

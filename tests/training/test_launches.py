@@ -137,6 +137,7 @@ def refusal(action: Callable[[], Any]) -> str:
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE is 2.*--nproc_per_node 2"),
         ({"PMI_SIZE": "4", "PMI_RANK": "1"}, "PMI_SIZE is 4.*--nproc_per_node 4"),
         ({"MV2_COMM_WORLD_SIZE": "3"}, "MV2_COMM_WORLD_SIZE is 3"),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}, "SLURM_STEP_NUM_TASKS is 8.*--nproc_per_node 8"),
         ({"RANK": "0", "LOCAL_RANK": "0"}, "RANK and LOCAL_RANK set and WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set"),
         ({"LOCAL_RANK": "0"}, "not set; unset what is set"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2 of 2 processes"),

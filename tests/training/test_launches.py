@@ -240,6 +240,16 @@ def test_missing_and_doubled_ranks_are_named(tmp_path: Path, monkeypatch, capfd,
     assert any(word in said for word in words.split("|")) and "\n" not in said
 
 
+def test_accumulation_that_accelerate_was_asked_for_is_told(tmp_path: Path, monkeypatch) -> None:
+    words = ["python", "/usr/bin/accelerate", "launch", "--cpu", "--gradient_accumulation_steps=4", "train.py"]
+    monkeypatch.setattr(accelerator, "accelerate_words", lambda: words)
+    with (
+        pytest.warns(UserWarning, match="--gradient_accumulation_steps 4 of accelerate is ignored: the config decides"),
+        accelerator._without_others_settings(config(), "no"),
+    ):
+        pass
+
+
 def test_a_shell_that_exports_variables_is_no_launcher(monkeypatch) -> None:
     assert not signals.is_launched()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")

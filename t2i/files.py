@@ -91,18 +91,19 @@ def text_lines(path: Path) -> Iterator[str]:
         OSError: it cannot be read or is not a plain file.
         InputError: a line is not UTF-8 or too long; the message names file and line.
     """
-    number, rest = 1, b""
+    number, parts = 1, list[bytes]()  # of a line that has not ended yet
     with open_regular(path) as file:
         while chunk := file.read(_CHUNK):
-            whole, end, rest = (rest + chunk).rpartition(b"\n")
+            whole, end, rest = chunk.rpartition(b"\n")
             if end:
-                lines = _decoded(path, number, whole).split("\n")
+                lines = _decoded(path, number, b"".join([*parts, whole])).split("\n")
                 yield from (line.removesuffix("\r") for line in lines)
-                number += len(lines)
-            elif len(rest) > MAX_LINE_BYTES:
+                number, parts = number + len(lines), []
+            parts.append(rest)
+            if len(parts) * _CHUNK > MAX_LINE_BYTES:
                 raise InputError(f"{path} line {number} is over {MAX_LINE_BYTES:,} bytes long; is it a text file?")
-    if rest:
-        yield _decoded(path, number, rest).removesuffix("\r")
+    if last := b"".join(parts):
+        yield _decoded(path, number, last).removesuffix("\r")
 
 
 def _decoded(path: Path, line: int, data: bytes) -> str:

@@ -110,11 +110,17 @@ def _from_json(text: str, name: str) -> Numbered:
     except (ValueError, RecursionError) as error:
         place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(f"{name} is not JSON{place}; write a list of prompts, or one a line as .txt") from None
-    if isinstance(found, dict):
+    while isinstance(found, dict):
         held = next((value for value in (_field(found), found.get("annotations")) if value is not None), None)
-        found = held if held is not None else list(found.values())  # ids and their prompts
+        values = list(found.values())
+        inner = values[0] if len(values) == 1 and _are_rows(values[0]) else values  # all under another name, or by id
+        found = inner if held is None else held
     for number, row in enumerate([found] if isinstance(found, str) else found if isinstance(found, list) else [], 1):
         yield number, row if isinstance(row, str) else _prompt_of(row, f"{name} entry {number}")
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, dict) or isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
 def _field(row: dict[str, Any]) -> Any:
@@ -124,7 +130,9 @@ def _field(row: dict[str, Any]) -> Any:
 
 def _prompt_of(row: Any, where: str) -> str:
     found = _field(row) if isinstance(row, dict) else None
-    first = found[0] if isinstance(found, list) and found else found
+    if isinstance(found, list) and len(found) > 1 and _field({key: row[key] for key in row if "prompt" in key.lower()}):
+        raise InputError(f"{where} has {len(found)} prompts; write each in an entry of its own")
+    first = found[0] if isinstance(found, list) and found else found  # of the captions of an image
     if not isinstance(first, str):
         raise InputError(f'{where} has no text under {", ".join(COLUMNS[:3])}; write {{"prompt": "..."}}')
     return first
@@ -171,6 +179,9 @@ def _cells(rows: Iterator[tuple[int, list[str]]], name: str) -> Numbered:
     if column is None:
         raise InputError(f"{name} has no column {', '.join(COLUMNS[:3])} in its first line; add a header")
     for number, cells in rows:
+        if any(cell.strip() for cell in cells[len(header) :]):
+            counts = f"{len(cells)} cells and the first line {len(header)}"
+            raise InputError(f"{name} line {number} has {counts}; put quotes around a prompt with a comma")
         yield number, cells[column] if column < len(cells) else ""
 
 

@@ -93,7 +93,14 @@ def _other_suffix(index: FolderIndex) -> str:
     stems = {path.rpartition(".")[0] for path in index.files.values()}
     found = [name for name in index.others if name.lower().endswith(_CAPTION_SUFFIXES)]
     beside = next((name for name in found if name.rpartition(".")[0] in stems), "")
-    return f"{shown(beside)} and its like are not read; rename them to .txt" if beside else ""
+    if beside:
+        return f"{shown(beside)} and its like are not read; rename them to .txt"
+    paths = set(index.files.values())
+    doubled = next((name for name in index.others if name.lower().endswith(".txt") and name[:-4] in paths), "")
+    if not doubled:
+        return ""
+    right = PurePosixPath(doubled).with_suffix("").with_suffix(".txt").name
+    return f"{shown(doubled)} and its like are not read; rename it to {shown(right)}, and so the others"
 
 
 def _text_folder(index: FolderIndex) -> str:

@@ -71,7 +71,7 @@ class ShownRun:
         return " dB" if self.tokenizer is not None else ""
 
     def seconds(self) -> float | None:
-        """How long it trained, without the time between a stop and a resume; None: the journal does not tell."""
+        """Seconds of training, without the time between a stop and a resume; None: the journal does not say."""
         times = [float(record["time"]) for record in self.records if "time" in record]
         gaps = [late - early for early, late in zip(times, times[1:], strict=False)]
         usual = median([gap for gap in gaps if gap > 0] or [0.0])

@@ -1,17 +1,19 @@
-"""Prompts as people write them: one by one, or in a file. Imports no torch, so that a mistake is told at once."""
+"""Prompts as people write them: one by one, or in a file. Imports no torch, so that a mistake is reported at once."""
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from t2i.data.captions import MAX_CHARACTERS, clean_caption
 from t2i.errors import InputError
 from t2i.files import read_regular
-from t2i.names import shown
+from t2i.names import shown, some
 from t2i.seeding import derive
+from t2i.text import TextEncoder
 
 MAX_BYTES = 64 * 1024 * 1024
 COLUMNS = ("prompt", "text", "caption", "prompts", "texts", "captions")
@@ -191,3 +193,20 @@ READERS: dict[str, Callable[[str, str], Numbered]] = {
     ".tsv": _from_tsv,
     ".csv": _from_table,
 }
+
+
+def warn_of_unknown_words(encoder: TextEncoder, prompts: Sequence[str], data: str, named: Collection[str]) -> set[str]:
+    """Warns of words that a model has never seen, where its text encoder has a vocabulary; returns them.
+
+    Args:
+        data: address of what the model was trained on.
+        named: words that were warned of before.
+    """
+    unknown = getattr(encoder, "unknown_words", None)
+    words = [] if unknown is None else [word for word in unknown(prompts) if word not in named]
+    if words:
+        learned = "rendered shapes" if data.startswith("shapes-") else f"what {Path(data).name} shows"
+        are = "is" if len(words) == 1 else "are"
+        listed = some([repr(word[:40]) for word in words])
+        warnings.warn(f"this model knows {learned}; {listed} {are} not among its words", stacklevel=4)
+    return set(words)

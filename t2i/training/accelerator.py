@@ -27,7 +27,7 @@ ROLL_SECONDS, FAR_ROLL_SECONDS = 45, 600  # that a process waits for the others 
 
 
 def make_accelerator(config: TrainConfig, directory: Path, family: str) -> Accelerator:
-    """What the config asks for, `auto` resolved.
+    """Returns the Accelerator that the config asks for, `auto` resolved.
 
     Raises:
         InputError: the device or the tracker is not there, or the processes were not started as they must be.

@@ -1,4 +1,4 @@
-"""What to say of a folder whose captions cannot be used: the usual mistakes, each with its fix."""
+"""Advice for a folder whose captions cannot be used: the usual mistakes, each with its fix."""
 
 import json
 from pathlib import Path, PurePosixPath
@@ -39,7 +39,7 @@ def require_captions(index: FolderIndex) -> None:
 
 
 def _lost(index: FolderIndex) -> str:
-    """What the captions name, what is there instead, and why they may differ."""
+    """Names images that captions ask for, images that are there instead, and a likely reason."""
     first = index.missing[0]
     if first.startswith("/") or first[1:3] in (":/", ":\\"):
         return f"'{shown(first)}' is an absolute path; write file_name relative to the metadata file"

@@ -76,6 +76,6 @@ def write_page(
         for word, found, value in zip(words, maps.words, shares.values, strict=True)
     ]
     values = {"prompt": prompt, "image": inline(maps.image_HWC), "rows": rows, "unit": maps.unit, "facts": facts}
-    sums = {"whole": f"{shares.whole:.3f}", "none": f"{shares.none:.3f}"}
+    sums = {"whole": f"{shares.whole:.3f}", "base": f"{shares.none:.3f}"}
     look = style("chart.css", "style.css")
     write_text(out, render("page.html", FOLDER, title=f"explain: {prompt}", style=look, **values, **sums))

@@ -2,7 +2,7 @@
 
 manifest.json               inputs, outputs, shapes and types of each graph; how captions become ids; how codes are sampled
 tokenizer.json              words or byte pairs and their ids
-text.onnx                   ids, mask -> tokens, mask, pooled
+text.onnx                   ids, mask -> tokens, pooled
 generator.onnx              tokens, mask, pooled, noise -> images: all that a cgan or a cvae is
 prefill.onnx, step.onnx     a prior: captions -> keys and values; settled codes -> logits of the next slots
 decoder.onnx                codes -> images

@@ -223,7 +223,7 @@ def _prior(pipe: TextToImagePipeline, text: TextFeatures) -> Parts:
     if random:
         inputs["queries"] = slots[:, settled : settled + 2]
         free |= {"codes": {1: "codes"}, "slots": {1: "codes"}, "queries": {1: "queries"}}
-    step = Graph(Step(prior), inputs, ("logits", "keys", "values"), free)
+    step = Graph(Step(prior), inputs, ("logits", "new_keys", "new_values"), free)
     decoder = Graph(Decoder(sampler.tokenizer), {"codes": codes}, ("images",))
     sizes = (
         group_sizes(settings.steps or grid.slots, grid.slots, settings.group_schedule) if random else (1,) * grid.slots

@@ -62,7 +62,7 @@ class ExportedModel:
 
     def images(self, ids_BT: Array, mask_BT: Array, seeds: Sequence[int]) -> Array:
         """float32 [B, 3, H, W], about -1 to 1; the noise is that of `t2i sample` with these seeds of images."""
-        text, sampling = self.run("text", ids=ids_BT, mask=mask_BT), self.manifest["sampling"]
+        text, sampling = {**self.run("text", ids=ids_BT, mask=mask_BT), "mask": mask_BT}, self.manifest["sampling"]
         if "decoder" in self._graphs:
             return self.run("decoder", codes=self.codes(text, seeds))["images"]
         noise = [seeding.normal(seed, "sample/z", [0], sampling["noise"])[0] for seed in seeds]
@@ -85,7 +85,7 @@ class ExportedModel:
                 settled = np.take_along_axis(codes, before, axis=1)
                 fed = {"codes": np.concatenate([settled] * branches), "slots": np.concatenate([before] * branches)}
                 found = self.run("step", **fed, **state, **asked)
-                logits, state = found["logits"], {**state, "keys": found["keys"], "values": found["values"]}
+                logits, state = found["logits"], {**state, "keys": found["new_keys"], "values": found["new_values"]}
             caption, other = logits[:count], logits[-count:]
             np.put_along_axis(codes, now, self._drawn(other + guidance * (caption - other), now, seeds), axis=1)
             before, start = now, start + size

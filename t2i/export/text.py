@@ -17,7 +17,7 @@ from t2i.export.graphs import Graph
 from t2i.text import TextEncoder
 from t2i.text.classical import split_words
 
-OUTPUTS = ("tokens", "mask", "pooled")
+OUTPUTS = ("tokens", "pooled")
 WORDS_RULE = "lower case; words are matches of \\w+(?:['\\u2019]\\w+)*; words without an id are skipped"
 PAIRS_RULE = (
     "NFC and lower case, a space before; split as GPT-2 does; bytes as its printable letters; merges by rank; start before, end "
@@ -29,7 +29,7 @@ TOKENIZER_RULE = "the library `tokenizers` reads the file; cut to max_tokens wit
 class TextPart(NamedTuple):
     """A text encoder that can be exported."""
 
-    graph: Graph  # ids and mask -> tokens, mask and pooled
+    graph: Graph  # ids and mask -> tokens and pooled
     tokenize: Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # (ids_BT, mask_BT)
     described: dict[str, Any]  # entry of the manifest
     file: str  # content of the tokenizer's JSON file
@@ -58,14 +58,14 @@ class Words(nn.Module):
         weights = None if weights_V is None else torch.from_numpy(weights_V).float()
         self.register_buffer("weights", weights)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         rows, weights = cast(Tensor, self.rows), self.weights
         known = (mask & (ids < rows.shape[0] - 1)).float()
         tokens = rows[ids] * known[..., None]
         if weights is None:
-            return tokens, mask, tokens.sum(dim=1) / known.sum(dim=1, keepdim=True).clamp(min=1)
+            return tokens, tokens.sum(dim=1) / known.sum(dim=1, keepdim=True).clamp(min=1)
         counts = ((ids[..., None] == torch.arange(rows.shape[0])).float() * known[..., None]).sum(dim=1)[:, :-1]
-        return tokens, mask, F.normalize(counts * weights, dim=1)
+        return tokens, F.normalize(counts * weights, dim=1)
 
 
 def _words(encoder: Any, examples: Sequence[str]) -> TextPart:
@@ -93,9 +93,9 @@ class AlignedTower(nn.Module):
         super().__init__()
         self.tower = tower
 
-    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         tokens, embedding = self.tower(ids, mask, trim=False)
-        return tokens, mask, F.normalize(embedding, dim=-1)
+        return tokens, F.normalize(embedding, dim=-1)
 
 
 def _aligned(encoder: Any, examples: Sequence[str]) -> TextPart:
@@ -116,9 +116,9 @@ class Tower(nn.Module):
         super().__init__()
         self.tower, self.read = encoder.tower, encoder.read
 
-    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         states, pooled = self.read(ids, mask)
-        return states * mask[:, :, None], mask, pooled
+        return states * mask[:, :, None], pooled
 
 
 def _pretrained(encoder: Any, examples: Sequence[str]) -> TextPart:

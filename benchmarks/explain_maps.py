@@ -3,8 +3,8 @@
     python benchmarks/explain_maps.py prior cgan
 
 60 captions of two objects (val of shapes-2), an image each, a map for each colour and shape: 240 words. A word is right if its
-map is larger in the half of the image where the caption has its object than in the other. Chance: the same maps against the halves of
-the next scene.
+map is larger in the half of the image where the caption has its object than in the other. Chance: the same maps against
+the halves of the next scene.
 """
 
 import sys

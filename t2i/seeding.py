@@ -1,6 +1,6 @@
 """Every random draw is a pure function of (seed, purpose, step, sample id): there is no generator state to save.
 
-So a picture does not depend on the batch it was drawn in, a resumed run continues bit for bit, and N processes see what one
+So an image does not depend on the batch it was drawn in, a resumed run continues bit for bit, and N processes see what one
 would. The hash is the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), vectorised in numpy.
 """
 
@@ -54,7 +54,7 @@ def normal(seed: int, purpose: str, ids: ArrayLike, draws: int) -> NDArray[np.fl
 
 
 def gumbel(seed: int, slots: ArrayLike, codes: int) -> NDArray[np.float64]:
-    """[len(slots), codes] standard Gumbel noise of an image's codes, row i a function of (seed, slots[i])."""
+    """Returns standard Gumbel noise [len(slots), codes] of an image's codes, row i a function of (seed, slots[i])."""
     u = uniform(seed, "sample/gumbel", slots, codes)
     return -np.log(-np.log(np.maximum(u, 2.0**-54)))
 

@@ -20,7 +20,7 @@ from typing import Literal
 
 from t2i import cli
 from t2i.cli.steps import DATA, PROBE, REFERENCE_SPEED, SPLITS, Plan, fitted, scores_of, steps, training
-from t2i.cli.timings import Record
+from t2i.cli.timings import Timings
 from t2i.config.options import Options, option
 from t2i.errors import InputError
 
@@ -53,7 +53,7 @@ def run_tour(run_dir: Path, minutes: float, family: str, command: Run) -> None:
     plan = fitted(minutes, speed_of(run_dir, command), family)
     say(plan.describe(minutes))
     tour = steps(run_dir, plan, family)
-    record = Record(run_dir / "timings.json")
+    record = Timings(run_dir / "timings.json")
     write_prompts(run_dir / "prompts.txt")
     for number, step in enumerate(tour, 1):
         heading = f"[{number}/{len(tour)}] {step.name}"
@@ -131,7 +131,7 @@ def verdict(run: Path, family: str) -> str:
     return f"{share}: this model is not trained enough yet, and its scores say little; to go on, type: {again}"
 
 
-def show(run: Path, page: Path, plan: Plan, family: str, record: Record, following: Mapping[str, str]) -> None:
+def show(run: Path, page: Path, plan: Plan, family: str, record: Timings, following: Mapping[str, str]) -> None:
     """Writes the page of `t2i eval report`, the family that was asked for first."""
     from t2i.console import shown_progress
     from t2i.report.options import ReportOptions
@@ -148,7 +148,7 @@ def show(run: Path, page: Path, plan: Plan, family: str, record: Record, followi
 
 
 def next_commands(run: Path, family: str) -> dict[str, str]:
-    """What to try next -> the command, as it can be typed here."""
+    """Returns commands to try next, by what each of them does."""
     t2i, model = command_here(), shlex.quote(str(run / family))
     other = next(name for name in NAMES if name != family)
     own, tokenizer = shlex.quote(str(run.parent / "own")), shlex.quote(str(run.parent / "own-tokenizer"))

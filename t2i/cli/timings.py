@@ -11,7 +11,7 @@ from typing import Any
 from t2i.cli.steps import Step
 
 
-class Record:
+class Timings:
     """`timings.json` of a tour."""
 
     def __init__(self, path: Path):

@@ -129,8 +129,11 @@ def _pretrained(encoder: Any, examples: Sequence[str]) -> TextPart:
         "pad": encoder.tokenizer.pad_token_id,
         "lower_case": encoder.reading.lower_case,
     }
-    content = encoder.tokenizer.backend_tokenizer.to_str()
-    return _part(Tower(encoder), encoder.tokenize, examples, described, content)
+
+    def tokenize(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        return encoder.tokenize(list(captions))[:2]
+
+    return _part(Tower(encoder), tokenize, examples, described, encoder.tokenizer.backend_tokenizer.to_str())
 
 
 def _part(

@@ -1,13 +1,13 @@
-"""What a reconstruction is measured by, one small function an equation. Pure: no networks, no optimisers, no logging.
+"""Measures of a reconstruction, one small function an equation. Pure: no networks, no optimisers, no logging.
 
-Axes: B batch, C channels, H W picture.
+Axes: B batch, C channels, H W image.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t2i.vqvae.config import LossConfig
+from t2i.vqvae.config import AutoencoderLossConfig
 
 COARSEST = 4  # pixels a side where halving ends
 
@@ -32,7 +32,7 @@ def contrast(images_BCHW: Tensor) -> Tensor:
     return (highest - lowest).amax(dim=1, keepdim=True)
 
 
-def reconstruction(made_BCHW: Tensor, real_BCHW: Tensor, config: LossConfig) -> Tensor:
+def reconstruction(made_BCHW: Tensor, real_BCHW: Tensor, config: AutoencoderLossConfig) -> Tensor:
     """The weighted sum of all terms that need no network."""
     error = made_BCHW.float() - real_BCHW
     weight = 1 + config.edge * contrast(real_BCHW)
@@ -41,7 +41,7 @@ def reconstruction(made_BCHW: Tensor, real_BCHW: Tensor, config: LossConfig) -> 
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """2 when nothing is told apart."""
+    """2 when real and fake get equal logits."""
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 

@@ -73,7 +73,7 @@ def age(folder: Path) -> None:
 
 
 def test_a_layout_is_there_for_every_kind() -> None:
-    assert set(layouts.LAYOUTS) | {"shapes"} == set(DATASETS)
+    assert set(layouts.LAYOUTS) | {"shapes", "emoji"} == set(DATASETS)
 
 
 @pytest.mark.parametrize("kind", list(layouts.LAYOUTS))

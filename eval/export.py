@@ -14,7 +14,7 @@ import numpy as np
 from t2i.cli import run_program
 from t2i.console import shown_progress
 from t2i.errors import InputError
-from t2i.export.options import ExportOptions
+from t2i.export.options import ModelExportOptions
 from t2i.files import new_folder
 from t2i.hardware import prepare_cpu
 
@@ -37,7 +37,7 @@ def show(rows: list[list[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
-def main(options: ExportOptions) -> None:
+def main(options: ModelExportOptions) -> None:
     prepare_cpu()
     # slow to import: a mistake above is told first
     from t2i.export.exporting import export

@@ -68,7 +68,7 @@ app = group(
         "sample": Command("t2i.sampling.options:SampleOptions", "t2i.sample.images:main"),
         "read": Command("t2i.reader.options:ReadOptions", "t2i.sample.read:main"),
         "explain": Command("t2i.explain.options:ExplainOptions", "t2i.eval.explain:main"),
-        "export": Command("t2i.export.options:ExportOptions", "t2i.eval.export:main"),
+        "export": Command("t2i.export.options:ModelExportOptions", "t2i.eval.export:main"),
         "eval": EVAL,
         "data": DATA,
         "config": CONFIG,

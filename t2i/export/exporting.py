@@ -17,10 +17,10 @@ import torch
 from t2i import __version__
 from t2i.console import Tick
 from t2i.export.graphs import EXAMPLES, Graph, parts_of
-from t2i.export.options import ExportOptions
+from t2i.export.options import ModelExportOptions
 from t2i.export.runner import ExportedModel
 from t2i.export.text import text_part
-from t2i.export.writing import Written, write_graph, write_manifest
+from t2i.export.writing import WrittenGraph, write_graph, write_manifest
 from t2i.pipeline import TextToImagePipeline
 
 IMAGES = "float32 [batch, 3, height, width]; clip to -1 ... 1, then (x + 1) * 127.5 is the level of a pixel"
@@ -31,7 +31,7 @@ BATCHES = (1, EXAMPLES)
 class Exported(NamedTuple):
     """A folder that was written, part by part."""
 
-    parts: dict[str, Written]
+    parts: dict[str, WrittenGraph]
     differences: dict[str, float]  # the largest of a part's outputs, at the batch sizes BATCHES
 
     @property
@@ -39,7 +39,7 @@ class Exported(NamedTuple):
         return sum(part.bytes for part in self.parts.values())
 
 
-def export(pipe: TextToImagePipeline, options: ExportOptions, folder: Path, tick: Tick) -> Exported:
+def export(pipe: TextToImagePipeline, options: ModelExportOptions, folder: Path, tick: Tick) -> Exported:
     """Writes an existing empty folder, and runs each graph beside the module that it was made of.
 
     Raises:
@@ -49,7 +49,7 @@ def export(pipe: TextToImagePipeline, options: ExportOptions, folder: Path, tick
     text = text_part(pipe.text_encoder, examples)
     found = parts_of(pipe, pipe.text_encoder.encode(examples))
     graphs = {"text": text.graph, **found.graphs}
-    written: dict[str, Written] = {}
+    written: dict[str, WrittenGraph] = {}
     for name, graph in graphs.items():
         tick("graphs", len(written), len(graphs))
         written[name] = write_graph(graph, folder / name, options.format, options.quantize)

@@ -38,14 +38,14 @@ class Graph(NamedTuple):
     free: dict[str, dict[int, str]] = {}  # input -> axis -> name of its size, beside the batch
 
 
-class Parts(NamedTuple):
+class SamplerGraphs(NamedTuple):
     """The graphs of a sampler, and what the program that runs them must know."""
 
     graphs: dict[str, Graph]
     sampling: dict[str, object]
 
 
-def parts_of(pipe: TextToImagePipeline, text: TextFeatures) -> Parts:
+def parts_of(pipe: TextToImagePipeline, text: TextFeatures) -> SamplerGraphs:
     """The graphs that make images of text features.
 
     Args:
@@ -77,13 +77,13 @@ class WholeGan(nn.Module):
         return sample(self.generator, noise, TextFeatures(tokens, mask, pooled), *self.knobs)
 
 
-def _gan(pipe: TextToImagePipeline, text: TextFeatures) -> Parts:
+def _gan(pipe: TextToImagePipeline, text: TextFeatures) -> SamplerGraphs:
     sampler = cast(CganSampler, pipe.sampler)
     noise = torch.randn(EXAMPLES, sampler.config.generator.z_dim)
     module = WholeGan(sampler.generator, pipe.truncation, pipe.guidance_scale)
     graph = Graph(module, {**text_inputs(text), "noise": noise}, ("images",))
     built_in = {"truncation": pipe.truncation, "guidance": pipe.guidance_scale}
-    return Parts({"generator": graph}, {"noise": noise.shape[1], "built_in": built_in})
+    return SamplerGraphs({"generator": graph}, {"noise": noise.shape[1], "built_in": built_in})
 
 
 class WholeCvae(nn.Module):
@@ -92,25 +92,25 @@ class WholeCvae(nn.Module):
     def __init__(self, sampler: CvaeSampler, truncation: float) -> None:
         super().__init__()
         self.generator, self.latents = sampler.model.generator, sampler.latents
-        self.decoder, self.truncation = Decoder(sampler.tokenizer), truncation
+        self.decoder, self.truncation = CodeDecoder(sampler.tokenizer), truncation
 
     def forward(self, tokens: Tensor, mask: Tensor, pooled: Tensor, noise: Tensor) -> Tensor:
         made = self.generator(TextFeatures(tokens, mask, pooled), noise * self.truncation)
         return self.decoder(self.latents.nearest(made))
 
 
-def _cvae(pipe: TextToImagePipeline, text: TextFeatures) -> Parts:
+def _cvae(pipe: TextToImagePipeline, text: TextFeatures) -> SamplerGraphs:
     sampler = cast(CvaeSampler, pipe.sampler)
     noise = torch.randn(EXAMPLES, sampler.config.model.z_dim)
     graph = Graph(WholeCvae(sampler, pipe.truncation), {**text_inputs(text), "noise": noise}, ("images",))
-    return Parts({"generator": graph}, {"noise": noise.shape[1], "built_in": {"truncation": pipe.truncation}})
+    return SamplerGraphs({"generator": graph}, {"noise": noise.shape[1], "built_in": {"truncation": pipe.truncation}})
 
 
 # ---- codes, one group after the other -------------------------------------------------------------------------------
 
 
-class Prefill(nn.Module):
-    """Captions -> keys and values of the prefix, all that `Step` needs; rows of `null` have the learned null caption.
+class PriorPrefill(nn.Module):
+    """Captions -> keys and values of the prefix, all that `PriorStep` needs; rows of `null` have the learned null caption.
 
     A raster prior also has the logits of slot 0.
     """
@@ -138,7 +138,7 @@ class Prefill(nn.Module):
         return state if self.prior.query is not None else (*state, self.prior.read_out(x[:, -1:]).float())
 
 
-class Step(nn.Module):
+class PriorStep(nn.Module):
     """Codes that are settled join the cache; logits of the slots that come next.
 
     Those of a prior of order random are of `queries`, slots of one group, which may be any number. Those of a raster prior are of
@@ -182,7 +182,7 @@ class Step(nn.Module):
         return logits, torch.stack(new_keys, dim=1), torch.stack(new_values, dim=1)
 
 
-class Decoder(nn.Module):
+class CodeDecoder(nn.Module):
     """Codes of an image, by slot -> the image."""
 
     def __init__(self, tokenizer: ImageTokenizer) -> None:
@@ -200,13 +200,13 @@ class Decoder(nn.Module):
         return self.decoder(codes_of(codes.unflatten(1, (-1, self.codebooks))))
 
 
-def _prior(pipe: TextToImagePipeline, text: TextFeatures) -> Parts:
+def _prior(pipe: TextToImagePipeline, text: TextFeatures) -> SamplerGraphs:
     sampler = cast(PriorSampler, pipe.sampler)
     prior, grid, settings = sampler.prior, sampler.prior.grid, sampler.sampling
     random = prior.query is not None
     null = torch.arange(EXAMPLES) == 0
     prefill = Graph(
-        Prefill(prior),
+        PriorPrefill(prior),
         {**text_inputs(text), "null": null},
         ("keys", "values", "modulation", "visible") + (() if random else ("logits",)),
     )
@@ -223,8 +223,8 @@ def _prior(pipe: TextToImagePipeline, text: TextFeatures) -> Parts:
     if random:
         inputs["queries"] = slots[:, settled : settled + 2]
         free |= {"codes": {1: "codes"}, "slots": {1: "codes"}, "queries": {1: "queries"}}
-    step = Graph(Step(prior), inputs, ("logits", "new_keys", "new_values"), free)
-    decoder = Graph(Decoder(sampler.tokenizer), {"codes": codes}, ("images",))
+    step = Graph(PriorStep(prior), inputs, ("logits", "new_keys", "new_values"), free)
+    decoder = Graph(CodeDecoder(sampler.tokenizer), {"codes": codes}, ("images",))
     sizes = (
         group_sizes(settings.steps or grid.slots, grid.slots, settings.group_schedule) if random else (1,) * grid.slots
     )
@@ -241,8 +241,12 @@ def _prior(pipe: TextToImagePipeline, text: TextFeatures) -> Parts:
         "top_k": settings.top_k,
         "top_p": settings.top_p,
     }
-    return Parts({"prefill": prefill, "step": step, "decoder": decoder}, sampling)
+    return SamplerGraphs({"prefill": prefill, "step": step, "decoder": decoder}, sampling)
 
 
 # family -> what makes its parts
-PARTS: dict[str, Callable[[TextToImagePipeline, TextFeatures], Parts]] = {"cgan": _gan, "cvae": _cvae, "prior": _prior}
+PARTS: dict[str, Callable[[TextToImagePipeline, TextFeatures], SamplerGraphs]] = {
+    "cgan": _gan,
+    "cvae": _cvae,
+    "prior": _prior,
+}

@@ -9,7 +9,7 @@ Format = Literal["onnx", "torch"]
 Quantize = Literal["none", "fp16", "int8"]
 
 
-class ExportOptions(Options):
+class ModelExportOptions(Options):
     """Write a model as graphs that run without t2i, and measure them beside the model itself."""
 
     run: str = argument(

@@ -49,7 +49,7 @@ def text_part(encoder: TextEncoder, examples: Sequence[str]) -> TextPart:
     return TEXTS[encoder.name](encoder, examples)
 
 
-class Words(nn.Module):
+class WordTable(nn.Module):
     """Rows of a table; pooled: their mean, or the words' weights, of unit length. Padding is the row of zeros at the end."""
 
     def __init__(self, rows_VD: np.ndarray, weights_V: np.ndarray | None) -> None:
@@ -82,11 +82,11 @@ def _words(encoder: Any, examples: Sequence[str]) -> TextPart:
         return ids, mask
 
     described = {"kind": "words", "rule": WORDS_RULE, "max_tokens": length, "pad": unknown}
-    module = Words(encoder.rows_VD, getattr(encoder, "weights_V", None))
+    module = WordTable(encoder.rows_VD, getattr(encoder, "weights_V", None))
     return _part(module, tokenize, examples, described, json.dumps({"words": row_of}, ensure_ascii=False))
 
 
-class AlignedTower(nn.Module):
+class AlignedTextGraph(nn.Module):
     """The text tower of a dual encoder; pooled has unit length."""
 
     def __init__(self, tower: nn.Module) -> None:
@@ -106,10 +106,10 @@ def _aligned(encoder: Any, examples: Sequence[str]) -> TextPart:
 
     special = {"pad": tokenizer.PAD, "start": tokenizer.START, "end": tokenizer.END}
     described = {"kind": "byte-pairs", "rule": PAIRS_RULE, "max_tokens": encoder.max_tokens, **special}
-    return _part(AlignedTower(encoder.dual.model.text), tokenize, examples, described, tokenizer.json_text)
+    return _part(AlignedTextGraph(encoder.dual.model.text), tokenize, examples, described, tokenizer.json_text)
 
 
-class Tower(nn.Module):
+class PretrainedTextGraph(nn.Module):
     """A tower of transformers with its rule of pooling."""
 
     def __init__(self, encoder: Any) -> None:
@@ -133,7 +133,9 @@ def _pretrained(encoder: Any, examples: Sequence[str]) -> TextPart:
     def tokenize(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return encoder.tokenize(list(captions))[:2]
 
-    return _part(Tower(encoder), tokenize, examples, described, encoder.tokenizer.backend_tokenizer.to_str())
+    return _part(
+        PretrainedTextGraph(encoder), tokenize, examples, described, encoder.tokenizer.backend_tokenizer.to_str()
+    )
 
 
 def _part(

@@ -73,7 +73,7 @@ class Narrow(nn.Module):
         return stored.float() if stored.dtype == torch.float16 else stored
 
 
-class Written(NamedTuple):
+class WrittenGraph(NamedTuple):
     """A graph on the disk."""
 
     file: str
@@ -81,7 +81,7 @@ class Written(NamedTuple):
     described: dict[str, Any]  # entry of the manifest
 
 
-def write_graph(graph: Graph, path: Path, format: Format, quantize: Quantize) -> Written:
+def write_graph(graph: Graph, path: Path, format: Format, quantize: Quantize) -> WrittenGraph:
     """Writes one graph with a free batch size; `path` has no suffix yet."""
     path = path.with_name(path.name + SUFFIX[format])
     module = graph.module if quantize == "none" else Narrow(graph.module, quantize)
@@ -97,7 +97,7 @@ def write_graph(graph: Graph, path: Path, format: Format, quantize: Quantize) ->
             torch.export.save(program, path)
         else:
             _write_onnx(program, graph, path)
-    return Written(path.name, _size(path), _described(graph, program, free, path.name))
+    return WrittenGraph(path.name, _size(path), _described(graph, program, free, path.name))
 
 
 def _write_onnx(program: torch.export.ExportedProgram, graph: Graph, path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders import tiny_text_models
 from builders.tiny_cvae_run import make_cvae_run
 from builders.tiny_prior_run import make_prior_run
 from builders.tiny_run import CAPTIONS, make_run
@@ -17,7 +18,7 @@ from t2i.cli import app
 from t2i.export import writing
 from t2i.export.runner import ExportedModel
 from t2i.export.text import text_part
-from t2i.export.writing import Narrow
+from t2i.export.writing import Narrow, write_graph
 from t2i.images import to_uint8
 from t2i.pipeline import TextToImagePipeline
 from t2i.sampling.prompts import image_seed
@@ -120,3 +121,20 @@ def test_the_program_of_the_docs_samples_with_numpy_and_onnxruntime_alone(tmp_pa
 
     own = to_uint8(sample(pipe.sampler.generator, noise, pipe.text_encoder.encode([prompt])))[0]
     assert np.abs(image.astype(int) - own).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["clip", "t5", "bert", "gpt2"])
+def test_towers_of_transformers_keep_a_free_batch(tmp_path, kind):
+    folder = tmp_path / kind
+    tiny_text_models.save_clip(folder, "projected") if kind == "clip" else getattr(tiny_text_models, f"save_{kind}")(
+        folder
+    )
+    encoder = fit_encoder(TextConfig(encoder=kind, path=str(folder), max_tokens=12), [])
+    captions = [*CAPTIONS[:2], "red"]
+    part, own = text_part(encoder, captions), encoder.encode(captions)
+    written = write_graph(part.graph, tmp_path / "text", "torch", "none")
+    program = torch.export.load(tmp_path / written.file).module()
+    for count in (1, 3):
+        tokens, pooled = program(*(value[:count].contiguous() for value in part.graph.inputs.values()))
+        torch.testing.assert_close(tokens, own.tokens_BTD[:count], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(pooled, own.pooled_BP[:count], atol=1e-4, rtol=1e-4)

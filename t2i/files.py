@@ -9,8 +9,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -30,7 +31,7 @@ _KINDS = (
 )
 
 
-def open_regular(path: Path | str, limit: int | None = None) -> BinaryIO:
+def open_regular(path: Path | str, limit: int | None = None) -> BufferedReader:
     """Opens a plain file for reading; links are followed.
 
     Nothing is read from a pipe or a device, which would block or never end.

@@ -1,8 +1,8 @@
 """One map of an image for each word of its prompt.
 
 Of a sampler that knows the likelihood of cells (a prior): the log-likelihood of each cell of the image under the prompt, minus
-that with another word in its place, the mean over several. Of another: how far pixels move at equal noise, the root of their
-mean squared change over several words. Both are occlusion (Zeiler & Fergus, 2014) by words.
+that with another word in its place, the mean over several. Of another: the mean squared change of pixels at equal noise, over
+several words. Both are occlusion (Zeiler & Fergus, 2014) by words.
 """
 
 from collections.abc import Sequence
@@ -40,9 +40,9 @@ def maps_of(pipe: TextToImagePipeline, prompt: str, words: Sequence[Word], seed:
     maps, at = [], 1
     for texts in replaced:
         change = made[at : at + len(texts)] - made[0]
-        maps.append(np.sqrt((change**2).mean(axis=(0, 3))))
+        maps.append((change**2).mean(axis=(0, 3)))
         at += len(texts)
-    return Maps(made[0].astype(np.uint8), maps, "levels a pixel")
+    return Maps(made[0].astype(np.uint8), maps, "squared levels a pixel")
 
 
 def likelihood_maps(

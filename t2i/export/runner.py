@@ -14,6 +14,7 @@ import psutil
 from numpy.typing import NDArray
 
 from t2i import seeding
+from t2i.errors import InputError
 
 Array = NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Sequence[Array]]
@@ -24,7 +25,11 @@ def _open_onnx(path: Path, threads: int) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own errors share no narrower class
+        why = " ".join(str(error).split())[:160]
+        raise InputError(f"onnxruntime cannot run {path.name} on this machine ({why}); use --format torch") from error
     taken = {one.name for one in session.get_inputs()}  # an input that nothing depends on is not part of the file
     return lambda given: session.run(None, {name: value for name, value in given.items() if name in taken})
 

@@ -225,7 +225,7 @@ class Prior(nn.Module):
         if null_B is not None:
             x = torch.where(null_B[:, None, None], self.null_token.to(x.dtype), x)
             first = torch.arange(mask.shape[1], device=mask.device) == 0
-            mask = torch.where(null_B[:, None], first, mask)
+            mask = null_B[:, None] & first | ~null_B[:, None] & mask
             caption = torch.where(null_B[:, None], self.null_pooled.to(caption.dtype), caption)
         x = torch.cat([x.float(), self.start.float().expand(x.shape[0], 1, -1)], dim=1)
         visible = F.pad(mask, (0, 1), value=True)

@@ -120,7 +120,7 @@ class PriorPrefill(nn.Module):
         self.prior = prior
 
     def forward(self, tokens: Tensor, mask: Tensor, pooled: Tensor, null: Tensor) -> tuple[Tensor, ...]:
-        prefix = self.prior.prefix(TextFeatures(tokens, mask, pooled), null)
+        prefix = self.prior.prefix(TextFeatures(tokens, mask, pooled), null, whole=True)
         x, visible = prefix.x_BPD, cast(Tensor, prefix.visible_BP)
         head_dim = self.prior.config.model.width // self.prior.config.model.heads
         turn = F.pad(x.new_ones(x.shape[1], 1, head_dim // 2, 1), (0, 1))  # text does not turn

@@ -153,5 +153,5 @@ def _part(
 TEXTS: dict[str, Callable[[Any, Sequence[str]], TextPart]] = {
     "aligned": _aligned,
     **dict.fromkeys(("bow", "tfidf", "word2vec"), _words),
-    **dict.fromkeys(("clip", "t5", "bert", "gpt2"), _pretrained),
+    **dict.fromkeys(("clip", "t5", "bert"), _pretrained),
 }

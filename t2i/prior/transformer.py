@@ -213,10 +213,14 @@ class Prior(nn.Module):
             return logits
         return torch.empty_like(logits).scatter_(1, order.permutation_BS[..., None].expand_as(logits), logits)
 
-    def prefix(self, text: TextFeatures, null_B: Tensor | None = None) -> PriorPrefix:
-        """Returns captions as prefix and modulation; those of `null_B` are replaced by the learned null caption."""
+    def prefix(self, text: TextFeatures, null_B: Tensor | None = None, whole: bool = False) -> PriorPrefix:
+        """Returns captions as prefix and modulation; those of `null_B` are replaced by the learned null caption.
+
+        Args:
+            whole: keeps the padding beyond the longest caption, as every device but a CPU does.
+        """
         tokens, mask, pooled = text
-        whole = mask.device.type != "cpu" or torch.compiler.is_exporting()
+        whole = whole or mask.device.type != "cpu"
         if not whole:  # elsewhere it would cost a synchronisation, and a shape to compile for
             longest = max(1, int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0)
             tokens, mask = tokens[:, :longest], mask[:, :longest]

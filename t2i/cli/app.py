@@ -63,6 +63,7 @@ CONFIG = group(
 app = group(
     "Train, sample and score text-to-image generators.",
     {
+        "fit": Command("t2i.cli.fit.program:FitOptions", "t2i.cli.fit.program:main"),
         "train": Command("t2i.cli.train:TrainOptions", "t2i.cli.train:main"),
         "sample": Command("t2i.sampling.options:SampleOptions", "t2i.sample.images:main"),
         "eval": EVAL,

@@ -368,7 +368,7 @@ def broken_step(folder: Path, rng: random.Random) -> str:
 
     def poison(running: Run) -> None:
         if in_weight and running.step == first + 1:
-            parts: Any = running._parts._parts
+            parts: Any = running.parts._parts
             name = rng.choice(["generator", "critic"])
             tensor = next(iter(running.accelerator.unwrap_model(parts[name]).parameters()))
             tensor.data[(0,) * tensor.ndim] = value

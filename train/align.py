@@ -56,12 +56,12 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
             return path.read_bytes().decode(errors="replace")
         captions = [caption for options in train.captions for caption in options]
         fitted = CaptionTokenizer.fit(captions, config.text_tower.vocabulary, most).json_text
-        run.refuse_changed(key, digest_of(fitted), "vocabulary")
+        run.identity.refuse_other(key, digest_of(fitted), "vocabulary")
         write_text(path, fitted)
         return fitted
 
     text = run.on_main(prepare)
-    run.identify(key, digest_of(text), f"vocabulary in {path}")
+    run.identity.keep(key, digest_of(text), f"vocabulary in {path}")
     return CaptionTokenizer(text, most)
 
 
@@ -151,7 +151,7 @@ def main(config: Config, run_dir: Path) -> None:
                 losses.append(loss)
                 run.note(watch)
             norm = nn.utils.clip_grad_norm_(both.parameters(), MAX_GRADIENT)
-            if run.all_finite(*losses, norm):
+            if run.judge(*losses, norm):
                 optimizer.step()
             optimizer.zero_grad()
             run.note({"temperature": 1 / model.scale(), "gradient_norm": norm})

@@ -95,7 +95,7 @@ def main(config: Config, run_dir: Path) -> None:
         # Text: the frozen encoder, the features of all captions, and the frozen guide if there is one
         encoder = prepare_text(config.text, train, run)
         guide = make_guide(config.guidance, encoder)
-        run.identify("guide_digest", guide.digest() if guide else None, "guide")
+        run.identity.keep("guide_digest", guide.digest() if guide else None, "guide")
         captions = prepare_captions(encoder, train, run, tokens=config.generator.cross_attention)
         guiding = guide.embed_text(captions.flat) if guide else None
         validation = prepare_validation(config.data, config.validation_n, config.validation_extractor, encoder, run)
@@ -161,7 +161,7 @@ def main(config: Config, run_dir: Path) -> None:
                 losses.append(watch["d_loss"])
                 run.note(watch)
             norm = gradient_norm(plain_discriminator)
-            sound = run.all_finite(*losses, norm)
+            sound = run.judge(*losses, norm)
             if sound:
                 discriminator_optimizer.step()
             discriminator_optimizer.zero_grad()
@@ -178,7 +178,7 @@ def main(config: Config, run_dir: Path) -> None:
                 run.note(watch)
             plain_discriminator.requires_grad_(True)
             norm = gradient_norm(plain_generator)
-            sound = sound and run.all_finite(*losses, norm)
+            sound = sound and run.judge(*losses, norm)
             if sound:
                 generator_optimizer.step()
             generator_optimizer.zero_grad()

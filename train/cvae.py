@@ -155,7 +155,7 @@ def main(config: Config, run_dir: Path) -> None:
                 run.note({"critic_gradient_norm": norm})
 
             # Both players move, or neither
-            if run.all_finite(*losses):
+            if run.judge(*losses):
                 generator_optimizer.step()
                 if critical:
                     critic_optimizer.step()

@@ -161,7 +161,7 @@ def main(config: Config, run_dir: Path) -> None:
                 losses += [made.loss, made.nll_B]
                 run.note({"loss": made.loss, "bits_per_token": made.nll_B.mean() * BITS})
             norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
-            sound = run.all_finite(*losses, norm)
+            sound = run.judge(*losses, norm)
             if sound:
                 optimizer.step()
                 ema.update(plain, run.images_per_step, run.images_seen + run.images_per_step)

@@ -147,7 +147,7 @@ def main(config: Config, run_dir: Path) -> None:
             norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
             latents = torch.cat([made.latents_BCHW for made in passes])
             indices = torch.cat([made.indices_BLQ for made in passes])
-            sound = run.all_finite(*losses, norm, latents)
+            sound = run.judge(*losses, norm, latents)
             if sound:
                 optimizer.step()
                 plain.codes.observe(latents, indices)
@@ -164,7 +164,7 @@ def main(config: Config, run_dir: Path) -> None:
                     losses.append(loss)
                     run.note(watch)
                 norm = gradient_norm(shared_critic)
-                if run.all_finite(*losses, norm):
+                if run.judge(*losses, norm):
                     critic_optimizer.step()
                 critic_optimizer.zero_grad()
                 run.note({"d_gradient": norm})

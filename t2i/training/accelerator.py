@@ -20,7 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from t2i.config.training import TrainConfig
 from t2i.errors import InputError
 from t2i.hardware import has_bf16
-from t2i.training.stopping import accelerate_words
+from t2i.training.stopping.signals import accelerate_words
 from t2i.training.trackers import refuse_missing
 
 ROLL_SECONDS, FAR_ROLL_SECONDS = 45, 600  # that a process waits for the others on one machine, on several

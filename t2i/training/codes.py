@@ -31,7 +31,8 @@ from t2i.errors import InputError
 from t2i.families import ImageTokenizer, load_tokenizer, save_tokenizer
 from t2i.images import ImageArray
 from t2i.training.conditioning import own_copy
-from t2i.training.run import Run, now_and_then
+from t2i.training.progress import now_and_then
+from t2i.training.run import Run
 
 FORMAT = 1
 SHARD_IMAGES = 4096
@@ -207,7 +208,7 @@ def prepare_codes(
     tokenizer: ImageTokenizer, dataset: Dataset, mirrored: bool, run: Run, points: bool = False
 ) -> CachedCodes:
     """Returns the codes of all images, from the cache or encoded now by all processes together."""
-    progress = now_and_then(run, f"encoding images ({dataset.split})")
+    progress = now_and_then(run.say, f"encoding images ({dataset.split})")
     codes = encode_codes(tokenizer, dataset, mirrored, points=points, ranks=run.ranks, on_progress=progress)
     for entry in codes.broken:
         run.quarantine(entry)

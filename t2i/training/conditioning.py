@@ -12,7 +12,8 @@ from torch import Tensor
 from t2i.data import Dataset
 from t2i.data.loader import choose_captions
 from t2i.text import TextConfig, TextEncoder, fit_encoder, load_encoder
-from t2i.training.run import Run, now_and_then
+from t2i.training.progress import now_and_then
+from t2i.training.run import Run
 from t2i.training.text_features import CachedText, encode_cached
 
 
@@ -62,18 +63,18 @@ def own_copy(
             shutil.rmtree(folder, ignore_errors=True)
         kept = load(folder) if folder.exists() else None
         if kept is not None:
-            run.refuse_changed(key, kept.digest(), f"{what} in {folder}")
-            if run.was_started_with(f"{name}.path", path):
+            run.identity.refuse_other(key, kept.digest(), f"{what} in {folder}")
+            if run.identity.was_started_with(f"{name}.path", path):
                 return kept
         made = make()
-        run.refuse_changed(key, made.digest(), what)
+        run.identity.refuse_other(key, made.digest(), what)
         if kept is None:
             save(made, folder)
         return made
 
     mine = run.ranks.on_main(prepare)
     part = run.ranks.each(lambda: load(folder) if mine is None else mine)
-    run.identify(key, part.digest(), what)
+    run.identity.keep(key, part.digest(), what)
     return part
 
 
@@ -92,7 +93,7 @@ def prepare_captions(encoder: TextEncoder, train: Dataset, run: Run, tokens: boo
         tokens: whether token states are needed beside the pooled vector.
     """
     flat = [caption for options in train.captions for caption in options]
-    told = now_and_then(run, "encoding captions")
+    told = now_and_then(run.say, "encoding captions")
     text = encode_cached(encoder, flat, tokens=tokens, ranks=run.ranks, on_progress=told)
     run.say(f"features of captions: {text.hits:,} from the cache, {text.misses:,} encoded now")
     number = {caption: i for i, caption in enumerate(dict.fromkeys(flat))}

@@ -1,4 +1,4 @@
-"""The papers of a run directory: whose it is, and config.yaml and command.json, which say how it was started."""
+"""A run directory: its lock, the family of its run, how it was started (config.yaml, command.json) and why it stopped."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -68,6 +68,26 @@ def write_stopped(directory: Path, reason: str, step: int, saved: int) -> None:
             write_text(directory / STOPPED, f"{reason} at step {step}; {what}; the same command resumes\n")
 
 
+def tell_of_death(directory: Path, why: str, step: int, saved: int) -> None:
+    """Says on stderr and in a file why a run ends in the middle of a step."""
+    last = f"the last checkpoint is of step {saved}" if saved else "there is no checkpoint yet"
+    with suppress(OSError):
+        os.write(2, f"\nerror: {why}; the run ends at step {step}, {last}; the same command resumes\n".encode())
+    write_stopped(directory, why, step, saved)
+
+
+def quarantine(directory: Path, broken: Mapping[str, Any]) -> None:
+    """Adds an image that cannot be decoded to quarantine.jsonl, once in the life of a run, and warns of it."""
+    path, line = directory / "quarantine.jsonl", json.dumps(dict(broken))
+    if path.exists() and line in path.read_text().splitlines():
+        return
+    with open(path, "a") as file:
+        file.write(line + "\n")
+    warnings.warn(
+        f"{broken['id']} cannot be decoded and is replaced by the next image: {broken['reason']}", stacklevel=3
+    )
+
+
 def _git_commit() -> str | None:
     """Commit of the checkout that this package runs from, None for an installed one."""
     root = Path(t2i.__file__).parents[1]
@@ -103,6 +123,7 @@ class DirectoryLock:
 
     def __init__(self, directory: Path):
         self._directory, self._path = directory, directory / ".lock"
+        existed = directory.exists()
         self._descriptor = self._take()
         while not self.is_in_place():  # its owner deleted it between our opening and our locking it
             os.close(self._descriptor)
@@ -111,6 +132,7 @@ class DirectoryLock:
         os.ftruncate(self._descriptor, 0)
         os.write(self._descriptor, json.dumps(owner).encode())
         _HELD.add(self._descriptor)
+        self._before = set(os.listdir(directory)) - {".lock"} if existed else None
 
     def _take(self) -> int:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -140,27 +162,38 @@ class DirectoryLock:
         except OSError:
             return None
 
+    def refuse_gone(self, step: int, saved: int) -> None:
+        """Raises InputError when the directory was deleted or renamed; `saved` is the step of the last checkpoint."""
+        if self.is_in_place():
+            return
+        moved = self.moved_to()
+        what = f"was renamed to {moved}" if moved else "was deleted or replaced"
+        raise InputError(
+            f"run directory {self._directory} {what} while the run was at step {step}, so nothing more can be saved (last "
+            f"checkpoint: {f'step {saved}' if saved else 'none'}); give the same command with the directory where it is now"
+        )
+
+    def remove_new(self) -> None:
+        """Deletes what was put into the directory since it was locked, and the directory if the lock has made it.
+
+        The lock goes last: a second starter must find either all of it or nothing.
+        """
+        new = set(os.listdir(self._directory)) - (self._before or set())
+        for name in sorted(new, key=lambda name: (name == ".lock", name)):
+            path = self._directory / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if self._before is None:
+            with suppress(OSError):  # somebody has put something there meanwhile
+                self._directory.rmdir()
+
     def release(self) -> None:
         """Frees the directory for other runs; may be called twice."""
         if self._descriptor in _HELD:
             _HELD.remove(self._descriptor)
             os.close(self._descriptor)
-
-
-def remove_new(directory: Path, before: Collection[str] | None) -> None:
-    """Deletes what was put into a directory since it held the names `before`; None: the directory was made since.
-
-    Call it under the lock, which goes last: a second starter must find either all of it or nothing.
-    """
-    for name in sorted(set(os.listdir(directory)) - set(before or ()), key=lambda name: (name == ".lock", name)):
-        path = directory / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    if before is None:
-        with suppress(OSError):  # somebody has put something there meanwhile
-            directory.rmdir()
 
 
 def _held_by(directory: Path, path: Path) -> str:

@@ -74,7 +74,7 @@ class NonFiniteGuard:
         self._samples: list[int] = []
 
     def check(self, finite: bool, step: int, sample_ids: Sequence[int]) -> bool:
-        """Returns `finite`, as `Run.all_finite` agreed on it; `sample_ids` are the step's on this rank.
+        """Returns `finite`, as `Run.judge` agreed on it; `sample_ids` are the step's on this rank.
 
         Call it before the optimizer's step, which is to be left out when this is False.
 

@@ -27,6 +27,7 @@ from t2i.errors import InputError
 from t2i.files import new_file
 from t2i.images import TRANSFORM, BrokenImage, ImageArray
 from t2i.trained import RECORD
+from t2i.training.progress import now_and_then
 
 if TYPE_CHECKING:
     from t2i.training.run import Run
@@ -120,11 +121,9 @@ def remember(run: "Run", train: Dataset, data: DataConfig, built_on: Iterable[st
         built_on: runs whose models take part in this one (tokenizer, text encoder, guide); what these were trained on
             counts too, where they tell. Other paths, and None, are passed over.
     """
-    from t2i.training.run import now_and_then
-
     paths = [Path(place) / RECORD for place in built_on if place is not None]
-    progress = now_and_then(run, "looking at the training pictures, for what is held out")
-    run.identify_data(train)
+    progress = now_and_then(run.say, "reading the training images, for later tests of what is held out")
+    run.identity.keep_data(train)
     run.on_main(lambda: _remember(run.directory / RECORD, train, data, paths, progress))
 
 

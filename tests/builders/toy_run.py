@@ -59,7 +59,7 @@ def train(
     """Two players with an optimizer each, dropout, batch norm, an average, and noise keyed by sample."""
     dataset = data or open_dataset("shapes-1", "train", View(resolution=32, limit=50))
     with Run(directory, cfg, family) as run:
-        run.identify_data(dataset)
+        run.identity.keep_data(dataset)
         generator = nn.Sequential(nn.Linear(4, cfg.width), nn.Dropout(0.3), nn.Linear(cfg.width, 3 * 16))
         layers = (
             nn.Conv2d(3, cfg.width, 4, 4),
@@ -84,7 +84,8 @@ def train(
         schedule = partial(learning_rate, base=cfg.learning_rate, warmup=cfg.lr_warmup_steps, final_factor=0.0)
         for batches in run.steps(loader, *optimizers, schedule=schedule):
             if run.due(cfg.checkpointing_steps):
-                run.save({"last": run.step})
+                run.extra["last"] = run.step
+                run.save()
                 torch.rand(run.step)  # a validation may draw: the next step must not feel it
             if run.step > first:
                 each_step(run)
@@ -99,7 +100,7 @@ def train(
             loss.backward()
             if spoilt(run.step) and run.process_index == run.num_processes - 1:
                 loss = loss * math.nan
-            sound = run.all_finite(loss)
+            sound = run.judge(loss)
             if sound:
                 for optimizer in optimizers:
                     optimizer.step()

@@ -244,7 +244,7 @@ def test_a_part_with_another_digest_is_refused_and_named(tmp_path: Path) -> None
     def with_digest(digest: str) -> None:
         with Run(tmp_path, config(), "toy") as run:
             run.register("model", torch.nn.Linear(1, 1))
-            run.identify("text_digest", digest, "text encoder")
+            run.identity.keep("text_digest", digest, "text encoder")
             run.resume()
             run.step += 1
             run.save()

@@ -12,9 +12,10 @@ import pytest
 from builders.forks import fork, in_child, wait
 from builders.toy_run import config, digests, free_port, saved_steps, train, two_processes, warm_up
 from t2i.errors import InputError
-from t2i.training import accelerator, stopping, watchdog
+from t2i.training import accelerator
 from t2i.training.accelerator import check_launch
 from t2i.training.run import RESUME_ME, Run
+from t2i.training.stopping import signals, watchdog
 
 ENDLESS = {"max_train_steps": 1_000_000, "checkpointing_steps": 3, "log_steps": 1}
 
@@ -239,11 +240,11 @@ def test_missing_and_doubled_ranks_are_named(tmp_path: Path, monkeypatch, capfd,
 
 
 def test_a_shell_that_exports_variables_is_no_launcher(monkeypatch) -> None:
-    assert not stopping.is_launched()
+    assert not signals.is_launched()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert not stopping.is_launched()
+    assert not signals.is_launched()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert stopping.is_launched()
+    assert signals.is_launched()
 
 
 def test_an_ignored_hang_up_stays_ignored(tmp_path: Path) -> None:

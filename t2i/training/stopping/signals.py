@@ -1,8 +1,7 @@
-"""What ends a run early: signals, the end of its launcher, and the time budget."""
+"""Signals that stop a run, and the end of the launcher that started it."""
 
 import os
 import signal
-import statistics
 import threading
 import time
 from contextlib import suppress
@@ -83,32 +82,3 @@ def accelerate_words() -> list[str]:
         return []
     named = any("accelerate" in os.path.basename(word) or word.startswith("accelerate.commands") for word in words[:3])
     return words if named and "launch" in words or "accelerate.commands.launch" in words else []
-
-
-class Budget:
-    """Turns seconds into a number of steps, once, by timing the first ones."""
-
-    WARMUP_STEPS = 5  # allocation, compilation, the first batches
-    TIMED_STEPS = 10
-    TIMED_SHARE = 0.02  # of the budget: a longer run is timed longer
-
-    def __init__(self, seconds: float):
-        self._seconds = seconds
-        self._deadline = time.monotonic() + seconds
-        self._previous: float | None = None
-        self._durations: list[float] = []
-
-    def steps_that_fit(self, step: int) -> int | None:
-        """Total steps of the run, None while it is not known. Called between steps; `step` of them are done."""
-        now = time.monotonic()
-        if self._previous is not None:
-            self._durations.append(now - self._previous)
-        self._previous = now
-        if now >= self._deadline:
-            return max(step, 1)
-        timed = self._durations[self.WARMUP_STEPS :]
-        if len(timed) < self.TIMED_STEPS or sum(timed) < self.TIMED_SHARE * self._seconds:
-            return None
-        middle = statistics.median(timed)
-        usual = [duration for duration in timed if duration <= 5 * middle]  # without a validation that fell in between
-        return step + max(0, int((self._deadline - now) / statistics.fmean(usual)))

@@ -1,0 +1,160 @@
+"""The processes of a training run in its directory: Accelerator, lock, journal, checkpoints."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+import t2i
+from t2i.config.training import TrainConfig
+from t2i.distributed import PATIENCE, Ranks
+from t2i.errors import InputError
+from t2i.training import directory as papers
+from t2i.training.accelerator import make_accelerator
+from t2i.training.journal import Journal
+from t2i.training.state.checkpoints import Checkpoints
+from t2i.training.state.identity import Identity, config_digest
+from t2i.training.state.parts import Part, Parts
+from t2i.training.trackers import Tracking
+
+LOGGING_SECONDS = 10.0  # between two lines on stderr, where that is no terminal
+
+
+T = TypeVar("T")
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Session:
+    """The processes that train one run, and the directory that the main one of them holds; `Run` adds the steps.
+
+    Attributes:
+        accelerator: made from the config; `prepare` the modules with it, and no scheduler: use `learning_rate`.
+        device, is_main, num_processes, process_index: of this process.
+        directory, journal: of the run; the journal is None but on the main process.
+        ranks: what the processes of the run decide together.
+        identity: digests of the data and of frozen parts, which a resumed run must find again.
+        is_new: True while no checkpoint was found: then nothing that an earlier start put into the directory counts.
+        parts: what is registered.
+        extra: further keys of the manifest of every checkpoint.
+    """
+
+    def __init__(self, directory: Path, config: TrainConfig, family: str):
+        self.directory, self.config, self.family = Path(directory), config, family
+        self.extra: dict[str, Any] = {}
+        self.accelerator = make_accelerator(config, self.directory, family)
+        self.device = self.accelerator.device
+        self.is_main = self.accelerator.is_main_process
+        self.num_processes = self.accelerator.num_processes
+        self.process_index = self.accelerator.process_index
+        self.ranks = Ranks(self.num_processes, self.is_main, PATIENCE)
+        if not self.ranks.all(self.ranks.broadcast(config_digest(config)) == config_digest(config)):
+            raise InputError("the processes of this run have different configs; start all of them with one command")
+
+        # The directory: the main process takes it, finds the newest checkpoint and opens the journal
+        self.journal: Journal | None = None
+        self._lock: papers.DirectoryLock | None = None
+        self.parts = Parts(self.accelerator.unwrap_model)
+        self._checkpoints = Checkpoints(self.directory / "checkpoints", config, self.parts, self.ranks)
+        self._tracking = Tracking(self.accelerator, config.report_to, self.directory)
+        self._newest = self.on_main(self._open)
+        self.is_new = self._newest is None
+        self.identity = Identity(self.directory, self.ranks, None if self._newest is None else self._newest[1])
+
+    def _open(self) -> tuple[Path, dict[str, Any]] | None:
+        """Main process: takes the directory; returns the checkpoint to resume from and its manifest."""
+        try:
+            self._lock = papers.DirectoryLock(self.directory)
+            try:
+                papers.refuse_anothers(self.directory, self.family)
+                newest = self._checkpoints.find(self.family)
+                if newest is None:
+                    self.describe()
+                path, steps = self.directory / "journal.jsonl", self.config.max_train_steps
+                self.journal = Journal(path, steps, LOGGING_SECONDS, self._tracking.log)
+                return newest
+            except BaseException:
+                self._lock.release()
+                raise
+        except OSError as error:
+            raise InputError(
+                f"run directory {self.directory} cannot be written: {error.strerror or error}; name another"
+            ) from error
+
+    def describe(self) -> None:
+        """Main process: writes config.yaml and command.json."""
+        facts = {"device": str(self.device), "num_processes": self.num_processes}
+        facts |= {"mixed_precision": self.accelerator.mixed_precision}
+        papers.describe(self.directory, self.config, self.family, sys.argv, facts)
+
+    def release(self) -> None:
+        """Closes trackers and journal and frees the directory."""
+        self._tracking.close()
+        if self.journal is not None:
+            self.journal.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    # ---- for the main process, and for all ----------------------------------------------------------------------------
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Runs `action` on the main process and returns its result on every rank; what it raises is raised on all."""
+        return self.ranks.broadcast(self.ranks.on_main(action))  # type: ignore[return-value]
+
+    def say(self, text: str) -> None:
+        """Prints one line on the main process's console."""
+        if self.journal is not None:
+            self.journal.say(text)
+
+    def quarantine(self, broken: Mapping[str, Any]) -> None:
+        """Notes an image that cannot be decoded in quarantine.jsonl: for `Loader(on_broken=...)`."""
+        papers.quarantine(self.directory, broken)
+
+    # ---- networks ---------------------------------------------------------------------------------------------------
+
+    def register(self, name: str, part: Part) -> None:
+        """Makes `part` the file `{name}.safetensors` of every checkpoint. Call it before `resume`, on every rank."""
+        self.parts.add(name, part)
+
+    def prepare(self, module: M, compile: bool = False) -> M:
+        """Wraps a module on its device for the processes and the precision of the run; compiles it when asked."""
+        prepared = self.accelerator.prepare(module)
+        if compile:
+            prepared.compile()
+        return prepared
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of the run, for a network that `prepare` has not wrapped."""
+        return self.accelerator.autocast()
+
+    def accumulate(self, module: nn.Module, micros: Sequence[T]) -> Iterator[T]:
+        """Yields micro-batches to run backward on; processes exchange gradients of `module` at the last one alone."""
+        for i, micro in enumerate(micros):
+            with nullcontext() if i == len(micros) - 1 else self.accelerator.no_sync(module):
+                yield micro
+
+    # ---- what is kept of a run --------------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what every manifest says of how the run is trained."""
+        return {
+            "family": self.family,
+            "num_processes": self.num_processes,
+            "arithmetic": self.arithmetic(),
+            "config_hash": config_digest(self.config),
+            "config": self.config.model_dump(mode="json"),
+            "versions": {"t2i": t2i.__version__, "torch": torch.__version__},
+            **self.identity.kept,
+            **self.extra,
+        }
+
+    def arithmetic(self) -> dict[str, Any]:
+        """What decides how sums are rounded, and nothing else of a run."""
+        threads = {"threads": torch.get_num_threads()} if self.device.type == "cpu" else {}
+        precision = {"device": self.device.type, "mixed_precision": self.accelerator.mixed_precision}
+        return precision | {"compile": self.config.compile} | threads

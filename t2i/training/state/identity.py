@@ -1,0 +1,125 @@
+"""The identity of a run: its data and the frozen networks that it keeps copies of, which a resumed run must find again.
+
+The manifest of every checkpoint holds a digest of each. Contents decide: a folder may be moved or spelled otherwise.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from t2i.config.load import to_yaml
+from t2i.config.training import TrainConfig
+from t2i.data import Dataset
+from t2i.distributed import Ranks
+from t2i.errors import InputError
+
+
+class Identity:
+    """Digests of what decides a run, kept in every manifest. Call its methods on every rank, before `Run.resume`.
+
+    Args:
+        directory: of the run, for messages.
+        manifest: of the checkpoint that the run resumes from; None for a new run.
+
+    Attributes:
+        kept: the keys of the manifest.
+        caption: one of the data, for the command that is shown at the end of a run.
+    """
+
+    def __init__(self, directory: Path, ranks: Ranks, manifest: Mapping[str, Any] | None):
+        self.kept: dict[str, Any] = {}
+        self.caption = "a prompt"
+        self._directory, self._ranks, self._manifest = directory, ranks, manifest
+
+    def keep(self, key: str, digest: str | None, what: str) -> None:
+        """Keeps the digest of a frozen part under `key`.
+
+        Raises:
+            InputError: on every rank, when the run was started with another `what`, or the ranks have different ones.
+        """
+        if len(set(self._ranks.everyone(digest))) > 1:
+            raise InputError(f"the processes of this run have different {what}s; start all of them with one command")
+        self.refuse_other(key, digest, what)
+        self.kept[key] = digest
+
+    def keep_data(self, train: Dataset) -> None:
+        """Keeps what tells the training data from other data; call it before anything is written.
+
+        Raises:
+            InputError: on every rank, when the run was started with other data, or the ranks have different data.
+        """
+        found = self._ranks.each(lambda: data_digest(train))
+        everyone = self._ranks.everyone(found)
+        if any(one != everyone[0] for one in everyone):
+            each = "; ".join(f"rank {rank}: {describe_data(one)}" for rank, one in enumerate(everyone))
+            raise InputError(f"the processes of this run have different data ({each}); give all of them the same")
+        if self._manifest is not None and "data" in self._manifest:
+            refuse_other_data(self._directory, self._manifest["data"], found)
+        self.kept["data"] = found
+        self.caption = str(train.captions[0][0])
+
+    def refuse_other(self, key: str, digest: str | None, what: str) -> None:
+        """Raises InputError when the run was started with another `what`; runs of before digests were kept pass."""
+        if self._manifest is not None and key in self._manifest and self._manifest[key] != digest:
+            before, now = (text[:12] if text else "none" for text in (self._manifest[key], digest))
+            raise InputError(
+                f"the {what} is not what run {self._directory} was started with (digest {before}, now {now}); bring the "
+                "old one back to resume, or name another run directory"
+            )
+
+    def was_started_with(self, key: str, value: str | None) -> bool:
+        """Returns True when a config key, as `text.path`, is spelled as it was when the run was started."""
+        if self._manifest is None:
+            return True
+        section, _, leaf = key.partition(".")
+        return (self._manifest["config"].get(section) or {}).get(leaf) == value
+
+
+def config_digest(config: TrainConfig) -> str:
+    """Returns the SHA-256 of a config's YAML text."""
+    return hashlib.sha256(to_yaml(config).encode()).hexdigest()
+
+
+def data_digest(dataset: Dataset) -> dict[str, Any]:
+    """Returns what tells one split of a data set from another, as JSON values: counts, and digests over all rows."""
+    ids, captions = hashlib.sha256(dataset.split.encode()), hashlib.sha256()
+    number = 0
+    for name, options in zip(dataset.ids, dataset.captions, strict=True):
+        ids.update(json.dumps(name).encode())
+        captions.update(json.dumps(list(options)).encode())
+        number += len(options)
+    counts = {"images": len(dataset), "number_of_captions": number}
+    return counts | {"ids": ids.hexdigest(), "captions": captions.hexdigest(), "contents": dataset.digest()}
+
+
+def refuse_other_data(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises InputError when the run in `directory` was started with other data than it finds now."""
+    changed = [
+        f"{before.get(key):,} {what}, now {now[key]:,}"
+        for key, what in (("images", "images"), ("number_of_captions", "captions"))
+        if before.get(key) != now[key]
+    ]
+    changed += [
+        f"other {what}"
+        for key, what in (("ids", "names of images"), ("captions", "captions"))
+        if before.get(key) != now[key]
+    ]
+    if not changed and before.get("contents") != now["contents"]:
+        changed.append("other contents of image files")
+    if changed:
+        raise InputError(
+            f"the data is not what run {directory} was started with ({'; '.join(changed)}); bring it back to resume, or "
+            "name another run directory to train on the new data"
+        )
+
+
+def describe_data(found: Mapping[str, Any]) -> str:
+    """Returns a data set in a few words, for processes that were given different ones."""
+    return f"{describe_counts(found)}, {str(found['ids'])[:8]}"
+
+
+def describe_counts(found: Mapping[str, Any]) -> str:
+    """Returns how much a data set holds."""
+    return f"{found['images']:,} images, {found['number_of_captions']:,} captions"

@@ -1,0 +1,81 @@
+"""The registered parts of a run, whose tensors its checkpoints hold."""
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from t2i import checkpoint
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What `Run.register` takes beside modules and optimizers."""
+
+    def state_tensors(self) -> dict[str, Tensor]: ...
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+Part = nn.Module | Optimizer | Stateful
+
+
+class Parts:
+    """Named modules, optimizers and others whose tensors are saved and put back.
+
+    Args:
+        plain: takes the wrappers of DDP and torch.compile off a module, which prefix the names of tensors.
+    """
+
+    def __init__(self, plain: Callable[[nn.Module], nn.Module]):
+        self._plain = plain
+        self._parts: dict[str, Part] = {}
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._parts.keys()
+
+    def add(self, name: str, part: Part) -> None:
+        if name in self._parts:
+            raise ValueError(f"part {name!r} is registered twice")
+        if not isinstance(part, nn.Module | Optimizer | Stateful):
+            raise TypeError(f"part {name!r} is a {type(part).__name__}: no module, no optimizer and not Stateful")
+        self._parts[name] = part
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        return {name: self._state_of(part) for name, part in self._parts.items()}
+
+    def _state_of(self, part: Part) -> dict[str, Tensor]:
+        if isinstance(part, nn.Module):
+            return self._plain(part).state_dict()
+        return checkpoint.optimizer_state(part) if isinstance(part, Optimizer) else part.state_tensors()
+
+    def sizes(self) -> str:
+        """Returns the number of parameters of each module, in words."""
+        modules = {name: part for name, part in self._parts.items() if isinstance(part, nn.Module)}
+        return ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,}" for name, part in modules.items())
+
+    def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for name, tensors in state.items():
+            part = self._parts[name]
+            if isinstance(part, nn.Module):
+                checkpoint.load_module(self._plain(part), tensors, name)
+            elif isinstance(part, Optimizer):
+                checkpoint.load_optimizer_state(part, tensors)
+            else:
+                part.load_tensors(tensors)
+
+
+def not_finite(state: Mapping[str, Mapping[str, Tensor]], step: int, folder: Path) -> str | None:
+    """Returns a sentence about a tensor that must not be saved in `folder`, None when all are finite."""
+    for name, tensors in state.items():
+        for key, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                return (
+                    f"step {step}: {key} of {name} is not finite, so it is not saved; lower the learning "
+                    f"rate, the last checkpoint in {folder} is intact"
+                )
+    return None

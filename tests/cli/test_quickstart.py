@@ -19,7 +19,8 @@ from PIL import Image
 
 from t2i.cli import app, quickstart
 from t2i.cli import steps as plan
-from t2i.cli.fit import probe, program, record, tour
+from t2i.cli.fit import probe, program, record
+from t2i.cli.fit import tour as carrying
 from t2i.config.load import load
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
@@ -353,16 +354,16 @@ def test_the_command_can_be_typed_where_one_stands(tmp_path, monkeypatch):
     bin_dir.mkdir(parents=True)
     (bin_dir / "t2i").write_text("#!/bin/sh\n")
     (bin_dir / "t2i").chmod(0o755)
-    monkeypatch.setattr(tour.sys, "executable", str(bin_dir / "python"))
+    monkeypatch.setattr(carrying.sys, "executable", str(bin_dir / "python"))
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.chdir(tmp_path)
-    assert tour.command_here() == "'a b/bin/t2i'"
+    assert carrying.command_here() == "'a b/bin/t2i'"
     monkeypatch.chdir("/")
     monkeypatch.setenv("PATH", str(bin_dir))
-    assert tour.command_here() == "t2i"
+    assert carrying.command_here() == "t2i"
     monkeypatch.setenv("PATH", "/nowhere")
     (bin_dir / "t2i").unlink()
-    assert tour.command_here() == "t2i"
+    assert carrying.command_here() == "t2i"
 
 
 def test_importing_it_imports_no_torch():

@@ -6,9 +6,9 @@ number here that was measured is in LOG.md.
 """
 
 import json
-import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from t2i.cli.fit.probe import REFERENCE_SPEED
@@ -17,14 +17,13 @@ from t2i.config.section import Section
 
 Family = Literal["prior", "cvae", "cgan"]
 LEAST_IMAGES = 16  # training images without which there is no fit
-FEW, SMALL = 300, 5000  # images below which a model repeats them; below which it learns them by heart unless held back
+SMALL = 5000  # images below which a model learns them by heart unless held back
 LEAST_CAPTIONS = 8  # of val, without which no score says anything
-SURE_CAPTIONS = 200  # of val, below which intervals are wide
 MOST_SCORED = 500
 SHOWN = 12  # captions that are sampled for the sheet of images
 LARGER_MINUTES, LARGER_SIDE = 20.0, 48  # reference minutes and pixels from which images have 64 pixels a side, not 32
-RECOGNISABLE = {"prior": 4.0, "cvae": 4.0, "cgan": 10.0}  # reference minutes of all trainings together
-OVERHEAD, TOKENIZER_SHARE, ALIGN_SHARE = 0.1, 0.3, 0.15  # of the minutes
+OVERHEAD = 0.1  # share of the minutes in which nothing is trained
+SHARES = {"tokenizer": 0.3, "text encoder": 0.15, "judge": 0.1}  # of the minutes, at most
 DUAL_ENCODER = 1000  # images from which a dual encoder is worth training: as text encoder of a GAN, and as judge
 
 
@@ -84,7 +83,8 @@ class Timed(NamedTuple):
     stage: Stage
     steps: int
     minutes: float
-    fits: float  # steps that the minutes are expected to be enough for
+    fits: float  # steps that it is expected to do
+    expected: float  # minutes that these take
 
 
 # resolution -> the stages as their configs were measured: batch, cost and length
@@ -101,18 +101,13 @@ GENERATORS = {
     ("cgan", 64): Stage("cgan", "cgan", "cgan-shapes64", "cgan", 32, 8.0, 384_000),
 }
 ALIGN = Stage("text encoder", "align", "align-tiny", "text", 64, 1.4, 96_000)
-JUDGE = Stage(
-    "judge", "align", "align-tiny", "judge", 64, 1.4, 96_000
-)  # sees what it is to score, and trains nothing else
+JUDGE = Stage("judge", "align", "align-tiny", "judge", 64, 1.4, 96_000)  # for the scores alone
 CODES = {32: 2048, 64: 4096}
-EPOCHS = {
-    "vqvae": 300,
-    "prior": 200,
-    "cvae": 200,
-    "cgan": 1000,
-    "align": 60,
-}  # more of them teach nothing on small data
+# on small data more of them teach nothing
+EPOCHS = {"vqvae": 300, "prior": 200, "cvae": 200, "cgan": 1000, "align": 60}
 LEAST_STEPS = 200
+AGAIN = 1.5  # times the minutes it had, from which a stage before the generator trains on
+NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 def choose(facts: Facts, speed: float, minutes: float, family: Family) -> Chosen:
@@ -147,27 +142,38 @@ def stages(chosen: Chosen) -> list[Stage]:
     return [*text, *judge, *tokenizer, GENERATORS[chosen.family, chosen.resolution]]
 
 
-def schedule(chosen: Chosen, speed: float, minutes: float) -> list[Timed]:
-    """Divides the minutes: each stage gets its share or what its images need, the generator what is left."""
+def schedule(chosen: Chosen, speed: float, minutes: float, kept: Mapping[str, float] = NOTHING) -> list[Timed]:
+    """Divides the minutes: each stage gets its share or what its images need, the generator what is left.
+
+    Args:
+        kept: stage -> minutes of those before the generator at an earlier start. They stay unless much more is there for
+            them now, for a generator of another tokenizer or text encoder begins anew.
+    """
     every, left = stages(chosen), minutes * (1 - OVERHEAD)
-    shares = {"vqvae": TOKENIZER_SHARE, "align": ALIGN_SHARE}
     timed = []
     for stage in every:
         enough = max(EPOCHS[stage.family] * chosen.train, LEAST_STEPS * stage.batch)
         steps = max(1, min(stage.images, enough) // stage.batch)
         pace = 60 * REFERENCE_SPEED * speed / stage.cost / stage.batch  # steps a minute
-        limit = min(left, shares.get(stage.family, 1.0) * minutes)
+        limit = min(left, SHARES.get(stage.name, 1.0) * minutes)
         own = min(limit, 1.3 * steps / pace) if stage is not every[-1] else limit
         own = max(round(own, 2), 0.01)
+        if own < AGAIN * kept.get(stage.name, 0.0):
+            own = kept[stage.name]
         left = max(left - own, 0.0)
-        timed.append(Timed(stage, steps, own, min(steps, pace * own)))
+        timed.append(Timed(stage, steps, own, min(steps, pace * own), min(own, steps / pace)))
     return timed
+
+
+def begins_anew(before: Chosen, timed: Sequence[Timed], kept: Mapping[str, float]) -> bool:
+    """Returns True where a tokenizer or text encoder of an earlier generator trains on, so that it no longer fits."""
+    used = {stage.name for stage in stages(before)[:-1]} - {JUDGE.name}
+    return any(one.stage.name in used and one.minutes != kept.get(one.stage.name, one.minutes) for one in timed)
 
 
 def needed(timed: Sequence[Timed]) -> float:
     """Minutes that the trainings are expected to take."""
-    return sum(one.minutes * min(1.0, one.steps / max(one.fits, 1e-9)) if one.fits >= one.steps else one.minutes
-               for one in timed)  # fmt: skip
+    return sum(one.expected for one in timed)
 
 
 def settings(one: Timed, chosen: Chosen, folder: Path) -> list[str]:
@@ -245,57 +251,3 @@ def training(family: str, config: str, data: str, run: Path, *sets: str) -> list
 def named(key: str, path: Path) -> str:
     """A setting that names a path; quoted, as YAML reads it."""
     return f"{key}={json.dumps(str(path), ensure_ascii=False)}"
-
-
-# ---- in words ------------------------------------------------------------------------------------------------------
-
-
-def describe(chosen: Chosen, timed: Sequence[Timed], speed: float, minutes: float) -> list[str]:
-    """The plan in lines: machine, model, each stage with its length."""
-    text = "a dual encoder trained on these captions" if chosen.text == "align" else "the words of the captions (bow)"
-    codes = "" if chosen.family == "cgan" else f", 64 codes an image of {chosen.codes:,}"
-    lines = [
-        f"machine    {speed:.2g} times the speed of two free CPU cores with bf16 (measured)",
-        f"model      {chosen.family}, {chosen.resolution} x {chosen.resolution} pixels{codes}; text: {text}",
-        f"time       about {needed(timed):.2g} of {minutes:g} minutes in training",
-    ]
-    for one in timed:
-        seen = one.fits * one.stage.batch
-        lines.append(
-            f"{one.stage.name:<11}{one.fits:,.0f} steps of {one.stage.batch} images, {seen / chosen.train:,.0f} epochs, in at "
-            f"most {one.minutes:g} minutes"
-        )
-    return lines
-
-
-def expectations(chosen: Chosen, timed: Sequence[Timed], speed: float, minutes: float) -> list[str]:
-    """What to expect, in sentences; only of what is short of what a good model needs."""
-    told = []
-    least = RECOGNISABLE[chosen.family] / speed
-    if minutes < least:
-        told.append(
-            f"{minutes:g} minutes are too few for recognisable images on this machine, about {least:.0f} would do; the same "
-            "command with more --minutes goes on"
-        )
-    if chosen.train < FEW:
-        told.append(f"with {chosen.train:,} training images the model will mostly repeat them; it cannot invent much")
-    elif chosen.small:
-        told.append(
-            f"with {chosen.train:,} training images expect colours and rough layout; fine detail and new combinations need "
-            f"{SMALL:,} and more"
-        )
-    if chosen.val < LEAST_CAPTIONS:
-        told.append(
-            f"val has {chosen.val} images, fewer than {LEAST_CAPTIONS}: scores are left out, and the best weights are not "
-            "chosen by them; about 200 images give a val that can be scored, or make folders train/ and val/"
-        )
-    elif chosen.val < SURE_CAPTIONS:
-        told.append(f"scores on {chosen.val} held-out captions have wide intervals")
-    if minutes >= least and needed(timed) < 0.6 * minutes:
-        told.append("the data is learned sooner than the minutes are over; more images would help, more time would not")
-    return told
-
-
-def shown(step: Step) -> str:
-    """A command as it can be typed."""
-    return shlex.join(["t2i", *step.argv])

@@ -21,7 +21,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,14 @@ Trial = Callable[[Path, random.Random], str]
 
 
 def outcome(action: Callable[[], Any], folder: Path, seconds: float = 60.0) -> tuple[int, str]:
-    """(exit status, what was written to stderr) of a child; -1000 when it hangs."""
+    """(exit status, what was written to the terminal) of a child; -1000 when it hangs."""
     log = folder / "stderr"
 
     def body() -> None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
         try:
             action()
@@ -438,7 +440,8 @@ def _start(run: Path) -> None:
 
 
 # name -> (promise, trials in full, trial)
-PROOFS: dict[str, tuple[str, int, Trial]] = {
+Proofs = Mapping[str, tuple[str, int, Trial]]
+PROOFS: Proofs = {
     "kills": ("P1", 500, kill),
     "damage": ("P2", 1000, damage),
     "resumes": ("P3", 60, resume),
@@ -457,19 +460,28 @@ def workspace() -> Iterator[Path]:
         yield Path(name)
 
 
-def prove(name: str, trials: int, root: Path, seed: int = 0) -> Counter[str]:
+def failed(outcome: str) -> bool:
+    """Outcomes that are failures begin with a word in capitals."""
+    return outcome.split()[0].isupper()
+
+
+def prove(name: str, trials: int, root: Path, seed: int = 0, proofs: Proofs | None = None) -> Counter[str]:
     """Runs trials of one proof; the count of each outcome."""
-    trial, found = PROOFS[name][2], Counter[str]()
+    trial, found = (proofs or PROOFS)[name][2], Counter[str]()
     for number in range(trials):
         folder = root / f"{name}-{number}"
         folder.mkdir()
-        found[trial(folder, random.Random(f"{seed} {name} {number}"))] += 1
+        came = trial(folder, random.Random(f"{seed} {name} {number}"))
+        found[came] += 1
+        if failed(came):
+            print(f"    trial {number}: {came}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(proofs: Proofs) -> int:
+    words = sys.modules["__main__"].__doc__
+    parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="PROOF", help="proofs; default: all")
     parser.add_argument("--share", type=float, default=1.0, help="of the full number of trials")
     parser.add_argument("--seed", type=int, default=0)
@@ -477,15 +489,15 @@ def main() -> int:
     warm_up()
     bad = 0
     with workspace() as root:
-        for name in asked.names or PROOFS:
-            promise, full, _ = PROOFS[name]
+        for name in asked.names or proofs:
+            promise, full, _ = proofs[name]
             started = time.monotonic()
-            found = prove(name, max(1, round(full * asked.share)), root, asked.seed)
-            failed = {what: count for what, count in found.items() if what.isupper() or what.split()[0].isupper()}
-            bad += sum(failed.values())
+            found = prove(name, max(1, round(full * asked.share)), root, asked.seed, proofs)
+            wrong = sum(count for what, count in found.items() if failed(what))
+            bad += wrong
             seconds = time.monotonic() - started
             print(
-                f"{promise} {name}: {sum(found.values())} trials, {sum(failed.values())} failed, {seconds:.0f} s",
+                f"{promise} {name}: {sum(found.values())} trials, {wrong} failed, {seconds:.0f} s",
                 flush=True,
             )
             print(f"    {dict(found)}", flush=True)
@@ -493,4 +505,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(PROOFS))

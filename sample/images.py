@@ -33,6 +33,7 @@ from t2i.cli import run_program
 from t2i.console import shown_progress
 from t2i.errors import InputError
 from t2i.files import new_folder, refuse_used
+from t2i.names import counted
 from t2i.sampling.options import SampleOptions
 from t2i.sampling.output import GRID_MOST, Given, Job, free_folder, slug, write
 from t2i.sampling.prompts import clean_prompt, read_prompts
@@ -201,8 +202,7 @@ def main(options: SampleOptions) -> None:
         sample_lines(sys.stdin.buffer, pipe, run, job)
         return
     part = f" (grid.png shows the first {GRID_MOST})" if job.total() > GRID_MOST else ""
-    noun = "image" if job.total() == 1 else "images"
-    print(f"wrote {job.total():,} {noun}, grid.png and manifest.json to {place}{part}")
+    print(f"wrote {counted(job.total(), 'image')}, grid.png and manifest.json to {place}{part}")
 
 
 if __name__ == "__main__":  # python -m t2i.sample.images

@@ -5,9 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2i.pipeline import TextToImagePipeline as TextToImagePipeline
+    from t2i.reader.reading import Reader as Reader
 
 __version__ = "0.1.0"
-LAZY = {"TextToImagePipeline": "t2i.pipeline"}  # imported when asked for: they need torch
+LAZY = {
+    "Reader": "t2i.reader.reading",
+    "TextToImagePipeline": "t2i.pipeline",
+}  # imported when asked for: they need torch
 
 
 def __getattr__(name: str) -> Any:

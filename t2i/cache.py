@@ -29,6 +29,7 @@ KINDS = {
     "folders": "names and captions of large folders",
     "shards": "places of images in tar files",
     "tables": "images of parquet files and of the hub",
+    "emoji": "rendered emoji",
     "looks": "appearance of training images",
 }
 

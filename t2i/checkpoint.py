@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from t2i.errors import InputError
-from t2i.files import flush
+from t2i.files import flush, open_regular, read_regular
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -134,9 +134,7 @@ def steps(root: Path) -> list[Path]:
 def _read_manifest(path: Path) -> dict[str, Any] | str:
     """The manifest of a checkpoint, or why it cannot be trusted."""
     try:
-        with open(path / MANIFEST, "rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
-        text = data.decode()
+        text = read_regular(path / MANIFEST, MAX_MANIFEST_BYTES).decode()
         manifest = json.loads(text)
     except OSError as error:
         return f"{MANIFEST}: {error.strerror or error}"
@@ -172,12 +170,14 @@ def _read_files(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, 
     """(file name, its bytes or what is wrong with it) for every file of the manifest."""
     for name, entry in manifest["files"].items():
         try:
-            data = (path / name).read_bytes()
+            with open_regular(path / name) as file:
+                size = os.fstat(file.fileno()).st_size
+                data = file.read() if size == entry["bytes"] else b""
         except OSError as error:
             yield name, f"{name}: {error.strerror or error}"
             continue
-        if len(data) != entry["bytes"]:
-            yield name, f"{name} has {len(data):,} bytes, not {entry['bytes']:,}"
+        if size != entry["bytes"]:
+            yield name, f"{name} has {size:,} bytes, not {entry['bytes']:,}"
         elif hashlib.sha256(data).hexdigest() != entry["sha256"]:
             yield name, f"{name} has another sha256 than when it was written"
         else:

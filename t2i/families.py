@@ -135,6 +135,7 @@ FAMILIES: dict[str, Family] = {
         "t2i.prior.config:Config",
         sampler="t2i.prior.sampling:PriorSampler",
     ),
+    "reader": Family("reader of images: captions and answers", "t2i.reader.config:Config"),
     "vqvae": Family(
         "image tokenizer (VQ-VAE)", "t2i.vqvae.config:Config", tokenizer="t2i.vqvae.frozen:FrozenTokenizer"
     ),
@@ -239,7 +240,7 @@ def load_tokenizer(path: Path) -> ImageTokenizer:
         raise InputError(f"{path} {what}; train one: t2i train vqvae --run-dir {path}")
     try:
         return _read_component(path) if (path / CONFIG).is_file() else tokenizer_of(open_run(path))
-    except (ValidationError, KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
+    except (ValidationError, KeyError, TypeError, ValueError, SafetensorError, OSError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
@@ -282,7 +283,10 @@ def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
 def _read_component(folder: Path) -> ImageTokenizer:
     from safetensors.torch import load_file
 
-    values = json.loads((folder / CONFIG).read_text())
+    from t2i.files import open_regular, read_regular
+
+    values = json.loads(read_regular(folder / CONFIG))
+    open_regular(folder / WEIGHTS).close()
     family = values.get("family") if isinstance(values, dict) else None
     cls = tokenizer_class(str(family), folder)
     (part,) = cls.parts

@@ -58,7 +58,14 @@ def open_regular(path: Path | str, limit: int | None = None) -> BinaryIO:
 def read_regular(path: Path | str, limit: int = MAX_TEXT_BYTES) -> bytes:
     """The bytes of a plain file of at most `limit` bytes; raises as `open_regular` does."""
     with open_regular(path, limit) as file:
-        return file.read(limit + 1)
+        return file.read(os.fstat(file.fileno()).st_size)  # `read(limit)` would allocate so much
+
+
+def memory_bytes() -> int:
+    """Memory of this machine: a larger file cannot be read whole."""
+    import psutil
+
+    return psutil.virtual_memory().total
 
 
 def text_lines(path: Path) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Names of things: resolving `module:name`, suggesting the nearest known name, fitting names and counts into a message."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,11 @@ def some(names: Sequence[str], most: int = 3) -> str:
 def counted(count: int, noun: str) -> str:
     """Returns a count with its noun in the right number, e.g. `1 image` or `5,000 images`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def numbered(count: int, things: str) -> str:
+    """Returns a count with things named in the plural, e.g. `1 caption without an image` for `captions without an image`."""
+    return f"{count:,} {re.sub(r'(?<=[a-z])s(?![a-z])', '', things, count=1) if count == 1 else things}"
 
 
 def resolve(target: str) -> Any:

@@ -13,13 +13,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from t2i.errors import InputError
-from t2i.files import open_regular, read_json
+from t2i.files import memory_bytes, open_regular, read_json
 
 HOLDS = "config.json, model.safetensors and the tokenizer's files"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -53,7 +52,7 @@ class ModelFolder:
         index = () if _WEIGHTS in self.weights else (_INDEX,)
         for name in sorted({*self.weights, *index, *_SETTINGS}):
             if (self.path / name).is_file():
-                with open(self.path / name, "rb") as stream:
+                with open_regular(self.path / name) as stream:
                     content = hashlib.file_digest(stream, "sha256").hexdigest()
                 total.update(f"{name}\0{content}\n".encode())
         return total.hexdigest()
@@ -322,9 +321,8 @@ def check_file(path: Path, limit: int | None = None) -> None:
     Raises:
         InputError: `path` is one of these, or cannot be opened.
     """
-    memory = psutil.virtual_memory().total
     try:
-        with open_regular(path, limit or memory) as file:
+        with open_regular(path, limit or memory_bytes()) as file:
             if file.read(len(_LFS)) == _LFS:
                 raise InputError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` there")
     except OSError as error:

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from builders.forks import in_child
 from t2i.errors import InputError
-from t2i.files import new_file, new_folder, write_text
+from t2i.files import new_file, new_folder, read_regular, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -72,3 +72,10 @@ def test_a_disk_that_fills_up_while_tensors_are_written_is_one_line(tmp_path: Pa
     with pytest.raises(InputError, match=r"cannot write .*out: .*File too large.*; free some space") as caught:
         in_child(write)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_small_file_takes_little_memory_whatever_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert read_regular(tmp_path / "a", 1 << 50) == b"abc"
+    with pytest.raises(OSError, match="it has 3 bytes, over the limit of 2"):
+        read_regular(tmp_path / "a", 2)

@@ -5,7 +5,6 @@
 The run directory is what `text.path` and `guidance.path` of other programs name. To resume, run the same command again.
 """
 
-import hashlib
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +23,10 @@ from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import warn_of_colors
 from t2i.data.loader import Batch, Loader, choose_captions
 from t2i.data.shapes.captions import meaning
-from t2i.files import write_text
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
 from t2i.metrics.retrieval import retrieval
+from t2i.training.conditioning import own_vocabulary
 from t2i.training.optimization import MAX_GRADIENT, learning_rate
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
@@ -46,23 +45,13 @@ def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
 
 def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokenizer:
     """Returns the run's tokenizer: fitted on the captions when the run starts, and the same file ever after."""
-    path, most, key = run.directory / TOKENIZER, config.text_tower.max_tokens, "vocabulary_digest"
+    most = config.text_tower.max_tokens
 
-    def digest_of(text: str) -> str:
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def prepare() -> str:
-        if not run.is_new and path.exists():
-            return path.read_bytes().decode(errors="replace")
+    def fit() -> str:
         captions = [caption for options in train.captions for caption in options]
-        fitted = CaptionTokenizer.fit(captions, config.text_tower.vocabulary, most).json_text
-        run.identity.refuse_other(key, digest_of(fitted), "vocabulary")
-        write_text(path, fitted)
-        return fitted
+        return CaptionTokenizer.fit(captions, config.text_tower.vocabulary, most).json_text
 
-    text = run.on_main(prepare)
-    run.identity.keep(key, digest_of(text), f"vocabulary in {path}")
-    return CaptionTokenizer(text, most)
+    return CaptionTokenizer(own_vocabulary(run, TOKENIZER, fit), most)
 
 
 @torch.no_grad()
@@ -103,6 +92,7 @@ def main(config: Config, run_dir: Path) -> None:
         # Data: what of it may contradict its captions, a record of it for later scores, and the tokenizer fitted on it
         warn_of_colors(config.data.augment, train)
         remember(run, train, config.data)
+        run.identity.keep_held_out("val", held_out.get("val"))
         tokenizer = prepare_tokenizer(config, run, train)
 
         # Both towers, a captioner that trains them better (CoCa) and is not kept in use, and AdamW

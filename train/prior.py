@@ -59,6 +59,7 @@ def check_top_k(config: Config, tokenizer: ImageTokenizer) -> None:
 def prepare_validation(config: Config, encoder: TextEncoder, tokenizer: ImageTokenizer, run: Run) -> Validation | None:
     """Returns the images of `val` with one caption each; None where the data has no such split."""
     dataset = open_held_out(config.data, "val", max(MEASURED, config.validation_n))
+    run.identity.keep_held_out("val", dataset)
     if dataset is None:
         return None
     codes = prepare_codes(tokenizer, dataset, False, run)

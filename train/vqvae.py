@@ -19,6 +19,7 @@ from t2i.errors import InputError
 from t2i.hardware import prepare_cpu
 from t2i.images import ImageArray, grid, to_model, to_uint8
 from t2i.metrics.reconstruction import psnr, ssim
+from t2i.names import counted
 from t2i.training.optimization import EMA, MAX_GRADIENT, gradient_norm
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
@@ -48,7 +49,7 @@ def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
         if config.quantizer.kind == "scalar":
             key = f"levels {config.quantizer.levels}, {codes} codes,"
         raise InputError(
-            f"quantizer.{key} is more than the {tokens} tokens of all {len(train)} training images of "
+            f"quantizer.{key} is more than the {tokens} tokens of all {counted(len(train), 'training image')} of "
             f"{config.data.address}, which cannot fill it; lower it"
         )
     return train, open_held_out_splits(config.data, config.validation_n)
@@ -86,6 +87,7 @@ def main(config: Config, run_dir: Path) -> None:
 
     with Run(run_dir, config, "vqvae") as run:
         remember(run, train, config.data)
+        run.identity.keep_held_out("val", held_out.get("val"))
 
         # Autoencoder and its average, and the networks that judge reconstructions
         plain = Autoencoder(config).to(run.device)

@@ -190,14 +190,18 @@ class Captioner(nn.Module):
         """Returns the mean negative log-likelihood of a token given the map and the tokens before it, in nats."""
         length = int(mask_BT.sum(dim=1).max())
         ids, mask = ids_BT[:, :length], mask_BT[:, :length]
+        logits = self.logits(map_BCHW, ids[:, :-1]).float()
+        return F.cross_entropy(logits[mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
+
+    def logits(self, map_BCHW: Tensor, ids_BT: Tensor) -> Tensor:
+        """Returns logits [B, T, vocabulary] of the token after each of `ids`."""
         places = self.places(rearrange(map_BCHW, "b c h w -> b (h w) c")) + self.place_positions
-        x = torch.cat([places, self.tokens(ids[:, :-1]) + self.positions[: length - 1]], dim=1)
+        x = torch.cat([places, self.tokens(ids_BT) + self.positions[: ids_BT.shape[1]]], dim=1)
         visible = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         visible[:, :PLACES] = True
         for block in self.blocks:
             x = block(x, None, visible)
-        logits = self.out(self.norm(x[:, PLACES:])).float()
-        return F.cross_entropy(logits[mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
+        return self.out(self.norm(x[:, PLACES:]))
 
 
 def contrastive_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, same_BB: Tensor) -> Tensor:

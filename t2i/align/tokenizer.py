@@ -6,14 +6,19 @@ import torch
 
 
 class CaptionTokenizer:
-    """Lower-cased byte pairs with start, end and padding; every string has an encoding."""
+    """Lower-cased byte pairs with start, end and padding; every string has an encoding.
+
+    Args:
+        special: ids of padding, start and end, of another tokenizer than `fit` makes.
+    """
 
     PAD, START, END = 0, 1, 2
 
-    def __init__(self, json_text: str, max_tokens: int) -> None:
+    def __init__(self, json_text: str, max_tokens: int, special: tuple[int, int, int] = (PAD, START, END)) -> None:
         from tokenizers import Tokenizer, decoders
 
         self.json_text, self.max_tokens = json_text, max_tokens
+        self.PAD, self.START, self.END = special
         self._tokenizer = Tokenizer.from_str(json_text)
         self._tokenizer.decoder = (
             decoders.ByteLevel()
@@ -44,13 +49,14 @@ class CaptionTokenizer:
         """Returns ids [B, T] int64, mask [B, T] (True: real), and how many captions were cut; T is `max_tokens` or its own."""
         length = max_tokens or self.max_tokens
         ids = torch.full((len(captions), length), self.PAD, dtype=torch.long)
-        cut = 0
+        lengths, cut = [], 0
         for row, encoding in enumerate(self._tokenizer.encode_batch(list(captions))):
             tokens = encoding.ids
             cut += len(tokens) > length - 2
             tokens = [self.START, *tokens[: length - 2], self.END]
             ids[row, : len(tokens)] = torch.tensor(tokens)
-        return ids, ids != self.PAD, cut
+            lengths.append(len(tokens))
+        return ids, torch.arange(length) < torch.tensor(lengths, dtype=torch.long)[:, None], cut
 
     def decode(self, ids_T: torch.Tensor) -> str:
         """The text of one row of ids, in lower case, without start, end and padding."""

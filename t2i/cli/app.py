@@ -23,13 +23,14 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 PATIENCE_SECONDS = 5.0  # torchrun ends the other processes within this time when the first one stops
 
 DATA = group(
-    "Check, export and rewrite captioned images.",
+    "Check, export, caption and rewrite images.",
     {
         "export": Command("t2i.cli.data:ExportOptions", "t2i.cli.data:export"),
         "check": Command("t2i.cli.data:CheckOptions", "t2i.cli.data:check"),
         "filter": Command("t2i.cli.data:FilterOptions", "t2i.cli.data:filter_data"),
         "split": Command("t2i.cli.data:SplitOptions", "t2i.cli.data:split_data"),
         "pack": Command("t2i.cli.data:PackOptions", "t2i.cli.data:pack_data"),
+        "caption": Command("t2i.cli.data:CaptionOptions", "t2i.cli.data:caption_data"),
     },
 )
 CACHE = group(
@@ -66,6 +67,7 @@ app = group(
         "fit": Command("t2i.cli.fit.program:FitOptions", "t2i.cli.fit.program:main"),
         "train": Command("t2i.cli.train:TrainOptions", "t2i.cli.train:main"),
         "sample": Command("t2i.sampling.options:SampleOptions", "t2i.sample.images:main"),
+        "read": Command("t2i.reader.options:ReadOptions", "t2i.sample.read:main"),
         "eval": EVAL,
         "data": DATA,
         "config": CONFIG,

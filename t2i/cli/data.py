@@ -11,6 +11,7 @@ from pydantic import BeforeValidator
 from t2i.cli.environment import tell_address
 from t2i.config.options import Options, argument, option, split_commas
 from t2i.errors import InputError
+from t2i.names import counted
 
 ADDRESS = "A folder of captioned images, or any data."
 OUT = "A new or empty folder."
@@ -68,6 +69,22 @@ class PackOptions(Options):
     size: int = option(256, "Pixels of the shorter side at most; 0: files as they are.", ge=0)
     suffix: Literal["jpg", "png"] = option("jpg", "Format of images that are resized.")
     pictures: int = option(1000, "Images of a shard.", metavar="N", ge=1)
+
+
+class CaptionOptions(Options):
+    """Write captions of images: a folder of links and a metadata.jsonl. The same command again goes on where it was stopped."""
+
+    address: str = argument("A folder of images, captioned or not, or any data.", metavar="ADDRESS")
+    out: Path = argument("A new or empty folder, or one to go on with.", metavar="OUT")
+    by: Path = option(..., "A run of t2i train reader, or of t2i train align.", metavar="RUN")
+    keep: bool = option(False, "Images that have captions keep them.")
+    min_likelihood: float | None = option(
+        None,
+        "Leave out images whose caption has a lower mean log-likelihood a token, in nats, as -0.5.",
+        metavar="X",
+        le=0,
+    )
+    beams: int = option(1, "Beams of the search; 1: the likeliest token each time.", metavar="N", ge=1, le=64)
 
 
 def export(options: ExportOptions) -> None:
@@ -144,7 +161,37 @@ def pack_data(options: PackOptions) -> None:
             lambda done, total: tick("packing", done, total),
         )
     before = f", {done.before:,} were packed before" if done.before else ""
-    typer.echo(f"packed {done.images:,} images{before}: {done.shards:,} shards in {options.shards}")
+    typer.echo(f"packed {counted(done.images, 'image')}{before}: {counted(done.shards, 'shard')} in {options.shards}")
+    for name, reason in done.broken[:5]:
+        typer.echo(f"left out: {name}: {reason}")
+    if len(done.broken) > 5:
+        typer.echo(f"... and {len(done.broken) - 5:,} more")
+
+
+def caption_data(options: CaptionOptions) -> None:
+    from t2i.hardware import device, prepare_cpu
+    from t2i.reader.captioning import write_captions
+    from t2i.reader.reading import Reader
+
+    tell_address(options.address)
+    prepare_cpu()
+    reader = Reader.from_pretrained(options.by, device())
+    with _decoding() as tick:
+        done = write_captions(
+            reader,
+            options.address,
+            options.out,
+            options.keep,
+            options.min_likelihood,
+            options.beams,
+            lambda done, total: tick("captioning", done, total),
+        )
+    before = f", {done.before:,} of them before" if done.before else ""
+    typer.echo(f"wrote captions of {done.written:,} images{before} to {options.out}")
+    if done.kept:
+        typer.echo(f"kept the captions of {done.kept:,} images")
+    if done.dropped:
+        typer.echo(f"left out: {done.dropped:,} images with an unlikely caption")
     for name, reason in done.broken[:5]:
         typer.echo(f"left out: {name}: {reason}")
     if len(done.broken) > 5:

@@ -12,6 +12,7 @@ from t2i import cli
 from t2i.cli.fit.probe import MOST_MINUTES, STEPS, images_for, measured
 from t2i.config.load import to_yaml
 from t2i.data import View, open_dataset
+from t2i.names import counted
 
 GB = 1e9
 
@@ -29,22 +30,18 @@ def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
     side = data.resolution
     yield (
         "data",
-        f"{data.address}: {_count(len(train), 'image')} with {_count(len(captions), 'caption')}, {side} x {side}",
+        f"{data.address}: {counted(len(train), 'image')} with {counted(len(captions), 'caption')}, {side} x {side}",
     )
     if hasattr(config, "text"):
         yield "text", _text(config.text, captions)
     if hasattr(config, "tokenizer"):
         yield "tokenizer", _tokenizer(config.tokenizer.path, data.resolution)
     yield "training", _length(config, len(train))
-    yield "checkpoints", f"every {_count(config.checkpointing_steps, 'step')}, in {run_dir}"
+    yield "checkpoints", f"every {counted(config.checkpointing_steps, 'step')}, in {run_dir}"
     if speeds := _speeds(run_dir):
         yield "time", _time(config, *speeds)
         return
     yield from _measure(config, len(train))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _text(config: Any, captions: list[str]) -> str:
@@ -54,7 +51,7 @@ def _text(config: Any, captions: list[str]) -> str:
         return f"{config.encoder}, fitted on the training captions"
     encoder = fit_encoder(config, captions)
     place = config.path or "the encoder of the shipped models"
-    return f"{config.encoder} ({place}), {_count(encoder.max_tokens, 'token')} of width {encoder.token_dim}"
+    return f"{config.encoder} ({place}), {counted(encoder.max_tokens, 'token')} of width {encoder.token_dim}"
 
 
 def _tokenizer(path: str, resolution: int) -> str:
@@ -72,7 +69,7 @@ def _length(config: Any, images: int) -> str:
     seen = config.max_train_steps * at_once
     limit = "" if config.max_train_minutes is None else f", at most {config.max_train_minutes:g} minutes"
     return (
-        f"{_count(config.max_train_steps, 'step')} of {_count(at_once, 'image')} a process: {seen:,} images, "
+        f"{counted(config.max_train_steps, 'step')} of {counted(at_once, 'image')} a process: {seen:,} images, "
         f"{seen / images:,.1f} epochs{limit}"
     )
 
@@ -90,7 +87,7 @@ def _time(config: Any, speed: float, done: int) -> str:
     left = max(config.max_train_steps - done, 0)
     minutes = left * config.train_batch_size * config.gradient_accumulation_steps / speed / 60
     limited = f", the limit is {config.max_train_minutes:g}" if (config.max_train_minutes or minutes) < minutes else ""
-    return f"about {minutes:,.2g} minutes for the {_count(left, 'step')} left, at {speed:.3g} images/s{limited}"
+    return f"about {minutes:,.2g} minutes for the {counted(left, 'step')} left, at {speed:.3g} images/s{limited}"
 
 
 def _measure(config: Any, images: int) -> Iterator[tuple[str, str]]:
@@ -102,7 +99,7 @@ def _measure(config: Any, images: int) -> Iterator[tuple[str, str]]:
         found = measured(config.family, str(file), [f"data.limit={read}"], cli.main)
     yield "device", found.device
     yield "parameters", found.parameters
-    how = f"measured: at most {STEPS} steps and {60 * MOST_MINUTES:.0f} s here, on {_count(read, 'image')}"
+    how = f"measured: at most {STEPS} steps and {60 * MOST_MINUTES:.0f} s here, on {counted(read, 'image')}"
     if found.images_per_second:
         yield "time", f"{_time(config, found.images_per_second, 0)} ({how}; validations and preparations not counted)"
     else:

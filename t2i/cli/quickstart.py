@@ -64,7 +64,11 @@ def speed_of(run_dir: Path, command: Run) -> float:
     """Speed of this machine in units of the reference, measured once and kept in speed.json."""
     kept = run_dir / "speed.json"
     if kept.exists():
-        return float(json.loads(kept.read_text("utf-8")))
+        from t2i.files import read_json
+
+        if isinstance(found := read_json(kept), int | float) and found > 0:
+            return float(found)
+        raise InputError(f"{kept} holds no speed; delete it, and it is measured anew")
     speed = machine_speed(command)
     kept.write_text(json.dumps(speed) + "\n", "utf-8")
     return speed

@@ -34,6 +34,7 @@ CHANGEABLE_ON_RESUME: tuple[str, ...] = (
 VERIFIED_ON_RESUME: dict[str, str] = {
     "data.address": "data",
     "text.path": "text_digest",
+    "image.path": "image_digest",
     "tokenizer.path": "tokenizer_digest",
     "guidance.path": "guide_digest",
 }

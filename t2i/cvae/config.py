@@ -55,7 +55,7 @@ class ObjectiveConfig(Section):
 class CriticConfig(Section):
     """A critic that joins late and sharpens what squared error leaves blurred."""
 
-    start: float = Field(default=0.88, ge=0, le=1, description="share of the run after which it joins; 1: never")
+    start: float = Field(default=0.9, ge=0, le=1, description="share of the run after which it joins; 1: never")
     weight: float = Field(default=0.05, ge=0, description="of the adversarial loss beside the squared error")
     learning_rate: float = Field(
         default=1e-3, gt=0, description="peak learning rate of both players once it has joined"

@@ -39,7 +39,6 @@ class Critic(nn.Module):
         self.words = Words(token_dim, width, config.model.word_layers, max_tokens)
         self.embed = nn.Conv2d(shape.channels, width, 3, padding=1)
         self.places = nn.Parameter(torch.randn(shape.grid**2, width) * 0.5)
-        self.pooled = nn.Linear(width, width)
         self.blocks = nn.ModuleList(
             Block(width, config.model.heads, config.critic.depth, shape.grid) for _ in range(config.critic.depth)
         )
@@ -82,11 +81,10 @@ class Critic(nn.Module):
         words = self.words(tokens, mask)
         grid = rearrange(latents_BLC, "b (h w) c -> b c h w", h=self.grid)
         places = rearrange(self.embed(grid), "b c h w -> b (h w) c").float() + self.places
-        summary = words.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
-        condition = F.silu(self.pooled(normalize(summary)))
         x, visible = torch.cat([words, places], dim=1), F.pad(mask, (0, places.shape[1]), value=True)
+        nothing = x.new_zeros(len(x), 4 * x.shape[2])  # words act by attention alone
         for block in self.blocks:
-            x = block(x, condition, visible)
+            x = block(x, nothing, visible)
         x = normalize(x[:, words.shape[1] :])
         return torch.cat([self.of_place(x)[..., 0], self.of_whole(x.mean(dim=1))], dim=1).float()
 

@@ -6,7 +6,7 @@ norms (Peebles & Xie, DiT, ICCV 2023). In training the noise comes from a poster
 (Sohn et al., conditional VAE, NeurIPS 2015); part of the captions see no noise, so that the words are learned from whatever
 the posterior could tell.
 
-Axes: B batch, T words, L places row by row, N = T + L, C channels of a latent, D width, Z noise, P pooled text.
+Axes: B batch, T words, L places row by row, N = T + L, C channels of a latent, D width, M = 4 D, Z noise, P pooled text.
 """
 
 import math
@@ -109,7 +109,11 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, their inputs scaled and shifted by the noise and the caption."""
+    """Attention and SwiGLU; their inputs are scaled and shifted by what noise and caption say to all blocks, plus a table.
+
+    A modulation of each block's own binds words to objects later: after 32,000 captions the colours of two objects were right
+    in .23 of images, against .94 (LOG.md).
+    """
 
     turn: Tensor
 
@@ -120,14 +124,12 @@ class Block(nn.Module):
         self.sharpness = nn.Parameter(torch.ones(width // heads))
         self.qkv, self.out = linear(width, 3 * width), linear(width, width, gain)
         self.gate_up, self.down = linear(width, 2 * hidden), linear(hidden, width, gain)
-        self.modulation = nn.Linear(width, 4 * width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.table = nn.Parameter(torch.zeros(4 * width))
 
-    def forward(self, x_BND: Tensor, condition_BD: Tensor, mask_BN: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, modulation_BM: Tensor, mask_BN: Tensor) -> Tensor:
         words = x_BND.shape[1] - len(self.turn)
         turn = torch.cat([self.turn.new_ones(words, self.turn.shape[1]), self.turn])  # words do not turn
-        scale_1, shift_1, scale_2, shift_2 = self.modulation(condition_BD).float()[:, None].chunk(4, dim=-1)
+        scale_1, shift_1, scale_2, shift_2 = (modulation_BM + self.table)[:, None].chunk(4, dim=-1)
         h = torch.addcmul(shift_1, normalize(x_BND), 1 + scale_1)
         q, k, v = rearrange(self.qkv(h), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         # queries and keys of unit variance keep attention soft at any learning rate
@@ -149,6 +151,7 @@ class Generator(nn.Module):
         self.noise = nn.Sequential(linear(config.z_dim, width), nn.SiLU(), linear(width, width))
         self.no_noise = nn.Parameter(torch.zeros(width))
         self.pooled, self.place_noise = linear(width, width), linear(width, width, 0.3)
+        self.modulation = linear(width, 4 * width, 0)
         self.rows = nn.Parameter(torch.randn(shape.grid, width) * 0.5)
         self.columns = nn.Parameter(torch.randn(shape.grid, width) * 0.5)
         self.blocks = nn.ModuleList(Block(width, config.heads, config.depth, shape.grid) for _ in range(config.depth))
@@ -162,12 +165,12 @@ class Generator(nn.Module):
         if hidden_B is not None:
             noise = torch.where(hidden_B[:, None], self.no_noise, noise)
         summary = words.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
-        condition = F.silu(noise + self.pooled(normalize(summary)).float())
+        modulation = self.modulation(F.silu(noise + self.pooled(normalize(summary)).float())).float()
         places = (self.rows[:, None] + self.columns).flatten(0, 1) + self.place_noise(noise).float()[:, None]
         x = torch.cat([words, places], dim=1)
         visible = F.pad(mask, (0, places.shape[1]), value=True)
         for block in self.blocks:
-            x = block(x, condition, visible)
+            x = block(x, modulation, visible)
         return self.head(normalize(x[:, words.shape[1] :])).float()
 
 

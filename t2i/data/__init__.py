@@ -1,7 +1,7 @@
 """Captioned images behind one protocol. A new kind of data is one file, one line in `DATASETS`, one paragraph in docs/data.md.
 
-An address names a data set in one word: `shapes-2`, `coco:/path?split=train2014`, or a bare path, which address.py recognises
-by what is there.
+An address names a data set in one word: `shapes-2`, `emoji`, `coco:/path?split=train2014`, or a bare path, which address.py
+recognises by what is there.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ Augmentation = Literal["color", "grey", "rotate", "zoom", "shift", "noise"]
 class DataConfig(Section):
     """The captioned images, and how they are brought to the model's size."""
 
-    address: str = Field(default="shapes-2", description="shapes-1, shapes-2, shapes-3, a folder, or kind:place")
+    address: str = Field(default="shapes-2", description="shapes-1, shapes-2, shapes-3, emoji, a folder, or kind:place")
     resolution: int = Field(default=32, ge=16, le=1024, description="pixels a side, a power of two times 4")
     fit: Literal["center", "random", "squash", "pad"] = Field(
         default="center",
@@ -106,6 +106,7 @@ DATASETS: dict[str, str] = {
     "shards": "t2i.data.packed.shards:open_shards",
     "parquet": "t2i.data.packed.parquet:open_parquet",
     "hub": "t2i.data.packed.hub:open_hub",
+    "emoji": "t2i.data.emoji.dataset:open_emoji",
 }
 
 
@@ -121,6 +122,8 @@ def parse_address(address: str) -> "Address":
 
     if address.startswith("shapes-"):
         return Address("shapes", *split_options(address.removeprefix("shapes-")))
+    if address.partition("?")[0] == "emoji":
+        return Address("emoji", "openmoji", split_options(address)[1])
     kind, colon, rest = address.partition(":")
     if colon and kind in DATASETS:
         return Address(kind, *split_options(rest))
@@ -131,7 +134,7 @@ def parse_address(address: str) -> "Address":
     if colon and kind.replace("_", "").replace("-", "").isalnum() and not rest.startswith("\\"):
         raise InputError(f"data {address!r}: no kind {kind!r}{nearest(kind, DATASETS)}; known: {', '.join(DATASETS)}")
     raise InputError(
-        f"data {address!r} not found: give shapes-1, shapes-2, shapes-3, an existing folder of captioned images, or "
+        f"data {address!r} not found: give shapes-1, shapes-2, shapes-3, emoji, an existing folder of captioned images, or "
         f"kind:place with one of {', '.join(list(DATASETS)[1:])}"
     )
 

@@ -5,9 +5,12 @@ num_processes positions, crossing the border of an epoch where it falls, and pro
 Neither the number of processes nor that of workers changes which sample comes when.
 """
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -19,15 +22,17 @@ from t2i.data import Augmentation, Dataset
 from t2i.data.augment import augment
 from t2i.errors import InputError
 from t2i.images import BrokenImage, ImageArray
+from t2i.names import counted
 from t2i.seeding import permutation, uniform
 
+DYING_SECONDS = 5.0  # that a killed process may take to be gone
 PROBES = 8  # images looked for before one that cannot be read is taken for a broken one
 MAX_BROKEN = 0.01  # share of the rows that may turn out undecodable while training
 Broken = Mapping[str, Any]
 
 
-class DataVanished(InputError):
-    """No image can be read any more, though each could before: a disk is gone, or the folder was moved."""
+class LoadingEnded(InputError):
+    """No more batches come: the data has vanished, or a data worker has died. What is trained so far is sound."""
 
 
 class Batch(NamedTuple):
@@ -110,6 +115,7 @@ class Loader(Iterator[Batch]):
 
     Raises:
         InputError: while iterating, when over 1 % of the rows are broken.
+        LoadingEnded: while iterating, when the data has vanished or a worker has died.
     """
 
     def __init__(
@@ -128,11 +134,11 @@ class Loader(Iterator[Batch]):
             raise InputError(f"data {dataset.address}, split {dataset.split}, holds no images; nothing to train on")
         self.wait_seconds = 0.0
         self.quarantine: list[Broken] = []
-        self._dataset = dataset
+        self._dataset, self._num_workers = dataset, num_workers
         self._on_broken = on_broken
         start = samples_consumed + process_index * batch_size
-        reader = Reader(dataset, batch_size, seed, start, batch_size * num_processes, augmented)
-        self._batches: Iterator[Any] = iter(
+        reader = BatchReader(dataset, batch_size, seed, start, batch_size * num_processes, augmented)
+        self._batches: Iterator[Any] = (
             _in_workers(reader, num_workers) if num_workers else map(reader.__getitem__, count())
         )
 
@@ -141,12 +147,23 @@ class Loader(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         started = time.perf_counter()
-        batch, broken = next(self._batches)
+        try:
+            batch, broken = next(self._batches)
+        # of a dead worker torch tells by RuntimeError, or its half-sent batch by an error of the connection
+        except (RuntimeError, OSError, EOFError) as error:
+            ends = [worker.sentinel for worker in getattr(self._batches, "_workers", ())]
+            if not connection.wait(ends, DYING_SECONDS):
+                raise
+            self._batches = iter(())
+            raise LoadingEnded(
+                f"a data worker of {self._num_workers} has died, as where memory ran out; free some memory, or set "
+                "dataloader_num_workers lower"
+            ) from error
         self.wait_seconds += time.perf_counter() - started
         known = {entry["row"] for entry in self.quarantine}  # workers find the same row independently
         if broken and broken[-1].get("vanished"):
             self._batches = iter(())
-            raise DataVanished(f"data {self._dataset.address} has vanished ({broken[-1]['reason']}); bring it back")
+            raise LoadingEnded(f"data {self._dataset.address} has vanished ({broken[-1]['reason']}); bring it back")
         for entry in broken:
             if entry["row"] not in known:
                 self.quarantine.append(entry)
@@ -154,7 +171,7 @@ class Loader(Iterator[Batch]):
                     self._on_broken(entry)
         if batch is None or _too_many(len(self.quarantine), len(self._dataset)):
             self._batches = iter(())  # ends the workers now, not when the traceback is freed
-            share = f"{len(self.quarantine)} of {len(self._dataset)} images cannot be decoded, over {MAX_BROKEN:.0%}"
+            share = f"{len(self.quarantine)} of {counted(len(self._dataset), 'image')} cannot be decoded, over {MAX_BROKEN:.0%}"
             first = ", ".join(f"{entry['id']} ({entry['reason']})" for entry in self.quarantine[:3])
             raise InputError(
                 f"data {self._dataset.address}: {share}: {first}; mend or remove them, `t2i data check` lists all"
@@ -166,7 +183,7 @@ def _too_many(broken: int, total: int) -> bool:
     return broken > MAX_BROKEN * total
 
 
-class Reader(torch.utils.data.Dataset):
+class BatchReader(torch.utils.data.Dataset):
     """Batch g of one process as item g; sent to the workers, where each keeps its own list of broken rows."""
 
     def __init__(
@@ -259,15 +276,22 @@ class Reader(torch.utils.data.Dataset):
         return row
 
 
-def _in_workers(reader: Reader, num_workers: int) -> "torch.utils.data.DataLoader[Any]":
-    return torch.utils.data.DataLoader(
-        reader,
-        batch_size=None,
-        sampler=count(),  # pyright: ignore[reportArgumentType]  # any iterable of indices will do
-        num_workers=num_workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_leave_signals_to_the_main_process,
+def _in_workers(reader: BatchReader, num_workers: int) -> Iterator[Any]:
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(
+        torch.utils.data.DataLoader(
+            reader,
+            batch_size=None,
+            sampler=count(),  # pyright: ignore[reportArgumentType]  # any iterable of indices will do
+            num_workers=num_workers,
+            collate_fn=_unchanged,
+            worker_init_fn=_leave_signals_to_the_main_process,
+        )
     )
+    # torch's handler raises in the middle of a step when a worker dies; without it the next batch tells
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+    return batches
 
 
 def _unchanged(item: Any) -> Any:
@@ -276,8 +300,6 @@ def _unchanged(item: Any) -> Any:
 
 def _leave_signals_to_the_main_process(_: int) -> None:
     """Ctrl-C reaches the whole process group; the main process still needs batches to finish its step."""
-    import signal
-
     for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):  # Windows has the first alone
             signal.signal(getattr(signal, name), signal.SIG_IGN)

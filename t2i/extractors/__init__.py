@@ -1,11 +1,14 @@
 """Frozen networks that see images, behind one protocol and one door. A new one is one file and one line in `EXTRACTORS`.
 
-Axes: B images of one call, C channels, H W image, D features. Imports no torch.
+An `Extractor` gives features to compare; an `ImageEncoder`, the mirror of `t2i.text.TextEncoder`, gives the cells of an
+image to a model that reads them.
+
+Axes: B images of one call, C channels, H W image, D features, L cells, P pooled vector. Imports no torch.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,7 @@ from t2i.names import nearest, resolve
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from t2i.images import ImageArray
 
@@ -122,3 +126,71 @@ def address_of(encoder: str | Path | None) -> str:
     if encoder is None:
         return "embedded"
     return str(encoder) if str(encoder).partition(":")[0] in EXTRACTORS else f"align:{encoder}"
+
+
+class ImageFeatures(NamedTuple):
+    """Encoded images, as a model reads them: float32."""
+
+    cells_BLD: "torch.Tensor"  # row by row, from the top left
+    pooled_BP: "torch.Tensor"
+
+
+class ImageEncoder(Protocol):
+    """A map from images to cells. A row depends on its image alone, never on the batch beside it.
+
+    Each class also has two constructors:
+        open(path: str) -> Self            for a new run
+        load(directory: Path) -> Self      from a folder that `save` wrote
+    """
+
+    name: str  # the key in IMAGE_ENCODERS
+    grid: tuple[int, int]  # rows and columns; L = rows * columns
+    cell_dim: int
+    pooled_dim: int
+    tower: "nn.Module"  # images in [-1, 1] -> ImageFeatures, with gradients to weights that ask for them
+
+    def encode(self, images_BHWC: "ImageArray") -> ImageFeatures:
+        """uint8 [B, H, W, 3] of any square size, on the CPU, without gradients."""
+        ...
+
+    def digest(self) -> str:
+        """sha256 of all that decides the cells."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Writes everything `load` needs."""
+        ...
+
+
+# name -> "module:class"
+IMAGE_ENCODERS: dict[str, str] = {
+    "aligned": "t2i.extractors.cells:AlignedCells",
+    "resnet": "t2i.extractors.cells:ResNetCells",
+    "vit": "t2i.extractors.cells:ViTCells",
+    "clip": "t2i.extractors.cells:CLIPCells",
+}
+SAVED_NAME = "encoder.json"
+
+
+def open_image_encoder(name: str, path: str) -> ImageEncoder:
+    """Opens the image encoder `name` at `path`: a run of `t2i train align`, or a folder of transformers.
+
+    Raises:
+        InputError: nothing that it reads is there.
+    """
+    return resolve(IMAGE_ENCODERS[name]).open(path)
+
+
+def load_image_encoder(directory: Path) -> ImageEncoder:
+    """Loads the encoder that `save` wrote into `directory`.
+
+    Raises:
+        InputError: it holds none, or a damaged one.
+    """
+    from t2i.files import read_json
+
+    saved: Any = read_json(directory / SAVED_NAME)
+    name = saved.get("encoder") if isinstance(saved, dict) else None
+    if name not in IMAGE_ENCODERS:
+        raise InputError(f"{directory / SAVED_NAME} names no image encoder; valid ones: {', '.join(IMAGE_ENCODERS)}")
+    return resolve(IMAGE_ENCODERS[name]).load(directory)

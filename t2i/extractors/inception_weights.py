@@ -16,6 +16,7 @@ from torch import Tensor
 
 from t2i.errors import InputError
 from t2i.extractors.inception_network import Inception, Mixed
+from t2i.files import open_regular
 from t2i.pretrained import read_state_dict
 
 _FILE = "weights-inception-2015-12-05-6726825d.pth"  # of torch-fidelity; pytorch-fid calls it pt_inception-...
@@ -62,7 +63,8 @@ def load_inception(path: Path, device: str = "cpu") -> Loaded:
     network.requires_grad_(False).eval().fold()
     network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     classes = weights.get("fc.weight")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with open_regular(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Loaded(network, None if classes is None else classes.float().numpy(), digest)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from t2i.cache import cache_dir
 from t2i.errors import InputError
-from t2i.files import new_file
+from t2i.files import new_file, open_regular
 from t2i.metrics.score import FID_INCEPTION_DIGEST
 
 NAME = "weights-inception-2015-12-05-6726825d.pth"
@@ -58,5 +58,5 @@ def _download(url: str, place: Path) -> None:
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

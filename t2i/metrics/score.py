@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t2i.errors import InputError
-from t2i.files import write_text
+from t2i.files import read_regular, write_text
 
 SCHEMA = 1
 # sha256 of the PyTorch port of http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz, the
@@ -144,13 +144,13 @@ def read_scores(path: Path) -> list[Score]:
         InputError: no such file, not a score file, or one whose names and protocols disagree.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_regular(path))
         if document["schema"] != SCHEMA:
             raise InputError(f"{path}: score file of schema {document['schema']}, {SCHEMA} is read here; score again")
         return [_parse(path, entry) for entry in document["scores"]]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; name a score file") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not a score file ({type(error).__name__}: {error}); score again") from error

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from t2i.config import yaml
 from t2i.families import FAMILIES
 from t2i.files import write_text
+from t2i.names import counted
 from t2i.report.chart import number
 from t2i.report.curves import charts, shared_charts
 from t2i.report.options import ReportOptions
@@ -153,12 +154,12 @@ def _facts(run: ShownRun) -> dict[str, str]:
     text, data, best = config.get("text"), run.data, manifest.get("best")
     seconds, speed = run.seconds(), run.speed()
     told = {
-        "checkpoint": f"step {manifest['step']:,}, {manifest['images_seen']:,} images seen",
+        "checkpoint": f"step {manifest['step']:,}, {counted(manifest['images_seen'], 'image')} seen",
         "best": f"{best['metric']} {number(best['value'])} on val at step {best['step']:,}" if best else "",
         "parameters": "" if run.parameters is None else f"{run.parameters:,}",
         "text encoder": str(text.get("encoder", "")) if isinstance(text, Mapping) else "",
         "data": f"{data['address']}, {data['resolution']} x {data['resolution']} pixels"
-        + (f", {data['limit']:,} images" if data.get("limit") else ""),
+        + (f", {counted(data['limit'], 'image')}" if data.get("limit") else ""),
         "sampled with": _knobs(run),
         "training time": "" if seconds is None else _duration(seconds),
         "speed": "" if speed is None else f"{speed:,.0f} images/s",

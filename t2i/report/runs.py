@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from t2i.data import Split
 from t2i.errors import InputError
 from t2i.families import FAMILIES, family_of, tokenizer_of
+from t2i.files import read_regular
 from t2i.metrics.score import Score, read_scores
 from t2i.training import journal
 from t2i.weights import INDEX, find
@@ -139,8 +140,8 @@ def _count(components: Mapping[str, Any]) -> int:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; nothing where there is none."""
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

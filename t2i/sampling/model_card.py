@@ -9,6 +9,7 @@ from t2i.data import View, open_dataset
 from t2i.errors import InputError
 from t2i.families import FAMILIES
 from t2i.metrics.score import Score, read_scores
+from t2i.names import counted
 from t2i.sampling.saved import Stored
 
 SHOWN = 8
@@ -53,8 +54,8 @@ def model_card(name: str, stored: Stored, license: str, prompts: Sequence[str], 
         f"# {name.rpartition('/')[2]}",
         "",
         f"{_article(FAMILIES[stored.family].words)} that makes images of {size} x {size} pixels from a caption: "
-        f"{parameters:,} parameters, text encoder `{stored.text.name}`, trained for {manifest['step']:,} steps on "
-        f"{manifest['images_seen']:,} images of `{_public(config['data']['address'])}` with t2i "
+        f"{parameters:,} parameters, text encoder `{stored.text.name}`, trained for {counted(manifest['step'], 'step')} on "
+        f"{counted(manifest['images_seen'], 'image')} of `{_public(config['data']['address'])}` with t2i "
         f"{manifest['versions']['t2i']}.",
         "",
         *grid,

@@ -15,6 +15,7 @@ from PIL import Image
 
 from t2i import __version__
 from t2i.errors import InputError
+from t2i.files import read_regular
 from t2i.images import BrokenImage, ImageArray, decode, grid, save_png
 from t2i.sampling.options import SampleOptions
 from t2i.sampling.prompts import image_seed
@@ -240,4 +241,4 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_regular(path)).hexdigest()

@@ -9,6 +9,7 @@ from typing import Any
 
 from t2i.data.captions import MAX_CHARACTERS, clean_caption
 from t2i.errors import InputError
+from t2i.files import read_regular
 from t2i.names import shown
 from t2i.seeding import derive
 
@@ -74,12 +75,7 @@ def read_prompts(path: Path) -> list[str]:
 def _text(path: Path) -> str:
     """The text of a file with line ends of one kind."""
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise InputError(f"prompts file {path} is a pipe or a device; name a text file")
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise InputError(f"prompts file {path} has more than {MAX_BYTES:,} bytes; split it")
+        data = read_regular(path, MAX_BYTES)
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from t2i import __version__
 from t2i.errors import InputError
 from t2i.families import CONFIG, WEIGHTS, Components, sampler_class
-from t2i.files import write_text
+from t2i.files import memory_bytes, read_regular, write_text
 from t2i.sampling.hub import WANTED, download, one_line
 from t2i.text import TextEncoder, load_encoder, writing
 from t2i.trained import RECORD, checked, open_run, refuse_links
@@ -122,7 +122,7 @@ def _read_defaults(path: Path) -> tuple[float | None, float, dict[str, Any]]:
     if not path.exists():
         return None, 1.0, {}
     try:
-        found = Defaults.model_validate_json(path.read_bytes())
+        found = Defaults.model_validate_json(read_regular(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; mend or delete it") from error
     except ValidationError as error:
@@ -195,7 +195,7 @@ def text_folder(folder: Path) -> Path:
 
 def _read_index(path: Path) -> _Index:
     try:
-        index = _Index.model_validate_json(path.read_bytes())
+        index = _Index.model_validate_json(read_regular(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; {WANTED}") from error
     except ValidationError as error:
@@ -208,7 +208,7 @@ def _read_index(path: Path) -> _Index:
 
 def _read_file(folder: Path, name: str, index: _Index) -> bytes:
     try:
-        data = (folder / name).read_bytes()
+        data = read_regular(folder / name, memory_bytes())
     except OSError as error:
         raise InputError(f"cannot read {folder / name}: {error.strerror or error}; save the pipeline anew") from error
     if hashlib.sha256(data).hexdigest() != index.sha256.get(name):

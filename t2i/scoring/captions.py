@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from t2i.errors import InputError
+from t2i.files import read_regular, text_lines
 from t2i.metrics.captions import bleu, cider_d
 from t2i.metrics.score import Score, ScoreProtocol
+from t2i.names import counted
 
 VERSION = 1
 LINE = '{"candidate": "a red circle", "references": ["a red disc", "..."]}'
@@ -20,9 +22,11 @@ def read_pairs(path: Path) -> tuple[list[str], list[list[str]]]:
         InputError: no such file, or a line that is not like `LINE`.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} ({error}); name a JSONL file of lines as {LINE}") from error
+        lines = list(text_lines(path))
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}; name a JSONL file of lines as {LINE}"
+        ) from error
     candidates, references = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -30,7 +34,7 @@ def read_pairs(path: Path) -> tuple[list[str], list[list[str]]]:
         try:
             entry = json.loads(line)
             candidate, several = entry["candidate"], entry["references"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"line {number} of {path} is not as {LINE}") from error
         if (
             not isinstance(several, list)
@@ -42,7 +46,7 @@ def read_pairs(path: Path) -> tuple[list[str], list[list[str]]]:
         references.append(several)
     if len(candidates) < 2:
         raise InputError(
-            f"{path} has {len(candidates)} captions; CIDEr-D weighs words by how rare they are: give at least 2"
+            f"{path} has {counted(len(candidates), 'caption')}; CIDEr-D weighs words by how rare they are: give at least 2"
         )
     return candidates, references
 
@@ -59,7 +63,7 @@ def score_captions(path: Path) -> list[Score]:
         metric_version=VERSION,
         n_fake=len(candidates),
         data=f"file:{path.name}",
-        data_digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        data_digest=hashlib.sha256(read_regular(path)).hexdigest(),
         captions=f"{sum(map(len, references)) / len(references):.3g} references each",
     )
     found = cider_d(candidates, references)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from t2i.errors import InputError
-from t2i.files import write_tensors
+from t2i.files import open_regular, write_tensors
 from t2i.metrics.intervals import group_index
 from t2i.metrics.score import Score, differences, read_scores
 from t2i.scoring.images.collection import Images
@@ -57,9 +57,10 @@ def read_samples(path: Path) -> Samples:
         InputError: the file is damaged.
     """
     place = beside(path)
-    if not place.is_file():
+    if not place.exists():
         return Samples()
     try:
+        open_regular(place).close()
         tensors = load_file(place)
         return Samples(tensors.pop(PROMPTS), {name: its.astype(np.float64) for name, its in tensors.items()})
     except (SafetensorError, OSError, KeyError) as error:

@@ -11,6 +11,7 @@ from t2i.hardware import device
 from t2i.metrics import METRICS, Features, Metric, find_metric
 from t2i.metrics.clip_score import can_shuffle
 from t2i.metrics.score import ScoreProtocol
+from t2i.names import counted
 from t2i.scoring.computation import partners_of
 from t2i.scoring.images.collection import Images
 from t2i.scoring.images.extraction import Evidence, Pass, extract
@@ -147,7 +148,7 @@ def _missing(fake: Images, real: Real, extractors: Sequence[Extractor], of_a_run
     """What metrics may need and there is not, and why."""
     captions, missing = fake.captions, dict[tuple[str, str], str]()
     if captions is None:
-        why = f"{fake.captioned or 'none'} of {len(fake)} images in {fake.name} have captions"
+        why = f"{fake.captioned or 'none'} of {counted(len(fake), 'image')} in {fake.name} have captions"
         why = f"only {why}" if fake.captioned else why
         missing |= dict.fromkeys((("captions", ""), ("drawn", ""), ("several", "")), why)
     elif odd := next((caption for caption in captions if parse(caption) is None), None):

@@ -26,6 +26,7 @@ from pydantic import Field, FiniteFloat
 from t2i import seeding
 from t2i.errors import InputError, warn_truncated
 from t2i.files import open_regular
+from t2i.names import counted
 from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, writing
 
 MAX_WORDS = 4096
@@ -234,7 +235,9 @@ def _check_fittable(config: TextConfig, captions: Sequence[str]) -> None:
             "captions; remove it"
         )
     if not any(_WORD.search(caption) for caption in captions):
-        raise InputError(f"text.encoder={config.encoder} found no word in {len(captions):,} captions; check the data")
+        raise InputError(
+            f"text.encoder={config.encoder} found no word in {counted(len(captions), 'caption')}; check the data"
+        )
 
 
 def _longest(captions: Sequence[str]) -> int:

@@ -25,11 +25,13 @@ from torch import Tensor
 
 from t2i.cache import cache_dir, checksum, write_shard
 from t2i.data import Dataset
-from t2i.data.loader import Broken, Reader
+from t2i.data.loader import BatchReader, Broken
 from t2i.distributed import Ranks
 from t2i.errors import InputError
 from t2i.families import ImageTokenizer, load_tokenizer, save_tokenizer
+from t2i.files import open_regular
 from t2i.images import ImageArray
+from t2i.names import counted
 from t2i.training.conditioning import own_copy
 from t2i.training.progress import now_and_then
 from t2i.training.run import Run
@@ -125,7 +127,7 @@ def encode_codes(
             on_progress(before + count, total)
 
     def encode_own() -> None:
-        reader, done = Reader(dataset), 0
+        reader, done = BatchReader(dataset), 0
         for n in own:
             tensors, found = _encode(form, reader, starts[n], counts[n], mirrored, partial(tell, done))
             write_shard(paths[n], tensors)
@@ -143,7 +145,7 @@ def encode_codes(
 
 def _encode(
     form: Form,
-    reader: Reader,
+    reader: BatchReader,
     start: int,
     count: int,
     mirrored: bool,
@@ -173,6 +175,7 @@ def _open(path: Path, count: int, views: int, form: Form) -> dict[str, Tensor] |
     if not path.exists():
         return None
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}
             expected = (file.metadata() or {}).get("crc32")
@@ -212,5 +215,5 @@ def prepare_codes(
     codes = encode_codes(tokenizer, dataset, mirrored, points=points, ranks=run.ranks, on_progress=progress)
     for entry in codes.broken:
         run.quarantine(entry)
-    run.say(f"codes of {dataset.split}: {codes.hits:,} images from the cache, {codes.misses:,} encoded now")
+    run.say(f"codes of {dataset.split}: {counted(codes.hits, 'image')} from the cache, {codes.misses:,} encoded now")
     return codes

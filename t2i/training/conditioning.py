@@ -1,5 +1,6 @@
 """What the programs that train on captions share: the run's own frozen networks, and the features of all its captions."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from t2i.data import Dataset
 from t2i.data.loader import choose_captions
+from t2i.files import read_regular, write_text
 from t2i.text import TextConfig, TextEncoder, fit_encoder, load_encoder
 from t2i.training.progress import now_and_then
 from t2i.training.run import Run
@@ -76,6 +78,27 @@ def own_copy(
     part = run.ranks.each(lambda: load(folder) if mine is None else mine)
     run.identity.keep(key, part.digest(), what)
     return part
+
+
+def own_vocabulary(run: Run, name: str, fit: Callable[[], str]) -> str:
+    """Returns the text of the run's own tokenizer in the file `name`: fitted at the start, and the same ever after.
+
+    Raises:
+        InputError: on every rank, when it is not the one that the run was started with; nothing is overwritten.
+    """
+    path, key = run.directory / name, "vocabulary_digest"
+
+    def prepare() -> str:
+        if not run.is_new and path.exists():
+            return read_regular(path).decode(errors="replace")
+        fitted = fit()
+        run.identity.refuse_other(key, hashlib.sha256(fitted.encode()).hexdigest(), "vocabulary")
+        write_text(path, fitted)
+        return fitted
+
+    text = run.on_main(prepare)
+    run.identity.keep(key, hashlib.sha256(text.encode()).hexdigest(), f"vocabulary in {path}")
+    return text
 
 
 def prepare_text(config: TextConfig, train: Dataset, run: Run) -> TextEncoder:

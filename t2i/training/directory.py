@@ -22,7 +22,17 @@ from t2i import checkpoint
 from t2i.config.load import to_yaml
 from t2i.config.training import TrainConfig
 from t2i.errors import InputError
-from t2i.files import write_text
+from t2i.files import read_regular, write_text
+from t2i.trained import RECORD, refuse_links
+
+STOPPED = "STOPPED"
+
+
+# what training reads and writes in a run directory; other files there are somebody else's
+OWN = (
+    ".lock", "config.yaml", "command.json", "journal.jsonl", "quarantine.jsonl", STOPPED, RECORD, "tokenizer.json",
+    "text", "tokenizer", "samples", "checkpoints", "tensorboard", "wandb",
+)  # fmt: skip
 
 
 def refuse_anothers(directory: Path, family: str) -> None:
@@ -34,8 +44,8 @@ def refuse_anothers(directory: Path, family: str) -> None:
             raise InputError(f"{directory} holds a config.yaml and is no run; name a new directory")
         return
     try:
-        held = json.loads(command.read_text())["family"]
-    except (ValueError, KeyError, TypeError):
+        held = json.loads(read_regular(command))["family"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         held = family  # damaged: the manifest of the checkpoint decides
     if held != family:
         raise InputError(f"{directory} holds a run of {held}, not of {family}; name another directory")
@@ -57,9 +67,6 @@ def describe(directory: Path, config: TrainConfig, family: str, argv: Sequence[s
     write_text(directory / "config.yaml", to_yaml(config))
 
 
-STOPPED = "STOPPED"
-
-
 def write_stopped(directory: Path, reason: str, step: int, saved: int) -> None:
     """Says in a file why a run ended early, for schedulers that its exit status does not reach; resuming removes it."""
     if directory.is_dir():
@@ -79,7 +86,7 @@ def tell_of_death(directory: Path, why: str, step: int, saved: int) -> None:
 def quarantine(directory: Path, broken: Mapping[str, Any]) -> None:
     """Adds an image that cannot be decoded to quarantine.jsonl, once in the life of a run, and warns of it."""
     path, line = directory / "quarantine.jsonl", json.dumps(dict(broken))
-    if path.exists() and line in path.read_text().splitlines():
+    if path.exists() and line.encode() in read_regular(path).splitlines():
         return
     with open(path, "a") as file:
         file.write(line + "\n")
@@ -136,7 +143,10 @@ class DirectoryLock:
 
     def _take(self) -> int:
         self._directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        refuse_links(self._directory, *OWN)
+        # a link put there since then is not followed; Windows has neither flag
+        unfollowed = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | unfollowed, 0o644)
         try:
             taken = lock_descriptor(descriptor, blocking=False)
         except OSError as error:
@@ -198,13 +208,9 @@ class DirectoryLock:
 
 def _held_by(directory: Path, path: Path) -> str:
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(read_regular(path, 4096))
         who = f"pid {owner['pid']} on host {owner['host']} since {owner['started']}"
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # not written yet, or on Windows, which locks the bytes themselves
+    # not written yet, or on Windows, which locks the bytes themselves
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         who = "another process"
     return f"run {directory} is being written by {who}; wait for it, stop it, or name another run directory"

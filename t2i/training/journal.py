@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from t2i.errors import InputError
+from t2i.files import read_regular
 
 Scalars = Mapping[str, float]
 
@@ -24,18 +25,25 @@ _HIDDEN = ("images_per_second", "learning_rate", "data_wait", "rolled_back_to")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All records in order; a torn line (a killed or full disk's) is left out, a missing file has none."""
+    """All records in order; a torn line (a killed or full disk's) is left out, a missing file has none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     return [record for _, record in _lines(path)]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(offset of its first byte, record) of every whole line."""
-    data = path.read_bytes() if path.exists() else b""
+    try:
+        data = read_regular(path) if path.exists() else b""
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; mend or delete it") from error
     offset = 0
     for line in data.splitlines(keepends=True):
         try:
             record = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             yield offset, record
@@ -71,7 +79,7 @@ class Journal:
         self._console = Console(stderr=True)
         self._progress: _TwoRows | None = None
         self._file = open(path, "ab")  # noqa: SIM115  # lives as long as the journal
-        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        if (data := read_regular(path)) and not data.endswith(b"\n"):
             self._file.write(b"\n")  # a torn last line must not swallow the next one
 
     def truncate(self, step: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from t2i.distributed import Means, Ranks
 from t2i.families import FAMILIES
 from t2i.hardware import why_device
+from t2i.names import counted
 from t2i.training.journal import Journal
 from t2i.training.state.identity import describe_counts
 
@@ -82,7 +83,7 @@ def tell_of_start(run: "Run") -> None:
         data = getattr(config, "data", None)
         what = f"{data.address}, {data.resolution} px, " if data is not None else ""
         counts = describe_counts(run.identity.kept["data"])
-        run.say(f"data: {what}{counts}; {run.images_per_step:,} images a step")
+        run.say(f"data: {what}{counts}; {counted(run.images_per_step, 'image')} a step")
     run.say(f"parameters: {run.parts.sizes()}")
     saved = min(run.step + config.checkpointing_steps - run.step % config.checkpointing_steps, run.total_steps)
     minutes = f" or after {config.checkpointing_minutes:g} min" if config.checkpointing_minutes else ""

@@ -35,7 +35,7 @@ from torch.optim import Optimizer
 
 from t2i.config.load import flat
 from t2i.config.training import TrainConfig
-from t2i.data.loader import DataVanished
+from t2i.data.loader import LoadingEnded
 from t2i.errors import InputError
 from t2i.seeding import derive
 from t2i.training.directory import STOPPED, tell_of_death, write_stopped
@@ -218,10 +218,10 @@ class Run(Session):
         return learning_rate(step, total_steps, self.config.learning_rate, self.config.lr_warmup_steps, FINAL_RATE)
 
     def _read(self, loader: Iterator[B]) -> list[B]:
-        """Reads the micro-batches of a step; data that has vanished ends the run as a signal does, with all that is done."""
+        """Reads the micro-batches of a step; where none come any more, the run ends as by a signal, with all that is done."""
         try:
             return [next(loader) for _ in range(self.config.gradient_accumulation_steps)]
-        except DataVanished as error:
+        except LoadingEnded as error:
             self._ending.vanished = str(error)
             return []
 

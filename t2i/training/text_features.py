@@ -25,6 +25,8 @@ from torch import Tensor
 from t2i.cache import cache_dir, checksum, write_shard
 from t2i.distributed import Ranks
 from t2i.errors import InputError, TruncationWarning, warn_truncated
+from t2i.files import open_regular
+from t2i.names import counted
 from t2i.text import TextEncoder, TextFeatures
 
 FORMAT = 1
@@ -135,7 +137,9 @@ def encode_cached(
         # a process on another machine may have a cache of its own
         ranks.each(lambda: shelf.encode(encoder, shelf.missing(), on_progress))
     if lost := shelf.missing():
-        raise InputError(f"{len(lost):,} captions cannot be read back from the cache {folder}; check that disk")
+        raise InputError(
+            f"{counted(len(lost), 'caption')} cannot be read back from the cache {folder}; check that disk"
+        )
     where = torch.tensor([shelf.place[one] for one in hashes], dtype=torch.int64).reshape(-1, 2)
     hits = len(shelf.caption_of) - len(missing)
     return CachedText(hits, len(missing), form.token_dim, form.pooled_dim, form.max_tokens, shelf.shards, where)
@@ -238,6 +242,7 @@ def _write(folder: Path, form: _Form, hashes: list[bytes], tensors: dict[str, Te
 def _open(path: Path, form: _Form, wanted: set[bytes]) -> _Shard | None:
     """The shard, memory-mapped; None when it holds nothing that is wanted, or is damaged and now deleted."""
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             captions = file.get_tensor("captions")
             if path.stem != _name(form, captions.numpy().tobytes()):

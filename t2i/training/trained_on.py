@@ -24,7 +24,7 @@ from t2i.cache import cache_dir
 from t2i.data import DataConfig, Dataset, open_dataset, parse_address
 from t2i.data.phash import Signatures, signatures
 from t2i.errors import InputError
-from t2i.files import new_file
+from t2i.files import new_file, open_regular
 from t2i.images import TRANSFORM, BrokenImage, ImageArray
 from t2i.trained import RECORD
 from t2i.training.progress import now_and_then
@@ -180,6 +180,7 @@ def id_hashes(ids: Iterable[str]) -> NDArray[np.uint64]:
 def _see_cached(dataset: Dataset, progress: Callable[[int, int], None]) -> tuple[NDArray[np.uint64], Signatures]:
     path = cache_dir() / "looks" / f"{dataset.fingerprint()}-{TRANSFORM}-{SCHEMA}.safetensors"
     with suppress(OSError, SafetensorError, KeyError):  # not there or damaged: look again
+        open_regular(path).close()
         with safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in ("pixels", "hashes", "colors")}
             if (file.metadata() or {}).get("sha256") == _digest("", arrays):
@@ -239,9 +240,10 @@ def read_record(path: Path) -> Record | None:
     Raises:
         InputError: it is damaged, or of a later version.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
+        open_regular(path).close()
         with safe_open(path, "numpy") as file:
             kept = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
@@ -255,6 +257,6 @@ def read_record(path: Path) -> Record | None:
         return Record(captions, pixels, Signatures(hashes, colors), float(facts["shared"]), tuple(facts["data"]))
     except InputError:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise InputError(f"{path} is damaged ({reason}); delete it and resume the run, which writes it anew") from error

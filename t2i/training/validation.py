@@ -27,7 +27,7 @@ from t2i.metrics.score import FID_INCEPTION_DIGEST
 from t2i.text import TextEncoder, TextFeatures
 from t2i.training.run import Run
 
-LOWER = ("bits_per_token", "kid")  # of which less is better; their names may go on after a hyphen
+LOWER = ("bits_per_token", "caption_nll", "kid")  # of which less is better; their names may go on after a hyphen
 CHUNK = 200  # pictures in memory at once
 
 
@@ -137,6 +137,7 @@ def prepare_validation(
 ) -> Validation | None:
     """Returns up to `n` captions of `val`, one of each image; None where the data has no such split."""
     dataset = open_held_out(data, "val", n)
+    run.identity.keep_held_out("val", dataset)
     if dataset is None:
         return None
     prompts = [options[0] for options in dataset.captions]

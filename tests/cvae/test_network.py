@@ -142,7 +142,7 @@ def test_it_learns_captions_by_heart_and_puts_what_they_leave_open_into_the_nois
     text, latents = text_of(4), latents_of(4)
     double = TextFeatures(*(x.repeat(2, *[1] * (x.ndim - 1)) for x in text))  # each caption has two images
     both = torch.cat([latents, -latents])
-    for _ in range(300):
+    for _ in range(450):
         optimizer.zero_grad()
         terms, _ = model(both, double, draws_of(8))
         terms.loss.backward()

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from t2i.data import View, open_dataset
-from t2i.data.loader import Batch, Loader, choose_captions
+from t2i.data.loader import Batch, Loader, LoadingEnded, choose_captions
 from t2i.errors import InputError
 from t2i.images import BrokenImage, ImageArray
 from t2i.seeding import permutation
@@ -217,3 +218,15 @@ def test_caption_choice_depends_on_seed_and_sample_alone():
     for captions in (1, 2, 3):
         counts = np.bincount([k for row, k in chosen if row % 3 == captions - 1], minlength=captions)
         assert len(counts) == captions and counts.min() > 0.8 * 1000 / captions
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_is_one_line_between_two_batches(victim: int) -> None:
+    """Never in the middle of a step, where torch's own handler would raise."""
+    loader = Loader(open_dataset("shapes-1", "train", View(16, limit=64)), 4, 0, num_workers=2)
+    next(loader)
+    os.kill(multiprocessing.active_children()[victim].pid or 0, signal.SIGKILL)
+    time.sleep(0.5)  # a step
+    with pytest.raises(LoadingEnded, match="a data worker of 2 has died.*set dataloader_num_workers lower"):
+        for _ in range(20):
+            next(loader)

@@ -570,3 +570,94 @@ def test_the_digest_is_of_contents(folder: Path, tmp_path: Path) -> None:
         for split, size in (("train", 32), ("train", 64), ("val", 32))
     ]
     assert shapes[0] == shapes[1] != shapes[2]
+
+
+# ---- `data check` and training agree -----------------------------------------------------------------------------------
+
+
+def parquet(path: Path, split: str | None = None, count: int = 12) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"image": encoded(key), "caption": f"photo {key}"} for key in range(count)]
+    rows = [row | ({} if split is None else {"split": split}) for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def whole_shard(path: Path, count: int = 12, text: str = "txt") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key in range(count):
+            for suffix, content in (("png", encoded(key)), (text, b"photo %d" % key)):
+                info = tarfile.TarInfo(f"{key:03d}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def several_shards(folder: Path, *names: str) -> None:
+    for name in names:
+        whole_shard(folder / f"{name}.tar")
+
+
+def split_folders(folder: Path, *names: str) -> None:
+    for name in names:
+        caption(folder / name, put(folder, below=name))
+
+
+def broken_images(folder: Path, share: float) -> None:
+    names = put(folder)
+    caption(folder, names)
+    for name in names[: int(share * len(names))]:
+        (folder / name).write_bytes(b"no image")
+
+
+ODD_FOLDERS: dict[str, Callable[[Path], object]] = {
+    "shards of an unknown split": lambda folder: several_shards(folder, "train-extra-unused", "dev-00000"),
+    "shards of test alone": lambda folder: several_shards(folder, "test-00000"),
+    "shards of val and test": lambda folder: several_shards(folder, "val-00000", "test-00000"),
+    "shards without a split": lambda folder: several_shards(folder, "00000", "00001"),
+    "shards of dev and train": lambda folder: several_shards(folder, "dev-00000", "train-00000"),
+    "shards with captions in .md": lambda folder: whole_shard(folder / "a.tar", text="md"),
+    "shards of one image": lambda folder: whole_shard(folder / "a.tar", 1),
+    "parquet of test alone": lambda folder: parquet(folder / "data" / "test-00000-of-00001.parquet"),
+    "parquet of validation alone": lambda folder: parquet(folder / "validation-00000-of-00001.parquet"),
+    "parquet without a split": lambda folder: parquet(folder / "a.parquet"),
+    "parquet with rows of test alone": lambda folder: parquet(folder / "a.parquet", "test"),
+    "parquet with rows of an unknown split": lambda folder: parquet(folder / "a.parquet", "dev"),
+    "parquet with rows without a split": lambda folder: parquet(folder / "a.parquet", ""),
+    "folders val and test": lambda folder: split_folders(folder, "val", "test"),
+    "folder test alone": lambda folder: split_folders(folder, "test"),
+    "folder train alone": lambda folder: split_folders(folder, "train"),
+    "folders of upper case": lambda folder: split_folders(folder, "Train", "Val"),
+    "folder dev": lambda folder: split_folders(folder, "dev"),
+    "half broken": lambda folder: broken_images(folder, 0.5),
+    "most broken": lambda folder: broken_images(folder, 0.8),
+    "all broken": lambda folder: broken_images(folder, 1.0),
+    "no captions": lambda folder: put(folder),
+    "one image": lambda folder: caption(folder, put(folder, 1)),
+    "two images": lambda folder: caption(folder, put(folder, 2)),
+    "captions of no image": lambda folder: (put(folder), caption(folder, ["x.png", "y.png"])),
+    "captions that are empty": lambda folder: caption(folder, put(folder), text=""),
+    "captions that are numbers": lambda folder: caption(folder, put(folder), text=7),
+    "captions not in UTF-8": lambda folder: (put(folder), (folder / "metadata.jsonl").write_bytes(b'{"\xff')),
+    "coco without images": lambda folder: coco(folder, ["a"] * 3, ["a.jpg", "b.jpg", "c.jpg"]),
+    "coco of train": lambda folder: coco(folder, ["a photo"] * 30),
+    "an empty folder": lambda folder: None,
+    "a text file": lambda folder: (folder / "a.txt").write_text("words"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_FOLDERS)
+def test_check_refuses_what_training_refuses(name: str, folder: Path, capsys) -> None:
+    ODD_FOLDERS[name](folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        status = main(["data", "check", str(folder)])
+        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        try:
+            open_dataset(str(folder), "train", SMALL)
+            refused = ""
+        except InputError as error:
+            refused = str(error)
+    assert (status, len(told)) == ((2, 1) if refused else (0, 0)), (refused, told)

@@ -66,7 +66,7 @@ def test_captions_as_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("text", "words"),
     [
         (None, "cannot read"),
-        ('{"candidate": "a", "references": ["a"]}', "has 1 captions"),
+        ('{"candidate": "a", "references": ["a"]}', "has 1 caption;"),
         ("", "has 0 captions"),
         ('{"candidate": "a"}', "line 1 of"),
         ('{"candidate": "a", "references": []}', "line 1 of"),

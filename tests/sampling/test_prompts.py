@@ -105,7 +105,7 @@ def test_bad_files_are_one_line(tmp_path, name, content, says):
 
 def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "p.txt")
-    with pytest.raises(InputError, match="is a pipe or a device"):
+    with pytest.raises(InputError, match="it is a pipe, not a plain file; name a text file"):
         read_prompts(tmp_path / "p.txt")
 
 

@@ -403,11 +403,11 @@ def hostile(path: Path, real: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("link", "holds 1 links"),
-        ("device", "holds 1 devices and pipes"),
-        ("above", "holds 1 names that leave the folder"),
-        ("absolute", "holds 1 names that leave the folder"),
-        ("cut", "damaged places, after which nothing is read"),
+        ("link", "holds 1 link;"),
+        ("device", "holds 1 member of a special kind"),
+        ("above", "holds 1 name outside the folder"),
+        ("absolute", "holds 1 name outside the folder"),
+        ("cut", "damaged place, after which nothing is read"),
         ("broken", "broken b: "),
         ("text", "is not a tar file"),
         ("gzip", "is packed"),

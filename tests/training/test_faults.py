@@ -1,6 +1,7 @@
 """What goes wrong around a run: kills inside a save, deleted folders, changed data, other encoders. Nothing is lost silently."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -299,3 +300,73 @@ def test_data_that_vanishes_ends_a_run_with_all_that_is_done(tmp_path: Path, two
     assert "has vanished" in (run / "STOPPED").read_text()
     (tmp_path / "away").rename(root)
     assert start(run) == [0] * number and digests(run, 12) == digests(whole, 12)
+
+
+def test_a_killed_data_worker_ends_a_run_with_all_that_is_done(tmp_path: Path) -> None:
+    def train_with_workers() -> None:
+        cfg = config(max_train_steps=30, checkpointing_steps=100, dataloader_num_workers=1)
+
+        def kill(run: Run) -> None:
+            if run.step == 3:
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid or 0, signal.SIGKILL)
+
+        train(tmp_path, cfg, kill)
+
+    said = refusal(train_with_workers)
+    (step,) = saved_steps(tmp_path)
+    assert step >= 3 and f"the run is saved at step {step}, the same command resumes it" in said
+    assert "a data worker of 1 has died" in said and "dataloader_num_workers" in (tmp_path / "STOPPED").read_text()
+
+
+def test_validation_data_changed_between_stop_and_resume_is_refused(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data", 60)
+
+    def start(steps: int) -> None:
+        val = open_dataset(str(root), "val", View(resolution=32))
+        with Run(tmp_path / "run", config(max_train_steps=steps), "toy") as run:
+            run.identity.keep_held_out("val", val)
+            run.resume()
+            run.step = steps
+
+    assert wait(fork(lambda: start(2))) == 0
+    assert wait(fork(lambda: start(3))) == 0
+    name = open_dataset(str(root), "val", View(resolution=32)).ids[0]
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(root / name)
+    assert "the split val of the data is not what run" in refusal(lambda: start(4))
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "command.json", "journal.jsonl", "checkpoints", "samples", "text", "STOPPED", ".lock"]
+)
+def test_nothing_is_written_through_a_link_that_leads_out_of_a_run(tmp_path: Path, name: str) -> None:
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    run.mkdir()
+    if name in ("checkpoints", "samples", "text"):
+        outside.mkdir()
+        (outside / "mine").write_text("mine")
+    else:
+        outside.write_text("mine")
+    (run / name).symlink_to(outside)
+    assert f"{run / name} is a link that leads out of {run}" in refusal(lambda: train(run, config()))
+    assert os.listdir(run) == [name] and "mine" in (os.listdir(outside) if outside.is_dir() else outside.read_text())
+
+
+@pytest.mark.parametrize("name", [".lock", "journal.jsonl", "command.json", "config.yaml", "checkpoints"])
+def test_a_pipe_in_a_run_directory_hangs_nothing(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    assert "is a pipe or a device and no file" in refusal(lambda: train(tmp_path, config()))
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"\xff\xfe", b"null", b"", b'{"family": []}', b'{"family": "cgan"}']
+)
+def test_odd_papers_of_a_run_end_in_one_line_or_are_written_anew(tmp_path: Path, content: bytes) -> None:
+    assert wait(fork(lambda: train(tmp_path, config(max_train_steps=5)))) == 0
+    for name in ("command.json", "journal.jsonl"):
+        (tmp_path / name).write_bytes(content)
+    if content[:1] == b"{":
+        assert "holds a run of" in refusal(lambda: train(tmp_path, config(max_train_steps=6)))
+        return
+    assert wait(fork(lambda: train(tmp_path, config(max_train_steps=6)))) == 0
+    assert json.loads((tmp_path / "command.json").read_text())["family"] == "toy" and saved_steps(tmp_path)[-1] == 6

@@ -36,9 +36,17 @@ CVAE = [
     "flip=true",
     "validation_steps=2",
 ]
+READER = [
+    "image={width: 8, width_limit: 16, grid: 4}",
+    "width=32",
+    "decoder={depth: 1, heads: 2}",
+    "fusion={depth: 1, heads: 2}",
+    "text={depth: 1}",
+    "validation_n=8",
+]
 KEYS = {
     "cgan": [*SMALL, *GAN], "align": [*SMALL, *ALIGN], "vqvae": [*SMALL, *VQVAE], "prior": [*SMALL, *PRIOR],
-    "cvae": [*SMALL, *CVAE],
+    "cvae": [*SMALL, *CVAE], "reader": [*SMALL, *READER],
 }  # fmt: skip
 
 
@@ -56,7 +64,8 @@ TOKENIZER: list[Path] = []
 def command(family: str, run: Path, *sets: str) -> list[str]:
     if family in ("prior", "cvae"):
         sets = (f"tokenizer.path={json.dumps(str(TOKENIZER[0]))}", *sets)
-    words = ["train", family, "--config", f"{family}-tiny", "--data", "shapes-1", "--run-dir", str(run)]
+    source = {"reader": "reader-both"}.get(family, f"{family}-tiny")
+    words = ["train", family, "--config", source, "--data", "shapes-1", "--run-dir", str(run)]
     return words + [word for value in (*KEYS[family], *sets) for word in ("--set", value)]
 
 

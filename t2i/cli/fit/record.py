@@ -27,10 +27,12 @@ class Record:
     """`timings.json` of the folder in which a plan is carried out."""
 
     def __init__(self, path: Path):
+        from t2i.files import read_regular
+
         self.path = path
         try:
-            found = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
+            found = json.loads(read_regular(path))
+        except (OSError, ValueError, RecursionError):
             found = None
         self._entries: dict[str, Any] = found if isinstance(found, dict) else {}
 
@@ -40,7 +42,8 @@ class Record:
 
     def seconds(self, step: Step) -> float:
         """Time spent on a step, a resumed training's earlier time included."""
-        return float(self._entry(step).get("seconds", 0.0))
+        found = self._entry(step).get("seconds", 0.0)
+        return float(found) if isinstance(found, int | float) else 0.0
 
     def command(self, step: Step) -> str:
         """The command that made its result."""
@@ -75,9 +78,11 @@ class Record:
 
 def digest(inputs: Sequence[Path]) -> str:
     """Hash of the state of files and runs; the state of a run is its newest checkpoint."""
+    from t2i.files import read_regular
+
     found = hashlib.sha256()
     for path in inputs:
         files = [path] if path.is_file() else sorted((path / "checkpoints").glob("step-*/manifest.json"))[-1:]
         for file in files:
-            found.update(hashlib.sha256(file.read_bytes()).digest())
+            found.update(hashlib.sha256(read_regular(file)).digest())
     return found.hexdigest()

@@ -165,7 +165,7 @@ def _choose_split(
     if index is not None and index.kind != "folder":
         why = "take one of those, or say with ?split=NAME which is for training"
     if index is not None and index.seeded and split in SPLITS:
-        drawn = f"the draw by name gave it none of {len(index.captions):,} images"
+        drawn = f"the draw by name gave it none of {counted(len(index.captions), 'image')}"
         why = f"{drawn}: add images, or take another data.split_seed"
         why += " or make folders train/, val/ and test/" if index.kind == "folder" else ""
     raise InputError(f"no split '{split}' in {shown(root)}, which has: {there}; {why}")
@@ -186,7 +186,7 @@ def _verified_rows(
         start += len(batch)
     if len(broken) > len(good):
         raise InputError(
-            f"{len(broken):,} of {start:,} images in {shown(index.root)} are broken, more than half; replace them: "
+            f"{len(broken):,} of {counted(start, 'image')} in {shown(index.root)} are broken, more than half; replace them: "
             f"{_reasons(broken, 5)}"
         )
     return good, broken

@@ -16,7 +16,7 @@ from t2i.data.folders.metadata import METADATA_NAMES, read_metadata, read_txt
 from t2i.data.splits import SPLIT_FOLDERS, VAL_SHARE, assign_splits, split_folder
 from t2i.errors import InputError
 from t2i.files import walk
-from t2i.names import shown, some
+from t2i.names import counted, shown, some
 
 CLASS = "{class}"
 _NO_CAPTIONS = ("readme", "license", "licence", "classes")  # .txt files that caption no image
@@ -139,7 +139,7 @@ def index_folder(path: str | Path, template: str = "") -> FolderIndex:
             hint = f"convert {some(index.unsupported)} to PNG or JPEG"
         kinds = " ".join(images.SUFFIXES)
         count = len(index.unsupported) + len(index.others) + len(index.sources) + len(texts)
-        raise InputError(f"no images ({kinds}) among the {count:,} files in {shown(root)} and below; {hint}")
+        raise InputError(f"no images ({kinds}) among {counted(count, 'file')} in {shown(root)} and below; {hint}")
     _gather_captions(index, entries, texts, template)
     return index
 

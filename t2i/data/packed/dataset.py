@@ -28,7 +28,7 @@ from t2i.data.encoded import EncodedImages
 from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, assign_splits
 from t2i.data.verify import known_broken, warn_damaged
 from t2i.errors import InputError
-from t2i.names import counted, nearest
+from t2i.names import counted, nearest, numbered
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -170,7 +170,9 @@ def _roles(published: Sequence[str | None], train: str | None, address: str) -> 
         return None
     unknown = [name for name, role in zip(published, roles, strict=True) if role is None]
     if unknown:
-        warnings.warn(f"data {address}: {len(unknown):,} files or tables in no known split are left out", stacklevel=6)
+        warnings.warn(
+            f"data {address}: left out: {numbered(len(unknown), 'files or tables in no known split')}", stacklevel=6
+        )
     return roles
 
 

@@ -4,6 +4,7 @@ Their Arrow files are read where they lie, without the library; only fetching fr
 no code of a data set is run. docs/data.md shows the trees.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from t2i.data.packed.parquet import (
 from t2i.data.packed.tables import ImageColumns, choose_columns, image_bytes, row_of
 from t2i.errors import InputError
 from t2i.files import open_regular, read_json
+from t2i.images import BrokenImage
 from t2i.names import shown, some
 
 if TYPE_CHECKING:
@@ -46,8 +48,17 @@ class MappedRows(PackedImages):
         self._images = images
 
     def source(self, i: int) -> bytes:
+        """Returns the bytes of row i.
+
+        Raises:
+            BrokenImage: they are not those that were indexed.
+        """
         part, row = self.locate(i)
-        return image_bytes(self._images[part][self._parts[part].index["row"][row].as_py()].as_py()) or b""
+        index = self._parts[part].index
+        data = image_bytes(self._images[part][index["row"][row].as_py()].as_py()) or b""
+        if hashlib.sha256(data).digest() != index["sha256"][row].as_py():
+            raise BrokenImage("its table was changed since the data was opened; start again")
+        return data
 
 
 def open_hub(

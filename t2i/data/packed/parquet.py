@@ -20,7 +20,7 @@ from t2i.data.splits import split_of_name
 from t2i.errors import InputError
 from t2i.files import open_regular
 from t2i.images import BrokenImage
-from t2i.names import shown, some
+from t2i.names import numbered, shown, some
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -136,7 +136,7 @@ def copied(
 def require_rows(index: "pa.Table", where: str) -> "pa.Table":
     """Returns the index; raises InputError where it is empty."""
     if not index.num_rows:
-        found = ", ".join(f"{count:,} {what}" for what, count in facts_of(index).items()) or "no rows"
+        found = ", ".join(numbered(count, what) for what, count in facts_of(index).items()) or "no rows"
         raise InputError(
             f"{where} holds no image with a caption, but {found}; name its columns with ?image=...&text=..."
         )
@@ -150,5 +150,5 @@ def warn_left_out(parts: Sequence[IndexedPart], address: str) -> None:
         for what, count in facts_of(index).items():
             total[what] = total.get(what, 0) + count
     if total:
-        told = ", ".join(f"{count:,} {what}" for what, count in total.items())
+        told = ", ".join(numbered(count, what) for what, count in total.items())
         warnings.warn(f"data {address}: passed over {told}", stacklevel=3)

@@ -19,7 +19,7 @@ from t2i.data.splits import split_of_name
 from t2i.errors import InputError
 from t2i.files import open_regular
 from t2i.images import MAX_BYTES, BrokenImage
-from t2i.names import shown, some
+from t2i.names import numbered, shown, some
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -153,6 +153,8 @@ def _warn_left_out(parts: Sequence[IndexedPart], place: str) -> None:
         for what, count in facts_of(part.index).items():
             total[what] += count
             first.setdefault(what, part.name)
-    told = [f"{count:,} {what} (first in {first[what]})" for what, count in total.items() if what != "other members"]
+    told = [
+        f"{numbered(count, what)} (first in {first[what]})" for what, count in total.items() if what != "other members"
+    ]
     if told:
         warnings.warn(f"shards {place}: passed over {'; '.join(told)}", stacklevel=3)

@@ -21,7 +21,7 @@ from t2i.data.packed.dataset import indexed, schema
 from t2i.errors import InputError
 from t2i.files import open_regular
 from t2i.images import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES
-from t2i.names import shown
+from t2i.names import numbered, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,7 +87,7 @@ def _samples(
 
 
 def _empty(path: Path, image: str, text: str, passed: Counter[str], others: Counter[str]) -> str:
-    found = ", ".join(f"{count:,} {what}" for what, count in passed.items() if what != "other members")
+    found = ", ".join(numbered(count, what) for what, count in passed.items() if what != "other members")
     kinds = " and ".join([image or ".jpg or another image", text or ".txt or .json"])
     named = ", ".join(f"{what} ({count:,})" for what, count in others.most_common(_SAID))
     there = "; ".join(part for part in (found, f"other members: {named}" if named else "") if part) or "no members"
@@ -185,11 +185,11 @@ def _unfit(member: tarfile.TarInfo, end: int) -> str:
     if member.issym() or member.islnk():
         return "links"
     if not member.isreg() or member.issparse():
-        return "sparse members" if member.issparse() else "devices and pipes"
+        return "sparse members" if member.issparse() else "members of a special kind"
     if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
-        return "names that leave the folder"
+        return "names outside the folder"
     if member.offset_data + member.size > end:
-        return "members that are cut off"
+        return "members cut off at the end"
     return ""
 
 
@@ -221,7 +221,7 @@ def _group(
         try:
             key.encode()
         except UnicodeEncodeError:
-            passed["names that are not text"] += 1
+            passed["names of bytes that are no text"] += 1
             continue
         member, words = samples.get(key, (None, {}))
         if kind in texts:
@@ -271,10 +271,10 @@ def _captions(
             else:
                 found = captions_of([line for line in content.splitlines() if line.strip()])
         except UnicodeDecodeError:
-            passed["captions that are not UTF-8"] += 1
+            passed["captions in another encoding than UTF-8"] += 1
             continue
         except (ValueError, RecursionError):
-            passed["caption members that cannot be read as text or JSON"] += 1
+            passed["caption members without text or JSON"] += 1
             continue
         if found:
             return found

@@ -99,7 +99,7 @@ def _require_pictures(listing: Listing, index: FolderIndex, split: str, seed: in
     lacking = [name for name in own if name not in index.files]
     if own and len(lacking) < len(own) and not any(name in index.captions for name in own):
         raise InputError(
-            f"{listing.source} has no caption for the {len(own):,} images of split {split}; download it again"
+            f"{listing.source} has no caption for the {counted(len(own), 'image')} of split {split}; download it again"
         )
     if not lacking or len(lacking) < len(own):
         return

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from t2i.data import View
+from t2i.data.questions import Question
 from t2i.data.shapes.drawing import render
+from t2i.data.shapes.questions import SceneQuestions
 from t2i.data.shapes.scenes import draw_scenes
 from t2i.errors import InputError
 from t2i.images import ImageArray
@@ -36,6 +38,11 @@ class ShapesDataset:
 
     def images(self, indices: Sequence[int]) -> ImageArray:
         return render(self.scenes[np.asarray(indices, dtype=np.int64)], self.resolution)
+
+    @property
+    def questions(self) -> Sequence[Sequence[Question]]:
+        """Of each image, with answers, from the facts of its scene."""
+        return SceneQuestions(self.scenes, self.ids)
 
     def digest(self) -> str:
         """sha256 of what the split holds, at any resolution."""

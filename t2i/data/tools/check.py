@@ -4,6 +4,7 @@ Every image is decoded once, captioned or not, and training reads what was found
 that was interrupted continues.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from t2i.data.address import typed_options
 from t2i.data.captions import REPLACED, script_of
 from t2i.data.encoded import EncodedImages
 from t2i.data.folders.dataset import FolderDataset, open_folder
-from t2i.data.folders.hints import inner_folder, require_captions
+from t2i.data.folders.hints import inner_folder
 from t2i.data.folders.index import index_folder
 from t2i.data.phash import Signatures, near_duplicates
 from t2i.data.splits import SPLITS
@@ -109,7 +110,9 @@ def gather(address: str) -> Collection:
     """
     found = parse_address(address)
     if found.kind == "folder":
-        return _gather_folder(found.place, **typed_options(found, open_folder))
+        here = _gather_folder(found.place, **typed_options(found, open_folder))
+        here.problem = _refusal(address)
+        return here
     opened: dict[str, Dataset] = {}
     problems: dict[str, InputError] = {}
     for split in SPLITS:
@@ -129,7 +132,19 @@ def gather(address: str) -> Collection:
     here.problems = [str(error) for error in problems.values() if "no split" not in str(error)]
     for split, dataset in opened.items():
         _add(here, split, dataset)
+    here.problem = _refusal(address)
     return here
+
+
+def _refusal(address: str) -> str:
+    """Why training refuses the data, which is all decoded by now; "": it does not."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the report tells what is left out
+            open_dataset(address, "train", View(resolution=64))
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _place_of(dataset: Dataset) -> str:
@@ -163,10 +178,6 @@ def _gather_folder(place: str, caption: str = "") -> Collection:
     here.outside = [name for name in ids if name not in here.split_of]
     if inner := inner_folder(index):
         here.problems = [*here.problems, inner]
-    try:
-        require_captions(index)
-    except InputError as error:
-        here.problem = str(error)
     return here
 
 

@@ -13,6 +13,7 @@ from t2i.data import Dataset, View, open_dataset
 from t2i.data.captions import clean_caption
 from t2i.errors import InputError
 from t2i.images import ImageArray
+from t2i.names import counted
 from t2i.sampling.prompts import read_prompts
 
 SHOWN = 24
@@ -153,7 +154,7 @@ def choose(size: int, count: int, where: str) -> list[int]:
         InputError: more than there are, or fewer than 2.
     """
     if count > size:
-        raise InputError(f"{where} has {size:,} images, not {count:,}; ask for at most {size:,} with -n")
+        raise InputError(f"{where} has {counted(size, 'image')}, not {count:,}; ask for at most {size:,} with -n")
     if count < 2:
         raise InputError(
             f"{where} gave {count} image{'s' if count != 1 else ''}; a score needs at least 2, and 1,000 to mean much"

@@ -17,6 +17,7 @@ from t2i.extractors import Extractor
 from t2i.images import ImageArray
 from t2i.metrics import Features
 from t2i.metrics.statistics import GaussianStats
+from t2i.names import counted
 from t2i.scoring.images.collection import SHOWN, Images, Tick, silent
 from t2i.scoring.images.store import FeatureFile, FeatureRows, rows_in_memory
 
@@ -78,7 +79,7 @@ def extract(
     """
     ranks, store = how.ranks, how.store
     if len(images) < ranks.num_processes:
-        raise InputError(f"{len(images)} images for {ranks.num_processes} processes; start fewer processes")
+        raise InputError(f"{counted(len(images), 'image')} for {ranks.num_processes} processes; start fewer processes")
     found = Evidence(images.captions, images.ids)
     todo = [one for one in extractors if not _stored(found, images, what, one, how)]
     mine = ranks.share(len(images))

@@ -13,6 +13,7 @@ from typing import Any
 
 from t2i.data.folders.index import nfc
 from t2i.errors import InputError
+from t2i.files import read_regular
 
 MANIFEST, GENEVAL, SAMPLES = "manifest.json", "metadata.jsonl", "samples"
 MOST_BYTES = 2**28  # of a manifest
@@ -89,8 +90,6 @@ def _geneval_prompt(folder: Path) -> str | None:
 def _read(path: Path) -> Any:
     """The JSON value of a file; None where there is none."""
     try:
-        if not path.is_file() or path.stat().st_size > MOST_BYTES:
-            return None
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(read_regular(path, MOST_BYTES))
     except (OSError, ValueError, RecursionError):
         return None

@@ -14,6 +14,7 @@ import numpy as np
 
 from t2i import images
 from t2i.errors import InputError
+from t2i.files import open_regular
 from t2i.images import ImageArray
 from t2i.names import shown
 from t2i.scoring.images.collection import CHUNK, CHUNK_BYTES, Images, ahead, choose
@@ -29,9 +30,9 @@ def npz_images(path: Path, n: int | None = None) -> Images:
         InputError: it cannot be read, or holds something else; the message says how to write it.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             name, shape = _header(archive, path)
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"cannot read {shown(path)}: {error.strerror or error}; name an .npz of images") from error
@@ -69,7 +70,7 @@ def npz_names(path: Path) -> list[str]:
         InputError: it is none.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except OSError as error:
         raise InputError(f"cannot read {shown(path)}: {error.strerror or error}; name an .npz file") from error

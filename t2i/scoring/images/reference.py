@@ -19,7 +19,7 @@ import numpy as np
 from t2i.distributed import Ranks
 from t2i.errors import InputError
 from t2i.extractors import Extractor
-from t2i.files import read_header, read_tensors, write_tensors
+from t2i.files import open_regular, read_header, read_tensors, write_tensors
 from t2i.metrics.frechet import FEW_IMAGES
 from t2i.metrics.score import library_versions
 from t2i.metrics.statistics import GaussianStats
@@ -166,7 +166,7 @@ def open_reference(path: Path) -> Reference | None:
         names = npz_names(path)
         if "arr_0" in names or not {"mu", "sigma"} <= set(names):
             return None
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         _of_npz(path)
         return Reference(path, f"npz:{path}", None, content, None, None, None, None)

@@ -21,8 +21,9 @@ from t2i.data.folders.index import index_folder
 from t2i.data.packed.tar import list_tar
 from t2i.data.verify import MIN_SIDE, Verified, verify, workers
 from t2i.errors import InputError
+from t2i.files import open_regular
 from t2i.images import ImageArray
-from t2i.names import shown, some
+from t2i.names import counted, numbered, shown, some
 from t2i.scoring.images.collection import CHUNK, CHUNK_BYTES, Images, ahead, choose
 from t2i.scoring.images.generated import read_generated
 from t2i.scoring.images.npz import npz_images
@@ -104,7 +105,7 @@ def tar_images(path: Path, n: int | None = None, skip_broken: bool = False) -> I
     members, passed = list_tar(path)
     odd = {what: count for what, count in passed.items() if count and what not in _USUAL}
     if odd:
-        told = ", ".join(f"{count:,} {what}" for what, count in odd.items())
+        told = ", ".join(numbered(count, what) for what, count in odd.items())
         raise InputError(f"{shown(path)} holds {told}; pack plain files again, with names below the folder")
     keys = list(members)
     if not keys:
@@ -112,7 +113,7 @@ def tar_images(path: Path, n: int | None = None, skip_broken: bool = False) -> I
     names = [keys[k] for k in choose(len(keys), len(keys) if n is None else n, shown(path))]
 
     def load(name: str) -> bytes:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return os.pread(file.fileno(), min(members[name].size, images.MAX_BYTES + 1), members[name].offset)
 
     with ThreadPoolExecutor(workers()) as pool:
@@ -194,7 +195,7 @@ def _refuse_broken(place: str, broken: Sequence[str], found: Mapping[str, Verifi
             "--skip-broken"
         )
     if len(found) - len(broken) < 2:
-        raise InputError(f"of {len(found):,} images in {place} {len(broken):,} are broken, as {first}")
+        raise InputError(f"{len(broken):,} of {counted(len(found), 'image')} in {place} cannot be decoded, as {first}")
 
 
 def _mixed(sizes: Sequence[tuple[int, int]]) -> str | None:

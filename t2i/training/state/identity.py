@@ -14,6 +14,7 @@ from t2i.config.training import TrainConfig
 from t2i.data import Dataset
 from t2i.distributed import Ranks
 from t2i.errors import InputError
+from t2i.names import counted
 
 
 class Identity:
@@ -59,6 +60,10 @@ class Identity:
             refuse_other_data(self._directory, self._manifest["data"], found)
         self.kept["data"] = found
         self.caption = str(train.captions[0][0])
+
+    def keep_held_out(self, split: str, dataset: Dataset | None) -> None:
+        """Keeps the digest of a split that is validated on; None: the data has none such. Raises as `keep`."""
+        self.keep(f"{split}_digest", None if dataset is None else dataset.digest(), f"split {split} of the data")
 
     def refuse_other(self, key: str, digest: str | None, what: str) -> None:
         """Raises InputError when the run was started with another `what`; runs of before digests were kept pass."""
@@ -122,4 +127,4 @@ def describe_data(found: Mapping[str, Any]) -> str:
 
 def describe_counts(found: Mapping[str, Any]) -> str:
     """Returns how much a data set holds."""
-    return f"{found['images']:,} images, {found['number_of_captions']:,} captions"
+    return f"{counted(found['images'], 'image')}, {counted(found['number_of_captions'], 'caption')}"

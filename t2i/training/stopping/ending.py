@@ -18,7 +18,7 @@ class Ending:
         end_now: called in the watchdog's thread when a process has died or hangs.
 
     Attributes:
-        vanished: what is said of training data that has gone; empty while it is there.
+        vanished: why no more training data comes; empty while it does.
         stopped: True once a signal to any process, or vanished data, ends the run.
         budget: of time, until it has fixed the number of steps.
     """

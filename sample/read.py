@@ -1,0 +1,43 @@
+"""Reads images with a trained reader: a caption of each, or answers to questions.
+
+t2i read runs/reader photos/
+t2i read runs/vqa a.png b.png --ask "what colour is the star?" --ask "how many objects are there?"
+"""
+
+import json
+
+from t2i.cli import run_program
+from t2i.files import refuse_unwritable, write_text
+from t2i.hardware import device, prepare_cpu
+from t2i.reader.captioning import image_files
+from t2i.reader.options import ReadOptions
+from t2i.reader.reading import BATCH, Reader
+
+
+def main(options: ReadOptions) -> None:
+    prepare_cpu()
+    if options.out is not None:
+        refuse_unwritable(options.out, "a JSONL file", "--out")
+    files = image_files(options.images)
+    reader = Reader.from_pretrained(options.run, device())
+    rows: list[dict[str, object]] = []
+    for start in range(0, len(files), BATCH):
+        batch = files[start : start + BATCH]
+        told = [{"file": str(file)} for file in batch]
+        if options.ask:
+            for question in options.ask:
+                for row, answer in zip(told, reader.answer(batch, [question]), strict=True):
+                    row[question] = answer
+        else:
+            for row, (text, likelihood) in zip(told, reader.write(batch, options.beams), strict=True):
+                row |= {"caption": text, "likelihood": round(likelihood, 4)}
+        for row in told:
+            print("\t".join(map(str, row.values())))
+        rows += told
+    if options.out is not None:
+        write_text(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":  # python -m t2i.sample.read
+    run_program("read")

@@ -1,0 +1,216 @@
+"""Networks that give the cells of an image: the map of an align run, and ResNet, ViT and CLIP folders of transformers.
+
+Axes: B images, C channels, H W image, L cells, D width of a cell, P width of the pooled vector.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
+from t2i.errors import InputError
+from t2i.extractors import SAVED_NAME, ImageFeatures
+from t2i.extractors.batches import exact_float32
+from t2i.files import write_text
+from t2i.images import ImageArray, to_model
+from t2i.pretrained import ModelFolder, load_image_processor, load_model, open_folder, quiet
+
+BATCH = 8
+
+
+class _Cells:
+    """The part that all share; `tower` alone is an nn.Module, so nothing trains it but who asks for it."""
+
+    name: str
+    tower: nn.Module
+
+    def __init__(self, tower: nn.Module, side: int) -> None:
+        self.tower = tower
+        with torch.no_grad():
+            cells, pooled = tower(torch.zeros(1, 3, side, side))
+        edge = int(cells.shape[1] ** 0.5)
+        self.grid = edge, cells.shape[1] // edge
+        self.cell_dim, self.pooled_dim = cells.shape[2], pooled.shape[1]
+
+    def encode(self, images_BHWC: ImageArray) -> ImageFeatures:
+        """Cells and pooled vectors of uint8 images of any square size, in batches of one size."""
+        parts = []
+        for start in range(0, len(images_BHWC), BATCH):
+            images = to_model(images_BHWC[start : start + BATCH])
+            filler = images[-1:].expand(BATCH - len(images), -1, -1, -1)
+            with exact_float32("cpu"):
+                found = self.tower(torch.cat([images, filler]))
+            parts.append([part[: len(images)].clone() for part in found])
+        if not parts:
+            return ImageFeatures(
+                torch.zeros(0, *self.grid, self.cell_dim).flatten(1, 2), torch.zeros(0, self.pooled_dim)
+            )
+        return ImageFeatures(*map(torch.cat, zip(*parts, strict=True)))
+
+    def digest(self) -> str:
+        """sha256 of the weights and of what is done to images before them."""
+        total = hashlib.sha256(json.dumps([self.name, *self._decisive()]).encode())
+        for key, tensor in sorted(self.tower.state_dict().items()):
+            total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            total.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+        return total.hexdigest()
+
+    def _decisive(self) -> list[Any]:
+        raise NotImplementedError
+
+    def _note(self, directory: Path) -> None:
+        write_text(directory / SAVED_NAME, json.dumps({"encoder": self.name}))
+
+
+class AlignedTower(nn.Module):
+    """The image tower of a dual encoder up to its 4 x 4 map, normed; pooled: its embedding, unit length."""
+
+    def __init__(self, image: Any) -> None:
+        super().__init__()
+        self.image = image
+
+    def forward(self, images_BCHW: Tensor) -> ImageFeatures:
+        map_BCHW = self.image.map(images_BCHW)
+        pooled = F.normalize(self.image.embed(map_BCHW).float(), dim=-1)
+        return ImageFeatures(F.silu(self.image.norm(map_BCHW)).flatten(2).transpose(1, 2), pooled)
+
+
+class AlignedCells(_Cells):
+    """A dual encoder of `t2i train align`."""
+
+    name = "aligned"
+
+    def __init__(self, dual: FrozenDualEncoder) -> None:
+        self._dual = dual
+        super().__init__(AlignedTower(dual.model.image), dual.config.data.resolution)
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        return cls(load_dual_encoder(Path(path)))
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        return cls(load_dual_encoder(directory / "dual_encoder"))
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._dual.save(directory / "dual_encoder")
+        self._note(directory)
+
+    def _decisive(self) -> list[Any]:
+        return [self._dual.config.data.resolution]
+
+
+class TransformersTower(nn.Module):
+    """A vision model of transformers behind its own size and normalisation; images are squashed, not cropped."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, model: Any, side: int, mean: list[float], deviation: list[float]) -> None:
+        super().__init__()
+        self.model, self.side = model, side
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images_BCHW: Tensor) -> ImageFeatures:
+        pixels = (images_BCHW + 1) / 2
+        if pixels.shape[-1] != self.side:
+            pixels = F.interpolate(pixels, (self.side, self.side), mode="bicubic", antialias=True)
+        output = self.model(pixel_values=(pixels - self.mean) / self.deviation)
+        states = output.last_hidden_state
+        if states.ndim == 4:  # a map of a convolutional network; its mean is the pooled vector
+            cells = states.flatten(2).transpose(1, 2)
+            return ImageFeatures(cells, cells.mean(dim=1))
+        return ImageFeatures(states[:, 1:], states[:, 0])  # behind the class token
+
+
+class _Transformers(_Cells):
+    """A folder of transformers with the preprocessing of its images."""
+
+    kinds: tuple[str, ...]  # of `model_type`
+    class_name: str
+    decisive: tuple[str, ...] = ()  # config keys that change the cells and no weight's shape
+    options: dict[str, Any] = {}
+
+    def __init__(self, folder: ModelFolder) -> None:
+        """Raises InputError: weights that do not fill the model, or no preprocessing."""
+        model, _ = load_model(folder, self.class_name, self._optional(folder), **self.options)
+        self._processor = load_image_processor(folder)
+        self._settings = [
+            _side(self._processor, model.config),
+            list(self._processor.image_mean),
+            list(self._processor.image_std),
+        ]
+        super().__init__(TransformersTower(model, *self._settings), self._settings[0])
+
+    def _optional(self, folder: ModelFolder) -> list[str]:
+        return []
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        advice = f"not {cls.name}; name a folder of: {', '.join(cls.kinds)}"
+        return cls(open_folder(path, f"image.path={path!r}", cls.kinds, lambda found: advice))
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        label = f"the image tower {directory / 'tower'}"
+        return cls(
+            open_folder(directory / "tower", label, cls.kinds, lambda found: f"not {cls.name}; copy the whole run")
+        )
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        tower: Any = self.tower
+        with quiet():
+            tower.model.save_pretrained(directory / "tower")
+            self._processor.save_pretrained(directory / "tower")
+        self._note(directory)
+
+    def _decisive(self) -> list[Any]:
+        tower: Any = self.tower
+        return [*self._settings, *(getattr(tower.model.config, key, None) for key in self.decisive)]
+
+
+class ResNetCells(_Transformers):
+    """ResNet (He et al., CVPR 2016): the last map."""
+
+    name, kinds, class_name = "resnet", ("resnet",), "ResNetModel"
+    decisive = ("layer_type", "downsample_in_first_stage", "hidden_act")
+
+
+class ViTCells(_Transformers):
+    """ViT (Dosovitskiy et al., ICLR 2021) or DeiT: the tokens of patches; pooled: the class token."""
+
+    name, kinds, class_name = "vit", ("vit",), "ViTModel"
+    options = {"add_pooling_layer": False}
+    decisive = ("num_attention_heads", "hidden_act", "layer_norm_eps", "qkv_bias")
+
+
+class CLIPCells(_Transformers):
+    """The image tower of CLIP (Radford et al., ICML 2021): tokens of patches; pooled: the class token."""
+
+    name, kinds, class_name = "clip", ("clip", "clip_vision_model"), "CLIPVisionModel"
+    decisive = ("num_attention_heads", "hidden_act", "layer_norm_eps")
+
+
+def _side(processor: Any, config: Any) -> int:
+    """Pixels a side that a model reads: its config's, else what its preprocessing ends in.
+
+    Raises:
+        InputError: neither says.
+    """
+    for size in (getattr(config, "image_size", None), processor.crop_size, processor.size):
+        found = (
+            size
+            if isinstance(size, int)
+            else next((size[k] for k in ("height", "shortest_edge") if size and k in size), None)
+        )
+        if found:
+            return int(found)
+    raise InputError("the image tower names no image size in its preprocessor_config.json; put the model's own there")

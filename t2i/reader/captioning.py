@@ -1,0 +1,231 @@
+"""Writes captions of images that have none: a folder of links and a metadata.jsonl, which training opens.
+
+A notebook in the new folder has what was written so far, so the same command goes on where it was stopped, and another
+threshold needs no image to be read again.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from t2i import images
+from t2i.data import parse_address
+from t2i.data.encoded import EncodedImages
+from t2i.data.folders.index import index_folder
+from t2i.data.tools.rewrite import open_splits
+from t2i.errors import InputError
+from t2i.files import read_utf8, refuse_used, walk, write_text
+from t2i.images import SUFFIXES
+from t2i.names import shown
+from t2i.reader.reading import BATCH, Reader
+
+NOTES, METADATA = ".captions.jsonl", "metadata.jsonl"
+_SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
+
+Source = Callable[[], Path | bytes]
+
+
+class Item(NamedTuple):
+    """One image: its name below the new folder, where it comes from, and the captions that it has."""
+
+    name: str
+    source: Source
+    captions: Sequence[str]
+
+
+class Captioned(NamedTuple):
+    """What became of the images."""
+
+    written: int  # images with a new caption
+    kept: int  # images whose own captions stay
+    before: int  # of those written, how many an earlier start had written
+    dropped: int  # images whose caption was too unlikely
+    broken: list[tuple[str, str]]  # name, reason
+
+
+def image_files(places: Sequence[Path]) -> list[Path]:
+    """The image files named, or in the folders named, in order.
+
+    Raises:
+        InputError: a place is not there, is no image, or is a folder that holds none.
+    """
+    found: list[Path] = []
+    for place in (place.expanduser() for place in places):
+        if place.is_dir():
+            inside = sorted(name for name in walk(place) if name.lower().endswith(SUFFIXES))
+            if not inside:
+                raise InputError(f"{place} holds no images ({' '.join(SUFFIXES)}); name a folder that does")
+            found += [place / name for name in inside]
+        elif not place.exists():
+            raise InputError(f"{place} does not exist; name an image or a folder of images")
+        elif place.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{place} is no image that is read ({' '.join(SUFFIXES)}); convert it, or name another")
+        else:
+            found.append(place)
+    return found
+
+
+def write_captions(
+    reader: Reader,
+    address: str,
+    out: Path,
+    keep: bool = False,
+    minimum: float | None = None,
+    beams: int = 1,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Captioned:
+    """Writes a caption of every image at `address`; the folder `out` then is a data set.
+
+    Args:
+        keep: images that have captions keep them.
+        minimum: least mean log-likelihood of a token, in nats; an image whose caption is less likely is left out.
+        tick: told how many images are done, and of how many.
+
+    Raises:
+        InputError: no images there, `out` holds something else, nothing is likely enough, or the reader writes no captions.
+    """
+    items = list(_items(address))
+    if not items:
+        raise InputError(f"data {address} holds no images; name a folder that does")
+    wanted = [item for item in items if not (keep and item.captions)]
+    if wanted and not reader.writes:
+        raise InputError(
+            f"reader {reader.name} writes no captions; train one that does: t2i train reader --config reader-caption"
+        )
+    notes = _Notes(out, {"reader": reader.digest(), "beams": beams})
+    todo = [item for item in wanted if item.name not in notes.rows]
+    before, broken = len(wanted) - len(todo), []
+    tick(before, len(wanted))
+    for start in range(0, len(todo), BATCH):
+        batch, decoded = [], []
+        for item in todo[start : start + BATCH]:
+            try:
+                decoded.append(images.decode(item.source(), reader.resolution))
+                batch.append(item)
+            except (images.BrokenImage, OSError) as error:
+                broken.append((item.name, str(error)))
+        if batch:
+            notes.add([item.name for item in batch], reader.write(decoded, beams))
+        tick(before + min(start + BATCH, len(todo)), len(wanted))
+    return _finish(out, items, keep, minimum, notes, before, broken)
+
+
+def _finish(
+    out: Path,
+    items: Sequence[Item],
+    keep: bool,
+    minimum: float | None,
+    notes: "_Notes",
+    before: int,
+    broken: list[tuple[str, str]],
+) -> Captioned:
+    """Writes metadata.jsonl, puts the images that stay beside it, and takes away those that an earlier threshold let in."""
+    rows: list[str] = []
+    written = kept = dropped = 0
+    likeliest = -float("inf")
+    for item in items:
+        row: dict[str, Any]
+        if keep and item.captions:
+            kept += 1
+            row = {"file_name": item.name, "text": item.captions[0] if len(item.captions) == 1 else list(item.captions)}
+        elif item.name in notes.rows:
+            text, likelihood = notes.rows[item.name]
+            likeliest = max(likeliest, likelihood)
+            if not text or minimum is not None and likelihood < minimum:
+                dropped += 1
+                (out / item.name).unlink(missing_ok=True)
+                continue
+            written += 1
+            row = {"file_name": item.name, "text": text, "likelihood": round(likelihood, 4)}
+        else:
+            continue
+        _place(item, out / item.name)
+        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+    if not rows:
+        why = (
+            f"none of {dropped:,} captions is likely enough: the likeliest has {likeliest:.2f}"
+            if dropped
+            else "no image can be read"
+        )
+        raise InputError(f"{why}; lower --min-likelihood" if dropped else f"{why}: {broken[0][0]}: {broken[0][1]}")
+    write_text(out / METADATA, "".join(rows))
+    return Captioned(written, kept, before, dropped, broken)
+
+
+class _Notes:
+    """Captions written so far, in a file that grows by a line an image."""
+
+    def __init__(self, out: Path, head: dict[str, Any]) -> None:
+        self._path, self.rows = out / NOTES, dict[str, tuple[str, float]]()
+        try:
+            if not self._path.is_file():
+                refuse_used(out)
+                out.mkdir(parents=True, exist_ok=True)
+                write_text(self._path, json.dumps(head) + "\n")
+            first, *lines = read_utf8(self._path).split("\n")
+            if json.loads(first) != head:
+                raise InputError(f"{out} holds captions by another reader or search; name a new folder")
+            for line in filter(None, lines[:-1]):  # the last one is empty, or was cut off
+                name, text, likelihood = json.loads(line)
+                self.rows[name] = text, likelihood
+            if lines and lines[-1]:
+                write_text(self._path, "\n".join([first, *lines[:-1]]) + "\n")
+        except (OSError, ValueError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot go on in {out} ({why}); name a new folder") from error
+
+    def add(self, names: Sequence[str], written: Sequence[tuple[str, float]]) -> None:
+        lines = [
+            json.dumps([name, text, likelihood]) + "\n" for name, (text, likelihood) in zip(names, written, strict=True)
+        ]
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.writelines(lines)
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {error.strerror}; free some space and start again") from error
+        self.rows |= dict(zip(names, written, strict=True))
+
+
+def _items(address: str) -> Iterator[Item]:
+    """The images at an address, with captions or without."""
+    found = parse_address(address)
+    if found.kind == "folder":
+        index = index_folder(found.place, "")
+        for name, path in index.files.items():
+            yield Item(path, lambda path=path: index.root / path, index.captions.get(name, ()))
+        return
+    for split, dataset in open_splits(address).items():
+        for row, captions in enumerate(dataset.captions):
+            yield Item(_name_of(dataset, split, row), lambda dataset=dataset, row=row: dataset.source(row), captions)
+
+
+def _name_of(dataset: EncodedImages, split: str, row: int) -> str:
+    source = dataset.source(row)
+    suffix = (
+        source.suffix.lower()
+        if isinstance(source, Path)
+        else _SUFFIX.get(str(images.decode(source, 16).format), ".png")
+    )
+    return f"{split}/{row:06d}{suffix}"
+
+
+def _place(item: Item, path: Path) -> None:
+    """Puts the image there by a link or a copy, unless it is there."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = item.source()
+    try:
+        if isinstance(source, bytes):
+            path.write_bytes(source)
+            return
+        try:
+            os.link(os.path.realpath(source), path)
+        except OSError:  # another disk, or one without hard links
+            path.symlink_to(os.path.realpath(source))
+    except OSError as error:
+        raise InputError(f"cannot write {shown(path)}: {error.strerror}; free some space and start again") from error

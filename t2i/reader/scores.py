@@ -1,0 +1,96 @@
+"""How well a reader reads images whose captions or answers are known."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from t2i.data.questions import Question, normal_answer
+from t2i.data.shapes.captions import parse
+from t2i.data.shapes.oracle import ATTRIBUTES, judge, read
+from t2i.images import ImageArray
+from t2i.reader.reading import Reader
+
+
+def caption_faithfulness(images_BHWC: ImageArray, written: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Aspect -> [B], True where a written caption is right of its image of drawn shapes, as the oracle reads that; a caption
+    outside of the grammar is wrong in all."""
+    specs = [parse(caption) for caption in written]
+    known = [k for k, spec in enumerate(specs) if spec is not None]
+    found = {name: np.zeros(len(written), bool) for name in ATTRIBUTES}
+    if known:
+        judged = judge(read(images_BHWC[known]), [specs[k] for k in known])  # type: ignore[misc]
+        for name, flags in judged.items():
+            found[name][known] = flags
+    return found
+
+
+class Answered(NamedTuple):
+    """Questions about images, flat, with what a reader answered."""
+
+    image: NDArray[np.int64]  # row of the image that each is about
+    kinds: list[str]
+    given: list[str]
+    credit: NDArray[np.float64]  # of each answer; 0 also where a parent question was answered wrongly
+
+
+def ask(reader: Reader, cells: Sequence[Tensor] | Tensor, questions: Sequence[Sequence[Question]]) -> Answered:
+    """Asks all questions of each image. Of a question with choices the likeliest choice is the answer.
+
+    Args:
+        cells: of the images, [B, L, D], or batches of them.
+        questions: of each image.
+    """
+    flat = [(row, question) for row, several in enumerate(questions) for question in several]
+    whole = cells if isinstance(cells, Tensor) else torch.cat(list(cells))
+    rows = np.array([row for row, _ in flat], np.int64)
+    scores = reader.answer_scores(whole, torch.from_numpy(rows), [question.text for _, question in flat])
+    place = {answer: k for k, answer in enumerate(reader.answers)}
+    given = [_chosen(scores[k], reader.answers, place, question) for k, (_, question) in enumerate(flat)]
+    credit = np.array([question.answers.get(answer, 0.0) for answer, (_, question) in zip(given, flat, strict=True)])
+    return Answered(rows, [question.kind for _, question in flat], given, _without_orphans(credit, questions))
+
+
+def _chosen(scores_A: NDArray[np.float32], answers: Sequence[str], place: Mapping[str, int], question: Question) -> str:
+    known = [choice for choice in map(normal_answer, question.choices) if choice in place]
+    if question.choices and not known:
+        return ""
+    return max(known, key=lambda choice: scores_A[place[choice]]) if known else answers[int(scores_A.argmax())]
+
+
+def _without_orphans(credit: NDArray[np.float64], questions: Sequence[Sequence[Question]]) -> NDArray[np.float64]:
+    """A question counts 0 when one of its parents was answered wrongly (Cho et al., ICLR 2024)."""
+    credit, start = credit.copy(), 0
+    for several in questions:
+        own = credit[start : start + len(several)]
+        wrong = {k for k, value in enumerate(own.tolist()) if value == 0}
+        pending = True
+        while pending:  # a grandparent counts too
+            more = {k for k, question in enumerate(several) if k not in wrong and wrong.intersection(question.parents)}
+            wrong, pending = wrong | more, bool(more)
+        own[list(wrong)] = 0.0
+        start += len(several)
+    return credit
+
+
+def caption_scores(reader: Reader, images_BHWC: ImageArray, captions: Sequence[str]) -> dict[str, float]:
+    """`caption_nll`, nats a token of the true captions; of drawn shapes also the share of written captions that are right."""
+    lengths = reader.tokenizer(list(captions))[1].sum(dim=1).numpy() - 1
+    found = {"caption_nll": float(-reader.likelihood(images_BHWC, captions).sum() / lengths.sum())}
+    if all(map(parse, captions)):
+        judged = caption_faithfulness(images_BHWC, reader.caption(images_BHWC))
+        found |= {f"caption_{name}": float(judged[name].mean()) for name in ("strict", "relation")}
+    return found
+
+
+def answer_scores(reader: Reader, images_BHWC: ImageArray, questions: Sequence[Sequence[Question]]) -> dict[str, float]:
+    """`answers`, the mean credit over all questions, and `answers_KIND`."""
+    answered = ask(reader, list(reader.cells(images_BHWC)), questions)
+    kinds = np.array(answered.kinds)
+    found = {"answers": float(answered.credit.mean())}
+    return found | {
+        f"answers_{kind}": float(answered.credit[kinds == kind].mean()) for kind in dict.fromkeys(answered.kinds)
+    }

@@ -1,0 +1,68 @@
+"""Image encoders: cells of an align run and of folders of transformers, behind one protocol."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from builders.tiny_text_models import save_clip_with_images
+from t2i.errors import InputError
+from t2i.extractors import IMAGE_ENCODERS, load_image_encoder, open_image_encoder
+from t2i.images import to_model
+from t2i.weights import scorer_dir
+
+
+def save_resnet(folder: Path) -> Path:
+    from transformers import ConvNextImageProcessor, ResNetConfig, ResNetModel
+
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")
+    ResNetModel(config).save_pretrained(folder)
+    ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(folder)
+    return folder
+
+
+def save_vit(folder: Path) -> Path:
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(**size, image_size=32, patch_size=8)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+PLACES = {"resnet": save_resnet, "vit": save_vit, "clip": save_clip_with_images}
+
+
+@pytest.mark.parametrize("name", list(IMAGE_ENCODERS))
+def test_cells_follow_the_contract(name: str, tmp_path: Path) -> None:
+    place = str(PLACES[name](tmp_path / name)) if name in PLACES else str(scorer_dir())
+    encoder = open_image_encoder(name, place)
+    images = np.random.default_rng(0).integers(0, 255, (11, 48, 48, 3)).astype(np.uint8)
+    cells, pooled = encoder.encode(images)
+    rows, columns = encoder.grid
+    assert cells.shape == (11, rows * columns, encoder.cell_dim) and pooled.shape == (11, encoder.pooled_dim)
+    assert torch.equal(encoder.encode(images[7:9]).cells_BLD, cells[7:9])  # in any company
+    assert encoder.encode(images[:0]).cells_BLD.shape == (0, *cells.shape[1:])
+    torch.testing.assert_close(encoder.tower(to_model(images)).cells_BLD, cells, rtol=1e-4, atol=1e-4)
+    encoder.save(tmp_path / "saved")
+    again = load_image_encoder(tmp_path / "saved")
+    assert again.digest() == encoder.digest() and torch.equal(again.encode(images).cells_BLD, cells)
+    # rows come from the top left: what changes in the last corner changes the last cell most
+    painted = images[:1].copy()
+    painted[:, 40:, 40:] = 255 - painted[:, 40:, 40:]
+    changes = (encoder.encode(painted).cells_BLD - cells[:1]).norm(dim=2)[0]
+    assert name == "aligned" and encoder.grid == (4, 4) or int(changes.argmax()) == len(changes) - 1
+
+
+def test_another_kind_of_folder_is_told_so(tmp_path: Path) -> None:
+    save_vit(tmp_path / "vit")
+    with pytest.raises(InputError, match="holds a 'vit' model, not resnet"):
+        open_image_encoder("resnet", str(tmp_path / "vit"))
+    with pytest.raises(InputError, match="no dual encoder"):
+        open_image_encoder("aligned", str(tmp_path))
+    (tmp_path / "encoder.json").write_text("{}")
+    with pytest.raises(InputError, match="names no image encoder"):
+        load_image_encoder(tmp_path)

@@ -135,7 +135,7 @@ def our_step(config: Config, generator: nn.Module, discriminator: nn.Module, bf1
     real = torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last) * 2 - 1
     pooled, pool = torch.randn(BATCH, TEXT), torch.randn(config.loss.negatives, TEXT)
     text = TextFeatures(torch.zeros(BATCH, 0, TEXT), torch.zeros(BATCH, 0, dtype=torch.bool), pooled)
-    captions = rules.Captions(pooled, pool, torch.zeros(BATCH, len(pool), dtype=torch.bool))
+    captions = rules.CaptionPool(pooled, pool, torch.zeros(BATCH, len(pool), dtype=torch.bool))
     count, gamma = rules.penalised(config.loss, BATCH), getattr(config.loss, "gamma", 0.0)
 
     def norm(network: nn.Module) -> float:

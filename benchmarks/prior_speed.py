@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from t2i.prior.config import Config, SamplingConfig
 from t2i.prior.decoding import decode
 from t2i.prior.orders import training_order
-from t2i.prior.transformer import Draws, Grid, Prior
+from t2i.prior.transformer import Grid, Prior, PriorDraws
 from t2i.text import TextFeatures
 
 WIDTH, DEPTH, HEADS, CODES, TEXT = 256, 6, 8, 1024, 32
@@ -98,7 +98,7 @@ def training_cases(side: int, batch: int) -> list[Case]:
     raster, any_order = ours("raster", side), ours("random", side)
 
     def losses() -> dict[str, tuple[torch.nn.Module, Callable[[], torch.Tensor]]]:
-        draws = Draws(torch.rand(batch), torch.rand(batch, tokens))
+        draws = PriorDraws(torch.rand(batch), torch.rand(batch, tokens))
         order = training_order(torch.rand(batch, tokens), (0.6, 0.3))
         return {
             "raster": (raster, lambda: raster(codes, text, None, draws).loss),

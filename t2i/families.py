@@ -270,14 +270,14 @@ def tokenizer_of(run: "TrainedRun") -> ImageTokenizer:
 
 def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
     """Writes the folder that `load_tokenizer` reads, whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from t2i.files import new_folder
 
     ((values, tensors),) = tokenizer.components().values()
     with new_folder(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(values, indent=1) + "\n")
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
+        (partial / WEIGHTS).write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def _read_component(folder: Path) -> ImageTokenizer:

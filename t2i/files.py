@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from t2i.errors import InputError
 from t2i.names import shown
@@ -318,7 +318,8 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str
     """
     try:
         with new_file(path) as partial:
-            save_file({name: np.ascontiguousarray(its) for name, its in tensors.items()}, partial, metadata)
+            # not save_file, whose files only their owner can read
+            partial.write_bytes(save({name: np.ascontiguousarray(its) for name, its in tensors.items()}, metadata))
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write {path}: {why}; free some space or name another folder") from error

@@ -4,7 +4,9 @@ CONTRIBUTING.md says why.
 """
 
 import ast
+import builtins
 import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +62,8 @@ FACES = {
 }
 # modules that Windows has not
 UNIX = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+# one in each family and in each architecture, which `families.py` and `architectures.py` find by name
+FOUND_BY_NAME = {"Config", "Generator", "Discriminator"}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 
@@ -254,6 +258,18 @@ def test_no_two_files_import_each_other_in_a_circle(modules):
         for name in leaves:
             del graph[name]
     assert not graph, f"in a circle, or above one: {sorted(graph)}"
+
+
+def test_a_public_class_has_a_name_of_its_own(modules):
+    places: dict[str, list[str]] = {}
+    for module in modules:
+        names = [node.name for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)]
+        for name in (name for name in names if not name.startswith("_")):
+            places.setdefault(name, []).append(str(module.path))
+    twins = {name: its for name, its in places.items() if len(its) > 1 and name not in FOUND_BY_NAME}
+    assert twins == {}
+    taken = {*dir(builtins), *dir(typing)} - FOUND_BY_NAME
+    assert taken & places.keys() == set()
 
 
 def test_a_package_can_be_seen_at_a_glance(modules):

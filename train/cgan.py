@@ -18,7 +18,7 @@ from t2i.cgan.architectures import build
 from t2i.cgan.config import Config, RelativisticLoss
 from t2i.cgan.guidance import make_guide
 from t2i.cgan.sampling import sample_uint8
-from t2i.cgan.step import Micro, discriminate, draw_micro, generate, nearest_noise, track_mean_latent
+from t2i.cgan.step import GanMicro, discriminate, draw_micro, generate, nearest_noise, track_mean_latent
 from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
 from t2i.data.caption_checks import may_flip, warn_of_colors, warn_of_crops
@@ -58,7 +58,7 @@ def validate(model: nn.Module, validation: Validation, run: Run) -> tuple[dict[s
 
 def prepare_micro(
     config: Config, train: Dataset, captions: Captions, guiding: Tensor | None, batch: Batch, run: Run
-) -> Micro:
+) -> GanMicro:
     """Puts images, captions and the step's mismatched captions of one micro-batch on the device.
 
     Args:
@@ -75,7 +75,7 @@ def prepare_micro(
     same |= torch.from_numpy(batch.rows[:, None] == pool_rows)
     pool_BP = captions.text.rows(pool, tokens=False).pooled_BP.to(run.device)
 
-    pairs = rules.Captions(text.pooled_BP, pool_BP, same.to(run.device))
+    pairs = rules.CaptionPool(text.pooled_BP, pool_BP, same.to(run.device))
     guide = None if guiding is None else (guiding[index].to(run.device), guiding[pool].to(run.device))
     real = to_model(batch.images_BHWC.numpy()).to(run.device)
     return draw_micro(config, real, text, pairs, guide, batch.sample_ids)
@@ -133,7 +133,7 @@ def main(config: Config, run_dir: Path) -> None:
             if run.due(config.checkpointing_steps):
                 run.save()
 
-            # Micro-batches of this step; none at the end of the run
+            # GanMicro-batches of this step; none at the end of the run
             micros = [prepare_micro(config, train, captions, guiding, batch, run) for batch in batches]
             if not micros:
                 break

@@ -25,7 +25,7 @@ from t2i.hardware import prepare_cpu
 from t2i.images import grid
 from t2i.prior.config import Config
 from t2i.prior.decoding import decode
-from t2i.prior.step import BITS, Micro, bits_per_token, draw_micro, parameter_groups
+from t2i.prior.step import BITS, PriorMicro, bits_per_token, draw_micro, parameter_groups
 from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextEncoder, TextFeatures
 from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
@@ -39,7 +39,7 @@ MEASURED = 1000  # held-out images whose likelihood is measured; fewer are sampl
 SHOWN = 24  # prompts of the sample grid
 
 
-class Validation(NamedTuple):
+class PriorValidation(NamedTuple):
     """One held-out split: the captions that are sampled with their scores, all text features, the codes of all images."""
 
     held_out: HeldOut
@@ -56,7 +56,9 @@ def check_top_k(config: Config, tokenizer: ImageTokenizer) -> None:
         )
 
 
-def prepare_validation(config: Config, encoder: TextEncoder, tokenizer: ImageTokenizer, run: Run) -> Validation | None:
+def prepare_validation(
+    config: Config, encoder: TextEncoder, tokenizer: ImageTokenizer, run: Run
+) -> PriorValidation | None:
     """Returns the images of `val` with one caption each; None where the data has no such split."""
     dataset = open_held_out(config.data, "val", max(MEASURED, config.validation_n))
     run.identity.keep_held_out("val", dataset)
@@ -68,10 +70,10 @@ def prepare_validation(config: Config, encoder: TextEncoder, tokenizer: ImageTok
     prompts = [str(dataset.captions[row][0]) for row in shown]
     sampled = slice(config.validation_n)
     held_out = HeldOut(dataset, prompts[sampled], shown[sampled], config.validation_extractor, run.device)
-    return Validation(held_out, encoder.encode(prompts), codes.at(rows, np.zeros_like(rows)).flatten(1))
+    return PriorValidation(held_out, encoder.encode(prompts), codes.at(rows, np.zeros_like(rows)).flatten(1))
 
 
-def validate(model: Prior, validation: Validation, tokenizer: ImageTokenizer, run: Run) -> dict[str, float]:
+def validate(model: Prior, validation: PriorValidation, tokenizer: ImageTokenizer, run: Run) -> dict[str, float]:
     """Returns bits per token and the scores of held-out prompts, sampled with fixed seeds at the run's own settings."""
     prompts, sampled = validation.held_out.captions, []
     for rows in (range(len(prompts))[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)):
@@ -88,7 +90,7 @@ def validate(model: Prior, validation: Validation, tokenizer: ImageTokenizer, ru
 
 def prepare_micro(
     config: Config, train: Dataset, captions: Captions, codes: CachedCodes, batch: Rows, run: Run
-) -> Micro:
+) -> PriorMicro:
     """Puts codes and captions of one micro-batch on the device, with all that chance decides of them."""
     index = captions.chosen(train, codes.shown(batch.rows), batch.sample_ids, config.seed)
     text = TextFeatures(*(x.to(run.device) for x in captions.text.rows(index)))
@@ -135,7 +137,7 @@ def main(config: Config, run_dir: Path) -> None:
         loader = RowLoader(len(train), config.train_batch_size, config.seed, *run.position)
 
         for batches in run.steps(loader, optimizer):
-            # Validation of the averaged model, and a checkpoint
+            # PriorValidation of the averaged model, and a checkpoint
             if validation and run.due(config.validation_steps):
                 found = run.on_main(lambda: validate(ema.module, validation, tokenizer, run))  # type: ignore[arg-type]
                 note_validation(run, found, best)
@@ -149,7 +151,7 @@ def main(config: Config, run_dir: Path) -> None:
                 )
                 break
 
-            # Micro-batches of this step; none at the end of the run
+            # PriorMicro-batches of this step; none at the end of the run
             micros = [prepare_micro(config, train, captions, codes, batch, run) for batch in batches]
             if not micros:
                 break

@@ -29,10 +29,10 @@ from t2i.hardware import prepare_cpu
 from t2i.images import to_model
 from t2i.reader.config import Config
 from t2i.reader.gpt2 import GPT2, open_gpt2
-from t2i.reader.network import ReaderNetwork, Words
+from t2i.reader.network import ReaderNetwork, Tokens
 from t2i.reader.reading import Reader, Vocabulary
 from t2i.reader.scores import answer_scores, caption_scores
-from t2i.reader.step import NOISE, Asked, Losses, Micro
+from t2i.reader.step import NOISE, Asked, Losses, ReaderMicro
 from t2i.text import TextConfig, TextEncoder, fit_encoder, load_encoder
 from t2i.training.conditioning import own_copy, own_vocabulary
 from t2i.training.optimization import MAX_GRADIENT, learning_rate
@@ -127,7 +127,7 @@ def prepare_asked(config: Config, learned: Learned, batch: Batch, run: Run) -> A
     return Asked(asked, torch.tensor(images, device=run.device), target.to(run.device))
 
 
-def prepare_micro(config: Config, learned: Learned, batch: Batch, run: Run) -> Micro:
+def prepare_micro(config: Config, learned: Learned, batch: Batch, run: Run) -> ReaderMicro:
     """Puts the images of a micro-batch, with a little noise, a caption and some questions of each on the device."""
     images = to_model(batch.images_BHWC.numpy()).to(run.device)
     images = images + NOISE * torch.randn_like(images)
@@ -135,8 +135,8 @@ def prepare_micro(config: Config, learned: Learned, batch: Batch, run: Run) -> M
     if config.tasks.caption:
         chosen = choose_captions(learned.train, batch.rows, batch.sample_ids, config.seed)
         ids, mask, _ = learned.reader.tokenizer([learned.train.captions[row][k] for row, k in chosen])
-        said = Words(ids.to(run.device), mask.to(run.device))
-    return Micro(images, said, prepare_asked(config, learned, batch, run) if config.tasks.answer else None)
+        said = Tokens(ids.to(run.device), mask.to(run.device))
+    return ReaderMicro(images, said, prepare_asked(config, learned, batch, run) if config.tasks.answer else None)
 
 
 def validate(config: Config, reader: Reader, dataset: Dataset) -> dict[str, float]:

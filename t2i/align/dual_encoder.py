@@ -15,7 +15,7 @@ PLACES = 16  # of the 4 x 4 map that the image tower ends in
 KERNEL = 5  # tokens that the text tower's convolution spans
 
 
-class Block(nn.Module):
+class TowerBlock(nn.Module):
     """Pre-norm transformer block; with a kernel, a depthwise convolution first mixes each token with its neighbours.
 
     The convolution binds an adjective to its noun in a third of the steps that attention alone takes (LOG.md; compare Primer,
@@ -65,7 +65,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, config.width)
         self.positions = nn.Parameter(torch.randn(config.max_tokens, config.width) * 0.02)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, KERNEL) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(TowerBlock(config.width, config.heads, KERNEL) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.project = nn.Linear(config.width, embedding, bias=False)
         nn.init.normal_(self.tokens.weight, std=0.02)
@@ -182,7 +182,7 @@ class Captioner(nn.Module):
         self.place_positions = nn.Parameter(torch.randn(PLACES, text.width) * 0.5)
         self.tokens = nn.Embedding(vocabulary, text.width)
         self.positions = nn.Parameter(torch.randn(text.max_tokens, text.width) * 0.02)
-        self.blocks = nn.ModuleList(Block(text.width, text.heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(TowerBlock(text.width, text.heads) for _ in range(depth))
         self.norm, self.out = nn.LayerNorm(text.width), nn.Linear(text.width, vocabulary)
         nn.init.normal_(self.tokens.weight, std=0.02)
 

@@ -77,7 +77,7 @@ class FrozenDualEncoder:
         """Writes the folder that `load_dual_encoder` reads; `dtype` float16 takes half the space."""
         directory.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.to(dtype).contiguous() for name, tensor in self.model.state_dict().items()}
-        safetensors.torch.save_file(weights, directory / WEIGHTS)
+        (directory / WEIGHTS).write_bytes(safetensors.torch.save(weights))
         description = {"config": self.config.model_dump(mode="json"), "tokenizer": self.tokenizer.json_text}
         (directory / DESCRIPTION).write_text(json.dumps(description))
 

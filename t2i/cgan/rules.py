@@ -22,7 +22,7 @@ PROBE = 0.01  # step of the finite difference, in units of pixels in [-1, 1]
 MA_GP = 2.0  # weight of the matching-aware gradient penalty, as in DF-GAN
 
 
-class Captions(NamedTuple):
+class CaptionPool(NamedTuple):
     """Text of one micro-batch and the step's pool."""
 
     pooled_BP: Tensor
@@ -53,7 +53,7 @@ def discriminator_loss(
     discriminator: nn.Module,
     real_BCHW: Tensor,
     fake_BCHW: Tensor,
-    captions: Captions,
+    captions: CaptionPool,
     noise: tuple[Tensor, Tensor] | None,
     config: LossConfig,
     gamma: float,
@@ -110,7 +110,7 @@ def generator_loss(
     discriminator: nn.Module,
     real_BCHW: Tensor,
     fake_BCHW: Tensor,
-    captions: Captions,
+    captions: CaptionPool,
     config: LossConfig,
     condition: float = 1.0,
 ) -> Tensor:

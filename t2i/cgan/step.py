@@ -25,14 +25,14 @@ CANDIDATES = 4  # noises tried for each caption; the one whose image is nearest 
 Watched = dict[str, Tensor]  # scalars for the journal
 
 
-class Micro(NamedTuple):
+class GanMicro(NamedTuple):
     """One micro-batch on the device, with every random number that its step needs."""
 
     sample_ids: NDArray[np.int64]
     real: Tensor
     real_shown: Tensor  # augmented, as the discriminator sees it
     text: TextFeatures
-    captions: rules.Captions
+    captions: rules.CaptionPool
     guide: tuple[Tensor, Tensor] | None  # the guide's embeddings of the captions and of the pool
     z: Tensor
     fake_draws: Tensor  # uniforms for the augmentation of generated images
@@ -43,10 +43,10 @@ def draw_micro(
     config: Config,
     real_BCHW: Tensor,
     text: TextFeatures,
-    captions: rules.Captions,
+    captions: rules.CaptionPool,
     guide: tuple[Tensor, Tensor] | None,
     sample_ids: NDArray[np.int64],
-) -> Micro:
+) -> GanMicro:
     """Draws noise, augmentations and probes for a micro-batch of real images, keyed by sample."""
     device, seed = real_BCHW.device, config.seed
     real_draws, fake_draws = (
@@ -58,7 +58,7 @@ def draw_micro(
     if rules.has_probes(config.loss):
         probed = real[: rules.penalised(config.loss, len(real))]
         probes = torch.randn_like(probed), torch.randn_like(probed)
-    return Micro(
+    return GanMicro(
         sample_ids=sample_ids,
         real=real,
         real_shown=augment(real, config.augment, real_draws),
@@ -72,7 +72,7 @@ def draw_micro(
 
 
 @torch.no_grad()
-def nearest_noise(generator: nn.Module, config: Config, micro: Micro) -> Tensor:
+def nearest_noise(generator: nn.Module, config: Config, micro: GanMicro) -> Tensor:
     """Returns z_BZ: of `CANDIDATES` noises for each caption, the one whose image is nearest to the real one.
 
     Conditional IMLE (Li et al., IJCV 2020): pulling only the nearest towards the real image leaves the noise to decide what
@@ -91,7 +91,7 @@ def nearest_noise(generator: nn.Module, config: Config, micro: Micro) -> Tensor:
 
 
 def discriminate(
-    discriminator: nn.Module, micro: Micro, fake_BCHW: Tensor, config: Config, gamma: float, condition: float
+    discriminator: nn.Module, micro: GanMicro, fake_BCHW: Tensor, config: Config, gamma: float, condition: float
 ) -> tuple[Tensor, Watched]:
     """Returns the discriminator's loss on real and generated images, and scalars to watch.
 
@@ -109,7 +109,7 @@ def discriminate(
 
 def generate(
     discriminator: nn.Module,
-    micro: Micro,
+    micro: GanMicro,
     fake_BCHW: Tensor,
     config: Config,
     condition: float,
@@ -138,7 +138,7 @@ def generate(
 
 
 @torch.no_grad()
-def track_mean_latent(generator: nn.Module, micro: Micro, step: int) -> None:
+def track_mean_latent(generator: nn.Module, micro: GanMicro, step: int) -> None:
     """Moves the buffer `w_average` to the mean latent over captions: what guidance in sampling leads away from."""
     mean = generator.mapping(micro.z, micro.text.pooled_BP).mean(dim=0)  # type: ignore[operator]
     generator.w_average.lerp_(mean, max(0.02, 1 / step))  # type: ignore[union-attr,operator]

@@ -36,7 +36,7 @@ DATA = group(
 CACHE = group(
     "Show or shrink what is kept on disk to save time.",
     {
-        "list": Command("t2i.cli.cache:ListOptions", "t2i.cli.cache:list_cache"),
+        "list": Command("t2i.cli.cache:CacheListOptions", "t2i.cli.cache:list_cache"),
         "prune": Command("t2i.cli.cache:PruneOptions", "t2i.cli.cache:prune_cache"),
     },
 )

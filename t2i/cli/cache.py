@@ -8,7 +8,7 @@ from t2i.cache import KINDS, cache_dir, entries, prune
 from t2i.config.options import Options, option
 
 
-class ListOptions(Options):
+class CacheListOptions(Options):
     """Print what is in the cache, last used first."""
 
 
@@ -19,7 +19,7 @@ class PruneOptions(Options):
     older_than: str | None = option(None, "Remove what was not used for so long, e.g. 30d.", metavar="AGE")
 
 
-def list_cache(options: ListOptions) -> None:
+def list_cache(options: CacheListOptions) -> None:
     rows = entries()
     for row in rows:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.used))

@@ -18,7 +18,7 @@ from typing import Literal
 
 from t2i import cli
 from t2i.cli.fit.probe import machine_speed
-from t2i.cli.fit.record import Record
+from t2i.cli.fit.record import Timings
 from t2i.cli.fit.tour import Run, carry_out, command_here, make_folder, say, write_page
 from t2i.cli.steps import DATA, SPLITS, Plan, fitted, scores_of, steps
 from t2i.config.options import Options, option
@@ -49,7 +49,7 @@ def run_tour(run_dir: Path, minutes: float, family: str, command: Run) -> None:
     plan = fitted(minutes, speed_of(run_dir, command), family)
     say(plan.describe(minutes))
     tour = steps(run_dir, plan, family)
-    record = Record(run_dir / "timings.json")
+    record = Timings(run_dir / "timings.json")
     write_prompts(run_dir / "prompts.txt")
     carry_out(tour, record, command)
     page, following = run_dir / "index.html", next_commands(run_dir, family)
@@ -100,7 +100,7 @@ def verdict(run: Path, family: str) -> str:
     return f"{share}: this model is not trained enough yet, and its scores say little; to go on, type: {again}"
 
 
-def show(run: Path, page: Path, plan: Plan, family: str, record: Record, following: Mapping[str, str]) -> None:
+def show(run: Path, page: Path, plan: Plan, family: str, record: Timings, following: Mapping[str, str]) -> None:
     """Writes the page of `t2i eval report`, the family that was asked for first."""
     tour = {one: steps(run, plan, one) for one in sorted(NAMES, key=lambda name: name != family)}
     done = [one for one, every in tour.items() if all(step.result.exists() for step in every)]

@@ -37,7 +37,7 @@ class ModelConfig(Section):
         return self
 
 
-class LossConfig(Section):
+class PriorLossConfig(Section):
     """Cross-entropy of the codes, and three guards against learning small data by heart."""
 
     label_smoothing: float = Field(
@@ -108,7 +108,7 @@ class Config(DrawingConfig):
         default=False, description="mirror training images at random; switched off where captions say left or right"
     )
     model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
+    loss: PriorLossConfig = PriorLossConfig()
     sampling: SamplingConfig = SamplingConfig()
     train_batch_size: int = Field(default=64, ge=1, description="images of one micro-batch on one process")
     max_train_steps: int = Field(default=10_000, ge=1, description="optimizer steps of the whole run")

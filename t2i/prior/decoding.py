@@ -21,7 +21,7 @@ from t2i import seeding
 from t2i.errors import InputError
 from t2i.hardware import one_thread_each
 from t2i.prior.config import SamplingConfig
-from t2i.prior.kv_cache import Decoder, weights_of
+from t2i.prior.kv_cache import CachedDecoder, weights_of
 from t2i.prior.orders import group_sizes
 from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextFeatures
@@ -134,7 +134,7 @@ def _decode_job(
     noise = _noise(job, start, model.grid, model.grid.codes) if sampling.temperature else None
     is_given = job.given_S.tolist()
     codes_BS, unsure_B = job.codes_BS.clone(), torch.zeros(len(job.seeds), dtype=torch.bool, device=job.codes_BS.device)
-    decoder = Decoder(model, job.text, last_guided >= 0, static)
+    decoder = CachedDecoder(model, job.text, last_guided >= 0, static)
     x, before = decoder.first_RD[:, None], job.ranked_BS[:, :start]
     for i, (begin, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         if decoder.guided and i > last_guided:

@@ -144,7 +144,7 @@ def static_step(layers: Sequence[Layer], x: Tensor, turn: Tensor, places: Tensor
     return x
 
 
-class Decoder:
+class CachedDecoder:
     """Keys and values of a few pictures, and the caption branches they belong to.
 
     `logits` feeds codes that are settled and asks for the logits of slots that come next.

@@ -13,23 +13,25 @@ from torch import Tensor, nn
 from t2i import seeding
 from t2i.prior.config import Config
 from t2i.prior.orders import Order, training_order
-from t2i.prior.transformer import Draws, Prior
+from t2i.prior.transformer import Prior, PriorDraws
 from t2i.text import TextFeatures
 
 CHUNK = 50  # images whose likelihood is measured at once
 BITS = float(np.log2(np.e))  # bits of a nat
 
 
-class Micro(NamedTuple):
+class PriorMicro(NamedTuple):
     """One micro-batch on the device: the arguments of `Prior.forward`."""
 
     codes_BS: Tensor
     text: TextFeatures
     order: Order | None
-    draws: Draws
+    draws: PriorDraws
 
 
-def draw_micro(config: Config, codes_BS: Tensor, text: TextFeatures, sample_ids: NDArray[np.int64], step: int) -> Micro:
+def draw_micro(
+    config: Config, codes_BS: Tensor, text: TextFeatures, sample_ids: NDArray[np.int64], step: int
+) -> PriorMicro:
     """Draws what is hidden from the model and in which order it decodes, keyed by sample; the groups by `step`."""
     device, seed, slots = codes_BS.device, config.seed, codes_BS.shape[1]
     caption_B = torch.from_numpy(seeding.uniform(seed, "caption_dropout", sample_ids, 1)[:, 0])
@@ -39,7 +41,7 @@ def draw_micro(config: Config, codes_BS: Tensor, text: TextFeatures, sample_ids:
         uniforms = torch.from_numpy(seeding.uniform(seed, "order", sample_ids, slots))
         groups = seeding.uniform(seed, "groups", [step], 2)[0].tolist()
         order = training_order(uniforms.to(device), groups)
-    return Micro(codes_BS, text, order, Draws(caption_B.to(device), token_BS.to(device)))
+    return PriorMicro(codes_BS, text, order, PriorDraws(caption_B.to(device), token_BS.to(device)))
 
 
 def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ class Grid(NamedTuple):
         return self.height * self.width * self.depth
 
 
-class Draws(NamedTuple):
+class PriorDraws(NamedTuple):
     """What chance decides in a training step but the order: uniforms in [0, 1)."""
 
     caption_B: Tensor  # below `caption_dropout` the caption is replaced by the null caption
@@ -52,7 +52,7 @@ class PriorLoss(NamedTuple):
     nll_B: Tensor  # nats a slot without smoothing; no gradient
 
 
-class Prefix(NamedTuple):
+class PriorPrefix(NamedTuple):
     """What is known of the captions before any code."""
 
     x_BPD: Tensor
@@ -164,7 +164,7 @@ def embedding(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape) * 0.5)
 
 
-class Block(nn.Module):
+class PriorBlock(nn.Module):
     """Attention and SwiGLU. Its norms are scaled and shifted by the caption plus a table of its own."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -225,14 +225,14 @@ class Prior(nn.Module):
         self.code = embedding(grid.depth * grid.codes, width)
         self.hidden_code = embedding(width)
         self.query = embedding(width) if config.order == "random" else None
-        self.blocks = nn.ModuleList(Block(config.model) for _ in range(config.model.depth))
+        self.blocks = nn.ModuleList(PriorBlock(config.model) for _ in range(config.model.depth))
         self.gain = nn.Parameter(torch.ones(width))
         self.head = Linear(width, grid.codes)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.head.weight)  # so the first loss is ln K
 
     def forward(
-        self, codes_BS: Tensor, text: TextFeatures, order: Order | None = None, draws: Draws | None = None
+        self, codes_BS: Tensor, text: TextFeatures, order: Order | None = None, draws: PriorDraws | None = None
     ) -> PriorLoss:
         """The loss of one micro-batch.
 
@@ -263,7 +263,7 @@ class Prior(nn.Module):
             return logits
         return torch.empty_like(logits).scatter_(1, order.permutation_BS[..., None].expand_as(logits), logits)
 
-    def prefix(self, text: TextFeatures, null_B: Tensor | None = None) -> Prefix:
+    def prefix(self, text: TextFeatures, null_B: Tensor | None = None) -> PriorPrefix:
         """Captions as prefix and modulation; those of `null_B` are replaced by the learned null caption."""
         tokens, mask, pooled = text
         if mask.device.type == "cpu":  # elsewhere it would cost a synchronisation, and a shape to compile for
@@ -280,7 +280,7 @@ class Prior(nn.Module):
         visible = F.pad(mask, (0, 1), value=True)
         padded = visible.device.type != "cpu" or not visible.all()
         modulation = self.modulation(F.silu(caption)).float().unflatten(-1, (MODULATIONS, 1, -1)).movedim(1, 0)
-        return Prefix(x, visible if padded else None, modulation)
+        return PriorPrefix(x, visible if padded else None, modulation)
 
     def positions(self) -> Tensor:
         """position_SD: what is added to the content and to the query of each slot."""
@@ -294,7 +294,7 @@ class Prior(nn.Module):
     def read_out(self, x: Tensor) -> Tensor:
         return self.head(F.layer_norm(x, x.shape[-1:], self.gain, None, EPS))
 
-    def _logits(self, codes_BS: Tensor, prefix: Prefix, order: Order | None, hidden_BS: Tensor | None) -> Tensor:
+    def _logits(self, codes_BS: Tensor, prefix: PriorPrefix, order: Order | None, hidden_BS: Tensor | None) -> Tensor:
         """logits_BSK in the order of decoding."""
         assert (order is None) == (self.query is None), f"a model of order {self.config.order} got order={order}"
         slots, device, length = self.grid.slots, codes_BS.device, prefix.x_BPD.shape[1]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2i.align.dual_encoder import Block, ResidualStage
+from t2i.align.dual_encoder import ResidualStage, TowerBlock
 from t2i.extractors import ImageEncoder, ImageFeatures
 from t2i.reader.config import Config, OwnImageConfig
 from t2i.reader.decoder import CaptionDecoder
@@ -20,7 +20,7 @@ from t2i.text import TextFeatures
 KERNEL = 5  # words that the question tower's convolution spans
 
 
-class Words(NamedTuple):
+class Tokens(NamedTuple):
     """Captions or questions as tokens; the mask is True at real ones."""
 
     ids_BT: Tensor
@@ -76,10 +76,10 @@ class QuestionTower(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, config.width)
         self.positions = nn.Parameter(torch.randn(config.max_tokens, config.width) * 0.02)
-        self.blocks = nn.ModuleList(Block(config.width, config.fusion.heads, KERNEL) for _ in range(depth))
+        self.blocks = nn.ModuleList(TowerBlock(config.width, config.fusion.heads, KERNEL) for _ in range(depth))
         nn.init.normal_(self.tokens.weight, std=0.02)
 
-    def forward(self, words: Words) -> Tensor:
+    def forward(self, words: Tokens) -> Tensor:
         x = self.tokens(words.ids_BT) + self.positions[: words.ids_BT.shape[1]]
         for block in self.blocks:
             x = block(x, words.mask_BT)
@@ -104,7 +104,7 @@ class Answerer(nn.Module):
         nn.init.normal_(self.out.weight, std=1e-3)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, cells_QLD: Tensor, asked: Words | TextFeatures) -> Tensor:
+    def forward(self, cells_QLD: Tensor, asked: Tokens | TextFeatures) -> Tensor:
         """Returns logits_QA.
 
         Args:
@@ -165,7 +165,7 @@ class ReaderNetwork(nn.Module):
                 cells = self._frozen[0](images_BCHW).cells_BLD
         return self.norm_cells(self.cells(cells) + self.places)
 
-    def caption_nll(self, cells_BLD: Tensor, said: Words) -> Tensor:
+    def caption_nll(self, cells_BLD: Tensor, said: Tokens) -> Tensor:
         """Returns the negative log-likelihood of each token [B, T - 1] after the first, in nats; 0 at padding."""
         assert self.captions is not None
         longest = int(said.mask_BT.sum(dim=1).max())

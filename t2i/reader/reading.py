@@ -37,7 +37,7 @@ from t2i.files import read_utf8
 from t2i.images import ImageArray, to_model
 from t2i.reader.config import Config
 from t2i.reader.decoding import write
-from t2i.reader.network import ReaderNetwork, Sizes, Words
+from t2i.reader.network import ReaderNetwork, Sizes, Tokens
 from t2i.reader.writers import AlignedReader, CaptionerWriter, DecoderWriter
 from t2i.text import TextEncoder, load_encoder
 from t2i.trained import TrainedRun, open_run
@@ -238,7 +238,7 @@ class Reader:
             )
         for start in range(0, len(captions), BATCH):
             rows = slice(start, start + BATCH)
-            said = Words(ids[rows].to(self.device), mask[rows].to(self.device))
+            said = Tokens(ids[rows].to(self.device), mask[rows].to(self.device))
             nll = self.network.caption_nll(cells_BLD[rows].to(self.device), said)
             found[rows] = -nll.double().sum(dim=1).cpu().numpy()
         return found
@@ -265,7 +265,7 @@ class Reader:
             return type(found := self._text.encode(questions))(*(part.to(self.device) for part in found))
         ids, mask, _ = self.tokenizer([question.lower() for question in questions])
         longest = int(mask.sum(dim=1).max())
-        return Words(ids[:, :longest].to(self.device), mask[:, :longest].to(self.device))
+        return Tokens(ids[:, :longest].to(self.device), mask[:, :longest].to(self.device))
 
     def knows(self, answer: str) -> bool:
         """True if the reader may give this answer."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i.reader.config import TasksConfig
-from t2i.reader.network import ReaderNetwork, Words
+from t2i.reader.network import ReaderNetwork, Tokens
 from t2i.text import TextFeatures
 
 NOISE = 0.05  # standard deviation of the noise added to training images, in units of [-1, 1]
@@ -18,16 +18,16 @@ NOISE = 0.05  # standard deviation of the noise added to training images, in uni
 class Asked(NamedTuple):
     """Questions of one micro-batch, and what is right."""
 
-    questions: Words | TextFeatures
+    questions: Tokens | TextFeatures
     image_Q: Tensor  # which image each is about
     target_QA: Tensor  # credit of each answer, rows adding up to 1
 
 
-class Micro(NamedTuple):
+class ReaderMicro(NamedTuple):
     """One micro-batch on the device; None: the reader does not learn that task."""
 
     images_BCHW: Tensor
-    said: Words | None
+    said: Tokens | None
     asked: Asked | None
 
 
@@ -38,7 +38,7 @@ class Losses(nn.Module):
         super().__init__()
         self.reader, self.tasks = reader, tasks
 
-    def forward(self, micro: Micro) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, micro: ReaderMicro) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted sum of the losses of all tasks, and each of them, in nats a token and a question."""
         reader, total, watched = self.reader, micro.images_BCHW.new_zeros(()), {}
         cells = reader.see(micro.images_BCHW)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from t2i.align.dual_encoder import Captioner, ImageTower
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.reader.decoder import CaptionDecoder, Past
-from t2i.reader.network import Words
+from t2i.reader.network import Tokens
 
 
 class DecoderWriter:
@@ -43,7 +43,7 @@ class AlignedReader(nn.Module):
         """Returns cells [B, L, C]: the places of the last map."""
         return self.image.map(images_BCHW).flatten(2).transpose(1, 2)
 
-    def caption_nll(self, cells_BLC: Tensor, said: Words) -> Tensor:
+    def caption_nll(self, cells_BLC: Tensor, said: Tokens) -> Tensor:
         """As `ReaderNetwork.caption_nll`."""
         longest = int(said.mask_BT.sum(dim=1).max())
         ids, mask = said.ids_BT[:, :longest], said.mask_BT[:, :longest]

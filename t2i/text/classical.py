@@ -193,11 +193,11 @@ class Word2Vec(_WordEncoder):
 
     def save(self, directory: Path) -> None:
         """Writes encoder.json (vocabulary) and vectors.safetensors."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         saved = _SavedWords(encoder=self.name, max_tokens=self.max_tokens, vocabulary=self.vocabulary)
         with writing(directory):
-            save_file({"vectors": np.ascontiguousarray(self._rows_VD)}, directory / "vectors.safetensors")
+            (directory / "vectors.safetensors").write_bytes(save({"vectors": np.ascontiguousarray(self._rows_VD)}))
             (directory / SAVED).write_text(saved.model_dump_json(), encoding="utf-8")
 
     @classmethod

@@ -46,7 +46,7 @@ DEFAULT_TOKENS = 77  # CLIP's limit; captions are short, and 512 token states a 
 ROWS = {"cpu": 8, "cuda": 64}  # captions in one forward pass
 
 
-class Reading(NamedTuple):
+class ReadingRules(NamedTuple):
     """How captions are read and pooled."""
 
     max_tokens: int
@@ -69,7 +69,7 @@ class _Pretrained:
     decisive: tuple[str, ...]  # config keys that change the features and no weight's shape; part of the digest
     pooling: str  # changes when the code below gives other features from the same weights; part of the digest
 
-    def __init__(self, tower: nn.Module, tokenizer: Any, reading: Reading):
+    def __init__(self, tower: nn.Module, tokenizer: Any, reading: ReadingRules):
         self.tower = tower
         self.tokenizer = tokenizer
         self._reading = reading
@@ -116,7 +116,7 @@ class _Pretrained:
         if tokens < fewest or (limit and tokens > limit):
             upper = f"to {limit}" if limit else "or more"
             raise InputError(f"text.max_tokens={tokens} does not fit {label}, which reads {fewest} {upper} tokens")
-        reading = Reading(tokens, rules.pooling, rules.lower_case) if rules else Reading(tokens)
+        reading = ReadingRules(tokens, rules.pooling, rules.lower_case) if rules else ReadingRules(tokens)
         return cls(tower, tokenizer, reading)
 
     @classmethod
@@ -127,7 +127,7 @@ class _Pretrained:
             raise InputError(f"{directory / SAVED} names the pooling {min(wrong)!r}; save the run again")
         label = f"the text tower {directory / 'tower'}"
         tower, tokenizer = cls._load_tower(open_folder(directory / "tower", label, cls.model_types, cls._advice))
-        return cls(tower, tokenizer, Reading(saved.max_tokens, saved.pooling, saved.lower_case))
+        return cls(tower, tokenizer, ReadingRules(saved.max_tokens, saved.pooling, saved.lower_case))
 
     @classmethod
     def _advice(cls, found: str) -> str:
@@ -225,6 +225,8 @@ class _Pretrained:
             self.tower.save_pretrained(directory / "tower")  # pyright: ignore[reportCallIssue]
             self.tokenizer.save_pretrained(directory / "tower")
             (directory / SAVED).write_text(saved.model_dump_json(exclude_defaults=True), encoding="utf-8")
+            for file in (directory / "tower").iterdir():  # safetensors leaves weights that only their owner can read
+                file.chmod((directory / SAVED).stat().st_mode)
 
 
 class CLIPText(_Pretrained):
@@ -235,7 +237,7 @@ class CLIPText(_Pretrained):
     decisive = ("num_attention_heads", "hidden_act", "layer_norm_eps", "eos_token_id")
     pooling = "eos/1"
 
-    def __init__(self, tower: nn.Module, tokenizer: Any, reading: Reading):
+    def __init__(self, tower: nn.Module, tokenizer: Any, reading: ReadingRules):
         super().__init__(tower, tokenizer, reading._replace(pooling=()))
         self._is_projected = hasattr(tower, "text_projection")
         if self._is_projected:

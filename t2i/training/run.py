@@ -48,14 +48,14 @@ from t2i.training.stopping.ending import Ending
 RESUME_ME = 85  # exit status of a run that a signal stopped and that the same command continues
 
 
-class Samples(Protocol):
+class MicroBatch(Protocol):
     """One micro-batch; `sample_ids` are the positions of its images since the start of training."""
 
     @property
     def sample_ids(self) -> Any: ...
 
 
-B = TypeVar("B", bound=Samples)
+B = TypeVar("B", bound=MicroBatch)
 
 
 Schedule = Callable[[int, int], float]  # (step, steps of the run) -> learning rate

@@ -31,7 +31,7 @@ def _groups(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(8, channels)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside the identity; starts as the identity.
 
     One norm, not two: on a CPU a second takes a quarter of the time, and the steps it costs are worth more.
@@ -64,7 +64,7 @@ class Attention(nn.Module):
 
 
 def _blocks(channels: int, depth: int, attention: bool) -> list[nn.Module]:
-    blocks: list[nn.Module] = [Block(channels) for _ in range(depth)]
+    blocks: list[nn.Module] = [ResidualBlock(channels) for _ in range(depth)]
     return [*blocks, Attention(channels)] if attention else blocks
 
 

@@ -85,7 +85,7 @@ class ScalarConfig(Section):
 QuantizerConfig = VectorConfig | ResidualConfig | SimVQConfig | ScalarConfig
 
 
-class LossConfig(Section):
+class AutoencoderLossConfig(Section):
     """Weights of the terms that compare an image with its reconstruction."""
 
     l1: float = Field(default=1.0, ge=0, description="weight of the absolute error of pixels")
@@ -120,7 +120,7 @@ class LossConfig(Section):
     )
 
 
-class DiscriminatorConfig(Section):
+class PatchDiscriminatorConfig(Section):
     """The patch discriminator, which loss.adversarial asks for."""
 
     width: int = Field(
@@ -138,8 +138,8 @@ class Config(TrainConfig):
     data: DataConfig = DataConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     quantizer: Annotated[QuantizerConfig, Field(discriminator="kind")] = VectorConfig()
-    loss: LossConfig = LossConfig()
-    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    loss: AutoencoderLossConfig = AutoencoderLossConfig()
+    discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
     validation_n: int = Field(
         default=500,
         ge=2,

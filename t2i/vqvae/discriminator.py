@@ -5,13 +5,13 @@ Axes: B batch, C channels, H W picture, h w patches.
 
 from torch import Tensor, nn
 
-from t2i.vqvae.config import DiscriminatorConfig
+from t2i.vqvae.config import PatchDiscriminatorConfig
 
 
 class PatchDiscriminator(nn.Module):
     """Strided convolutions that see a patch; group instead of batch normalisation, so pictures do not mix."""
 
-    def __init__(self, config: DiscriminatorConfig) -> None:
+    def __init__(self, config: PatchDiscriminatorConfig) -> None:
         super().__init__()
         widths = [min(config.width * 2**i, 8 * config.width) for i in range(config.halvings + 1)]
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]

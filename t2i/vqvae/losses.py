@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t2i.vqvae.config import LossConfig
+from t2i.vqvae.config import AutoencoderLossConfig
 
 COARSEST = 4  # pixels a side where halving ends
 
@@ -32,7 +32,7 @@ def contrast(images_BCHW: Tensor) -> Tensor:
     return (highest - lowest).amax(dim=1, keepdim=True)
 
 
-def reconstruction(made_BCHW: Tensor, real_BCHW: Tensor, config: LossConfig) -> Tensor:
+def reconstruction(made_BCHW: Tensor, real_BCHW: Tensor, config: AutoencoderLossConfig) -> Tensor:
     """The weighted sum of all terms that need no network."""
     error = made_BCHW.float() - real_BCHW
     weight = 1 + config.edge * contrast(real_BCHW)

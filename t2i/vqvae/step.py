@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from t2i.vqvae import losses
 from t2i.vqvae.autoencoder import Reconstruction
-from t2i.vqvae.config import LossConfig
+from t2i.vqvae.config import AutoencoderLossConfig
 
 ADAPTIVE_LIMIT = 10.0  # most that the adaptive weight of the adversarial term may be
 
@@ -31,7 +31,7 @@ def autoencoder_loss(
     real_BCHW: Tensor,
     judges: Judges,
     last_weight: Tensor,
-    config: LossConfig,
+    config: AutoencoderLossConfig,
     step: int,
     autocast: Callable[[], AbstractContextManager] = torch.enable_grad,
 ) -> tuple[Tensor, Watched]:

@@ -37,12 +37,12 @@ def text_of(count: int, width: int = 12, tokens: int = 5, seed: int = 0) -> Text
     return TextFeatures(torch.randn(count, tokens, 6, generator=g), mask, torch.randn(count, width, generator=g))
 
 
-def captions_of(text: TextFeatures, pool: int = 7) -> rules.Captions:
+def captions_of(text: TextFeatures, pool: int = 7) -> rules.CaptionPool:
     extra = text_of(pool, text.pooled_BP.shape[1], seed=1).pooled_BP
     extra[0] = text.pooled_BP[0]
     same = torch.zeros(len(text.pooled_BP), pool, dtype=torch.bool)
     same[0, 0] = True
-    return rules.Captions(text.pooled_BP, extra, same)
+    return rules.CaptionPool(text.pooled_BP, extra, same)
 
 
 @pytest.fixture(params=list(ARCHITECTURES))
@@ -105,7 +105,7 @@ class LinearCritic(nn.Module):
 def test_both_penalties_give_the_squared_gradient_norm() -> None:
     torch.manual_seed(0)
     critic, text = LinearCritic(), text_of(4000)
-    captions = rules.Captions(text.pooled_BP, text.pooled_BP[:1], torch.zeros(4000, 1, dtype=torch.bool))
+    captions = rules.CaptionPool(text.pooled_BP, text.pooled_BP[:1], torch.zeros(4000, 1, dtype=torch.bool))
     x, y = torch.randn(4000, 3, 8, 8), torch.randn(4000, 3, 8, 8)
     expected = critic.a.square().sum().item()
     exact = RelativisticLoss(penalty="autograd")
@@ -145,7 +145,7 @@ def test_micro_batches_add_up_to_the_batch(networks, kind: str) -> None:
     def gradient(slices) -> torch.Tensor:
         discriminator.zero_grad()
         for rows in slices:
-            part = rules.Captions(captions.pooled_BP[rows], captions.pool_MP, captions.same_BM[rows])
+            part = rules.CaptionPool(captions.pooled_BP[rows], captions.pool_MP, captions.same_BM[rows])
             loss, _ = rules.discriminator_loss(discriminator, real[rows], fake[rows], part, None, config, 0.3)
             (loss / len(slices)).backward()
         return torch.cat([p.grad.flatten() for p in discriminator.parameters() if p.grad is not None])
@@ -246,7 +246,7 @@ def test_eight_pictures_are_learnt_by_their_captions() -> None:
     generator, discriminator = build(config, encoder.pooled_dim, encoder.token_dim)
     players = [torch.optim.Adam(m.parameters(), 2e-3, betas=(0.0, 0.99)) for m in (discriminator, generator)]
     real = to_model(data.images(range(8)))
-    pool = rules.Captions(text.pooled_BP, text.pooled_BP, torch.eye(8, dtype=torch.bool))
+    pool = rules.CaptionPool(text.pooled_BP, text.pooled_BP, torch.eye(8, dtype=torch.bool))
     for step in range(250):
         fake = generator(torch.from_numpy(seeding.normal(0, "z", np.arange(8) + 8 * step, 8)), text)
         probes = torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16)

@@ -175,7 +175,7 @@ def test_bad_input_is_one_line(never: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_folder_with_another_fit_is_refused(never: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = choose(SOME._replace(address="other"), 1.0, 6, "prior")
     (never / "r").mkdir()
-    (never / "r" / "plan.json").write_text(program.Kept(speed=1, families={"prior": chosen}).model_dump_json())
+    (never / "r" / "plan.json").write_text(program.KeptPlan(speed=1, families={"prior": chosen}).model_dump_json())
     assert "r holds a fit of other, not of one; name another folder" in refusal("one", "--run-dir", "r", capsys=capsys)
     for damage in ("", "[]", '{"speed": 1, "families": {"prior": {}}}'):
         (never / "r" / "plan.json").write_text(damage)

@@ -13,7 +13,7 @@ from t2i.errors import InputError
 from t2i.prior import decoding
 from t2i.prior.config import SamplingConfig
 from t2i.prior.decoding import Known, choose, decode, guidance_at, gumbel, kept
-from t2i.prior.kv_cache import Decoder
+from t2i.prior.kv_cache import CachedDecoder
 from t2i.prior.orders import Order, group_sizes
 from t2i.prior.transformer import Prior
 from t2i.text import TextFeatures
@@ -61,7 +61,7 @@ def full_logits(prior: Prior, codes: torch.Tensor, text: TextFeatures, order: Or
 def test_cached_logits_are_the_uncached_ones(prior: Prior, guidance: float, steps: int, static: bool) -> None:
     text, codes = text_of(3), codes_of(prior, 3)
     slots = prior.grid.slots
-    decoder = Decoder(prior, text, guidance != 1, static)
+    decoder = CachedDecoder(prior, text, guidance != 1, static)
     found = torch.zeros(3, slots, prior.grid.codes)
     order = None
     if prior.query is None:

@@ -10,7 +10,7 @@ from t2i.config.load import load
 from t2i.errors import InputError
 from t2i.families import config_class
 from t2i.prior.orders import Order, group_sizes, raster_mask, training_order, two_stream_mask
-from t2i.prior.transformer import Draws, Grid, Linear, Prior, SwiGLU, rotate, rotation
+from t2i.prior.transformer import Grid, Linear, Prior, PriorDraws, SwiGLU, rotate, rotation
 from t2i.text import TextFeatures
 
 
@@ -26,7 +26,7 @@ def grid(request) -> Grid:
 
 def test_the_first_loss_is_ln_k(kind: str, grid: Grid) -> None:
     prior = make(kind, grid, settled=False, label_smoothing=0.1, token_dropout=0.5, caption_dropout=0.5)
-    draws = Draws(torch.rand(4), torch.rand(4, grid.slots))
+    draws = PriorDraws(torch.rand(4), torch.rand(4, grid.slots))
     loss, nll_B = prior(codes_of(prior, 4), text_of(4), order_of(prior, 4), draws)
     assert loss.item() == pytest.approx(math.log(grid.codes), abs=1e-5)
     torch.testing.assert_close(nll_B, torch.full((4,), math.log(grid.codes)))
@@ -34,7 +34,7 @@ def test_the_first_loss_is_ln_k(kind: str, grid: Grid) -> None:
 
 def test_gradients_reach_every_parameter_the_null_caption_too(kind: str, grid: Grid) -> None:
     prior = make(kind, grid, caption_dropout=0.5, token_dropout=0.3)
-    draws = Draws(torch.tensor([0.1, 0.9, 0.4, 0.6]), torch.rand(4, grid.slots))
+    draws = PriorDraws(torch.tensor([0.1, 0.9, 0.4, 0.6]), torch.rand(4, grid.slots))
     text = text_of(4)
     text.mask_BT[1] = True  # the last text position too
     prior(codes_of(prior, 4), text, order_of(prior, 4), draws).loss.backward()
@@ -46,7 +46,7 @@ def test_gradients_reach_every_parameter_the_null_caption_too(kind: str, grid: G
 
 def test_only_dropped_captions_train_the_null_caption(kind: str) -> None:
     prior = make(kind, caption_dropout=0.5)
-    draws = Draws(torch.full((3,), 0.5), torch.rand(3, prior.grid.slots))
+    draws = PriorDraws(torch.full((3,), 0.5), torch.rand(3, prior.grid.slots))
     prior(codes_of(prior, 3), text_of(3), order_of(prior, 3), draws).loss.backward()
     assert not prior.null_token.grad.any() and not prior.null_pooled.grad.any()  # type: ignore[union-attr]
 
@@ -163,7 +163,7 @@ def test_token_dropout_hides_inputs_and_never_targets(kind: str) -> None:
 
     assert not torch.allclose(rest(codes, shown), rest(other, shown), atol=1e-4)
     torch.testing.assert_close(rest(codes, hidden), rest(other, hidden))
-    one, two = (prior(c, text_of(1), order, Draws(torch.ones(1), hidden)).nll_B for c in (codes, other))
+    one, two = (prior(c, text_of(1), order, PriorDraws(torch.ones(1), hidden)).nll_B for c in (codes, other))
     assert not torch.equal(one, two)  # the hidden code is still a target
 
 

@@ -14,13 +14,13 @@ from t2i.images import to_model
 from t2i.reader.decoder import CaptionDecoder
 from t2i.reader.fusion import FUSIONS
 from t2i.reader.gpt2 import open_gpt2
-from t2i.reader.network import ReaderNetwork, Sizes, Words, place_codes
+from t2i.reader.network import ReaderNetwork, Sizes, Tokens, place_codes
 from t2i.reader.reading import Reader, Vocabulary
 from t2i.reader.scores import answer_scores, caption_scores
-from t2i.reader.step import Asked, Losses, Micro
+from t2i.reader.step import Asked, Losses, ReaderMicro
 
 
-def prepared(**changes) -> tuple[Losses, Micro, Reader]:
+def prepared(**changes) -> tuple[Losses, ReaderMicro, Reader]:
     """A fresh reader, and a micro-batch of 8 images with all of their questions."""
     config = tiny_config(**changes)
     dataset = open_dataset("shapes-2", "train", View(16, limit=8))
@@ -38,7 +38,11 @@ def prepared(**changes) -> tuple[Losses, Micro, Reader]:
         target[k, vocabulary.answers.index(next(iter(question.answers)))] = 1
     rows = torch.tensor([row for row, _ in flat])
     asked = Asked(reader.words([question.text for _, question in flat]), rows, target)
-    return Losses(network, config.tasks), Micro(to_model(dataset.images(range(8))), Words(ids, mask), asked), reader
+    return (
+        Losses(network, config.tasks),
+        ReaderMicro(to_model(dataset.images(range(8))), Tokens(ids, mask), asked),
+        reader,
+    )
 
 
 @pytest.mark.parametrize("kind", list(FUSIONS))

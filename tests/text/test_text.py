@@ -24,6 +24,8 @@ from t2i.text.classical import BagOfWords, TfIdf, Word2Vec, split_words
 PRETRAINED = ["clip", "t5", "bert", "gpt2"]
 # `aligned` needs pictures to be trained on: its tests stand with t2i/align
 NAMES = [name for name in ENCODERS if name != "aligned"]
+UMASK = os.umask(0o022)
+os.umask(UMASK)
 MIXED = [CAPTIONS[0], "", "a star", "zzz ?", CAPTIONS[40], "a large blue star left of a cyan ring and a red square"]
 
 
@@ -105,6 +107,7 @@ def test_saved_encoder_is_the_same(name, folders, tmp_path):
     encoder = build(family, {**folders, family: folders.get(name)}, 33)
     encoder.encode(MIXED)  # a call leaves traces in a tokenizer, which the digest must not see
     encoder.save(tmp_path / "text")
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "text").rglob("*.*")} == {0o666 & ~UMASK}
     again = load_encoder(tmp_path / "text")
     assert type(again) is type(encoder) and again.max_tokens == 33
     assert again.digest() == encoder.digest()

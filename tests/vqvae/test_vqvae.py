@@ -18,7 +18,7 @@ from t2i.images import to_model
 from t2i.vqvae import losses
 from t2i.vqvae.autoencoder import Autoencoder, make_quantizer
 from t2i.vqvae.codebook_use import PATIENCE, CodeUse
-from t2i.vqvae.config import Config, DiscriminatorConfig, LossConfig, VectorConfig
+from t2i.vqvae.config import AutoencoderLossConfig, Config, PatchDiscriminatorConfig, VectorConfig
 from t2i.vqvae.discriminator import PatchDiscriminator
 from t2i.vqvae.quantizers import QUANTIZERS
 from t2i.vqvae.quantizers.contract import nearest
@@ -253,7 +253,7 @@ def test_gradients_reach_every_parameter(kind: str, pictures: torch.Tensor) -> N
     for _ in range(3):  # residual branches start at zero
         made = model(pictures)
         optimizer.zero_grad()
-        (losses.reconstruction(made.images_BCHW, pictures, LossConfig()) + made.loss).backward()
+        (losses.reconstruction(made.images_BCHW, pictures, AutoencoderLossConfig()) + made.loss).backward()
         optimizer.step()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not idle
@@ -265,7 +265,9 @@ def test_a_new_network_gives_grey(kind: str, pictures: torch.Tensor) -> None:
     made = model(pictures)
     assert made.images_BCHW.shape == pictures.shape and made.images_BCHW.abs().mean() < 0.15
     assert made.indices_BLQ.shape == (8, 64, model.codes.codebooks)
-    loss = losses.reconstruction(made.images_BCHW, pictures, LossConfig(l1=1, l2=0, multi_scale=0, gradient=0, edge=0))
+    loss = losses.reconstruction(
+        made.images_BCHW, pictures, AutoencoderLossConfig(l1=1, l2=0, multi_scale=0, gradient=0, edge=0)
+    )
     assert loss.item() == pytest.approx(pictures.abs().mean().item(), rel=0.15)
 
 
@@ -325,11 +327,13 @@ def test_every_weight_of_the_loss_counts() -> None:
     torch.manual_seed(0)
     made, real = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16)
     none = {"l1": 0.0, "l2": 0.0, "multi_scale": 0.0, "gradient": 0.0, "edge": 0.0}
-    assert losses.reconstruction(made, real, LossConfig(**none)) == 0
+    assert losses.reconstruction(made, real, AutoencoderLossConfig(**none)) == 0
     for name in ("l1", "l2", "multi_scale", "gradient"):
-        one = losses.reconstruction(made, real, LossConfig(**(none | {name: 1.0})))
-        assert one > 0 and losses.reconstruction(made, real, LossConfig(**(none | {name: 2.0}))) == 2 * one
-    plain, weighted = (losses.reconstruction(made, real, LossConfig(**(none | {"l1": 1.0, "edge": e}))) for e in (0, 1))
+        one = losses.reconstruction(made, real, AutoencoderLossConfig(**(none | {name: 1.0})))
+        assert one > 0 and losses.reconstruction(made, real, AutoencoderLossConfig(**(none | {name: 2.0}))) == 2 * one
+    plain, weighted = (
+        losses.reconstruction(made, real, AutoencoderLossConfig(**(none | {"l1": 1.0, "edge": e}))) for e in (0, 1)
+    )
     assert weighted > plain
 
 
@@ -342,7 +346,7 @@ def test_the_adversarial_term_comes_late_and_balanced() -> None:
     assert losses.hinge_discriminator(torch.zeros(4), torch.zeros(4)) == 2
     assert losses.hinge_discriminator(torch.full((4,), 2.0), torch.full((4,), -2.0)) == 0
     for halvings, patches in ((2, 6), (3, 2)):
-        critic = PatchDiscriminator(DiscriminatorConfig(width=8, halvings=halvings))
+        critic = PatchDiscriminator(PatchDiscriminatorConfig(width=8, halvings=halvings))
         assert critic(torch.randn(2, 3, 32, 32)).shape == (2, patches, patches)
 
 

@@ -33,7 +33,7 @@ from t2i.cli.fit.plan import (
     steps,
 )
 from t2i.cli.fit.probe import machine_speed
-from t2i.cli.fit.record import Record, Step
+from t2i.cli.fit.record import Step, Timings
 from t2i.cli.fit.tour import Run, carry_out, command_here, make_folder, say, write_page
 from t2i.cli.fit.words import describe, expectations
 from t2i.config.options import Options, argument, option
@@ -70,7 +70,7 @@ def fit(options: FitOptions, command: Run) -> None:
     tell_address(options.data)
     if kept is None:
         facts = look(options.data, say)  # before the machine is measured: this may be refused
-        kept = Kept(speed=machine_speed(command))
+        kept = KeptPlan(speed=machine_speed(command))
         chosen = choose(facts, kept.speed, options.minutes, options.family)
     else:
         chosen = decide(options, kept)
@@ -90,7 +90,7 @@ def fit(options: FitOptions, command: Run) -> None:
         shutil.rmtree(folder / name)
     keep(folder, kept, chosen, timed)
     write_prompts(folder / "prompts.txt", chosen)
-    record = Record(folder / "timings.json")
+    record = Timings(folder / "timings.json")
     carry_out(tour, record, command)
     sample = finish(options, folder, chosen, tour, record)
     say(f"done in {time.monotonic() - began:.0f} s\n\npage       {page_of(folder)}")
@@ -98,7 +98,7 @@ def fit(options: FitOptions, command: Run) -> None:
     say("\n".join(["", *expected, f"\nnext: {sample}"]))
 
 
-def finish(options: FitOptions, folder: Path, chosen: Chosen, tour: Sequence[Step], record: Record) -> str:
+def finish(options: FitOptions, folder: Path, chosen: Chosen, tour: Sequence[Step], record: Timings) -> str:
     """Saves the pipeline and writes the page; returns the command that samples."""
     model = model_of(folder, chosen)
     save_pipeline(folder / chosen.family, model)
@@ -131,7 +131,7 @@ def name_of(address: str) -> str:
 # ---- the plan, and what is kept of it -------------------------------------------------------------------------------
 
 
-class Kept(Section):
+class KeptPlan(Section):
     """plan.json: what an earlier start fixed.
 
     Attributes:
@@ -145,7 +145,7 @@ class Kept(Section):
     families: dict[str, Chosen] = {}
 
 
-def decide(options: FitOptions, kept: Kept) -> Chosen:
+def decide(options: FitOptions, kept: KeptPlan) -> Chosen:
     """Returns what was kept of the plan for this family; else looks at the data and makes it."""
     if options.family in kept.families:
         return kept.families[options.family]
@@ -156,7 +156,7 @@ def decide(options: FitOptions, kept: Kept) -> Chosen:
     return chosen
 
 
-def read_kept(folder: Path, address: str) -> Kept | None:
+def read_kept(folder: Path, address: str) -> KeptPlan | None:
     """What an earlier start left in `folder`; None for a new one.
 
     Raises:
@@ -172,7 +172,7 @@ def read_kept(folder: Path, address: str) -> Kept | None:
             raise InputError(f"{folder} holds something else than a fit; name a new folder with --run-dir")
         return None
     try:
-        kept = Kept.model_validate_json(read_regular(path))
+        kept = KeptPlan.model_validate_json(read_regular(path))
     except (OSError, ValidationError) as error:
         raise InputError(f"{path} is no plan of a fit; delete {folder}, or name another with --run-dir") from error
     other = next((one.address for one in kept.families.values() if one.address != address), None)
@@ -181,7 +181,7 @@ def read_kept(folder: Path, address: str) -> Kept | None:
     return kept
 
 
-def keep(folder: Path, kept: Kept, chosen: Chosen, timed: Sequence[Timed]) -> None:
+def keep(folder: Path, kept: KeptPlan, chosen: Chosen, timed: Sequence[Timed]) -> None:
     """Writes plan.json, in which the plans for other families stay."""
     from t2i.files import write_text
 

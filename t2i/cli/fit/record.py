@@ -23,7 +23,7 @@ class Step(NamedTuple):
         return shlex.join(["t2i", *self.argv])
 
 
-class Record:
+class Timings:
     """`timings.json` of the folder in which a plan is carried out."""
 
     def __init__(self, path: Path):

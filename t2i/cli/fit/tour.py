@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from t2i.cli.fit.record import Record, Step
+from t2i.cli.fit.record import Step, Timings
 from t2i.errors import InputError
 
 Run = Callable[[list[str]], int]  # runs one command line and returns its status
@@ -25,7 +25,7 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"{folder} is no folder and cannot become one; name another with --run-dir") from None
 
 
-def carry_out(tour: Sequence[Step], record: Record, command: Run) -> None:
+def carry_out(tour: Sequence[Step], record: Timings, command: Run) -> None:
     """Runs what is not finished yet by `command`; SystemExit with the status of one that failed."""
     for number, step in enumerate(tour, 1):
         heading = f"[{number}/{len(tour)}] {step.name}"
@@ -44,7 +44,7 @@ def write_page(
     page: Path,
     runs: Sequence[Path],
     tour: Sequence[Step],
-    record: Record,
+    record: Timings,
     helpers: Sequence[Path],
     following: Mapping[str, str],
     **options: Any,

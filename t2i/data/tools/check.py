@@ -77,7 +77,7 @@ class CheckReport:
 
 
 @dataclass
-class Collection:
+class CheckedData:
     """All that is known of the images at one address. Ids are unique over all splits."""
 
     address: str
@@ -102,7 +102,7 @@ class Collection:
         }
 
 
-def gather(address: str) -> Collection:
+def gather(address: str) -> CheckedData:
     """Decodes all images at an address that are not known from before, of all splits.
 
     Raises:
@@ -128,7 +128,7 @@ def gather(address: str) -> Collection:
     if "train" not in opened and "no split" not in str(problems["train"]):
         raise problems["train"]
     first = next(iter(opened.values()))
-    here = Collection(str(found), Index(_place_of(first)).folder, seeded=False)
+    here = CheckedData(str(found), Index(_place_of(first)).folder, seeded=False)
     here.problems = [str(error) for error in problems.values() if "no split" not in str(error)]
     for split, dataset in opened.items():
         _add(here, split, dataset)
@@ -151,7 +151,7 @@ def _place_of(dataset: Dataset) -> str:
     return str(dataset.root.resolve()) if isinstance(dataset, FolderDataset) else place_of(dataset.address)
 
 
-def _add(here: Collection, split: str, dataset: Dataset) -> None:
+def _add(here: CheckedData, split: str, dataset: Dataset) -> None:
     ids = list(dataset.ids)
     broken = [name for name, _ in getattr(dataset, "broken", ())]
     if isinstance(dataset, FolderDataset):
@@ -167,11 +167,11 @@ def _add(here: Collection, split: str, dataset: Dataset) -> None:
     here.captions |= dict(zip(ids, dataset.captions, strict=True))
 
 
-def _gather_folder(place: str, caption: str = "") -> Collection:
+def _gather_folder(place: str, caption: str = "") -> CheckedData:
     index = index_folder(place, caption)
     ids = list(index.files)
     there = Index(index.root.resolve()).folder
-    here = Collection(f"folder:{index.root}", there, index.seeded, verify(index.root, index.files, ids))
+    here = CheckedData(f"folder:{index.root}", there, index.seeded, verify(index.root, index.files, ids))
     here.split_of = {name: split for name, split in zip(ids, index.splits(ids, 0), strict=True) if split}
     here.captions |= index.captions
     here.missing, here.problems, here.unsupported = index.missing, index.problems, index.unsupported
@@ -190,7 +190,7 @@ def check(address: str | Path) -> CheckReport:
     return examine(gather(str(address)))
 
 
-def examine(here: Collection) -> CheckReport:
+def examine(here: CheckedData) -> CheckReport:
     """Counts what was gathered."""
     ids, found, split_of, usable = list(here.found), here.found, here.split_of, here.usable
     whole = [name for name in ids if not found[name].reason]

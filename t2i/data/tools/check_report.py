@@ -11,7 +11,7 @@ from PIL import Image
 from t2i import images, seeding
 from t2i.data import View, open_dataset
 from t2i.data.splits import SPLITS
-from t2i.data.tools.check import CheckReport, Collection, Spread
+from t2i.data.tools.check import CheckedData, CheckReport, Spread
 from t2i.errors import InputError
 from t2i.files import new_file, write_text
 from t2i.names import shown, some
@@ -91,7 +91,7 @@ def _findings(report: CheckReport) -> list[tuple[str, list[str]]]:
     ]
 
 
-def save_report(report: CheckReport, here: Collection) -> None:
+def save_report(report: CheckReport, here: CheckedData) -> None:
     """Writes report.json and pictures.parquet, a row for each image, into the folder of the index.
 
     Raises:

@@ -23,7 +23,7 @@ from t2i.files import new_folder, text_lines
 from t2i.images import BrokenImage, read_limited
 
 
-class Item(NamedTuple):
+class Kept(NamedTuple):
     """One image, with the captions that it is to have."""
 
     dataset: EncodedImages
@@ -41,7 +41,7 @@ class Rules(NamedTuple):
     deny: Sequence[str] = ()  # none of these
 
 
-class Written(NamedTuple):
+class Rewritten(NamedTuple):
     images: dict[str, int]  # of each split
     left_out: dict[str, int]  # why -> how many captions or images
 
@@ -71,7 +71,7 @@ def open_splits(address: str) -> dict[str, EncodedImages]:
     return opened
 
 
-def filter_captions(address: str, out: Path, rules: Rules) -> Written:
+def filter_captions(address: str, out: Path, rules: Rules) -> Rewritten:
     """Writes the images whose captions follow the rules into a new folder, each split for itself.
 
     Raises:
@@ -81,7 +81,7 @@ def filter_captions(address: str, out: Path, rules: Rules) -> Written:
     seen: set[str] = set()
     refusals = _refusals(rules, seen)
 
-    def kept(dataset: EncodedImages) -> Iterator[Item]:
+    def kept(dataset: EncodedImages) -> Iterator[Kept]:
         for row, captions in enumerate(dataset.captions):
             stay = []
             for caption in captions:
@@ -92,7 +92,7 @@ def filter_captions(address: str, out: Path, rules: Rules) -> Written:
                     stay.append(caption)
                     seen.add(caption.lower())
             if stay:
-                yield Item(dataset, row, stay)
+                yield Kept(dataset, row, stay)
 
     parts = {split: list(kept(dataset)) for split, dataset in open_splits(address).items()}
     if not any(parts.values()):
@@ -138,7 +138,7 @@ def read_words(path: Path) -> list[str]:
     return words
 
 
-def split_images(address: str, out: Path, shares: Mapping[str, float], seed: int = 0) -> Written:
+def split_images(address: str, out: Path, shares: Mapping[str, float], seed: int = 0) -> Rewritten:
     """Assigns each image to a split anew and writes a folder for each; equal files always come into the same one.
 
     Args:
@@ -152,13 +152,13 @@ def split_images(address: str, out: Path, shares: Mapping[str, float], seed: int
         told = ", ".join(f"{split} {share:g}" for split, share in shares.items())
         raise InputError(f"the shares of the splits must add up to 1, got {told}")
     items = [
-        Item(dataset, row, captions)
+        Kept(dataset, row, captions)
         for dataset in open_splits(address).values()
         for row, captions in enumerate(dataset.captions)
     ]
     contents = [hashlib.sha256(_bytes(item)).hexdigest() for item in items]
     wanted = {split: share for split, share in shares.items() if share}
-    parts: dict[str, list[Item]] = {split: [] for split in wanted}
+    parts: dict[str, list[Kept]] = {split: [] for split in wanted}
     for item, split in zip(items, assign_splits(contents, seed, wanted), strict=True):
         parts[split].append(item)
     empty = [split for split, own in parts.items() if not own]
@@ -167,7 +167,7 @@ def split_images(address: str, out: Path, shares: Mapping[str, float], seed: int
     return _write(out, parts, {})
 
 
-def _bytes(item: Item) -> bytes:
+def _bytes(item: Kept) -> bytes:
     try:
         source = item.dataset.source(item.row)
         return source if isinstance(source, bytes) else read_limited(source)
@@ -175,7 +175,7 @@ def _bytes(item: Item) -> bytes:
         raise InputError(f"{item.dataset.place(item.row)} cannot be read ({error}); repair or remove it") from error
 
 
-def _write(out: Path, parts: Mapping[str, Sequence[Item]], left_out: dict[str, int]) -> Written:
+def _write(out: Path, parts: Mapping[str, Sequence[Kept]], left_out: dict[str, int]) -> Rewritten:
     with new_folder(out) as folder:
         for split, items in parts.items():
             if not items:
@@ -188,10 +188,10 @@ def _write(out: Path, parts: Mapping[str, Sequence[Item]], left_out: dict[str, i
                     text = item.captions[0] if len(item.captions) == 1 else list(item.captions)
                     row = {"file_name": name, "text": text, "id": item.dataset.ids[item.row]}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return Written({split: len(items) for split, items in parts.items() if items}, left_out)
+    return Rewritten({split: len(items) for split, items in parts.items() if items}, left_out)
 
 
-def _place(item: Item, stem: Path) -> str:
+def _place(item: Kept, stem: Path) -> str:
     """Puts the image there by a link or a copy; returns its name."""
     source = item.dataset.source(item.row)
     if isinstance(source, Path):

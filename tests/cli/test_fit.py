@@ -7,7 +7,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -221,7 +221,7 @@ class Fitted(NamedTuple):
 def go(data: Path, folder: Path, command: Callable[[list[str]], int], **more: Any) -> str:
     printed = io.StringIO()
     with redirect_stdout(printed):
-        program.fit(program.FitOptions(data=str(data), minutes=0.2, run=folder, **more), command)
+        program.fit(program.FitOptions(data=str(data), minutes=30, run=folder, **more), command)
     return printed.getvalue()
 
 
@@ -240,24 +240,28 @@ def killed_in_the_prior(argv: list[str]) -> int:
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fitted]:
+    """The settings of its plan hold for all tests of the module that read it."""
     base = tmp_path_factory.mktemp("a b")
     data, folder = folder_of(base / "it's data", 260), base / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "machine_speed", lambda command: 0.2)
         patch.setattr(program, "NEIGHBOURS", 20)
         patch.setattr(gallery, "SHOWN", 3)
-        assert wait(fork(lambda: go(data, folder, killed_in_the_prior))) == -signal.SIGKILL
+        # so few steps that no machine is too slow for them
+        patch.setitem(plan.TOKENIZERS, 32, plan.TOKENIZERS[32]._replace(images=8 * 32))
+        patch.setitem(plan.GENERATORS, ("prior", 32), plan.GENERATORS["prior", 32]._replace(images=6 * 64))
+        assert wait(fork(lambda: go(data, folder, killed_in_the_prior)), 250) == -signal.SIGKILL
         kept = int(checkpoint.steps(folder / "prior" / "checkpoints")[-1].name[5:])
         patch.setattr(program, "look", lambda *_: pytest.fail("the data is looked at again"))
         patch.setattr(program, "machine_speed", lambda command: pytest.fail("measured again"))
-        return Fitted(folder, go(data, folder, app.main), kept)
+        yield Fitted(folder, go(data, folder, app.main), kept)
 
 
 def test_a_killed_fit_goes_on_where_it_was(fitted: Fitted) -> None:
     assert "[1/4] tokenizer: finished before" in fitted.out and "[2/4] prior: t2i train prior" in fitted.out
     at = [record["step"] for record in read(fitted.folder / "prior" / "journal.jsonl")]
-    assert fitted.killed_at > 0 and at == sorted(at) and at[-1] > fitted.killed_at
+    assert 0 < fitted.killed_at < 6 and at == sorted(at) and at[-1] == 6
 
 
 def test_a_fit_leaves_a_model_scores_images_and_a_page(fitted: Fitted) -> None:
@@ -275,9 +279,7 @@ def test_a_fit_leaves_a_model_scores_images_and_a_page(fitted: Fitted) -> None:
     assert shlex.split(sample)[1:] == ["sample", str(folder / "model-prior"), prompts[0], "-n", "4"]
 
 
-def test_typed_once_more_it_trains_nothing(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "NEIGHBOURS", 20)
-    monkeypatch.setattr(gallery, "SHOWN", 3)
+def test_typed_once_more_it_trains_nothing(fitted: Fitted) -> None:
     data = Chosen(**json.loads((fitted.folder / "plan.json").read_text())["families"]["prior"]).address
     out = go(Path(data), fitted.folder, lambda argv: pytest.fail(f"{argv} was run again"))
     assert out.count("finished before") == 4

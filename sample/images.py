@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def output_folder(out: Path | None, pipe: "TextToImagePipeline", job: Job) -> Iterator[Path]:
-    """`out`, or the next free name: in the run, beside what training left there; of a saved pipeline, here.
+    """Yields `out`, or the next free name: in the run directory, or here for a saved pipeline.
 
     With `--interactive` each line has a free name inside of `out`.
     """
@@ -74,11 +74,11 @@ def warn_of_no_effect(job: Job) -> None:
 
 
 def warn_of_scorer(pipe: "TextToImagePipeline", scorer: "ImageTextExtractor", address: str | None) -> None:
-    """Warns where the choice of an encoder is worth less than it seems."""
-    from t2i.pipeline import trained_with
+    """Warns when the choice by an encoder means little."""
+    from t2i.sampling.trained_with import trained_with
 
     clip = Path(address.removeprefix("clip:")) if address and address.startswith("clip:") else None
-    if role := trained_with(pipe, clip).get(scorer.digest()):
+    if role := trained_with(pipe.text_encoder, pipe.manifest, clip).get(scorer.digest()):
         warnings.warn(
             f"the encoder that chooses was this run's {role}: it sees what the run already learned from it",
             stacklevel=2,
@@ -120,7 +120,7 @@ def _reads_as_prompt(word: str) -> bool:
 
 
 def sample_lines(lines: BinaryIO, pipe: "TextToImagePipeline", run: str, job: Job) -> None:
-    """Samples each line as it comes and prints the paths of its images; a mistake in one is told and the next is read.
+    """Samples each line as it comes and prints the paths of its images; a mistake in one is reported and the next is read.
 
     Args:
         job: without prompts.

@@ -1,6 +1,6 @@
 """Every random draw is a pure function of (seed, purpose, step, sample id): there is no generator state to save.
 
-So a picture does not depend on the batch it was drawn in, a resumed run continues bit for bit, and N processes see what one
+So an image does not depend on the batch it was drawn in, a resumed run continues bit for bit, and N processes see what one
 would. The hash is the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), vectorised in numpy.
 """
 

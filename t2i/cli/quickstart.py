@@ -111,7 +111,7 @@ def show(run: Path, page: Path, plan: Plan, family: str, record: Timings, follow
 
 
 def next_commands(run: Path, family: str) -> dict[str, str]:
-    """What to try next -> the command, as it can be typed here."""
+    """Returns commands to try next, by what each of them does."""
     t2i, model = command_here(), shlex.quote(str(run / family))
     other = next(name for name in NAMES if name != family)
     lines: dict[str, Sequence[str]] = {

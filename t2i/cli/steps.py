@@ -27,7 +27,7 @@ FAST = 0.65  # of the reference speed; below it the tokenizer gets fewer steps a
 
 
 class Plan(NamedTuple):
-    """How long each training is."""
+    """Lengths of the trainings."""
 
     minutes: float  # of the generator
     speed: float = 1.0  # of this machine, in units of the reference

@@ -36,7 +36,7 @@ NO_PROTOCOL = ScoreProtocol()
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a metric is given of one scoring, by one extractor. A metric that does not ask for a field may not find it.
+    """The inputs of a metric in one scoring, from one extractor. A field that the metric does not ask for may be absent.
 
     Attributes:
         fake: [N, D] of the generated images; for a `condensed` metric they may be `GaussianStats`.

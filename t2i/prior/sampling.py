@@ -1,4 +1,4 @@
-"""Turns text into images through codes: the sampler of a run of `t2i train prior`."""
+"""The sampler of a prior: text to codes, and codes to images by its tokenizer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -21,7 +21,7 @@ from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextEncoder, TextFeatures
 from t2i.trained import TrainedRun
 
-SHARE_OF_DECODING = 0.95  # of the work, for who watches; the rest is the tokenizer's
+SHARE_OF_DECODING = 0.95  # of the work, as progress counts it; the rest is the tokenizer's
 
 
 class PriorSampler:
@@ -82,7 +82,7 @@ class PriorSampler:
         redraw_S = np.repeat(redraw_hw.ravel(), self.prior.grid.depth)
         if self.config.order == "raster" and redraw_S.argmax() + redraw_S.sum() < len(redraw_S):
             raise InputError(
-                "this prior was trained with order raster and sees only what lies above: it can keep rows at the top and "
+                "this prior was trained with order raster and sees only what is above: it can keep rows at the top and "
                 "nothing else; to fill in a mask train one with order=random"
             )
         other = copy(self)
@@ -121,7 +121,7 @@ class PriorSampler:
         guidance: float,
         on_step: Callable[[float], None] | None = None,
     ) -> Tensor:
-        """indices_BS of one image a row of `text`."""
+        """Returns indices_BS, one image for each row of `text`."""
         sampling, kept = self._with({"guidance": guidance}), self._kept
         known = None if kept is None else Known(*(part.expand(len(seeds), -1) for part in kept))
         heard = None if on_step is None else (lambda share: on_step(SHARE_OF_DECODING * share))
@@ -131,7 +131,7 @@ class PriorSampler:
         return codes_BS
 
     def decode(self, codes_BS: Tensor) -> ImageArray:
-        """The images of codes."""
+        """Returns the images of codes."""
         return self.tokenizer.decode(codes_BS.view(len(codes_BS), -1, self.tokenizer.codebooks))
 
     def reconstruct(self, images_BHWC: ImageArray) -> ImageArray:

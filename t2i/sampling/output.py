@@ -56,7 +56,7 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What to sample, after the options are checked and all prompts are read."""
+    """A job of sampling, after the options are checked and all prompts are read."""
 
     prompts: list[str]
     options: SampleOptions

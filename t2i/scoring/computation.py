@@ -99,7 +99,7 @@ def _features(evidence: Evidence, digest: str | None) -> Any:
 def _judged(
     fake: Evidence, real: Evidence, specs: Sequence[Spec], partners: Sequence[int] | None, seed: int
 ) -> Mapping[str, Mapping[str, NDArray[np.bool_]]]:
-    """What the oracle finds right in the generated images, in the real ones, and under shuffled captions."""
+    """Verdicts of the oracle on the generated images, on the real ones, and under shuffled captions."""
     found = {"fake": judge(fake.readings, specs)}
     if partners is not None:
         found["real"] = judge([real.readings[k] for k in partners], specs)

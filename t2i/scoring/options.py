@@ -31,7 +31,7 @@ class ExtractorOptions(Options):
 
 
 class ScoringOptions(ExtractorOptions):
-    """What every program reads that computes metrics of images.
+    """Options of every program that computes metrics of images.
 
     Attributes:
         data: address of the captioned images; None: what the run was trained on.

@@ -145,7 +145,7 @@ def _ask_oracle(metrics: Sequence[Metric]) -> bool:
 
 
 def _missing(fake: Images, real: Real, extractors: Sequence[Extractor], of_a_run: bool) -> Missing:
-    """What metrics may need and there is not, and why."""
+    """Things that metrics may need and that are missing, with the reason."""
     captions, missing = fake.captions, dict[tuple[str, str], str]()
     if captions is None:
         why = f"{fake.captioned or 'none'} of {counted(len(fake), 'image')} in {fake.name} have captions"

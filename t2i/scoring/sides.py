@@ -61,7 +61,7 @@ def sides_of_images(options: ScoreOptions) -> tuple[Images, Real]:
 
 
 def view_of(options: ScoreOptions, own: dict[str, Any]) -> View:
-    """How the real images of a data set are brought to size."""
+    """Returns how the real images of a data set are brought to size."""
     return View(options.resolution or own["resolution"], own["fit"], None, own["split_seed"])
 
 

@@ -19,7 +19,7 @@ are padded on the right to one of a few lengths and to a fixed number of rows: a
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -27,12 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from t2i.align.tokenizer import length_batches
 from t2i.errors import InputError, warn_truncated
 from t2i.pretrained import (
     HOLDS,
     ModelFolder,
     find_folder,
-    length_batches,
     load_config,
     load_model,
     load_text_tokenizer,
@@ -40,6 +40,7 @@ from t2i.pretrained import (
     quiet,
 )
 from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, writing
+from t2i.text.pooling import POOLINGS
 from t2i.text.sentences import read_rules
 
 DEFAULT_TOKENS = 77  # CLIP's limit; captions are short, and 512 token states a caption would fill the disk
@@ -47,12 +48,11 @@ ROWS = {"cpu": 8, "cuda": 64}  # captions in one forward pass
 
 
 class ReadingRules(NamedTuple):
-    """How captions are read and pooled."""
+    """Rules for reading and pooling captions."""
 
     max_tokens: int
-    pooling: tuple[
-        str, ...
-    ] = ()  # keys of POOLINGS, joined, `unit` last where the result is normalised; empty: its own
+    # keys of POOLINGS, joined, `unit` last where the result is normalised; empty: its own
+    pooling: tuple[str, ...] = ()
     lower_case: bool = False
 
 
@@ -170,11 +170,8 @@ class _Pretrained:
     def _tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor, int]:
         """Returns ids [B, T], mask [B, T], and how many captions were cut."""
         if not captions:
-            return (
-                torch.zeros(0, self.max_tokens, dtype=torch.long),
-                torch.zeros(0, self.max_tokens, dtype=torch.bool),
-                0,
-            )
+            none = torch.zeros(0, self.max_tokens, dtype=torch.long)
+            return none, none.bool(), 0
         if self._reading.lower_case:
             captions = [caption.lower() for caption in captions]
         whole = self.tokenizer(captions, truncation=False, verbose=False)["input_ids"]
@@ -198,6 +195,19 @@ class _Pretrained:
 
     def _pool(self, output: Any, mask_BT: Tensor) -> Tensor:
         return POOLINGS[self.pooling.partition("/")[0]](output.last_hidden_state, mask_BT)
+
+    @property
+    def lower_case(self) -> bool:
+        """True where captions are read in lower case, beside what the tokenizer does."""
+        return self._reading.lower_case
+
+    def pooled_of(self, ids_B: Tensor) -> Tensor:
+        """Returns the pooled vectors [B, P] of single tokens, each read alone between the special tokens."""
+        framed, plain = (self.tokenizer("a", add_special_tokens=which)["input_ids"] for which in (True, False))
+        before = framed[: framed.index(plain[0])]
+        after = framed[len(before) + len(plain) :]
+        ids_BT = torch.tensor([[*before, token, *after] for token in ids_B.tolist()])
+        return self._forward(ids_BT.to(self.device), torch.ones_like(ids_BT, dtype=torch.bool).to(self.device))[1].cpu()
 
     def digest(self) -> str:
         """Returns the sha256 of the weights, the decisive config keys, the tokenizer, the length limit and the pooling rule."""
@@ -295,48 +305,25 @@ class GPT2Text(_Pretrained):
     pooling = "last/1"
 
 
+def load_tower(path: str) -> _Pretrained:
+    """Returns the encoder that reads the tower at a path, whichever kind it is.
+
+    Raises:
+        InputError: no folder, hub id or tower that is read here.
+    """
+    label = f"text.path={path!r}"
+    root = find_folder(path, label)
+    rules = read_rules(root)
+    kinds = {kind: reader for reader in _Pretrained.__subclasses__() for kind in reader.model_types}
+    known = "; ".join(f"{reader.name}: {', '.join(reader.model_types)}" for reader in _Pretrained.__subclasses__())
+    folder = open_folder(rules.tower if rules else root, label, kinds, lambda found: f"none of {known}; name another")
+    reader = kinds[folder.config["model_type"]]
+    return reader.fit(TextConfig(encoder=reader.name, path=path), [])
+
+
 def _limit(config: Any) -> int | None:
     """Returns the most tokens that a tower reads; None: relative positions, no limit."""
     limit = getattr(config, "max_position_embeddings", None)
     if limit and config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         return limit - config.pad_token_id - 1  # their positions are counted from there
     return limit
-
-
-# ---- pooling: states [B, T, D] and mask [B, T] -> [B, D] ------------------------------------------------------------
-
-
-def _mean(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    weights_BT1 = mask_BT[:, :, None].to(states_BTD.dtype)
-    return (states_BTD * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1)
-
-
-def _mean_sqrt_len(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    return _mean(states_BTD, mask_BT) * mask_BT.sum(dim=1, keepdim=True).sqrt()
-
-
-def _weighted_mean(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """Later tokens weigh more: the k-th of a caption k times (Muennighoff, 2022)."""
-    weights_BT1 = (mask_BT * torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device))[:, :, None].to(
-        states_BTD.dtype
-    )
-    return (states_BTD * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1)
-
-
-def _max(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    return states_BTD.masked_fill(~mask_BT[:, :, None], float("-inf")).amax(dim=1)
-
-
-def _last(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    last_B = mask_BT.sum(dim=1) - 1
-    return states_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
-
-
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cls": lambda states_BTD, mask_BT: states_BTD[:, 0],
-    "mean": _mean,
-    "mean_sqrt_len": _mean_sqrt_len,
-    "weighted_mean": _weighted_mean,
-    "max": _max,
-    "last": _last,
-}

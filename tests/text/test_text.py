@@ -43,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def build(name: str, folders: dict[str, Path], max_tokens: int | None = None):
-    path = str(folders[name]) if name in PRETRAINED else None
+    path = str(folders["bert" if name == "static" else name]) if name in (*PRETRAINED, "static") else None
     return fit_encoder(TextConfig(encoder=name, path=path, max_tokens=max_tokens), CAPTIONS)
 
 

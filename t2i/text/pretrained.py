@@ -318,7 +318,7 @@ def load_tower(path: str) -> _Pretrained:
     known = "; ".join(f"{reader.name}: {', '.join(reader.model_types)}" for reader in _Pretrained.__subclasses__())
     folder = open_folder(rules.tower if rules else root, label, kinds, lambda found: f"none of {known}; name another")
     reader = kinds[folder.config["model_type"]]
-    return reader.fit(TextConfig(encoder=reader.name, path=path), [])
+    return reader.fit(TextConfig.model_validate({"encoder": reader.name, "path": path}), [])
 
 
 def _limit(config: Any) -> int | None:

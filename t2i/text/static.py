@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 DEFAULT_WIDTH = 128
 FEWEST_TOKENS, MOST_TOKENS = 16, 77  # T when the config names none: the longest training caption, within these bounds
 _AT_ONCE = 256  # tokens in one forward pass
+# prompts have these more often than captions, where a name may have none: counted as in half of the captions at least
+_FUNCTION_WORDS = "a an the this that my your some of in on at to for from by with and or is are".split()
 _VECTORS, _TOKENIZER = "vectors.safetensors", "tokenizer.json"
 
 Matrix = NDArray[np.float32]
@@ -40,7 +42,7 @@ class StaticText:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.token_dim = self.pooled_dim = vectors_VD.shape[1]
         self._vectors_VD = vectors_VD
-        self._known_V = vectors_VD.any(axis=1)
+        self._known_V: NDArray[np.bool_] = np.asarray((vectors_VD != 0).any(axis=1))
 
     @classmethod
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
@@ -62,7 +64,7 @@ class StaticText:
             return cls(kept.tokenizer, kept._vectors_VD, config.max_tokens or kept.max_tokens)
         tokenizer, states_VP = _read_vocabulary(config)
         tokens = [_ids(tokenizer, caption) for caption in captions]
-        vectors_VD = principal(states_VP, config.width or DEFAULT_WIDTH) * _rarity(tokens, len(states_VP))[:, None]
+        vectors_VD = principal(states_VP, config.width or DEFAULT_WIDTH) * _rarity(tokens, tokenizer)[:, None]
         longest = min(MOST_TOKENS, max([FEWEST_TOKENS, *map(len, tokens)]))
         return cls(tokenizer, vectors_VD.astype(np.float16), config.max_tokens or longest)
 
@@ -142,12 +144,15 @@ def principal(states_VP: Matrix, width: int) -> Matrix:
     return projected_VD.astype(np.float32)
 
 
-def _rarity(captions: Sequence[Sequence[int]], size: int) -> Matrix:
+def _rarity(captions: Sequence[Sequence[int]], tokenizer: "Tokenizer") -> Matrix:
     """Returns the smoothed inverse document frequency of each token, 1 for those that no caption has."""
+    size = tokenizer.get_vocab_size()
     captions_with: Counter[int] = Counter(token for tokens in captions for token in set(tokens))
     if not captions_with:
         raise InputError("text.encoder=static found no word in the captions; check the data")
     counts_V = np.array([captions_with[token] for token in range(size)])
+    common = [ids[0] for word in _FUNCTION_WORDS if len(ids := _ids(tokenizer, word)) == 1]
+    counts_V[common] = np.maximum(counts_V[common], len(captions) / 2)
     idf_V = np.log((len(captions) + 1) / (counts_V + 1)) + 1
     return (idf_V / (np.log(len(captions) + 1) + 1)).astype(np.float32)
 

@@ -78,6 +78,14 @@ def test_rare_tokens_weigh_more(folders: dict[str, Path]) -> None:
     assert ratio[0] > 1.5 * ratio[1]
 
 
+def test_articles_weigh_little_where_no_caption_has_them(folders: dict[str, Path]) -> None:
+    config = TextConfig(encoder="static", path=str(folders["bert"]))
+    without = StaticText.fit(config, ["red star", "blue ring"] * 20)
+    with_it = StaticText.fit(config, ["a red star", "blue ring"] * 20)
+    norms = [float(e.encode(["a"]).tokens_BTD[0, 0].norm()) for e in (without, with_it)]
+    assert norms[0] == norms[1], "counted as in half of the captions"
+
+
 def test_width_is_kept_and_a_table_serves_another_run(folders: dict[str, Path], tmp_path: Path) -> None:
     encoder = distilled(folders["bert"], 8)
     assert encoder.token_dim == encoder.pooled_dim == 8

@@ -9,6 +9,7 @@
     t2i sample runs/prior "a red circle" --guidance 2 --temperature 0.7 --top-k 100 --steps 10 --best-of 8
     t2i sample runs/prior "a red circle" --init image.png --mask mask.png
     t2i sample runs/prior "a red circle" --init image.png --keep-rows 4
+    t2i sample runs/prior --init image.png --edit "red -> blue"
     t2i sample runs/prior -i
 
 Image k of a prompt follows from (seed, prompt, k), whatever is sampled beside it; the seed that the manifest tells of an image
@@ -32,10 +33,11 @@ from typing import TYPE_CHECKING, BinaryIO
 from t2i.cli import run_program
 from t2i.console import shown_progress
 from t2i.errors import InputError
+from t2i.explain.words import edited
 from t2i.files import new_folder, refuse_used
 from t2i.names import counted
 from t2i.sampling.options import SampleOptions
-from t2i.sampling.output import GRID_MOST, Given, Job, free_folder, slug, write
+from t2i.sampling.output import GRID_MOST, Given, Job, free_folder, prompt_in, slug, write
 from t2i.sampling.prompts import clean_prompt, read_prompts
 from t2i.weights import DEFAULT, shipped
 
@@ -167,14 +169,34 @@ def read_all_prompts(words: Sequence[str], options: SampleOptions) -> list[str]:
     return wanted
 
 
+def edited_prompt(words: Sequence[str], options: SampleOptions) -> tuple[list[str], str]:
+    """([the prompt after the edit], the prompt before it), which `t2i sample` wrote into the image where none is given.
+
+    Raises:
+        InputError: there is no prompt, more than one, or the edit does not fit it.
+    """
+    assert options.edit is not None and options.init is not None
+    told = list(words) or [prompt for prompt in [prompt_in(options.init)] if prompt is not None]
+    if len(told) != 1:
+        why = (
+            "holds no prompt; say in quotes what it shows" if not told else f"has one prompt, and {len(told)} are given"
+        )
+        raise InputError(f"--edit: {options.init} {why}")
+    before, after = edited(clean_prompt(told[0]), options.edit)
+    return [after], before
+
+
 def main(options: SampleOptions) -> None:
-    run, words = split_words(options.words, options.model, options.interactive)
+    run, words = split_words(options.words, options.model, options.interactive or options.edit is not None)
+    before = ""
+    if options.edit is not None:
+        words, before = edited_prompt(words, options)
     wanted = read_all_prompts(words, options)
     if options.out is not None and not options.interactive:
         refuse_used(options.out)
     if run in shipped():
         print(f"sampling from {run}, a model that ships with t2i and knows rendered shapes", file=sys.stderr)
-    given = None if options.init is None else Given(options.init, options.mask, options.keep_rows)
+    given = None if options.init is None else Given(options.init, options.mask, options.keep_rows, options.edit)
     kept = given.arguments() if given else {}
 
     import torch  # slow to import: the mistakes above are told first
@@ -189,6 +211,10 @@ def main(options: SampleOptions) -> None:
         warn_of_no_effect(job)
         # a name that was typed as a run may have meant a folder, and a warning says so
         pipe = TextToImagePipeline.from_pretrained(run if run in options.words else shipped()[run], device)
+        if options.edit is not None:
+            from t2i.explain.editing import mask_of_edit
+
+            kept["mask_image"] = mask_of_edit(pipe, kept["init_image"], before, wanted[0])
         if scorer is not None:
             warn_of_scorer(pipe, scorer, options.scorer)
         if pipe.chosen:

@@ -42,7 +42,7 @@ class StaticText:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.token_dim = self.pooled_dim = vectors_VD.shape[1]
         self._vectors_VD = vectors_VD
-        self._known_V = vectors_VD.any(axis=1)
+        self._known_V: NDArray[np.bool_] = np.asarray((vectors_VD != 0).any(axis=1))
 
     @classmethod
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:

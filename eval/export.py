@@ -19,10 +19,10 @@ from t2i.files import new_folder
 from t2i.hardware import prepare_cpu
 
 if TYPE_CHECKING:
-    from t2i.export.measuring import Measured
+    from t2i.export.measuring import MeasuredModel
 
 
-def row(name: str, measured: "Measured", difference: str) -> list[str]:
+def row(name: str, measured: "MeasuredModel", difference: str) -> list[str]:
     """One line of the table."""
     p50, p95 = (f"{1000 * np.quantile(measured.seconds, share):.1f} ms" for share in (0.5, 0.95))
     strict = "" if measured.strict is None else f"{measured.strict:.3f}"

@@ -24,7 +24,7 @@ from t2i.pipeline import TextToImagePipeline
 from t2i.sampling.prompts import image_seed
 
 
-class Measured(NamedTuple):
+class MeasuredModel(NamedTuple):
     """What one image costs, and how many show their captions; None: no data says what captions ask for."""
 
     bytes: int
@@ -42,7 +42,7 @@ def captions_of(pipe: TextToImagePipeline, n: int) -> list[str]:
     return [PROMPTS[i % len(PROMPTS)] for i in range(n)]
 
 
-def measure_pipeline(pipe: TextToImagePipeline, captions: Sequence[str]) -> Measured:
+def measure_pipeline(pipe: TextToImagePipeline, captions: Sequence[str]) -> MeasuredModel:
     """The model itself, in this process, an image at a time."""
     images, seconds = [], []
     pipe(captions[0], seed=0)
@@ -52,10 +52,10 @@ def measure_pipeline(pipe: TextToImagePipeline, captions: Sequence[str]) -> Meas
         seconds.append(time.perf_counter() - start)
     tensors = [tensor for _, part in pipe.sampler.components().values() for tensor in part.values()]
     size = sum(tensor.nbytes for tensor in tensors)
-    return Measured(size, np.array(seconds), psutil.Process().memory_info().rss, strict(images, captions))
+    return MeasuredModel(size, np.array(seconds), psutil.Process().memory_info().rss, strict(images, captions))
 
 
-def measure_export(pipe: TextToImagePipeline, folder: Path, captions: Sequence[str], size: int) -> Measured:
+def measure_export(pipe: TextToImagePipeline, folder: Path, captions: Sequence[str], size: int) -> MeasuredModel:
     """The exported folder, in a process of its own without this package's networks, an image at a time.
 
     Raises:
@@ -77,7 +77,7 @@ def measure_export(pipe: TextToImagePipeline, folder: Path, captions: Sequence[s
             )
         with np.load(result) as found:
             images, seconds, memory = found["images"], found["seconds"], int(found["memory"])
-    return Measured(size, seconds, memory, strict(list(to_uint8(torch.from_numpy(images))), captions))
+    return MeasuredModel(size, seconds, memory, strict(list(to_uint8(torch.from_numpy(images))), captions))
 
 
 def strict(images: Sequence[ImageArray], captions: Sequence[str]) -> float | None:

@@ -112,6 +112,25 @@ class Completes(Protocol):
         ...
 
 
+@runtime_checkable
+class Likelihood(Protocol):
+    """A `Sampler` that tells how likely the cells of an image are under a caption."""
+
+    def codes(self, image_HWC: "ImageArray") -> "NDArray[np.int64]":
+        """The codes of an image of the run's size, in the shape that `log_likelihood` takes."""
+        ...
+
+    def sample_with_codes(
+        self, text: TextFeatures, seed: int, guidance: float
+    ) -> "tuple[NDArray[np.int64], ImageArray]":
+        """Codes and pixels [H, W, 3] of one image, that of `sample` with this seed and one row of `text`."""
+        ...
+
+    def log_likelihood(self, text: TextFeatures, codes: "NDArray[np.int64]") -> "NDArray[np.float64]":
+        """[B, rows, columns] nats of each cell of one image, a caption a row of `text`, without guidance."""
+        ...
+
+
 @dataclass(frozen=True)
 class Family:
     """One family of models; classes are named as `module:class`, so that listing families imports none of them."""

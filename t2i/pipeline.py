@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 from t2i.errors import InputError
-from t2i.extractors import ImageTextExtractor, open_image_text
+from t2i.extractors import open_image_text
 from t2i.families import FAMILIES, NoiseSpace, Sampler
 from t2i.files import new_folder
 from t2i.images import Fit, ImageArray, grid
+from t2i.reader.reading import Reader
 from t2i.sampling import calls, hub, saved
 from t2i.sampling.calls import ImagePipelineOutput, OutputType, as_output, count, number, output_type_of
 from t2i.sampling.inpainting import keep_parts
@@ -27,7 +28,7 @@ from t2i.sampling.listening import Stopped, listened
 from t2i.sampling.mixing import frame_weights, mix
 from t2i.sampling.model_card import card_prompts, model_card, score_files
 from t2i.sampling.prompts import clean_prompt, warn_of_unknown_words
-from t2i.sampling.reranking import BestOf, candidate_seed
+from t2i.sampling.reranking import BestOf, Chooser, candidate_seed
 from t2i.sampling.saved import Stored
 from t2i.text import TextFeatures
 from t2i.trained import RECORD
@@ -163,7 +164,7 @@ class TextToImagePipeline:
         mask_image: Image.Image | None = None,
         keep_rows: int | None = None,
         best_of: int = 1,
-        scorer: ImageTextExtractor | None = None,
+        scorer: Chooser | Reader | None = None,
         **settings: Any,
     ) -> ImagePipelineOutput:
         """Makes images, those of the first prompt first.

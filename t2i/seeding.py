@@ -53,6 +53,12 @@ def normal(seed: int, purpose: str, ids: ArrayLike, draws: int) -> NDArray[np.fl
     return out[:, :draws].astype(np.float32)
 
 
+def gumbel(seed: int, slots: ArrayLike, codes: int) -> NDArray[np.float64]:
+    """Returns standard Gumbel noise [len(slots), codes] of an image's codes, row i a function of (seed, slots[i])."""
+    u = uniform(seed, "sample/gumbel", slots, codes)
+    return -np.log(-np.log(np.maximum(u, 2.0**-54)))
+
+
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     """The data order of one epoch, a function of (seed, epoch, size) alone."""
     return np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, epoch])).permutation(size)

@@ -24,6 +24,7 @@ from t2i.prior.config import SamplingConfig
 from t2i.prior.kv_cache import CachedDecoder, weights_of
 from t2i.prior.orders import group_sizes
 from t2i.prior.transformer import Grid, Prior
+from t2i.seeding import gumbel
 from t2i.text import TextFeatures
 
 CHUNK = 16  # images of one batch on a CPU
@@ -46,12 +47,6 @@ def guidance_at(done: float, sampling: SamplingConfig) -> float:
     if sampling.guidance_schedule == "constant":
         return sampling.guidance
     return 1 + (sampling.guidance - 1) * (1 - math.cos(math.pi * done**sampling.guidance_power)) / 2
-
-
-def gumbel(seed: int, slots: np.ndarray, codes: int) -> np.ndarray:
-    """Returns standard Gumbel noise [len(slots), codes], row i a function of (seed, slots[i])."""
-    u = seeding.uniform(seed, "sample/gumbel", slots, codes)
-    return -np.log(-np.log(np.maximum(u, 2.0**-54)))
 
 
 def kept(logits: Tensor, sampling: SamplingConfig, slack: float = 0.0) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from t2i.prior.kernels import onednn, onednn_available
-from t2i.prior.transformer import EPS, Prior, rotation
+from t2i.prior.transformer import EPS, Prior, rotate, rotation
 from t2i.text import TextFeatures
 
 
@@ -130,11 +130,7 @@ def static_step(layers: Sequence[Layer], x: Tensor, turn: Tensor, places: Tensor
         h = torch.addcmul(layer.shift_1, F.layer_norm(x, (width,), None, None, EPS), layer.scale_1)
         qk, v = F.linear(h, layer.qkv).split((2 * width, width), dim=-1)
         qk = F.layer_norm(qk.unflatten(-1, (2 * heads, head_dim)), (head_dim,), layer.gain, None, EPS)
-        # by real arithmetic: the compiler does not fuse complex numbers
-        even, odd = qk.float().unflatten(-1, (-1, 2)).unbind(-1)
-        cos, sin = turn.unbind(-1)
-        qk = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(v)
-        q, k = qk.unflatten(2, (2, heads)).permute(2, 0, 3, 1, 4)
+        q, k = rotate(qk, turn).type_as(v).unflatten(2, (2, heads)).permute(2, 0, 3, 1, 4)
         layer.keys.index_copy_(2, places, k)
         layer.values.index_copy_(2, places, v.unflatten(-1, (heads, head_dim)).transpose(1, 2))
         attended = F.scaled_dot_product_attention(q, layer.keys, layer.values, attn_mask=bias)

@@ -74,14 +74,21 @@ def rotation(grid: Grid, head_dim: int, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turns neighbouring channels as pairs; `turn` is complex with half as many channels."""
+    """Turns neighbouring channels as pairs; `turn` is complex with half as many channels.
+
+    A real `turn` holds cosine and sine on a last axis: for compilers and for ONNX, which has no complex ones.
+    """
+    if not turn.is_complex():
+        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = turn.unbind(-1)
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turn).flatten(-2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention; on a CPU always in float32, where torch's kernel takes 70 ms for what takes it 110 in bfloat16."""
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" or torch.compiler.is_exporting():
         return F.scaled_dot_product_attention(q.type_as(v), k.type_as(v), v, attn_mask=mask)
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
@@ -112,14 +119,21 @@ class PriorBlock(nn.Module):
         self.table = nn.Parameter(torch.tensor([1.0, 0.0, 1.0, 0.0])[:, None, None].repeat(1, 1, width))
 
     def forward(
-        self, x_BND: Tensor, modulation_MB1D: Tensor, turn: Tensor, mask: Tensor | None, start: int = 0
+        self,
+        x_BND: Tensor,
+        modulation_MB1D: Tensor,
+        turn: Tensor,
+        mask: Tensor | None,
+        start: int = 0,
+        past: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns x from row `start` on, and keys and values [B, heads, N, head_dim] of all rows.
 
         Args:
-            turn: complex, [N or B x N, 1, head_dim / 2].
+            turn: as `rotate` takes it, [N or B x N, 1, head_dim / 2].
             mask: bool, broadcast to [B, heads, N, N]; True where row may see column.
             start: rows before it are only seen, their own result is not needed (the last block).
+            past: keys and values of rows before `x_BND`; those that are returned begin with them.
         """
         scale_1, shift_1, scale_2, shift_2 = modulation_MB1D + self.table[:, None]
         width = x_BND.shape[-1]
@@ -131,6 +145,8 @@ class PriorBlock(nn.Module):
         if start:
             x_BND, q = x_BND[:, start:], q[:, :, start:]
             mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., start:, :]
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         attended = attend(q, k, v, mask).transpose(1, 2).flatten(2)
         x_BND = x_BND + F.dropout(self.out(attended), self.dropout, self.training)
         h = torch.addcmul(shift_2, F.layer_norm(x_BND, (width,), eps=EPS), scale_2)
@@ -197,10 +213,15 @@ class Prior(nn.Module):
             return logits
         return torch.empty_like(logits).scatter_(1, order.permutation_BS[..., None].expand_as(logits), logits)
 
-    def prefix(self, text: TextFeatures, null_B: Tensor | None = None) -> PriorPrefix:
-        """Returns captions as prefix and modulation; those of `null_B` are replaced by the learned null caption."""
+    def prefix(self, text: TextFeatures, null_B: Tensor | None = None, whole: bool = False) -> PriorPrefix:
+        """Returns captions as prefix and modulation; those of `null_B` are replaced by the learned null caption.
+
+        Args:
+            whole: keeps the padding beyond the longest caption, as every device but a CPU does.
+        """
         tokens, mask, pooled = text
-        if mask.device.type == "cpu":  # elsewhere it would cost a synchronisation, and a shape to compile for
+        whole = whole or mask.device.type != "cpu"
+        if not whole:  # elsewhere it would cost a synchronisation, and a shape to compile for
             longest = max(1, int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0)
             tokens, mask = tokens[:, :longest], mask[:, :longest]
         x = self.text(F.layer_norm(tokens, tokens.shape[-1:])) + self.text_position[: tokens.shape[1]]
@@ -208,11 +229,11 @@ class Prior(nn.Module):
         if null_B is not None:
             x = torch.where(null_B[:, None, None], self.null_token.to(x.dtype), x)
             first = torch.arange(mask.shape[1], device=mask.device) == 0
-            mask = torch.where(null_B[:, None], first, mask)
+            mask = null_B[:, None] & first | ~null_B[:, None] & mask
             caption = torch.where(null_B[:, None], self.null_pooled.to(caption.dtype), caption)
-        x = torch.cat([x.float(), self.start.float().expand(len(x), 1, -1)], dim=1)
+        x = torch.cat([x.float(), self.start.float().expand(x.shape[0], 1, -1)], dim=1)
         visible = F.pad(mask, (0, 1), value=True)
-        padded = visible.device.type != "cpu" or not visible.all()
+        padded = whole or not visible.all()
         modulation = self.modulation(F.silu(caption)).float().unflatten(-1, (MODULATIONS, 1, -1)).movedim(1, 0)
         return PriorPrefix(x, visible if padded else None, modulation)
 

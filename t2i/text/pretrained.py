@@ -72,7 +72,7 @@ class _Pretrained:
     def __init__(self, tower: nn.Module, tokenizer: Any, reading: ReadingRules):
         self.tower = tower
         self.tokenizer = tokenizer
-        self._reading = reading
+        self.reading = reading
         self.max_tokens = reading.max_tokens
         self.token_dim: int = self._config.hidden_size
         self.pooled_dim: int = self.token_dim * max(1, len(set(reading.pooling) - {"unit"}))
@@ -156,7 +156,7 @@ class _Pretrained:
         Captions over `max_tokens` are cut by the tokenizer, which keeps the closing special token; one warning counts
         them. A caption without tokens (GPT-2's empty one) is read as the padding token alone, which is its end-of-text.
         """
-        ids_BT, mask_BT, truncated = self._tokenize(list(captions))
+        ids_BT, mask_BT, truncated = self.tokenize(list(captions))
         warn_truncated(truncated, self.name, self.max_tokens)
         tokens_BTD = torch.zeros(len(captions), self.max_tokens, self.token_dim)
         pooled_BP = torch.zeros(len(captions), self.pooled_dim)
@@ -167,12 +167,12 @@ class _Pretrained:
             pooled_BP[rows[:count]] = pooled[:count].cpu()
         return TextFeatures(tokens_BTD.mul_(mask_BT[:, :, None]), mask_BT, pooled_BP)
 
-    def _tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor, int]:
+    def tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor, int]:
         """Returns ids [B, T], mask [B, T], and how many captions were cut."""
         if not captions:
             none = torch.zeros(0, self.max_tokens, dtype=torch.long)
             return none, none.bool(), 0
-        if self._reading.lower_case:
+        if self.reading.lower_case:
             captions = [caption.lower() for caption in captions]
         whole = self.tokenizer(captions, truncation=False, verbose=False)["input_ids"]
         batch = self.tokenizer(
@@ -185,9 +185,13 @@ class _Pretrained:
     @torch.no_grad()
     def _forward(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(ids_BT.device.type, enabled=False):  # float32 also inside a training step in bf16
-            output = self.tower(input_ids=ids_BT, attention_mask=mask_BT.long())
+            return self.read(ids_BT, mask_BT)
+
+    def read(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns token states, those of padding too, and the pooled vector of ids on the tower's device."""
+        output = self.tower(input_ids=ids_BT, attention_mask=mask_BT.long())
         states = output.last_hidden_state
-        rules = self._reading.pooling
+        rules = self.reading.pooling
         if not rules:
             return states, self._pool(output, mask_BT)
         pooled = torch.cat([POOLINGS[rule](states, mask_BT) for rule in rules if rule != "unit"], dim=1)
@@ -199,7 +203,7 @@ class _Pretrained:
     @property
     def lower_case(self) -> bool:
         """True where captions are read in lower case, beside what the tokenizer does."""
-        return self._reading.lower_case
+        return self.reading.lower_case
 
     def pooled_of(self, ids_B: Tensor) -> Tensor:
         """Returns the pooled vectors [B, P] of single tokens, each read alone between the special tokens."""
@@ -218,7 +222,7 @@ class _Pretrained:
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         for key in ("padding", "truncation"):  # traces of the last call
             tokenizer.pop(key, None)
-        _, rules, lower_case = self._reading
+        _, rules, lower_case = self.reading
         pooling = "+".join([*rules, *["lower"] * lower_case]) + "/1" if rules or lower_case else self.pooling
         head = [self.name, pooling, self.max_tokens, decisive, tokenizer, self.tokenizer.pad_token_id]
         sha = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
@@ -229,7 +233,7 @@ class _Pretrained:
 
     def save(self, directory: Path) -> None:
         """Writes encoder.json and a copy of tower and tokenizer into `directory/tower`."""
-        _, rules, lower_case = self._reading
+        _, rules, lower_case = self.reading
         saved = _SavedTower(encoder=self.name, max_tokens=self.max_tokens, pooling=rules, lower_case=lower_case)
         with writing(directory), quiet():
             self.tower.save_pretrained(directory / "tower")  # pyright: ignore[reportCallIssue]

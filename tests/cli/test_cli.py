@@ -394,7 +394,7 @@ def test_sample_passes_every_option_on(run, noted):
     more = "--temperature 0.7 --top-k 100 --top-p 0.9 --steps 10 --compile --init i.png --mask m.png --best-of 8"
     assert run("sample", *argv.split(), *more.split(), "--scorer", "clip:c")[0] == 0
     found = noted["sample"]
-    assert found.model_dump(exclude={"interpolate", "frames", "keep_rows", "interactive"}) == {
+    assert found.model_dump(exclude={"interpolate", "frames", "keep_rows", "edit", "interactive"}) == {
         "words": ("a_run", "one", "two"),
         "model": "cgan",
         "num_images_per_prompt": 3,

@@ -115,5 +115,5 @@ def peak_memory() -> int:
     except ImportError:  # Windows
         import psutil
 
-        return psutil.Process().memory_info().peak_wset
+        return psutil.Process().memory_info().peak_wset  # pyright: ignore[reportAttributeAccessIssue]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -33,8 +33,8 @@ def expectations(chosen: Chosen, timed: Sequence[Timed], speed: float, minutes: 
     least = RECOGNISABLE[chosen.family] / speed
     if minutes < least:
         told.append(
-            f"{minutes:g} minutes are too few for recognisable images on this machine, about {least:.0f} would do; the same "
-            "command with more --minutes goes on"
+            f"{minutes:g} minutes are too few for recognisable images on this machine, about {least:.0f} would do on "
+            "some thousand images; the same command with more --minutes goes on"
         )
     if chosen.train < FEW:
         told.append(f"with {chosen.train:,} training images the model will mostly repeat them; it cannot invent much")

@@ -202,18 +202,3 @@ class Captioner(nn.Module):
         for block in self.blocks:
             x = block(x, None, visible)
         return self.out(self.norm(x[:, PLACES:]))
-
-
-def contrastive_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, same_BB: Tensor) -> Tensor:
-    """Symmetric InfoNCE (van den Oord et al. 2018; Radford et al. 2021, figure 3).
-
-    Args:
-        image_BE, text_BE: unit-length embeddings of matching pairs.
-        scale: 1 / temperature.
-        same_BB: True where caption j says the same as caption i: those are no negatives.
-    """
-    logits_BB = scale * image_BE @ text_BE.T
-    own = torch.eye(len(logits_BB), dtype=torch.bool, device=logits_BB.device)
-    logits_BB = logits_BB.masked_fill(same_BB & ~own, float("-inf"))
-    target = torch.arange(len(logits_BB), device=logits_BB.device)
-    return (F.cross_entropy(logits_BB, target) + F.cross_entropy(logits_BB.T, target)) / 2

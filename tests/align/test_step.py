@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from t2i.align.config import Config
+from t2i.align.config import BatchNegatives, Config
 from t2i.align.dual_encoder import Captioner, DualEncoder
 from t2i.align.step import Paired, Pairs, embed_all, micro_loss
 
@@ -36,7 +36,7 @@ def gradient(model: Paired, micros: list[Pairs]) -> tuple[torch.Tensor, float]:
     known = embed_all(model, micros) if len(micros) > 1 else []
     seen = []
     for number in range(len(micros)):
-        loss, watch = micro_loss(model, micros, number, known)
+        loss, watch = micro_loss(model, micros, number, known, BatchNegatives())
         (loss / len(micros)).backward()
         seen.append(watch["loss"].item())
     assert max(seen) - min(seen) < 1e-5
@@ -47,7 +47,7 @@ def gradient(model: Paired, micros: list[Pairs]) -> tuple[torch.Tensor, float]:
 def test_micro_batches_contrast_all_pairs_of_the_step(cuts: int) -> None:
     model, pairs = paired(), pairs_of(12)
     whole, loss = gradient(model, [pairs])
-    parts = [Pairs(*part) for part in zip(*(x.chunk(cuts) for x in pairs), strict=True)]
+    parts = [Pairs(*part) for part in zip(*(x.chunk(cuts) for x in pairs[:5]), strict=True)]
     cut, cut_loss = gradient(model, parts)
     assert cut_loss == pytest.approx(loss, abs=1e-5)
     torch.testing.assert_close(cut, whole, rtol=1e-3, atol=1e-4 * whole.abs().max().item())
@@ -55,12 +55,12 @@ def test_micro_batches_contrast_all_pairs_of_the_step(cuts: int) -> None:
 
 def test_losses_are_their_theory_values_and_gradients_reach_every_parameter() -> None:
     model, pairs = paired(), pairs_of(12)
-    loss, watch = micro_loss(model, [pairs], 0, [])
+    loss, watch = micro_loss(model, [pairs], 0, [], BatchNegatives())
     loss.backward()
     assert watch["caption_nll"].item() == pytest.approx(math.log(40), rel=0.1)
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     model.model.log_scale.data.fill_(
         -20
     )  # at an endless temperature all captions are as likely, but copies are left out
-    _, watch = micro_loss(model, [pairs], 0, [])
+    _, watch = micro_loss(model, [pairs], 0, [], BatchNegatives())
     assert watch["loss"].item() == pytest.approx((10 * math.log(12) + 2 * math.log(11)) / 12, rel=1e-5)

@@ -21,15 +21,20 @@ from t2i.align.frozen import TOKENIZER
 from t2i.align.step import NOISE, Paired, Pairs, embed_all, micro_loss, parameter_groups
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.cli import run_program
-from t2i.data import Dataset, open_dataset
+from t2i.data import Dataset
 from t2i.data.caption_checks import warn_of_colors
 from t2i.data.loader import Batch, Loader, choose_captions
+from t2i.data.mixture import open_training
 from t2i.data.shapes.captions import meaning
 from t2i.data.swaps import exchanged
+from t2i.errors import InputError
+from t2i.families import Source
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
 from t2i.metrics.retrieval import binding, retrieval
+from t2i.sampling.source import open_source
 from t2i.training.conditioning import own_vocabulary
+from t2i.training.initialise import Reads, initialise
 from t2i.training.optimization import MAX_GRADIENT, learning_rate
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
@@ -42,7 +47,7 @@ FINAL_RATE = 0.02  # the cosine ends at this share of the peak learning rate
 
 def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
     """Returns the training split, and the held-out splits that the data has."""
-    train = open_dataset(config.data.address, config.split, config.data.view(config.data.limit))
+    train = open_training(config.data, config.split, config.replayed)
     return train, open_held_out_splits(config.data, config.validation_n)
 
 
@@ -55,6 +60,15 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
         return CaptionTokenizer.fit(captions, config.text_tower.vocabulary, most).json_text
 
     return CaptionTokenizer(own_vocabulary(run, TOKENIZER, fit), most)
+
+
+def refuse_unseen(config: Config, source: Source | None) -> None:
+    """Raises InputError where a run on `train` starts from weights that have seen the held-out combinations of shapes."""
+    if source is not None and source.manifest["config"].get("split") == "all" and config.split == "train":
+        raise InputError(
+            f"init_from {source.address} was trained on split=all, with the held-out combinations; set split=all, or start "
+            "from a model of split=train"
+        )
 
 
 @torch.no_grad()
@@ -110,14 +124,18 @@ def main(config: Config, run_dir: Path) -> None:
 
     with Run(run_dir, config, "align") as run:
         # Data: what of it may contradict its captions, a record of it for later scores, and the tokenizer fitted on it
+        source = open_source(config.init_from, "align") if run.is_new and config.init_from else None
+        refuse_unseen(config, source)
         warn_of_colors(config.data.augment, train)
-        remember(run, train, config.data)
+        remember(run, train, config.data, start=source)
         run.identity.keep_held_out("val", held_out.get("val"))
         tokenizer = prepare_tokenizer(config, run, train)
 
         # Both towers, a captioner that trains them better (CoCa) and is not kept in use, and AdamW
         model = DualEncoder(config, len(tokenizer)).to(run.device)
         captioner = Captioner(config, len(tokenizer)).to(run.device)
+        towers = {"model": model, "captioner": captioner}
+        initialise(run, config, source, towers, Reads(vocabulary=tokenizer.json_text))
         both = Paired(model, captioner)
         optimizer = torch.optim.AdamW(
             parameter_groups(both, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from t2i.config.section import Section
-from t2i.config.training import TrainConfig
+from t2i.config.training import StartConfig
 from t2i.data import DataConfig
 
 
@@ -67,7 +67,7 @@ class SwapNegatives(Section):
 NegativesConfig = BatchNegatives | HardNegatives | SoftNegatives | SwapNegatives
 
 
-class Config(TrainConfig):
+class Config(StartConfig):
     """A dual encoder trained with the symmetric contrastive loss."""
 
     family: Literal["align"] = "align"

@@ -3,6 +3,8 @@
 Axes: B batch, C channels, H W image, T text tokens, D token width, E shared embedding.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -148,6 +150,9 @@ class ImageTower(nn.Module):
 class DualEncoder(nn.Module):
     """A text tower, an image tower and the learned temperature."""
 
+    # what rows stand for, where a run starts from other weights (t2i.training.initialise)
+    roles: ClassVar[dict[str, str]] = {"text.tokens.weight": "words", "text.positions": "order"}
+
     def __init__(self, config: Config, vocabulary: int) -> None:
         super().__init__()
         self.text = TextTower(config.text_tower, vocabulary, config.embedding)
@@ -174,6 +179,8 @@ class Captioner(nn.Module):
     The contrastive loss is satisfied by any detail that separates the captions of a batch; predicting the next word needs
     all of them (CoCa, Yu et al., TMLR 2022). Used in training only.
     """
+
+    roles: ClassVar[dict[str, str]] = {"tokens.weight": "words", "out.*": "words", "positions": "order"}
 
     def __init__(self, config: Config, vocabulary: int, depth: int = 2) -> None:
         super().__init__()

@@ -149,13 +149,13 @@ def write_shard(path: Path, tensors: dict[str, "Tensor"]) -> None:
     Raises:
         InputError: the disk is full or cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent)
         with new_file(path, durable=True) as temporary:
-            save_file(tensors, temporary, metadata={"crc32": checksum(tensors)})
+            temporary.write_bytes(save(tensors, metadata={"crc32": checksum(tensors)}))
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write the cache {path.parent}: {reason}; free some space or set T2I_CACHE") from error

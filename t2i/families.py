@@ -112,6 +112,25 @@ class Completes(Protocol):
         ...
 
 
+@runtime_checkable
+class Likelihood(Protocol):
+    """A `Sampler` that tells how likely the cells of an image are under a caption."""
+
+    def codes(self, image_HWC: "ImageArray") -> "NDArray[np.int64]":
+        """The codes of an image of the run's size, in the shape that `log_likelihood` takes."""
+        ...
+
+    def sample_with_codes(
+        self, text: TextFeatures, seed: int, guidance: float
+    ) -> "tuple[NDArray[np.int64], ImageArray]":
+        """Codes and pixels [H, W, 3] of one image, that of `sample` with this seed and one row of `text`."""
+        ...
+
+    def log_likelihood(self, text: TextFeatures, codes: "NDArray[np.int64]") -> "NDArray[np.float64]":
+        """[B, rows, columns] nats of each cell of one image, a caption a row of `text`, without guidance."""
+        ...
+
+
 @dataclass(frozen=True)
 class Family:
     """One family of models; classes are named as `module:class`, so that listing families imports none of them."""
@@ -294,14 +313,14 @@ def tokenizer_of(run: "TrainedRun") -> ImageTokenizer:
 
 def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
     """Writes the folder that `load_tokenizer` reads, whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from t2i.files import new_folder
 
     ((values, tensors),) = tokenizer.components().values()
     with new_folder(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(values, indent=1) + "\n")
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
+        (partial / WEIGHTS).write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def _read_component(folder: Path) -> ImageTokenizer:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from builders.forks import in_child
+from t2i.cache import write_shard
 from t2i.errors import InputError
 from t2i.files import new_file, new_folder, read_regular, write_text
+from t2i.tensors import write_tensors
 
 
 def names(folder: Path) -> list[str]:
@@ -40,6 +43,19 @@ def test_only_a_durable_file_is_flushed_and_so_is_its_folder_entry(tmp_path, mon
     assert flushed == []
     write_text(tmp_path / "b", "x", durable=True)
     assert len(flushed) == 2 and flushed[0].endswith(".tmp") and flushed[1] == str(tmp_path)
+
+
+def test_tensors_are_for_whoever_the_umask_lets_read_them(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_tensors(tmp_path / "a", {"x": np.zeros(3)}, {})
+        write_shard(tmp_path / "b" / "0.safetensors", {"x": torch.zeros(3)})
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "a", tmp_path / "b" / "0.safetensors")] == [
+        0o640,
+        0o640,
+    ]
 
 
 def test_a_folder_that_is_missing_is_told(tmp_path):

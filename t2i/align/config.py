@@ -31,7 +31,7 @@ class ImageTowerConfig(Section):
     depth: int = Field(default=1, ge=1, le=8, description="residual blocks of each stage")
 
     def channels(self, resolution: int) -> list[int]:
-        """Of each stage, from the finest to the last, which is 4 x 4."""
+        """Returns the side of each stage's grid, from the finest to the last, which is 4 x 4."""
         return [min(self.width * 2**i, self.width_limit) for i in range((resolution // 4).bit_length() - 1)]
 
 

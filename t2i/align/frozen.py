@@ -14,11 +14,10 @@ from torch import Tensor
 from t2i import checkpoint
 from t2i.align.config import Config
 from t2i.align.dual_encoder import DualEncoder
-from t2i.align.tokenizer import CaptionTokenizer
+from t2i.align.tokenizer import CaptionTokenizer, length_batches
 from t2i.errors import InputError
 from t2i.files import open_regular, read_regular, read_utf8
 from t2i.images import ImageArray, to_model
-from t2i.pretrained import length_batches
 from t2i.trained import Tensors, open_run
 
 DESCRIPTION, WEIGHTS, TOKENIZER = "dual_encoder.json", "model.safetensors", "tokenizer.json"
@@ -77,7 +76,7 @@ class FrozenDualEncoder:
         """Writes the folder that `load_dual_encoder` reads; `dtype` float16 takes half the space."""
         directory.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.to(dtype).contiguous() for name, tensor in self.model.state_dict().items()}
-        safetensors.torch.save_file(weights, directory / WEIGHTS)
+        (directory / WEIGHTS).write_bytes(safetensors.torch.save(weights))
         description = {"config": self.config.model_dump(mode="json"), "tokenizer": self.tokenizer.json_text}
         (directory / DESCRIPTION).write_text(json.dumps(description))
 

@@ -1,10 +1,10 @@
-"""What each player does in one step: the losses put together, and nothing else.
+"""The objective of each player in one step, and nothing else.
 
-Captions enter as pooled vectors. Each step brings a pool of M captions of other pictures; a picture of the batch with a
+Captions enter as pooled vectors. Each step brings a pool of M captions of other images; an image of the batch with a
 caption of the pool is a mismatched pair, unless the two say the same. The pool is drawn for the step, not from the batch, so
 a step means the same however it is cut into micro-batches and processes.
 
-Axes: B batch, C channels, H W picture, P pooled text, M captions of the pool, F discriminator features.
+Axes: B batch, C channels, H W image, P pooled text, M captions of the pool, F discriminator features.
 """
 
 from typing import NamedTuple
@@ -27,10 +27,8 @@ class CaptionPool(NamedTuple):
 
     pooled_BP: Tensor
     pool_MP: Tensor
-    same_BM: Tensor  # True where caption m of the pool belongs to picture b or reads the same: no mismatch
-    labelled_B: Tensor | None = (
-        None  # False where the real image has no caption: it is judged without one; None: all have
-    )
+    same_BM: Tensor  # True where caption m of the pool belongs to image b or reads the same: no mismatch
+    labelled_B: Tensor | None = None  # False: the image has no caption and is judged without one; None: all have
 
     def condition(self, condition: float) -> float | Tensor:
         """How much the caption of each image counts."""
@@ -46,7 +44,7 @@ def _pairwise(u_B: Tensor, features_BF: Tensor, text_F: Tensor, condition: float
 
 
 def mismatched_mean(values_BM: Tensor, same_BM: Tensor) -> Tensor:
-    """Mean over pairs, where those that do match count as 0: so means of micro-batches average to that of the batch."""
+    """Returns the mean over pairs, where matching pairs count as 0: so means of micro-batches average to that of the batch."""
     return (values_BM * ~same_BM).mean()
 
 
@@ -70,7 +68,7 @@ def discriminator_loss(
     gamma: float,
     condition: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The discriminator's loss and what to watch.
+    """Returns the discriminator's loss and scalars for the journal.
 
     Args:
         real_BCHW, fake_BCHW: in [-1, 1], augmented alike; no gradient flows to the generator.
@@ -126,7 +124,7 @@ def generator_loss(
     config: LossConfig,
     condition: float = 1.0,
 ) -> Tensor:
-    """The generator's adversarial loss; gradients reach it through `fake_BCHW` alone."""
+    """Returns the generator's adversarial loss; gradients reach the generator through `fake_BCHW` alone."""
     batch, own = len(fake_BCHW), captions.condition(condition)
     if isinstance(config, HingeLoss):
         u, features, text = discriminator(fake_BCHW, captions.pooled_BP)
@@ -138,7 +136,7 @@ def generator_loss(
 
 
 def guidance_loss(image_BE: Tensor, text_BE: Tensor, pool_ME: Tensor, same_BM: Tensor, scale: float) -> Tensor:
-    """Contrastive loss of generated pictures against their own caption and the pool's, through a frozen dual encoder.
+    """Contrastive loss of generated images against their own caption and the pool's, through a frozen dual encoder.
 
     Args:
         image_BE, text_BE, pool_ME: unit-length embeddings.

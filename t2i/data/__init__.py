@@ -58,13 +58,13 @@ class DataConfig(Section):
         return value
 
     def view(self, limit: int | None = None, bare: bool = False) -> "View":
-        """The view of a split other than `train`, or of `train` with its own limit; `bare` as in `View`."""
+        """Returns the view of a split other than `train`, or of `train` with its own limit; `bare` as in `View`."""
         return View(self.resolution, self.fit, limit, self.split_seed, bare)
 
 
 @dataclass(frozen=True)
 class View:
-    """How images are brought to the model's size, and how much of a split is used."""
+    """The size and cut that images get, and the share of a split that is used."""
 
     resolution: int = 32
     fit: "Fit" = "center"
@@ -88,15 +88,15 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def images(self, indices: Sequence[int]) -> "ImageArray":
-        """uint8 [B, resolution, resolution, 3] of the rows `indices`."""
+        """Returns the rows `indices` as uint8 [B, resolution, resolution, 3]."""
         ...
 
     def fingerprint(self) -> str:
-        """sha256 of what decides the pixels: ids, contents, captions, split and transform."""
+        """Returns the sha256 of ids, contents, captions, split and transform, which decide the pixels."""
         ...
 
     def digest(self) -> str:
-        """sha256 of ids, contents and captions: the same for a copy of the data under another path, at any resolution."""
+        """Returns the sha256 of ids, contents and captions: equal for a copy under another path, at any resolution."""
         ...
 
 

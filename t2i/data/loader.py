@@ -215,7 +215,7 @@ class BatchReader(torch.utils.data.Dataset):
         self._broken: set[int] = set()
 
     def __getitem__(self, index: int) -> tuple[Batch | None, list[Broken]]:
-        """The batch, None when too much is broken, and the rows found broken for the first time."""
+        """Returns the batch, None when too much is broken, and the rows found broken for the first time."""
         rows, sample_ids, epoch = self._order[index]
         images, rows, broken = self.read(rows, epoch)
         if images is None:
@@ -285,7 +285,7 @@ class BatchReader(torch.utils.data.Dataset):
         return joined
 
     def _substitute(self, row: int) -> int:
-        """The row itself or, for a broken one, the next that is not known as broken: the same in every process."""
+        """Returns the row itself or, for a broken one, the next that is not known as broken: the same in every process."""
         while row in self._broken:
             row = (row + 1) % len(self._dataset)
         return row
@@ -324,6 +324,6 @@ def _leave_signals_to_the_main_process(_: int) -> None:
 def choose_captions(
     dataset: Dataset, rows: Sequence[int] | NDArray[np.int64], sample_ids: NDArray[np.int64], seed: int
 ) -> list[tuple[int, int]]:
-    """(row, which of its captions) for each sample, a function of (seed, sample id) alone."""
+    """Chooses (row, number of one of its captions) for each sample, a function of (seed, sample id) alone."""
     draws = uniform(seed, "caption", sample_ids, 1)[:, 0]
     return [(int(row), int(u * len(dataset.captions[int(row)]))) for row, u in zip(rows, draws, strict=True)]

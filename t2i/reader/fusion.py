@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from t2i.reader.decoder import CrossAttention, merge, split
+from t2i.reader.decoder import CrossAttention, attend, merge, split
 
 NARROW = 16  # numbers a cell keeps where all cells become one vector
 
@@ -98,7 +98,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x_BTD: Tensor, other_BLD: Tensor, mask_BT: Tensor | None, other_BL: Tensor | None) -> Tensor:
         q, k, v = (split(part, self.heads) for part in self.qkv(self.norm_own(x_BTD)).chunk(3, dim=-1))
         allowed = None if mask_BT is None else mask_BT[:, None, None]
-        x_BTD = x_BTD + self.out(merge(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)))
+        x_BTD = x_BTD + self.out(merge(attend(q, k, v, allowed)))
         allowed = None if other_BL is None else other_BL[:, None, None]
         x_BTD = x_BTD + self.cross(self.norm_cross(x_BTD), self.cross.keys(other_BLD), allowed)
         return x_BTD + self.mlp(self.norm_mlp(x_BTD))

@@ -21,20 +21,27 @@ if TYPE_CHECKING:
 class TextConfig(Section):
     """The frozen encoder that reads the captions."""
 
-    encoder: Literal["aligned", "bow", "tfidf", "word2vec", "clip", "t5", "bert", "gpt2"] = Field(
+    encoder: Literal["aligned", "bow", "tfidf", "word2vec", "static", "clip", "t5", "bert", "gpt2"] = Field(
         default="aligned", description="name of the text encoder"
     )
     path: str | None = Field(
         default=None,
-        description="local directory or hub id of clip/t5/bert/gpt2, or an align run for `aligned` (null: the encoder of the "
-        "shipped models, for the embedded shapes); classical encoders are fitted on the training captions and take none",
+        description="local directory or hub id of clip/t5/bert/gpt2, or of one that `static` distils, or an align run for "
+        "`aligned` (null: the encoder of the shipped models, for the embedded shapes); classical encoders are fitted on "
+        "the training captions and take none",
     )
     max_tokens: int | None = Field(
         default=None,
         ge=1,
         le=512,
         description="text tokens kept; null: 77 for clip/t5/bert/gpt2 (or their own limit where that is less, or that of a "
-        "sentence-transformers folder), the longest training caption for the classical encoders",
+        "sentence-transformers folder), the longest training caption for the others",
+    )
+    width: int | None = Field(
+        default=None,
+        ge=8,
+        le=1024,
+        description="principal components that `static` keeps, at most what its tower has; null: 128; no other encoder has it",
     )
 
 
@@ -75,6 +82,7 @@ ENCODERS: dict[str, str] = {
     "bow": "t2i.text.classical:BagOfWords",
     "tfidf": "t2i.text.classical:TfIdf",
     "word2vec": "t2i.text.classical:Word2Vec",
+    "static": "t2i.text.static:StaticText",
     "clip": "t2i.text.pretrained:CLIPText",
     "t5": "t2i.text.pretrained:T5Text",
     "bert": "t2i.text.pretrained:BertText",
@@ -93,6 +101,8 @@ def fit_encoder(config: TextConfig, captions: Sequence[str]) -> TextEncoder:
     Raises:
         InputError: the path, the model in it, or the captions are unusable.
     """
+    if config.width is not None and config.encoder != "static":
+        raise InputError(f"text.width={config.width} has no effect with text.encoder={config.encoder}; remove it")
     return encoder_class(config.encoder).fit(config, captions)
 
 

@@ -58,7 +58,7 @@ class _WordEncoder:
         self.vocabulary = list(vocabulary)
         self.max_tokens = max_tokens
         self.token_dim, self.pooled_dim = rows_VD.shape[1], pooled_dim
-        self._rows_VD = rows_VD
+        self.rows_VD = rows_VD
         self._row_of = {word: row for row, word in enumerate(self.vocabulary)}
 
     def _pool(self, rows: NDArray[np.int64]) -> Matrix:
@@ -79,7 +79,7 @@ class _WordEncoder:
             truncated += len(rows) > self.max_tokens
             kept = np.array(rows[: self.max_tokens], dtype=np.int64)
             if len(kept):
-                tokens_BTD[i, : len(kept)] = self._rows_VD[kept]
+                tokens_BTD[i, : len(kept)] = self.rows_VD[kept]
                 mask_BT[i, : len(kept)] = True
                 pooled_BP[i] = self._pool(kept)
         warn_truncated(truncated, self.name, self.max_tokens)
@@ -93,18 +93,18 @@ class _WordEncoder:
     def digest(self) -> str:
         """Returns the sha256 of the name, the vocabulary, the token rows and the length limit."""
         head = json.dumps([self.name, "words/1", self.max_tokens, self.vocabulary])
-        return hashlib.sha256(head.encode() + np.ascontiguousarray(self._rows_VD, dtype="<f4").tobytes()).hexdigest()
+        return hashlib.sha256(head.encode() + np.ascontiguousarray(self.rows_VD, dtype="<f4").tobytes()).hexdigest()
 
 
 class _WeightedWords(_WordEncoder):
     """Counts of words times one weight a word."""
 
     def __init__(self, vocabulary: Sequence[str], weights: Sequence[float], max_tokens: int):
-        self._weights_V = np.array(weights, dtype=np.float64)
-        super().__init__(vocabulary, _word_rows(vocabulary, self._weights_V), len(vocabulary), max_tokens)
+        self.weights_V = np.array(weights, dtype=np.float64)
+        super().__init__(vocabulary, _word_rows(vocabulary, self.weights_V), len(vocabulary), max_tokens)
 
     def _pool(self, rows: NDArray[np.int64]) -> Matrix:
-        weighted_V = np.bincount(rows, minlength=len(self.vocabulary)) * self._weights_V
+        weighted_V = np.bincount(rows, minlength=len(self.vocabulary)) * self.weights_V
         return (weighted_V / max(float(np.linalg.norm(weighted_V)), 1e-12)).astype(np.float32)
 
     @classmethod
@@ -132,7 +132,7 @@ class _WeightedWords(_WordEncoder):
     def save(self, directory: Path) -> None:
         """Writes encoder.json: vocabulary and weights."""
         saved = _SavedWords(
-            encoder=self.name, max_tokens=self.max_tokens, vocabulary=self.vocabulary, weights=self._weights_V.tolist()
+            encoder=self.name, max_tokens=self.max_tokens, vocabulary=self.vocabulary, weights=self.weights_V.tolist()
         )
         with writing(directory):
             (directory / SAVED).write_text(saved.model_dump_json(), encoding="utf-8")
@@ -175,7 +175,7 @@ class Word2Vec(_WordEncoder):
         super().__init__(vocabulary, vectors_VD, vectors_VD.shape[1], max_tokens)
 
     def _pool(self, rows: NDArray[np.int64]) -> Matrix:
-        return self._rows_VD[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
+        return self.rows_VD[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
 
     @classmethod
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
@@ -193,11 +193,11 @@ class Word2Vec(_WordEncoder):
 
     def save(self, directory: Path) -> None:
         """Writes encoder.json (vocabulary) and vectors.safetensors."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         saved = _SavedWords(encoder=self.name, max_tokens=self.max_tokens, vocabulary=self.vocabulary)
         with writing(directory):
-            save_file({"vectors": np.ascontiguousarray(self._rows_VD)}, directory / "vectors.safetensors")
+            (directory / "vectors.safetensors").write_bytes(save({"vectors": np.ascontiguousarray(self.rows_VD)}))
             (directory / SAVED).write_text(saved.model_dump_json(), encoding="utf-8")
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What the programs that train on captions share: the run's own frozen networks, and the features of all its captions."""
+"""The frozen networks that a run keeps copies of, and the features of all its captions."""
 
 import hashlib
 import shutil
@@ -23,13 +23,13 @@ class Captions(NamedTuple):
     """All training captions, flat, with their features."""
 
     text: CachedText
-    first: np.ndarray  # index of the first caption of each picture
+    first: np.ndarray  # index of the first caption of each image
     same: Tensor  # one number for each different caption
     flat: list[str]
     said: np.ndarray  # indices of those that are no NO_CAPTION
 
     def chosen(self, dataset: Dataset, rows: np.ndarray, sample_ids: np.ndarray, seed: int) -> np.ndarray:
-        """Index of the caption that each sample trains on: one of its picture's, a function of (seed, sample id)."""
+        """Index of the caption that each sample trains on: one of its image's, a function of (seed, sample id)."""
         return np.array([self.first[row] + k for row, k in choose_captions(dataset, rows, sample_ids, seed)])
 
     def are_said(self, index: np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ def own_copy(
     """Returns the frozen network that the run keeps in its folder `name`: made and saved at the start, read on resume.
 
     Args:
-        path: the config's `name.path`. When it is spelled otherwise than at the start, what lies there must be the same.
+        path: the config's `name.path`. When it is spelled otherwise than at the start, the network there must be the same.
 
     Raises:
         InputError: on every rank, when it is not the network that the run was started with; nothing is overwritten.

@@ -1,4 +1,4 @@
-"""What a training loop needs beside its run: the averaged weights, the learning rate, the guard against broken steps."""
+"""Averaged weights, the learning rate, and the guard against broken steps."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -100,6 +100,9 @@ class NonFiniteGuard:
             f"{self._in_a_row[-1]} with samples {ids}; look at these samples or lower the learning rate, the last "
             "checkpoint is intact"
         )
+
+
+Schedule = Callable[[int, int], float]  # (step, steps of the run) -> learning rate
 
 
 def learning_rate(step: int, total: int, base: float, warmup: int, final_factor: float = 0.0) -> float:

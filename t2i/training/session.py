@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,13 @@ T = TypeVar("T")
 
 
 M = TypeVar("M", bound=nn.Module)
+
+
+class MicroBatch(Protocol):
+    """A batch that a loader yields; `sample_ids` are the positions of its images since the start of training."""
+
+    @property
+    def sample_ids(self) -> Any: ...
 
 
 class Session:
@@ -156,7 +163,7 @@ class Session:
         }
 
     def arithmetic(self) -> dict[str, Any]:
-        """What decides how sums are rounded, and nothing else of a run."""
+        """Returns what decides how sums are rounded, and nothing else of a run."""
         threads = {"threads": torch.get_num_threads()} if self.device.type == "cpu" else {}
         precision = {"device": self.device.type, "mixed_precision": self.accelerator.mixed_precision}
         return precision | {"compile": self.config.compile} | threads

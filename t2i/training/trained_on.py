@@ -1,6 +1,6 @@
-"""What a run is trained on, noted once in its directory, so that `t2i.scoring.leaks` can tell what is held out.
+"""The record of a run's training data, written once in its directory: `t2i.scoring.leaks` checks held-out data against it.
 
-Of each training picture `trained_on.safetensors` keeps a hash of its captions, one of its pixels, and how it looks
+For each training image `trained_on.safetensors` keeps a hash of its captions, one of its pixels, and how it looks
 (`t2i.data.phash`): 72 bytes and no more than that can be read back. Drawn shapes are named by their ids, which decide
 their pixels, so they are not drawn for this.
 """
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from t2i.training.run import Run
 
 SCHEMA = 1
-CHUNK = 256  # pictures decoded at once
+CHUNK = 256  # images decoded at once
 _ENDS = re.compile(r"^[\W_]+|[\W_]+$")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a model was trained on.
+    """The record of a model's training data.
 
     Attributes:
         captions, pixels: uint64, sorted, each once.
-        shared: the share of captions that stand with two training pictures or more; of a caption of a new picture of the same
-            kind, the probability that a training picture bears it too.
-        data: of each data set its address, split, number of pictures and fingerprint.
+        shared: the share of captions that belong to two training images or more; for a caption of a new image of the same
+            kind, the probability that a training image bears it too.
+        data: of each data set its address, split, number of images and fingerprint.
     """
 
     captions: NDArray[np.uint64]
@@ -88,7 +88,7 @@ def caption_hashes(captions: Iterable[str]) -> NDArray[np.uint64]:
 
 
 def pixel_hashes(images_BHWC: Sequence[ImageArray] | ImageArray) -> NDArray[np.uint64]:
-    """[B] of decoded pictures: the same for a lossless copy in another format."""
+    """[B] of decoded images: the same for a lossless copy in another format."""
     return _array(_hash64(repr(image.shape).encode() + image.tobytes()) for image in images_BHWC)
 
 
@@ -101,7 +101,7 @@ def _array(numbers: Iterable[int]) -> NDArray[np.uint64]:
 
 
 def join(parts: Sequence[Signatures]) -> Signatures:
-    """The pictures of all, one after another."""
+    """The images of all, one after another."""
     return Signatures(
         np.concatenate([part.hashes_N for part in parts]), np.concatenate([part.colors_ND for part in parts])
     )
@@ -180,7 +180,7 @@ def note(
     progress: Callable[[int, int], None] = lambda done, total: None,
     captioned: bool = True,
 ) -> Record:
-    """The record of one data set; its pictures are looked at once and kept in the cache directory.
+    """The record of one data set; its images are looked at once and kept in the cache directory.
 
     Args:
         fingerprint: under which the data set is known.
@@ -188,8 +188,8 @@ def note(
     """
     trained = ([caption for caption in options if caption] if captioned else [] for options in dataset.captions)
     each = [np.unique(caption_hashes(options)) for options in trained]
-    captions, pictures = np.unique(np.concatenate(each), return_counts=True)
-    shared = float(pictures[pictures > 1].sum() / max(1, pictures.sum()))
+    captions, counts = np.unique(np.concatenate(each), return_counts=True)
+    shared = float(counts[counts > 1].sum() / max(1, counts.sum()))
     if is_drawn(dataset.address):
         pixels, seen = id_hashes(dataset.ids), signatures(np.empty((0, 1, 1, 3), np.uint8))
     else:
@@ -199,7 +199,7 @@ def note(
 
 
 def is_drawn(address: str) -> bool:
-    """Whether these are drawn scenes, which their ids decide."""
+    """Returns True for ids of rendered scenes."""
     with suppress(InputError):  # a folder that has gone
         return parse_address(address).kind == "shapes"
     return False

@@ -52,6 +52,7 @@ def given() -> Inputs:
         train=features(200, 6),
         outcomes={"fake": outcomes, "shuffled": outcomes},
         groups={"unseen-pair": np.arange(N) < 9},
+        judged={whose: {"": rng.random(N), "count": rng.random(N)} for whose in ("fake", "real", "shuffled")},
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from t2i import seeding
-from t2i.data.shapes.captions import SYNONYMS, meaning
+from t2i.data.shapes.captions import SYNONYMS, meaning, parse
 from t2i.data.shapes.vocabulary import SHAPES
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -28,14 +28,17 @@ _WORD = re.compile(r"\w+")
 
 
 def exchanges(caption: str) -> list[str]:
-    """Returns the caption with two attributes of one kind exchanged, once for each pair that changes what is asked for."""
+    """Returns the caption with two attributes of one kind exchanged, once for each pair that changes what is asked for.
+
+    A caption of rendered shapes stays one: its shapes have no colours of backgrounds.
+    """
     found = [(match, _KIND_OF[match[0].lower()]) for match in _WORD.finditer(caption) if match[0].lower() in _KIND_OF]
-    said, swapped = meaning(caption), {}
+    said, rendered, swapped = meaning(caption), parse(caption) is not None, {}
     for (a, kind), (b, other) in combinations(found, 2):
         if kind != other or a[0].lower() == b[0].lower():
             continue
         text = caption[: a.start()] + b[0] + caption[a.end() : b.start()] + a[0] + caption[b.end() :]
-        if meaning(text) != said:
+        if meaning(text) != said and (not rendered or parse(text) is not None):
             swapped[text] = None
     return list(swapped)
 

@@ -5,10 +5,11 @@ the image are interpolated, words are matched by their strings, and what reads a
 left as it was made.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,12 @@ def initialise(
         run.extra["init"] = _described(source, fits)
         run.say(table(source, fits))
     freeze(parts, config.freeze, {f"{part}.{name}" for part, fit in fits.items() for name in fit.renewed})
+    partly = {f"{part}.{name}": how for part, fit in fits.items() for name, how in fit.fitted.items()}
+    for path, how in partly.items():
+        if any(f"{path}.".startswith(f"{name}.") for name in config.freeze):
+            warnings.warn(
+                f"freeze: of {path}, {how} are of the source; the others stay as they were drawn", stacklevel=2
+            )
 
 
 def fit_part(module: nn.Module, given: Mapping[str, Tensor], rows: "_Matching") -> Taken:
@@ -101,7 +108,8 @@ def fit_part(module: nn.Module, given: Mapping[str, Tensor], rows: "_Matching") 
     broken = {name.rpartition(".")[0] for name in buffers if name in fit.renewed}
     for name in [name for name in fit.loaded if name in buffers and name.rpartition(".")[0] in broken]:
         fit.renewed[name] = "beside others that are renewed"
-        fit.loaded.pop(name), fit.fitted.pop(name, None)
+        del fit.loaded[name]
+        fit.fitted.pop(name, None)
     return fit
 
 
@@ -262,7 +270,7 @@ def table(source: Source, fits: Mapping[str, Taken]) -> str:
     return "\n".join(lines)
 
 
-def _described(source: Source, fits: Mapping[str, Taken]) -> dict[str, object]:
+def _described(source: Source, fits: Mapping[str, Taken]) -> dict[str, Any]:
     """What manifests and model cards say of the start."""
     facts = {"from": source.address, "step": source.manifest.get("step"), "data": _data(source)}
     counts = {part: {"loaded": len(fit.loaded), "renewed": len(fit.renewed)} for part, fit in fits.items()}

@@ -483,6 +483,7 @@ def _readers() -> dict[str, tuple[Path | Callable[[Path], Path], Callable[[Path]
     from t2i.scoring.images.generated import read_generated
     from t2i.scoring.images.reference import open_reference
     from t2i.scoring.images.sources import open_images
+    from t2i.scoring.options import CaptionsOptions
     from t2i.text import load_encoder
     from t2i.trained import open_run
     from t2i.training import journal
@@ -534,7 +535,7 @@ def _readers() -> dict[str, tuple[Path | Callable[[Path], Path], Callable[[Path]
             lambda folder: next(layout("shards")(folder).rglob("*.tar")),
             lambda place: open_images(str(place)),
         ),
-        "captions": (KINDS["captions"].make, score_captions),
+        "captions": (KINDS["captions"].make, lambda path: score_captions(CaptionsOptions(file=path))),
         "timings": (
             written("t.json", '{"a": {"seconds": 1.5}}'),
             lambda place: Timings(place).seconds(Step("a", [], place)),

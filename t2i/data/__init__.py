@@ -111,6 +111,7 @@ DATASETS: dict[str, str] = {
     "cub": "t2i.data.published.cub:open_cub",
     "flowers": "t2i.data.published.flowers:open_flowers",
     "vg": "t2i.data.published.visual_genome:open_visual_genome",
+    "vqa2": "t2i.data.published.vqa2:open_vqa2",
     "shards": "t2i.data.packed.shards:open_shards",
     "parquet": "t2i.data.packed.parquet:open_parquet",
     "hub": "t2i.data.packed.hub:open_hub",

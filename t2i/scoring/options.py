@@ -134,9 +134,18 @@ class CompareOptions(Options):
 
 
 class CaptionsOptions(Options):
-    """Score written captions against references: BLEU-4 and CIDEr-D."""
+    """Score written captions against references: BLEU-4 and CIDEr-D; of a reader also its answers."""
 
-    file: Path = argument("JSONL: candidate and references on each line.", metavar="FILE")
+    file: Path = argument(
+        "JSONL: candidate and references on each line; or a run of t2i train reader, which then writes.",
+        metavar="FILE|RUN",
+    )
+    data: str | None = option(
+        None, "Of a reader: captioned images; default: what it was trained on.", metavar="ADDRESS"
+    )
+    split: str | None = option(None, "Of a reader: split of the data: val (default), test or heldout.")
+    n: int | None = option(None, "Of a reader: images; default: 1,000.", metavar="N", short="-n", ge=2)
+    beams: int = option(1, "Of a reader: beams of the search.", metavar="N", ge=1, le=64)
     out: Path | None = option(None, "JSON file of the scores; default: only print the table.", metavar="FILE")
 
 

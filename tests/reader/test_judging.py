@@ -197,3 +197,22 @@ def test_the_best_of_several_is_the_one_whose_caption_is_likeliest(
     answers_only = make_reader_run(tmp_path / "vqa", tasks={"caption": 0, "answer": 1})
     with pytest.raises(InputError, match="only answers questions; name one that writes captions"):
         open_chooser(str(answers_only), "cpu")
+
+
+def test_one_command_scores_what_a_reader_writes_and_answers(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
+    out = tmp_path / "scores.json"
+    words = ["eval", "captions", str(runs["reader"]), "--data", "shapes-2", "--split", "heldout", "-n", "12"]
+    assert app.main([*words, "--out", str(out)]) == 0
+    scores = {score.protocol.metric: score for score in read_scores(out)}
+    assert {"bleu-4", "cider-d", "caption-strict", "answers", "answers-relation"} <= set(scores)
+    assert "shuffled" in scores["answers"].bounds and scores["answers"].interval is not None
+    assert scores["caption-strict"].protocol.split == "heldout" and scores["caption-strict"].protocol.n_fake == 12
+    assert "shuffled images" in capsys.readouterr().out
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"candidate": "a", "references": ["b"]}) + "\n")
+    assert app.main(["eval", "captions", str(tmp_path / "pairs.jsonl"), "--split", "val"]) == 2
+    assert "--split val does nothing of captions in" in capsys.readouterr().err
+    answers_only = make_reader_run(tmp_path / "vqa", tasks={"caption": 0, "answer": 1})
+    folder = tmp_path / "folder"
+    assert app.main(["data", "export", "shapes-2", str(folder), "-n", "6", "--size", "16", "--split", "val"]) == 0
+    assert app.main(["eval", "captions", str(answers_only), "--data", str(folder), "--split", "train"]) == 2
+    assert "has no questions with answers" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from t2i.data.encoded import EncodedImages
 from t2i.data.folders.hints import inner_folder, require_captions
 from t2i.data.folders.index import FolderIndex, index_folder
 from t2i.data.folders.table import FolderTable, is_large, open_table
+from t2i.data.questions import Question
 from t2i.data.splits import SPLITS, split_folder
 from t2i.data.verified_index import Index, Verified
 from t2i.data.verify import verify, warn_damaged, warn_unverified
@@ -42,8 +43,11 @@ class FolderDataset(EncodedImages):
     """One split of a folder.
 
     `split` is the split that was read: `test` or `val` where `heldout` was asked for and the folder has none.
+    `questions` of each image, with answers, are there for data that has them.
     `broken` names the captioned images of the split that cannot be decoded, each with the reason.
     """
+
+    questions: Sequence[Sequence[Question]] | None = None
 
     def __init__(
         self,

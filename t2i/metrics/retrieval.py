@@ -187,3 +187,19 @@ def _measure_r_precision(given: Inputs) -> list[Score]:
 
 
 R_PRECISION = Metric(1, _measure_r_precision, reads="text", needs=("captions",), least_meanings=MISMATCHED + 1)
+
+
+def _measure_binding(given: Inputs) -> list[Score]:
+    assert given.text is not None and given.swapped is not None
+    has = np.isfinite(given.swapped).all(axis=1)
+    prompts = [caption for caption, flag in zip(given.captions, has, strict=True) if flag]
+    found = binding(given.fake[has], given.text[has], given.swapped[has], prompts)
+    bounds = {"chance": 0.5}
+    if given.partners is not None:
+        bounds["real"] = binding(given.partners[has], given.text[has], given.swapped[has], prompts).value
+    return [
+        given.score("binding", found.value, bounds=bounds, **found.described_interval("normal, clustered by prompt"))
+    ]
+
+
+BINDING = Metric(1, _measure_binding, reads="text", needs=("captions", "exchanged"), usual=True)

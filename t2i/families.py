@@ -13,7 +13,7 @@ from t2i.config.load import read_tree
 from t2i.config.section import Section
 from t2i.errors import InputError
 from t2i.names import nearest, resolve, shown
-from t2i.text import TextFeatures
+from t2i.text import TextEncoder, TextFeatures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,10 +139,13 @@ class Family:
     config: str  # a `Section`, in a file that imports no torch
     sampler: str | None = None  # a `Sampler`: the family makes images from text
     tokenizer: str | None = None  # an `ImageTokenizer`: it turns images into codes and back
+    main: str = "model"  # the part of a checkpoint that makes, codes or embeds images, as training registers it
 
 
 FAMILIES: dict[str, Family] = {
-    "cgan": Family("conditional GAN", "t2i.cgan.config:Config", sampler="t2i.cgan.sampling:CganSampler"),
+    "cgan": Family(
+        "conditional GAN", "t2i.cgan.config:Config", sampler="t2i.cgan.sampling:CganSampler", main="generator"
+    ),
     "cvae": Family(
         "one-pass generator over the latents of a VQ-VAE",
         "t2i.cvae.config:Config",
@@ -159,6 +162,27 @@ FAMILIES: dict[str, Family] = {
         "image tokenizer (VQ-VAE)", "t2i.vqvae.config:Config", tokenizer="t2i.vqvae.frozen:FrozenTokenizer"
     ),
 }
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a run starts from.
+
+    Attributes:
+        place: the folder that it was read from.
+        address: as the user named it.
+        manifest: of its checkpoint.
+        parts: name of a part, as training registers it -> its tensors; the main part has the weights that are sampled from.
+        text: the text encoder it was trained with; None for a family without one.
+        vocabulary: the tokenizer of a dual encoder, as JSON.
+    """
+
+    place: Path
+    address: str
+    manifest: Mapping[str, Any]
+    parts: Mapping[str, Mapping[str, "Tensor"]]
+    text: TextEncoder | None = None
+    vocabulary: str | None = None
 
 
 def config_class(family: str) -> type[Section]:

@@ -8,6 +8,7 @@ Axes: B batch, C channels, H W image, T text tokens, D token width, P pooled tex
 """
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +114,8 @@ class Generator(nn.Module):
     """(noise, text) -> image in [-1, 1]; `mapping` and `synthesis` are its two halves."""
 
     w_average: Tensor
+    # what columns stand for, where a run starts from other weights (t2i.training.initialise)
+    roles: ClassVar[dict[str, str]] = {"text.weight": "pooled", "words.*.kv.weight": "tokens"}
 
     def __init__(self, config: GeneratorConfig, resolution: int, pooled_dim: int, token_dim: int) -> None:
         super().__init__()
@@ -176,6 +179,8 @@ class DiscriminatorBlock(nn.Module):
 
 class Discriminator(nn.Module):
     """logit(x, t) = u(phi(x)) + <phi(x), P t> / sqrt(d): other captions of the same image cost no second pass."""
+
+    roles: ClassVar[dict[str, str]] = {"text_1.weight": "pooled"}
 
     def __init__(self, config: DiscriminatorConfig, resolution: int, pooled_dim: int) -> None:
         super().__init__()

@@ -11,7 +11,9 @@ from typing import Any
 from t2i import cli
 from t2i.cli.fit.probe import MOST_MINUTES, STEPS, images_for, measured
 from t2i.config.load import to_yaml
-from t2i.data import View, open_dataset
+from t2i.data import NO_CAPTION
+from t2i.data.mixture import open_training
+from t2i.families import FAMILIES
 from t2i.names import counted
 
 GB = 1e9
@@ -24,9 +26,9 @@ def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
         InputError: the data, the text encoder or the tokenizer does not exist or cannot be read.
     """
     data = config.data
-    view = View(data.resolution, data.fit, data.limit, data.split_seed)
-    train = open_dataset(data.address, "train", view)
-    captions = [caption for options in train.captions for caption in options]
+    bare = FAMILIES[config.family].tokenizer is not None
+    train = open_training(data, replay=getattr(config, "replayed", None), bare=bare)
+    captions = [caption for options in train.captions for caption in options if caption != NO_CAPTION]
     side = data.resolution
     yield (
         "data",

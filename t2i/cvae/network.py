@@ -10,7 +10,7 @@ Axes: B batch, T words, L places row by row, N = T + L, C channels of a latent, 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -212,6 +212,13 @@ def contrast(latents_BLC: Tensor, grid: int) -> Tensor:
 
 class ConditionalVAE(nn.Module):
     """Generator and posterior; freshly initialised from torch's generator."""
+
+    # what rows and columns stand for, where a run starts from other weights (t2i.training.initialise)
+    roles: ClassVar[dict[str, str]] = {
+        "generator.words.embed.weight": "tokens", "generator.words.positions": "order", "generator.rows": "line",
+        "generator.columns": "line", "generator.head.weight": "codes", "posterior.conv_1.*": "codes",
+        "posterior.text.weight": "pooled",
+    }  # fmt: skip
 
     def __init__(self, config: Config, shape: Shape, token_dim: int, pooled_dim: int, max_tokens: int) -> None:
         super().__init__()

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from t2i.data.address import Address
     from t2i.images import Fit, ImageArray
 
+NO_CAPTION = ""  # the caption of an image that has none, where images without captions are asked for
+
 Split = Literal["train", "val", "test", "heldout"]
 Augmentation = Literal["color", "grey", "rotate", "zoom", "shift", "noise"]
 
@@ -37,6 +39,11 @@ class DataConfig(Section):
         default=0, ge=0, description="decides the split of a folder that has no train/val/test folders"
     )
 
+    unlabelled: str | None = Field(
+        default=None,
+        description="address of images without captions, such as any folder of images: half of the samples, under the null "
+        "caption; for cgan and prior; null: none",
+    )
     augment: tuple[Augmentation, ...] = Field(
         default=(),
         description="how training images are changed at random: color, grey, rotate (10 degrees), zoom (1.2), shift (a tenth), "
@@ -50,9 +57,9 @@ class DataConfig(Section):
             raise ValueError("must be a power of two: 16, 32, 64, 128, 256, 512 or 1024")
         return value
 
-    def view(self, limit: int | None = None) -> "View":
-        """Returns the view of a split other than `train`, or of `train` with its own limit."""
-        return View(self.resolution, self.fit, limit, self.split_seed)
+    def view(self, limit: int | None = None, bare: bool = False) -> "View":
+        """Returns the view of a split other than `train`, or of `train` with its own limit; `bare` as in `View`."""
+        return View(self.resolution, self.fit, limit, self.split_seed, bare)
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class View:
     fit: "Fit" = "center"
     limit: int | None = None  # first N images of the split; None: all (for shapes: the default size of the split)
     seed: int = 0  # decides the seeded split of a folder without split folders, and random crops
+    bare: bool = False  # images of a folder that have no caption are rows too, with NO_CAPTION
 
 
 class Dataset(Protocol):

@@ -27,9 +27,10 @@ Features = NDArray[np.float32]
 # the judgement of the oracle of the embedded data, or what a reader of images finds likely or answers.
 Reads = Literal["features", "text", "classes", "oracle", "likelihood", "answers"]
 
-# What it needs beside generated images: a caption of each, captions that the oracle understands, questions about captions,
+# What it needs beside generated images: a caption of each, captions that the oracle understands, captions
+# with two attributes that can be exchanged, questions about captions,
 # several images of each caption, the training images, features of the real images or at least their `GaussianStats`.
-Need = Literal["captions", "drawn", "asked", "several", "train", "real", "moments"]
+Need = Literal["captions", "drawn", "exchanged", "asked", "several", "train", "real", "moments"]
 
 NO_PROTOCOL = ScoreProtocol()
 
@@ -44,6 +45,7 @@ class Inputs:
         captions: [N] of the generated images; images of one prompt share theirs.
         meanings: [N] labels of what the captions ask for: equal for other words of the same meaning.
         text: [N, D] of the captions.
+        swapped: [N, D] of the captions with two attributes exchanged, NaN where they have no two of one kind.
         partners: [N, D] of the real image of each caption; None: not all have one.
         classes: [classes, D] of the extractor's classifier.
         train: [T, D] of the images that the generator was trained on.
@@ -62,6 +64,7 @@ class Inputs:
     captions: Sequence[str] = ()
     meanings: Sequence[Hashable] = ()
     text: Features | None = None
+    swapped: Features | None = None
     partners: Features | None = None
     classes: NDArray[np.float32] | None = None
     train: Features | None = None
@@ -136,6 +139,7 @@ METRICS: dict[str, str] = {
     "questions": "t2i.metrics.reading:QUESTIONS",
     "r-precision": "t2i.metrics.retrieval:R_PRECISION",
     "retrieval": "t2i.metrics.retrieval:RETRIEVAL",
+    "binding": "t2i.metrics.retrieval:BINDING",
     "diversity": "t2i.metrics.diversity:DIVERSITY",
     "memorisation": "t2i.metrics.neighbours:MEMORISATION",
 }

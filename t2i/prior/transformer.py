@@ -13,7 +13,7 @@ Axes: B batch, S slots, T text tokens, P prefix (text and a start token), N toke
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -156,6 +156,12 @@ class PriorBlock(nn.Module):
 
 class Prior(nn.Module):
     """p(codes | caption) as a product over slots (raster) or over groups of slots in any order (random)."""
+
+    # what rows and columns stand for, where a run starts from other weights (t2i.training.initialise)
+    roles: ClassVar[dict[str, str]] = {
+        "text.0.weight": "tokens", "pooled.0.weight": "pooled", "text_position": "order", "rows": "line", "columns": "line",
+        "code": "codes", "head.weight": "codes",
+    }  # fmt: skip
 
     def __init__(self, config: Config, grid: Grid, token_dim: int, pooled_dim: int, max_tokens: int) -> None:
         """

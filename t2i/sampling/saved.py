@@ -260,7 +260,11 @@ def _published(tree: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             published[key] = _published(value)
         else:
-            local = key.endswith("path") and isinstance(value, str) and Path(value).is_absolute()
+            local = (
+                (key.endswith("path") or key in ("from", "init_from"))
+                and isinstance(value, str)
+                and Path(value).is_absolute()
+            )
             published[key] = Path(value).name if local else value
     return published
 

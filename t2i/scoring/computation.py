@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from t2i.data.shapes.captions import Spec, meaning, parse
 from t2i.data.shapes.oracle import judge
 from t2i.data.shapes.vocabulary import HELDOUT_PAIRS, HELDOUT_RELATIONS
+from t2i.data.swaps import exchanged
+from t2i.extractors import ImageTextExtractor
 from t2i.metrics import Features, Inputs, Metric
 from t2i.metrics.clip_score import can_shuffle, derangement
 from t2i.metrics.score import Score
@@ -86,6 +88,7 @@ def _inputs(
         features = real.features.get(digest)
         more = {
             "text": fake.text.get(digest),
+            "swapped": _exchanged(metric, captions) if "exchanged" in metric.needs else None,
             "partners": features[partners] if partners is not None and isinstance(features, np.ndarray) else None,
             "classes": None if metric.extractor is None else metric.extractor.classes,
             "train": train.features.get(digest),
@@ -93,6 +96,18 @@ def _inputs(
     meanings = [meaning(caption) for caption in captions]
     known = {"seed": options.seed, "force": options.force, "protocol": metric.protocol}
     return Inputs(_features(fake, digest), _features(real, digest), captions, meanings, **more, **known)
+
+
+def _exchanged(metric: Metric, captions: Sequence[str]) -> Features:
+    """[N, D] of captions with two attributes exchanged, NaN where they have no two of one kind."""
+    swapped = exchanged(captions)
+    rows = [row for row, caption in enumerate(swapped) if caption is not None]
+    found = cast(ImageTextExtractor, metric.extractor).text_features(
+        [caption for caption in swapped if caption is not None]
+    )
+    features = np.full((len(captions), found.shape[1]), np.nan, np.float32)
+    features[rows] = found
+    return features
 
 
 def _read_by(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from t2i.data.shapes.captions import meaning, parse
+from t2i.data.swaps import exchanged
 from t2i.errors import InputError
 from t2i.extractors import Extractor, ImageTextExtractor
 from t2i.hardware import device
@@ -154,9 +155,11 @@ def _missing(fake: Images, real: Real, extractors: Sequence[Extractor], of_a_run
     if captions is None:
         why = f"{fake.captioned or 'none'} of {counted(len(fake), 'image')} in {fake.name} have captions"
         why = f"only {why}" if fake.captioned else why
-        missing |= dict.fromkeys((("captions", ""), ("drawn", ""), ("several", "")), why)
+        missing |= dict.fromkeys((("captions", ""), ("drawn", ""), ("exchanged", ""), ("several", "")), why)
     elif odd := next((caption for caption in captions if parse(caption) is None), None):
         missing["drawn", ""] = f"the oracle reads drawn shapes, and caption {odd[:80]!r} asks for something else"
+    if captions is not None and not any(exchanged(captions)):
+        missing["exchanged", ""] = "no caption has two attributes of one kind, as two colours, to exchange"
     if captions is not None:
         meanings = len({meaning(caption) for caption in captions})
         for name, least in ((name, find_metric(name).least_meanings) for name in METRICS):

@@ -37,6 +37,11 @@ class TextConfig(Section):
         description="text tokens kept; null: 77 for clip/t5/bert/gpt2 (or their own limit where that is less, or that of a "
         "sentence-transformers folder), the longest training caption for the others",
     )
+    stop_words: Literal["english"] | None = Field(
+        default=None,
+        description="words that bow, tfidf and word2vec leave out: english, scikit-learn's list, which holds above, under "
+        "and two; null: none",
+    )
     width: int | None = Field(
         default=None,
         ge=8,
@@ -90,6 +95,9 @@ ENCODERS: dict[str, str] = {
 }
 
 
+CLASSICAL = ("bow", "tfidf", "word2vec")  # fitted on the training captions
+
+
 def encoder_class(name: str) -> type:
     """Returns the class of one text encoder; raises KeyError for a name that is not in `ENCODERS`."""
     return resolve(ENCODERS[name])
@@ -101,6 +109,11 @@ def fit_encoder(config: TextConfig, captions: Sequence[str]) -> TextEncoder:
     Raises:
         InputError: the path, the model in it, or the captions are unusable.
     """
+    if config.stop_words is not None and config.encoder not in CLASSICAL:
+        raise InputError(
+            f"text.stop_words={config.stop_words} has no effect with text.encoder={config.encoder}, which reads whole sentences; "
+            f"remove it, or take {', '.join(CLASSICAL)}"
+        )
     if config.width is not None and config.encoder != "static":
         raise InputError(f"text.width={config.width} has no effect with text.encoder={config.encoder}; remove it")
     return encoder_class(config.encoder).fit(config, captions)

@@ -119,6 +119,17 @@ def set_learning_rate(optimizer: Optimizer, value: float) -> None:
         group["lr"] = value
 
 
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """Returns the parameters of a module that are not frozen."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def require_gradients(parameters: Sequence[nn.Parameter], needed: bool) -> None:
+    """Has autograd compute the gradients of parameters, or leave them out while another network learns."""
+    for parameter in parameters:
+        parameter.requires_grad_(needed)
+
+
 def gradient_norm(module: nn.Module) -> Tensor:
     """Returns the Euclidean norm over the gradients of all parameters that have one."""
     return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])

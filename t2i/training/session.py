@@ -71,6 +71,8 @@ class Session:
         self._tracking = Tracking(self.accelerator, config.report_to, self.directory)
         self._newest = self.on_main(self._open)
         self.is_new = self._newest is None
+        if self._newest is not None and "init" in self._newest[1]:
+            self.extra["init"] = self._newest[1]["init"]
         self.identity = Identity(self.directory, self.ranks, None if self._newest is None else self._newest[1])
 
     def _open(self) -> tuple[Path, dict[str, Any]] | None:

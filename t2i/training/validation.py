@@ -31,26 +31,26 @@ LOWER = ("bits_per_token", "caption_nll", "kid")  # of which less is better; the
 CHUNK = 200  # images in memory at once
 
 
-def open_held_out(data: DataConfig, split: str, n: int) -> Dataset | None:
+def open_held_out(data: DataConfig, split: str, n: int, bare: bool = False) -> Dataset | None:
     """Returns up to n images of a split; None where it cannot be opened, which is said of `val`: much data has no `heldout`."""
     try:
-        return open_dataset(data.address, split, data.view(n))
+        return open_dataset(data.address, split, data.view(n, bare))
     except InputError as error:
         if split == "val":
             warnings.warn(f"there is no val to draw and score in training: {error}", stacklevel=2)
         return None
 
 
-def open_held_out_splits(data: DataConfig, n: int) -> dict[str, Dataset]:
+def open_held_out_splits(data: DataConfig, n: int, bare: bool = False) -> dict[str, Dataset]:
     """Returns up to n images of `val` and of `heldout`, of those that the data has."""
-    opened = {split: open_held_out(data, split, n) for split in ("val", "heldout")}
+    opened = {split: open_held_out(data, split, n, bare) for split in ("val", "heldout")}
     return {split: dataset for split, dataset in opened.items() if dataset is not None}
 
 
 def oracle_scores(images_BHWC: ImageArray, captions: Sequence[str]) -> dict[str, float]:
     """Returns the share of images that show what their caption asks for, by aspect; empty for other data than shapes."""
     specs = [spec for spec in map(parse, captions) if spec is not None]
-    if len(specs) < len(captions):
+    if len(specs) < len(captions) or not specs:
         return {}
     return {name: float(flags.mean()) for name, flags in judge(read(images_BHWC), specs).items()}
 

@@ -433,7 +433,22 @@ def test_eval_score_passes_every_option_on(run, noted):
     rest = (
         "--temperature 0.7 --top-k 100 --top-p 0.9 --steps 10 --resolution 64 --dinov2 d --resize torch --skip-broken"
     )
-    assert run("eval", "score", *argv.split(), *more.split(), *rest.split(), "--save-features", "f")[0] == 0
+    assert (
+        run(
+            "eval",
+            "score",
+            *argv.split(),
+            *more.split(),
+            *rest.split(),
+            "--save-features",
+            "f",
+            "--reader",
+            "e",
+            "--questions",
+            "q",
+        )[0]
+        == 0
+    )
     assert noted["score"].model_dump() == {
         "target": "a_run",
         "data": "shapes-2",
@@ -463,6 +478,8 @@ def test_eval_score_passes_every_option_on(run, noted):
         "skip_broken": True,
         "save_features": Path("f"),
         "out": Path("o.json"),
+        "reader": Path("e"),
+        "questions": Path("q"),
     }
     assert run("eval", "score", "a_run", "--against", "other", "--prompts", "p.tsv")[0] == 0
     assert (noted["score"].against, noted["score"].prompts) == ("other", Path("p.tsv"))

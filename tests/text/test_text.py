@@ -643,3 +643,29 @@ def test_damaged_word_vectors(tmp_path):
         with pytest.raises(InputError, match="vectors.safetensors") as caught:
             load_encoder(tmp_path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bow", "tfidf", "word2vec"])
+def test_stop_words_are_left_out_and_those_that_tell_are_named(name, tmp_path):
+    captions = ["a red circle above the blue square", "two stars are on top of a ring"] * 8
+    config = TextConfig(encoder=name, stop_words="english")
+    with pytest.warns(
+        UserWarning, match=r"leaves out words that say what an image shows: above \(8\), two \(8\), on \(8\), top"
+    ):
+        encoder = fit_encoder(config, captions)
+    assert sorted(encoder.vocabulary) == ["blue", "circle", "red", "ring", "square", "stars"]
+    plain = fit_encoder(TextConfig(encoder=name), captions)
+    assert plain.digest() != encoder.digest() and "above" in plain.vocabulary
+    encoder.save(tmp_path / "saved")
+    again = load_encoder(tmp_path / "saved")
+    assert again.digest() == encoder.digest()
+    assert again.unknown_words(["a red hexagon above the ring"]) == ["hexagon"]
+    with pytest.raises(InputError, match="found no word"), pytest.warns(UserWarning):
+        fit_encoder(config, ["above the", "on top of two"])
+
+
+def test_stop_words_of_an_encoder_that_reads_sentences_are_refused():
+    with pytest.raises(
+        InputError, match="text.stop_words=english has no effect with text.encoder=bert, which reads whole"
+    ):
+        fit_encoder(TextConfig(encoder="bert", stop_words="english"), ["a"])

@@ -1,4 +1,4 @@
-"""Readers built on networks that exist: image towers, a GPT-2, a frozen encoder of questions; trained by the command, then read."""
+"""Readers built on networks that exist: image towers, a GPT-2, a frozen encoder of questions; trained, then read."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_a_reader_starts_from_gpt2_an_aligned_map_and_frozen_questions(tmp_path:
     [
         (["tasks={caption: 0, answer: 0}"], "nothing to learn"),
         (["image={encoder: vit, path: nowhere}"], "image.path='nowhere' does not exist|no such folder"),
-        (["image={encoder: aligned}"], "path"),
+        (["image={encoder: vit}"], "image.encoder=vit needs image.path"),
         (["decoder.path=nowhere"], "decoder.path='nowhere'"),
         (["width=48", "fusion.heads=5"], "cannot be divided among fusion.heads=5"),
         (["fusion.kind=product"], "fusion.kind"),

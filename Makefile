@@ -57,8 +57,8 @@ test: $(READY) ## run the test suite; ARGS="tests/config/test_config.py -k yaml"
 coverage: $(READY) ## run the test suite and report the lines that no test reaches
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS) --cov
 
-torture: $(READY) ## proofs too long for the suite: kills, damage, broken data, a million rows, memory, planted leaks
-	@for proof in data_fuzz leaks eval_memory data_scale torture_runs; do \
+torture: $(READY) ## proofs too long for the suite: kills, damage, hostile files, launches, a million rows, memory, planted leaks
+	@for proof in data_fuzz leaks eval_memory data_scale torture_runs torture_order torture_files torture_launches; do \
 	  echo; echo "== $$proof"; OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/$$proof.py || exit 1; done
 
 bench: $(READY) ## speed and parity beside other packages, about 90 minutes; DFGAN=path/to/checkout of tobran/DF-GAN adds the GAN's

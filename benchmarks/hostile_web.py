@@ -116,7 +116,7 @@ def requests_of(chance: random.Random, server: Server) -> Iterator[tuple[str, An
         return lambda: ask(name, values, canvas)
 
     while True:
-        button = chance.choice(["sample", "compare", "interpolate", "inpaint", "model"])
+        button = chance.choice(["sample", "compare", "interpolate", "inpaint", "explain", "model"])
         yield "long prompt", with_value(1, chance.choice("xé 🟥") * chance.choice([4097, 10**5, 10**6]))
         yield "huge count", with_value(chance.choice([2, 13]), 10 ** chance.randint(2, 30), button)
         yield "bad type", with_value(chance.randrange(14), chance.choice(ODD), button)

@@ -18,6 +18,7 @@ import re
 import resource
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,7 +223,8 @@ def reference(folder: Path) -> Path:
 
 def arrays(folder: Path) -> Path:
     images = np.random.default_rng(0).integers(0, 255, (12, 16, 16, 3), np.uint8)
-    np.savez(folder / "it.npz", arr_0=images)
+    for name in ("it", "others"):
+        np.savez(folder / f"{name}.npz", arr_0=images)
     return folder / "it.npz"
 
 
@@ -335,7 +337,7 @@ KINDS: dict[str, Kind] = {
         reference, lambda place, out: score(GOLDEN / "cgan", out, "-n", "8", "--against", str(place)), scores_in
     ),
     "images in an npz": Kind(
-        arrays, lambda place, out: score(place, out, "--against", str(GOLDEN / "cgan")), scores_in
+        arrays, lambda place, out: score(place, out, "--against", str(place.with_name("others.npz"))), scores_in
     ),
     "Inception weights": Kind(
         weights, lambda place, out: score(GOLDEN / "cgan", out, "-n", "8", "--inception", str(place))
@@ -424,7 +426,10 @@ def hostile_file(folder: Path, rng: random.Random) -> str:
     """One file of something from a stranger is replaced."""
     name = rng.choice(list(KINDS))
     kind = KINDS[name]
-    base, expected, lines = _base(name, folder.parent)
+    try:
+        base, expected, lines = _base(name, folder.parent)
+    except AssertionError as error:
+        return f"NO BASE {error}"
     top = folder.parent / base.relative_to(folder.parent).parts[0]
     own, out, trap = folder / "own", folder / "out", folder / "trap"
     shutil.copytree(top, own, symlinks=True)
@@ -455,7 +460,141 @@ def hostile_file(folder: Path, rng: random.Random) -> str:
     return found if found[0].islower() else f"{found} {what}"
 
 
-PROOFS = {"files": ("P13", 400, hostile_file)}
+# ---- the readers themselves ------------------------------------------------------------------------------------------
+
+
+def _readers() -> dict[str, tuple[Path | Callable[[Path], Path], Callable[[Path], Any]]]:
+    """What reads a file or a folder, and one to read: a path that is copied, or what makes it."""
+    from t2i import checkpoint
+    from t2i.align.frozen import load_dual_encoder
+    from t2i.cli.steps import Step
+    from t2i.cli.timings import Timings
+    from t2i.config.load import read_tree
+    from t2i.data import View, open_dataset
+    from t2i.data.tools.check import check
+    from t2i.extractors import open_extractor
+    from t2i.families import load_tokenizer, tokenizer_beside
+    from t2i.metrics.score import read_scores
+    from t2i.report.runs import open_run as open_shown
+    from t2i.sampling import saved
+    from t2i.sampling.prompts import read_prompts
+    from t2i.scoring.captions import score_captions
+    from t2i.scoring.comparison import compare
+    from t2i.scoring.images.generated import read_generated
+    from t2i.scoring.images.reference import open_reference
+    from t2i.scoring.images.sources import open_images
+    from t2i.scoring.options import CaptionsOptions
+    from t2i.text import load_encoder
+    from t2i.trained import open_run
+    from t2i.training import journal
+    from t2i.training.directory import refuse_anothers
+    from t2i.training.trained_on import read_record
+
+    def all_of(place: Path) -> None:
+        dataset = open_dataset(str(place), "train", View(32, limit=8))
+        dataset.images(range(len(dataset)))
+
+    def listed(place: Path) -> None:
+        names = [path.relative_to(place).as_posix() for path in place.rglob("*.png")]
+        read_generated(place, names)
+        open_images(str(place))
+
+    layouts = [
+        "coco",
+        "flickr8k",
+        "flickr8k_kaggle",
+        "flickr30k",
+        "flickr30k_csv",
+        "flickr30k_karpathy",
+        "karpathy_coco",
+    ]
+    layouts += ["cub", "flowers", "visual_genome", "shards", "parquet", "saved_to_disk", "folder"]
+    prompts = {"txt": "a red circle\na star\n", "csv": "prompt,n\na star,1\n", "tsv": "Prompt\tn\na star\t1\n"}
+    prompts |= {"json": '["a star", "a ring"]', "jsonl": '{"prompt": "a star"}\n'}
+    return {
+        "run": (GOLDEN / "cgan", open_run),
+        "run of a prior": (GOLDEN / "prior", saved.read),
+        "run of a cgan": (GOLDEN / "cgan", saved.read),
+        "saved pipeline": (GOLDEN / "saved", saved.read),
+        "checkpoints": (GOLDEN / "vqvae" / "checkpoints", lambda place: checkpoint.latest(place)),
+        "tokenizer": (GOLDEN / "vqvae", load_tokenizer),
+        "tokenizer of a run": (GOLDEN / "prior", lambda place: tokenizer_beside(open_run(place))),
+        "dual encoder": (GOLDEN / "align", load_dual_encoder),
+        "text encoder": (GOLDEN / "cgan" / "text", load_encoder),
+        "papers": (GOLDEN / "cgan", lambda place: refuse_anothers(place, "cgan")),
+        "journal": (GOLDEN / "cgan" / "journal.jsonl", journal.read),
+        "record": (GOLDEN / "cgan" / "trained_on.safetensors", read_record),
+        "shown run": (GOLDEN / "align", lambda place: open_shown(place, "a")),
+        "config": (GOLDEN / "cgan" / "config.yaml", read_tree),
+        "scores": (lambda folder: scored(folder) / "a.json", read_scores),
+        "compared scores": (scored, lambda place: compare([place / "a.json", place / "b.json"])),
+        "samples": (sampled, listed),
+        "reference": (reference, open_reference),
+        "images in an npz": (arrays, lambda place: open_images(str(place))),
+        "images in a tar": (
+            lambda folder: next(layout("shards")(folder).rglob("*.tar")),
+            lambda place: open_images(str(place)),
+        ),
+        "captions": (KINDS["captions"].make, lambda path: score_captions(CaptionsOptions(file=path))),
+        "timings": (
+            written("t.json", '{"a": {"seconds": 1.5}}'),
+            lambda place: Timings(place).seconds(Step("a", [], place)),
+        ),
+        "Inception": (weights, lambda place: open_extractor(f"inception:{place}")),
+        "CLIP": (lambda folder: save_clip_with_images(folder / "it"), lambda place: open_extractor(f"clip:{place}")),
+        **{f"prompts.{suffix}": (written(f"it.{suffix}", text), read_prompts) for suffix, text in prompts.items()},
+        **{f"{name}, trained on": (layout(name), all_of) for name in layouts},
+        **{f"{name}, checked": (layout(name), lambda place: check(str(place))) for name in layouts},
+    }
+
+
+def reader(folder: Path, rng: random.Random) -> str:
+    """As `hostile_file`, without the command around the reader: it raises one line, or reads what is there."""
+    readers = _readers()
+    name = rng.choice(list(readers))
+    source, read = readers[name]
+    top = folder.parent / f"read-{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
+    if not top.exists():
+        top.mkdir()
+        if isinstance(source, Path):
+            made = top / source.name
+            shutil.copytree(source, made) if source.is_dir() else shutil.copy(source, made)
+        else:
+            note = top / "note"
+            status, said = outcome(lambda: note.write_text(str(source(top).relative_to(top))), top, 200)
+            assert status == 0, said
+            made = top / note.read_text()
+            note.unlink()
+            (top / "stderr").unlink()
+        (folder.parent / f"{top.name}.place").write_text(str(made.relative_to(top)))
+    own, trap = folder / "own", folder / "trap"
+    shutil.copytree(top, own, symlinks=True)
+    place = own / (folder.parent / f"{top.name}.place").read_text()
+    trap.with_name("secret").write_text("secret")
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    victim = rng.choice(files)
+    way = spoil(victim, trap, rng)
+
+    def body() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
+        os.environ["T2I_CACHE"] = str(folder / "cache")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read(place)
+
+    status, said = outcome(body, folder)
+    what = f"{name}: {way} for {victim.relative_to(own)}"
+    if trap.exists():
+        return f"EXECUTED {what}"
+    found = judged(status, said, True)
+    return (
+        {"resumed exactly": "read"}.get(found, found)
+        if found[0].islower() or not status
+        else f"{found} {what}: {said[-300:]}"
+    )
+
+
+PROOFS = {"readers": ("P13", 1000, reader), "files": ("P13", 400, hostile_file)}
 
 if __name__ == "__main__":
     sys.exit(torture_runs.main(PROOFS))

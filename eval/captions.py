@@ -1,8 +1,10 @@
-"""Scores captions that a model wrote against references: corpus BLEU-4 and CIDEr-D.
+"""Scores captions that a model wrote against references: corpus BLEU-4 and CIDEr-D; of a reader also its answers.
 
     t2i eval captions written.jsonl --out scores.json
+    t2i eval captions runs/reader --data shapes-2 --split heldout -n 500
 
-A line for each image: {"candidate": "a red circle", "references": ["a red disc", "one red circle"]}.
+A line for each image: {"candidate": "a red circle", "references": ["a red disc", "one red circle"]}. A reader writes them
+itself, and answers the questions that the data has.
 """
 
 from t2i.cli import run_program
@@ -16,10 +18,11 @@ def main(options: CaptionsOptions) -> None:
     out = options.out
     if out is not None:
         refuse_unwritable(out, "a JSON file", "--out")
-    scores = score_captions(options.file)
+    scores = score_captions(options)
     for score in scores:
         interval = "" if score.interval is None else " ({:.3f}..{:.3f})".format(*score.interval)
-        print(f"{score.name:<20}{score.value:.3f}{interval}")
+        floor = f"  shuffled images {score.bounds['shuffled']:.3f}" if "shuffled" in score.bounds else ""
+        print(f"{score.name:<26}{score.value:.3f}{interval}{floor}")
     if out is not None:
         write_scores(out, scores)
         print(f"wrote {out}")

@@ -2,8 +2,8 @@
 
     t2i eval compare runs/a/scores-shapes-2-heldout-1000.json runs/b/scores-shapes-2-heldout-1000.json
 
-Where protocols differ it says in what. Scores that are a mean over pictures of the same captions are compared picture by
-picture: a paired bootstrap of prompts. A Frechet distance is one number of all pictures: it is shown, and not tested.
+Differences of protocol are named. Scores that are a mean over images of the same captions are compared image by
+image: a paired bootstrap of prompts. A Frechet distance is one number of all images: it is shown, and not tested.
 """
 
 import re
@@ -12,42 +12,34 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from t2i.cli import run_program
-from t2i.metrics.score import Score
+from t2i.console import table
+from t2i.metrics.score import Score, rounded
 from t2i.scoring.comparison import Line, compare
 from t2i.scoring.options import CompareOptions
 
 SUPERSCRIPT = "*"  # behind a value whose protocol is another
 
 
-def number(x: float) -> str:
-    """Three decimals of a share, three digits of anything else."""
-    return f"{x:.3f}" if 0.001 <= abs(x) < 1 or x == 0 else f"{x:.3g}"
-
-
 def cell(score: Score | None, differing: Sequence[str] = ()) -> str:
-    return "-" if score is None else number(score.value) + (SUPERSCRIPT if differing else "")
+    return "-" if score is None else rounded(score.value) + (SUPERSCRIPT if differing else "")
 
 
 def row(line: Line) -> list[str]:
-    """Name, first value, then of each other file its value, the difference and p."""
+    """Returns the name, the first value, then of each other file its value, the difference and p."""
     cells = [line.name, cell(line.scores[0])]
     for score, differing, found in zip(line.scores[1:], line.differing, line.differences, strict=True):
         cells.append(cell(score, differing))
         if found is None:
             cells += ["", ""]
         else:
-            low, high = map(number, found.interval)
-            cells += [f"{number(found.value)} ({low}..{high})", f"{found.p:.3f}" if found.p >= 0.001 else "<0.001"]
+            low, high = map(rounded, found.interval)
+            cells += [f"{rounded(found.value)} ({low}..{high})", f"{found.p:.3f}" if found.p >= 0.001 else "<0.001"]
     return cells
 
 
 def headings(paths: Sequence[Path]) -> list[str]:
-    """Names of the files, as short as they are apart."""
+    """Returns the head of the table, with the files' names as short as they differ."""
     names = [path.stem for path in paths]
     names = names if len(set(names)) == len(names) else [str(path.with_suffix("")) for path in paths]
     return ["score", names[0], *(word for name in names[1:] for word in (name, "difference (95 %)", "p"))]
@@ -56,21 +48,11 @@ def headings(paths: Sequence[Path]) -> list[str]:
 def show(lines: Sequence[Line], head: Sequence[str]) -> None:
     """Prints the table; of unseen combinations `strict` alone, as t2i eval score does."""
     rows = [row(line) for line in lines if "-unseen-" not in line.name or "-strict-" in line.name]
-    if sys.stdout.isatty():
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for k, word in enumerate(head):
-            table.add_column(word, justify="right" if k else "left", overflow="fold")
-        for cells in rows:
-            table.add_row(*cells)
-        Console().print(table)
-        return
-    widths = [max(map(len, cells)) for cells in zip(head, *rows, strict=True)]
-    for cells in [head, *rows]:
-        print("  ".join(text.ljust(width) for text, width in zip(cells, widths, strict=True)).rstrip())
+    table(head, rows)
 
 
 def warn_differing(lines: Sequence[Line], paths: Sequence[Path]) -> None:
-    """For each file but the first: where protocols differ, and in how many of the scores."""
+    """Warns, for each file but the first, of differences of protocol, and in how many of the scores."""
     for k, path in enumerate(paths[1:]):
         counts = Counter(difference for line in lines for difference in line.differing[k])
         both = sum(line.scores[0] is not None and line.scores[k + 1] is not None for line in lines)
@@ -84,12 +66,12 @@ def warn_differing(lines: Sequence[Line], paths: Sequence[Path]) -> None:
 
 
 def short(difference: str) -> str:
-    """Digests by their first digits."""
+    """Returns the text with digests cut to their first digits."""
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b", r"\1...", difference)
 
 
 def explain(lines: Sequence[Line], paths: Sequence[Path]) -> None:
-    """Why there is no test where there is none."""
+    """Prints the reason for each score that is not tested."""
     for k, path in enumerate(paths[1:]):
         why: dict[str, list[str]] = {}
         for line in lines:

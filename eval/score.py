@@ -8,25 +8,21 @@ A table, and a JSON file in which every score carries its protocol; beside it wh
 """
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from t2i.cli import run_program
-from t2i.console import progress_of
+from t2i.console import progress_of, table
 from t2i.data.folders.index import holds_images
 from t2i.distributed import launched_ranks
 from t2i.errors import InputError
 from t2i.files import refuse_unwritable
 from t2i.hardware import prepare_cpu
 from t2i.images import ImageArray, grid
-from t2i.metrics.score import Score, write_scores
+from t2i.metrics.score import Score, rounded, write_scores
 from t2i.scoring.comparison import Samples, beside
 from t2i.scoring.images.store import FeatureFile
 from t2i.scoring.options import ScoreOptions, refuse_ignored
@@ -38,41 +34,25 @@ from t2i.weights import shipped
 COLUMNS = ("score", "value", "95 % interval", "real", "shuffled")  # the last two are names of bounds
 
 
-def number(x: float) -> str:
-    """Three decimals of a share, three digits of anything else."""
-    return f"{x:.3f}" if 0.001 <= abs(x) < 1 or x == 0 else f"{x:.3g}"
-
-
 def row(score: Score) -> list[str]:
-    """One line of the table."""
-    interval = "" if score.interval is None else "..".join(map(number, score.interval))
-    beside = (number(score.bounds[key]) if key in score.bounds else "" for key in COLUMNS[3:])
-    return [score.name, number(score.value), interval, *beside]
+    """Returns one line of the table."""
+    interval = "" if score.interval is None else "..".join(map(rounded, score.interval))
+    beside = (rounded(score.bounds[key]) if key in score.bounds else "" for key in COLUMNS[3:])
+    return [score.name, rounded(score.value), interval, *beside]
 
 
 def show(scores: Sequence[Score]) -> None:
     """Prints the table; of unseen combinations `strict` alone, the file has every aspect."""
     shown = [score for score in scores if "-unseen-" not in score.name or "-strict-" in score.name]
-    if sys.stdout.isatty():
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-        for k, column in enumerate(COLUMNS):
-            table.add_column(column, justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
-        for score in shown:
-            table.add_row(*row(score))
-        Console().print(table)
-    else:
-        lines = [list(COLUMNS), *map(row, shown)]
-        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-        for cells in lines:
-            print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    table(COLUMNS, [row(score) for score in shown])
     for score in shown:
         for bound, value in score.bounds.items():
             if bound not in COLUMNS:
-                print(f"{score.name}, {bound}: {number(value)}")
+                print(f"{score.name}, {bound}: {rounded(value)}")
 
 
 def file_name(scores: Sequence[Score], n: int | None) -> str:
-    """E.g. scores-shapes-2-heldout-1000.json; of a folder or file its last name."""
+    """Returns e.g. scores-shapes-2-heldout-1000.json; of a folder or file its last name."""
     protocol = scores[0].protocol
     data = protocol.data
     word = re.sub(r"[^\w.-]+", "-", data if ":" not in data else Path(data).name)
@@ -81,7 +61,7 @@ def file_name(scores: Sequence[Score], n: int | None) -> str:
 
 
 def settled(options: ScoreOptions) -> ScoreOptions:
-    """The options as their protocol has them."""
+    """Returns the options as their protocol sets them."""
     if options.protocol is None:
         return options.model_copy(update={"split": options.split or "val"})
     metrics = None if options.metrics is None else list(options.metrics)
@@ -90,7 +70,7 @@ def settled(options: ScoreOptions) -> ScoreOptions:
 
 
 def refuse_settings_of_runs(options: ScoreOptions) -> None:
-    """Refuses, for images that exist, options that only a run reads."""
+    """Raises InputError for options that only a run reads, when images are scored."""
     folder = Path(options.target)
     if folder.is_dir() and not holds_images(folder):
         raise InputError(
@@ -105,6 +85,8 @@ def refuse_settings_of_runs(options: ScoreOptions) -> None:
 
 def main(options: ScoreOptions) -> None:
     prepare_cpu()
+
+    # Options: a run or images, the protocol, and a place for the results
     target = options.target
     folder = Path() if target in shipped() else Path(target)  # scores of a shipped model are written here
     run = is_run(target) or not folder.exists() and options.against is None
@@ -119,6 +101,8 @@ def main(options: ScoreOptions) -> None:
         refuse_unwritable(options.out, "a JSON file", "--out")
     elif run:
         refuse_unwritable((folder if folder.is_dir() else Path()) / "scores.json", "a JSON file")
+
+    # Scores of all processes, values of single images, and a sheet of the first ones
     sheets: list[Image.Image] = []
     samples = Samples()
 
@@ -132,6 +116,7 @@ def main(options: ScoreOptions) -> None:
         if not ranks.is_main:
             return
 
+    # Results on the terminal
     show(scores)
     if weights := scores[0].protocol.weights:
         print(f"weights: {weights}")
@@ -141,6 +126,8 @@ def main(options: ScoreOptions) -> None:
     if options.out is None and not run:
         print("the table is all there is: name a JSON file with --out to keep the scores and their protocol")
         return
+
+    # Files: scores with their protocol, values of single images, the sheet
     out = options.out or (folder if folder.is_dir() else Path()) / file_name(scores, options.n)
     write_scores(out, scores)
     written = [out]

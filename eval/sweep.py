@@ -3,22 +3,17 @@
     t2i eval sweep runs/prior --guidance 1,1.5,2,3,5 --temperature 0.7,1
     t2i eval sweep runs/cgan --guidance 1,1.5,2 --truncation 0.6,0.8,1 --make-default
 
-On `val`, with the same captions and noise at each setting. With `--make-default` the run draws with the best one from then
+On `val`, with the same captions and noise at each setting. With `--make-default` the run samples with the best one from then
 on: it is written into sampling.json in the run, which may be edited or deleted.
 """
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from t2i.cli import run_program
-from t2i.console import shown_progress
+from t2i.console import shown_progress, table
 from t2i.errors import InputError
 from t2i.files import refuse_unwritable, write_text
 from t2i.hardware import prepare_cpu
@@ -49,19 +44,11 @@ def show(points: Sequence[Point]) -> None:
         ]
         for k, point in enumerate(points)
     ]
-    if sys.stdout.isatty():
-        table = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False)
-        for k, row in enumerate(rows):
-            table.add_row(*row, style="bold" if k == chosen else None)
-        Console().print(table)
-        return
-    widths = [max(map(len, cells)) for cells in zip(head, *rows, strict=True)]
-    for row in [head, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    table(head, rows, bold=chosen)
 
 
 def place_of(options: SweepOptions, subject: str) -> Path:
-    """The JSON file, refused if it cannot be written; the chart goes beside it."""
+    """Returns the JSON file, and raises InputError if it cannot be written; the chart goes beside it."""
     folder, word = Path(options.run), re.sub(r"[^\w.-]+", "-", subject)
     place = options.out or (folder if folder.is_dir() else Path()) / f"sweep-{word}.json"
     refuse_unwritable(place, "a JSON file", "--out" if options.out else "")
@@ -70,11 +57,15 @@ def place_of(options: SweepOptions, subject: str) -> Path:
 
 def main(options: SweepOptions) -> None:
     prepare_cpu()
+
+    # Settings to try, and a place for the results
     run = Path(options.run)
     settings = combinations(options.values())
     if options.make_default and not (run / "checkpoints").is_dir():
         raise InputError(f"--make-default writes into a run directory, and {run} is none; leave it out")
     place_of(options, "")
+
+    # One point a setting
     points: list[Point] = []
     with shown_progress() as tick:
 
@@ -85,6 +76,7 @@ def main(options: SweepOptions) -> None:
         for point in sweep(options, settings, tell):
             points.append(point)
 
+    # Table, JSON file and chart
     show(points)
     protocol = points[0].fidelity.protocol
     chosen = points[best(points)].knobs
@@ -93,6 +85,8 @@ def main(options: SweepOptions) -> None:
     title = f"{run} on {options.n:,} captions of {protocol.data}, split {protocol.split}"
     write_text(place.with_suffix(".svg"), sweep_chart(points, title))
     print(f"best: {knobs_text(chosen)} ({RULE})")
+
+    # The best setting as the default of the run
     kept = defaults_of(chosen)
     if options.make_default:
         write_defaults(run, kept)

@@ -9,6 +9,7 @@
     t2i sample runs/prior "a red circle" --guidance 2 --temperature 0.7 --top-k 100 --steps 10 --best-of 8
     t2i sample runs/prior "a red circle" --init image.png --mask mask.png
     t2i sample runs/prior "a red circle" --init image.png --keep-rows 4
+    t2i sample runs/prior --init image.png --edit "red -> blue"
     t2i sample runs/prior -i
 
 Image k of a prompt follows from (seed, prompt, k), whatever is sampled beside it; the seed that the manifest tells of an image
@@ -32,23 +33,24 @@ from typing import TYPE_CHECKING, BinaryIO
 from t2i.cli import run_program
 from t2i.console import shown_progress
 from t2i.errors import InputError
+from t2i.explain.words import edited
 from t2i.files import new_folder, refuse_used
 from t2i.names import counted
 from t2i.sampling.options import SampleOptions
-from t2i.sampling.output import GRID_MOST, Given, Job, free_folder, slug, write
+from t2i.sampling.output import GRID_MOST, Given, Job, free_folder, prompt_in, slug, write
 from t2i.sampling.prompts import clean_prompt, read_prompts
 from t2i.weights import DEFAULT, shipped
 
 MAX_LINE = 1 << 20  # bytes of standard input that are read as one prompt
 
 if TYPE_CHECKING:
-    from t2i.extractors import ImageTextExtractor
     from t2i.pipeline import TextToImagePipeline
+    from t2i.sampling.reranking import Chooser
 
 
 @contextmanager
 def output_folder(out: Path | None, pipe: "TextToImagePipeline", job: Job) -> Iterator[Path]:
-    """`out`, or the next free name: in the run, beside what training left there; of a saved pipeline, here.
+    """Yields `out`, or the next free name: in the run directory, or here for a saved pipeline.
 
     With `--interactive` each line has a free name inside of `out`.
     """
@@ -73,12 +75,12 @@ def warn_of_no_effect(job: Job) -> None:
         warnings.warn(f"given twice: {what}; the same prompt and seed make the same image, -n makes more", stacklevel=2)
 
 
-def warn_of_scorer(pipe: "TextToImagePipeline", scorer: "ImageTextExtractor", address: str | None) -> None:
-    """Warns where the choice of an encoder is worth less than it seems."""
-    from t2i.pipeline import trained_with
+def warn_of_scorer(pipe: "TextToImagePipeline", scorer: "Chooser", address: str | None) -> None:
+    """Warns when the choice by an encoder means little."""
+    from t2i.sampling.trained_with import trained_with
 
     clip = Path(address.removeprefix("clip:")) if address and address.startswith("clip:") else None
-    if role := trained_with(pipe, clip).get(scorer.digest()):
+    if role := trained_with(pipe.text_encoder, pipe.manifest, clip).get(scorer.digest()):
         warnings.warn(
             f"the encoder that chooses was this run's {role}: it sees what the run already learned from it",
             stacklevel=2,
@@ -120,7 +122,7 @@ def _reads_as_prompt(word: str) -> bool:
 
 
 def sample_lines(lines: BinaryIO, pipe: "TextToImagePipeline", run: str, job: Job) -> None:
-    """Samples each line as it comes and prints the paths of its images; a mistake in one is told and the next is read.
+    """Samples each line as it comes and prints the paths of its images; a mistake in one is reported and the next is read.
 
     Args:
         job: without prompts.
@@ -167,28 +169,52 @@ def read_all_prompts(words: Sequence[str], options: SampleOptions) -> list[str]:
     return wanted
 
 
+def edited_prompt(words: Sequence[str], options: SampleOptions) -> tuple[list[str], str]:
+    """([the prompt after the edit], the prompt before it), which `t2i sample` wrote into the image where none is given.
+
+    Raises:
+        InputError: there is no prompt, more than one, or the edit does not fit it.
+    """
+    assert options.edit is not None and options.init is not None
+    told = list(words) or [prompt for prompt in [prompt_in(options.init)] if prompt is not None]
+    if len(told) != 1:
+        why = (
+            "holds no prompt; say in quotes what it shows" if not told else f"has one prompt, and {len(told)} are given"
+        )
+        raise InputError(f"--edit: {options.init} {why}")
+    before, after = edited(clean_prompt(told[0]), options.edit)
+    return [after], before
+
+
 def main(options: SampleOptions) -> None:
-    run, words = split_words(options.words, options.model, options.interactive)
+    run, words = split_words(options.words, options.model, options.interactive or options.edit is not None)
+    before = ""
+    if options.edit is not None:
+        words, before = edited_prompt(words, options)
     wanted = read_all_prompts(words, options)
     if options.out is not None and not options.interactive:
         refuse_used(options.out)
     if run in shipped():
         print(f"sampling from {run}, a model that ships with t2i and knows rendered shapes", file=sys.stderr)
-    given = None if options.init is None else Given(options.init, options.mask, options.keep_rows)
+    given = None if options.init is None else Given(options.init, options.mask, options.keep_rows, options.edit)
     kept = given.arguments() if given else {}
 
     import torch  # slow to import: the mistakes above are told first
 
-    from t2i.extractors import open_image_text
     from t2i.pipeline import TextToImagePipeline
+    from t2i.sampling.reranking import open_chooser
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with shown_progress(" images") as tick:
-        scorer = open_image_text(options.scorer, device) if options.best_of > 1 else None
+        scorer = open_chooser(options.scorer, device) if options.best_of > 1 else None
         job = Job(wanted, options, given, scorer, kept)
         warn_of_no_effect(job)
         # a name that was typed as a run may have meant a folder, and a warning says so
         pipe = TextToImagePipeline.from_pretrained(run if run in options.words else shipped()[run], device)
+        if options.edit is not None:
+            from t2i.explain.editing import mask_of_edit
+
+            kept["mask_image"] = mask_of_edit(pipe, kept["init_image"], before, wanted[0])
         if scorer is not None:
             warn_of_scorer(pipe, scorer, options.scorer)
         if pipe.chosen:

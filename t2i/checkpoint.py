@@ -17,9 +17,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from t2i.errors import InputError
 from t2i.files import flush, open_regular, read_regular
@@ -132,7 +130,7 @@ def steps(root: Path) -> list[Path]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | str:
-    """The manifest of a checkpoint, or why it cannot be trusted."""
+    """Returns the manifest of a checkpoint, or why it cannot be trusted."""
     try:
         text = read_regular(path / MANIFEST, MAX_MANIFEST_BYTES).decode()
         manifest = json.loads(text)
@@ -185,7 +183,7 @@ def _read_files(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def verify(path: Path) -> str | None:
-    """Why a checkpoint is damaged, None when every byte is as it was written. Reads it all."""
+    """Returns why a checkpoint is damaged, None when every byte is as it was written. Reads it all."""
     manifest = _read_manifest(path)
     if isinstance(manifest, str):
         return manifest
@@ -193,7 +191,7 @@ def verify(path: Path) -> str | None:
 
 
 def latest(root: Path, fits: Callable[[Mapping[str, Any]], bool] = lambda manifest: True) -> Path | None:
-    """The newest intact checkpoint under `root` whose manifest `fits`, or None; warns of each damaged one it skips."""
+    """Returns the newest intact checkpoint under `root` whose manifest `fits`, or None; warns of each damaged one."""
     for path in steps(root):
         reason = verify(path)
         if reason is None:
@@ -205,7 +203,7 @@ def latest(root: Path, fits: Callable[[Mapping[str, Any]], bool] = lambda manife
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Returns the manifest of one checkpoint, without a look at its other files.
+    """Returns the manifest of one checkpoint, without reading its other files.
 
     Raises:
         InputError: it is damaged, or no checkpoint.
@@ -217,7 +215,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """(part -> tensors on the CPU, manifest) of one checkpoint; what is returned is what was verified.
+    """Reads one checkpoint as (part -> tensors on the CPU, manifest), from the bytes that were verified.
 
     Raises:
         InputError: it is damaged, or no checkpoint.
@@ -255,9 +253,9 @@ def rotate(root: Path, limit: int, keep: Collection[Path] = ()) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
-# ---- state of modules and optimizers -------------------------------------------------------------------------------
+# ---- state of modules -----------------------------------------------------------------------------------------------
 
-_FIX = "name another run directory, or train with the config this one was started with"
+OTHER_MODEL = "name another run directory, or train with the config this one was started with"
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
@@ -276,63 +274,5 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
         elif own[name].shape != tensors[name].shape:
             problem = f"holds {name} as {list(tensors[name].shape)}, this model as {list(own[name].shape)}"
         if problem:
-            raise InputError(f"checkpoint of another model: {what} {problem}; {_FIX}")
+            raise InputError(f"checkpoint of another model: {what} {problem}; {OTHER_MODEL}")
     module.load_state_dict(dict(tensors))
-
-
-def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Every per-parameter tensor as `INDEX.NAME`, the index counting parameters over all groups.
-
-    Learning rate and other group options are not in it: they are functions of config and step.
-    """
-    out: dict[str, Tensor] = {}
-    for index, (parameter, _) in enumerate(_parameters(optimizer)):
-        for name, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                out[f"{index}.{name}"] = value.detach()
-            elif value is not None:
-                raise TypeError(f"{type(optimizer).__name__} keeps {name} as {type(value).__name__}, not as a tensor")
-    return out
-
-
-def load_optimizer_state(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `optimizer_state` gave, bit for bit, on each parameter's device and in its memory layout.
-
-    Raises:
-        InputError: a tensor belongs to no parameter or does not fit it; the optimizer is untouched.
-    """
-    parameters = _parameters(optimizer)
-    state: dict[Tensor, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        if not index.isdecimal() or int(index) >= len(parameters):
-            raise InputError(
-                f"checkpoint of another model: optimizer tensor {key}, and it has {len(parameters)} parameters; {_FIX}"
-            )
-        parameter, group = parameters[int(index)]
-        if not _fits(tensor, parameter):
-            shapes = f"is {list(tensor.shape)}, its parameter {list(parameter.shape)}"
-            raise InputError(f"checkpoint of another model: optimizer tensor {key} {shapes}; {_FIX}")
-        state.setdefault(parameter, {})[name] = _placed(tensor, parameter, group, name)
-    optimizer.state.clear()
-    optimizer.state.update(state)
-
-
-def _parameters(optimizer: Optimizer) -> list[tuple[Tensor, dict[str, Any]]]:
-    return [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _fits(tensor: Tensor, parameter: Tensor) -> bool:
-    """Moments have the parameter's shape, factored ones (Adafactor) some sides of 1, step counts no side at all."""
-    if tensor.ndim in (0, parameter.ndim):
-        return all(n in (1, m) for n, m in zip(tensor.shape, parameter.shape, strict=False))
-    return False
-
-
-def _placed(tensor: Tensor, parameter: Tensor, group: Mapping[str, Any], name: str) -> Tensor:
-    if tensor.shape == parameter.shape and tensor.ndim:
-        # strides of the parameter: kernels round alike only where they walk alike
-        return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
-    # torch keeps `step` on the CPU, where reading it costs no synchronisation, but for these two kinds of kernels
-    on_cpu = name == "step" and not group.get("capturable") and not group.get("fused")
-    return tensor.clone() if on_cpu else tensor.to(parameter.device, copy=True)

@@ -1,13 +1,16 @@
-"""What the programs show on stderr while they work: bars on a terminal, else a line now and then; warnings as lines."""
+"""Progress on stderr: bars on a terminal, else a line every few seconds; warnings as lines."""
 
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from t2i.errors import TruncationWarning
 
@@ -30,7 +33,7 @@ def shown_progress(unit: str = "") -> Iterator[Tick]:
             bars[what] = progress.add_task(what, total=total)
         before, most[what] = most.get(what, 0.0), max(done, most.get(what, 0.0))
         progress.update(bars[what], completed=most[what])
-        # pictures that are done, not those begun
+        # images that are done, not those begun
         new = int(most[what] + 1e-6) > int(before + 1e-6)
         if new and not console.is_terminal and time.monotonic() - said > LINE_SECONDS:
             said = time.monotonic()
@@ -90,3 +93,24 @@ def line(console: Console, text: str) -> None:
     """One line as it is, however long."""
     with suppress(OSError):  # the terminal has gone, which must not end what is under way
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], bold: int | None = None) -> None:
+    """Writes a table to stdout: ruled on a terminal, else in plain aligned columns.
+
+    Args:
+        bold: number of the row to set off on a terminal.
+    """
+    if sys.stdout.isatty():
+        ruled = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for k, word in enumerate(head):
+            ruled.add_column(word, justify="right" if k else "left", overflow="fold")
+        for k, cells in enumerate(rows):
+            ruled.add_row(*cells, style="bold" if k == bold else None)
+        Console().print(ruled)
+        return
+    widths = [max(map(len, cells)) for cells in zip(head, *rows, strict=True)]
+    for cells in [head, *rows]:
+        sys.stdout.write(
+            "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() + "\n"
+        )

@@ -1,4 +1,4 @@
-"""What the processes of one run decide together, over a gloo group of its own, so that no GPU is waited for."""
+"""Decisions that the processes of one run take together, over a gloo group of its own: none waits for a GPU."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -100,7 +100,7 @@ class Ranks:
         return self._reduce(values, dist.ReduceOp.MAX)
 
     def all(self, mine: bool) -> bool:
-        """Whether it is so on every rank."""
+        """Returns True when `mine` is true on every rank."""
         return bool(self._reduce([float(mine)], dist.ReduceOp.MIN)[0])
 
     def share(self, count: int) -> range:

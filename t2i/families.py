@@ -13,7 +13,7 @@ from t2i.config.load import read_tree
 from t2i.config.section import Section
 from t2i.errors import InputError
 from t2i.names import nearest, resolve, shown
-from t2i.text import TextFeatures
+from t2i.text import TextEncoder, TextFeatures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,6 +112,25 @@ class Completes(Protocol):
         ...
 
 
+@runtime_checkable
+class Likelihood(Protocol):
+    """A `Sampler` that tells how likely the cells of an image are under a caption."""
+
+    def codes(self, image_HWC: "ImageArray") -> "NDArray[np.int64]":
+        """The codes of an image of the run's size, in the shape that `log_likelihood` takes."""
+        ...
+
+    def sample_with_codes(
+        self, text: TextFeatures, seed: int, guidance: float
+    ) -> "tuple[NDArray[np.int64], ImageArray]":
+        """Codes and pixels [H, W, 3] of one image, that of `sample` with this seed and one row of `text`."""
+        ...
+
+    def log_likelihood(self, text: TextFeatures, codes: "NDArray[np.int64]") -> "NDArray[np.float64]":
+        """[B, rows, columns] nats of each cell of one image, a caption a row of `text`, without guidance."""
+        ...
+
+
 @dataclass(frozen=True)
 class Family:
     """One family of models; classes are named as `module:class`, so that listing families imports none of them."""
@@ -121,6 +140,7 @@ class Family:
     sampler: str | None = None  # a `Sampler`: the family makes images from text
     tokenizer: str | None = None  # an `ImageTokenizer`: it turns images into codes and back
     knobs: tuple[str, ...] = ()  # fields of `t2i.sampling.options.Sampling` that change its images
+    main: str = "model"  # the part of a checkpoint that makes, codes or embeds images, as training registers it
 
 
 FAMILIES: dict[str, Family] = {
@@ -128,6 +148,7 @@ FAMILIES: dict[str, Family] = {
         "conditional GAN",
         "t2i.cgan.config:Config",
         sampler="t2i.cgan.sampling:CganSampler",
+        main="generator",
         knobs=("guidance", "truncation"),
     ),
     "cvae": Family(
@@ -148,6 +169,27 @@ FAMILIES: dict[str, Family] = {
         "image tokenizer (VQ-VAE)", "t2i.vqvae.config:Config", tokenizer="t2i.vqvae.frozen:FrozenTokenizer"
     ),
 }
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a run starts from.
+
+    Attributes:
+        place: the folder that it was read from.
+        address: as the user named it.
+        manifest: of its checkpoint.
+        parts: name of a part, as training registers it -> its tensors; the main part has the weights that are sampled from.
+        text: the text encoder it was trained with; None for a family without one.
+        vocabulary: the tokenizer of a dual encoder, as JSON.
+    """
+
+    place: Path
+    address: str
+    manifest: Mapping[str, Any]
+    parts: Mapping[str, Mapping[str, "Tensor"]]
+    text: TextEncoder | None = None
+    vocabulary: str | None = None
 
 
 def config_class(family: str) -> type[Section]:

@@ -7,14 +7,13 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
 
 from t2i.errors import InputError
 from t2i.names import shown
@@ -22,6 +21,7 @@ from t2i.names import shown
 MAX_TEXT_BYTES = 1 << 30  # a text or JSON file that is read whole
 MAX_LINE_BYTES = 1 << 26
 _CHUNK = 1 << 20
+_LFS = b"version https://git-lfs.github.com/spec/"
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -31,7 +31,7 @@ _KINDS = (
 )
 
 
-def open_regular(path: Path | str, limit: int | None = None) -> BinaryIO:
+def open_regular(path: Path | str, limit: int | None = None) -> BufferedReader:
     """Opens a plain file for reading; links are followed.
 
     Nothing is read from a pipe or a device, which would block or never end.
@@ -56,7 +56,7 @@ def open_regular(path: Path | str, limit: int | None = None) -> BinaryIO:
 
 
 def read_regular(path: Path | str, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """The bytes of a plain file of at most `limit` bytes; raises as `open_regular` does."""
+    """Returns the bytes of a plain file of at most `limit` bytes; raises as `open_regular` does."""
     with open_regular(path, limit) as file:
         return file.read(os.fstat(file.fileno()).st_size)  # `read(limit)` would allocate so much
 
@@ -68,25 +68,43 @@ def memory_bytes() -> int:
     return psutil.virtual_memory().total
 
 
+def check_file(path: Path, limit: int | None = None) -> None:
+    """Refuses what must not be read: pipes, devices, Git LFS pointers, files that do not fit into memory.
+
+    Args:
+        limit: most bytes; None: as many as the machine has memory.
+
+    Raises:
+        InputError: `path` is one of these, or cannot be opened.
+    """
+    try:
+        with open_regular(path, limit or memory_bytes()) as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise InputError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` there")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; put the model's own file there") from error
+
+
 def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file one at a time, without their ends; a byte order mark is dropped.
+    """Yields the lines of a UTF-8 file without their ends; a byte order mark is dropped.
 
     Raises:
         OSError: it cannot be read or is not a plain file.
         InputError: a line is not UTF-8 or too long; the message names file and line.
     """
-    number, rest = 1, b""
+    number, parts = 1, list[bytes]()  # of a line that has not ended yet
     with open_regular(path) as file:
         while chunk := file.read(_CHUNK):
-            whole, end, rest = (rest + chunk).rpartition(b"\n")
+            whole, end, rest = chunk.rpartition(b"\n")
             if end:
-                lines = _decoded(path, number, whole).split("\n")
+                lines = _decoded(path, number, b"".join([*parts, whole])).split("\n")
                 yield from (line.removesuffix("\r") for line in lines)
-                number += len(lines)
-            elif len(rest) > MAX_LINE_BYTES:
+                number, parts = number + len(lines), []
+            parts.append(rest)
+            if len(parts) * _CHUNK > MAX_LINE_BYTES:
                 raise InputError(f"{path} line {number} is over {MAX_LINE_BYTES:,} bytes long; is it a text file?")
-    if rest:
-        yield _decoded(path, number, rest).removesuffix("\r")
+    if last := b"".join(parts):
+        yield _decoded(path, number, last).removesuffix("\r")
 
 
 def _decoded(path: Path, line: int, data: bytes) -> str:
@@ -276,50 +294,3 @@ def read_utf8(path: Path) -> str:
         InputError: it is not UTF-8.
     """
     return _decoded(path, 1, read_regular(path))
-
-
-def read_header(path: Path, name: str, kind: str) -> dict[str, Any]:
-    """Returns the JSON object under `name` in the header of a safetensors file.
-
-    Args:
-        kind: in words, what such a file holds; for the message.
-
-    Raises:
-        InputError: it cannot be read, or has no such object.
-    """
-    try:
-        open_regular(path).close()
-        with safe_open(path, "np") as file:
-            found = json.loads((file.metadata() or {})[name])
-        if not isinstance(found, dict):
-            raise ValueError("no object")
-        return found
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; check its name and permissions") from error
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path} does not hold {kind}; name another file") from error
-
-
-def read_tensors(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns the named tensors of a safetensors file; raises InputError when one is absent or cannot be read."""
-    try:
-        open_regular(path).close()
-        with safe_open(path, "np") as file:
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and make it anew") from error
-
-
-def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file whole or not at all.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    try:
-        with new_file(path) as partial:
-            # not save_file, whose files only their owner can read
-            partial.write_bytes(save({name: np.ascontiguousarray(its) for name, its in tensors.items()}, metadata))
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write {path}: {why}; free some space or name another folder") from error

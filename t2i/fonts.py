@@ -78,7 +78,7 @@ class Pen:
 
 
 def _in_words(run: str, font: Font) -> str:
-    """What to write for a run of characters that no font has: letters without accents, else what they are."""
+    """Returns a replacement for characters that no font has: letters without accents, else their names."""
     plain = "".join(
         "-" if unicodedata.category(letter) == "Pd" else letter for letter in unicodedata.normalize("NFKD", run)
     )

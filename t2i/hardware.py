@@ -52,7 +52,7 @@ def one_thread_each() -> Iterator[int]:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies in bf16 itself (AVX-512 BF16 or AMX); without, bf16 is emulated and slow."""
+    """Returns True when this processor multiplies in bf16 itself (AVX-512 BF16 or AMX); others emulate it slowly."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

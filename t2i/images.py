@@ -48,7 +48,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Set once, as `catch_warnings` around each decode would race between threads. Pillow's bomb limit lies above MAX_PIXELS
+# Set once, as `catch_warnings` around each decode would race between threads. Pillow's bomb limit is above MAX_PIXELS
 # and that is checked right after; its other warnings speak of damaged metadata, which no pixel depends on.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -142,7 +142,7 @@ def fit(image: Image.Image, size: int, how: Fit = "center", offset: tuple[float,
         size: pixels a side.
         how: `center`/`random`: the largest square, cut at `offset`, is scaled; `squash`: both sides are scaled;
             `pad`: the longest side becomes `size`, white around it.
-        offset: where the crop lies, (x, y) in [0, 1]; 0.5 is the centre. The caller draws it for `random`.
+        offset: place of the crop, (x, y) in [0, 1]; 0.5 is the centre. The caller draws it for `random`.
     """
     width, height = image.size
     if width == height == size:

@@ -7,58 +7,36 @@ docs/python.md compares it with diffusers, argument by argument. Axes: B images,
 """
 
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ValidationError
 
 from t2i.errors import InputError
-from t2i.extractors import ImageTextExtractor, open_image_text
-from t2i.families import FAMILIES, NoiseSpace, Sampler, sampler_class
+from t2i.extractors import open_image_text
+from t2i.families import FAMILIES, NoiseSpace, Sampler
 from t2i.files import new_folder
 from t2i.images import Fit, ImageArray, grid
-from t2i.names import some
+from t2i.reader.reading import Reader
 from t2i.sampling import calls, hub, saved
-from t2i.sampling.calls import OutputType, as_output, count, number, output_type_of
+from t2i.sampling.calls import ImagePipelineOutput, OutputType, as_output, count, number, output_type_of
 from t2i.sampling.inpainting import keep_parts
 from t2i.sampling.listening import Stopped, listened
 from t2i.sampling.mixing import frame_weights, mix
 from t2i.sampling.model_card import card_prompts, model_card, score_files
-from t2i.sampling.prompts import clean_prompt
-from t2i.sampling.reranking import BestOf, candidate_seed
+from t2i.sampling.prompts import clean_prompt, warn_of_unknown_words
+from t2i.sampling.reranking import BestOf, Chooser, candidate_seed
 from t2i.sampling.saved import Stored
-from t2i.text import TextConfig, TextFeatures, fit_encoder
-from t2i.text.aligned import AlignedEncoder
+from t2i.text import TextFeatures
 from t2i.trained import RECORD
 
 # (pipeline, calls before this one, share of all images that is done, {"seeds": of the images under way})
 Callback = Callable[["TextToImagePipeline", int, float, dict[str, Any]], Any]
 CARD_SEED = 0
 FEW = 16  # prompts of a call that are somebody's own, and not the captions of a data set
-
-
-@dataclass
-class ImagePipelineOutput:
-    """Images and the seed of each: `pipe(prompt, seed=that_seed)`, or `--seed` of it, makes that image again.
-
-    `output[0]` and `output["images"]` are the images, as in diffusers.
-    """
-
-    images: Any  # list[PIL.Image.Image], ImageArray or Tensor: the call's `output_type` decides
-    seeds: list[int]
-    scores: list[list[float]] | None = None  # with `best_of`: of all candidates of each image, the best was kept
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        return (self.images, self.seeds) if self.scores is None else (self.images, self.seeds, self.scores)
-
-    def __getitem__(self, key: int | str) -> Any:
-        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
 
 
 class TextToImagePipeline:
@@ -106,7 +84,7 @@ class TextToImagePipeline:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the models compute in."""
+        """The type that the models compute in."""
         return torch.float32
 
     @classmethod
@@ -134,19 +112,7 @@ class TextToImagePipeline:
         known = ["device", "subfolder", *calls.HUB, *calls.IDLE_LOADING]
         calls.refuse_unknown(options, "from_pretrained", known)
         stored = saved.read(path_or_run, subfolder, of_hub)
-        try:
-            sampler = sampler_class(stored.family, stored.home).load(stored.components, stored.text)
-        except InputError:
-            raise
-        except ValidationError as error:
-            keys = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
-            raise InputError(
-                f"{stored.home} has a config that this version of t2i does not read: {keys}; use the t2i that wrote it"
-            ) from error
-        # a config can be well-formed and still ask for a network that cannot be built
-        except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            raise InputError(f"{stored.home} holds no model that can be built ({why}); copy or save it anew") from error
+        sampler = saved.build(stored)
         try:
             pipe = cls(sampler, stored)
         except InputError as error:
@@ -178,7 +144,7 @@ class TextToImagePipeline:
         return self
 
     def set_progress_bar_config(self, **_: Any) -> None:
-        """Does nothing: calls print no progress; `callback_on_step_end` is told it."""
+        """Does nothing: calls print no progress; `callback_on_step_end` receives it."""
 
     # ---- sampling ---------------------------------------------------------------------------------------------------
 
@@ -198,7 +164,7 @@ class TextToImagePipeline:
         mask_image: Image.Image | None = None,
         keep_rows: int | None = None,
         best_of: int = 1,
-        scorer: ImageTextExtractor | None = None,
+        scorer: Chooser | Reader | None = None,
         **settings: Any,
     ) -> ImagePipelineOutput:
         """Makes images, those of the first prompt first.
@@ -302,21 +268,11 @@ class TextToImagePipeline:
 
     def warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
         """Warns of words that the model has never seen, each once, where the text encoder has a vocabulary."""
-        unknown = getattr(self.text_encoder, "unknown_words", None)
-        words = [] if unknown is None else [word for word in unknown(prompts) if word not in self._named]
-        if words:
-            self._named.update(words)
-            warnings.warn(self.of_unknown_words(words), stacklevel=3)
-
-    def of_unknown_words(self, words: Sequence[str]) -> str:
-        """Says that the model has never seen these words."""
         data = str(self.manifest["config"]["data"]["address"])
-        learned = "rendered shapes" if data.startswith("shapes-") else f"what {Path(data).name} shows"
-        are = "is" if len(words) == 1 else "are"
-        return f"this model knows {learned}; {some([repr(word[:40]) for word in words])} {are} not among its words"
+        self._named |= warn_of_unknown_words(self.text_encoder, prompts, data, self._named)
 
     def _view(self) -> tuple[int, Fit]:
-        """How training images were brought to the size of the run."""
+        """Returns the side of the run's images, and how training images were brought to it."""
         data = self.manifest["config"]["data"]
         return data["resolution"], data["fit"]
 
@@ -444,18 +400,3 @@ class TextToImagePipeline:
                 (folder / path.name).write_bytes(path.read_bytes())
             card = model_card(name, stored, license, shown, scores)
             (folder / "README.md").write_text(card, "utf-8")
-
-
-def trained_with(pipe: TextToImagePipeline, clip: Path | None) -> dict[str, str]:
-    """Digests of the encoders that took part in the training, and what they did."""
-    encoder, guide = pipe.text_encoder, pipe.manifest.get("guide_digest")
-    text = encoder.digest()
-    # the digest of `aligned` also tells its length limit, a scorer's is of the dual encoder alone
-    found = {encoder.dual.digest() if isinstance(encoder, AlignedEncoder) else text: "text encoder"}
-    if clip is not None and encoder.name == "clip":  # whose digest is of the text tower alone
-        from t2i.extractors.clip import clip_folder
-
-        same = TextConfig(encoder="clip", path=str(clip), max_tokens=encoder.max_tokens)
-        if fit_encoder(same, []).digest() == text:
-            found[clip_folder(str(clip)).digest()] = "text encoder"
-    return found | ({guide: "guide"} if guide else {})

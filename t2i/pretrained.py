@@ -1,4 +1,4 @@
-"""Weights that others made: model folders of transformers, local or from the hub, and single weight files.
+"""Models that others made: folders of transformers, local or from the hub.
 
 This file alone knows transformers. A folder is checked before transformers sees it: regular files of this folder only,
 safetensors only, nothing unpickled, no code of the folder run. What is loaded is whole and finite, or refused in one line.
@@ -10,15 +10,13 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from t2i.errors import InputError
-from t2i.files import memory_bytes, open_regular, read_json
+from t2i.files import check_file, open_regular, read_json
 
 HOLDS = "config.json, model.safetensors and the tokenizer's files"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -31,10 +29,6 @@ _SETTINGS = (
 _FROM_HUB = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _SETTINGS_BYTES = 2**28
-_LFS = b"version https://git-lfs.github.com/spec/"
-
-
-# ---- model folders ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,7 @@ def open_folder(place: str | Path, label: str, kinds: Collection[str], advice: C
 def load_model(
     folder: ModelFolder, class_name: str, optional: Collection[str] = (), **options: Any
 ) -> tuple[Any, set[str]]:
-    """The model in float32, frozen and in eval mode, and which of the `optional` weights the files lack.
+    """Returns the model in float32, frozen and in eval mode, and which of the `optional` weights the files lack.
 
     Args:
         class_name: of transformers.
@@ -123,12 +117,12 @@ def load_model(
 
 
 def load_config(folder: ModelFolder) -> Any:
-    """The config object of transformers."""
+    """Returns the config object of transformers."""
     return _load(folder, "AutoConfig")
 
 
 def load_image_processor(folder: ModelFolder) -> Any:
-    """The preprocessing that the folder names, by Pillow.
+    """Returns the preprocessing that the folder names, by Pillow.
 
     Raises:
         InputError: it names none.
@@ -139,9 +133,9 @@ def load_image_processor(folder: ModelFolder) -> Any:
 
 
 def load_text_tokenizer(folder: ModelFolder, tower: Any) -> Any:
-    """The tokenizer that belongs to a text tower, padding and cutting on the right.
+    """Returns the tokenizer of a text tower, padding and cutting on the right.
 
-    A text encoder in a pipeline folder of diffusers has it in the folder beside.
+    In a pipeline folder of diffusers it is in the folder beside the text encoder.
 
     Raises:
         InputError: there is none, or one whose ids the tower does not read.
@@ -160,15 +154,21 @@ def load_text_tokenizer(folder: ModelFolder, tower: Any) -> Any:
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token is None:  # GPT-2 has none; the mask hides what takes its place
         tokenizer.pad_token = tokenizer.eos_token
+    _refuse_other_tokens(tokenizer, tower, folder.label)
+    return tokenizer
+
+
+def _refuse_other_tokens(tokenizer: Any, tower: Any, label: str) -> None:
+    """Raises InputError when a tokenizer has no vocabulary, or ids that the tower does not read."""
     ids = tokenizer.get_vocab()
     # transformers makes a tokenizer of special tokens alone when a file of the vocabulary is missing, and says nothing
     words = ids.keys() - set(tokenizer.all_special_tokens) - tokenizer.get_added_vocab().keys()
     if len(words) < 2 or not hasattr(tokenizer, "backend_tokenizer"):
-        raise InputError(f"{folder.label} has no tokenizer; put tokenizer.json and tokenizer_config.json there")
+        raise InputError(f"{label} has no tokenizer; put tokenizer.json and tokenizer_config.json there")
     highest, embedded = max(ids.values()), tower.get_input_embeddings().num_embeddings
     if highest >= embedded:
         raise InputError(
-            f"the tokenizer of {folder.label} has token {highest}, but the model embeds only {embedded}; "
+            f"the tokenizer of {label} has token {highest}, but the model embeds only {embedded}; "
             "put the model's own tokenizer there"
         )
     if tower.config.model_type == "clip_text_model":
@@ -177,10 +177,9 @@ def load_text_tokenizer(folder: ModelFolder, tower: Any) -> Any:
         end = highest if tower.config.eos_token_id == 2 else tower.config.eos_token_id
         if tokenizer.eos_token_id != end:
             raise InputError(
-                f"the tokenizer of {folder.label} ends captions with token {tokenizer.eos_token_id}, the model expects "
+                f"the tokenizer of {label} ends captions with token {tokenizer.eos_token_id}, the model expects "
                 f"{end} (eos_token_id in config.json); put the model's own tokenizer there"
             )
-    return tokenizer
 
 
 @contextmanager
@@ -197,25 +196,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if has_bars:
             logging.enable_progress_bar()
-
-
-def length_batches(mask_BT: Tensor, size: int, step: int = 8) -> Iterator[tuple[Tensor, int, int]]:
-    """Batches of captions of about one length: a text tower then computes few tokens of padding.
-
-    Lengths are rounded up to multiples of `step` and batches filled to `size` with their last row, so that a caption's
-    features have the same bits whatever captions are beside it.
-
-    Args:
-        mask_BT: True at real tokens, which come first.
-
-    Yields:
-        rows of a batch [size], how many of them are no filling, and the tokens to read of each.
-    """
-    lengths = (mask_BT.sum(dim=1) + step - 1) // step * step
-    for length in lengths.unique().tolist():
-        for rows in (lengths == length).nonzero()[:, 0].split(size):
-            filled = rows[torch.arange(size).clamp(max=len(rows) - 1)]
-            yield filled, len(rows), min(length, mask_BT.shape[1])
 
 
 def _load(folder: ModelFolder, class_name: str, place: Path | None = None, **options: Any) -> Any:
@@ -257,7 +237,7 @@ def find_folder(place: str | Path, label: str) -> Path:
 
 
 def _weight_names(path: Path, label: str, config: dict[str, Any]) -> tuple[str, ...]:
-    """Plain names of the weight files, all of this folder and all safetensors."""
+    """Returns plain names of the weight files, all in this folder and all safetensors."""
     if named := config.get("transformers_weights"):
         names = {named}
     elif (path / _WEIGHTS).exists():
@@ -307,65 +287,3 @@ def _is_installed(*modules: str) -> bool:
     from importlib.util import find_spec
 
     return all(find_spec(module) is not None for module in modules)
-
-
-# ---- single files ----------------------------------------------------------------------------------------------------
-
-
-def check_file(path: Path, limit: int | None = None) -> None:
-    """Refuses what must not be read: pipes, devices, Git LFS pointers, files that do not fit into memory.
-
-    Args:
-        limit: most bytes; None: as many as the machine has memory.
-
-    Raises:
-        InputError: `path` is one of these, or cannot be opened.
-    """
-    try:
-        with open_regular(path, limit or memory_bytes()) as file:
-            if file.read(len(_LFS)) == _LFS:
-                raise InputError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` there")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; put the model's own file there") from error
-
-
-def read_state_dict(path: Path, label: str, advice: str) -> dict[str, Tensor]:
-    """Names and tensors of a `.safetensors` file, or of another that torch saved; no code in it is run.
-
-    Args:
-        label: names it in messages, e.g. `Inception weights`.
-        advice: which file to name instead.
-
-    Raises:
-        InputError: no such file, no state dict, or weights that are not finite.
-    """
-    label = f"{label} {path}"
-    if not path.exists():
-        raise InputError(f"{label} not found; {advice}")
-    if path.is_dir():
-        raise InputError(f"{label} is a folder, not a file of weights; {advice}")
-    check_file(path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    # damaged files raise SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError, ... according to where
-    except Exception as error:
-        words = str(error)
-        if "TorchScript" in words or "GLOBAL" in words:
-            what = "a TorchScript program" if "TorchScript" in words else "pickled objects beside tensors"
-            raise InputError(
-                f"{label} holds {what}, which could run code; save its state dict where you trust it "
-                f"(torch.save(model.state_dict(), 'weights.pth')), or {advice}"
-            ) from error
-        first = "" if "weights_only" in words else words.partition("\n")[0].partition(". ")[0]
-        reason = ": ".join(filter(None, (type(error).__name__, shorten(first, 100, placeholder="..."))))
-        raise InputError(f"{label} cannot be read as weights ({reason}); {advice}") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise InputError(f"{label} holds no state dict (names to tensors); {advice}")
-    if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
-        raise InputError(f"{label} has weights that are not finite ({bad}); {advice}")
-    return weights

@@ -1,6 +1,6 @@
 """Every random draw is a pure function of (seed, purpose, step, sample id): there is no generator state to save.
 
-So a picture does not depend on the batch it was drawn in, a resumed run continues bit for bit, and N processes see what one
+So an image does not depend on the batch it was drawn in, a resumed run continues bit for bit, and N processes see what one
 would. The hash is the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), vectorised in numpy.
 """
 
@@ -51,6 +51,12 @@ def normal(seed: int, purpose: str, ids: ArrayLike, draws: int) -> NDArray[np.fl
     angle = 2.0 * np.pi * u[:, pairs:]
     out = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
     return out[:, :draws].astype(np.float32)
+
+
+def gumbel(seed: int, slots: ArrayLike, codes: int) -> NDArray[np.float64]:
+    """Returns standard Gumbel noise [len(slots), codes] of an image's codes, row i a function of (seed, slots[i])."""
+    u = uniform(seed, "sample/gumbel", slots, codes)
+    return -np.log(-np.log(np.maximum(u, 2.0**-54)))
 
 
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:

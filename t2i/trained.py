@@ -3,6 +3,7 @@
 Pipelines, tokenizers, dual encoders and reports all open a run here.
 """
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,13 +157,13 @@ def refuse_links(folder: Path, *names: str) -> None:
     Raises:
         InputError: one is, or holds, a link that leads outside `folder`, a pipe or a device.
     """
-    home = folder.resolve()
+    home = Path(os.path.realpath(folder))  # unlike `resolve`, it does not raise where links lead in a circle
     # the hub's cache keeps each file once, in `blobs` beside `snapshots`
     home = next((above.parent for above in home.parents if above.name == "snapshots"), home)
     for name in names:
         top = folder / name
         for path in [top, *(top.rglob("*") if top.is_dir() else ())]:
-            if path.is_symlink() and not path.resolve().is_relative_to(home):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
                 raise InputError(f"{shown(path)} is a link that leads out of {folder}; put the files themselves there")
             if path.exists() and not path.is_file() and not path.is_dir():
                 raise InputError(f"{shown(path)} is a pipe or a device and no file; delete it")

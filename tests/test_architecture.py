@@ -20,7 +20,9 @@ PROGRAMS = ("train", "sample", "eval")
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("t2i.train", "t2i.sample", "t2i.eval"),
     ("t2i.cli",),
-    ("t2i.report", "t2i.web"),
+    ("t2i.web",),
+    ("t2i.export", "t2i.explain"),
+    ("t2i.report",),
     ("t2i.scoring",),
     ("t2i.pipeline",),
     ("t2i.sampling", "t2i.training", "t2i.cgan", "t2i.cvae", "t2i.vqvae", "t2i.prior"),

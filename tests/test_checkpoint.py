@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from builders.forks import fork, wait
 from t2i import checkpoint
 from t2i.errors import InputError
+from t2i.training.state.optimizers import load_optimizer_state, optimizer_state
 
 CRASHED = 77
 
@@ -440,14 +441,14 @@ def test_training_goes_on_bit_for_bit(tmp_path, name):
     model = network(0)
     optimizer = OPTIMIZERS[name](list(model.parameters()))
     train(model, optimizer, range(4))
-    state = {"model": model.state_dict(), "optimizer": checkpoint.optimizer_state(optimizer)}
+    state = {"model": model.state_dict(), "optimizer": optimizer_state(optimizer)}
     back, _ = checkpoint.load(checkpoint.save(tmp_path, 4, state, {}))
 
     other = network(1)
     resumed = OPTIMIZERS[name](list(other.parameters()))
     train(other, resumed, range(20, 22))  # what stands there is overwritten
     checkpoint.load_module(other, back["model"], "model")
-    checkpoint.load_optimizer_state(resumed, back["optimizer"])
+    load_optimizer_state(resumed, back["optimizer"])
     for left, right in zip(model.parameters(), other.parameters(), strict=True):
         mine, its = optimizer.state[left], resumed.state[right]
         assert mine.keys() == its.keys()
@@ -457,7 +458,7 @@ def test_training_goes_on_bit_for_bit(tmp_path, name):
 
     train(model, optimizer, range(4, 8))
     train(other, resumed, range(4, 8))
-    final = [checkpoint.optimizer_state(o) | m.state_dict() for m, o in ((model, optimizer), (other, resumed))]
+    final = [optimizer_state(o) | m.state_dict() for m, o in ((model, optimizer), (other, resumed))]
     assert final[0].keys() == final[1].keys()
     assert all(torch.equal(final[0][key], final[1][key]) for key in final[0])
 
@@ -466,7 +467,7 @@ def test_an_optimizer_that_has_not_stepped_comes_back_empty():
     model = network(0)
     fresh, used = (OPTIMIZERS["adam"](list(model.parameters())) for _ in range(2))
     train(model, used, range(2))
-    checkpoint.load_optimizer_state(used, checkpoint.optimizer_state(fresh))
+    load_optimizer_state(used, optimizer_state(fresh))
     assert not used.state
 
 
@@ -490,14 +491,14 @@ def test_the_optimizer_of_another_model_is_refused():
     used, target = (OPTIMIZERS["adam"](list(model.parameters())) for model in (large, small))
     train(large, used, range(2))
     train(small, target, range(2))
-    before = {key: tensor.clone() for key, tensor in checkpoint.optimizer_state(target).items()}
+    before = {key: tensor.clone() for key, tensor in optimizer_state(target).items()}
     with pytest.raises(
         InputError, match=r"optimizer tensor 0\.exp_avg is \[8, 3, 3, 3\], its parameter \[5, 3, 3, 3\]"
     ):
-        checkpoint.load_optimizer_state(target, checkpoint.optimizer_state(used))
+        load_optimizer_state(target, optimizer_state(used))
     with pytest.raises(InputError, match=r"optimizer tensor 6\.step, and it has 6 parameters"):
-        checkpoint.load_optimizer_state(target, {"6.step": torch.tensor(1.0)})
+        load_optimizer_state(target, {"6.step": torch.tensor(1.0)})
     with pytest.raises(InputError, match="optimizer tensor step"):
-        checkpoint.load_optimizer_state(target, {"step": torch.tensor(1.0)})
-    after = checkpoint.optimizer_state(target)
+        load_optimizer_state(target, {"step": torch.tensor(1.0)})
+    after = optimizer_state(target)
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)

@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from builders.forks import in_child
 from t2i.cache import write_shard
 from t2i.errors import InputError
-from t2i.files import new_file, new_folder, read_regular, write_tensors, write_text
+from t2i.files import new_file, new_folder, read_regular, write_text
+from t2i.tensors import write_tensors
 
 
 def names(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from builders import tiny_text_models as tiny
 from t2i.errors import InputError
 from t2i.extractors import open_extractor
-from t2i.pretrained import read_state_dict
+from t2i.tensors import read_state_dict
 from t2i.text import TextConfig, fit_encoder
 
 Door = Callable[[Path], object]

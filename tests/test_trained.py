@@ -171,3 +171,35 @@ def test_a_pipe_is_no_file(tmp_path):
     os.mkfifo(run / "sampling.json")
     with pytest.raises(InputError, match="sampling.json is a pipe or a device"):
         TextToImagePipeline.from_pretrained(run)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "checkpoints/step-00000007/manifest.json", "text/encoder.json"])
+def test_a_link_to_itself_in_a_run_is_one_line(tmp_path, name):
+    run = make_run(tmp_path / "run")
+    (run / name).unlink()
+    (run / name).symlink_to((run / name).name)
+    if name == "config.yaml":
+        assert TextToImagePipeline.from_pretrained(run).family == "cgan"
+        return
+    with pytest.raises(InputError) as error:
+        TextToImagePipeline.from_pretrained(run)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_that_is_a_link_to_itself_is_one_line(tmp_path):
+    (tmp_path / "run").symlink_to("run")
+    for read in (open_run, open_runs_of_report, open_scorer):
+        with pytest.raises(InputError, match="run"):
+            read(tmp_path / "run")
+
+
+def open_runs_of_report(place: Path) -> None:
+    from t2i.report.runs import open_runs
+
+    open_runs([place])
+
+
+def open_scorer(place: Path) -> None:
+    from t2i.extractors import open_extractor
+
+    open_extractor(f"align:{place}")

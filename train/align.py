@@ -5,28 +5,36 @@
 The run directory is what `text.path` and `guidance.path` of other programs name. To resume, run the same command again.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from t2i import seeding
-from t2i.align.config import Config
+from t2i.align.config import Config, SwapNegatives
 from t2i.align.dual_encoder import Captioner, DualEncoder
 from t2i.align.frozen import TOKENIZER
 from t2i.align.step import NOISE, Paired, Pairs, embed_all, micro_loss, parameter_groups
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.cli import run_program
-from t2i.data import Dataset, open_dataset
+from t2i.data import Dataset
 from t2i.data.caption_checks import warn_of_colors
 from t2i.data.loader import Batch, Loader, choose_captions
+from t2i.data.mixture import open_training
 from t2i.data.shapes.captions import meaning
+from t2i.data.swaps import exchanged
+from t2i.errors import InputError
+from t2i.families import Source
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
-from t2i.metrics.retrieval import retrieval
+from t2i.metrics.retrieval import binding, retrieval
+from t2i.sampling.source import open_source
 from t2i.training.conditioning import own_vocabulary
+from t2i.training.initialise import Reads, initialise
 from t2i.training.optimization import MAX_GRADIENT, learning_rate
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
@@ -39,7 +47,7 @@ FINAL_RATE = 0.02  # the cosine ends at this share of the peak learning rate
 
 def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
     """Returns the training split, and the held-out splits that the data has."""
-    train = open_dataset(config.data.address, config.split, config.data.view(config.data.limit))
+    train = open_training(config.data, config.split, config.replayed)
     return train, open_held_out_splits(config.data, config.validation_n)
 
 
@@ -54,23 +62,42 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
     return CaptionTokenizer(own_vocabulary(run, TOKENIZER, fit), most)
 
 
+def refuse_unseen(config: Config, source: Source | None) -> None:
+    """Raises InputError where a run on `train` starts from weights that have seen the held-out combinations of shapes."""
+    if source is not None and source.manifest["config"].get("split") == "all" and config.split == "train":
+        raise InputError(
+            f"init_from {source.address} was trained on split=all, with the held-out combinations; set split=all, or start "
+            "from a model of split=train"
+        )
+
+
 @torch.no_grad()
-def recalls(
+def validate(
     model: DualEncoder, tokenizer: CaptionTokenizer, dataset: Dataset, device: torch.device
 ) -> dict[str, float]:
-    """Returns Recall@1, 5 and 10 both ways among the rows of `dataset`; captions that ask for the same count as hits."""
+    """Returns Recall@1, 5 and 10 both ways among the rows of `dataset`, where captions that ask for the same count as hits,
+    and `binding`, the share of images nearer to their caption than to it with two attributes exchanged."""
     model.eval()
     captions = [options[0] for options in dataset.captions]
-    images, texts = [], []
-    for start in range(0, len(dataset), CHUNK):
-        rows = range(start, min(start + CHUNK, len(dataset)))
-        images.append(model.embed_images(to_model(dataset.images(rows)).to(device)).cpu().numpy())
-        ids, mask, _ = tokenizer(captions[start : start + CHUNK])
-        texts.append(model.embed_text(ids.to(device), mask.to(device)).cpu().numpy())
+    parts = [range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)]
+    images = np.concatenate([
+        model.embed_images(to_model(dataset.images(rows)).to(device)).cpu().numpy() for rows in parts
+    ])  # fmt: skip
+
+    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+        chunks = (tokenizer(texts[start : start + CHUNK])[:2] for start in range(0, len(texts), CHUNK))
+        return np.concatenate([model.embed_text(ids.to(device), mask.to(device)).cpu().numpy() for ids, mask in chunks])
+
+    texts, groups = embed(captions), [meaning(caption) for caption in captions]
+    found = retrieval(images, texts, groups, groups, ks=RECALLS)
+    scores = {f"{way}_recall@{k}": getattr(found, way).recall[k] for way in WAYS for k in RECALLS}
+    swapped = exchanged(captions)
+    rows = [row for row, text in enumerate(swapped) if text is not None]
+    if rows:
+        others = embed([text for text in swapped if text is not None])
+        scores["binding"] = binding(images[rows], texts[rows], others).value
     model.train()
-    groups = [meaning(caption) for caption in captions]
-    found = retrieval(np.concatenate(images), np.concatenate(texts), groups, groups, ks=RECALLS)
-    return {f"{way}_recall@{k}": getattr(found, way).recall[k] for way in WAYS for k in RECALLS}
+    return scores
 
 
 def prepare_pairs(config: Config, train: Dataset, tokenizer: CaptionTokenizer, batch: Batch, run: Run) -> Pairs:
@@ -81,7 +108,14 @@ def prepare_pairs(config: Config, train: Dataset, tokenizer: CaptionTokenizer, b
     images = to_model(batch.images_BHWC.numpy()).to(run.device)
     images = images + NOISE * torch.randn_like(images)
     rows, keys = torch.from_numpy(batch.rows), torch.from_numpy(seeding.ids_of(said))
-    return Pairs(images, ids.to(run.device), mask.to(run.device), rows.to(run.device), keys.to(run.device))
+    pairs = Pairs(images, *(x.to(run.device) for x in (ids, mask, rows, keys)))
+    if not isinstance(config.negatives, SwapNegatives):
+        return pairs
+    swapped = exchanged(said, batch.sample_ids.tolist(), config.seed)
+    ids, mask, _ = tokenizer([text or "" for text in swapped])
+    has = torch.tensor([text is not None for text in swapped])
+    ids, mask, has = (x.to(run.device) for x in (ids, mask, has))
+    return pairs._replace(swapped_ids_BT=ids, swapped_mask_BT=mask, has_swap_B=has)
 
 
 def main(config: Config, run_dir: Path) -> None:
@@ -90,14 +124,18 @@ def main(config: Config, run_dir: Path) -> None:
 
     with Run(run_dir, config, "align") as run:
         # Data: what of it may contradict its captions, a record of it for later scores, and the tokenizer fitted on it
+        source = open_source(config.init_from, "align") if run.is_new and config.init_from else None
+        refuse_unseen(config, source)
         warn_of_colors(config.data.augment, train)
-        remember(run, train, config.data)
+        remember(run, train, config.data, start=source)
         run.identity.keep_held_out("val", held_out.get("val"))
         tokenizer = prepare_tokenizer(config, run, train)
 
         # Both towers, a captioner that trains them better (CoCa) and is not kept in use, and AdamW
         model = DualEncoder(config, len(tokenizer)).to(run.device)
         captioner = Captioner(config, len(tokenizer)).to(run.device)
+        towers = {"model": model, "captioner": captioner}
+        initialise(run, config, source, towers, Reads(vocabulary=tokenizer.json_text))
         both = Paired(model, captioner)
         optimizer = torch.optim.AdamW(
             parameter_groups(both, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
@@ -122,7 +160,7 @@ def main(config: Config, run_dir: Path) -> None:
             # Validation, and a checkpoint
             if run.due(config.validation_steps):
                 for split, dataset in held_out.items():
-                    found = run.on_main(lambda: recalls(model, tokenizer, dataset, run.device))  # noqa: B023
+                    found = run.on_main(lambda: validate(model, tokenizer, dataset, run.device))  # noqa: B023
                     note_validation(run, found, best if split == "val" else None, split)
             if run.due(config.checkpointing_steps):
                 run.save()
@@ -136,7 +174,7 @@ def main(config: Config, run_dir: Path) -> None:
             known = embed_all(paired, micros) if len(micros) > 1 else []
             losses: list[Tensor] = []
             for number in run.accumulate(paired, range(len(micros))):
-                loss, watch = micro_loss(paired, micros, number, known, run.num_processes)
+                loss, watch = micro_loss(paired, micros, number, known, config.negatives, run.num_processes)
                 run.accelerator.backward(loss)
                 losses.append(loss)
                 run.note(watch)

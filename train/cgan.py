@@ -20,16 +20,19 @@ from t2i.cgan.guidance import make_guide
 from t2i.cgan.sampling import sample_uint8
 from t2i.cgan.step import GanMicro, discriminate, draw_micro, generate, nearest_noise, track_mean_latent
 from t2i.cli import run_program
-from t2i.data import Dataset, open_dataset
+from t2i.data import Dataset
 from t2i.data.caption_checks import may_flip, warn_of_colors, warn_of_crops
 from t2i.data.loader import Batch, Loader
+from t2i.data.mixture import open_training
 from t2i.hardware import prepare_cpu
 from t2i.images import grid, to_model
 from t2i.metrics.diversity import within_prompt_diversity
+from t2i.sampling.source import open_source
 from t2i.seeding import noise
 from t2i.text import TextFeatures
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
-from t2i.training.optimization import EMA, gradient_norm, learning_rate
+from t2i.training.initialise import Reads, initialise
+from t2i.training.optimization import EMA, gradient_norm, learning_rate, require_gradients, trained
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, Validation, keep_best, note_validation, prepare_validation
@@ -65,17 +68,22 @@ def prepare_micro(
         guiding: the guide's embeddings of all captions.
     """
     index = captions.chosen(train, batch.rows, batch.sample_ids, config.seed)
+    labelled = captions.are_said(index)
+    # for an image without a caption one is made up, and the image is judged without it
+    borrowed = seeding.uniform(config.seed, "borrowed", batch.sample_ids, 1)[:, 0]
+    index = np.where(labelled, index, captions.said[(borrowed * len(captions.said)).astype(np.int64)])
     text = TextFeatures(*(x.to(run.device) for x in captions.text.rows(index, tokens=config.generator.cross_attention)))
 
     # The pool of the step: captions that serve every image as mismatches, unless they are its own or read the same
     uniforms = seeding.uniform(config.seed, f"pool/{run.step}", np.arange(config.loss.negatives), 1)[:, 0]
-    pool = (uniforms * len(captions.same)).astype(np.int64)
+    pool = captions.said[(uniforms * len(captions.said)).astype(np.int64)]
     pool_rows = np.searchsorted(captions.first, pool, side="right") - 1
     same = captions.same[index][:, None] == captions.same[pool]
     same |= torch.from_numpy(batch.rows[:, None] == pool_rows)
     pool_BP = captions.text.rows(pool, tokens=False).pooled_BP.to(run.device)
 
-    pairs = rules.CaptionPool(text.pooled_BP, pool_BP, same.to(run.device))
+    labelled_B = None if config.data.unlabelled is None else torch.from_numpy(labelled).to(run.device)
+    pairs = rules.CaptionPool(text.pooled_BP, pool_BP, same.to(run.device), labelled_B)
     guide = None if guiding is None else (guiding[index].to(run.device), guiding[pool].to(run.device))
     real = to_model(batch.images_BHWC.numpy()).to(run.device)
     return draw_micro(config, real, text, pairs, guide, batch.sample_ids)
@@ -83,14 +91,15 @@ def prepare_micro(
 
 def main(config: Config, run_dir: Path) -> None:
     prepare_cpu()
-    train = open_dataset(config.data.address, "train", config.data.view(config.data.limit))
+    train = open_training(config.data, replay=config.replayed)
 
     with Run(run_dir, config, "cgan") as run:
-        # Data: what of it may contradict its captions, and a record of it for later scores
+        # Data: what of it may contradict its captions, and a record of it, and of what the run starts from, for later scores
+        source = open_source(config.init_from, "cgan") if run.is_new and config.init_from else None
         warn_of_crops(config.data.fit, train)
         warn_of_colors(config.data.augment, train)
         config = config.model_copy(update={"flip": may_flip(config.flip, train)})
-        remember(run, train, config.data, [config.text.path, config.guidance.path])
+        remember(run, train, config.data, [config.text.path, config.guidance.path], source)
 
         # Text: the frozen encoder, the features of all captions, and the frozen guide if there is one
         encoder = prepare_text(config.text, train, run)
@@ -105,6 +114,9 @@ def main(config: Config, run_dir: Path) -> None:
         # Networks, the averaged generator, and an Adam for each player
         models = build(config, encoder.pooled_dim, encoder.token_dim)
         plain_generator, plain_discriminator = (model.to(run.device) for model in models)
+        players = {"generator": plain_generator, "discriminator": plain_discriminator}
+        initialise(run, config, source, players, Reads(encoder))
+        judging = trained(plain_discriminator)
         ema = EMA(plain_generator, config.ema_halflife_images)
         rate, betas = config.learning_rate, (0.0, config.adam_beta2)
         generator_optimizer = torch.optim.Adam(plain_generator.parameters(), rate, betas)
@@ -168,7 +180,7 @@ def main(config: Config, run_dir: Path) -> None:
             run.note({"d_gradient": norm})
 
             # Generator step, against the discriminator of now
-            plain_discriminator.requires_grad_(False)
+            require_gradients(judging, False)
             losses = []
             for micro in run.accumulate(generator, micros):
                 fake = made[0] if shared else generator(micro.z, micro.text)
@@ -176,7 +188,7 @@ def main(config: Config, run_dir: Path) -> None:
                 run.accelerator.backward(loss)
                 losses.append(loss)
                 run.note(watch)
-            plain_discriminator.requires_grad_(True)
+            require_gradients(judging, True)
             norm = gradient_norm(plain_generator)
             sound = sound and run.judge(*losses, norm)
             if sound:

@@ -21,17 +21,20 @@ from t2i.cvae.critic import Critic
 from t2i.cvae.network import ConditionalVAE, parameter_groups
 from t2i.cvae.sampling import Latents, sample_codes
 from t2i.cvae.step import Micro, calm, criticise, draw_micro, generate, rate, sharpening
-from t2i.data import Dataset, open_dataset
+from t2i.data import Dataset
 from t2i.data.caption_checks import may_flip, warn_of_crops
 from t2i.data.loader import RowLoader, Rows
+from t2i.data.mixture import open_training
 from t2i.families import ImageTokenizer
 from t2i.hardware import prepare_cpu
 from t2i.images import grid
+from t2i.sampling.source import open_source
 from t2i.seeding import noise
 from t2i.text import TextFeatures
 from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
-from t2i.training.optimization import EMA, MAX_GRADIENT
+from t2i.training.initialise import Reads, initialise
+from t2i.training.optimization import EMA, MAX_GRADIENT, require_gradients, trained
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, Validation, keep_best, note_validation, prepare_validation
@@ -70,13 +73,14 @@ def prepare_micro(
 
 def main(config: Config, run_dir: Path) -> None:
     prepare_cpu()
-    train = open_dataset(config.data.address, "train", config.data.view(config.data.limit))
+    train = open_training(config.data, replay=config.replayed)
 
     with Run(run_dir, config, "cvae") as run:
-        # Data: what of it may contradict its captions, and a record of it for later scores
+        # Data: what of it may contradict its captions, and a record of it, and of what the run starts from, for later scores
+        source = open_source(config.init_from, "cvae") if run.is_new and config.init_from else None
         warn_of_crops(config.data.fit, train)
         config = config.model_copy(update={"flip": may_flip(config.flip, train)})
-        remember(run, train, config.data, [config.tokenizer.path, config.text.path])
+        remember(run, train, config.data, [config.tokenizer.path, config.text.path], source)
 
         # Latents and text: the frozen tokenizer and encoder, and what they make of all images and captions
         tokenizer = prepare_tokenizer(config.tokenizer.path, config.data.resolution, run)
@@ -89,10 +93,12 @@ def main(config: Config, run_dir: Path) -> None:
         # Generator and posterior, their average, the critic, and an optimizer for each player
         plain = ConditionalVAE(config, latents.shape, encoder.token_dim, encoder.pooled_dim, encoder.max_tokens)
         plain = plain.to(run.device)
+        plain_critic = Critic(config, latents.shape, encoder.token_dim, encoder.max_tokens).to(run.device)
+        initialise(run, config, source, {"model": plain, "critic": plain_critic}, Reads(encoder, tokenizer.digest()))
+        judging = trained(plain_critic)
         ema = EMA(plain, config.ema_halflife_images)
         groups = parameter_groups(plain, WEIGHT_DECAY)
         generator_optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, BETA2))
-        plain_critic = Critic(config, latents.shape, encoder.token_dim, encoder.max_tokens).to(run.device)
         critic_optimizer = torch.optim.Adam(plain_critic.parameters(), config.critic.learning_rate, betas=(0.0, BETA2))
 
         # Parts of a checkpoint, and the newest one to go on from
@@ -106,7 +112,7 @@ def main(config: Config, run_dir: Path) -> None:
 
         # Both networks as the processes of the run share them, and the rows from where the run left off
         model, critic = (run.prepare(part, config.compile) for part in (plain, plain_critic))
-        loader = RowLoader(len(train), config.train_batch_size, config.seed, *run.position)
+        loader = RowLoader(train, config.train_batch_size, config.seed, *run.position)
 
         schedule = partial(rate, config=config)
         for batches in run.steps(loader, generator_optimizer, critic_optimizer, schedule=schedule):
@@ -130,7 +136,7 @@ def main(config: Config, run_dir: Path) -> None:
                 calm(generator_optimizer)
             losses: list[Tensor] = []
             made: list[Tensor] = []
-            plain_critic.requires_grad_(False)
+            require_gradients(judging, False)
             for micro in run.accumulate(model, micros):
                 opponent = plain_critic if critical else None
                 loss, watch, free = generate(model, opponent, micro, config, run.autocast())
@@ -138,7 +144,7 @@ def main(config: Config, run_dir: Path) -> None:
                 losses.append(loss)
                 made.append(free)
                 run.note(watch)
-            plain_critic.requires_grad_(True)
+            require_gradients(judging, True)
             norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
             losses.append(norm)
             run.note({"gradient_norm": norm})

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from t2i import seeding
 from t2i.cli import run_program
-from t2i.data import Dataset, open_dataset
+from t2i.data import Dataset
 from t2i.data.caption_checks import may_flip, warn_of_crops
 from t2i.data.loader import RowLoader, Rows
+from t2i.data.mixture import open_training
 from t2i.errors import InputError
 from t2i.families import ImageTokenizer
 from t2i.hardware import prepare_cpu
@@ -27,9 +28,11 @@ from t2i.prior.config import Config
 from t2i.prior.decoding import decode
 from t2i.prior.step import BITS, PriorMicro, bits_per_token, draw_micro, parameter_groups
 from t2i.prior.transformer import Grid, Prior
+from t2i.sampling.source import open_source
 from t2i.text import TextEncoder, TextFeatures
 from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
+from t2i.training.initialise import Reads, initialise
 from t2i.training.optimization import EMA, MAX_GRADIENT
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
@@ -96,18 +99,22 @@ def prepare_micro(
     text = TextFeatures(*(x.to(run.device) for x in captions.text.rows(index)))
     mirrored = (seeding.uniform(config.seed, "flip", batch.sample_ids, 1)[:, 0] < 0.5).astype(np.int64) * config.flip
     codes_BS = codes.at(batch.rows, mirrored).flatten(1).to(run.device)
-    return draw_micro(config, codes_BS, text, batch.sample_ids, run.step)
+    micro = draw_micro(config, codes_BS, text, batch.sample_ids, run.step)
+    # an image without a caption is always under the null caption
+    micro.draws.caption_B[torch.from_numpy(~captions.are_said(index)).to(run.device)] = -1.0
+    return micro
 
 
 def main(config: Config, run_dir: Path) -> None:
     prepare_cpu()
-    train = open_dataset(config.data.address, "train", config.data.view(config.data.limit))
+    train = open_training(config.data, replay=config.replayed)
 
     with Run(run_dir, config, "prior") as run:
-        # Data: what of it may contradict its captions, and a record of it for later scores
+        # Data: what of it may contradict its captions, and a record of it, and of what the run starts from, for later scores
+        source = open_source(config.init_from, "prior") if run.is_new and config.init_from else None
         warn_of_crops(config.data.fit, train)
         config = config.model_copy(update={"flip": may_flip(config.flip, train)})
-        remember(run, train, config.data, [config.tokenizer.path, config.text.path])
+        remember(run, train, config.data, [config.tokenizer.path, config.text.path], source)
 
         # Codes and text: the frozen tokenizer and encoder, and what they make of all images and captions
         tokenizer = prepare_tokenizer(config.tokenizer.path, config.data.resolution, run)
@@ -120,6 +127,7 @@ def main(config: Config, run_dir: Path) -> None:
         # Transformer, its average, and AdamW
         shape = Grid(tokenizer.grid, tokenizer.grid, tokenizer.codebooks, tokenizer.codebook_size)
         plain = Prior(config, shape, encoder.token_dim, encoder.pooled_dim, encoder.max_tokens).to(run.device)
+        initialise(run, config, source, {"model": plain}, Reads(encoder, tokenizer.digest()))
         ema = EMA(plain, config.ema_halflife_images)
         groups = parameter_groups(plain, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.95))
@@ -134,7 +142,7 @@ def main(config: Config, run_dir: Path) -> None:
 
         # The model as the processes of the run share it, and the rows from where the run left off
         model = run.prepare(plain, config.compile)
-        loader = RowLoader(len(train), config.train_batch_size, config.seed, *run.position)
+        loader = RowLoader(train, config.train_batch_size, config.seed, *run.position)
 
         for batches in run.steps(loader, optimizer):
             # PriorValidation of the averaged model, and a checkpoint

@@ -1,4 +1,5 @@
-"""Trains an image tokenizer (VQ-VAE): images become a grid of codes and come back. Captions serve validation alone.
+"""Trains an image tokenizer (VQ-VAE): images become a grid of codes and come back. Captions serve validation alone: any folder
+of images will do.
 
     t2i train vqvae --config vqvae-tiny --data shapes-2 --run-dir runs/vqvae
     torchrun --nproc_per_node 2 -m t2i.cli train vqvae --config vqvae-tiny --data shapes-2 --run-dir runs/vqvae
@@ -7,19 +8,23 @@ The run directory is what `tokenizer.path` of a prior names. To resume, run the 
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from t2i.cli import run_program
-from t2i.data import Dataset, open_dataset
+from t2i.data import Dataset
 from t2i.data.loader import Loader
+from t2i.data.mixture import open_training
 from t2i.errors import InputError
 from t2i.hardware import prepare_cpu
 from t2i.images import ImageArray, grid, to_model, to_uint8
 from t2i.metrics.reconstruction import psnr, ssim
 from t2i.names import counted
+from t2i.sampling.source import open_source
+from t2i.training.initialise import Reads, initialise
 from t2i.training.optimization import EMA, MAX_GRADIENT, gradient_norm
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
@@ -41,7 +46,7 @@ def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
     Raises:
         InputError: the codebook has more codes than the data has tokens.
     """
-    train = open_dataset(config.data.address, "train", config.data.view(config.data.limit))
+    train = open_training(config.data, replay=config.replayed, bare=True)
     tokens = len(train) * config.autoencoder.grid**2
     codes = config.quantizer.codebook_size
     if codes > tokens:
@@ -52,7 +57,7 @@ def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
             f"quantizer.{key} is more than the {tokens} tokens of all {counted(len(train), 'training image')} of "
             f"{config.data.address}, which cannot fill it; lower it"
         )
-    return train, open_held_out_splits(config.data, config.validation_n)
+    return train, open_held_out_splits(config.data, config.validation_n, bare=True)
 
 
 @torch.no_grad()
@@ -86,21 +91,23 @@ def main(config: Config, run_dir: Path) -> None:
     lpips = load_lpips(config.loss.lpips_path) if config.loss.lpips else None
 
     with Run(run_dir, config, "vqvae") as run:
-        remember(run, train, config.data)
+        source = open_source(config.init_from, "vqvae") if run.is_new and config.init_from else None
+        remember(run, train, config.data, start=source)
         run.identity.keep_held_out("val", held_out.get("val"))
 
         # Autoencoder and its average, and the networks that judge reconstructions
         plain = Autoencoder(config).to(run.device)
+        critic = PatchDiscriminator(config.discriminator).to(run.device) if config.loss.adversarial else None
+        parts: dict[str, Any] = {"model": plain} | ({"discriminator": critic} if critic else {})
+        initialise(run, config, source, parts, Reads())
         optimizer = torch.optim.Adam(plain.parameters(), config.learning_rate, betas=(0.9, 0.99))
         ema = EMA(plain, config.ema_halflife_images) if config.ema_halflife_images else None
         averaged = ema.module if ema else plain
-        critic = PatchDiscriminator(config.discriminator).to(run.device) if config.loss.adversarial else None
         critic_optimizer = torch.optim.Adam(critic.parameters(), config.learning_rate, (0.5, 0.9)) if critic else None
         judges = Judges(lpips.to(run.device) if lpips else None, critic)
 
         # Parts of a checkpoint, and the newest one to go on from
-        parts = {"model": plain, "optimizer": optimizer, "ema": ema}
-        parts |= {"discriminator": critic, "discriminator_optimizer": critic_optimizer}
+        parts |= {"optimizer": optimizer, "ema": ema, "discriminator_optimizer": critic_optimizer}
         for name, part in parts.items():
             if part is not None:
                 run.register(name, part)

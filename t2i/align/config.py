@@ -1,11 +1,11 @@
 """Config of the dual encoder. Imports no torch, so that a wrong key is reported at once."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from t2i.config.section import Section
-from t2i.config.training import TrainConfig
+from t2i.config.training import StartConfig
 from t2i.data import DataConfig
 
 
@@ -31,17 +31,50 @@ class ImageTowerConfig(Section):
     depth: int = Field(default=1, ge=1, le=8, description="residual blocks of each stage")
 
     def channels(self, resolution: int) -> list[int]:
-        """Of each stage, from the finest to the last, which is 4 x 4."""
+        """Returns the side of each stage's grid, from the finest to the last, which is 4 x 4."""
         return [min(self.width * 2**i, self.width_limit) for i in range((resolution // 4).bit_length() - 1)]
 
 
-class Config(TrainConfig):
+class BatchNegatives(Section):
+    """The captions and images of the other pairs of a step."""
+
+    kind: Literal["batch"] = Field(default="batch", description="the other pairs of the step")
+
+
+class HardNegatives(Section):
+    """Those, the more alike the heavier (Robinson et al., ICLR 2021)."""
+
+    kind: Literal["hard"] = Field(default="hard", description="the other pairs of the step, the more alike the heavier")
+    hardness: float = Field(default=0.3, gt=0, le=4, description="a negative weighs exp(hardness * its logit)")
+
+
+class SoftNegatives(Section):
+    """Those, and captions that share words are no entire mismatch."""
+
+    kind: Literal["soft"] = Field(default="soft", description="captions that share words are no entire mismatch")
+    share: float = Field(
+        default=0.1, gt=0, lt=1, description="probability of the target that goes to others, by the words they share"
+    )
+
+
+class SwapNegatives(Section):
+    """Those, and the own caption with two attributes of one kind exchanged, as far as it has such."""
+
+    kind: Literal["swap"] = Field(default="swap", description="also the own caption with two attributes exchanged")
+    weight: float = Field(default=0.5, gt=0, description="weight of the own caption against its exchange")
+
+
+NegativesConfig = BatchNegatives | HardNegatives | SoftNegatives | SwapNegatives
+
+
+class Config(StartConfig):
     """A dual encoder trained with the symmetric contrastive loss."""
 
     family: Literal["align"] = "align"
     data: DataConfig = DataConfig()
     text_tower: TextTowerConfig = TextTowerConfig()
     image_tower: ImageTowerConfig = ImageTowerConfig()
+    negatives: Annotated[NegativesConfig, Field(discriminator="kind")] = BatchNegatives()
     embedding: int = Field(default=128, ge=8, description="dimensions that images and captions share")
     split: Literal["train", "all"] = Field(
         default="train",

@@ -3,6 +3,8 @@
 Axes: B batch, C channels, H W image, T text tokens, D token width, E shared embedding.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -148,6 +150,9 @@ class ImageTower(nn.Module):
 class DualEncoder(nn.Module):
     """A text tower, an image tower and the learned temperature."""
 
+    # what rows stand for, where a run starts from other weights (t2i.training.initialise)
+    roles: ClassVar[dict[str, str]] = {"text.tokens.weight": "words", "text.positions": "order"}
+
     def __init__(self, config: Config, vocabulary: int) -> None:
         super().__init__()
         self.text = TextTower(config.text_tower, vocabulary, config.embedding)
@@ -174,6 +179,8 @@ class Captioner(nn.Module):
     The contrastive loss is satisfied by any detail that separates the captions of a batch; predicting the next word needs
     all of them (CoCa, Yu et al., TMLR 2022). Used in training only.
     """
+
+    roles: ClassVar[dict[str, str]] = {"tokens.weight": "words", "out.*": "words", "positions": "order"}
 
     def __init__(self, config: Config, vocabulary: int, depth: int = 2) -> None:
         super().__init__()
@@ -202,18 +209,3 @@ class Captioner(nn.Module):
         for block in self.blocks:
             x = block(x, None, visible)
         return self.out(self.norm(x[:, PLACES:]))
-
-
-def contrastive_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, same_BB: Tensor) -> Tensor:
-    """Symmetric InfoNCE (van den Oord et al. 2018; Radford et al. 2021, figure 3).
-
-    Args:
-        image_BE, text_BE: unit-length embeddings of matching pairs.
-        scale: 1 / temperature.
-        same_BB: True where caption j says the same as caption i: those are no negatives.
-    """
-    logits_BB = scale * image_BE @ text_BE.T
-    own = torch.eye(len(logits_BB), dtype=torch.bool, device=logits_BB.device)
-    logits_BB = logits_BB.masked_fill(same_BB & ~own, float("-inf"))
-    target = torch.arange(len(logits_BB), device=logits_BB.device)
-    return (F.cross_entropy(logits_BB, target) + F.cross_entropy(logits_BB.T, target)) / 2

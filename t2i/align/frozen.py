@@ -14,11 +14,10 @@ from torch import Tensor
 from t2i import checkpoint
 from t2i.align.config import Config
 from t2i.align.dual_encoder import DualEncoder
-from t2i.align.tokenizer import CaptionTokenizer
+from t2i.align.tokenizer import CaptionTokenizer, length_batches
 from t2i.errors import InputError
-from t2i.files import open_regular, read_regular, read_utf8
+from t2i.files import open_regular, read_regular
 from t2i.images import ImageArray, to_model
-from t2i.pretrained import length_batches
 from t2i.trained import Tensors, open_run
 
 DESCRIPTION, WEIGHTS, TOKENIZER = "dual_encoder.json", "model.safetensors", "tokenizer.json"
@@ -113,7 +112,7 @@ def _read(path: Path) -> FrozenDualEncoder:
         )
     run = open_run(path)
     config = Config.kept(run.manifest["config"])
-    return FrozenDualEncoder(config, _tokenizer(read_utf8(path / TOKENIZER), config), run.weights)
+    return FrozenDualEncoder(config, _tokenizer(read_regular(path / TOKENIZER).decode(), config), run.weights)
 
 
 def _tokenizer(json_text: str, config: Config) -> CaptionTokenizer:

@@ -1,8 +1,9 @@
 """A byte-pair tokenizer fitted on the training captions only (Sennrich et al., ACL 2016; the `tokenizers` library)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 
 class CaptionTokenizer:
@@ -65,3 +66,22 @@ class CaptionTokenizer:
     def has_word(self, word: str) -> bool:
         """True if the word is one token, as every word of the captions is that it was fitted on until its tokens ran out."""
         return len(self._tokenizer.encode(word).ids) == 1
+
+
+def length_batches(mask_BT: Tensor, size: int, step: int = 8) -> Iterator[tuple[Tensor, int, int]]:
+    """Yields batches of captions of about one length, so that a text tower computes few tokens of padding.
+
+    Lengths are rounded up to multiples of `step` and batches filled to `size` with their last row, so that a caption's
+    features have the same bits whatever captions are beside it.
+
+    Args:
+        mask_BT: True at real tokens, which come first.
+
+    Yields:
+        rows of a batch [size], how many of them are no filling, and the tokens to read of each.
+    """
+    lengths = (mask_BT.sum(dim=1) + step - 1) // step * step
+    for length in lengths.unique().tolist():
+        for rows in (lengths == length).nonzero()[:, 0].split(size):
+            filled = rows[torch.arange(size).clamp(max=len(rows) - 1)]
+            yield filled, len(rows), min(length, mask_BT.shape[1])

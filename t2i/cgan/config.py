@@ -114,6 +114,8 @@ GuidanceConfig = NoGuidance | TextGuidance | AlignedGuidance | CLIPGuidance
 class Config(DrawingConfig):
     """A text-conditional GAN."""
 
+    takes_unlabelled: ClassVar[bool] = True
+
     family: Literal["cgan"] = "cgan"
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()

@@ -1,7 +1,7 @@
 """Differentiable augmentation of reals and fakes alike (Zhao et al., DiffAugment, NeurIPS 2020).
 
 Every draw comes from the caller as uniforms in [0, 1), so an augmentation is a function of (seed, step, sample).
-Axes: B batch, C channels, H W picture.
+Axes: B batch, C channels, H W image.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-DRAWS = 8  # uniforms a picture
+DRAWS = 8  # uniforms an image
 
 
 def augment(images_BCHW: Tensor, kinds: Sequence[str], draws_BU: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def augment(images_BCHW: Tensor, kinds: Sequence[str], draws_BU: Tensor) -> Tens
 
 
 def color(x: Tensor, u: Tensor) -> Tensor:
-    """Brightness +-0.5, saturation 0 to 2, contrast 0.5 to 1.5. Captions that name colours do not survive it."""
+    """Brightness +-0.5, saturation 0 to 2, contrast 0.5 to 1.5. It contradicts captions that name colours."""
     brightness, saturation, contrast = (u[:, k, None, None, None].to(x.dtype) for k in range(3))
     x = x + (brightness - 0.5)
     grey = x.mean(dim=1, keepdim=True)
@@ -35,7 +35,7 @@ def color(x: Tensor, u: Tensor) -> Tensor:
 
 
 def translation(x: Tensor, u: Tensor, ratio: float = 0.125) -> Tensor:
-    """Shifts each picture by whole pixels; what enters repeats the border."""
+    """Shifts each image by whole pixels and repeats the border."""
     height, width = x.shape[2:]
     reach_y, reach_x = max(1, int(height * ratio)), max(1, int(width * ratio))
     shift_y = (u[:, 3] * (2 * reach_y + 1)).long() - reach_y
@@ -47,7 +47,7 @@ def translation(x: Tensor, u: Tensor, ratio: float = 0.125) -> Tensor:
 
 
 def cutout(x: Tensor, u: Tensor, ratio: float = 0.5) -> Tensor:
-    """Blanks one square a picture."""
+    """Blanks one square of each image."""
     height, width = x.shape[2:]
     half_y, half_x = height * ratio / 2, width * ratio / 2
     y = torch.arange(height, device=x.device) - u[:, 5, None] * height
@@ -60,5 +60,5 @@ KINDS = {"color": color, "translation": translation, "cutout": cutout}
 
 
 def flip(images_BCHW: Tensor, draws_BU: Tensor) -> Tensor:
-    """Mirrors half the pictures (the last of the draws)."""
+    """Mirrors half the images (the last of the draws)."""
     return torch.where((draws_BU[:, 7] < 0.5)[:, None, None, None], images_BCHW.flip(3), images_BCHW)

@@ -1,6 +1,6 @@
 """The adversarial rules, one small function an equation. Pure: no models' internals, no optimisers, no logging.
 
-A relativistic critic scores pairs: it asks whether a real picture looks more real than a generated one (Jolicoeur-Martineau,
+A relativistic critic scores pairs: it asks whether a real image looks more real than a generated one (Jolicoeur-Martineau,
 ICLR 2019; Huang et al., "The GAN is dead; long live the GAN!", NeurIPS 2024, equations 1-4).
 """
 

@@ -4,10 +4,11 @@ Blocks and initialisation after R3GAN (Huang et al., NeurIPS 2024), text fusion 
 CVPR 2022), projection discriminator after Miyato & Koyama (ICLR 2018), gated word attention after GigaGAN (Kang et al.,
 CVPR 2023).
 
-Axes: B batch, C channels, H W picture, T text tokens, D token width, P pooled text, Z noise, W latent.
+Axes: B batch, C channels, H W image, T text tokens, D token width, P pooled text, Z noise, W latent.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ def unit_rms(x: Tensor) -> Tensor:
 
 
 def unit_energy(x_BCHW: Tensor) -> Tensor:
-    """Scales each picture's features to a mean square of one over channels and places, so contrasts in it stay."""
+    """Scales each image's features to a mean square of one over channels and places, so contrasts in it stay."""
     return x_BCHW * torch.rsqrt(x_BCHW.float().square().mean(dim=(1, 2, 3), keepdim=True) + 1e-4).to(x_BCHW.dtype)
 
 
@@ -44,7 +45,7 @@ def conv3x3(channels_in: int, channels_out: int, gain: float = 1.0) -> nn.Conv2d
 
 
 def conv1x1(channels_in: int, channels_out: int) -> nn.Module:
-    """Matches the channels of a skip path; nothing where they match already."""
+    """Returns a projection of a skip path to other channels; the identity where they are equal."""
     if channels_in == channels_out:
         return nn.Identity()
     layer = nn.Conv2d(channels_in, channels_out, 1, bias=False)
@@ -61,7 +62,7 @@ class Affine(nn.Module):
     """Scale and shift of the channels by the latent (DF-GAN), of features brought to unit mean square before.
 
     Without that, scales that multiply from block to block make the output grow without bound at the learning rates that a
-    short run needs: fitted to pictures alone, at 1e-3, the generator diverged in three of three trials, and in none with it.
+    short run needs: fitted to images alone, at 1e-3, the generator diverged in three of three trials, and in none with it.
     """
 
     def __init__(self, w_dim: int, channels: int) -> None:
@@ -90,7 +91,7 @@ class GeneratorBlock(nn.Module):
 
 
 class WordAttention(nn.Module):
-    """Pixels attend to token states, padding excluded; the gate starts at 0, so the sentence-only model is the start."""
+    """Attention of pixels to token states, padding excluded; the gate starts at 0, as if there were none."""
 
     def __init__(self, channels: int, token_dim: int, heads: int = 4) -> None:
         super().__init__()
@@ -110,9 +111,11 @@ class WordAttention(nn.Module):
 
 
 class Generator(nn.Module):
-    """(noise, text) -> picture in [-1, 1]; `mapping` and `synthesis` are its two halves."""
+    """(noise, text) -> image in [-1, 1]; `mapping` and `synthesis` are its two halves."""
 
     w_average: Tensor
+    # what columns stand for, where a run starts from other weights (t2i.training.initialise)
+    roles: ClassVar[dict[str, str]] = {"text.weight": "pooled", "words.*.kv.weight": "tokens"}
 
     def __init__(self, config: GeneratorConfig, resolution: int, pooled_dim: int, token_dim: int) -> None:
         super().__init__()
@@ -175,7 +178,9 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """logit(x, t) = u(phi(x)) + <phi(x), P t> / sqrt(d): other captions of the same picture cost no second pass."""
+    """logit(x, t) = u(phi(x)) + <phi(x), P t> / sqrt(d): other captions of the same image cost no second pass."""
+
+    roles: ClassVar[dict[str, str]] = {"text_1.weight": "pooled"}
 
     def __init__(self, config: DiscriminatorConfig, resolution: int, pooled_dim: int) -> None:
         super().__init__()
@@ -199,10 +204,10 @@ class Discriminator(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images_NCHW: Tensor, pooled_MP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One pass for all pictures and all captions of a step, so that it may be wrapped for several processes.
+        """Runs all images and all captions of a step in one pass, so that it may be wrapped for several processes.
 
         Returns:
-            unconditional u(phi(x)) [N], features phi(x) [N, F], projected captions P t / sqrt(F) [M, F]. The logit of picture
+            unconditional u(phi(x)) [N], features phi(x) [N, F], projected captions P t / sqrt(F) [M, F]. The logit of image
             i with caption j is unconditional[i] + <features[i], projected[j]>.
         """
         x = self.stem(images_NCHW)

@@ -1,10 +1,10 @@
-"""What each player does in one step: the losses put together, and nothing else.
+"""The objective of each player in one step, and nothing else.
 
-Captions enter as pooled vectors. Each step brings a pool of M captions of other pictures; a picture of the batch with a
+Captions enter as pooled vectors. Each step brings a pool of M captions of other images; an image of the batch with a
 caption of the pool is a mismatched pair, unless the two say the same. The pool is drawn for the step, not from the batch, so
 a step means the same however it is cut into micro-batches and processes.
 
-Axes: B batch, C channels, H W picture, P pooled text, M captions of the pool, F discriminator features.
+Axes: B batch, C channels, H W image, P pooled text, M captions of the pool, F discriminator features.
 """
 
 from typing import NamedTuple
@@ -27,15 +27,24 @@ class CaptionPool(NamedTuple):
 
     pooled_BP: Tensor
     pool_MP: Tensor
-    same_BM: Tensor  # True where caption m of the pool belongs to picture b or reads the same: no mismatch
+    same_BM: Tensor  # True where caption m of the pool belongs to image b or reads the same: no mismatch
+    labelled_B: Tensor | None = None  # False: the image has no caption and is judged without one; None: all have
+
+    def condition(self, condition: float) -> float | Tensor:
+        """How much the caption of each image counts."""
+        return condition if self.labelled_B is None else condition * self.labelled_B
+
+    def no_mismatch(self) -> Tensor:
+        """[B, M], True where image b with caption m is no mismatched pair."""
+        return self.same_BM if self.labelled_B is None else self.same_BM | ~self.labelled_B[:, None]
 
 
-def _pairwise(u_B: Tensor, features_BF: Tensor, text_F: Tensor, condition: float) -> Tensor:
+def _pairwise(u_B: Tensor, features_BF: Tensor, text_F: Tensor, condition: float | Tensor) -> Tensor:
     return u_B + condition * (features_BF * text_F).sum(dim=1)
 
 
 def mismatched_mean(values_BM: Tensor, same_BM: Tensor) -> Tensor:
-    """Mean over pairs, where those that do match count as 0: so means of micro-batches average to that of the batch."""
+    """Returns the mean over pairs, where matching pairs count as 0: so means of micro-batches average to that of the batch."""
     return (values_BM * ~same_BM).mean()
 
 
@@ -59,7 +68,7 @@ def discriminator_loss(
     gamma: float,
     condition: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The discriminator's loss and what to watch.
+    """Returns the discriminator's loss and scalars for the journal.
 
     Args:
         real_BCHW, fake_BCHW: in [-1, 1], augmented alike; no gradient flows to the generator.
@@ -67,7 +76,7 @@ def discriminator_loss(
         gamma: weight of R1 + R2 at this step.
         condition: 0 ignores the captions, 1 uses them (the ramp on small data).
     """
-    batch = len(real_BCHW)
+    batch, own = len(real_BCHW), captions.condition(condition)
     count = penalised(config, batch)
     exact = not has_probes(config)
     real, fake = real_BCHW.detach().requires_grad_(exact), fake_BCHW.detach().requires_grad_(exact)
@@ -77,30 +86,31 @@ def discriminator_loss(
         images += [real[:count] + PROBE * noise[0], fake[:count] + PROBE * noise[1]]
     u, features, projected = discriminator(torch.cat(images), torch.cat([pooled, captions.pool_MP]))
     text, pool = projected[:batch], projected[batch:]
-    real_B = _pairwise(u[:batch], features[:batch], text, condition)
-    fake_B = _pairwise(u[batch : 2 * batch], features[batch : 2 * batch], text, condition)
+    real_B = _pairwise(u[:batch], features[:batch], text, own)
+    fake_B = _pairwise(u[batch : 2 * batch], features[batch : 2 * batch], text, own)
     mismatched_BM = u[:batch, None] + condition * features[:batch] @ pool.T
     watch = {
         "d_real": real_B.mean(),
         "d_fake": fake_B.mean(),
-        "d_mismatched": mismatched_mean(mismatched_BM, captions.same_BM),
+        "d_mismatched": mismatched_mean(mismatched_BM, captions.no_mismatch()),
     }
     if isinstance(config, HingeLoss):
         share = condition * MISMATCHED
-        mismatched = mismatched_mean(F.relu(1 + mismatched_BM), captions.same_BM)
+        mismatched = mismatched_mean(F.relu(1 + mismatched_BM), captions.no_mismatch())
         loss = losses.hinge_discriminator(real_B, fake_B, mismatched, share)
         watch["penalty"] = losses.matching_aware_penalty(real_B, real, pooled)
         return loss + MA_GP * watch["penalty"], watch
     loss = losses.relativistic(real_B, fake_B)
     pairing_BM = F.softplus(mismatched_BM - real_B[:, None])
-    loss = loss + condition * MISMATCHED * mismatched_mean(pairing_BM, captions.same_BM)
+    loss = loss + condition * MISMATCHED * mismatched_mean(pairing_BM, captions.no_mismatch())
     loss = loss + CENTERING * losses.centering(real_B, fake_B)
     if exact:
         watch["r1"] = losses.gradient_penalty_autograd(real_B[:count], real)
         watch["r2"] = losses.gradient_penalty_autograd(fake_B[:count], fake)
     else:
         rows = slice(2 * batch, 2 * batch + count), slice(2 * batch + count, 2 * batch + 2 * count)
-        probed = [_pairwise(u[part], features[part], text[:count], condition) for part in rows]
+        few = own[:count] if isinstance(own, Tensor) else own
+        probed = [_pairwise(u[part], features[part], text[:count], few) for part in rows]
         watch["r1"] = losses.gradient_penalty_finite_difference(real_B[:count], probed[0], PROBE)
         watch["r2"] = losses.gradient_penalty_finite_difference(fake_B[:count], probed[1], PROBE)
     return loss + gamma / 2 * (watch["r1"] + watch["r2"]), watch
@@ -114,19 +124,19 @@ def generator_loss(
     config: LossConfig,
     condition: float = 1.0,
 ) -> Tensor:
-    """The generator's adversarial loss; gradients reach it through `fake_BCHW` alone."""
-    batch = len(fake_BCHW)
+    """Returns the generator's adversarial loss; gradients reach the generator through `fake_BCHW` alone."""
+    batch, own = len(fake_BCHW), captions.condition(condition)
     if isinstance(config, HingeLoss):
         u, features, text = discriminator(fake_BCHW, captions.pooled_BP)
-        return losses.hinge_generator(_pairwise(u, features, text, condition))
+        return losses.hinge_generator(_pairwise(u, features, text, own))
     u, features, text = discriminator(torch.cat([fake_BCHW, real_BCHW.detach()]), captions.pooled_BP)
-    fake_B = _pairwise(u[:batch], features[:batch], text, condition)
-    real_B = _pairwise(u[batch:], features[batch:], text, condition)
+    fake_B = _pairwise(u[:batch], features[:batch], text, own)
+    real_B = _pairwise(u[batch:], features[batch:], text, own)
     return losses.relativistic(fake_B, real_B.detach())
 
 
 def guidance_loss(image_BE: Tensor, text_BE: Tensor, pool_ME: Tensor, same_BM: Tensor, scale: float) -> Tensor:
-    """Contrastive loss of generated pictures against their own caption and the pool's, through a frozen dual encoder.
+    """Contrastive loss of generated images against their own caption and the pool's, through a frozen dual encoder.
 
     Args:
         image_BE, text_BE, pool_ME: unit-length embeddings.

@@ -40,8 +40,8 @@ def latents(
     if truncation != 1:
         draws = torch.from_numpy(seeding.normal(0, "mean/z", np.arange(MEAN_DRAWS), z_BZ.shape[1])).to(z_BZ.device)
         repeated = pooled_BP.repeat_interleave(MEAN_DRAWS, dim=0)
-        every = generator.mapping(draws.repeat(len(pooled_BP), 1), repeated)
-        mean = every.view(len(pooled_BP), MEAN_DRAWS, -1).mean(dim=1)
+        every = generator.mapping(draws.repeat(pooled_BP.shape[0], 1), repeated)
+        mean = every.unflatten(0, (-1, MEAN_DRAWS)).mean(dim=1)
         w = mean + truncation * (w - mean)
     if guidance != 1:
         w = generator.w_average + guidance * (w - generator.w_average)

@@ -125,7 +125,9 @@ def generate(
     loss = rules.generator_loss(discriminator, micro.real_shown, shown, micro.captions, config.loss, condition)
     watch = {"g_loss": loss.detach()}
     if config.loss.reconstruction:
-        distance = (fake_BCHW.float() - micro.real).square().mean()
+        distance = (fake_BCHW.float() - micro.real).square()
+        labelled_B = micro.captions.labelled_B  # the others' captions are not of their images
+        distance = distance.mean() if labelled_B is None else (distance.mean(dim=(1, 2, 3)) * labelled_B).mean()
         watch["reconstruction"] = distance.detach()
         loss = loss + config.loss.reconstruction * distance
     if guide and micro.guide:

@@ -64,10 +64,13 @@ CONFIG = group(
 app = group(
     "Train, sample and score text-to-image generators.",
     {
+        "fit": Command("t2i.cli.fit.program:FitOptions", "t2i.cli.fit.program:main"),
         "train": Command("t2i.cli.train:TrainOptions", "t2i.cli.train:main"),
         "sample": Command("t2i.sampling.options:SampleOptions", "t2i.sample.images:main"),
         "web": Command("t2i.web.options:WebOptions", "t2i.sample.web:main"),
         "read": Command("t2i.reader.options:ReadOptions", "t2i.sample.read:main"),
+        "explain": Command("t2i.explain.options:ExplainOptions", "t2i.eval.explain:main"),
+        "export": Command("t2i.export.options:ModelExportOptions", "t2i.eval.export:main"),
         "eval": EVAL,
         "data": DATA,
         "config": CONFIG,

@@ -1,4 +1,4 @@
-"""What is wrong with this installation and machine, and what to do about it: `t2i doctor`."""
+"""`t2i doctor`: finds faults of this installation and machine, and says how to mend them."""
 
 import os
 import platform
@@ -68,7 +68,7 @@ def python() -> Finding:
 
 
 def packages() -> Finding:
-    """Every library at the version that the package asks for; imports none of them."""
+    """Checks the version of every library that the package asks for; imports none of them."""
     try:
         required = metadata.requires("t2i") or []
     except metadata.PackageNotFoundError:
@@ -93,7 +93,7 @@ def packages() -> Finding:
 
 
 def imports() -> Finding:
-    """`import t2i` in this folder: a folder named t2i may hide an editable installation from Python started here."""
+    """Checks `import t2i` in this folder: a folder named t2i may hide an editable installation from Python started here."""
     here = Path.cwd() / "t2i"
     found = PathFinder.find_spec("t2i", [str(Path.cwd()), *sys.path[1:]])
     package = Path(t2i.__file__)
@@ -133,14 +133,14 @@ def _cores() -> int:
 
 
 def _cpu_bf16(cpuinfo: Path) -> str:
-    """Which bf16 instructions the CPU names."""
+    """Names the bf16 instructions of the CPU."""
     words = set(cpuinfo.read_text(errors="replace").split()) if cpuinfo.exists() else set()
     found = [name for name in ("avx512_bf16", "amx_bf16") if name in words]
     return f"bf16 by {' and '.join(found)}" if found else "no bf16 instructions"
 
 
 def operators() -> Finding:
-    """torchvision's compiled operators: pip may pair a CPU torch with a CUDA torchvision, which cannot load them.
+    """Checks torchvision's compiled operators: pip may pair a CPU torch with a CUDA torchvision, which cannot load them.
 
     Only the library of the operators is loaded; importing torchvision itself takes seconds.
     """
@@ -162,7 +162,7 @@ def operators() -> Finding:
 
 
 def disk() -> Finding:
-    """Free space where runs and caches go."""
+    """Checks the free space for runs and caches."""
     places = {"here": Path.cwd(), "cache": _cache()}
     free = {name: shutil.disk_usage(_existing(path)).free / GIB for name, path in places.items()}
     detail = ", ".join(f"{name} {free[name]:.1f} GiB free ({path})" for name, path in places.items())
@@ -192,7 +192,7 @@ def _cache() -> Path:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder above a path that may not exist yet."""
+    """Returns the nearest existing folder above a path."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 
@@ -207,7 +207,7 @@ def memory() -> Finding:
 
 
 def threads() -> Finding:
-    """Spinning OpenMP threads cost a factor of 18 beside one busy neighbour."""
+    """Checks that OpenMP threads sleep: spinning ones cost a factor of 18 beside one busy process."""
     policy = os.environ.get("OMP_WAIT_POLICY", "unset")
     ok = policy.lower() == "passive"
     fix = "export OMP_WAIT_POLICY=passive"

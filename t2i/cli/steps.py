@@ -1,9 +1,10 @@
 """The commands of `t2i quickstart`, fitted to the speed of this machine."""
 
-import json
-import shlex
 from pathlib import Path
 from typing import NamedTuple
+
+from t2i.cli.fit.plan import named, training
+from t2i.cli.fit.record import Step
 
 DATA = "shapes-1"
 SCORED = 500  # images scored of each split
@@ -20,15 +21,13 @@ VQVAE: tuple[str, ...] = (
     "data.limit=20000",
 )
 PRIOR: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=40000")
-PROBE: tuple[str, ...] = ("max_train_steps=16", "log_steps=4", "validation_n=2", "data.limit=512")
-# What two free cores with bf16 did (LOG.md): images/s of the tokenizer, and minutes until images are recognisable
-REFERENCE_SPEED = 490.0
+# minutes until images are recognisable, on two free cores with bf16 (LOG.md)
 LEAST_MINUTES = {"prior": 2.0, "cgan": 2.0}
 FAST = 0.65  # of the reference speed; below it the tokenizer gets fewer steps and the data is smaller
 
 
 class Plan(NamedTuple):
-    """How long each training is."""
+    """Lengths of the trainings."""
 
     minutes: float  # of the generator
     speed: float = 1.0  # of this machine, in units of the reference
@@ -53,19 +52,6 @@ def fitted(minutes: float, speed: float, family: str) -> Plan:
         tokenizer=length if shorter else (),
         generator=("data.limit=20000",) if shorter else (),
     )
-
-
-class Step(NamedTuple):
-    """One command of the tour."""
-
-    name: str
-    argv: list[str]
-    result: Path  # exists once the command has run
-    inputs: tuple[Path, ...] = ()  # files and runs that the result follows from; none: a training, which can resume
-
-    @property
-    def command(self) -> str:
-        return shlex.join(["t2i", *self.argv])
 
 
 def steps(run: Path, plan: Plan, family: str) -> list[Step]:
@@ -99,23 +85,12 @@ def scores_of(run: Path, family: str, split: str) -> Path:
     return run / family / f"scores-{DATA}-{split}-{SCORED}.json"
 
 
-def training(family: str, config: str, run: Path, *sets: str) -> list[str]:
-    """The command that trains a model of the embedded data."""
-    words = [word for value in sets for word in ("--set", value)]
-    return ["train", family, "--config", config, *words, "--data", DATA, "--run-dir", str(run)]
-
-
-def named(key: str, path: Path) -> str:
-    """A setting that names a path; quoted, as YAML reads it."""
-    return f"{key}={json.dumps(str(path), ensure_ascii=False)}"
-
-
 def cgan_steps(run: Path, plan: Plan) -> list[Step]:
     align = run / "align"
     sets = (named("text.path", align), f"max_train_minutes={plan.minutes:g}", *CGAN, *plan.generator)
     return [
-        Step("text encoder", training("align", "align-tiny", align, *ALIGN), align / "checkpoints"),
-        Step("generator", training("cgan", "cgan-tiny", run / "cgan", *sets), run / "cgan" / "checkpoints"),
+        Step("text encoder", training("align", "align-tiny", DATA, align, *ALIGN), align / "checkpoints"),
+        Step("generator", training("cgan", "cgan-tiny", DATA, run / "cgan", *sets), run / "cgan" / "checkpoints"),
     ]
 
 
@@ -129,6 +104,6 @@ def prior_steps(run: Path, plan: Plan) -> list[Step]:
     limit = f"max_train_minutes={plan.minutes:g}"
     sets = (named("tokenizer.path", vqvae), "text.encoder=bow", limit, *PRIOR, *plan.generator)
     return [
-        Step("tokenizer", training("vqvae", "vqvae-tiny", vqvae, *VQVAE, *plan.tokenizer), vqvae / "checkpoints"),
-        Step("prior", training("prior", "prior-tiny", prior, *sets), prior / "checkpoints"),
+        Step("tokenizer", training("vqvae", "vqvae-tiny", DATA, vqvae, *VQVAE, *plan.tokenizer), vqvae / "checkpoints"),
+        Step("prior", training("prior", "prior-tiny", DATA, prior, *sets), prior / "checkpoints"),
     ]

@@ -33,7 +33,7 @@ class TrainOptions(Options):
     run: Path | None = option(
         None, "Run directory; default: runs/ and the config's name.", metavar="DIR", flag="--run-dir"
     )
-    dry_run: bool = option(False, "Open data, encoder and tokenizer, print the config with sizes and steps, and stop.")
+    dry_run: bool = option(False, "Open all, time a few steps, print config, sizes, time and memory, and stop.")
 
     def overrides(self) -> list[str]:
         """`--set`, then `--data` as if it were one."""

@@ -139,7 +139,7 @@ USUAL_NAMES = {
 def _suggestion(cls: type[BaseModel], path: KeyPath) -> str:
     """The nearest key: a sibling, or the same word in another section."""
     if "." in path[-1]:
-        return "; a dot stands for a section in --set only, in YAML write the section and indent its keys"
+        return "; a dot means a section in --set only, in YAML write the section and indent its keys"
     siblings = _keys_at(cls, path[:-1])
     everywhere = [".".join(key) for key in _all_keys(cls)]
     usual = USUAL_NAMES.get(path[-1].lower())

@@ -30,7 +30,7 @@ CHANGEABLE_ON_RESUME: tuple[str, ...] = (
     "log_steps",
 )
 
-# Places that may be spelled otherwise, as after a move: key -> the digest in the manifest that what lies there must have
+# Places that may be spelled otherwise, as after a move: key -> the manifest's key for the digest of what is found there
 VERIFIED_ON_RESUME: dict[str, str] = {
     "data.address": "data",
     "text.path": "text_digest",
@@ -168,7 +168,7 @@ def _override(tree: dict[str, Any], origins: Origins, override: str) -> list[str
 
 
 def _leave_other_kinds(cls: type[BaseModel], tree: dict[str, Any], origins: Origins, override: str) -> None:
-    """Where an override names the kind of a section, drops keys of the file that only its kind has.
+    """Drops keys of the file that only its kind of a section has, when an override names another kind.
 
     So `--set quantizer.kind=scalar` goes with a config of another kind, and keys without effect are still refused.
     """

@@ -62,7 +62,7 @@ def argument(help: str, *, metavar: str, default: Any = REQUIRED) -> Any:
 
 
 def details(field: FieldInfo) -> Mapping[str, Any]:
-    """What `option` and `argument` noted beside pydantic's own attributes."""
+    """Attributes of an option that pydantic does not have."""
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 

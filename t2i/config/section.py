@@ -46,7 +46,7 @@ class Section(BaseModel):
 
 
 class Stray:
-    """A boolean where no boolean may stand: no type accepts it, and messages show it as it was."""
+    """A boolean in a place for another type: no type accepts it, and messages show it as it was."""
 
     def __init__(self, value: bool):
         self.value = value

@@ -1,6 +1,6 @@
 """The part of a config that every training program shares. Imports no torch."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -8,8 +8,17 @@ from t2i.config.section import Section
 from t2i.config.upgrade import upgraded
 
 
+class ReplayConfig(Section):
+    """Data of the run before, shown again so that it is not forgotten."""
+
+    address: str = Field(description="data whose training images are shown again, as data.address takes it")
+    share: float = Field(default=0.2, gt=0, lt=1, description="share of the samples that are of this data")
+
+
 class TrainConfig(Section):
     """Length, hardware and records of a run; the names are those of diffusers' and Accelerate's training scripts."""
+
+    takes_unlabelled: ClassVar[bool] = False  # data.unlabelled has a use
 
     @model_validator(mode="before")
     @classmethod
@@ -77,8 +86,47 @@ class TrainConfig(Section):
         default="auto", description="auto: CUDA if there is a GPU, else MPS, else the CPU"
     )
 
+    @model_validator(mode="after")
+    def _unlabelled_images_are_for_some(self) -> Self:
+        unlabelled = getattr(getattr(self, "data", None), "unlabelled", None)
+        if unlabelled is not None and not self.takes_unlabelled:
+            family = getattr(self, "family", "")
+            how = (
+                "it reads no captions: name them as data.address"
+                if family == "vqvae"
+                else "it learns from captions alone"
+            )
+            raise ValueError(f"data.unlabelled {unlabelled} has no use for {family}, as {how}; cgan and prior take it")
+        return self
 
-class DrawingConfig(TrainConfig):
+
+class StartConfig(TrainConfig):
+    """The part that programs share which can start from the weights of another model."""
+
+    init_from: str | None = Field(
+        default=None,
+        description="run, saved model, hub id or shipped name whose weights the run starts from, as far as they fit; null: "
+        "fresh weights",
+    )
+    freeze: tuple[str, ...] = Field(
+        default=(),
+        description="parts of what init_from brings that are not trained on, as model.text or discriminator.stem",
+    )
+    replay: ReplayConfig | None = Field(default=None, description="data of the run before, shown again; null: none")
+
+    @property
+    def replayed(self) -> tuple[str, float] | None:
+        """Address and share of the replayed data."""
+        return None if self.replay is None else (self.replay.address, self.replay.share)
+
+    @model_validator(mode="after")
+    def _frozen_weights_were_trained_before(self) -> Self:
+        if self.freeze and self.init_from is None:
+            raise ValueError(f"freeze {', '.join(self.freeze)} keeps fresh weights as they are; name init_from too")
+        return self
+
+
+class DrawingConfig(StartConfig):
     """The part that every program shares which trains a generator of images from captions."""
 
     validation_extractor: str | None = Field(

@@ -11,7 +11,7 @@ KeyPath = tuple[str, ...]
 
 
 class Document(NamedTuple):
-    """One parsed document: its value, the line of every key, and the keys that stand twice (one message each)."""
+    """One parsed document: its value, the line of every key, and the keys that occur twice (one message each)."""
 
     value: Any
     lines: dict[KeyPath, int]
@@ -96,7 +96,7 @@ class _Builder:
             here, line = (*path, str(key_node.value)), key_node.start_mark.line + 1
             if here in self.lines:
                 where = f"{self.name}, lines {self.lines[here]} and {line}"
-                self.problems.append(f"{'.'.join(here)}: stands twice in {where}; keep one")
+                self.problems.append(f"{'.'.join(here)}: occurs twice in {where}; keep one")
             self.lines[here] = line
             out[here[-1]] = self.build(value_node, here)
         return out

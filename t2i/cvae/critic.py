@@ -6,7 +6,7 @@ differences. Words stand beside places, and there is a logit for each place and 
 Axes: B batch, L places, C channels of a latent, N = L + 1 logits.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,10 @@ class CriticTerms(NamedTuple):
 
 class Critic(nn.Module):
     """(latents, words) -> logits; all of them start at 0."""
+
+    roles: ClassVar[dict[str, str]] = {
+        "words.embed.weight": "tokens", "words.positions": "order", "embed.*": "codes", "places": "square"
+    }  # fmt: skip
 
     def __init__(self, config: Config, shape: Shape, token_dim: int, max_tokens: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ Axes: B batch, T words, L places row by row, N = T + L, C channels of a latent, 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,9 @@ def normalize(x: Tensor) -> Tensor:
 def trimmed(text: TextFeatures) -> tuple[Tensor, Tensor]:
     """Token states and mask without the columns that are padding in every row."""
     tokens, mask, _ = text
-    if mask.device.type != "cpu":  # it would cost a synchronisation, and a shape to compile for
+    if (
+        mask.device.type != "cpu" or torch.compiler.is_exporting()
+    ):  # it would cost a synchronisation, and a shape to compile for
         return tokens, mask
     longest = max(1, int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0)
     return tokens[:, :longest], mask[:, :longest]
@@ -93,19 +95,23 @@ class Words(nn.Module):
 
 
 def rotation(grid: int, head_dim: int) -> Tensor:
-    """Complex [L, head_dim / 2]: half of the pairs turn with the row of a place, half with its column (2-D RoPE)."""
+    """[L, head_dim / 2, 2] cosines and sines: half of the pairs turn with the row of a place, half with its column."""
     place = torch.arange(grid**2)
     pairs = head_dim // 4
     # a grid is short: wavelengths from 2 pi to a few grids, where language models go to 10,000
     frequency = 100.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
     angle = torch.cat([(place // grid)[:, None] * frequency, (place % grid)[:, None] * frequency], dim=1)
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+    return torch.view_as_real(torch.polar(torch.ones_like(angle), angle).to(torch.complex64))
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turns neighbouring channels as pairs."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * turn).flatten(-2)
+    """Turns neighbouring channels as pairs (2-D RoPE)."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_exporting():  # ONNX has no complex numbers
+        (even, odd), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    turned = torch.view_as_complex(pairs.contiguous()) * torch.view_as_complex(turn)
+    return torch.view_as_real(turned).flatten(-2)
 
 
 class Block(nn.Module):
@@ -128,7 +134,8 @@ class Block(nn.Module):
 
     def forward(self, x_BND: Tensor, modulation_BM: Tensor, mask_BN: Tensor) -> Tensor:
         words = x_BND.shape[1] - len(self.turn)
-        turn = torch.cat([self.turn.new_ones(words, self.turn.shape[1]), self.turn])  # words do not turn
+        still = F.pad(self.turn.new_ones(words, self.turn.shape[1], 1), (0, 1))  # words do not turn
+        turn = torch.cat([still, self.turn])
         scale_1, shift_1, scale_2, shift_2 = (modulation_BM + self.table)[:, None].chunk(4, dim=-1)
         h = torch.addcmul(shift_1, normalize(x_BND), 1 + scale_1)
         q, k, v = rearrange(self.qkv(h), "b n (three h d) -> three b h n d", three=3, h=self.heads)
@@ -205,6 +212,13 @@ def contrast(latents_BLC: Tensor, grid: int) -> Tensor:
 
 class ConditionalVAE(nn.Module):
     """Generator and posterior; freshly initialised from torch's generator."""
+
+    # what rows and columns stand for, where a run starts from other weights (t2i.training.initialise)
+    roles: ClassVar[dict[str, str]] = {
+        "generator.words.embed.weight": "tokens", "generator.words.positions": "order", "generator.rows": "line",
+        "generator.columns": "line", "generator.head.weight": "codes", "posterior.conv_1.*": "codes",
+        "posterior.text.weight": "pooled",
+    }  # fmt: skip
 
     def __init__(self, config: Config, shape: Shape, token_dim: int, pooled_dim: int, max_tokens: int) -> None:
         super().__init__()

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from t2i.data.address import Address
     from t2i.images import Fit, ImageArray
 
+NO_CAPTION = ""  # the caption of an image that has none, where images without captions are asked for
+
 Split = Literal["train", "val", "test", "heldout"]
 Augmentation = Literal["color", "grey", "rotate", "zoom", "shift", "noise"]
 
@@ -37,6 +39,11 @@ class DataConfig(Section):
         default=0, ge=0, description="decides the split of a folder that has no train/val/test folders"
     )
 
+    unlabelled: str | None = Field(
+        default=None,
+        description="address of images without captions, such as any folder of images: half of the samples, under the null "
+        "caption; for cgan and prior; null: none",
+    )
     augment: tuple[Augmentation, ...] = Field(
         default=(),
         description="how training images are changed at random: color, grey, rotate (10 degrees), zoom (1.2), shift (a tenth), "
@@ -50,19 +57,20 @@ class DataConfig(Section):
             raise ValueError("must be a power of two: 16, 32, 64, 128, 256, 512 or 1024")
         return value
 
-    def view(self, limit: int | None = None) -> "View":
-        """The view of a split other than `train`, or of `train` with its own limit."""
-        return View(self.resolution, self.fit, limit, self.split_seed)
+    def view(self, limit: int | None = None, bare: bool = False) -> "View":
+        """Returns the view of a split other than `train`, or of `train` with its own limit; `bare` as in `View`."""
+        return View(self.resolution, self.fit, limit, self.split_seed, bare)
 
 
 @dataclass(frozen=True)
 class View:
-    """How images are brought to the model's size, and how much of a split is used."""
+    """The size and cut that images get, and the share of a split that is used."""
 
     resolution: int = 32
     fit: "Fit" = "center"
     limit: int | None = None  # first N images of the split; None: all (for shapes: the default size of the split)
     seed: int = 0  # decides the seeded split of a folder without split folders, and random crops
+    bare: bool = False  # images of a folder that have no caption are rows too, with NO_CAPTION
 
 
 class Dataset(Protocol):
@@ -80,15 +88,15 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def images(self, indices: Sequence[int]) -> "ImageArray":
-        """uint8 [B, resolution, resolution, 3] of the rows `indices`."""
+        """Returns the rows `indices` as uint8 [B, resolution, resolution, 3]."""
         ...
 
     def fingerprint(self) -> str:
-        """sha256 of what decides the pixels: ids, contents, captions, split and transform."""
+        """Returns the sha256 of ids, contents, captions, split and transform, which decide the pixels."""
         ...
 
     def digest(self) -> str:
-        """sha256 of ids, contents and captions: the same for a copy of the data under another path, at any resolution."""
+        """Returns the sha256 of ids, contents and captions: equal for a copy under another path, at any resolution."""
         ...
 
 
@@ -103,6 +111,7 @@ DATASETS: dict[str, str] = {
     "cub": "t2i.data.published.cub:open_cub",
     "flowers": "t2i.data.published.flowers:open_flowers",
     "vg": "t2i.data.published.visual_genome:open_visual_genome",
+    "vqa2": "t2i.data.published.vqa2:open_vqa2",
     "shards": "t2i.data.packed.shards:open_shards",
     "parquet": "t2i.data.packed.parquet:open_parquet",
     "hub": "t2i.data.packed.hub:open_hub",

@@ -36,6 +36,7 @@ MARKS: Mapping[str, tuple[str, ...]] = {
     "cub": ("images.txt", "CUB_200_2011/images.txt"),
     "flowers": ("jpg/image_*.jpg", "102flowers/jpg/image_*.jpg"),
     "vg": ("region_descriptions.json",),
+    "vqa2": ("v2_OpenEnded_mscoco_*.json", "Questions/v2_OpenEnded_mscoco_*.json"),
     "hub": ("dataset_dict.json", "state.json"),
     "shards": ("*.tar", "train/*.tar"),
     "parquet": ("*.parquet", "data/*.parquet", "train/*.parquet"),
@@ -43,6 +44,7 @@ MARKS: Mapping[str, tuple[str, ...]] = {
 # what a file begins with, by the name of the file: another file of that name is no mark
 _BEGINS: Mapping[str, str] = {
     r"captions_(train|val)20\d\d\.json": r'\s*\{.*"(images|annotations|info)"\s*:',
+    r"v2_OpenEnded_mscoco_.*\.json": r'\s*\{.*"(questions|info|data_subtype)"\s*:',
     r"dataset_(coco|flickr\w+)\.json": r'\s*\{.*"images"\s*:',
     r"(Flickr8k|results_20130124)\..*": r"[^\n]*\.jpg#\d",
     r"captions\.txt": r"image,caption\r?\n",

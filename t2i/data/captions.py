@@ -23,6 +23,8 @@ REPLACED = "\ufffd"  # in the place of bytes that another program could not deco
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _LIST = re.compile(rf"[\[(]\s*(?:{_STRING}\s*(?:,\s*{_STRING}\s*)*,?\s*)?[\])]", re.DOTALL)
 
+_ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=[^()]*)?\)", re.DOTALL)  # as numpy prints one
+
 
 def captions_of(value: Any) -> list[str]:
     """Returns the cleaned captions of one cell or JSON value: a string, a list of strings, or such a list written as text.
@@ -32,7 +34,7 @@ def captions_of(value: Any) -> list[str]:
     Raises:
         ValueError: it is neither; the message begins with "must be".
     """
-    if isinstance(value, str) and not value.lstrip().startswith(("[", "(")):
+    if isinstance(value, str) and not value.lstrip().startswith(("[", "(", "array(")):
         cleaned = clean_caption(value)
         return [cleaned] if cleaned else []
     values = [] if value is None else value if isinstance(value, list) else [value]
@@ -45,6 +47,8 @@ def captions_of(value: Any) -> list[str]:
 
 def _listed(text: str) -> list[Any]:
     """Returns the members of a list that a table program wrote into a cell; any other text as it is."""
+    if array := _ARRAY.fullmatch(text):
+        text = array[1]
     if not text.startswith(("[", "(")):
         return [text]
     try:

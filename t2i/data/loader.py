@@ -1,6 +1,7 @@
 """Batches in an order that is a pure function of (seed, samples consumed), so a resumed run goes on bit for bit.
 
-Position p of training shows row `permutation(seed, p // N)[p % N]`. A global batch covers the next batch_size x
+Position p of training shows row `permutation(seed, p // N)[p % N]`; of a mixture, a draw of its own first decides which of the
+data sets it shows. A global batch covers the next batch_size x
 num_processes positions, crossing the border of an epoch where it falls, and process r takes the r-th slice of it.
 Neither the number of processes nor that of workers changes which sample comes when.
 """
@@ -8,7 +9,7 @@ Neither the number of processes nor that of workers changes which sample comes w
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from itertools import count
 from multiprocessing import connection
 from pathlib import Path
@@ -57,7 +58,7 @@ class RowLoader(Iterator[Rows]):
 
     def __init__(
         self,
-        rows: int,
+        dataset: Sized,
         batch_size: int,
         seed: int,
         samples_consumed: int = 0,
@@ -65,7 +66,7 @@ class RowLoader(Iterator[Rows]):
         num_processes: int = 1,
     ):
         self._order = _Order(
-            rows, batch_size, seed, samples_consumed + process_index * batch_size, batch_size * num_processes
+            dataset, batch_size, seed, samples_consumed + process_index * batch_size, batch_size * num_processes
         )
         self._index = 0
 
@@ -77,22 +78,36 @@ class RowLoader(Iterator[Rows]):
 class _Order:
     """Rows of batch g of one process as item g."""
 
-    def __init__(self, rows: int, batch_size: int, seed: int, start: int, stride: int):
-        self._count, self._batch_size, self._seed, self._start, self._stride = rows, batch_size, seed, start, stride
-        self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+    def __init__(self, dataset: Sized, batch_size: int, seed: int, start: int, stride: int):
+        self._others: Sequence[tuple[int, float]] = getattr(dataset, "others", ())  # as those of a mixture
+        self._count = len(dataset) - sum(count for count, _ in self._others)
+        self._batch_size, self._seed, self._start, self._stride = batch_size, seed, start, stride
+        self._permutations: dict[int, tuple[int, NDArray[np.int64]]] = {}
 
     def __getitem__(self, index: int) -> Rows:
         sample_ids = self._start + index * self._stride + np.arange(self._batch_size, dtype=np.int64)
-        epoch, places = np.divmod(sample_ids, self._count)
-        rows = np.empty_like(sample_ids)
-        for number in np.unique(epoch):
-            rows[epoch == number] = self._permutation(int(number))[places[epoch == number]]
+        rows, epoch = self._of(0, self._count, sample_ids)
+        if self._others:
+            draws = uniform(self._seed, "mixture", sample_ids, 1)[:, 0]
+            first, low = self._count, 0.0
+            for number, (count, share) in enumerate(self._others, 1):
+                taken = (draws >= low) & (draws < low + share)
+                own, epoch[taken] = self._of(number, count, sample_ids[taken])
+                rows[taken] = first + own
+                first, low = first + count, low + share
         return Rows(rows, sample_ids, epoch)
 
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        if self._epoch[0] != epoch:
-            self._epoch = epoch, permutation(self._seed, epoch, self._count)
-        return self._epoch[1]
+    def _of(
+        self, number: int, count: int, sample_ids: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows of one data set, and the epoch of each."""
+        epoch, places = np.divmod(sample_ids, count)
+        rows = np.empty_like(sample_ids)
+        for one in np.unique(epoch).tolist():
+            if self._permutations.get(number, (-1,))[0] != one:
+                self._permutations[number] = one, permutation(self._seed + number, one, count)
+            rows[epoch == one] = self._permutations[number][1][places[epoch == one]]
+        return rows, epoch
 
 
 class Loader(Iterator[Batch]):
@@ -196,11 +211,11 @@ class BatchReader(torch.utils.data.Dataset):
         augmented: Sequence[Augmentation] = (),
     ):
         self._dataset, self._seed, self._augmented = dataset, seed, augmented
-        self._order = _Order(len(dataset), batch_size, seed, start, stride)
+        self._order = _Order(dataset, batch_size, seed, start, stride)
         self._broken: set[int] = set()
 
     def __getitem__(self, index: int) -> tuple[Batch | None, list[Broken]]:
-        """The batch, None when too much is broken, and the rows found broken for the first time."""
+        """Returns the batch, None when too much is broken, and the rows found broken for the first time."""
         rows, sample_ids, epoch = self._order[index]
         images, rows, broken = self.read(rows, epoch)
         if images is None:
@@ -270,7 +285,7 @@ class BatchReader(torch.utils.data.Dataset):
         return joined
 
     def _substitute(self, row: int) -> int:
-        """The row itself or, for a broken one, the next that is not known as broken: the same in every process."""
+        """Returns the row itself or, for a broken one, the next that is not known as broken: the same in every process."""
         while row in self._broken:
             row = (row + 1) % len(self._dataset)
         return row
@@ -309,6 +324,6 @@ def _leave_signals_to_the_main_process(_: int) -> None:
 def choose_captions(
     dataset: Dataset, rows: Sequence[int] | NDArray[np.int64], sample_ids: NDArray[np.int64], seed: int
 ) -> list[tuple[int, int]]:
-    """(row, which of its captions) for each sample, a function of (seed, sample id) alone."""
+    """Chooses (row, number of one of its captions) for each sample, a function of (seed, sample id) alone."""
     draws = uniform(seed, "caption", sample_ids, 1)[:, 0]
     return [(int(row), int(u * len(dataset.captions[int(row)]))) for row, u in zip(rows, draws, strict=True)]

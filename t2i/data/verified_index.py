@@ -1,4 +1,4 @@
-"""What is known of the images of one place: size, contents, why one is broken. `t2i data check` fills it, training reads it.
+"""An index of the images of one place: size, contents, why one is broken. `t2i data check` fills it, training reads it.
 
 Layout: CACHE/index/KEY/TIME.arrow, where KEY hashes the place. Each file is written whole and later ones win, so a check that
 was killed continues. An entry is valid while the image's file keeps its size and times, or its bytes their sha256. The
@@ -29,7 +29,7 @@ _RULES = f"4/{images.MAX_PIXELS}/{images.MAX_SIDE}/{images.MAX_BYTES}/{MIN_SIDE}
 
 
 class Verified(NamedTuple):
-    """What one image holds. `reason` is empty for a good one; `sha256` is of the file's bytes, in hex."""
+    """Facts about one image. `reason` is empty for a good one; `sha256` is of the file's bytes, in hex."""
 
     size: int  # bytes
     mtime_ns: int  # 0: not a file of its own, `sha256` tells whether it is the same

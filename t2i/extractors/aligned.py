@@ -4,6 +4,7 @@ The image embeddings of the embedded one give `fid-shapes` and `kid-shapes`, bot
 rendered shapes and says little about other images. Another encoder appears in the names of its scores by its digest.
 """
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def open_embedded(path: str = "", resize: Resize = "clean", device: str = "cpu")
 
 def open_aligned(path: str, resize: Resize = "clean", device: str = "cpu") -> "AlignedExtractor":
     """For `EXTRACTORS`: `align:RUN`, a run of `t2i train align` or a saved dual encoder. It brings its own resizing."""
-    is_embedded = Path(path).resolve() == scorer_dir().resolve()
+    is_embedded = os.path.realpath(path) == os.path.realpath(scorer_dir())
     return AlignedExtractor(load_dual_encoder(Path(path)), ("shapes", "aligned") if is_embedded else None)
 
 

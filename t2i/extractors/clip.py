@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from t2i.align.tokenizer import length_batches
 from t2i.extractors import Resize
 from t2i.extractors.batches import batch_size, check_images, exact_float32, in_fixed_batches
 from t2i.images import ImageArray
 from t2i.metrics import Features
 from t2i.pretrained import (
     ModelFolder,
-    length_batches,
     load_image_processor,
     load_model,
     load_text_tokenizer,

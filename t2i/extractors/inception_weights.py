@@ -17,7 +17,7 @@ from torch import Tensor
 from t2i.errors import InputError
 from t2i.extractors.inception_network import Inception, Mixed
 from t2i.files import open_regular
-from t2i.pretrained import read_state_dict
+from t2i.tensors import read_state_dict
 
 _FILE = "weights-inception-2015-12-05-6726825d.pth"  # of torch-fidelity; pytorch-fid calls it pt_inception-...
 

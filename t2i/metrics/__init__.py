@@ -24,19 +24,20 @@ if TYPE_CHECKING:
 Features = NDArray[np.float32]
 
 # What a metric reads of an image: features of any extractor, of one that also reads captions, of one that classifies,
-# or the judgement of the oracle of the embedded data.
-Reads = Literal["features", "text", "classes", "oracle"]
+# the judgement of the oracle of the embedded data, or what a reader of images finds likely or answers.
+Reads = Literal["features", "text", "classes", "oracle", "likelihood", "answers"]
 
-# What it needs beside generated images: a caption of each, captions that the oracle understands, several images of each
-# caption, the training images, features of the real images or at least their `GaussianStats`.
-Need = Literal["captions", "drawn", "several", "train", "real", "moments"]
+# What it needs beside generated images: a caption of each, captions that the oracle understands, captions
+# with two attributes that can be exchanged, questions about captions,
+# several images of each caption, the training images, features of the real images or at least their `GaussianStats`.
+Need = Literal["captions", "drawn", "exchanged", "asked", "several", "train", "real", "moments"]
 
 NO_PROTOCOL = ScoreProtocol()
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a metric is given of one scoring, by one extractor. A metric that does not ask for a field may not find it.
+    """The inputs of a metric in one scoring, from one extractor. A field that the metric does not ask for may be absent.
 
     Attributes:
         fake: [N, D] of the generated images; for a `condensed` metric they may be `GaussianStats`.
@@ -44,12 +45,15 @@ class Inputs:
         captions: [N] of the generated images; images of one prompt share theirs.
         meanings: [N] labels of what the captions ask for: equal for other words of the same meaning.
         text: [N, D] of the captions.
+        swapped: [N, D] of the captions with two attributes exchanged, NaN where they have no two of one kind.
         partners: [N, D] of the real image of each caption; None: not all have one.
         classes: [classes, D] of the extractor's classifier.
         train: [T, D] of the images that the generator was trained on.
         outcomes: judgements of the oracle, of the generated images (`fake`) and of others to compare with:
             aspect -> [N] bool each.
         groups: name -> [N] bool, captions that are counted apart.
+        judged: values of a reader, of the generated images (`fake`) and of others to compare with: aspect -> [N] each, NaN
+            where an image is not counted; the aspect "" is all of them.
         seed: decides subsets and bootstraps.
         force: go on with fewer images than the rules ask for.
         protocol: of the scores, but for the name of the metric.
@@ -60,11 +64,13 @@ class Inputs:
     captions: Sequence[str] = ()
     meanings: Sequence[Hashable] = ()
     text: Features | None = None
+    swapped: Features | None = None
     partners: Features | None = None
     classes: NDArray[np.float32] | None = None
     train: Features | None = None
     outcomes: Mapping[str, Mapping[str, NDArray[np.bool_]]] = field(default_factory=dict)
     groups: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    judged: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
     seed: int = 0
     force: bool = False
     protocol: ScoreProtocol = NO_PROTOCOL
@@ -129,8 +135,11 @@ METRICS: dict[str, str] = {
     "density": "t2i.metrics.neighbours:PRDC_METRIC",
     "coverage": "t2i.metrics.neighbours:PRDC_METRIC",
     "clip": "t2i.metrics.clip_score:CLIP_SCORE",
+    "caption-likelihood": "t2i.metrics.reading:CAPTION_LIKELIHOOD",
+    "questions": "t2i.metrics.reading:QUESTIONS",
     "r-precision": "t2i.metrics.retrieval:R_PRECISION",
     "retrieval": "t2i.metrics.retrieval:RETRIEVAL",
+    "binding": "t2i.metrics.retrieval:BINDING",
     "diversity": "t2i.metrics.diversity:DIVERSITY",
     "memorisation": "t2i.metrics.neighbours:MEMORISATION",
 }

@@ -1,4 +1,4 @@
-"""How near written captions come to references: corpus BLEU (Papineni et al., 2002), CIDEr-D (Vedantam et al., 2015).
+"""Agreement of written captions with references: corpus BLEU (Papineni et al., 2002), CIDEr-D (Vedantam et al., 2015).
 
 Both count n-grams of up to 4 tokens, so the tokens decide: lower case, contractions split, punctuation dropped, as the
 Penn Treebank tokenizer of the COCO evaluation does with plain captions. BLEU counts over all captions; CIDEr-D is a mean
@@ -56,7 +56,7 @@ def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> E
 
 
 def ngrams(caption: str) -> Ngrams:
-    """How often each n-gram of 1 to 4 tokens occurs."""
+    """Counts each n-gram of 1 to 4 tokens."""
     words = tokens(caption)
     return Counter(tuple(words[i : i + n]) for n in range(1, N_GRAMS + 1) for i in range(len(words) - n + 1))
 

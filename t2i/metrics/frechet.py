@@ -180,7 +180,7 @@ FID_INFINITY = Metric(1, _measure_infinity, needs=("moments",), check=check_for_
 
 @dataclass(frozen=True)
 class FrechetIntervals:
-    """What the bootstrap says of one Frechet distance. The reference is held fixed."""
+    """Bootstrap estimates of one Frechet distance. The reference is held fixed."""
 
     standard_deviation: float
     expected: Interval  # of E[FID_N], the biased score around which samples of this N scatter: to compare models

@@ -38,7 +38,7 @@ def squared_distances(x: NDArray[np.floating], y: NDArray[np.floating]) -> Itera
 
 
 def nearest(features: NDArray[np.floating], others: NDArray[np.floating]) -> tuple[NDArray[np.int64], Array]:
-    """For each of [N, D] rows its nearest among [M, D] others: their rows and their distances, both [N]."""
+    """Returns, for each of [N, D] rows, the index and distance of the nearest of [M, D] others, both [N]."""
     index, best = np.zeros(len(features), np.int64), np.full(len(features), np.inf)
     for i, j, block in squared_distances(features, others):
         rows = slice(i, i + len(block))
@@ -51,7 +51,7 @@ def nearest(features: NDArray[np.floating], others: NDArray[np.floating]) -> tup
 
 
 def radii(x: NDArray[np.floating], ks: tuple[int, ...]) -> list[Array]:
-    """For each k the squared distance [N] of each row of x from its k-th nearest other row.
+    """Returns, for each k, the squared distance [N] of each row of x from its k-th nearest other row.
 
     Raises:
         InputError: no more rows than the largest k.
@@ -69,13 +69,13 @@ def radii(x: NDArray[np.floating], ks: tuple[int, ...]) -> list[Array]:
     return [near[:, k - 1] for k in ks]
 
 
-SHARE = 0.05  # of held-out images that are called near
+SHARE = 0.05  # share of held-out images that count as near
 
 
 def memorised(
     fake: NDArray[np.floating], real: NDArray[np.floating], train: NDArray[np.floating]
 ) -> tuple[NDArray[np.bool_], float]:
-    """Which generated images are nearer to a training image than 95 % of the held-out ones, and how near all are.
+    """Returns the share of generated images nearer to a training image than 95 % of the held-out ones are, and mean distances.
 
     Args:
         fake, real, train: features [N, D] of generated, [M, D] of held-out and [T, D] of training images.
@@ -126,7 +126,7 @@ class PRDC:
 
 
 def prdc(fake: NDArray[np.floating], real: NDArray[np.floating]) -> PRDC:
-    """All four of [N, D] generated and [M, D] real features, in three passes over pairs.
+    """Returns all four scores of [N, D] generated and [M, D] real features, in three passes over pairs.
 
     An image on the edge of a ball is in it: on sets of equal images all are 1 (density: M / k), where `<` gives 0.
 

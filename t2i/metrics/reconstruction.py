@@ -1,4 +1,4 @@
-"""How near a reconstruction comes to its image, one value an image: PSNR, SSIM (Wang et al., 2004), LPIPS."""
+"""Similarity of a reconstruction to its image, one value an image: PSNR, SSIM (Wang et al., 2004), LPIPS."""
 
 import numpy as np
 import torch

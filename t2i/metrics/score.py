@@ -167,3 +167,8 @@ def _parse(path: Path, entry: dict[str, Any]) -> Score:
     if score.name != entry["name"]:
         raise InputError(f"{path}: the score named {entry['name']!r} is a {score.name!r} by its protocol; score again")
     return score
+
+
+def rounded(value: float) -> str:
+    """Returns a value as tables show it: three decimals of a share, three digits of anything else."""
+    return f"{value:.3f}" if 0.001 <= abs(value) < 1 or value == 0 else f"{value:.3g}"

@@ -1,6 +1,6 @@
 """Config of the autoregressive prior. Imports no torch, so that a wrong key is reported at once."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -95,6 +95,8 @@ class SamplingConfig(Section):
 
 class Config(DrawingConfig):
     """A transformer prior over the codes of a tokenizer."""
+
+    takes_unlabelled: ClassVar[bool] = True
 
     family: Literal["prior"] = "prior"
     data: DataConfig = DataConfig()

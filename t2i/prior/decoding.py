@@ -1,9 +1,9 @@
-"""From captions to codes: one prefill, then a step for each group of slots, with keys and values kept.
+"""Decoding of codes from captions: one pass over the caption, then a step for each group of slots, with keys and values cached.
 
 Guidance runs both branches as one batch: logits = null + g (caption - null) (Ho & Salimans, 2021). Codes are drawn as the
-arg max of logits and Gumbel noise, and the noise is a function of a picture's seed and the slot alone.
+arg max of logits and Gumbel noise, and the noise is a function of an image's seed and the slot alone.
 
-Axes: B pictures, S slots, n tokens of a step, K codes.
+Axes: B images, S slots, n tokens of a step, K codes.
 """
 
 import math
@@ -24,23 +24,24 @@ from t2i.prior.config import SamplingConfig
 from t2i.prior.kv_cache import CachedDecoder, weights_of
 from t2i.prior.orders import group_sizes
 from t2i.prior.transformer import Grid, Prior
+from t2i.seeding import gumbel
 from t2i.text import TextFeatures
 
-CHUNK = 16  # pictures of one batch on a CPU
+CHUNK = 16  # images of one batch on a CPU
 SLACK = 1e-4  # batches of different sizes differ by a sixth of this in a logit: see `decode`
 NOISE_VALUES = 2**21  # Gumbel draws that are made at once
-LARGE = 2**25  # bytes of weights from which on one picture takes all threads
+LARGE = 2**25  # bytes of weights from which on one image takes all threads
 
 
 class Known(NamedTuple):
-    """Codes that are given."""
+    """Codes that are given and stay."""
 
     mask_BS: Tensor  # True where the code is given and stays
     codes_BS: Tensor
 
 
 def guidance_at(done: float, sampling: SamplingConfig) -> float:
-    """The guidance where a share `done` of the tokens is drawn; 1 is none."""
+    """Returns the guidance after a share `done` of the tokens; 1 is none."""
     if done >= sampling.guidance_until:
         return 1.0
     if sampling.guidance_schedule == "constant":
@@ -48,14 +49,8 @@ def guidance_at(done: float, sampling: SamplingConfig) -> float:
     return 1 + (sampling.guidance - 1) * (1 - math.cos(math.pi * done**sampling.guidance_power)) / 2
 
 
-def gumbel(seed: int, slots: np.ndarray, codes: int) -> np.ndarray:
-    """[len(slots), codes] standard Gumbel noise, row i a function of (seed, slots[i])."""
-    u = seeding.uniform(seed, "sample/gumbel", slots, codes)
-    return -np.log(-np.log(np.maximum(u, 2.0**-54)))
-
-
 def kept(logits: Tensor, sampling: SamplingConfig, slack: float = 0.0) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Top-k, then top-p of what is left, as bounds on the logits [..., 1]; None keeps every code.
+    """Returns bounds on the logits [..., 1] for top-k, then top-p of the rest; None keeps every code.
 
     Returns:
         (floor, lowest, certain): codes from `floor` on are kept. If every logit may be off by `slack`, those under `lowest`
@@ -82,7 +77,7 @@ def kept(logits: Tensor, sampling: SamplingConfig, slack: float = 0.0) -> tuple[
 def choose(
     logits: Tensor, noise: Tensor | None, sampling: SamplingConfig, slack: float
 ) -> tuple[Tensor, Tensor | None]:
-    """(codes [...], unsure [...]) of guided logits [..., K]; with slack 0 `unsure` is None.
+    """Chooses (codes [...], unsure [...]) from guided logits [..., K]; with slack 0 `unsure` is None.
 
     Args:
         slack: `unsure` is True where logits that each move by half of this could give another code.
@@ -102,7 +97,7 @@ def choose(
 
 
 class _Job(NamedTuple):
-    """Pictures that are decoded in step: they share which slots are given."""
+    """Images that are decoded together: the same slots of each are given."""
 
     text: TextFeatures
     seeds: Sequence[int]
@@ -112,7 +107,7 @@ class _Job(NamedTuple):
 
 
 def _noise(job: _Job, start: int, grid: Grid, codes: int) -> Iterator[Tensor]:
-    """Gumbel noise [B, K] of rank start, start + 1, ..., made for many ranks at a time."""
+    """Yields Gumbel noise [B, K] of rank start, start + 1, ..., made for many ranks at a time."""
     block = max(1, NOISE_VALUES // (len(job.seeds) * codes))
     ranked = job.ranked_BS.cpu().numpy()
     for first in range(start, grid.slots, block):
@@ -123,7 +118,7 @@ def _noise(job: _Job, start: int, grid: Grid, codes: int) -> Iterator[Tensor]:
 def _decode_job(
     model: Prior, job: _Job, sampling: SamplingConfig, slack: float, static: bool, on_step: Callable[[float], None]
 ) -> tuple[Tensor, Tensor]:
-    """(codes_BS, unsure_B)."""
+    """Decodes one job; returns (codes_BS, unsure_B)."""
     slots, raster = model.grid.slots, model.query is None
     given = int(job.given_S.sum())
     start = 0 if raster else given
@@ -139,7 +134,7 @@ def _decode_job(
     for i, (begin, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         if decoder.guided and i > last_guided:
             decoder.drop_null()
-            x = x[: decoder.pictures]
+            x = x[: decoder.images]
         now = job.ranked_BS[:, begin:end]
         if model.query is not None:
             tokens = torch.cat(
@@ -176,7 +171,7 @@ def _check(model: Prior, sampling: SamplingConfig, known: Known | None) -> None:
 
 
 def _orders(model: Prior, sampling: SamplingConfig, seeds: Sequence[int], given_S: Tensor) -> Tensor:
-    """ranked_BS of pictures that share the given slots."""
+    """Returns ranked_BS, the order of decoding of images whose given slots are the same."""
     slots = model.grid.slots
     raster = np.arange(slots)
     if model.query is None:
@@ -198,16 +193,16 @@ def decode(
     on_step: Callable[[float], None] | None = None,
     compile: bool = False,
 ) -> Tensor:
-    """indices_BS (int64, on the model's device) of one picture a caption and seed; given codes stay as they are.
+    """Returns indices_BS (int64, on the model's device), one image for each caption and seed; given codes stay as they are.
 
-    A picture's codes do not depend on what is decoded beside it. Batches of other sizes round logits differently: by up to
+    An image's codes do not depend on what is decoded beside it. Batches of other sizes round logits differently: by up to
     1.6e-5 measured, where logits have a standard deviation of 5, times 2 g - 1 with guidance g. So on a CPU a batch also
-    asks at each code whether SLACK, in the same measure, could have changed it; if so (one code in 10,000) that picture is
-    decoded again, alone, and that is what counts. A batch so gives what each picture alone would, and 16 pictures come
-    four to five times as fast as one by one. Elsewhere all pictures are one batch, and may differ by rounding with its size.
+    asks at each code whether SLACK, in the same measure, could have changed it; if so (one code in 10,000) that image is
+    decoded again, alone, and that is what counts. A batch so gives what each image alone would, and 16 images come
+    four to five times as fast as one by one. Elsewhere all images are one batch, and may differ by rounding with its size.
 
     On a CPU each thread decodes a batch of its own: the operators of a step take tens of microseconds, as long as it takes
-    two threads to meet. Only one picture of a model of LARGE weights takes all threads.
+    two threads to meet. Only one image of a model of LARGE weights takes all threads.
 
     Args:
         text: features on any device.
@@ -267,7 +262,7 @@ def decode(
 
 
 class _Progress:
-    """Which share of all pictures is done, told from several threads at a time."""
+    """The share of all images that is decoded, reported by several threads at a time."""
 
     def __init__(self, on_step: Callable[[float], None] | None, sizes: Sequence[int]) -> None:
         self.on_step, self.sizes, self.shares, self.lock = on_step, sizes, [0.0] * len(sizes), Lock()

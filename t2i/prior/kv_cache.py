@@ -1,6 +1,6 @@
-"""One step of the transformer with keys and values kept, and what it needs of a model and its captions.
+"""A step of the transformer with cached keys and values.
 
-Axes: B pictures, R rows (B, or 2B with the null branch), S slots, n tokens of a step, D width, K codes, N places of the
+Axes: B images, R rows (B, or 2B with the null branch), S slots, n tokens of a step, D width, K codes, N places of the
 cache.
 """
 
@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t2i.prior.transformer import EPS, Prior, onednn, onednn_available, rotation
+from t2i.prior.kernels import onednn, onednn_available
+from t2i.prior.transformer import EPS, Prior, rotate, rotation
 from t2i.text import TextFeatures
 
 
 class Layer(NamedTuple):
-    """All that one block needs in a step: weights, the caption's modulation, the cache."""
+    """Weights, modulation by the caption and cache of one block."""
 
     qkv: Tensor
     out: Tensor
@@ -34,7 +35,7 @@ class Layer(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The matrices of a model as a step wants them."""
+    """The matrices of a model, in the layout that a step multiplies with."""
 
     blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]]
     head: Tensor
@@ -45,10 +46,10 @@ _packed: WeakKeyDictionary[Prior, tuple[Tensor, Weights]] = WeakKeyDictionary()
 
 
 def weights_of(model: Prior, packed: bool = True) -> Weights:
-    """The model's own matrices or, if `packed` and on a CPU, copies in the blocked layout of oneDNN, kept while they fit.
+    """Returns the model's own matrices or, if `packed` and on a CPU, copies in the blocked layout of oneDNN, kept between calls.
 
     In that layout one core multiplies all matrices of a 5 M prior with 1 / 2 / 16 rows in 0.70 / 0.90 / 1.67 ms, where
-    `F.linear` takes 1.5 / 2.0 / 3.4. Packing takes 15 ms; whether weights have changed since is told by their sums.
+    `F.linear` takes 1.5 / 2.0 / 3.4. Packing takes 15 ms; the sums of the weights show that they have changed since.
     """
     names = ("qkv", "out", "gate_up", "down")
     blocks = [tuple(block.get_submodule(name).weight for name in names) for block in model.blocks]
@@ -76,7 +77,7 @@ def step(
     content: int,
     bias: Tensor | None,
 ) -> Tensor:
-    """x_RnD after all blocks. Its keys and values go to places `at`... of the cache, over those of former queries.
+    """Returns x_RnD after all blocks. Its keys and values go to places `at`... of the cache, over those of former queries.
 
     Attention is two batched products: with keys stored as columns they take 0.6 of the time of torch's fused kernel for a
     query or a few.
@@ -129,11 +130,7 @@ def static_step(layers: Sequence[Layer], x: Tensor, turn: Tensor, places: Tensor
         h = torch.addcmul(layer.shift_1, F.layer_norm(x, (width,), None, None, EPS), layer.scale_1)
         qk, v = F.linear(h, layer.qkv).split((2 * width, width), dim=-1)
         qk = F.layer_norm(qk.unflatten(-1, (2 * heads, head_dim)), (head_dim,), layer.gain, None, EPS)
-        # by real arithmetic: the compiler does not fuse complex numbers
-        even, odd = qk.float().unflatten(-1, (-1, 2)).unbind(-1)
-        cos, sin = turn.unbind(-1)
-        qk = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(v)
-        q, k = qk.unflatten(2, (2, heads)).permute(2, 0, 3, 1, 4)
+        q, k = rotate(qk, turn).type_as(v).unflatten(2, (2, heads)).permute(2, 0, 3, 1, 4)
         layer.keys.index_copy_(2, places, k)
         layer.values.index_copy_(2, places, v.unflatten(-1, (heads, head_dim)).transpose(1, 2))
         attended = F.scaled_dot_product_attention(q, layer.keys, layer.values, attn_mask=bias)
@@ -145,9 +142,9 @@ def static_step(layers: Sequence[Layer], x: Tensor, turn: Tensor, places: Tensor
 
 
 class CachedDecoder:
-    """Keys and values of a few pictures, and the caption branches they belong to.
+    """Decodes a few images with cached keys and values, with and without their captions.
 
-    `logits` feeds codes that are settled and asks for the logits of slots that come next.
+    `run` feeds codes that are final and queries for the slots that come next; `guide` turns the result into logits.
     """
 
     def __init__(self, model: Prior, text: TextFeatures, guided: bool, static: bool = False) -> None:
@@ -158,7 +155,7 @@ class CachedDecoder:
             static: run `static_step`.
         """
         self.model, self.static = model, static
-        self.pictures, self.guided = len(text.pooled_BP), guided
+        self.images, self.guided = len(text.pooled_BP), guided
         self._stepper = _compiled() if static and text.pooled_BP.is_cuda else static_step
         config = model.config.model
         caption = model.prefix(text)
@@ -170,7 +167,7 @@ class CachedDecoder:
         self.positions = model.positions()
         self._bias: Tensor | None = None
         branches = [(slice(0, rows), caption)]
-        if guided:  # the null caption is one token: it is run once, and stands at the end of the prefix
+        if guided:  # the null caption is one token: it is run once, and goes to the end of the prefix
             null = model.prefix(
                 TextFeatures(*(x[:1, :1] if x.dim() > 2 else x[:1] for x in text))._replace(
                     mask_BT=text.mask_BT[:1, :1]
@@ -208,8 +205,8 @@ class CachedDecoder:
         self.bias = seen if static or seen.any() else None
 
     def drop_null(self) -> None:
-        """From now on without guidance: the null branch is no longer computed."""
-        count, self.guided = self.pictures, False
+        """Stops guidance: the null branch is no longer computed."""
+        count, self.guided = self.images, False
         self.layers = [Layer(*x[:5], *(y[:count] for y in x[5:])) for x in self.layers]
         self.bias = None if self.bias is None else self.bias[:count]
 
@@ -217,7 +214,7 @@ class CachedDecoder:
         return self.model.contents(codes, slots) + self.positions[slots]
 
     def run(self, x_BnD: Tensor, slots: Tensor, content: int) -> Tensor:
-        """One step of tokens at `slots` [B, n], the first `content` of them codes to keep, the others queries."""
+        """Runs one step of tokens at `slots` [B, n], the first `content` of them codes to keep, the others queries."""
         turn = self.turns[slots][:, :, None]
         if self.guided:
             x_BnD, turn = x_BnD.repeat(2, 1, 1), turn.repeat(2, 1, 1, 1)
@@ -235,9 +232,9 @@ class CachedDecoder:
         return x
 
     def guide(self, x_RnD: Tensor, guidance: float) -> Tensor:
-        """Guided logits [B, n, K] of hidden states of all rows."""
+        """Returns guided logits [B, n, K] of hidden states of all rows."""
         if not self.guided or guidance == 1:
-            return self._read_out(x_RnD[: self.pictures])
+            return self._read_out(x_RnD[: self.images])
         caption, null = self._read_out(x_RnD).chunk(2)
         return torch.lerp(null, caption, guidance)
 

@@ -1,6 +1,6 @@
-"""In which order, and in which groups, slots are trained and decoded. Pure functions of what they are given.
+"""Orders and groups in which slots are trained and decoded. Pure functions of their arguments.
 
-A slot is one code of a picture: slot = cell * Q + depth, cells row by row. Slots of one group are drawn at once.
+A slot is one code of an image: slot = cell * Q + depth, cells row by row. Slots of one group are drawn at once.
 
 Axes: B batch, S slots, N tokens of a sequence.
 """
@@ -23,7 +23,7 @@ class Order(NamedTuple):
 
 
 def group_sizes(steps: int, slots: int, schedule: Schedule) -> tuple[int, ...]:
-    """Sizes of min(steps, slots) groups that add up to `slots`, none empty.
+    """Returns the sizes of min(steps, slots) groups that add up to `slots`, none empty.
 
     `linear` makes them equal; with `arccos` the share that is known after a share t of the steps is 2/pi arcsin(t), so few
     slots come first, when little is known, and many last (MaskGIT, Chang et al., CVPR 2022, turned round).
@@ -40,12 +40,12 @@ def group_sizes(steps: int, slots: int, schedule: Schedule) -> tuple[int, ...]:
 
 
 def training_order(uniforms_BS: Tensor, uniforms_2: Sequence[float]) -> Order:
-    """A random order for each picture and one cut into groups for the batch.
+    """Returns a random order for each image and one cut into groups for the batch.
 
-    The number of groups is log-uniform from 1 to S, so that a model meets one token a step and a whole picture a step alike.
+    The number of groups is log-uniform from 1 to S, so that a model learns one token a step and a whole image a step alike.
 
     Args:
-        uniforms_BS: in [0, 1), one row a picture (derive them from sample ids: then they do not depend on the batch).
+        uniforms_BS: in [0, 1), one row an image (derive them from sample ids: then they do not depend on the batch).
         uniforms_2: in [0, 1), one pair a step (the same on every process).
     """
     slots = uniforms_BS.shape[1]
@@ -55,7 +55,7 @@ def training_order(uniforms_BS: Tensor, uniforms_2: Sequence[float]) -> Order:
 
 
 def two_stream_mask(prefix: int, sizes: Sequence[int], device: torch.device) -> Tensor:
-    """mask_NN of [prefix | content | queries], True where row may see column; it depends on the group sizes alone.
+    """Returns mask_NN of [prefix | content | queries], True where row may see column; it depends on the group sizes alone.
 
     Content of group g sees the prefix and content of groups <= g; queries of group g see the prefix, content of groups < g
     and each other. The last group has no content, as nothing could see it.
@@ -71,7 +71,7 @@ def two_stream_mask(prefix: int, sizes: Sequence[int], device: torch.device) -> 
 
 
 def raster_mask(prefix: int, content: int, device: torch.device) -> Tensor:
-    """mask_NN of [prefix | content]: full inside the prefix, causal after it."""
+    """Returns mask_NN of [prefix | content]: full inside the prefix, causal after it."""
     mask = torch.ones(prefix + content, prefix + content, dtype=torch.bool, device=device).tril_()
     mask[:prefix, :prefix] = True
     return mask

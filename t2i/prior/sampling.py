@@ -1,4 +1,4 @@
-"""Turns text into images through codes: the sampler of a run of `t2i train prior`."""
+"""The sampler of a prior: text to codes, and codes to images by its tokenizer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from t2i import checkpoint
+from t2i import checkpoint, seeding
 from t2i.errors import InputError
 from t2i.families import Components, ImageTokenizer, tokenizer_beside, tokenizer_class
 from t2i.images import ImageArray
 from t2i.prior.config import Config, SamplingConfig
 from t2i.prior.decoding import Known, decode
+from t2i.prior.orders import Order
 from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextEncoder, TextFeatures
 from t2i.trained import TrainedRun
 
-SHARE_OF_DECODING = 0.95  # of the work, for who watches; the rest is the tokenizer's
+ORDERS = 8  # that the likelihood of cells is averaged over
+SHARE_OF_DECODING = 0.95  # of the work, as progress counts it; the rest is the tokenizer's
 
 
 class PriorSampler:
@@ -82,7 +84,7 @@ class PriorSampler:
         redraw_S = np.repeat(redraw_hw.ravel(), self.prior.grid.depth)
         if self.config.order == "raster" and redraw_S.argmax() + redraw_S.sum() < len(redraw_S):
             raise InputError(
-                "this prior was trained with order raster and sees only what lies above: it can keep rows at the top and "
+                "this prior was trained with order raster and sees only what is above: it can keep rows at the top and "
                 "nothing else; to fill in a mask train one with order=random"
             )
         other = copy(self)
@@ -121,7 +123,7 @@ class PriorSampler:
         guidance: float,
         on_step: Callable[[float], None] | None = None,
     ) -> Tensor:
-        """indices_BS of one image a row of `text`."""
+        """Returns indices_BS, one image for each row of `text`."""
         sampling, kept = self._with({"guidance": guidance}), self._kept
         known = None if kept is None else Known(*(part.expand(len(seeds), -1) for part in kept))
         heard = None if on_step is None else (lambda share: on_step(SHARE_OF_DECODING * share))
@@ -130,8 +132,33 @@ class PriorSampler:
             on_step(1.0)
         return codes_BS
 
+    def codes(self, image_HWC: ImageArray) -> NDArray[np.int64]:
+        return self.tokenizer.encode(image_HWC[None]).flatten().numpy()
+
+    def sample_with_codes(self, text: TextFeatures, seed: int, guidance: float) -> tuple[NDArray[np.int64], ImageArray]:
+        codes_BS = self.sample_codes(text, [seed], guidance)
+        return codes_BS[0].cpu().numpy(), self.decode(codes_BS)[0]
+
+    @torch.no_grad()
+    def log_likelihood(self, text: TextFeatures, codes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """A prior of order random: the mean over ORDERS orders, each one code a step, so that a cell is met with few others
+        known and with many. The orders are the same for all captions."""
+        grid, device, count = self.prior.grid, self.prior.code.device, len(text.pooled_BP)
+        codes_BS = torch.from_numpy(codes).to(device).expand(count, -1)
+        features = TextFeatures(*(part.to(device) for part in text))
+        orders: list[Order | None] = [None]
+        if self.prior.query is not None:
+            draws = [seeding.uniform(k, "likelihood/order", [0], grid.slots) for k in range(ORDERS)]
+            ranked = [torch.from_numpy(np.argsort(draw, axis=1)).to(device).expand(count, -1) for draw in draws]
+            orders = [Order(one, (1,) * grid.slots) for one in ranked]
+        found = torch.zeros(count, grid.slots, dtype=torch.float64, device=device)
+        for order in orders:
+            log_p = self.prior.logits(codes_BS, features, order).double().log_softmax(dim=-1)
+            found += log_p.gather(-1, codes_BS[..., None])[..., 0] / len(orders)
+        return found.view(count, grid.height, grid.width, grid.depth).sum(dim=-1).cpu().numpy()
+
     def decode(self, codes_BS: Tensor) -> ImageArray:
-        """The images of codes."""
+        """Returns the images of codes."""
         return self.tokenizer.decode(codes_BS.view(len(codes_BS), -1, self.tokenizer.codebooks))
 
     def reconstruct(self, images_BHWC: ImageArray) -> ImageArray:

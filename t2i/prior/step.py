@@ -1,4 +1,4 @@
-"""What one optimizer step of the prior needs beside its model: random draws, parameter groups, held-out likelihood.
+"""Random draws, parameter groups and held-out likelihood for training a prior.
 
 Axes: B batch, S slots.
 """

@@ -1,4 +1,4 @@
-"""A transformer over the slots of a picture, in raster order or in any order, conditioned by a frozen text encoder.
+"""A transformer over the slots of an image, in raster order or in any order, conditioned by a frozen text encoder.
 
 Pre-norm blocks with SwiGLU, normalised queries and keys and 2-D rotary positions after LlamaGen (Sun et al., 2024), adaptive
 norms with one shared projection and a table a block after PixArt-alpha (Chen et al., ICLR 2024), position queries and
@@ -13,13 +13,14 @@ Axes: B batch, S slots, T text tokens, P prefix (text and a start token), N toke
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i.prior.config import Config, ModelConfig
+from t2i.prior.kernels import Linear, SwiGLU
 from t2i.prior.orders import Order, raster_mask, two_stream_mask
 from t2i.text import TextFeatures
 
@@ -28,7 +29,7 @@ MODULATIONS = 4  # scale and shift before attention, scale and shift before the 
 
 
 class Grid(NamedTuple):
-    """The codes of one picture. Slot s is the code at depth s % depth of cell s // depth; cells go row by row."""
+    """The codes of one image. Slot s is the code at depth s % depth of cell s // depth; cells go row by row."""
 
     height: int
     width: int
@@ -41,7 +42,7 @@ class Grid(NamedTuple):
 
 
 class PriorDraws(NamedTuple):
-    """What chance decides in a training step but the order: uniforms in [0, 1)."""
+    """Uniforms in [0, 1) that decide what a training step hides."""
 
     caption_B: Tensor  # below `caption_dropout` the caption is replaced by the null caption
     token_BS: Tensor  # below `token_dropout` a slot's code is hidden where it is an input
@@ -53,78 +54,11 @@ class PriorLoss(NamedTuple):
 
 
 class PriorPrefix(NamedTuple):
-    """What is known of the captions before any code."""
+    """Captions as the blocks read them, before any code."""
 
     x_BPD: Tensor
     visible_BP: Tensor | None  # False at padding; None: there is none
     modulation_MB1D: Tensor  # M = MODULATIONS
-
-
-class SwiGLU(torch.autograd.Function):
-    """silu(gate) * up of [gate | up]; twice as fast as the composite on a CPU, as the halves are never copied."""
-
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (grad,) = grads
-        (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        out = torch.empty_like(gate_up)
-        to_gate, to_up = out.chunk(2, dim=-1)
-        torch.mul(grad, F.silu(gate), out=to_up)
-        to_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
-        return out
-
-
-def onednn(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T in float32 on a CPU; `weight` may be packed."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-
-
-class OneDnnProduct(torch.autograd.Function):
-    """x @ weight.T in float32 by oneDNN; `F.linear` takes MKL, which reaches less than half of an AMD core.
-
-    On one such core 206 GFLOP/s against 94 forward, and 208 and 140 against 95 backward, for 2,304 tokens of 256 channels.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return onednn(x, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        (grad,) = grads
-        x, weight = ctx.saved_tensors
-        to_x = to_weight = None
-        if ctx.needs_input_grad[0]:
-            to_x = onednn(grad, weight.t())
-        if ctx.needs_input_grad[1]:
-            to_weight = onednn(grad.flatten(0, -2).t(), x.flatten(0, -2).t())
-        return to_x, to_weight
-
-
-class Linear(nn.Linear):
-    """Without bias; in float32 on a CPU by oneDNN."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        exact = input.dtype == self.weight.dtype == torch.float32 and input.device.type == "cpu"
-        plain = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or not onednn_available()
-        if not exact or plain:
-            return super().forward(input)
-        return OneDnnProduct.apply(input, self.weight)  # type: ignore[return-value]
-
-
-def onednn_available() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 @lru_cache(maxsize=32)
@@ -140,21 +74,28 @@ def rotation(grid: Grid, head_dim: int, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turns neighbouring channels as pairs; `turn` is complex with half as many channels."""
+    """Turns neighbouring channels as pairs; `turn` is complex with half as many channels.
+
+    A real `turn` holds cosine and sine on a last axis: for compilers and for ONNX, which has no complex ones.
+    """
+    if not turn.is_complex():
+        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = turn.unbind(-1)
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turn).flatten(-2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention; on a CPU always in float32, where torch's kernel takes 70 ms for what takes it 110 in bfloat16."""
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" or torch.compiler.is_exporting():
         return F.scaled_dot_product_attention(q.type_as(v), k.type_as(v), v, attn_mask=mask)
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
 
 
 def linear(inputs: int, outputs: int, gain: float = 1.0) -> Linear:
-    """Keeps the variance, times gain squared."""
+    """Makes a linear layer that keeps the variance, times gain squared."""
     layer = Linear(inputs, outputs)
     nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs))
     return layer
@@ -178,14 +119,21 @@ class PriorBlock(nn.Module):
         self.table = nn.Parameter(torch.tensor([1.0, 0.0, 1.0, 0.0])[:, None, None].repeat(1, 1, width))
 
     def forward(
-        self, x_BND: Tensor, modulation_MB1D: Tensor, turn: Tensor, mask: Tensor | None, start: int = 0
+        self,
+        x_BND: Tensor,
+        modulation_MB1D: Tensor,
+        turn: Tensor,
+        mask: Tensor | None,
+        start: int = 0,
+        past: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(x from row `start` on, keys, values of all rows); keys and values are [B, heads, N, head_dim].
+        """Returns x from row `start` on, and keys and values [B, heads, N, head_dim] of all rows.
 
         Args:
-            turn: complex, [N or B x N, 1, head_dim / 2].
+            turn: as `rotate` takes it, [N or B x N, 1, head_dim / 2].
             mask: bool, broadcast to [B, heads, N, N]; True where row may see column.
             start: rows before it are only seen, their own result is not needed (the last block).
+            past: keys and values of rows before `x_BND`; those that are returned begin with them.
         """
         scale_1, shift_1, scale_2, shift_2 = modulation_MB1D + self.table[:, None]
         width = x_BND.shape[-1]
@@ -197,6 +145,8 @@ class PriorBlock(nn.Module):
         if start:
             x_BND, q = x_BND[:, start:], q[:, :, start:]
             mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., start:, :]
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         attended = attend(q, k, v, mask).transpose(1, 2).flatten(2)
         x_BND = x_BND + F.dropout(self.out(attended), self.dropout, self.training)
         h = torch.addcmul(shift_2, F.layer_norm(x_BND, (width,), eps=EPS), scale_2)
@@ -206,6 +156,12 @@ class PriorBlock(nn.Module):
 
 class Prior(nn.Module):
     """p(codes | caption) as a product over slots (raster) or over groups of slots in any order (random)."""
+
+    # what rows and columns stand for, where a run starts from other weights (t2i.training.initialise)
+    roles: ClassVar[dict[str, str]] = {
+        "text.0.weight": "tokens", "pooled.0.weight": "pooled", "text_position": "order", "rows": "line", "columns": "line",
+        "code": "codes", "head.weight": "codes",
+    }  # fmt: skip
 
     def __init__(self, config: Config, grid: Grid, token_dim: int, pooled_dim: int, max_tokens: int) -> None:
         """
@@ -234,7 +190,7 @@ class Prior(nn.Module):
     def forward(
         self, codes_BS: Tensor, text: TextFeatures, order: Order | None = None, draws: PriorDraws | None = None
     ) -> PriorLoss:
-        """The loss of one micro-batch.
+        """Returns the loss of one micro-batch.
 
         Args:
             codes_BS: int64 in [0, K), by slot.
@@ -257,16 +213,21 @@ class Prior(nn.Module):
     def logits(
         self, codes_BS: Tensor, text: TextFeatures, order: Order | None = None, null_B: Tensor | None = None
     ) -> Tensor:
-        """logits_BSK by slot, each given what comes before it in the order; nothing is dropped."""
+        """Returns logits_BSK by slot, each given what comes before it in the order; nothing is dropped."""
         logits = self._logits(codes_BS, self.prefix(text, null_B), order, None)
         if order is None:
             return logits
         return torch.empty_like(logits).scatter_(1, order.permutation_BS[..., None].expand_as(logits), logits)
 
-    def prefix(self, text: TextFeatures, null_B: Tensor | None = None) -> PriorPrefix:
-        """Captions as prefix and modulation; those of `null_B` are replaced by the learned null caption."""
+    def prefix(self, text: TextFeatures, null_B: Tensor | None = None, whole: bool = False) -> PriorPrefix:
+        """Returns captions as prefix and modulation; those of `null_B` are replaced by the learned null caption.
+
+        Args:
+            whole: keeps the padding beyond the longest caption, as every device but a CPU does.
+        """
         tokens, mask, pooled = text
-        if mask.device.type == "cpu":  # elsewhere it would cost a synchronisation, and a shape to compile for
+        whole = whole or mask.device.type != "cpu"
+        if not whole:  # elsewhere it would cost a synchronisation, and a shape to compile for
             longest = max(1, int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0)
             tokens, mask = tokens[:, :longest], mask[:, :longest]
         x = self.text(F.layer_norm(tokens, tokens.shape[-1:])) + self.text_position[: tokens.shape[1]]
@@ -274,21 +235,21 @@ class Prior(nn.Module):
         if null_B is not None:
             x = torch.where(null_B[:, None, None], self.null_token.to(x.dtype), x)
             first = torch.arange(mask.shape[1], device=mask.device) == 0
-            mask = torch.where(null_B[:, None], first, mask)
+            mask = null_B[:, None] & first | ~null_B[:, None] & mask
             caption = torch.where(null_B[:, None], self.null_pooled.to(caption.dtype), caption)
-        x = torch.cat([x.float(), self.start.float().expand(len(x), 1, -1)], dim=1)
+        x = torch.cat([x.float(), self.start.float().expand(x.shape[0], 1, -1)], dim=1)
         visible = F.pad(mask, (0, 1), value=True)
-        padded = visible.device.type != "cpu" or not visible.all()
+        padded = whole or not visible.all()
         modulation = self.modulation(F.silu(caption)).float().unflatten(-1, (MODULATIONS, 1, -1)).movedim(1, 0)
         return PriorPrefix(x, visible if padded else None, modulation)
 
     def positions(self) -> Tensor:
-        """position_SD: what is added to the content and to the query of each slot."""
+        """Returns position_SD, which is added to the content and to the query of each slot."""
         cells = (self.rows[:, None] + self.columns).flatten(0, 1)
         return cells if self.depth is None else (cells[:, None] + self.depth).flatten(0, 1)
 
     def contents(self, codes_BN: Tensor, slots: Tensor) -> Tensor:
-        """Embeddings of the codes of these slots, without position: each depth has a table of its own."""
+        """Returns embeddings of the codes of these slots, without position: each depth has a table of its own."""
         return F.embedding(codes_BN + slots % self.grid.depth * self.grid.codes, self.code)
 
     def read_out(self, x: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class CrossAttention(nn.Module):
         return split(k, self.heads), split(v, self.heads)
 
     def forward(self, x_BTD: Tensor, keys: tuple[Tensor, Tensor], allowed: Tensor | None = None) -> Tensor:
-        read = F.scaled_dot_product_attention(split(self.query(x_BTD), self.heads), *keys, attn_mask=allowed)
+        read = attend(split(self.query(x_BTD), self.heads), *keys, allowed)
         return self.out(merge(read))
 
 
@@ -66,7 +66,7 @@ class DecoderBlock(nn.Module):
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
-        x_BTD = x_BTD + self.out(merge(F.scaled_dot_product_attention(q, k, v, attn_mask=seen)))
+        x_BTD = x_BTD + self.out(merge(attend(q, k, v, seen)))
         x_BTD = x_BTD + self.cross(self.norm_cross(x_BTD), cells)
         x_BTD = x_BTD + self.down(F.gelu(self.up(self.norm_mlp(x_BTD)), approximate="tanh"))
         return x_BTD, (k, v)
@@ -99,6 +99,20 @@ class CaptionDecoder(nn.Module):
             x, kept = block(x, cells, before)
             own.append(kept)
         return F.linear(self.norm(x), self.tokens.weight), Past(tuple(own), past.cells)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Attention [B, N, T, D / N]; `allowed` is True where a query may see a key, None: everywhere.
+
+    On a CPU two batched products, whose backward takes a fraction of that of torch's fused kernel for a few dozen tokens
+    (LOG.md).
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
 def split(x_BTD: Tensor, heads: int) -> Tensor:

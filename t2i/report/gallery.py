@@ -19,12 +19,12 @@ from t2i.extractors import ImageTextExtractor, open_image_text
 from t2i.hardware import device
 from t2i.images import ImageArray
 from t2i.metrics.reconstruction import psnr
-from t2i.pipeline import trained_with
 from t2i.report.extremes import Extremes, extremes
 from t2i.report.judged import Judged, Pool, fit, judged
 from t2i.report.neighbours import Neighbours, find_neighbours
 from t2i.report.options import ReportOptions
 from t2i.report.runs import ShownRun
+from t2i.sampling.trained_with import trained_with
 from t2i.scoring.images.collection import Images, Tick, dataset_images
 from t2i.scoring.leaks import refuse_leaks
 from t2i.scoring.options import ScoreOptions
@@ -158,7 +158,7 @@ def _note_scorer(gallery: Gallery, runs: Sequence[ShownRun], scorer: ImageTextEx
             "images; name a CLIP folder with --scorer clip:DIR"
         )
     for run in runs:
-        role = run.pipe and trained_with(run.pipe, None).get(scorer.digest())
+        role = run.pipe and trained_with(run.pipe.text_encoder, run.pipe.manifest, None).get(scorer.digest())
         if role:
             gallery.note(f"{gallery.score} was the {role} of {run.name} in training, and flatters its images")
 

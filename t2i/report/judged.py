@@ -18,7 +18,7 @@ JUDGED = ("shape", "colour", "size", "relation", "background")  # told apart whe
 
 
 class Verdict(NamedTuple):
-    """What the oracle of the embedded data reads in an image."""
+    """Shapes that the oracle of the embedded data finds in an image."""
 
     right: bool
     words: str

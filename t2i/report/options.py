@@ -1,5 +1,6 @@
 """The options of `t2i eval report`. Imports no torch."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -42,4 +43,4 @@ class ReportOptions(Options):
 
     def heading(self) -> str:
         """The title, or the names of the runs."""
-        return self.title or ", ".join(Path(run).resolve().name for run in self.runs)
+        return self.title or ", ".join(os.path.basename(os.path.realpath(run)) for run in self.runs)

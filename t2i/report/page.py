@@ -56,7 +56,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Extras:
-    """What a page has beside its runs.
+    """Contents of a page beside its runs.
 
     Attributes:
         helpers: places of further runs that took part, such as a text encoder: their curves and configs.
@@ -139,7 +139,7 @@ def _gather(
 
 
 def _card(run: ShownRun) -> dict[str, Any]:
-    """What a run is, with the scores that need no expert."""
+    """A summary of a run, with the scores that need no expert."""
     return {"name": run.name, "kind": FAMILIES[run.family].words, "tiles": headline(run), "facts": _facts(run)}
 
 
@@ -149,7 +149,7 @@ def _heading(data: str, split: str) -> str:
 
 
 def _facts(run: ShownRun) -> dict[str, str]:
-    """What the run is, and how it was trained; facts that are not known are left out."""
+    """Facts about a run and its training; those that are not known are left out."""
     manifest, config, command = run.manifest, run.manifest["config"], run.command
     text, data, best = config.get("text"), run.data, manifest.get("best")
     seconds, speed = run.seconds(), run.speed()
@@ -237,7 +237,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _papers(run: ShownRun) -> dict[str, Any]:
-    """How a run was started, with what versions, and its whole config."""
+    """The command that started a run, versions, and its whole config."""
     argv, versions = run.command.get("argv"), run.command.get("versions")
     told = {
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, Mapping) else "",

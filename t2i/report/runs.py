@@ -1,6 +1,7 @@
 """A run as a report sees it: its newest weights, and what it wrote down about itself."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,7 @@ class ShownRun:
         return " dB" if self.tokenizer is not None else ""
 
     def seconds(self) -> float | None:
-        """How long it trained, without the time between a stop and a resume; None: the journal does not tell."""
+        """Seconds of training, without the time between a stop and a resume; None: the journal does not say."""
         times = [float(record["time"]) for record in self.records if "time" in record]
         gaps = [late - early for early, late in zip(times, times[1:], strict=False)]
         usual = median([gap for gap in gaps if gap > 0] or [0.0])
@@ -90,10 +91,10 @@ def open_runs(places: Sequence[str | Path]) -> list[ShownRun]:
         InputError: one is no run, has no checkpoint, or is named twice.
     """
     paths = [find(place) for place in places]
-    known = [path.resolve() for path in paths]
+    known = [os.path.realpath(path) for path in paths]
     if twice := [path for path, full in zip(paths, known, strict=True) if known.count(full) > 1]:
         raise InputError(f"{twice[0]} is named twice; name each run once")
-    names = [path.resolve().name for path in paths]
+    names = [os.path.basename(path) for path in known]
     names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
     return [open_run(place, name) for place, name in zip(paths, names, strict=True)]
 

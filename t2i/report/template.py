@@ -35,10 +35,10 @@ class Inline(NamedTuple):
 
 
 @cache
-def environment() -> Environment:
-    """The templates of this folder, with the filters and tests that they use."""
+def environment(folder: Path = FOLDER) -> Environment:
+    """The templates of a folder, with the filters and tests that they use."""
     found = Environment(
-        loader=FileSystemLoader(FOLDER),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -50,9 +50,9 @@ def environment() -> Environment:
     return found
 
 
-def render(name: str, **values: Any) -> Markup:
-    """A template of this folder with these values, as markup that a page takes as it is."""
-    return Markup(environment().get_template(name).render(values))
+def render(name: str, folder: Path = FOLDER, **values: Any) -> Markup:
+    """A template of a folder with these values, as markup that a page takes as it is."""
+    return Markup(environment(folder).get_template(name).render(values))
 
 
 def style(*names: str) -> Markup:

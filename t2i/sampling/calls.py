@@ -5,6 +5,7 @@ import operator
 import secrets
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -200,3 +201,21 @@ def whole(value: Any) -> int | None:
 def _short(value: Any) -> str:
     shown = " ".join(repr(value).split())
     return shown if len(shown) <= 40 else f"{shown[:37]}..."
+
+
+@dataclass
+class ImagePipelineOutput:
+    """Images and the seed of each: `pipe(prompt, seed=that_seed)`, or `--seed` of it, makes that image again.
+
+    `output[0]` and `output["images"]` are the images, as in diffusers.
+    """
+
+    images: Any  # list[PIL.Image.Image], ImageArray or Tensor: the call's `output_type` decides
+    seeds: list[int]
+    scores: list[list[float]] | None = None  # with `best_of`: of all candidates of each image, the best was kept
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return (self.images, self.seeds) if self.scores is None else (self.images, self.seeds, self.scores)
+
+    def __getitem__(self, key: int | str) -> Any:
+        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]

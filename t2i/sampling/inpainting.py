@@ -75,6 +75,21 @@ def touched(mask_HW: NDArray[np.bool_], box: Box, cells: tuple[int, int]) -> NDA
     return found
 
 
+def painted(cells_hw: NDArray[np.bool_], size: tuple[int, int], view: tuple[int, Fit]) -> Image.Image:
+    """A mask for an image of this size that marks these cells: a white pixel in the middle of each.
+
+    Args:
+        view: as `keep_parts` takes it.
+    """
+    left, top, width, height = _box(*size, *view)
+    mask = np.zeros(size[::-1], np.uint8)
+    for i, j in np.argwhere(cells_hw):
+        row = top + height * Fraction(2 * int(i) + 1, 2 * cells_hw.shape[0])
+        column = left + width * Fraction(2 * int(j) + 1, 2 * cells_hw.shape[1])
+        mask[min(max(int(row), 0), size[1] - 1), min(max(int(column), 0), size[0] - 1)] = 255
+    return Image.fromarray(mask)
+
+
 def _span(start: Fraction, length: Fraction, k: int, count: int, end: int) -> slice:
     first, last = start + length * k / count, start + length * (k + 1) / count
     return slice(min(max(math.floor(first), 0), end), min(max(math.ceil(last), 0), end))

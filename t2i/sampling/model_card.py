@@ -56,7 +56,7 @@ def model_card(name: str, stored: Stored, license: str, prompts: Sequence[str], 
         f"{_article(FAMILIES[stored.family].words)} that makes images of {size} x {size} pixels from a caption: "
         f"{parameters:,} parameters, text encoder `{stored.text.name}`, trained for {counted(manifest['step'], 'step')} on "
         f"{counted(manifest['images_seen'], 'image')} of `{_public(config['data']['address'])}` with t2i "
-        f"{manifest['versions']['t2i']}.",
+        f"{manifest['versions']['t2i']}.{_start(manifest)}",
         "",
         *grid,
         "## Use",
@@ -105,6 +105,15 @@ def _front(name: str, family: str, license: str, found: Sequence[tuple[Path, Sco
         eval_results=results or None,
     )
     return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _start(manifest: Mapping[str, Any]) -> str:
+    """What the training started from, as a sentence; "" where it was nothing."""
+    start = manifest.get("init")
+    if not isinstance(start, Mapping):
+        return ""
+    data = f", trained on `{_public(str(start['data']))}`" if start.get("data") else ""
+    return f" Training started from the weights of `{_public(str(start.get('from')))}`{data}."
 
 
 def _article(words: str) -> str:

@@ -55,8 +55,13 @@ class SampleOptions(Sampling):
     init: Path | None = option(None, "Of a prior: an image, parts of which are kept.", metavar="FILE")
     mask: Path | None = option(None, "With --init, of the same size: white pixels are sampled anew.", metavar="FILE")
     keep_rows: int | None = option(None, "With --init: keep N rows of tokens at the top.", metavar="N")
+    edit: str | None = option(
+        None, "With --init: replace words of its prompt and sample only what they made.", metavar="'OLD -> NEW'"
+    )
     scorer: str | None = option(
-        None, "With --best-of: an align run or clip:DIR that chooses, instead of the embedded scorer.", metavar="DIR"
+        None,
+        "With --best-of: an align run, a reader or clip:DIR that chooses, instead of the embedded scorer.",
+        metavar="DIR",
     )
 
     @property
@@ -65,7 +70,7 @@ class SampleOptions(Sampling):
 
     @model_validator(mode="after")
     def _refuse_what_has_no_effect(self) -> Self:
-        kept = {"--init": self.init, "--mask": self.mask, "--keep-rows": self.keep_rows}
+        kept = {"--init": self.init, "--mask": self.mask, "--keep-rows": self.keep_rows, "--edit": self.edit}
         given = next((name for name, value in kept.items() if value is not None), None)
         if self.interpolate and given:
             raise InputError(f"{given} does nothing with --interpolate; drop one of the two")
@@ -77,8 +82,13 @@ class SampleOptions(Sampling):
             )
         if self.init is None and given:
             raise InputError(f"{given} {kept[given]} needs the image that it is of; name that with --init")
-        if self.init is not None and (self.mask is None) == (self.keep_rows is None):
-            raise InputError("--init keeps parts of an image: say which with either --mask FILE or --keep-rows N")
+        if self.init is not None and sum(part is not None for part in (self.mask, self.keep_rows, self.edit)) != 1:
+            raise InputError(
+                "--init keeps parts of an image: say which with one of --mask FILE, --keep-rows N and --edit 'OLD -> NEW'"
+            )
+        if self.edit is not None and (self.interactive or self.prompts_file is not None):
+            other = "--interactive" if self.interactive else f"--prompts {self.prompts_file}"
+            raise InputError(f"--edit {self.edit!r} changes the prompt of one image; drop it or {other}")
         if self.interactive and (self.prompts_file is not None or self.interpolate == "caption"):
             other = "--interpolate caption" if self.prompts_file is None else f"--prompts {self.prompts_file}"
             raise InputError(f"--interactive takes one prompt at a time from standard input; drop it or {other}")

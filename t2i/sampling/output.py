@@ -15,14 +15,14 @@ from PIL import Image
 
 from t2i import __version__
 from t2i.errors import InputError
-from t2i.files import read_regular
+from t2i.files import open_regular, read_regular
 from t2i.images import BrokenImage, ImageArray, decode, grid, save_png
 from t2i.sampling.options import SampleOptions
 from t2i.sampling.prompts import image_seed
 
 if TYPE_CHECKING:
-    from t2i.extractors import ImageTextExtractor
     from t2i.pipeline import TextToImagePipeline
+    from t2i.sampling.reranking import Chooser
 
 GRID_MOST = 100  # images in grid.png
 
@@ -41,6 +41,7 @@ class Given(NamedTuple):
     init: Path
     mask: Path | None
     keep_rows: int | None
+    edit: str | None = None  # which words decides the cells, once the model is there: `arguments` has no mask
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of a call of the pipeline."""
@@ -51,17 +52,17 @@ class Given(NamedTuple):
         """Entry of the manifest."""
         paths = {"init": self.init, "mask": self.mask}
         files = {name: {"file": path.name, "sha256": _sha256(path)} for name, path in paths.items() if path is not None}
-        return files | {"keep_rows": self.keep_rows}
+        return files | {"keep_rows": self.keep_rows} | ({} if self.edit is None else {"edit": self.edit})
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to sample, after the options are checked and all prompts are read."""
+    """A job of sampling, after the options are checked and all prompts are read."""
 
     prompts: list[str]
     options: SampleOptions
     given: Given | None = None
-    scorer: "ImageTextExtractor | None" = None  # chooses among candidates
+    scorer: "Chooser | None" = None  # chooses among candidates
     kept: dict[str, Any] = field(default_factory=dict)  # `given` for a call
 
     @property
@@ -227,9 +228,11 @@ def describe(pipe: "TextToImagePipeline", run: str, job: Job, entries: Sequence[
     }
 
 
-def described_reranking(scorer: "ImageTextExtractor", best_of: int) -> dict[str, Any]:
+def described_reranking(scorer: "Chooser", best_of: int) -> dict[str, Any]:
     """Entry of the manifest: how many candidates there were, and what chose among them."""
-    return {"best_of": best_of, "scorer": scorer.clip_name, "digest": scorer.digest()}
+    from t2i.sampling.reranking import name_of
+
+    return {"best_of": best_of, "scorer": name_of(scorer), "digest": scorer.digest()}
 
 
 def read_image(path: Path) -> Image.Image:
@@ -238,6 +241,16 @@ def read_image(path: Path) -> Image.Image:
         return decode(path)
     except BrokenImage as error:
         raise InputError(f"{path} is no image that can be read ({error}); name a PNG or JPEG file") from error
+
+
+def prompt_in(path: Path) -> str | None:
+    """The prompt that `t2i sample` wrote into a PNG file; None: there is none."""
+    try:
+        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as image:
+            image.load()  # text may come behind the pixels
+            return getattr(image, "text", {}).get("prompt")
+    except (OSError, SyntaxError, ValueError):  # no PNG, or a damaged one: whoever reads its pixels says so
+        return None
 
 
 def _sha256(path: Path) -> str:

@@ -1,17 +1,19 @@
-"""Prompts as people write them: one by one, or in a file. Imports no torch, so that a mistake is told at once."""
+"""Prompts as people write them: one by one, or in a file. Imports no torch, so that a mistake is reported at once."""
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from t2i.data.captions import MAX_CHARACTERS, clean_caption
 from t2i.errors import InputError
 from t2i.files import read_regular
-from t2i.names import shown
+from t2i.names import shown, some
 from t2i.seeding import derive
+from t2i.text import TextEncoder
 
 MAX_BYTES = 64 * 1024 * 1024
 COLUMNS = ("prompt", "text", "caption", "prompts", "texts", "captions")
@@ -108,11 +110,17 @@ def _from_json(text: str, name: str) -> Numbered:
     except (ValueError, RecursionError) as error:
         place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(f"{name} is not JSON{place}; write a list of prompts, or one a line as .txt") from None
-    if isinstance(found, dict):
+    while isinstance(found, dict):
         held = next((value for value in (_field(found), found.get("annotations")) if value is not None), None)
-        found = held if held is not None else list(found.values())  # ids and their prompts
+        values = list(found.values())
+        inner = values[0] if len(values) == 1 and _are_rows(values[0]) else values  # all under another name, or by id
+        found = inner if held is None else held
     for number, row in enumerate([found] if isinstance(found, str) else found if isinstance(found, list) else [], 1):
         yield number, row if isinstance(row, str) else _prompt_of(row, f"{name} entry {number}")
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, dict) or isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
 def _field(row: dict[str, Any]) -> Any:
@@ -122,7 +130,9 @@ def _field(row: dict[str, Any]) -> Any:
 
 def _prompt_of(row: Any, where: str) -> str:
     found = _field(row) if isinstance(row, dict) else None
-    first = found[0] if isinstance(found, list) and found else found
+    if isinstance(found, list) and len(found) > 1 and _field({key: row[key] for key in row if "prompt" in key.lower()}):
+        raise InputError(f"{where} has {len(found)} prompts; write each in an entry of its own")
+    first = found[0] if isinstance(found, list) and found else found  # of the captions of an image
     if not isinstance(first, str):
         raise InputError(f'{where} has no text under {", ".join(COLUMNS[:3])}; write {{"prompt": "..."}}')
     return first
@@ -169,6 +179,9 @@ def _cells(rows: Iterator[tuple[int, list[str]]], name: str) -> Numbered:
     if column is None:
         raise InputError(f"{name} has no column {', '.join(COLUMNS[:3])} in its first line; add a header")
     for number, cells in rows:
+        if any(cell.strip() for cell in cells[len(header) :]):
+            counts = f"{len(cells)} cells and the first line {len(header)}"
+            raise InputError(f"{name} line {number} has {counts}; put quotes around a prompt with a comma")
         yield number, cells[column] if column < len(cells) else ""
 
 
@@ -180,3 +193,20 @@ READERS: dict[str, Callable[[str, str], Numbered]] = {
     ".tsv": _from_tsv,
     ".csv": _from_table,
 }
+
+
+def warn_of_unknown_words(encoder: TextEncoder, prompts: Sequence[str], data: str, named: Collection[str]) -> set[str]:
+    """Warns of words that a model has never seen, where its text encoder has a vocabulary; returns them.
+
+    Args:
+        data: address of what the model was trained on.
+        named: words that were warned of before.
+    """
+    unknown = getattr(encoder, "unknown_words", None)
+    words = [] if unknown is None else [word for word in unknown(prompts) if word not in named]
+    if words:
+        learned = "rendered shapes" if data.startswith("shapes-") else f"what {Path(data).name} shows"
+        are = "is" if len(words) == 1 else "are"
+        listed = some([repr(word[:40]) for word in words])
+        warnings.warn(f"this model knows {learned}; {listed} {are} not among its words", stacklevel=4)
+    return set(words)

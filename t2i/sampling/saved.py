@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t2i import __version__
 from t2i.errors import InputError
-from t2i.families import CONFIG, WEIGHTS, Components, sampler_class
+from t2i.families import CONFIG, WEIGHTS, Components, Sampler, sampler_class
 from t2i.files import memory_bytes, read_regular, write_text
 from t2i.sampling.hub import WANTED, download, one_line
 from t2i.text import TextEncoder, load_encoder, writing
@@ -260,7 +260,11 @@ def _published(tree: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             published[key] = _published(value)
         else:
-            local = key.endswith("path") and isinstance(value, str) and Path(value).is_absolute()
+            local = (
+                (key.endswith("path") or key in ("from", "init_from"))
+                and isinstance(value, str)
+                and Path(value).is_absolute()
+            )
             published[key] = Path(value).name if local else value
     return published
 
@@ -268,3 +272,24 @@ def _published(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     wanted = dtype if tensor.is_floating_point() else None
     return tensor.detach().to("cpu", wanted, copy=True).contiguous()
+
+
+def build(stored: Stored) -> Sampler:
+    """Returns the sampler that the components of a pipeline make.
+
+    Raises:
+        InputError: they do not fit together, or make no model.
+    """
+    try:
+        return sampler_class(stored.family, stored.home).load(stored.components, stored.text)
+    except InputError:
+        raise
+    except ValidationError as error:
+        keys = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
+        raise InputError(
+            f"{stored.home} has a config that this version of t2i does not read: {keys}; use the t2i that wrote it"
+        ) from error
+    # a config can be well-formed and still ask for a network that cannot be built
+    except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise InputError(f"{stored.home} holds no model that can be built ({why}); copy or save it anew") from error

@@ -1,15 +1,33 @@
-"""Scores written captions against references: a JSONL file of `candidate` and `references` to BLEU-4 and CIDEr-D."""
+"""Scores written captions against references, of a JSONL file or of a reader: BLEU-4 and CIDEr-D.
+
+Of a reader also, on drawn shapes, the share of captions that are right of their image, as the oracle reads it, and where it
+answers questions, the share that it answers right, by kind.
+"""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from t2i.data import View, open_dataset
+from t2i.data.questions import Question, questions_of
+from t2i.data.shapes.captions import parse
 from t2i.errors import InputError
 from t2i.files import read_regular, text_lines
+from t2i.hardware import device
+from t2i.images import ImageArray
 from t2i.metrics.captions import bleu, cider_d
+from t2i.metrics.intervals import mean_estimate, wilson
 from t2i.metrics.score import Score, ScoreProtocol
 from t2i.names import counted
+from t2i.reader.reading import Reader
+from t2i.reader.scores import ask, caption_faithfulness
+from t2i.scoring.images.collection import DEFAULT_N, choose
+from t2i.scoring.options import CaptionsOptions, refuse_ignored
 
 VERSION = 1
 LINE = '{"candidate": "a red circle", "references": ["a red disc", "..."]}'
@@ -51,23 +69,91 @@ def read_pairs(path: Path) -> tuple[list[str], list[list[str]]]:
     return candidates, references
 
 
-def score_captions(path: Path) -> list[Score]:
-    """BLEU-4 and CIDEr-D of a file of pairs.
+def score_captions(options: CaptionsOptions) -> list[Score]:
+    """Scores of a file of pairs, or of a reader's run.
 
     Raises:
-        InputError: see `read_pairs`.
+        InputError: see `read_pairs` and `score_reader`.
     """
+    path = options.file
+    if path.is_dir():
+        return score_reader(options)
+    given = {"--data": options.data, "--split": options.split, "-n": options.n}
+    refuse_ignored(given | {"--beams": options.beams if options.beams > 1 else None}, f"of captions in {path}")
     candidates, references = read_pairs(path)
 
-    protocol = ScoreProtocol(
-        metric_version=VERSION,
-        n_fake=len(candidates),
-        data=f"file:{path.name}",
-        data_digest=hashlib.sha256(read_regular(path)).hexdigest(),
-        captions=f"{sum(map(len, references)) / len(references):.3g} references each",
-    )
+    digest = hashlib.sha256(read_regular(path)).hexdigest()
+    base = ScoreProtocol(data=f"file:{path.name}", data_digest=digest, metric_version=VERSION)
+    return _against(candidates, references, base)
+
+
+def _against(candidates: list[str], references: list[list[str]], base: ScoreProtocol) -> list[Score]:
+    """BLEU-4 and CIDEr-D."""
+    each = f"{sum(map(len, references)) / len(references):.3g} references each"
+    protocol = replace(base, n_fake=len(candidates), captions=each)
     found = cider_d(candidates, references)
     return [
         Score(bleu(candidates, references), replace(protocol, metric="bleu-4")),
         Score(found.value, replace(protocol, metric="cider-d"), **found.described_interval("normal")),
     ]
+
+
+def score_reader(options: CaptionsOptions) -> list[Score]:
+    """Scores of what a reader writes and answers about held-out images.
+
+    Raises:
+        InputError: no such run, data or split, or a reader that only answers, of data without questions.
+    """
+    reader = Reader.from_pretrained(options.file, device())
+    view, split = View(reader.resolution, reader.data.fit, None, reader.data.split_seed), options.split or "val"
+    dataset = open_dataset(options.data or reader.data.address, split, view)
+    if options.n is not None and options.n > len(dataset):  # rendered data has as many as one asks for
+        dataset = open_dataset(dataset.address, split, replace(view, limit=options.n))
+    rows = choose(len(dataset), options.n or min(DEFAULT_N, len(dataset)), f"split {split} of {dataset.address}")
+    images, references = dataset.images(rows), [list(dataset.captions[row]) for row in rows]
+    base = ScoreProtocol(
+        metric_version=VERSION,
+        n_fake=len(rows),
+        data=dataset.address,
+        data_digest=dataset.fingerprint(),
+        split=dataset.split,
+        resolution=reader.resolution,
+        run=str(options.file),
+        checkpoint=reader.digest(),
+        sampling=f"{options.beams} beams" if options.beams > 1 else "greedy",
+    )
+    found: list[Score] = []
+    if reader.writes:
+        written = reader.caption(images, options.beams)
+        found += _against(written, references, base)
+        if all(parse(several[0]) for several in references):
+            judged = caption_faithfulness(images, written)
+            found += [_rate(f"caption-{aspect}", flags, base) for aspect, flags in judged.items()]
+    if reader.answers and (getattr(dataset, "questions", None) is not None or not found):
+        every = questions_of(dataset)
+        found += _answers(reader, images, [every[row] for row in rows], base)
+    return found
+
+
+def _answers(
+    reader: Reader, images: ImageArray, questions: Sequence[Sequence[Question]], base: ScoreProtocol
+) -> list[Score]:
+    """Mean credit over questions, each kind apart, beside that of the images of others (the floor)."""
+    own = ask(reader, list(reader.cells(images)), questions)
+    others = ask(reader, list(reader.cells(np.roll(images, 1, axis=0))), questions)
+    kinds, found = np.array(own.kinds), []
+    for kind in ("", *dict.fromkeys(filter(None, own.kinds))):
+        of_kind = kinds == kind if kind else np.ones(len(kinds), bool)
+        estimate = mean_estimate(own.credit[of_kind], own.image[of_kind])
+        protocol = replace(base, metric=f"answers-{kind}" if kind else "answers", n_fake=int(of_kind.sum()))
+        bounds = {"shuffled": float(others.credit[of_kind].mean())}
+        found.append(
+            Score(estimate.value, protocol, **estimate.described_interval("normal, clustered by image"), bounds=bounds)
+        )
+    return found
+
+
+def _rate(metric: str, flags: NDArray[np.bool_], base: ScoreProtocol) -> Score:
+    right = int(flags.sum())
+    interval = wilson(right, len(flags))
+    return Score(right / len(flags), replace(base, metric=metric), interval, "wilson")

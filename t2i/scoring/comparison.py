@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from t2i.errors import InputError
-from t2i.files import open_regular, write_tensors
+from t2i.files import open_regular
 from t2i.metrics.intervals import group_index
 from t2i.metrics.score import Score, differences, read_scores
 from t2i.scoring.images.collection import Images
 from t2i.seeding import key_of
+from t2i.tensors import write_tensors
 
 PROMPTS = "prompts"
 DRAWS = 10_000

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 from t2i.data.shapes.captions import Spec, meaning, parse
 from t2i.data.shapes.oracle import judge
 from t2i.data.shapes.vocabulary import HELDOUT_PAIRS, HELDOUT_RELATIONS
+from t2i.data.swaps import exchanged
+from t2i.extractors import ImageTextExtractor
 from t2i.metrics import Features, Inputs, Metric
 from t2i.metrics.clip_score import can_shuffle, derangement
 from t2i.metrics.score import Score
+from t2i.reader.asked import questions_about_captions
+from t2i.reader.judging import JudgingReader
 from t2i.scoring.images.collection import Images
 from t2i.scoring.images.extraction import Evidence
 from t2i.scoring.options import ScoringOptions
@@ -78,10 +82,13 @@ def _inputs(
     if metric.reads == "oracle":
         specs = [spec for spec in map(parse, captions) if spec is not None]
         more = {"outcomes": _judged(fake, real, specs, partners, options.seed), "groups": unseen(specs)}
+    elif isinstance(reader := metric.extractor, JudgingReader):
+        more = {"judged": _read_by(reader, metric, fake, real, partners, options)}
     elif digest is not None:
         features = real.features.get(digest)
         more = {
             "text": fake.text.get(digest),
+            "swapped": _exchanged(metric, captions) if "exchanged" in metric.needs else None,
             "partners": features[partners] if partners is not None and isinstance(features, np.ndarray) else None,
             "classes": None if metric.extractor is None else metric.extractor.classes,
             "train": train.features.get(digest),
@@ -89,6 +96,46 @@ def _inputs(
     meanings = [meaning(caption) for caption in captions]
     known = {"seed": options.seed, "force": options.force, "protocol": metric.protocol}
     return Inputs(_features(fake, digest), _features(real, digest), captions, meanings, **more, **known)
+
+
+def _exchanged(metric: Metric, captions: Sequence[str]) -> Features:
+    """[N, D] of captions with two attributes exchanged, NaN where they have no two of one kind."""
+    swapped = exchanged(captions)
+    rows = [row for row, caption in enumerate(swapped) if caption is not None]
+    found = cast(ImageTextExtractor, metric.extractor).text_features(
+        [caption for caption in swapped if caption is not None]
+    )
+    features = np.full((len(captions), found.shape[1]), np.nan, np.float32)
+    features[rows] = found
+    return features
+
+
+def _read_by(
+    reader: JudgingReader,
+    metric: Metric,
+    fake: Evidence,
+    real: Evidence,
+    partners: Sequence[int] | None,
+    options: ScoringOptions,
+) -> Mapping[str, Mapping[str, NDArray[np.float64]]]:
+    """What a reader finds in the generated images, in the real ones, and under others' captions."""
+    captions = fake.captions or []
+    questions = () if metric.reads == "likelihood" else questions_about_captions(captions, options.questions)
+
+    def found_in(features: Features, order: Sequence[int]) -> Mapping[str, NDArray[np.float64]]:
+        if metric.reads == "likelihood":
+            return {"": reader.likelihoods(features, [captions[k] for k in order])}
+        return reader.right(features, [questions[k] for k in order])
+
+    own = range(len(captions))
+    found = {"fake": found_in(_features(fake, reader.digest()), own)}
+    features = real.features.get(reader.digest())
+    if partners is not None and isinstance(features, np.ndarray):
+        found["real"] = found_in(features[partners], own)
+    meanings = [meaning(caption) for caption in captions]
+    if can_shuffle(meanings):
+        found["shuffled"] = found_in(_features(fake, reader.digest()), derangement(meanings, options.seed).tolist())
+    return found
 
 
 def _features(evidence: Evidence, digest: str | None) -> Any:
@@ -99,7 +146,7 @@ def _features(evidence: Evidence, digest: str | None) -> Any:
 def _judged(
     fake: Evidence, real: Evidence, specs: Sequence[Spec], partners: Sequence[int] | None, seed: int
 ) -> Mapping[str, Mapping[str, NDArray[np.bool_]]]:
-    """What the oracle finds right in the generated images, in the real ones, and under shuffled captions."""
+    """Verdicts of the oracle on the generated images, on the real ones, and under shuffled captions."""
     found = {"fake": judge(fake.readings, specs)}
     if partners is not None:
         found["real"] = judge([real.readings[k] for k in partners], specs)

@@ -31,7 +31,7 @@ class ExtractorOptions(Options):
 
 
 class ScoringOptions(ExtractorOptions):
-    """What every program reads that computes metrics of images.
+    """Options of every program that computes metrics of images.
 
     Attributes:
         data: address of the captioned images; None: what the run was trained on.
@@ -54,6 +54,12 @@ class ScoringOptions(ExtractorOptions):
     force: bool = option(False, "Score even where the protocol advises against it.")
     allow_leak: bool = option(False, "Score a run on its training data; the scores are marked.")
     out: Path | None = option(None, "JSON file of the scores; default: in the run.", metavar="FILE")
+    reader: Path | None = option(
+        None, "A run of t2i train reader, for `caption-likelihood` and `questions`.", metavar="DIR"
+    )
+    questions: Path | None = option(
+        None, "With --reader: questions about captions, a TIFA (.json) or DSG (.csv) file.", metavar="FILE"
+    )
 
     @property
     def named(self) -> str | None:
@@ -79,7 +85,9 @@ class ScoreOptions(ScoringOptions, Sampling):
         None, "Pixels a side of the real images; default: as the generated ones.", metavar="R", ge=16
     )
     reranker: str | None = option(
-        None, "With --best-of: an align run or clip:DIR that chooses, instead of the embedded scorer.", metavar="DIR"
+        None,
+        "With --best-of: an align run, a reader or clip:DIR that chooses, instead of the embedded scorer.",
+        metavar="DIR",
     )
     skip_broken: bool = option(False, "Leave out images that cannot be decoded; the scores say how many.")
     save_features: Path | None = option(
@@ -92,6 +100,10 @@ class ScoreOptions(ScoringOptions, Sampling):
 
     @model_validator(mode="after")
     def _refuse_what_has_no_effect(self) -> Self:
+        if self.questions is not None and self.reader is None:
+            raise InputError(
+                f"--questions {self.questions} does nothing without a reader that answers; name one with --reader"
+            )
         if self.protocol is not None:
             refuse_ignored({"--against": self.against, "--prompts": self.prompts}, f"with --protocol {self.protocol}")
         if self.against is not None or self.prompts is not None:
@@ -122,9 +134,18 @@ class CompareOptions(Options):
 
 
 class CaptionsOptions(Options):
-    """Score written captions against references: BLEU-4 and CIDEr-D."""
+    """Score written captions against references: BLEU-4 and CIDEr-D; of a reader also its answers."""
 
-    file: Path = argument("JSONL: candidate and references on each line.", metavar="FILE")
+    file: Path = argument(
+        "JSONL: candidate and references on each line; or a run of t2i train reader, which then writes.",
+        metavar="FILE|RUN",
+    )
+    data: str | None = option(
+        None, "Of a reader: captioned images; default: what it was trained on.", metavar="ADDRESS"
+    )
+    split: str | None = option(None, "Of a reader: split of the data: val (default), test or heldout.")
+    n: int | None = option(None, "Of a reader: images; default: 1,000.", metavar="N", short="-n", ge=2)
+    beams: int = option(1, "Of a reader: beams of the search.", metavar="N", ge=1, le=64)
     out: Path | None = option(None, "JSON file of the scores; default: only print the table.", metavar="FILE")
 
 

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from t2i.data.shapes.captions import meaning, parse
+from t2i.data.swaps import exchanged
+from t2i.errors import InputError
 from t2i.extractors import Extractor, ImageTextExtractor
 from t2i.hardware import device
 from t2i.metrics import METRICS, Features, Metric, find_metric
 from t2i.metrics.clip_score import can_shuffle
 from t2i.metrics.score import ScoreProtocol
 from t2i.names import counted
+from t2i.reader.asked import questions_about_captions
 from t2i.scoring.computation import partners_of
 from t2i.scoring.images.collection import Images
 from t2i.scoring.images.extraction import Evidence, Pass, extract
@@ -89,6 +92,8 @@ def plan(
     """
     extractors = open_extractors(options, device())
     missing = _missing(fake, real, extractors, of_a_run=roles is not None)
+    if options.reader is not None and fake.captions is not None:
+        missing = {**missing, **_unasked(fake.captions, options)}
     chosen = choose_metrics(base, extractors, missing, options, chooser, needed)
     metrics = refuse_or_mark(chosen, roles or {}, options.force)
     _warn(metrics, missing, base, fake, real)
@@ -145,14 +150,16 @@ def _ask_oracle(metrics: Sequence[Metric]) -> bool:
 
 
 def _missing(fake: Images, real: Real, extractors: Sequence[Extractor], of_a_run: bool) -> Missing:
-    """What metrics may need and there is not, and why."""
+    """Things that metrics may need and that are missing, with the reason."""
     captions, missing = fake.captions, dict[tuple[str, str], str]()
     if captions is None:
         why = f"{fake.captioned or 'none'} of {counted(len(fake), 'image')} in {fake.name} have captions"
         why = f"only {why}" if fake.captioned else why
-        missing |= dict.fromkeys((("captions", ""), ("drawn", ""), ("several", "")), why)
+        missing |= dict.fromkeys((("captions", ""), ("drawn", ""), ("exchanged", ""), ("several", "")), why)
     elif odd := next((caption for caption in captions if parse(caption) is None), None):
         missing["drawn", ""] = f"the oracle reads drawn shapes, and caption {odd[:80]!r} asks for something else"
+    if captions is not None and not any(exchanged(captions)):
+        missing["exchanged", ""] = "no caption has two attributes of one kind, as two colours, to exchange"
     if captions is not None:
         meanings = len({meaning(caption) for caption in captions})
         for name, least in ((name, find_metric(name).least_meanings) for name in METRICS):
@@ -173,6 +180,17 @@ def _missing(fake: Images, real: Real, extractors: Sequence[Extractor], of_a_run
                 if why := real.why_not(extractor, features):
                     missing[need, extractor.digest()] = why
     return missing
+
+
+def _unasked(captions: Sequence[str], options: ScoringOptions) -> Missing:
+    """Why there are no questions; nothing where there are."""
+    try:
+        questions_about_captions(captions, options.questions)
+    except InputError as error:
+        if options.questions is not None:
+            raise
+        return {("asked", ""): str(error)}
+    return {}
 
 
 def _warn(metrics: Sequence[Metric], missing: Missing, base: ScoreProtocol, fake: Images, real: Real) -> None:

@@ -11,7 +11,7 @@ from t2i.errors import InputError
 
 @dataclass(frozen=True)
 class NamedProtocol:
-    """A way to score that others can repeat.
+    """Settings of a scoring that others can repeat.
 
     Attributes:
         kind: of the data's address; None: `data` is the whole address.
@@ -78,7 +78,7 @@ PROTOCOLS: dict[str, NamedProtocol] = {
 
 
 def by_name(name: str) -> NamedProtocol:
-    """The protocol of that name.
+    """Returns the protocol of that name.
 
     Raises:
         InputError: there is none.
@@ -89,7 +89,7 @@ def by_name(name: str) -> NamedProtocol:
 
 
 def settle(name: str, given: dict[str, object]) -> dict[str, object]:
-    """The options of a scoring under a protocol: data, split, n, resolution, metrics.
+    """Returns the options of a scoring under a protocol: data, split, n, resolution, metrics.
 
     Args:
         given: the options as typed, None where one was not; and the files of extractors.
@@ -110,7 +110,7 @@ def settle(name: str, given: dict[str, object]) -> dict[str, object]:
         if given.get(option) not in (None, value):
             words = ",".join(value) if isinstance(value, list) else value
             raise InputError(
-                f"--{option} {_words(given[option])} is not of the protocol {name}, which has {words}; drop one of the two"
+                f"--{option} {_words(given[option])} contradicts the protocol {name}, which has {words}; drop one of the two"
             )
     if missing := [file for file in found.files if given.get(file) is None]:
         raise InputError(f"protocol {name} scores {', '.join(found.metrics)}; name the weights with --{missing[0]}")
@@ -124,7 +124,7 @@ def _words(value: object) -> object:
 
 
 def _address(name: str, found: NamedProtocol, data: object) -> str:
-    """The user's data as the protocol reads it."""
+    """Returns the address of the user's data as the protocol reads it."""
     from t2i.data import parse_address
     from t2i.data.address import Address
 

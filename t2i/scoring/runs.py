@@ -14,13 +14,14 @@ import numpy as np
 
 from t2i.data.shapes.oracle import Reading, read
 from t2i.distributed import Ranks
-from t2i.extractors import open_image_text
 from t2i.families import Reconstructs
 from t2i.hardware import device
 from t2i.images import ImageArray
 from t2i.metrics import Features, Metric
 from t2i.metrics.score import Score
-from t2i.pipeline import TextToImagePipeline, trained_with
+from t2i.pipeline import TextToImagePipeline
+from t2i.sampling.reranking import open_chooser
+from t2i.sampling.trained_with import trained_with
 from t2i.scoring.comparison import Samples
 from t2i.scoring.computation import compute, diversity_scores
 from t2i.scoring.images.collection import SHOWN, Images, Tick, dataset_images, silent
@@ -114,7 +115,7 @@ def score_settings(
     own = pipe.manifest["config"]["data"]
     _warn_of_training_captions(options, own)
     asked, real = sides_of_run(options, own)
-    chooser = open_image_text(options.reranker, device()) if options.best_of > 1 else None
+    chooser = open_chooser(options.reranker, device()) if options.best_of > 1 else None
     trials = [Trial(options.target, pipe, asked, variant, chooser) for variant in variants]
     for trial in trials:
         trial.images_at([0])  # a wrong setting is refused now, not after all real images were read
@@ -122,7 +123,10 @@ def score_settings(
     base = trials[0].marked(protocol_of(real, trials[0].images(), options))
     if real is None:
         base = replace(base, data=asked.name, data_digest=asked.digest)
-    roles, digest = trained_with(pipe, options.clip), None if chooser is None else chooser.digest()
+    roles, digest = (
+        trained_with(pipe.text_encoder, pipe.manifest, options.clip),
+        None if chooser is None else chooser.digest(),
+    )
     metrics = plan(base, trials[0].images(), real, options, roles, digest, needed)
     leak = _refuse_leaks(pipe, options, own, asked, real)
     text = caption_features(metrics, asked.captions)

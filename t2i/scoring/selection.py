@@ -11,6 +11,7 @@ from t2i.extractors import Extractor, address_of, open_extractor
 from t2i.metrics import METRICS, Metric, find_metric
 from t2i.metrics.clip_score import refuse_training_encoder
 from t2i.metrics.score import BARE, FID_INCEPTION_DIGEST, ScoreProtocol
+from t2i.reader.judging import JudgingReader, open_judge
 from t2i.scoring.options import ExtractorOptions, ScoringOptions
 
 # (need, or name of a metric; digest of an extractor, or "" for all) -> why there is none
@@ -18,6 +19,7 @@ Missing = Mapping[tuple[str, str], str]
 
 PIXELS = "pixels"
 ALL = "all"  # every metric that can be had
+READ = ("caption-likelihood", "questions")  # metrics by a reader
 FILES = {"inception": "Inception weights", "clip": "a CLIP folder", "dinov2": "a DINOv2 folder"}
 
 
@@ -28,7 +30,9 @@ def open_extractors(options: ExtractorOptions, device: str) -> list[Extractor]:
         InputError: a file is not there or holds something else.
     """
     named = [f"{kind}:{path}" for kind in FILES if (path := getattr(options, kind)) is not None]
-    return [open_extractor(address, options.resize, device) for address in (address_of(options.scorer), *named)]
+    found = [open_extractor(address, options.resize, device) for address in (address_of(options.scorer), *named)]
+    reader = options.reader if isinstance(options, ScoringOptions) else None
+    return found if reader is None else [*found, open_judge(reader, device)]
 
 
 def choose_metrics(
@@ -104,6 +108,8 @@ def _all_metrics(base: ScoreProtocol, extractors: Sequence[Extractor], missing: 
             "text": extractor.clip_name,
             "classes": None if extractor.classes is None else extractor.name,
         }
+        if isinstance(extractor, JudgingReader):
+            labels = extractor.reads
         found += [bound(metric, labels[metric.reads], extractor) for metric in metrics if labels.get(metric.reads)]
     pixels = base.run is not None and ("several", "") not in missing
     return [*found, bound(find_metric("diversity"), PIXELS)] if pixels else found
@@ -195,6 +201,10 @@ def _refusal(
         return (
             f"{options.inception} does not hold the FID Inception of 2015-12-05 (sha256 {FID_INCEPTION_DIGEST[:8]}...), and "
             f"of other weights no score is called {wrong}; name that file, or ask for {other}"
+        )
+    if wrong in READ:
+        return (
+            f"metric {wrong} needs a reader that gives it; name a run of t2i train reader with --reader DIR; {choice}"
         )
     if (kind := _wanted(wrong)) is not None and getattr(options, kind) is None:
         place = "auto, or --inception FILE" if kind == "inception" else "DIR"

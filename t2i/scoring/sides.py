@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from t2i.data import View
+from t2i.data.published.question_files import read_questions
 from t2i.errors import InputError
 from t2i.hardware import device
 from t2i.pipeline import TextToImagePipeline
+from t2i.sampling.prompts import read_prompts
 from t2i.scoring.images.collection import ALL, Images, dataset_images, dataset_partners, prompt_images
 from t2i.scoring.images.reference import Reference, open_reference
 from t2i.scoring.images.sources import open_images
@@ -28,8 +30,10 @@ def sides_of_run(options: ScoreOptions, own: dict[str, Any]) -> tuple[Images, Re
     """
     against, view = options.against, view_of(options, own)
     address, split, n = options.data or own["address"], options.split or "val", options.n
-    if options.prompts is not None:
-        asked = prompt_images(options.prompts, n)
+    prompts = options.prompts or (None if options.data else options.questions)
+    if prompts is not None:
+        every = read_prompts(prompts) if options.prompts else list(read_questions(prompts))
+        asked = prompt_images(prompts, n, every)
         if against is None:
             return asked, None
         return asked, sampled_by(against, asked, options) if is_run(against) else open_real(against, options)
@@ -61,7 +65,7 @@ def sides_of_images(options: ScoreOptions) -> tuple[Images, Real]:
 
 
 def view_of(options: ScoreOptions, own: dict[str, Any]) -> View:
-    """How the real images of a data set are brought to size."""
+    """Returns how the real images of a data set are brought to size."""
     return View(options.resolution or own["resolution"], own["fit"], None, own["split_seed"])
 
 

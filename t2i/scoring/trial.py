@@ -10,11 +10,11 @@ from typing import cast
 
 from t2i import seeding
 from t2i.errors import InputError
-from t2i.extractors import ImageTextExtractor
 from t2i.images import ImageArray
 from t2i.metrics import NO_PROTOCOL
 from t2i.metrics.score import ScoreProtocol, library_versions
 from t2i.pipeline import TextToImagePipeline
+from t2i.sampling.reranking import Chooser, name_of
 from t2i.scoring.images.collection import Images
 from t2i.scoring.options import ScoreOptions
 from t2i.scoring.plan import reranking
@@ -30,7 +30,7 @@ class Trial:
     pipe: TextToImagePipeline
     asked: Images
     options: ScoreOptions
-    chooser: ImageTextExtractor | None
+    chooser: Chooser | None
 
     def marked(self, protocol: ScoreProtocol) -> ScoreProtocol:
         """A protocol with the run and the settings of this way."""
@@ -43,7 +43,7 @@ class Trial:
             guidance=pipe.guidance_scale if options.guidance is None else options.guidance,
             temperature=settings.get("temperature"),
             sampling=json.dumps(settings) if settings else None,
-            reranking=chooser and reranking(options.best_of, chooser.clip_name, chooser.digest()),
+            reranking=chooser and reranking(options.best_of, name_of(chooser), chooser.digest()),
             run=pipe.manifest["config_hash"],
             checkpoint=pipe.manifest["sha256"],
             weights=pipe.chosen,

@@ -21,20 +21,32 @@ if TYPE_CHECKING:
 class TextConfig(Section):
     """The frozen encoder that reads the captions."""
 
-    encoder: Literal["aligned", "bow", "tfidf", "word2vec", "clip", "t5", "bert", "gpt2"] = Field(
+    encoder: Literal["aligned", "bow", "tfidf", "word2vec", "static", "clip", "t5", "bert", "gpt2"] = Field(
         default="aligned", description="name of the text encoder"
     )
     path: str | None = Field(
         default=None,
-        description="local directory or hub id of clip/t5/bert/gpt2, or an align run for `aligned` (null: the encoder of the "
-        "shipped models, for the embedded shapes); classical encoders are fitted on the training captions and take none",
+        description="local directory or hub id of clip/t5/bert/gpt2, or of one that `static` distils, or an align run for "
+        "`aligned` (null: the encoder of the shipped models, for the embedded shapes); classical encoders are fitted on "
+        "the training captions and take none",
     )
     max_tokens: int | None = Field(
         default=None,
         ge=1,
         le=512,
         description="text tokens kept; null: 77 for clip/t5/bert/gpt2 (or their own limit where that is less, or that of a "
-        "sentence-transformers folder), the longest training caption for the classical encoders",
+        "sentence-transformers folder), the longest training caption for the others",
+    )
+    stop_words: Literal["english"] | None = Field(
+        default=None,
+        description="words that bow, tfidf and word2vec leave out: english, scikit-learn's list, which holds above, under "
+        "and two; null: none",
+    )
+    width: int | None = Field(
+        default=None,
+        ge=8,
+        le=1024,
+        description="principal components that `static` keeps, at most what its tower has; null: 128; no other encoder has it",
     )
 
 
@@ -75,11 +87,15 @@ ENCODERS: dict[str, str] = {
     "bow": "t2i.text.classical:BagOfWords",
     "tfidf": "t2i.text.classical:TfIdf",
     "word2vec": "t2i.text.classical:Word2Vec",
+    "static": "t2i.text.static:StaticText",
     "clip": "t2i.text.pretrained:CLIPText",
     "t5": "t2i.text.pretrained:T5Text",
     "bert": "t2i.text.pretrained:BertText",
     "gpt2": "t2i.text.pretrained:GPT2Text",
 }
+
+
+CLASSICAL = ("bow", "tfidf", "word2vec")  # fitted on the training captions
 
 
 def encoder_class(name: str) -> type:
@@ -93,6 +109,13 @@ def fit_encoder(config: TextConfig, captions: Sequence[str]) -> TextEncoder:
     Raises:
         InputError: the path, the model in it, or the captions are unusable.
     """
+    if config.stop_words is not None and config.encoder not in CLASSICAL:
+        raise InputError(
+            f"text.stop_words={config.stop_words} has no effect with text.encoder={config.encoder}, which reads whole sentences; "
+            f"remove it, or take {', '.join(CLASSICAL)}"
+        )
+    if config.width is not None and config.encoder != "static":
+        raise InputError(f"text.width={config.width} has no effect with text.encoder={config.encoder}; remove it")
     return encoder_class(config.encoder).fit(config, captions)
 
 

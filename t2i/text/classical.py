@@ -14,10 +14,11 @@ import hashlib
 import json
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from t2i.errors import InputError, warn_truncated
 from t2i.files import open_regular
 from t2i.names import counted
 from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, writing
+from t2i.text.stop_words import ENGLISH, TELLING
 
 MAX_WORDS = 4096
 MAX_TOKEN_DIM = 256
@@ -45,6 +47,7 @@ def split_words(caption: str) -> list[str]:
 
 
 class _SavedWords(Saved):
+    stop_words: Literal["english"] | None = None
     vocabulary: list[str] = Field(min_length=1)
     weights: list[FiniteFloat] | None = None  # None: the word vectors are in a safetensors file beside it
 
@@ -53,12 +56,13 @@ class _WordEncoder:
     """A table with one token row a word; subclasses fit the rows and pool a caption."""
 
     name: str
+    stop_words: Literal["english"] | None = None  # words that were left out on purpose
 
     def __init__(self, vocabulary: Sequence[str], rows_VD: Matrix, pooled_dim: int, max_tokens: int):
         self.vocabulary = list(vocabulary)
         self.max_tokens = max_tokens
         self.token_dim, self.pooled_dim = rows_VD.shape[1], pooled_dim
-        self._rows_VD = rows_VD
+        self.rows_VD = rows_VD
         self._row_of = {word: row for row, word in enumerate(self.vocabulary)}
 
     def _pool(self, rows: NDArray[np.int64]) -> Matrix:
@@ -79,7 +83,7 @@ class _WordEncoder:
             truncated += len(rows) > self.max_tokens
             kept = np.array(rows[: self.max_tokens], dtype=np.int64)
             if len(kept):
-                tokens_BTD[i, : len(kept)] = self._rows_VD[kept]
+                tokens_BTD[i, : len(kept)] = self.rows_VD[kept]
                 mask_BT[i, : len(kept)] = True
                 pooled_BP[i] = self._pool(kept)
         warn_truncated(truncated, self.name, self.max_tokens)
@@ -88,33 +92,33 @@ class _WordEncoder:
     def unknown_words(self, captions: Sequence[str]) -> list[str]:
         """The words that have no row, each once."""
         words = dict.fromkeys(word for caption in captions for word in split_words(caption))
-        return [word for word in words if word not in self._row_of]
+        left_out = ENGLISH if self.stop_words else ()
+        return [word for word in words if word not in self._row_of and word not in left_out]
 
     def digest(self) -> str:
         """Returns the sha256 of the name, the vocabulary, the token rows and the length limit."""
         head = json.dumps([self.name, "words/1", self.max_tokens, self.vocabulary])
-        return hashlib.sha256(head.encode() + np.ascontiguousarray(self._rows_VD, dtype="<f4").tobytes()).hexdigest()
+        return hashlib.sha256(head.encode() + np.ascontiguousarray(self.rows_VD, dtype="<f4").tobytes()).hexdigest()
 
 
 class _WeightedWords(_WordEncoder):
     """Counts of words times one weight a word."""
 
     def __init__(self, vocabulary: Sequence[str], weights: Sequence[float], max_tokens: int):
-        self._weights_V = np.array(weights, dtype=np.float64)
-        super().__init__(vocabulary, _word_rows(vocabulary, self._weights_V), len(vocabulary), max_tokens)
+        self.weights_V = np.array(weights, dtype=np.float64)
+        super().__init__(vocabulary, _word_rows(vocabulary, self.weights_V), len(vocabulary), max_tokens)
 
     def _pool(self, rows: NDArray[np.int64]) -> Matrix:
-        weighted_V = np.bincount(rows, minlength=len(self.vocabulary)) * self._weights_V
+        weighted_V = np.bincount(rows, minlength=len(self.vocabulary)) * self.weights_V
         return (weighted_V / max(float(np.linalg.norm(weighted_V)), 1e-12)).astype(np.float32)
 
     @classmethod
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
         """Fits the vocabulary and the weights; raises InputError when the captions hold no word."""
-        _check_fittable(config, captions)
+        sentences = _sentences(config, captions)
         counts: Counter[str] = Counter()
         captions_with: Counter[str] = Counter()
-        for caption in captions:
-            words = split_words(caption)
+        for words in sentences:
             counts.update(words)
             captions_with.update(set(words))
         vocabulary = sorted(counts)
@@ -122,7 +126,9 @@ class _WeightedWords(_WordEncoder):
             order = (-np.array([counts[word] for word in vocabulary])).argsort()[:MAX_WORDS]
             vocabulary = [vocabulary[row] for row in np.sort(order)]
         weights = [cls._weight(captions_with[word], len(captions)) for word in vocabulary]
-        return cls(vocabulary, weights, config.max_tokens or _longest(captions))
+        encoder = cls(vocabulary, weights, config.max_tokens or _longest(sentences))
+        encoder.stop_words = config.stop_words
+        return encoder
 
     @staticmethod
     def _weight(captions_with: int, captions: int) -> float:
@@ -132,10 +138,14 @@ class _WeightedWords(_WordEncoder):
     def save(self, directory: Path) -> None:
         """Writes encoder.json: vocabulary and weights."""
         saved = _SavedWords(
-            encoder=self.name, max_tokens=self.max_tokens, vocabulary=self.vocabulary, weights=self._weights_V.tolist()
+            encoder=self.name,
+            max_tokens=self.max_tokens,
+            vocabulary=self.vocabulary,
+            weights=self.weights_V.tolist(),
+            stop_words=self.stop_words,
         )
         with writing(directory):
-            (directory / SAVED).write_text(saved.model_dump_json(), encoding="utf-8")
+            (directory / SAVED).write_text(_written(saved), encoding="utf-8")
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -143,7 +153,9 @@ class _WeightedWords(_WordEncoder):
         saved = read_saved(directory, _SavedWords)
         if saved.weights is None or len(saved.weights) != len(saved.vocabulary):
             raise InputError(f"{directory / SAVED} is damaged: it needs one weight a word; save the run again")
-        return cls(saved.vocabulary, saved.weights, saved.max_tokens)
+        encoder = cls(saved.vocabulary, saved.weights, saved.max_tokens)
+        encoder.stop_words = saved.stop_words
+        return encoder
 
 
 class BagOfWords(_WeightedWords):
@@ -175,30 +187,33 @@ class Word2Vec(_WordEncoder):
         super().__init__(vocabulary, vectors_VD, vectors_VD.shape[1], max_tokens)
 
     def _pool(self, rows: NDArray[np.int64]) -> Matrix:
-        return self._rows_VD[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
+        return self.rows_VD[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
 
     @classmethod
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
         """Trains the vectors; raises InputError when the captions hold no word."""
         from t2i.text.skip_gram import word_vectors
 
-        _check_fittable(config, captions)
-        sentences = [split_words(caption) for caption in captions]
+        sentences = _sentences(config, captions)
         counts = Counter(word for words in sentences for word in words)
         vocabulary = [word for word, _ in counts.most_common()]
         row_of = {word: row for row, word in enumerate(vocabulary)}
-        rows = [np.array([row_of[word] for word in words], dtype=np.int64) for words in sentences]
+        rows = [np.array([row_of[word] for word in words], dtype=np.int64) for words in sentences if words]
         vectors_VD = word_vectors(rows, np.array([counts[word] for word in vocabulary]), WORD2VEC_DIM)
-        return cls(vocabulary, vectors_VD, config.max_tokens or _longest(captions))
+        encoder = cls(vocabulary, vectors_VD, config.max_tokens or _longest(sentences))
+        encoder.stop_words = config.stop_words
+        return encoder
 
     def save(self, directory: Path) -> None:
         """Writes encoder.json (vocabulary) and vectors.safetensors."""
         from safetensors.numpy import save
 
-        saved = _SavedWords(encoder=self.name, max_tokens=self.max_tokens, vocabulary=self.vocabulary)
+        saved = _SavedWords(
+            encoder=self.name, max_tokens=self.max_tokens, vocabulary=self.vocabulary, stop_words=self.stop_words
+        )
         with writing(directory):
-            (directory / "vectors.safetensors").write_bytes(save({"vectors": np.ascontiguousarray(self._rows_VD)}))
-            (directory / SAVED).write_text(saved.model_dump_json(), encoding="utf-8")
+            (directory / "vectors.safetensors").write_bytes(save({"vectors": np.ascontiguousarray(self.rows_VD)}))
+            (directory / SAVED).write_text(_written(saved), encoding="utf-8")
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -217,7 +232,14 @@ class Word2Vec(_WordEncoder):
             raise InputError(f"{path} does not fit the vocabulary in {SAVED}; save the run again")
         if not np.isfinite(vectors_VD).all():
             raise InputError(f"{path} has vectors that are not finite; save the run again")
-        return cls(saved.vocabulary, vectors_VD, saved.max_tokens)
+        encoder = cls(saved.vocabulary, vectors_VD, saved.max_tokens)
+        encoder.stop_words = saved.stop_words
+        return encoder
+
+
+def _written(saved: _SavedWords) -> str:
+    """Its JSON, without a key that encoders of earlier versions have not, where it says nothing."""
+    return saved.model_dump_json(exclude=None if saved.stop_words else {"stop_words"})
 
 
 def _word_rows(vocabulary: Sequence[str], weights_V: NDArray[np.float64]) -> Matrix:
@@ -228,17 +250,34 @@ def _word_rows(vocabulary: Sequence[str], weights_V: NDArray[np.float64]) -> Mat
     return (weights_V[:, None] * directions_VD).astype(np.float32)
 
 
-def _check_fittable(config: TextConfig, captions: Sequence[str]) -> None:
+def _sentences(config: TextConfig, captions: Sequence[str]) -> list[list[str]]:
+    """Returns the words of each caption that an encoder is fitted on.
+
+    Raises:
+        InputError: a path is named, or there is no word.
+    """
     if config.path is not None:
         raise InputError(
             f"text.path={config.path!r} has no effect with text.encoder={config.encoder}, which is fitted on the training "
             "captions; remove it"
         )
-    if not any(_WORD.search(caption) for caption in captions):
+    sentences = [split_words(caption) for caption in captions]
+    if config.stop_words is not None:
+        telling = Counter(word for words in sentences for word in words if word in TELLING)
+        if telling:
+            named = ", ".join(f"{word} ({count:,})" for word, count in telling.most_common(6))
+            warnings.warn(
+                f"text.stop_words={config.stop_words} leaves out words that say what an image shows: {named}; "
+                "remove it to keep them",
+                stacklevel=3,
+            )
+        sentences = [[word for word in words if word not in ENGLISH] for words in sentences]
+    if not any(sentences):
         raise InputError(
             f"text.encoder={config.encoder} found no word in {counted(len(captions), 'caption')}; check the data"
         )
+    return sentences
 
 
-def _longest(captions: Sequence[str]) -> int:
-    return min(MOST_TOKENS, max(FEWEST_TOKENS, max(len(split_words(caption)) for caption in captions)))
+def _longest(sentences: Sequence[Sequence[str]]) -> int:
+    return min(MOST_TOKENS, max(FEWEST_TOKENS, max(map(len, sentences))))

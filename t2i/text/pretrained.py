@@ -19,7 +19,7 @@ are padded on the right to one of a few lengths and to a fixed number of rows: a
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -27,12 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from t2i.align.tokenizer import length_batches
 from t2i.errors import InputError, warn_truncated
 from t2i.pretrained import (
     HOLDS,
     ModelFolder,
     find_folder,
-    length_batches,
     load_config,
     load_model,
     load_text_tokenizer,
@@ -40,6 +40,7 @@ from t2i.pretrained import (
     quiet,
 )
 from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, writing
+from t2i.text.pooling import POOLINGS
 from t2i.text.sentences import read_rules
 
 DEFAULT_TOKENS = 77  # CLIP's limit; captions are short, and 512 token states a caption would fill the disk
@@ -47,12 +48,11 @@ ROWS = {"cpu": 8, "cuda": 64}  # captions in one forward pass
 
 
 class ReadingRules(NamedTuple):
-    """How captions are read and pooled."""
+    """Rules for reading and pooling captions."""
 
     max_tokens: int
-    pooling: tuple[
-        str, ...
-    ] = ()  # keys of POOLINGS, joined, `unit` last where the result is normalised; empty: its own
+    # keys of POOLINGS, joined, `unit` last where the result is normalised; empty: its own
+    pooling: tuple[str, ...] = ()
     lower_case: bool = False
 
 
@@ -72,7 +72,7 @@ class _Pretrained:
     def __init__(self, tower: nn.Module, tokenizer: Any, reading: ReadingRules):
         self.tower = tower
         self.tokenizer = tokenizer
-        self._reading = reading
+        self.reading = reading
         self.max_tokens = reading.max_tokens
         self.token_dim: int = self._config.hidden_size
         self.pooled_dim: int = self.token_dim * max(1, len(set(reading.pooling) - {"unit"}))
@@ -156,7 +156,7 @@ class _Pretrained:
         Captions over `max_tokens` are cut by the tokenizer, which keeps the closing special token; one warning counts
         them. A caption without tokens (GPT-2's empty one) is read as the padding token alone, which is its end-of-text.
         """
-        ids_BT, mask_BT, truncated = self._tokenize(list(captions))
+        ids_BT, mask_BT, truncated = self.tokenize(list(captions))
         warn_truncated(truncated, self.name, self.max_tokens)
         tokens_BTD = torch.zeros(len(captions), self.max_tokens, self.token_dim)
         pooled_BP = torch.zeros(len(captions), self.pooled_dim)
@@ -167,15 +167,12 @@ class _Pretrained:
             pooled_BP[rows[:count]] = pooled[:count].cpu()
         return TextFeatures(tokens_BTD.mul_(mask_BT[:, :, None]), mask_BT, pooled_BP)
 
-    def _tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor, int]:
+    def tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor, int]:
         """Returns ids [B, T], mask [B, T], and how many captions were cut."""
         if not captions:
-            return (
-                torch.zeros(0, self.max_tokens, dtype=torch.long),
-                torch.zeros(0, self.max_tokens, dtype=torch.bool),
-                0,
-            )
-        if self._reading.lower_case:
+            none = torch.zeros(0, self.max_tokens, dtype=torch.long)
+            return none, none.bool(), 0
+        if self.reading.lower_case:
             captions = [caption.lower() for caption in captions]
         whole = self.tokenizer(captions, truncation=False, verbose=False)["input_ids"]
         batch = self.tokenizer(
@@ -188,9 +185,13 @@ class _Pretrained:
     @torch.no_grad()
     def _forward(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(ids_BT.device.type, enabled=False):  # float32 also inside a training step in bf16
-            output = self.tower(input_ids=ids_BT, attention_mask=mask_BT.long())
+            return self.read(ids_BT, mask_BT)
+
+    def read(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns token states, those of padding too, and the pooled vector of ids on the tower's device."""
+        output = self.tower(input_ids=ids_BT, attention_mask=mask_BT.long())
         states = output.last_hidden_state
-        rules = self._reading.pooling
+        rules = self.reading.pooling
         if not rules:
             return states, self._pool(output, mask_BT)
         pooled = torch.cat([POOLINGS[rule](states, mask_BT) for rule in rules if rule != "unit"], dim=1)
@@ -198,6 +199,19 @@ class _Pretrained:
 
     def _pool(self, output: Any, mask_BT: Tensor) -> Tensor:
         return POOLINGS[self.pooling.partition("/")[0]](output.last_hidden_state, mask_BT)
+
+    @property
+    def lower_case(self) -> bool:
+        """True where captions are read in lower case, beside what the tokenizer does."""
+        return self.reading.lower_case
+
+    def pooled_of(self, ids_B: Tensor) -> Tensor:
+        """Returns the pooled vectors [B, P] of single tokens, each read alone between the special tokens."""
+        framed, plain = (self.tokenizer("a", add_special_tokens=which)["input_ids"] for which in (True, False))
+        before = framed[: framed.index(plain[0])]
+        after = framed[len(before) + len(plain) :]
+        ids_BT = torch.tensor([[*before, token, *after] for token in ids_B.tolist()])
+        return self._forward(ids_BT.to(self.device), torch.ones_like(ids_BT, dtype=torch.bool).to(self.device))[1].cpu()
 
     def digest(self) -> str:
         """Returns the sha256 of the weights, the decisive config keys, the tokenizer, the length limit and the pooling rule."""
@@ -208,7 +222,7 @@ class _Pretrained:
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         for key in ("padding", "truncation"):  # traces of the last call
             tokenizer.pop(key, None)
-        _, rules, lower_case = self._reading
+        _, rules, lower_case = self.reading
         pooling = "+".join([*rules, *["lower"] * lower_case]) + "/1" if rules or lower_case else self.pooling
         head = [self.name, pooling, self.max_tokens, decisive, tokenizer, self.tokenizer.pad_token_id]
         sha = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
@@ -219,7 +233,7 @@ class _Pretrained:
 
     def save(self, directory: Path) -> None:
         """Writes encoder.json and a copy of tower and tokenizer into `directory/tower`."""
-        _, rules, lower_case = self._reading
+        _, rules, lower_case = self.reading
         saved = _SavedTower(encoder=self.name, max_tokens=self.max_tokens, pooling=rules, lower_case=lower_case)
         with writing(directory), quiet():
             self.tower.save_pretrained(directory / "tower")  # pyright: ignore[reportCallIssue]
@@ -295,48 +309,25 @@ class GPT2Text(_Pretrained):
     pooling = "last/1"
 
 
+def load_tower(path: str) -> _Pretrained:
+    """Returns the encoder that reads the tower at a path, whichever kind it is.
+
+    Raises:
+        InputError: no folder, hub id or tower that is read here.
+    """
+    label = f"text.path={path!r}"
+    root = find_folder(path, label)
+    rules = read_rules(root)
+    kinds = {kind: reader for reader in _Pretrained.__subclasses__() for kind in reader.model_types}
+    known = "; ".join(f"{reader.name}: {', '.join(reader.model_types)}" for reader in _Pretrained.__subclasses__())
+    folder = open_folder(rules.tower if rules else root, label, kinds, lambda found: f"none of {known}; name another")
+    reader = kinds[folder.config["model_type"]]
+    return reader.fit(TextConfig.model_validate({"encoder": reader.name, "path": path}), [])
+
+
 def _limit(config: Any) -> int | None:
     """Returns the most tokens that a tower reads; None: relative positions, no limit."""
     limit = getattr(config, "max_position_embeddings", None)
     if limit and config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         return limit - config.pad_token_id - 1  # their positions are counted from there
     return limit
-
-
-# ---- pooling: states [B, T, D] and mask [B, T] -> [B, D] ------------------------------------------------------------
-
-
-def _mean(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    weights_BT1 = mask_BT[:, :, None].to(states_BTD.dtype)
-    return (states_BTD * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1)
-
-
-def _mean_sqrt_len(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    return _mean(states_BTD, mask_BT) * mask_BT.sum(dim=1, keepdim=True).sqrt()
-
-
-def _weighted_mean(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """Later tokens weigh more: the k-th of a caption k times (Muennighoff, 2022)."""
-    weights_BT1 = (mask_BT * torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device))[:, :, None].to(
-        states_BTD.dtype
-    )
-    return (states_BTD * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1)
-
-
-def _max(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    return states_BTD.masked_fill(~mask_BT[:, :, None], float("-inf")).amax(dim=1)
-
-
-def _last(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    last_B = mask_BT.sum(dim=1) - 1
-    return states_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
-
-
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cls": lambda states_BTD, mask_BT: states_BTD[:, 0],
-    "mean": _mean,
-    "mean_sqrt_len": _mean_sqrt_len,
-    "weighted_mean": _weighted_mean,
-    "max": _max,
-    "last": _last,
-}

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from t2i.errors import InputError
-from t2i.files import read_json
-from t2i.pretrained import check_file
+from t2i.files import check_file, read_json
 
 # names of the switches in 1_Pooling/config.json without `pooling_mode_` -> our rule (t2i.text.pretrained.POOLINGS)
 _POOLINGS = {

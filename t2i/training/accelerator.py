@@ -27,7 +27,7 @@ ROLL_SECONDS, FAR_ROLL_SECONDS = 45, 600  # that a process waits for the others 
 
 
 def make_accelerator(config: TrainConfig, directory: Path, family: str) -> Accelerator:
-    """What the config asks for, `auto` resolved.
+    """Returns the Accelerator that the config asks for, `auto` resolved.
 
     Raises:
         InputError: the device or the tracker is not there, or the processes were not started as they must be.
@@ -109,9 +109,7 @@ def _refuse_lonely(family: str) -> None:
             f"{found[0]} is {found[1]}, and processes that mpirun or srun starts do not find each other here; start with: "
             f"torchrun --nproc_per_node {found[1]} -m t2i.cli train {family} ..."
         )
-    words = accelerate_words()
-    asked = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--num_processes", "--num-processes")]
-    asked += [word.partition("=")[2] for word in words if word.startswith(("--num_processes=", "--num-processes="))]
+    asked = _asked_of_accelerate("num_processes")
     if any(number.isdecimal() and int(number) > 1 for number in asked):
         raise InputError(
             f"`accelerate launch` was asked for {asked[-1]} processes and has started one (on CPUs it takes --multi_gpu for "
@@ -119,8 +117,15 @@ def _refuse_lonely(family: str) -> None:
         )
 
 
+def _asked_of_accelerate(option: str) -> list[str]:
+    """The values of an option of the `accelerate launch` that started this process."""
+    words, names = accelerate_words(), (f"--{option}", f"--{option.replace('_', '-')}")
+    found = [words[i + 1] for i, word in enumerate(words[:-1]) if word in names]
+    return found + [word.partition("=")[2] for word in words if word.partition("=")[0] in names and "=" in word]
+
+
 _LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "PMIX_SIZE")
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS")
 _HIDDEN = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "OMPI_COMM_WORLD_", "PMI_", "MV2_COMM_WORLD_")
 _OTHER_WAYS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP", "PARALLELISM_CONFIG", "SAGEMAKER")
 
@@ -147,6 +152,9 @@ def _without_others_settings(config: TrainConfig, precision: str) -> Iterator[No
         # what `accelerate launch` sets by itself asks for nothing
         if os.environ.get(name, "no").lower() not in ("no", value):
             warnings.warn(f"{name}={os.environ[name]} is ignored: the config decides; set {key}", stacklevel=4)
+    # which `accelerate launch` hands on to DeepSpeed alone
+    if (asked := _asked_of_accelerate(key := "gradient_accumulation_steps")) and asked[-1] != str(getattr(config, key)):
+        warnings.warn(f"--{key} {asked[-1]} of accelerate is ignored: the config decides; set {key}", stacklevel=4)
     hidden = {name: value for name, value in os.environ.items() if name.startswith(_HIDDEN)}
     for name in hidden:
         del os.environ[name]

@@ -1,4 +1,4 @@
-"""What the programs that train on captions share: the run's own frozen networks, and the features of all its captions."""
+"""The frozen networks that a run keeps copies of, and the features of all its captions."""
 
 import hashlib
 import shutil
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2i.data import Dataset
+from t2i.data import NO_CAPTION, Dataset
 from t2i.data.loader import choose_captions
 from t2i.files import read_regular, write_text
 from t2i.text import TextConfig, TextEncoder, fit_encoder, load_encoder
@@ -23,13 +23,18 @@ class Captions(NamedTuple):
     """All training captions, flat, with their features."""
 
     text: CachedText
-    first: np.ndarray  # index of the first caption of each picture
+    first: np.ndarray  # index of the first caption of each image
     same: Tensor  # one number for each different caption
     flat: list[str]
+    said: np.ndarray  # indices of those that are no NO_CAPTION
 
     def chosen(self, dataset: Dataset, rows: np.ndarray, sample_ids: np.ndarray, seed: int) -> np.ndarray:
-        """Index of the caption that each sample trains on: one of its picture's, a function of (seed, sample id)."""
+        """Index of the caption that each sample trains on: one of its image's, a function of (seed, sample id)."""
         return np.array([self.first[row] + k for row, k in choose_captions(dataset, rows, sample_ids, seed)])
+
+    def are_said(self, index: np.ndarray) -> np.ndarray:
+        """Returns False where the caption of that index is NO_CAPTION."""
+        return np.array([self.flat[i] != NO_CAPTION for i in index.tolist()])
 
 
 class Frozen(Protocol):
@@ -52,7 +57,7 @@ def own_copy(
     """Returns the frozen network that the run keeps in its folder `name`: made and saved at the start, read on resume.
 
     Args:
-        path: the config's `name.path`. When it is spelled otherwise than at the start, what lies there must be the same.
+        path: the config's `name.path`. When it is spelled otherwise than at the start, the network there must be the same.
 
     Raises:
         InputError: on every rank, when it is not the network that the run was started with; nothing is overwritten.
@@ -103,7 +108,7 @@ def own_vocabulary(run: Run, name: str, fit: Callable[[], str]) -> str:
 
 def prepare_text(config: TextConfig, train: Dataset, run: Run) -> TextEncoder:
     """Returns the run's own encoder: the one saved in it, or a new one that is saved now."""
-    flat = [caption for options in train.captions for caption in options]
+    flat = [caption for options in train.captions for caption in options if caption != NO_CAPTION]
     return own_copy(
         run, "text", config.path, lambda: fit_encoder(config, flat), lambda e, folder: e.save(folder), load_encoder
     )
@@ -121,4 +126,5 @@ def prepare_captions(encoder: TextEncoder, train: Dataset, run: Run, tokens: boo
     run.say(f"features of captions: {text.hits:,} from the cache, {text.misses:,} encoded now")
     number = {caption: i for i, caption in enumerate(dict.fromkeys(flat))}
     first = np.cumsum([0, *(len(options) for options in train.captions)])[:-1]
-    return Captions(text, first, torch.tensor([number[caption] for caption in flat]), flat)
+    said = np.array([i for i, caption in enumerate(flat) if caption != NO_CAPTION], dtype=np.int64)
+    return Captions(text, first, torch.tensor([number[caption] for caption in flat]), flat, said)

@@ -164,7 +164,7 @@ class Journal:
             with suppress(OSError):
                 self._progress.stop()
             self._progress = None
-        with suppress(OSError):  # what could not be flushed was told of
+        with suppress(OSError):  # a failure to flush was reported before
             self._file.close()
 
 

@@ -1,4 +1,4 @@
-"""What a training loop needs beside its run: the averaged weights, the learning rate, the guard against broken steps."""
+"""Averaged weights, the learning rate, and the guard against broken steps."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -102,6 +102,9 @@ class NonFiniteGuard:
         )
 
 
+Schedule = Callable[[int, int], float]  # (step, steps of the run) -> learning rate
+
+
 def learning_rate(step: int, total: int, base: float, warmup: int, final_factor: float = 0.0) -> float:
     """Linear warm-up over `warmup` steps, then a cosine from `base` to `base * final_factor` at step `total`."""
     if step < warmup:
@@ -114,6 +117,17 @@ def set_learning_rate(optimizer: Optimizer, value: float) -> None:
     """The same learning rate for every group."""
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """Returns the parameters of a module that are not frozen."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def require_gradients(parameters: Sequence[nn.Parameter], needed: bool) -> None:
+    """Has autograd compute the gradients of parameters, or leave them out while another network learns."""
+    for parameter in parameters:
+        parameter.requires_grad_(needed)
 
 
 def gradient_norm(module: nn.Module) -> Tensor:

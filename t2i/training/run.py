@@ -1,33 +1,14 @@
 """The steps of a training run: counted, judged, logged, saved, resumed.
 
-A program's loop:
-
-    with Run(directory, config, "cgan") as run:
-        run.register("model", model)
-        run.register("optimizer", optimizer)
-        run.resume()
-        loader = Loader(train, config.train_batch_size, config.seed, *run.position)
-        for batches in run.steps(loader, optimizer):
-            if run.due(config.checkpointing_steps):
-                run.save()
-            batches = list(batches)
-            if not batches:  # the run is done, or stopped by a signal
-                break
-            for batch in run.accumulate(model, batches):
-                loss = ...
-                run.accelerator.backward(loss)
-            if run.judge(loss):
-                optimizer.step()
-            optimizer.zero_grad()
-            run.note({"loss": loss})
+`train/align.py` is the shortest program that uses it.
 """
 
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,30 +20,18 @@ from t2i.data.loader import LoadingEnded
 from t2i.errors import InputError
 from t2i.seeding import derive
 from t2i.training.directory import STOPPED, tell_of_death, write_stopped
-from t2i.training.optimization import FINAL_RATE, NonFiniteGuard, learning_rate, set_learning_rate
+from t2i.training.optimization import FINAL_RATE, NonFiniteGuard, Schedule, learning_rate, set_learning_rate
 from t2i.training.progress import Progress, tell_of_end, tell_of_start
-from t2i.training.session import Session
+from t2i.training.session import MicroBatch, Session
 from t2i.training.state.checks import warn_of_batch, warn_of_rounding
 from t2i.training.stopping.ending import Ending
 
 RESUME_ME = 85  # exit status of a run that a signal stopped and that the same command continues
-
-
-class MicroBatch(Protocol):
-    """One micro-batch; `sample_ids` are the positions of its images since the start of training."""
-
-    @property
-    def sample_ids(self) -> Any: ...
-
-
 B = TypeVar("B", bound=MicroBatch)
 
 
-Schedule = Callable[[int, int], float]  # (step, steps of the run) -> learning rate
-
-
 class Run(Session):
-    """A training run in one directory; see the top of this file for its use.
+    """A training run in one directory.
 
     Attributes:
         step: optimizer steps done. images_seen: over all processes, in those steps.
@@ -83,8 +52,7 @@ class Run(Session):
         self._started, self._seconds_before = time.monotonic(), 0.0
         self._ending.start_budget(self._seconds_before)
         self._over = self._closed = False
-        self._rate = 0.0  # learning rate of the step
-        self._sample_ids: list[int] = []  # of the step's first micro-batch
+        self._rate, self._sample_ids = 0.0, []  # of the step: learning rate, samples of the first micro-batch
         torch.manual_seed(derive(config.seed, "init"))  # networks are made next, alike on every rank
 
     # ---- the life of a run ------------------------------------------------------------------------------------------
@@ -94,8 +62,7 @@ class Run(Session):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self.close()
-            return
+            return self.close()
         try:
             # refused before its first step: the corrected command must find the directory as it was
             if issubclass(kind, InputError) and not self.step and self.is_new and self._lock:
@@ -109,9 +76,9 @@ class Run(Session):
 
     def close(self) -> None:
         """Saves what is not saved and frees the directory; after a signal it then raises SystemExit(85)."""
+        vanished = ""
         if self._closed:
             return
-        vanished = ""
         try:
             self._agree()
             if self.step != self._checkpoints.saved_step:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,13 @@ T = TypeVar("T")
 
 
 M = TypeVar("M", bound=nn.Module)
+
+
+class MicroBatch(Protocol):
+    """A batch that a loader yields; `sample_ids` are the positions of its images since the start of training."""
+
+    @property
+    def sample_ids(self) -> Any: ...
 
 
 class Session:
@@ -64,6 +71,8 @@ class Session:
         self._tracking = Tracking(self.accelerator, config.report_to, self.directory)
         self._newest = self.on_main(self._open)
         self.is_new = self._newest is None
+        if self._newest is not None and "init" in self._newest[1]:
+            self.extra["init"] = self._newest[1]["init"]
         self.identity = Identity(self.directory, self.ranks, None if self._newest is None else self._newest[1])
 
     def _open(self) -> tuple[Path, dict[str, Any]] | None:
@@ -154,7 +163,7 @@ class Session:
         }
 
     def arithmetic(self) -> dict[str, Any]:
-        """What decides how sums are rounded, and nothing else of a run."""
+        """Returns what decides how sums are rounded, and nothing else of a run."""
         threads = {"threads": torch.get_num_threads()} if self.device.type == "cpu" else {}
         precision = {"device": self.device.type, "mixed_precision": self.accelerator.mixed_precision}
         return precision | {"compile": self.config.compile} | threads

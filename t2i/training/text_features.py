@@ -146,7 +146,7 @@ def encode_cached(
 
 
 class _Form(NamedTuple):
-    """What every shard of one folder must look like."""
+    """The layout that every shard of one folder must have."""
 
     key: str
     dtype: torch.dtype

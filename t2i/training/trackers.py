@@ -116,9 +116,9 @@ def refuse_missing(name: str) -> None:
 
 
 class Tracking:
-    """What a run tells its tracker; nothing with `report_to=none`.
+    """Reports of a run to its tracker; none with `report_to=none`.
 
-    A tracker that fails later, as without a network, is warned of once and told no more: the run and its journal go on.
+    A tracker that fails later, as without a network, is warned of once and then left out: the run and its journal go on.
 
     Args:
         accelerator: made with `log_with` of that name.
@@ -179,4 +179,4 @@ class Tracking:
         except Exception as error:
             self._on = False
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            warnings.warn(f"tracker {self._name} failed and is told no more ({reason})", stacklevel=4)
+            warnings.warn(f"tracker {self._name} failed and is left out from now on ({reason})", stacklevel=4)

@@ -1,6 +1,6 @@
-"""What a run is trained on, noted once in its directory, so that `t2i.scoring.leaks` can tell what is held out.
+"""The record of a run's training data, written once in its directory: `t2i.scoring.leaks` checks held-out data against it.
 
-Of each training picture `trained_on.safetensors` keeps a hash of its captions, one of its pixels, and how it looks
+For each training image `trained_on.safetensors` keeps a hash of its captions, one of its pixels, and how it looks
 (`t2i.data.phash`): 72 bytes and no more than that can be read back. Drawn shapes are named by their ids, which decide
 their pixels, so they are not drawn for this.
 """
@@ -9,9 +9,12 @@ import hashlib
 import json
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from t2i.cache import cache_dir
-from t2i.data import DataConfig, Dataset, open_dataset, parse_address
+from t2i.data import NO_CAPTION, DataConfig, Dataset, open_dataset, parse_address
+from t2i.data.mixture import members_of
 from t2i.data.phash import Signatures, signatures
 from t2i.errors import InputError
+from t2i.families import Source
 from t2i.files import new_file, open_regular
 from t2i.images import TRANSFORM, BrokenImage, ImageArray
 from t2i.trained import RECORD
@@ -33,19 +38,19 @@ if TYPE_CHECKING:
     from t2i.training.run import Run
 
 SCHEMA = 1
-CHUNK = 256  # pictures decoded at once
+CHUNK = 256  # images decoded at once
 _ENDS = re.compile(r"^[\W_]+|[\W_]+$")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a model was trained on.
+    """The record of a model's training data.
 
     Attributes:
         captions, pixels: uint64, sorted, each once.
-        shared: the share of captions that stand with two training pictures or more; of a caption of a new picture of the same
-            kind, the probability that a training picture bears it too.
-        data: of each data set its address, split, number of pictures and fingerprint.
+        shared: the share of captions that belong to two training images or more; for a caption of a new image of the same
+            kind, the probability that a training image bears it too.
+        data: of each data set its address, split, number of images and fingerprint.
     """
 
     captions: NDArray[np.uint64]
@@ -83,7 +88,7 @@ def caption_hashes(captions: Iterable[str]) -> NDArray[np.uint64]:
 
 
 def pixel_hashes(images_BHWC: Sequence[ImageArray] | ImageArray) -> NDArray[np.uint64]:
-    """[B] of decoded pictures: the same for a lossless copy in another format."""
+    """[B] of decoded images: the same for a lossless copy in another format."""
     return _array(_hash64(repr(image.shape).encode() + image.tobytes()) for image in images_BHWC)
 
 
@@ -96,7 +101,7 @@ def _array(numbers: Iterable[int]) -> NDArray[np.uint64]:
 
 
 def join(parts: Sequence[Signatures]) -> Signatures:
-    """The pictures of all, one after another."""
+    """The images of all, one after another."""
     return Signatures(
         np.concatenate([part.hashes_N for part in parts]), np.concatenate([part.colors_ND for part in parts])
     )
@@ -111,7 +116,13 @@ def _unique(some: Signatures) -> Signatures:
 # ---- the record of a run -------------------------------------------------------------------------------------------
 
 
-def remember(run: "Run", train: Dataset, data: DataConfig, built_on: Iterable[str | None] = ()) -> None:
+def remember(
+    run: "Run",
+    train: Dataset,
+    data: DataConfig,
+    built_on: Iterable[str | None] = (),
+    start: Source | None = None,
+) -> None:
     """Notes in the run's directory what it is trained on, unless that is known. Call it first, and on every rank.
 
     A resumed run is refused here when its data has changed.
@@ -120,8 +131,17 @@ def remember(run: "Run", train: Dataset, data: DataConfig, built_on: Iterable[st
         data: what `train` was opened with.
         built_on: runs whose models take part in this one (tokenizer, text encoder, guide); what these were trained on
             counts too, where they tell. Other paths, and None, are passed over.
+        start: what its weights come from, whose data counts likewise.
     """
     paths = [Path(place) / RECORD for place in built_on if place is not None]
+    if start is not None:
+        paths.append(start.place / RECORD)
+        if run.is_main and not paths[-1].exists():
+            warnings.warn(
+                f"init_from {start.address} has no record of its training data ({RECORD} is missing), so scores of this run may "
+                "be of images that it has seen",
+                stacklevel=2,
+            )
     progress = now_and_then(run.say, "reading the training images, for later tests of what is held out")
     run.identity.keep_data(train)
     run.on_main(lambda: _remember(run.directory / RECORD, train, data, paths, progress))
@@ -134,29 +154,42 @@ def _remember(
     built_on: Iterable[Path],
     progress: Callable[[int, int], None],
 ) -> None:
-    fingerprint = train.fingerprint()
     before = read_record(path)
-    if before is not None and any(entry["fingerprint"] == fingerprint for entry in before.data):
+    known = set() if before is None else {entry["fingerprint"] for entry in before.data}
+    members = members_of(train)
+    if all(member.fingerprint() in known for member, _ in members):
         return
-    if data.fit == "random":  # each copy would be cropped elsewhere
-        view = replace(data.view(data.limit), fit="center")
-        train = open_dataset(data.address, train.split, view)
-    record = note(train, fingerprint, progress)
+    notes = []
+    for number, (member, captioned) in enumerate(members):
+        fingerprint, limit = member.fingerprint(), None if number else data.limit
+        if data.fit == "random":  # each copy would be cropped elsewhere
+            bare = any(NO_CAPTION in options for options in member.captions)
+            view = replace(data.view(limit, bare), fit="center")
+            member = open_dataset(member.address, member.split, view)
+        notes.append(note(member, fingerprint, progress, captioned))
+    record = reduce(or_, notes)
     for other_path in built_on:
         if (other := read_record(other_path)) is not None:
             record |= other
     write_record(path, record if before is None else record | before)
 
 
-def note(dataset: Dataset, fingerprint: str, progress: Callable[[int, int], None] = lambda done, total: None) -> Record:
-    """The record of one data set; its pictures are looked at once and kept in the cache directory.
+def note(
+    dataset: Dataset,
+    fingerprint: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    captioned: bool = True,
+) -> Record:
+    """The record of one data set; its images are looked at once and kept in the cache directory.
 
     Args:
         fingerprint: under which the data set is known.
+        captioned: False: its captions take no part in the training.
     """
-    each = [np.unique(caption_hashes(options)) for options in dataset.captions]
-    captions, pictures = np.unique(np.concatenate(each), return_counts=True)
-    shared = float(pictures[pictures > 1].sum() / pictures.sum())
+    trained = ([caption for caption in options if caption] if captioned else [] for options in dataset.captions)
+    each = [np.unique(caption_hashes(options)) for options in trained]
+    captions, counts = np.unique(np.concatenate(each), return_counts=True)
+    shared = float(counts[counts > 1].sum() / max(1, counts.sum()))
     if is_drawn(dataset.address):
         pixels, seen = id_hashes(dataset.ids), signatures(np.empty((0, 1, 1, 3), np.uint8))
     else:
@@ -166,7 +199,7 @@ def note(dataset: Dataset, fingerprint: str, progress: Callable[[int, int], None
 
 
 def is_drawn(address: str) -> bool:
-    """Whether these are drawn scenes, which their ids decide."""
+    """Returns True for ids of rendered scenes."""
     with suppress(InputError):  # a folder that has gone
         return parse_address(address).kind == "shapes"
     return False

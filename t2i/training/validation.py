@@ -1,8 +1,8 @@
-"""What a training run watches on `val`, and the best weights by one score of it. Never on another split: select on val,
+"""Scores of a training run on `val`, and the best weights by one of them. Never on another split: select on val,
 report test once.
 
 The captions are fixed and so is the noise of each, so the scores of two steps differ by the weights alone. They are of few
-pictures: good for choosing among the steps of one run, and for nothing else; `t2i eval score` measures.
+images: good for choosing among the steps of one run, and for nothing else; `t2i eval score` measures.
 """
 
 import difflib
@@ -28,29 +28,29 @@ from t2i.text import TextEncoder, TextFeatures
 from t2i.training.run import Run
 
 LOWER = ("bits_per_token", "caption_nll", "kid")  # of which less is better; their names may go on after a hyphen
-CHUNK = 200  # pictures in memory at once
+CHUNK = 200  # images in memory at once
 
 
-def open_held_out(data: DataConfig, split: str, n: int) -> Dataset | None:
-    """Up to n pictures of a split; None where it cannot be opened, which is said of `val`: much data has no `heldout`."""
+def open_held_out(data: DataConfig, split: str, n: int, bare: bool = False) -> Dataset | None:
+    """Returns up to n images of a split; None where it cannot be opened, which is said of `val`: much data has no `heldout`."""
     try:
-        return open_dataset(data.address, split, data.view(n))
+        return open_dataset(data.address, split, data.view(n, bare))
     except InputError as error:
         if split == "val":
             warnings.warn(f"there is no val to draw and score in training: {error}", stacklevel=2)
         return None
 
 
-def open_held_out_splits(data: DataConfig, n: int) -> dict[str, Dataset]:
-    """Up to n pictures of `val` and of `heldout`, of those that the data has."""
-    opened = {split: open_held_out(data, split, n) for split in ("val", "heldout")}
+def open_held_out_splits(data: DataConfig, n: int, bare: bool = False) -> dict[str, Dataset]:
+    """Returns up to n images of `val` and of `heldout`, of those that the data has."""
+    opened = {split: open_held_out(data, split, n, bare) for split in ("val", "heldout")}
     return {split: dataset for split, dataset in opened.items() if dataset is not None}
 
 
 def oracle_scores(images_BHWC: ImageArray, captions: Sequence[str]) -> dict[str, float]:
-    """The share of pictures that show what their caption asks for, by aspect; empty unless all captions are of drawn shapes."""
+    """Returns the share of images that show what their caption asks for, by aspect; empty for other data than shapes."""
     specs = [spec for spec in map(parse, captions) if spec is not None]
-    if len(specs) < len(captions):
+    if len(specs) < len(captions) or not specs:
         return {}
     return {name: float(flags.mean()) for name, flags in judge(read(images_BHWC), specs).items()}
 
@@ -61,7 +61,7 @@ def oracle_names(captions: Sequence[str]) -> list[str]:
 
 
 class HeldOut:
-    """Pictures of val and a caption of each, to score drawn pictures by.
+    """Images of val and a caption of each, which generated images are scored by.
 
     Args:
         rows: of the dataset, one a caption.
@@ -92,7 +92,7 @@ class HeldOut:
 
     @property
     def names(self) -> list[str]:
-        """Of the scores, without N: `strict`, `kid-shapes`, `clip-aligned`, ..."""
+        """Names of the scores, without N: `strict`, `kid-shapes`, `clip-aligned`, ..."""
         if self._eye is None:
             return self._drawn
         kid = "kid" if self._eye.digest() == FID_INCEPTION_DIGEST else f"kid-{self._eye.name}"
@@ -100,7 +100,7 @@ class HeldOut:
         return [*self._drawn, kid, *(["clip-" + clip.removeprefix("clip-")] if clip else [])]
 
     def scores(self, images_BHWC: ImageArray) -> dict[str, float]:
-        """Of one picture drawn for each caption. The pictures of val are looked at the first time."""
+        """Returns the scores of one generated image for each caption. The images of val are read the first time."""
         found = oracle_scores(images_BHWC, self.captions)
         if self._eye is None:
             return found
@@ -210,7 +210,7 @@ class Patience:
         self._best = best
 
     def state_tensors(self) -> dict[str, Tensor]:
-        # the largest float stands for "none yet": what is not finite is never saved
+        # the largest float means "none yet": a value that is not finite is never saved
         cost = min(self._best.cost, float(np.finfo(np.float64).max))
         counts = {"misses": self._best.misses, "step": self._best.step}
         return {"cost": torch.tensor(cost, dtype=torch.float64)} | {k: torch.tensor(v) for k, v in counts.items()}

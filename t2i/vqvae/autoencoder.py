@@ -2,7 +2,7 @@
 
 Pixels are folded into channels first, so no convolution runs at full resolution: on a CPU those cost most and gain least.
 
-Axes: B batch, C channels, H W picture, h w latent grid, L = h * w tokens, Q codebooks.
+Axes: B batch, C channels, H W image, h w latent grid, L = h * w tokens, Q codebooks.
 """
 
 from typing import NamedTuple, cast
@@ -75,7 +75,7 @@ def _widths(config: AutoencoderConfig, resolution: int) -> list[int]:
 
 
 class Encoder(nn.Sequential):
-    """Picture in [-1, 1] -> latents."""
+    """Image in [-1, 1] -> latents."""
 
     def __init__(self, config: AutoencoderConfig, resolution: int, dim: int) -> None:
         widths = _widths(config, resolution)
@@ -93,7 +93,7 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """Codes -> picture."""
+    """Codes -> image."""
 
     def __init__(self, config: AutoencoderConfig, resolution: int, dim: int) -> None:
         widths = _widths(config, resolution)[::-1]
@@ -109,7 +109,7 @@ class Decoder(nn.Sequential):
 
     @property
     def last_weight(self) -> Tensor:
-        """Of the last convolution: where the adaptive weight compares gradients."""
+        """Weight of the last convolution, at which the adaptive weight compares gradients."""
         return cast(nn.Conv2d, self[-2]).weight
 
 
@@ -141,7 +141,7 @@ class Autoencoder(nn.Module):
         return Reconstruction(self.decoder(quantized.codes_BCHW), latents, quantized.indices_BLQ, quantized.loss)
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
-        """indices_BLQ of pictures in [-1, 1]."""
+        """indices_BLQ of images in [-1, 1]."""
         return self.codes(self.encoder(images_BCHW.contiguous(memory_format=torch.channels_last))).indices_BLQ
 
     def points(self, images_BCHW: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether the codebook is used: the number that tells a working tokenizer from a collapsed one."""
+"""Use of the codebook: the number that tells a working tokenizer from a collapsed one."""
 
 import math
 import warnings

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from t2i.config.section import Section
-from t2i.config.training import TrainConfig
+from t2i.config.training import StartConfig
 from t2i.data import DataConfig
 
 
@@ -131,7 +131,7 @@ class PatchDiscriminatorConfig(Section):
     )
 
 
-class Config(TrainConfig):
+class Config(StartConfig):
     """A VQ-VAE."""
 
     family: Literal["vqvae"] = "vqvae"

@@ -1,6 +1,6 @@
-"""A patch discriminator (Isola et al., pix2pix, CVPR 2017): one logit for each patch of the picture.
+"""A patch discriminator (Isola et al., pix2pix, CVPR 2017): one logit for each patch of the image.
 
-Axes: B batch, C channels, H W picture, h w patches.
+Axes: B batch, C channels, H W image, h w patches.
 """
 
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from t2i.vqvae.config import PatchDiscriminatorConfig
 
 
 class PatchDiscriminator(nn.Module):
-    """Strided convolutions that see a patch; group instead of batch normalisation, so pictures do not mix."""
+    """Strided convolutions that see a patch; group instead of batch normalisation, so images do not mix."""
 
     def __init__(self, config: PatchDiscriminatorConfig) -> None:
         super().__init__()
@@ -25,5 +25,5 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """logits_Bhw, high for real pictures."""
+        """logits_Bhw, high for real images."""
         return self.layers(images_BCHW)[:, 0]

@@ -17,7 +17,7 @@ from t2i.trained import TrainedRun
 from t2i.vqvae.autoencoder import Autoencoder
 from t2i.vqvae.config import Config
 
-CHUNK = 64  # pictures of 32 px in an internal batch, which is always full
+CHUNK = 64  # images of 32 px in an internal batch, which is always full
 # The quantiser's keys in the digest. Version 0.1 kept all of them for every kind, and its priors know tokenizers by it.
 DIGESTED: dict[str, Any] = {
     "codebook_size": 2048,
@@ -34,7 +34,7 @@ DIGESTED: dict[str, Any] = {
 
 
 class FrozenTokenizer:
-    """Eval mode, no gradients, fp32, fixed internal batches: a picture's tokens do not depend on its neighbours."""
+    """Eval mode, no gradients, fp32, fixed internal batches: an image's tokens do not depend on its neighbours."""
 
     parts = ("tokenizer",)
 
@@ -73,8 +73,8 @@ class FrozenTokenizer:
         return next(self.model.parameters()).device
 
     def _chunk(self, count: int) -> int:
-        """Pictures of an internal batch. On a CPU always as many, so that no bit of one depends on the others; fewer of large
-        ones, as one picture costs a whole batch. Elsewhere bits may differ anyhow, and it follows the count by powers of 2."""
+        """Images of an internal batch. On a CPU always as many, so that no bit of one depends on the others; fewer of large
+        ones, as one image costs a whole batch. Elsewhere bits may differ anyhow, and it follows the count by powers of 2."""
         if self._device.type == "cpu":
             return max(1, CHUNK * 32**2 // self.resolution**2)
         return min(CHUNK, 1 << max(0, count - 1).bit_length())
@@ -92,7 +92,7 @@ class FrozenTokenizer:
         side = self.resolution
         if images_BHWC.shape[1:] != (side, side, 3):
             size = "x".join(map(str, images_BHWC.shape[1:]))
-            raise InputError(f"the tokenizer reads pictures of {side}x{side}x3, got {size}; resize them first")
+            raise InputError(f"the tokenizer reads images of {side}x{side}x3, got {size}; resize them first")
         parts, chunk = [none], self._chunk(len(images_BHWC))
         for start in range(0, len(images_BHWC), chunk):
             part = images_BHWC[start : start + chunk]
@@ -104,7 +104,7 @@ class FrozenTokenizer:
     def decode(self, indices_BLQ: Tensor) -> ImageArray:
         shape = self.grid**2, self.codebooks
         if indices_BLQ.shape[1:] != shape:
-            raise ValueError(f"tokens of a picture are {list(shape)}, got {list(indices_BLQ.shape[1:])}")
+            raise ValueError(f"tokens of an image are {list(shape)}, got {list(indices_BLQ.shape[1:])}")
         if len(indices_BLQ) and not 0 <= int(indices_BLQ.min()) <= int(indices_BLQ.max()) < self.codebook_size:
             raise ValueError(f"tokens must lie in 0 ... {self.codebook_size - 1}")
         parts = [np.zeros((0, self.resolution, self.resolution, 3), np.uint8)]

@@ -1,6 +1,6 @@
-"""What a reconstruction is measured by, one small function an equation. Pure: no networks, no optimisers, no logging.
+"""Measures of a reconstruction, one small function an equation. Pure: no networks, no optimisers, no logging.
 
-Axes: B batch, C channels, H W picture.
+Axes: B batch, C channels, H W image.
 """
 
 import torch
@@ -41,7 +41,7 @@ def reconstruction(made_BCHW: Tensor, real_BCHW: Tensor, config: AutoencoderLoss
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """2 when nothing is told apart."""
+    """2 when real and fake get equal logits."""
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from t2i.errors import InputError
-from t2i.pretrained import read_state_dict
+from t2i.tensors import read_state_dict
 
 _FILE = "torchvision's vgg16-397923af.pth"
 

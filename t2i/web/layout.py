@@ -127,6 +127,10 @@ class Layout:
                 with gr.Row():
                     self.first = self._gallery("Model", "first", shown=True)
                     self.beside = self._gallery("Beside, with its own settings", "second", shown=True)
+            with gr.Tab("Words"):
+                gr.Markdown("Which part of the first image is due to which word of the prompt.")
+                self.explain = gr.Button("Explain the words", variant="primary")
+                self.words = self._gallery("Words", "words")
             with gr.Tab("Interpolate"):
                 choices = list(BETWEEN) if card.between_noises else list(BETWEEN)[:1]
                 self.between = gr.Radio(choices, value=choices[0], label="Between")

@@ -78,6 +78,7 @@ class Handlers:
             gr.on(make, self.on_make, asked, made, api_name="sample", **job),
             at.inpaint.click(self.on_inpaint, asked | {at.canvas}, [at.filled, *kept], api_name="inpaint", **job),
             at.compare.click(self.on_compare, asked, both, api_name="compare", **job),
+            at.explain.click(self.on_explain, asked, [at.words, *made[1:]], api_name="explain", **job),
             at.interpolate.click(self.on_interpolate, asked, [at.row, *made[1:]], api_name="interpolate", **job),
         ]
         quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 4}
@@ -108,6 +109,10 @@ class Handlers:
         both = first._replace(images=first.images + beside.images, command=f"{first.command}\n{beside.command}")
         shown = {self.at.first: first.images, self.at.beside: beside.images, self.at.command: both.command}
         return shown | self._noted(values, both)
+
+    def on_explain(self, values: dict[Any, Any], request: gr.Request, progress=gr.Progress()) -> Any:  # noqa: B008
+        made = self._run(self.work.explain, request, progress, self._given(values))
+        return {self.at.words: made.images, self.at.command: made.command} | self._noted(values, made)
 
     def on_interpolate(self, values: dict[Any, Any], request: gr.Request, progress=gr.Progress()) -> Any:  # noqa: B008
         made = self._run(self.work.interpolate, request, progress, self._given(values))

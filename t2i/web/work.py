@@ -17,13 +17,16 @@ from PIL import Image
 
 from t2i.config.options import details, flag_of
 from t2i.errors import InputError
-from t2i.images import save_png
+from t2i.explain.maps import maps_of
+from t2i.explain.page import overlay
+from t2i.explain.words import words_of
+from t2i.images import ImageArray, save_png
 from t2i.sampling.options import SampleOptions, Sampling
 from t2i.sampling.output import Job, describe, sampled, slug
-from t2i.sampling.prompts import clean_prompt
+from t2i.sampling.prompts import clean_prompt, warn_of_unknown_words
 from t2i.web.models import Card, Models, WarmModel
 
-MOST_IMAGES, MOST_FRAMES = 16, 16
+MOST_IMAGES, MOST_FRAMES, MOST_WORDS = 16, 16, 20
 MOST_FILES = 2_000  # images that stay on the disk; the oldest go first
 KNOBS = tuple(name for name in Sampling.model_fields if name != "best_of")
 WHOLE = ("top_k", "steps")  # empty: none
@@ -90,6 +93,25 @@ class Work:
         other = {name: given.get(name) for name in ("prompt", "number", "seed")} | {"model": given.get("other")}
         return first, self._make(other, {}, stop, lambda share: hear((1 + share) / 2))
 
+    def explain(self, given: Mapping[str, Any], stop: Stop, hear: Hear) -> Made:
+        """The first image, and for each word of the prompt where in it that word matters; with the model's own settings."""
+        name, loaded = str(given.get("model")), self.models.open(given.get("model"))
+        prompt, seed = clean_prompt(_text("prompt", given.get("prompt"))), _seed(given.get("seed"))
+        words = words_of(prompt)
+        if len(words) > MOST_WORDS:
+            raise InputError(f"this page explains at most {MOST_WORDS} words, got {len(words)}; type t2i explain")
+        with self._busy, _said() as said:
+            stop.heard(0.0, hear)
+            maps = maps_of(loaded.pipe, prompt, words, seed)
+            shown = [(maps.image_HWC, "the image")]
+            for word, found in zip(words, maps.words, strict=True):
+                shown.append((overlay(maps.image_HWC, found), f"{word.text}: {found.max():.3g} {maps.unit}"))
+            images = [
+                (str(self._save(f"{slug(label)}.png", image, {"prompt": prompt})), label) for image, label in shown
+            ]
+        options = ["--seed", str(seed)] if seed else []
+        return Made(images, _joined(["t2i", "explain", *options], [name, prompt]), list(dict.fromkeys(said)))
+
     def _make(
         self,
         given: Mapping[str, Any],
@@ -105,7 +127,8 @@ class Work:
         options = options_of(given, loaded.card, more)
         job = Job(prompts, options, kept=dict(kept or {}))
         with self._busy, _said() as said:
-            said += unknown_words(loaded, prompts)
+            data = str(loaded.pipe.manifest["config"]["data"]["address"])
+            warn_of_unknown_words(loaded.pipe.text_encoder, prompts, data, ())  # every time, and not once for a process
             made = list(sampled(loaded.pipe, job, lambda done: stop.heard(done / job.total(), hear)))
             images = [(str(path), label) for path, label in self._written(str(name), loaded, job, made)]
         return Made(images, command_of(str(name), prompts, options), list(dict.fromkeys(said)))
@@ -117,19 +140,20 @@ class Work:
             entry = {**shared, **one.entry}
             text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in entry.items()}
             tail = f"seed-{entry['seed']}" if "weight" not in entry else f"frame-{frame}"
-            place = self._folder / str(next(self._numbers))
-            path = place / f"{slug(entry['prompt'])}_{tail}.png"
-            place.mkdir(parents=True, exist_ok=True)
-            save_png(one.image, path, text)
-            self._keep(path)
+            path = self._save(f"{slug(entry['prompt'])}_{tail}.png", one.image, text)
             yield path, f"seed {entry['seed']}" if "weight" not in entry else f"{entry['weight']:.2f}"
 
-    def _keep(self, path: Path) -> None:
+    def _save(self, name: str, image_HWC: ImageArray, text: dict[str, str]) -> Path:
+        """A file in a folder of its own; the oldest of too many is deleted."""
+        path = self._folder / str(next(self._numbers)) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_png(image_HWC, path, text)
         self._files.append(path)
         while len(self._files) > MOST_FILES:
             old = self._files.popleft()
             old.unlink(missing_ok=True)
             old.parent.rmdir()
+        return path
 
 
 @contextmanager
@@ -140,13 +164,6 @@ def _said() -> Iterator[list[str]]:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_: said.append(str(message))
         yield said
-
-
-def unknown_words(loaded: WarmModel, prompts: Sequence[str]) -> list[str]:
-    """Names the words that the model has never seen, however often it was asked."""
-    find = getattr(loaded.pipe.text_encoder, "unknown_words", None)
-    words = [] if find is None else find(prompts)
-    return [loaded.pipe.of_unknown_words(words)] if words else []
 
 
 def options_of(given: Mapping[str, Any], card: Card, more: Mapping[str, Any]) -> SampleOptions:
@@ -177,8 +194,13 @@ def command_of(name: str, prompts: Sequence[str], options: SampleOptions) -> str
         if value != usual[key]:
             field = SampleOptions.model_fields[key]
             words += [details(field).get("short") or flag_of(key, field), str(value)]
-    dashed = any(word.startswith("-") for word in (name, *prompts))
-    return shlex.join([*words, *(["--"] if dashed else []), name, *prompts])
+    return _joined(words, [name, *prompts])
+
+
+def _joined(command: list[str], arguments: list[str]) -> str:
+    """A line for a shell; arguments that look like options stay arguments."""
+    dashed = any(word.startswith("-") for word in arguments)
+    return shlex.join([*command, *(["--"] if dashed else []), *arguments])
 
 
 def brushed(canvas: Any) -> tuple[Image.Image, Image.Image]:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from t2i.align.config import Config
-from t2i.align.dual_encoder import DualEncoder, contrastive_loss
+from t2i.align.dual_encoder import DualEncoder
 from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
+from t2i.align.losses import contrastive_loss
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.data import View, open_dataset
 from t2i.errors import InputError, TruncationWarning

@@ -42,6 +42,31 @@ def put(path: Path, content: bytes | str) -> None:
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
 
 
+# ---- VQAv2 ---------------------------------------------------------------------------------------------------------
+
+
+def vqa2(root: Path, below: bool = False) -> Path:
+    """Questions and answers of train2014 and val2014, two an image, in the folder itself or in two below."""
+    for part, keys in (("train", range(20)), ("val", range(100, 104))):
+        questions, annotations = [], []
+        for key in keys:
+            put(root / f"{part}2014" / f"COCO_{part}2014_{key:012d}.jpg", picture(key))
+            asked = [("What color is it?", ["none"] * 2 + [colour(key).title()] * 8), ("Is it day?", ["yes"] * 10)]
+            for k, (text, answers) in enumerate(asked):
+                number = 1000 * key + k
+                questions.append({"image_id": key, "question": text, "question_id": number})
+                told = [{"answer": one, "answer_confidence": "yes", "answer_id": i} for i, one in enumerate(answers)]
+                kind = ("other", "yes/no")[k]
+                annotations.append({"question_id": number, "image_id": key, "answers": told, "answer_type": kind})
+        head = {"info": {}, "license": {}, "data_subtype": f"{part}2014", "data_type": "mscoco"}
+        folders = ("Questions", "Annotations") if below else ("", "")
+        name = f"v2_OpenEnded_mscoco_{part}2014_questions.json"
+        put(root / folders[0] / name, json.dumps({**head, "questions": questions}))
+        name = f"v2_mscoco_{part}2014_annotations.json"
+        put(root / folders[1] / name, json.dumps({**head, "annotations": annotations}))
+    return root
+
+
 # ---- COCO ----------------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +360,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "cub": cub,
     "flowers": flowers,
     "vg": visual_genome,
+    "vqa2": vqa2,
     "shards": shards,
     "parquet": parquet,
     "hub": saved_to_disk,

@@ -15,7 +15,8 @@ import pytest
 import typer
 import yaml
 
-from t2i.cli import app, doctor, quickstart, train
+from t2i.cli import app, doctor, dry_run, quickstart, train
+from t2i.cli.fit.probe import Measured
 from t2i.config import load as config
 from t2i.config.load import load, to_yaml
 from t2i.errors import InputError
@@ -270,7 +271,20 @@ def test_train_hands_the_resolved_config_and_the_run_directory_over(run, trained
     assert trained[-1][1] == Path("out/there")
 
 
-def test_a_dry_run_prints_the_config_and_writes_nothing(run, trained, tmp_path):
+@pytest.fixture
+def steps_measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Stands in for the few steps that a dry run of a new run times."""
+    asked: list[tuple[Any, ...]] = []
+
+    def measured(family: str, source: str, sets: list[str], command: Any) -> Measured:
+        asked.append((family, load(config_class(family), source, sets)))
+        return Measured(100.0, "generator 1,000", "CPU, 1 thread", 1_230_000_000)
+
+    monkeypatch.setattr(dry_run, "measured", measured)
+    return asked
+
+
+def test_a_dry_run_prints_the_config_and_writes_nothing(run, trained, tmp_path, steps_measured):
     status, out, err = run("train", "cgan", "--set", "seed=3", "--set", "data.limit=100", "--dry-run")
     assert (status, err, trained, list(tmp_path.iterdir())) == (0, "", [], [])
     for line in (
@@ -279,6 +293,12 @@ def test_a_dry_run_prints_the_config_and_writes_nothing(run, trained, tmp_path):
     ):
         assert line in out
     assert "# training    4,000 steps of 64 images a process: 256,000 images, 2,560.0 epochs" in out
+    assert "# parameters  generator 1,000\n" in out and "# memory      1.2 GB at the peak of these steps\n" in out
+    assert (
+        "# time        about 43 minutes for the 4,000 steps left, at 100 images/s (measured: at most 16 steps " in out
+    )
+    ((family, timed),) = steps_measured
+    assert (family, timed.seed, timed.data.limit) == ("cgan", 3, 100)
     Path("again.yaml").write_text(out)
     assert load(config_class("cgan"), "again.yaml", []) == load(
         config_class("cgan"), None, ["seed=3", "data.limit=100"]
@@ -374,7 +394,7 @@ def test_sample_passes_every_option_on(run, noted):
     more = "--temperature 0.7 --top-k 100 --top-p 0.9 --steps 10 --compile --init i.png --mask m.png --best-of 8"
     assert run("sample", *argv.split(), *more.split(), "--scorer", "clip:c")[0] == 0
     found = noted["sample"]
-    assert found.model_dump(exclude={"interpolate", "frames", "keep_rows", "interactive"}) == {
+    assert found.model_dump(exclude={"interpolate", "frames", "keep_rows", "edit", "interactive"}) == {
         "words": ("a_run", "one", "two"),
         "model": "cgan",
         "num_images_per_prompt": 3,
@@ -413,7 +433,22 @@ def test_eval_score_passes_every_option_on(run, noted):
     rest = (
         "--temperature 0.7 --top-k 100 --top-p 0.9 --steps 10 --resolution 64 --dinov2 d --resize torch --skip-broken"
     )
-    assert run("eval", "score", *argv.split(), *more.split(), *rest.split(), "--save-features", "f")[0] == 0
+    assert (
+        run(
+            "eval",
+            "score",
+            *argv.split(),
+            *more.split(),
+            *rest.split(),
+            "--save-features",
+            "f",
+            "--reader",
+            "e",
+            "--questions",
+            "q",
+        )[0]
+        == 0
+    )
     assert noted["score"].model_dump() == {
         "target": "a_run",
         "data": "shapes-2",
@@ -443,6 +478,8 @@ def test_eval_score_passes_every_option_on(run, noted):
         "skip_broken": True,
         "save_features": Path("f"),
         "out": Path("o.json"),
+        "reader": Path("e"),
+        "questions": Path("q"),
     }
     assert run("eval", "score", "a_run", "--against", "other", "--prompts", "p.tsv")[0] == 0
     assert (noted["score"].against, noted["score"].prompts) == ("other", Path("p.tsv"))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -13,18 +14,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from t2i.cli import app, quickstart, timings
+from t2i.cli import app, quickstart
 from t2i.cli import steps as plan
+from t2i.cli.fit import probe, program, record
+from t2i.cli.fit import tour as carrying
 from t2i.config.load import load
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
 from t2i.extractors import aligned
 from t2i.families import config_class
-from t2i.images import save_png
 from t2i.metrics.score import Score, ScoreProtocol, read_scores, write_scores
 from t2i.report import gallery
 from t2i.report.page import SPLITS
@@ -70,15 +71,31 @@ def test_the_machine_is_measured_once_by_real_steps(tmp_path):
 
     def command(argv: list[str]) -> int:
         asked.append(argv)
-        probe = Path(argv[argv.index("--run-dir") + 1])
-        probe.mkdir()
-        (probe / "journal.jsonl").write_text(
+        run = Path(argv[argv.index("--run-dir") + 1])
+        run.mkdir()
+        (run / "journal.jsonl").write_text(
             '{"step": 4, "images_per_second": 90}\n{"step": 8, "images_per_second": 98}\n'
         )
         return 0
 
     assert quickstart.speed_of(tmp_path, command) == quickstart.speed_of(tmp_path, command) == 0.2
-    assert len(asked) == 1 and asked[0][:2] == ["train", "vqvae"] and not (tmp_path / "probe").exists()
+    assert len(asked) == 1 and asked[0][:2] == ["train", "vqvae"]
+    assert not Path(asked[0][-1]).exists() and os.listdir(tmp_path) == ["speed.json"]
+
+
+def test_a_measurement_tells_what_the_run_told_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(probe.tempfile, "tempdir", str(tmp_path))
+    sets = [*TINY_VQVAE[1:-1], "data.limit=64"]
+    found = probe.measured("vqvae", "vqvae-tiny", sets, app.main, "shapes-1")
+    assert found.images_per_second > 0 and found.memory > 1e8 and found.device.startswith("CPU")
+    assert re.fullmatch(r"model [\d,]+", found.parameters)
+    assert [name for name in os.listdir(tmp_path) if name.startswith("t2i")] == []
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(InputError, match=r"^data 'nowhere' not found"):
+        probe.measured("vqvae", "vqvae-tiny", sets, app.main, "nowhere")
+    with pytest.raises(SystemExit) as stopped:
+        probe.measured("vqvae", "vqvae-tiny", sets, lambda argv: 85)
+    assert stopped.value.code == 85
 
 
 @pytest.mark.parametrize(("speed", "minutes", "tokenizer_steps"), [(1.0, 4.0, 1600), (0.4, 5.0, 800), (0.1, 20.0, 800)])
@@ -278,7 +295,7 @@ def test_the_status_of_a_command_is_that_of_the_tour(programs, tmp_path, monkeyp
 def test_time_adds_up_where_a_training_was_resumed_and_nowhere_else(programs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     clock = iter(range(0, 10_000, 7))
-    monkeypatch.setattr(timings.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(record.time, "monotonic", lambda: next(clock))
     for name, status, seconds in (
         ("generator", 2, 7),  # before it left anything
         ("generator", 85, 7),
@@ -319,21 +336,17 @@ def test_a_folder_that_cannot_be_one_is_named(tmp_path):
 def test_the_commands_to_try_next_are_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     called: list[str] = []
-    fakes = {"t2i.sample.images": "sample", "t2i.train.vqvae": "vqvae", "t2i.train.prior": "prior"}
-    for module, name in fakes.items():
-        fake = SimpleNamespace(main=lambda *a, name=name, **k: called.append(name))
-        monkeypatch.setitem(sys.modules, module, fake)  # type: ignore[arg-type]
+    fake = SimpleNamespace(main=lambda *a, **k: called.append("sample"))
+    monkeypatch.setitem(sys.modules, "t2i.sample.images", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(program, "main", lambda options: called.append(f"fit {options.data} {options.minutes:g}"))
     monkeypatch.setattr(
         quickstart, "main", lambda options: called.append(f"{options.family} {options.run} {options.minutes:g}")
     )
-    (tmp_path / "FOLDER").mkdir()
-    save_png(np.zeros((8, 8, 3), np.uint8), tmp_path / "FOLDER" / "a.png")
-    (tmp_path / "FOLDER" / "a.txt").write_text("a caption")
     for line in "\n".join(quickstart.next_commands(Path("runs/my run"), "cgan").values()).splitlines():
         words = shlex.split(line)
         assert Path(words[0]).name == "t2i"
         assert app.main(words[1:]) == 0, line
-    assert called == ["sample", "sample", "cgan runs/my run 30", "prior runs/my run 4", "vqvae", "prior"]
+    assert called == ["sample", "sample", "cgan runs/my run 30", "prior runs/my run 4", "fit FOLDER 60"]
 
 
 def test_the_command_can_be_typed_where_one_stands(tmp_path, monkeypatch):
@@ -341,16 +354,16 @@ def test_the_command_can_be_typed_where_one_stands(tmp_path, monkeypatch):
     bin_dir.mkdir(parents=True)
     (bin_dir / "t2i").write_text("#!/bin/sh\n")
     (bin_dir / "t2i").chmod(0o755)
-    monkeypatch.setattr(quickstart.sys, "executable", str(bin_dir / "python"))
+    monkeypatch.setattr(carrying.sys, "executable", str(bin_dir / "python"))
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.chdir(tmp_path)
-    assert quickstart.command_here() == "'a b/bin/t2i'"
+    assert carrying.command_here() == "'a b/bin/t2i'"
     monkeypatch.chdir("/")
     monkeypatch.setenv("PATH", str(bin_dir))
-    assert quickstart.command_here() == "t2i"
+    assert carrying.command_here() == "t2i"
     monkeypatch.setenv("PATH", "/nowhere")
     (bin_dir / "t2i").unlink()
-    assert quickstart.command_here() == "t2i"
+    assert carrying.command_here() == "t2i"
 
 
 def test_importing_it_imports_no_torch():

@@ -160,7 +160,7 @@ def test_every_mistake_is_reported_at_once_with_key_value_place_and_nearest_key(
         f"data.resolutoin: unknown key, got 64 ({path} line 4); did you mean data.resolution?",
         f"data.address: must be a valid string, got 5 ({path} line 5); put a text in quotes",
         f"resolution: unknown key, got 64 ({path} line 6); did you mean data.resolution?",
-        f"train_batch_size: stands twice in {path}, lines 7 and 8; keep one",
+        f"train_batch_size: occurs twice in {path}, lines 7 and 8; keep one",
         f"train_batch_size: must be even, got 7 ({path} line 8)",
         f"encoder: must be 'aligned', 'bow' or 'tfidf', got 'clipp' ({path} line 9)",
         "data.resolution: must be greater than or equal to 16, got 8 (--set data.resolution=8)",
@@ -285,7 +285,7 @@ def test_a_run_folder_stands_for_its_config(write, tmp_path):
 def test_the_family_of_a_file(write):
     with pytest.raises(ConfigError, match="family: missing in .*my.yaml; add a line `family: "):
         family_of(write("seed: 3\n"))
-    with pytest.raises(ConfigError, match="stands twice"):
+    with pytest.raises(ConfigError, match="occurs twice"):
         family_of(write("family: cgan\nfamily: align\n"))
 
 

@@ -102,7 +102,7 @@ def test_a_folder_that_changes_while_training(change, workers: int, folder: Path
         (folder / f"{number:03d}.png").write_bytes(picture)
         (folder / f"{number:03d}.txt").write_text(f"picture {number}")
     dataset = open_dataset(f"folder:{folder.parent}", "train", View(16))
-    order = RowLoader(120, 10, 0)
+    order = RowLoader(range(120), 10, 0)
     last = int([next(order) for _ in range(12)][-1].rows[3])  # no worker is as far ahead
     named: list[str] = []
     loader = Loader(dataset, 10, 0, num_workers=workers, on_broken=lambda entry: named.append(entry["id"]))

@@ -661,3 +661,50 @@ def test_check_refuses_what_training_refuses(name: str, folder: Path, capsys) ->
         except InputError as error:
             refused = str(error)
     assert (status, len(told)) == ((2, 1) if refused else (0, 0)), (refused, told)
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "<NA>", " nan "])
+def test_a_caption_that_a_table_lacks_is_none(word: str, folder: Path) -> None:
+    names = put(folder)
+    rows = [f"{name},{word if name < '03' else 'a nan bread'}" for name in names]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
+    with pytest.warns(UserWarning, match="without a caption"):
+        data = open_dataset(str(folder), "train", SMALL)
+    assert {text for own in data.captions for text in own} == {"a nan bread"}
+    caption(folder, names, text="nan")  # JSON has null
+    assert "nan" in open_dataset(str(folder), "train", SMALL).captions[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("array(['a', 'b'], dtype=object)", ["a", "b"]),
+        ("array(['a'], dtype='<U1')", ["a"]),
+        ('array(["it\'s"])', ["it's"]),
+        ("array of cats (three)", ["array of cats (three)"]),
+        ("array(1)", ["1"]),
+    ],
+)
+def test_an_array_that_was_written_as_text_is_a_list(text: str, read: list[str]) -> None:
+    assert captions_of(text) == read
+
+
+def test_a_second_suffix_is_told(folder: Path) -> None:
+    for name in put(folder):
+        (folder / f"{name}.txt").write_text("a photo")
+    assert "00.png.txt and its like are not read; rename it to 00.txt, and so the others" in refusal(str(folder))
+
+
+def test_lines_that_cross_chunks_are_whole(folder: Path, monkeypatch) -> None:
+    from t2i import files
+
+    text = "\ufeff" + "".join(f"é{i}\r\n" for i in range(200)) + "end é"
+    (folder / "a.txt").write_text(text, "utf-8", newline="")
+    for chunk in (1, 2, 3, 7, 1 << 20):
+        monkeypatch.setattr(files, "_CHUNK", chunk)
+        assert list(text_lines(folder / "a.txt")) == [*(f"é{i}" for i in range(200)), "end é"]
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 5)
+    monkeypatch.setattr(files, "_CHUNK", 2)
+    (folder / "a.txt").write_text("ab\n" + "c" * 20)
+    with pytest.raises(InputError, match="a.txt line 2 is over 5 bytes long"):
+        list(text_lines(folder / "a.txt"))

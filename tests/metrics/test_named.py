@@ -15,7 +15,7 @@ from t2i.metrics.frechet import Gaussian, distance, fid_infinity
 from t2i.metrics.inception_score import inception_score
 from t2i.metrics.kernel import cmmd
 from t2i.metrics.neighbours import PRDC, memorised, nearest, prdc, radii
-from t2i.metrics.retrieval import r_precision, retrieval
+from t2i.metrics.retrieval import binding, r_precision, retrieval
 from t2i.metrics.score import FID_INCEPTION_DIGEST, ScoreProtocol, score_name
 from t2i.scoring.computation import compute
 from t2i.scoring.images.extraction import Evidence
@@ -47,11 +47,13 @@ def given() -> Inputs:
         captions=prompts,
         meanings=prompts,
         text=text,
+        swapped=np.where(np.arange(N)[:, None] % 4 < 2, np.nan, text + features(N, 7)).astype(np.float32),
         partners=text + 0.3 * features(N, 4),
         classes=features(30, 5),
         train=features(200, 6),
         outcomes={"fake": outcomes, "shuffled": outcomes},
         groups={"unseen-pair": np.arange(N) < 9},
+        judged={whose: {"": rng.random(N), "count": rng.random(N)} for whose in ("fake", "real", "shuffled")},
     )
 
 
@@ -238,6 +240,18 @@ def test_retrieval_as_a_metric_is_that_of_distinct_captions(given: Inputs) -> No
     assert found["retrieval-image-to-text-r1"].bounds["real"] > found["retrieval-image-to-text-r1"].value
 
 
+def test_binding_counts_captions_with_an_exchange_and_ties_as_wrong(given: Inputs) -> None:
+    assert given.text is not None and given.swapped is not None
+    (score,) = find_metric("binding").measure(given)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (given.fake, given.text, given.swapped)]
+    has = np.arange(N) % 4 >= 2
+    expected = ((unit[0] * unit[1]).sum(axis=1) > (unit[0] * unit[2]).sum(axis=1))[has].mean()
+    assert score.value == pytest.approx(expected) and score.bounds["chance"] == 0.5
+    assert score.bounds["real"] > score.value > 0.8
+    assert binding(given.fake, given.text, given.text).value == 0  # a bag of words
+    assert binding(given.text, given.text, given.fake).value == 1
+
+
 # ---------------------------------------------------------------- which, and their names
 
 
@@ -269,7 +283,7 @@ def names(metrics: list[Metric]) -> list[str]:
 def test_the_usual_metrics_and_those_by_name() -> None:
     usual = choose_metrics(LARGE, [SHAPES, INCEPTION], {}, ScoreOptions(target=""))
     assert names(usual) == [
-        "faithfulness", "fid-shapes", "kid-shapes", "clip-aligned", "fid", "kid", "diversity-pixels",
+        "faithfulness", "fid-shapes", "kid-shapes", "clip-aligned", "binding-aligned", "fid", "kid", "diversity-pixels",
     ]  # fmt: skip
     asked = ("precision", "inception-score", "fid-infinity", "diversity", "fid-shapes", "precision-shapes")
     chosen = choose_metrics(LARGE, [SHAPES, INCEPTION], {}, ScoreOptions(target="", metrics=asked))

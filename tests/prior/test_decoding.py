@@ -12,10 +12,11 @@ from t2i import seeding
 from t2i.errors import InputError
 from t2i.prior import decoding
 from t2i.prior.config import SamplingConfig
-from t2i.prior.decoding import Known, choose, decode, guidance_at, gumbel, kept
+from t2i.prior.decoding import Known, choose, decode, guidance_at, kept
 from t2i.prior.kv_cache import CachedDecoder
 from t2i.prior.orders import Order, group_sizes
 from t2i.prior.transformer import Prior
+from t2i.seeding import gumbel
 from t2i.text import TextFeatures
 
 PLAIN = SamplingConfig(guidance=1.0)

@@ -262,7 +262,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_used(t2i, run):
         (["\u200b "], "is empty"),
         (["x" * 10_000], "has 10,000 characters; shorten it to at most 4,096"),
         (["--prompts", "missing.txt"], "cannot read prompts file missing.txt: No such file or directory"),
-        (["--prompts", "run"], "cannot read prompts file run: Is a directory"),
+        (["--prompts", "run"], "cannot read prompts file run: it is a folder, not a plain file"),
         (["--prompts", "void.txt"], "prompts file void.txt holds no prompt"),
         (["--prompts", "long.txt"], "long.txt line 2: the prompt 'yyyy"),
         (["--prompts", "latin.txt"], "prompts file latin.txt is not UTF-8 text (byte 3)"),

@@ -43,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def build(name: str, folders: dict[str, Path], max_tokens: int | None = None):
-    path = str(folders[name]) if name in PRETRAINED else None
+    path = str(folders["bert" if name == "static" else name]) if name in (*PRETRAINED, "static") else None
     return fit_encoder(TextConfig(encoder=name, path=path, max_tokens=max_tokens), CAPTIONS)
 
 
@@ -168,7 +168,7 @@ def test_states_and_pooling_by_hand(name, folders):
 
 
 def test_special_tokens_of_each(folders):
-    ids = {name: build(name, folders)._tokenize(["a star"]) for name in PRETRAINED}
+    ids = {name: build(name, folders).tokenize(["a star"]) for name in PRETRAINED}
 
     def real(name: str) -> list[str]:
         tokens, mask, _ = ids[name]
@@ -184,7 +184,7 @@ def test_whole_and_plain_clip(folders):
     from transformers import CLIPModel, CLIPTextModel
 
     whole = build("clip", {"clip": folders["clip-whole"]})
-    ids, mask, _ = whole._tokenize(CAPTIONS[:4])
+    ids, mask, _ = whole.tokenize(CAPTIONS[:4])
     model = CLIPModel.from_pretrained(folders["clip-whole"]).eval()
     with torch.no_grad():
         expected = model.get_text_features(input_ids=ids, attention_mask=mask.long()).pooler_output
@@ -192,7 +192,7 @@ def test_whole_and_plain_clip(folders):
 
     plain = build("clip", {"clip": folders["clip-plain"]})
     tower = CLIPTextModel.from_pretrained(folders["clip-plain"]).eval()
-    ids, mask, _ = plain._tokenize(CAPTIONS[:4])
+    ids, mask, _ = plain.tokenize(CAPTIONS[:4])
     with torch.no_grad():
         states = tower(input_ids=ids, attention_mask=mask.long()).last_hidden_state
     assert plain.pooled_dim == plain.token_dim == 32 and whole.pooled_dim == 24
@@ -504,10 +504,10 @@ def test_token_rows_add_up_to_the_pooled_vector(kind, words):
     # one linear map takes the pooled vectors, scaled back, to the sums; it keeps inner products in expectation
     single, _, axes = encoder.encode(encoder.vocabulary)
     directions = single[:, 0] / single[:, 0].norm(dim=1, keepdim=True)
-    weights = torch.tensor(encoder._weights_V, dtype=torch.float32)
+    weights = torch.tensor(encoder.weights_V, dtype=torch.float32)
     projection = single[:, 0] / weights[:, None]
     scale = torch.tensor([np.linalg.norm(np.bincount(
-        [encoder._row_of[w] for w in split_words(c)], minlength=len(encoder.vocabulary)) * encoder._weights_V)
+        [encoder._row_of[w] for w in split_words(c)], minlength=len(encoder.vocabulary)) * encoder.weights_V)
         for c in captions[:50]], dtype=torch.float32)  # fmt: skip
     torch.testing.assert_close((pooled * scale[:, None]) @ projection, sums, atol=1e-4, rtol=1e-4)
     assert torch.equal(axes.argmax(dim=1), torch.arange(len(encoder.vocabulary)))
@@ -544,7 +544,7 @@ def test_vocabulary_and_digest_are_those_of_scikit_learn():
 def test_idf_by_hand():
     encoder = TfIdf.fit(TextConfig(encoder="tfidf"), ["a b", "a a c", "a"])
     assert encoder.vocabulary == ["a", "b", "c"]
-    assert encoder._weights_V.tolist() == pytest.approx([1, math.log(4 / 2) + 1, math.log(4 / 2) + 1])
+    assert encoder.weights_V.tolist() == pytest.approx([1, math.log(4 / 2) + 1, math.log(4 / 2) + 1])
 
 
 def test_length_follows_the_training_captions():
@@ -643,3 +643,29 @@ def test_damaged_word_vectors(tmp_path):
         with pytest.raises(InputError, match="vectors.safetensors") as caught:
             load_encoder(tmp_path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bow", "tfidf", "word2vec"])
+def test_stop_words_are_left_out_and_those_that_tell_are_named(name, tmp_path):
+    captions = ["a red circle above the blue square", "two stars are on top of a ring"] * 8
+    config = TextConfig(encoder=name, stop_words="english")
+    with pytest.warns(
+        UserWarning, match=r"leaves out words that say what an image shows: above \(8\), two \(8\), on \(8\), top"
+    ):
+        encoder = fit_encoder(config, captions)
+    assert sorted(encoder.vocabulary) == ["blue", "circle", "red", "ring", "square", "stars"]
+    plain = fit_encoder(TextConfig(encoder=name), captions)
+    assert plain.digest() != encoder.digest() and "above" in plain.vocabulary
+    encoder.save(tmp_path / "saved")
+    again = load_encoder(tmp_path / "saved")
+    assert again.digest() == encoder.digest()
+    assert again.unknown_words(["a red hexagon above the ring"]) == ["hexagon"]
+    with pytest.raises(InputError, match="found no word"), pytest.warns(UserWarning):
+        fit_encoder(config, ["above the", "on top of two"])
+
+
+def test_stop_words_of_an_encoder_that_reads_sentences_are_refused():
+    with pytest.raises(
+        InputError, match="text.stop_words=english has no effect with text.encoder=bert, which reads whole"
+    ):
+        fit_encoder(TextConfig(encoder="bert", stop_words="english"), ["a"])

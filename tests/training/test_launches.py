@@ -137,6 +137,7 @@ def refusal(action: Callable[[], Any]) -> str:
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE is 2.*--nproc_per_node 2"),
         ({"PMI_SIZE": "4", "PMI_RANK": "1"}, "PMI_SIZE is 4.*--nproc_per_node 4"),
         ({"MV2_COMM_WORLD_SIZE": "3"}, "MV2_COMM_WORLD_SIZE is 3"),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}, "SLURM_STEP_NUM_TASKS is 8.*--nproc_per_node 8"),
         ({"RANK": "0", "LOCAL_RANK": "0"}, "RANK and LOCAL_RANK set and WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set"),
         ({"LOCAL_RANK": "0"}, "not set; unset what is set"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2 of 2 processes"),
@@ -237,6 +238,16 @@ def test_missing_and_doubled_ranks_are_named(tmp_path: Path, monkeypatch, capfd,
     said = " | ".join(path.read_text() for path in sorted(tmp_path.iterdir()))
     assert found.count(2) >= (1 if ranks == [0, 1, 1] else len(ranks))
     assert any(word in said for word in words.split("|")) and "\n" not in said
+
+
+def test_accumulation_that_accelerate_was_asked_for_is_told(tmp_path: Path, monkeypatch) -> None:
+    words = ["python", "/usr/bin/accelerate", "launch", "--cpu", "--gradient_accumulation_steps=4", "train.py"]
+    monkeypatch.setattr(accelerator, "accelerate_words", lambda: words)
+    with (
+        pytest.warns(UserWarning, match="--gradient_accumulation_steps 4 of accelerate is ignored: the config decides"),
+        accelerator._without_others_settings(config(), "no"),
+    ):
+        pass
 
 
 def test_a_shell_that_exports_variables_is_no_launcher(monkeypatch) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from t2i.images import grid
 from t2i.pipeline import TextToImagePipeline
 from t2i.text import load_encoder
 from t2i.training import journal
+from t2i.training.trained_on import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 PRIOR = [
@@ -37,7 +39,7 @@ CVAE = [
     "validation_steps=2",
 ]
 READER = [
-    "image={width: 8, width_limit: 16, grid: 4}",
+    "image={encoder: own, width: 8, width_limit: 16, grid: 4}",
     "width=32",
     "decoder={depth: 1, heads: 2}",
     "fusion={depth: 1, heads: 2}",
@@ -360,3 +362,91 @@ def test_a_path_may_be_spelled_otherwise_while_its_contents_are_the_same(tmp_pat
     assert app.main(command("prior", run, "max_train_steps=2", named.format(tmp_path / "there"))) == 0
     said = refused(command("prior", run, "max_train_steps=3", named.format(TOKENIZER[0])), capsys)
     assert "the tokenizer is not what run" in said
+
+
+# what each program starts from, and a part of it that is not trained on
+STARTS = {
+    "cgan": "discriminator.stem", "align": "model.image", "vqvae": "model.encoder", "prior": "model.blocks.0",
+    "cvae": "model.generator.blocks",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", list(STARTS))
+def test_a_run_from_weights_resumes_bit_for_bit_without_them_and_keeps_what_is_frozen(
+    family: str, tmp_path: Path
+) -> None:
+    first, whole, parts = (tmp_path / name for name in ("first", "whole", "parts"))
+    assert app.main(command(family, first, "max_train_steps=2")) == 0
+    (old := tmp_path / "old").mkdir()
+    data = open_dataset("shapes-2", "train", View(16, limit=40))
+    for image, options, name in zip(data.images(range(40)), data.captions, range(40), strict=True):
+        Image.fromarray(image).save(old / f"{name}.png")
+        (old / f"{name}.txt").write_text(options[0])
+    replay = f"replay={{address: {json.dumps(str(old))}, share: 0.3}}"
+    sets = [f"init_from={json.dumps(str(first))}", f"freeze=[{STARTS[family]}]", replay]
+    assert app.main(command(family, whole, *sets, "max_train_steps=4", "checkpointing_steps=2")) == 0
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "step-00000004")
+    first.rename(tmp_path / "moved")  # a resumed run asks for nothing
+    assert app.main(command(family, parts, *sets, "max_train_steps=4", "checkpointing_steps=2")) == 0
+    assert digests(parts) == digests(whole)
+    start, _ = checkpoint.load(checkpoint.latest(tmp_path / "moved" / "checkpoints"))  # type: ignore[arg-type]
+    end, manifest = checkpoint.load(checkpoint.latest(whole / "checkpoints"))  # type: ignore[arg-type]
+    part, _, name = STARTS[family].partition(".")
+    given = start.get("best", start.get("ema", start[part])) if part in ("model", "generator") else start[part]
+    kept = {key for key in end[part] if f"{key}.".startswith(f"{name}.")}
+    trained = [key for key, tensor in end[part].items() if key not in kept and not torch.equal(tensor, given[key])]
+    assert kept and trained and all(torch.equal(end[part][key], given[key]) for key in kept)
+    assert manifest["init"]["from"] == str(first)
+    record = read_record(whole / "trained_on.safetensors")
+    assert record is not None and {entry["address"] for entry in record.data} == {"shapes-1", f"folder:{old}"}
+    if FAMILIES[family].sampler:
+        TextToImagePipeline.from_pretrained(whole).save_pretrained(tmp_path / "saved", prompts=["a small red circle"])
+        card = (tmp_path / "saved" / "README.md").read_text()
+        assert (
+            "Training started from the weights of `first`, trained on `shapes-1`." in card and str(tmp_path) not in card
+        )
+
+
+def test_a_start_that_does_not_fit_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert app.main(command("align", other, "max_train_steps=1")) == 0
+    for sets, words in (
+        ([f"init_from={json.dumps(str(other))}"], "holds a model of the family align, and this run is of cgan"),
+        (["init_from=runs/none"], "no folder 'runs/none' here, and none from the hub"),
+        (["freeze=[generator.text]"], "freeze generator.text keeps fresh weights as they are; name init_from too"),
+        (["init_from=cgan", "freeze=[generator.sky]"], "no part 'generator.sky'"),
+        (["replay={address: nowhere}"], "data 'nowhere' not found"),
+        (["replay={address: shapes-2, share: 1.5}"], "replay.share"),
+        (["data.unlabelled=nowhere"], "data 'nowhere' not found"),
+    ):
+        capfd.readouterr()
+        assert app.main(command("cgan", run, *sets, "max_train_steps=1")) == 2
+        said = capfd.readouterr().err
+        assert words in " ".join(said.split()), said
+        assert not run.exists(), "a start that is refused leaves nothing"
+
+
+@pytest.mark.parametrize("family", ["cgan", "prior"])
+def test_images_without_captions_train_under_the_null_caption(family: str, tmp_path: Path) -> None:
+    folder, run = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    for i, image in enumerate(open_dataset("shapes-2", "val", View(16, limit=40)).images(range(40))):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    assert app.main(command(family, run, f"data.unlabelled={json.dumps(str(folder))}", "max_train_steps=3")) == 0
+    record = read_record(run / "trained_on.safetensors")
+    assert record is not None and len(record.data) == 2 and len(record.captions) <= 64
+    assert "" not in getattr(load_encoder(run / "text"), "vocabulary", [])
+
+
+def test_a_tokenizer_trains_on_any_folder_of_images(tmp_path: Path) -> None:
+    folder, run = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    for i, image in enumerate(open_dataset("shapes-2", "val", View(16, limit=60)).images(range(60))):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    words = command("vqvae", run, "max_train_steps=3", "validation_steps=3")
+    words[words.index("shapes-1")] = str(folder)
+    assert app.main(words) == 0
+    record = read_record(run / "trained_on.safetensors")
+    assert record is not None and not len(record.captions) and len(record.pixels) == record.data[0]["pictures"]
+    assert {"val_psnr", "val_ssim"} <= {key for line in journal.read(run / "journal.jsonl") for key in line}

@@ -1,24 +1,34 @@
-"""A small part of `benchmarks/torture_runs.py`, which `make torture` runs in full."""
+"""A small part of the proofs in `benchmarks/`, which `make torture` runs in full."""
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "torture_runs.py"
+PROGRAMS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.mark.parametrize(
-    ("name", "trials"), [("kills", 5), ("signals", 3), ("steps", 4), ("races", 2), ("data", 3), ("resumes", 1)]
+    ("program", "name", "trials"),
+    [
+        ("torture_runs", "kills", 5),
+        ("torture_runs", "signals", 3),
+        ("torture_runs", "steps", 4),
+        ("torture_runs", "races", 2),
+        ("torture_runs", "data", 3),
+        ("torture_runs", "resumes", 1),
+        ("torture_order", "order", 1),
+        ("torture_order", "disk", 4),
+        ("torture_files", "readers", 8),
+    ],
 )
-def test_no_trial_fails(tmp_path: Path, monkeypatch, name: str, trials: int) -> None:
-    spec = importlib.util.spec_from_file_location("torture_runs", PROGRAM)
-    assert spec is not None and spec.loader is not None
-    torture = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "torture_runs", torture)
-    spec.loader.exec_module(torture)
+def test_no_trial_fails(tmp_path: Path, monkeypatch, program: str, name: str, trials: int) -> None:
+    monkeypatch.syspath_prepend(str(PROGRAMS))
+    for module in ("torture_runs", program):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    runs, proofs = importlib.import_module("torture_runs"), importlib.import_module(program).PROOFS
     monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
-    torture.warm_up()
-    found = torture.prove(name, trials, tmp_path, seed=1)
-    assert sum(found.values()) == trials and not [what for what in found if what.split()[0].isupper()], found
+    runs.warm_up()
+    found = runs.prove(name, trials, tmp_path, 1, proofs)
+    assert sum(found.values()) == trials and not [what for what in found if runs.failed(what)], found

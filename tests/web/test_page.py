@@ -132,6 +132,8 @@ def test_a_client_gets_the_images_of_the_pipeline(client, made):
 def test_the_other_tabs_by_a_client(client):
     first, beside, command, _ = ask(client, "compare")
     assert [len(pixels(one)) for one in (first, beside)] == [2, 2] and command.count("\n") == 1
+    words, command, _ = ask(client, "explain")
+    assert len(pixels(words)) == 4 and command.startswith("t2i explain --seed 5 runs/gan ")
     row, command, _ = ask(client, "interpolate")
     assert len(pixels(row)) == 3 and "--interpolate caption --frames 3" in command
     assert len(pixels(ask(client, "interpolate", between="two noises of one prompt")[0])) == 3

@@ -14,6 +14,9 @@ from builders.tiny_prior_run import make_prior_run
 from builders.tiny_run import CAPTIONS, STEP, make_run
 from t2i.cli import app
 from t2i.errors import InputError
+from t2i.explain.maps import maps_of
+from t2i.explain.page import overlay
+from t2i.explain.words import words_of
 from t2i.pipeline import TextToImagePipeline
 from t2i.web.models import Models
 from t2i.web.work import MOST_FILES, Stop, Work
@@ -167,6 +170,22 @@ def test_compared_images_have_the_same_seeds(work):
     assert [label for _, label in first.images] == [label for _, label in second.images]
     assert "--guidance 2.0" in first.command and "--guidance" not in second.command
     assert "runs/cvae" in second.command and not np.array_equal(pixels(first.images).shape, pixels(second.images).shape)
+
+
+def test_words_are_explained_as_by_the_command(work):
+    for model in ("runs/gan", "runs/any/order"):
+        found = work.explain(GIVEN | {"model": model, "guidance": 3.0}, Stop(), hear)
+        pipe = work.models.open(model).pipe
+        maps = maps_of(pipe, CAPTIONS[0], words_of(CAPTIONS[0]), 5)
+        labels = [label.partition(":")[0] for _, label in found.images]
+        assert labels == ["the image", "small", "red", "circle"]
+        assert found.command == f"t2i explain --seed 5 {model} '{CAPTIONS[0]}'"
+        assert np.array_equal(pixels(found.images)[0], pipe(CAPTIONS[0], seed=5, output_type="uint8").images[0])
+        assert np.array_equal(pixels(found.images)[2], overlay(maps.image_HWC, maps.words[1]))
+    with pytest.raises(InputError, match="at most 20 words, got 21"):
+        work.explain(GIVEN | {"prompt": "red " * 21}, Stop(), hear)
+    with pytest.raises(InputError, match="no word that could show"):
+        work.explain(GIVEN | {"prompt": "a"}, Stop(), hear)
 
 
 def canvas(side: int = 64, painted: bool = True) -> dict[str, object]:

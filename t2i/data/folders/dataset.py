@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t2i.data import View
+from t2i.data import NO_CAPTION, View
 from t2i.data.cached import ArrowColumn, stamp_of
 from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
 from t2i.data.folders.hints import inner_folder, require_captions
 from t2i.data.folders.index import FolderIndex, index_folder
 from t2i.data.folders.table import FolderTable, is_large, open_table
+from t2i.data.questions import Question
 from t2i.data.splits import SPLITS, split_folder
 from t2i.data.verified_index import Index, Verified
 from t2i.data.verify import verify, warn_damaged, warn_unverified
@@ -42,8 +43,11 @@ class FolderDataset(EncodedImages):
     """One split of a folder.
 
     `split` is the split that was read: `test` or `val` where `heldout` was asked for and the folder has none.
+    `questions` of each image, with answers, are there for data that has them.
     `broken` names the captioned images of the split that cannot be decoded, each with the reason.
     """
+
+    questions: Sequence[Sequence[Question]] | None = None
 
     def __init__(
         self,
@@ -103,7 +107,8 @@ class FolderDataset(EncodedImages):
 def open_folder(path: str, split: str, view: View, *, caption: str = "") -> FolderDataset:
     """Opens one split of a folder of captioned images; `heldout` falls back to `test`, then to `val`.
 
-    Broken images, images without captions and captions without images are left out and counted in warnings.
+    Broken images, images without captions and captions without images are left out and counted in warnings; of a bare view,
+    images without captions are in.
 
     Args:
         caption: of images that have none, such as `a photo of a {class}`, where `{class}` is the name of their folder.
@@ -112,27 +117,28 @@ def open_folder(path: str, split: str, view: View, *, caption: str = "") -> Fold
         InputError: no such folder or split, no images, no captions or unreadable ones, or more than half are broken.
     """
     root = Path(path).expanduser()
-    if not caption and is_large(root):
+    if not caption and not view.bare and is_large(root):
         return _open_large(open_table(root, require_captions), split, view)
     return open_index(index_folder(path, caption), split, view)
 
 
 def open_index(index: FolderIndex, split: str, view: View) -> FolderDataset:
     """Opens one split of what an index lists, as `open_folder` does."""
-    require_captions(index)
+    if not view.bare or index.problems:
+        require_captions(index)
+    named = list(index.files if view.bare else index.captions)
     members: dict[str | None, list[str]] = {}
-    for name, part in zip(index.captions, index.splits(list(index.captions), view.seed), strict=True):
+    for name, part in zip(named, index.splits(named, view.seed), strict=True):
         members.setdefault(part, []).append(name)
     part = _choose_split(index.root, split, members, index)
     found, broken = _verified_rows(index, members[part], view.limit)
-    _warn_left_out(index, part, view.seed, broken)
+    _warn_left_out(index, part, view, broken)
     address = f"{index.kind}:{index.root}"
     warn_unverified(address, sum(not its.sha256 for its in found.values()))
     ids = list(found)
-    warn_damaged(address, [caption for name in ids for caption in index.captions[name] if REPLACED in caption])
-    rows = FolderRows(
-        ids, [index.files[name] for name in ids], [index.captions[name] for name in ids], list(found.values())
-    )
+    captions = [index.captions.get(name, (NO_CAPTION,)) for name in ids]
+    warn_damaged(address, [caption for options in captions for caption in options if REPLACED in caption])
+    rows = FolderRows(ids, [index.files[name] for name in ids], captions, list(found.values()))
     return FolderDataset(address, part, view, index, rows, broken)
 
 
@@ -197,18 +203,18 @@ def _reasons(broken: Sequence[tuple[str, str]], most: int) -> str:
     return "; ".join(f"{shown(name)}: {reason}" for name, reason in broken[:most]) + more
 
 
-def _warn_left_out(index: FolderIndex, part: str, seed: int, broken: Sequence[tuple[str, str]]) -> None:
+def _warn_left_out(index: FolderIndex, part: str, view: View, broken: Sequence[tuple[str, str]]) -> None:
     where = f"split {part} of {shown(index.root)}"
 
     def here(names: Sequence[str]) -> list[str]:
-        return [name for name, its in zip(names, index.splits(names, seed), strict=True) if its == part]
+        return [name for name, its in zip(names, index.splits(names, view.seed), strict=True) if its == part]
 
     bare = here([name for name in index.files if name not in index.captions])
     missing = here(index.missing)
     outside = [] if index.seeded or index.parts is not None else [n for n in index.files if split_folder(n) is None]
     if broken:
         _warn(f"{counted(len(broken), 'image')} in {where} cannot be decoded: {_reasons(broken, 3)}")
-    if bare:
+    if bare and not view.bare:
         _warn(f"{counted(len(bare), 'image')} in {where} without a caption: {some(bare)}")
     if missing:
         _warn(f"{counted(len(missing), 'caption')} in {where} without an image: {some(missing)}")

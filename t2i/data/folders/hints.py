@@ -1,4 +1,4 @@
-"""What to say of a folder whose captions cannot be used: the usual mistakes, each with its fix."""
+"""Advice for a folder whose captions cannot be used: the usual mistakes, each with its fix."""
 
 import json
 from pathlib import Path, PurePosixPath
@@ -39,7 +39,7 @@ def require_captions(index: FolderIndex) -> None:
 
 
 def _lost(index: FolderIndex) -> str:
-    """What the captions name, what is there instead, and why they may differ."""
+    """Names images that captions ask for, images that are there instead, and a likely reason."""
     first = index.missing[0]
     if first.startswith("/") or first[1:3] in (":/", ":\\"):
         return f"'{shown(first)}' is an absolute path; write file_name relative to the metadata file"
@@ -93,7 +93,14 @@ def _other_suffix(index: FolderIndex) -> str:
     stems = {path.rpartition(".")[0] for path in index.files.values()}
     found = [name for name in index.others if name.lower().endswith(_CAPTION_SUFFIXES)]
     beside = next((name for name in found if name.rpartition(".")[0] in stems), "")
-    return f"{shown(beside)} and its like are not read; rename them to .txt" if beside else ""
+    if beside:
+        return f"{shown(beside)} and its like are not read; rename them to .txt"
+    paths = set(index.files.values())
+    doubled = next((name for name in index.others if name.lower().endswith(".txt") and name[:-4] in paths), "")
+    if not doubled:
+        return ""
+    right = PurePosixPath(doubled).with_suffix("").with_suffix(".txt").name
+    return f"{shown(doubled)} and its like are not read; rename it to {shown(right)}, and so the others"
 
 
 def _text_folder(index: FolderIndex) -> str:

@@ -14,6 +14,7 @@ from t2i.data.captions import captions_of
 from t2i.errors import InputError
 from t2i.files import open_regular, text_lines
 
+_LACKING = ("nan", "NaN", "None", "null", "<NA>")  # what table programs write where there is no caption
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -128,7 +129,9 @@ def _rows_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     f"{path} line {reader.line_num} has {found}; put captions that hold {delimiter!r} into quotation marks"
                 )
             else:
-                yield reader.line_num, dict(zip(columns, fields, strict=True))
+                row = dict(zip(columns, fields, strict=True))
+                lacking = {key: "" for key in ("text", "caption") if row.get(key, "").strip() in _LACKING}
+                yield reader.line_num, row | lacking
     except csv.Error as error:
         raise InputError(f"{path} line {reader.line_num} is not CSV ({error}); save it again as CSV") from error
 

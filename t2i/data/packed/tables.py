@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.data.captions import captions_of
-from t2i.data.packed.tar import CAPTION_KEYS
+from t2i.data.packed.captions import CAPTION_KEYS
 from t2i.errors import InputError
 from t2i.names import nearest
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from t2i.data.cached import Keep
 from t2i.data.captions import captions_of
+from t2i.data.packed.captions import captions_in, read_beside
 from t2i.data.packed.dataset import indexed, schema
 from t2i.errors import InputError
 from t2i.files import open_regular
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 MAX_HEADER = 1 << 20  # bytes of one extended header: names are far shorter
 MAX_TEXT = 1 << 20  # of a caption or a JSON member
-CAPTION_KEYS = ("captions", "caption", "text")
 _IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
 _SAID = 4  # kinds of members, or keys of JSON, that a message names
 _Member = tuple[str, int, int]  # kind, offset, bytes
@@ -68,7 +68,7 @@ def _samples(
         passed: Counter[str] = Counter()
         others: Counter[str] = Counter()
         samples = _group(path, _members(path, file, passed), image, text, passed, others)
-        captions_beside = _read_beside(beside) if beside else {}
+        captions_beside = read_beside(beside) if beside else {}
         whole = 0
         for key, (member, words) in samples.items():
             if member is None:
@@ -279,37 +279,3 @@ def _captions(
         if found:
             return found
     return []
-
-
-def captions_in(row: Any, key: str = "") -> list[str]:
-    """Returns the cleaned captions that a JSON object names under `key` or, without one, `captions`, `caption` or `text`.
-
-    Raises:
-        ValueError: they are not text.
-    """
-    for name in (key,) if key and key != "json" else CAPTION_KEYS:
-        value = row.get(name) if isinstance(row, dict) else None
-        if value:
-            return captions_of([own for own in value if isinstance(own, str)] if isinstance(value, list) else value)
-    return []
-
-
-def _read_beside(path: Path) -> dict[str, list[str]]:
-    """Returns key -> captions from the parquet that img2dataset writes beside a shard; empty where it has no such columns."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with open_regular(path) as file:
-            names = pq.read_schema(file).names
-        column = next((name for name in CAPTION_KEYS if name in names), None)
-        if "key" not in names or column is None:
-            return {}
-        table = pq.read_table(path, columns=["key", column])
-        keys, values = (table[name].to_pylist() for name in ("key", column))
-        return {str(key): captions_of(value) for key, value in zip(keys, values, strict=True)}
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(
-            f"{path} is not a parquet file that can be read ({reason}); remove it or write it again"
-        ) from error

@@ -87,7 +87,7 @@ OPEN_TEMPLATE = "{a}"
 
 @dataclass(frozen=True)
 class Spec:
-    """What a caption asks for. Objects in the order of mention; None: the caption does not say."""
+    """The scene that a caption describes. Objects in the order of mention; None: the caption does not say."""
 
     shapes: tuple[int, ...]
     colors: tuple[int, ...]
@@ -178,7 +178,7 @@ def _canonical_relation(phrase: str) -> str:
 
 
 def parse(caption: str) -> Spec | None:
-    """What a caption in the grammar of this data asks for; None for any other sentence. Sizes may be left out."""
+    """Returns the scene that a caption of this data describes; None for any other sentence. Sizes may be left out."""
     text = " ".join(caption.lower().strip(" .").split())
     for pattern, count in _patterns():
         match = pattern.fullmatch(text)

@@ -147,7 +147,7 @@ def _alpha(pixels: NDArray, base: NDArray, color: NDArray) -> NDArray:
 
 @cache
 def _moments() -> tuple[NDArray, NDArray]:
-    """Of each shape at radius 1: area [8], and centroid's height below its origin [8]."""
+    """Returns, of each shape at radius 1, its area [8] and the height of its centroid below its origin [8]."""
     fine = (np.arange(480, dtype=np.float32) + 0.5) / 200 - 1.2
     dx, dy = np.meshgrid(fine * 200, fine * 200)
     areas, heights = [], []
@@ -180,7 +180,7 @@ ATTRIBUTES = ("count", "layout", "shape", "colour", "size", "relation", "backgro
 def judge(readings: Sequence[Reading], specs: Sequence[Spec]) -> dict[str, NDArray[np.bool_]]:
     """Compares what images show with what their captions ask for: one boolean [N] an attribute.
 
-    count: the number of objects; layout: objects stand where the caption's relations or position put them, whichever they
+    count: the number of objects; layout: objects are where the caption's relations or position put them, whichever they
     are; shape, colour, size: all objects' are right, under the best assignment of shown to asked objects; relation: under
     it, every stated relation or position holds; background: as stated; strict: all of them. What a caption leaves open
     counts as right when the number of objects is.

@@ -28,7 +28,7 @@ _AT_ONCE = 64
 
 
 class PackResult(NamedTuple):
-    """What a packing wrote and left out."""
+    """Counts of images that a packing wrote and left out."""
 
     shards: int
     images: int

@@ -1,6 +1,6 @@
 """Writes new folders of captioned images: `t2i data filter` chooses captions, `t2i data split` assigns splits.
 
-The new folder holds hard links (links, where it lies on another disk), or copies of what lies in shards or tables, and a
+The new folder holds hard links (symbolic links on another disk), or copies of images from shards or tables, and a
 metadata.jsonl for each split. Nothing is decoded, and the source is never touched.
 """
 
@@ -32,7 +32,7 @@ class Kept(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """Which captions stay. A image goes when none of its captions does."""
+    """Rules by which captions stay. An image goes when none of its captions stays."""
 
     min_words: int = 0
     max_words: int | None = None

@@ -14,7 +14,6 @@ from t2i.data.captions import clean_caption
 from t2i.errors import InputError
 from t2i.images import ImageArray
 from t2i.names import counted
-from t2i.sampling.prompts import read_prompts
 
 SHOWN = 24
 CHUNK, CHUNK_BYTES = 256, 2**26  # images held at once: the first limit that is met
@@ -130,13 +129,15 @@ def _of_rows(dataset: Dataset, rows: Sequence[int], captions: list[str]) -> Imag
     )
 
 
-def prompt_images(path: Path, n: int | None) -> Images:
+def prompt_images(path: Path, n: int | None, every: Sequence[str]) -> Images:
     """Prompts of a file, of which there are no images; n of them, chosen by n alone.
 
+    Args:
+        every: all prompts that it holds.
+
     Raises:
-        InputError: no such file, no prompt in it, or fewer than n.
+        InputError: there are fewer than n.
     """
-    every = read_prompts(path)
     prompts = [every[row] for row in choose(len(every), len(every) if n is None else n, f"prompts file {path}")]
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     ids = [str(row) for row in range(len(prompts))]

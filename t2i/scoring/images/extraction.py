@@ -27,7 +27,7 @@ ALONE = Ranks(1, True)
 
 @dataclass
 class Evidence:
-    """What is known of N images without the images themselves.
+    """Features and readings of N images, without the images themselves.
 
     Attributes:
         captions, ids: as in `Images`.
@@ -48,7 +48,7 @@ class Evidence:
 
 
 class Pass(NamedTuple):
-    """How passes over images run: what hears of their progress, which processes share them, what keeps features."""
+    """Settings of passes over images: who hears of progress, which processes share the work, where features are kept."""
 
     tick: Tick = silent
     ranks: Ranks = ALONE

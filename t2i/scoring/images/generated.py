@@ -22,7 +22,7 @@ GRIDS = ("grid.png", "grid.jpg")
 
 @dataclass
 class Generated:
-    """What manifests say of the images of a folder.
+    """Prompts, seeds and checkpoints of a folder's images, from its manifests.
 
     Attributes:
         prompts: id -> the prompt of that image.

@@ -104,7 +104,7 @@ def _header(archive: zipfile.ZipFile, path: Path) -> tuple[str, tuple[int, int, 
 
 
 def _wrong(shape: tuple[int, ...], fortran: bool, kind: np.dtype) -> str:
-    """How to mend an array that is none of images; nothing where it is one."""
+    """Returns advice for an array that holds no images; empty for one that does."""
     if len(shape) == 4 and shape[3] != 3 and shape[1] == 3:
         return "the channels come first; save x.transpose(0, 2, 3, 1)"
     if len(shape) == 4 and shape[3] in (1, 4):

@@ -19,13 +19,14 @@ import numpy as np
 from t2i.distributed import Ranks
 from t2i.errors import InputError
 from t2i.extractors import Extractor
-from t2i.files import open_regular, read_header, read_tensors, write_tensors
+from t2i.files import open_regular
 from t2i.metrics.frechet import FEW_IMAGES
 from t2i.metrics.score import library_versions
 from t2i.metrics.statistics import GaussianStats
 from t2i.scoring.images.collection import Images, Tick, silent
 from t2i.scoring.images.extraction import ALONE, Evidence, Pass, extract
 from t2i.scoring.images.npz import npz_names
+from t2i.tensors import read_header, read_tensors, write_tensors
 
 SCHEMA = 1
 HEADER = "t2i_reference"

@@ -16,10 +16,11 @@ from filelock import lock_descriptor
 from t2i.cache import cache_dir
 from t2i.errors import InputError
 from t2i.extractors import Extractor
-from t2i.files import read_header, read_tensors, refuse_unwritable, write_tensors
+from t2i.files import refuse_unwritable
 from t2i.metrics import Features
 from t2i.metrics.score import library_versions
 from t2i.scoring.images.collection import Images
+from t2i.tensors import read_header, read_tensors, write_tensors
 
 MEMORY_BYTES = 2**28  # of features that are kept in memory; more lie in a file
 

@@ -13,7 +13,7 @@ from t2i.config.upgrade import trained_otherwise
 from t2i.errors import InputError
 from t2i.training.state.parts import Parts
 
-# what resuming reads of a manifest, and of which type
+# keys of a manifest that resuming reads, and their types
 _NEEDED: dict[str, type | tuple[type, ...]] = {
     "config": dict,
     "images_seen": int,

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from t2i import checkpoint
+from t2i.training.state.optimizers import load_optimizer_state, optimizer_state
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What `Run.register` takes beside modules and optimizers."""
+    """An object that `Run.register` takes, as it takes modules and optimizers."""
 
     def state_tensors(self) -> dict[str, Tensor]: ...
 
@@ -51,7 +52,7 @@ class Parts:
     def _state_of(self, part: Part) -> dict[str, Tensor]:
         if isinstance(part, nn.Module):
             return self._plain(part).state_dict()
-        return checkpoint.optimizer_state(part) if isinstance(part, Optimizer) else part.state_tensors()
+        return optimizer_state(part) if isinstance(part, Optimizer) else part.state_tensors()
 
     def sizes(self) -> str:
         """Returns the number of parameters of each module, in words."""
@@ -64,7 +65,7 @@ class Parts:
             if isinstance(part, nn.Module):
                 checkpoint.load_module(self._plain(part), tensors, name)
             elif isinstance(part, Optimizer):
-                checkpoint.load_optimizer_state(part, tensors)
+                load_optimizer_state(part, tensors)
             else:
                 part.load_tensors(tensors)
 

@@ -44,9 +44,9 @@ class Ending:
         """
         total = self.budget.steps_that_fit(step) if self.budget and self._ranks.is_main else None
         mine = bool(self._signals.reason or self.vanished), total or 0, late
-        stopped, agreed, late = self._ranks.max([float(value) for value in mine])
+        stopped, agreed, save = self._ranks.max([float(value) for value in mine])
         self.stopped = bool(stopped)
-        return int(agreed) or None, bool(late)
+        return int(agreed) or None, bool(save)
 
     def reason(self) -> str:
         """Returns why the run was stopped, the same on every rank."""

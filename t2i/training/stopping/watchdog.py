@@ -35,7 +35,7 @@ _WAITING = ("/torch/distributed/", "/torch/autograd/graph.py", "/torch/nn/parall
 
 @dataclass
 class _Peer:
-    """What is known of another process."""
+    """Facts about another process."""
 
     rank: int
     host: str

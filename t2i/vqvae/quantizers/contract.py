@@ -1,4 +1,4 @@
-"""The contract of a quantiser: what it takes, what it gives, and what a new one must keep.
+"""The contract of a quantiser: its inputs and outputs, and the rules that a new one must follow.
 
 Axes: B batch, C channels of a latent (the quantiser's `dim`), H W latent grid, L = H * W tokens row by row, Q codebooks.
 """
@@ -17,11 +17,11 @@ class Quantized(NamedTuple):
 
     codes_BCHW: Tensor  # exactly `codes_of(indices_BLQ)`; its gradient goes straight to the latents
     indices_BLQ: Tensor  # int64 in [0, K)
-    loss: Tensor  # what the quantiser adds to the loss, a scalar
+    loss: Tensor  # scalar term of the loss
 
 
 class Quantizer(Protocol):
-    """A module; `QUANTIZERS` names those that there are."""
+    """A quantiser is a module; `QUANTIZERS` lists them."""
 
     dim: int  # channels of latents and codes
     codebooks: int  # Q
@@ -30,20 +30,20 @@ class Quantizer(Protocol):
     def __call__(self, latents_BCHW: Tensor) -> Quantized: ...
 
     def points(self, latents_BCHW: Tensor) -> Tensor:
-        """points_BLC, float32: latents as they are compared with the codes; the nearest code replaces each."""
+        """Returns points_BLC, float32: latents in the form that is compared with the codes; the nearest code replaces each."""
         ...
 
     def codes_of(self, indices_BLQ: Tensor) -> Tensor:
-        """codes_BCHW of a square grid of tokens: the inverse of `indices_BLQ`, bit for bit."""
+        """Returns codes_BCHW of a square grid of tokens, bit for bit those that `forward` gave."""
         ...
 
     def observe(self, latents_BCHW: Tensor, indices_BLQ: Tensor) -> None:
-        """Called after each sound optimiser step with what `forward` saw in it: where codes learn without gradients."""
+        """Updates codes that learn without gradients; called after each sound optimiser step with what `forward` saw in it."""
         ...
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Forward the codes themselves, not latents + (codes - latents), which rounds; backward the identity."""
+    """Passes the codes forward as they are (latents + (codes - latents) would round) and the gradient backward unchanged."""
 
     @staticmethod
     def forward(ctx: Any, latents: Tensor, codes: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def to_grid(x_BLC: Tensor) -> Tensor:
 
 
 def nearest(x_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-    """Index [N] of the code with the least Euclidean distance, in fp32 whatever the autocast."""
+    """Returns the index [N] of the code with the least Euclidean distance, in fp32 under any autocast."""
     with torch.autocast(x_ND.device.type, enabled=False):
         codes = codebook_KD.float()
         return torch.addmm(codes.square().sum(dim=1), x_ND.float(), codes.T, alpha=-2).argmin(dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from t2i.vqvae.config import ScalarConfig
 from t2i.vqvae.quantizers.contract import Quantized, straight_through, to_grid, to_tokens
 
-MARGIN = 1e-3  # how far the bound lies beyond the outer levels, as a share
+MARGIN = 1e-3  # distance of the bound beyond the outer levels, as a share
 
 
 class ScalarQuantizer(nn.Module):
@@ -27,7 +27,7 @@ class ScalarQuantizer(nn.Module):
         self.register_buffer("radix_D", torch.cumprod(levels, 0) // levels, persistent=False)
 
     def _bound(self, x_BLD: Tensor) -> Tensor:
-        """Into (-L/2, L/2), so that rounding gives the L levels -(L // 2) ... (L - 1) // 2 (the paper's equation 1)."""
+        """Bounds latents to (-L/2, L/2): rounded, they are the L levels -(L // 2) ... (L - 1) // 2 (equation 1)."""
         half = (self.levels_D - 1) * (1 + MARGIN) / 2
         offset = 0.5 * (self.levels_D % 2 == 0)
         return torch.tanh(x_BLD + torch.atanh(offset / half)) * half - offset
@@ -51,4 +51,4 @@ class ScalarQuantizer(nn.Module):
         return to_grid(self._codes(indices_BLQ[..., 0]))
 
     def observe(self, latents_BCHW: Tensor, indices_BLQ: Tensor) -> None:
-        """Nothing learns here."""
+        """Does nothing: the grid is fixed."""

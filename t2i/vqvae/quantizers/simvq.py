@@ -42,4 +42,4 @@ class SimVQ(nn.Module):
         return to_grid(self._codebook()[indices_BLQ[..., 0]])
 
     def observe(self, latents_BCHW: Tensor, indices_BLQ: Tensor) -> None:
-        """The map learns by gradient."""
+        """Does nothing: the map learns by gradient."""

@@ -4,7 +4,7 @@ Three things keep every code in use: latents and codes are low-dimensional and o
 codebook is made of latents after some steps without quantisation, and a code that nothing uses is replaced by a latent of the
 whole batch of all processes (Dhariwal et al., Jukebox, 2020), the more probably the worse that latent is quantised.
 
-Axes: N latents of all pictures, D dimensions, K codes; else as in `t2i.vqvae.quantizers.contract`.
+Axes: N latents of all images, D dimensions, K codes; else as in `t2i.vqvae.quantizers.contract`.
 """
 
 import torch
@@ -16,11 +16,11 @@ from t2i.vqvae.config import ResidualConfig, VectorConfig
 from t2i.vqvae.quantizers.contract import COMMITMENT, Quantized, nearest, straight_through, to_grid, to_tokens
 
 REVIVED = 1.0  # uses a step that a new code is credited with
-NEVER = 1e-8  # averaged uses a step of a code that is as good as never used
+NEVER = 1e-8  # averaged uses a step below which a code counts as unused
 
 
 def _everywhere(x_ND: Tensor) -> Tensor:
-    """Rows of all processes, which bring equally many."""
+    """Gathers the rows of all processes, each of which has equally many."""
     if not (dist.is_available() and dist.is_initialized()):
         return x_ND
     parts = [torch.empty_like(x_ND) for _ in range(dist.get_world_size())]
@@ -75,7 +75,7 @@ class Codebook(nn.Module):
         self.steps += 1
 
     def _draws(self) -> torch.Generator:
-        """On the CPU and from a count that all processes share, so all draw the same."""
+        """Draws on the CPU and from a count that all processes share, so all draw the same."""
         return torch.Generator().manual_seed(1_000_003 * self.number + int(self.steps))
 
     def _replace(self, rows: Tensor, codes_RD: Tensor, count: float) -> None:

@@ -1,18 +1,30 @@
-"""The record of a tour: what each command took, and what its result was made of."""
+"""The commands of a plan, and the record of what each took and what its result was made of."""
 
 import hashlib
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from t2i.cli.steps import Step
+
+class Step(NamedTuple):
+    """One command of a plan."""
+
+    name: str
+    argv: list[str]
+    result: Path  # exists once the command has run
+    inputs: tuple[Path, ...] = ()  # files and runs that the result follows from; none: a training, which can resume
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["t2i", *self.argv])
 
 
 class Timings:
-    """`timings.json` of a tour."""
+    """`timings.json` of the folder in which a plan is carried out."""
 
     def __init__(self, path: Path):
         from t2i.files import read_regular

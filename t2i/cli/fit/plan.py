@@ -1,0 +1,253 @@
+"""What `t2i fit` decides: encoder, tokenizer, generator, their sizes and schedules, from data, machine and minutes.
+
+Two steps, because a fit that is typed again with more minutes goes on with the models it has: `choose` fixes what cannot change
+in a run, `schedule` how long each training is. Speeds are in units of two free cores with bf16 (`probe.REFERENCE_SPEED`); every
+number here that was measured is in LOG.md.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from t2i.cli.fit.probe import REFERENCE_SPEED
+from t2i.cli.fit.record import Step
+from t2i.config.section import Section
+
+Family = Literal["prior", "cvae", "cgan"]
+LEAST_IMAGES = 16  # training images without which there is no fit
+SMALL = 5000  # images below which a model learns them by heart unless held back
+LEAST_CAPTIONS = 8  # of val, without which no score says anything
+MOST_SCORED = 500
+SHOWN = 12  # captions that are sampled for the sheet of images
+LARGER_MINUTES, LARGER_SIDE = 20.0, 48  # reference minutes and pixels from which images have 64 pixels a side, not 32
+OVERHEAD = 0.1  # share of the minutes in which nothing is trained
+SHARES = {"tokenizer": 0.3, "text encoder": 0.15, "judge": 0.1}  # of the minutes, at most
+DUAL_ENCODER = 1000  # images from which a dual encoder is worth training: as text encoder of a GAN, and as judge
+
+
+class Facts(NamedTuple):
+    """What is known of the data."""
+
+    address: str
+    train: int  # usable images of the split
+    val: int
+    side: int  # median shorter side, pixels
+    spaced: bool = True  # whether captions have blanks between words
+    drawn: bool = False  # the embedded data
+
+
+class Chosen(Section):
+    """What a run cannot change once it has begun; kept in plan.json beside what it follows from.
+
+    Attributes:
+        codes: of the tokenizer's codebook.
+        warmup: steps over which the learning rates rise.
+        text: `bow`, or `align` for a dual encoder trained on this data.
+        judge: True where a dual encoder is trained for the scores alone, as the embedded one knows drawn shapes only.
+    """
+
+    address: str
+    family: Family
+    resolution: Literal[32, 64]
+    codes: int
+    text: Literal["bow", "align"]
+    judge: bool
+    small: bool
+    warmup: int
+    train: int
+    val: int
+
+
+class Stage(NamedTuple):
+    """One training.
+
+    Attributes:
+        cost: time of one of its images, in images of the probe.
+        images: as many as are worth while, all epochs together.
+    """
+
+    name: str
+    family: str
+    config: str
+    folder: str
+    batch: int
+    cost: float
+    images: int
+
+
+class Timed(NamedTuple):
+    """A stage with its limits."""
+
+    stage: Stage
+    steps: int
+    minutes: float
+    fits: float  # steps that it is expected to do
+    expected: float  # minutes that these take
+
+
+# resolution -> the stages as their configs were measured: batch, cost and length
+TOKENIZERS = {
+    32: Stage("tokenizer", "vqvae", "vqvae-tiny", "tokenizer", 32, 1.0, 160_000),
+    64: Stage("tokenizer", "vqvae", "vqvae-shapes64", "tokenizer", 32, 1.2, 290_000),
+}
+GENERATORS = {
+    ("prior", 32): Stage("prior", "prior", "prior-tiny", "prior", 64, 1.9, 384_000),
+    ("prior", 64): Stage("prior", "prior", "prior-shapes64", "prior", 64, 3.3, 450_000),
+    ("cvae", 32): Stage("cvae", "cvae", "cvae-tiny", "cvae", 64, 3.3, 200_000),
+    ("cvae", 64): Stage("cvae", "cvae", "cvae-shapes64", "cvae", 64, 3.3, 200_000),
+    ("cgan", 32): Stage("cgan", "cgan", "cgan-tiny", "cgan", 32, 2.3, 384_000),
+    ("cgan", 64): Stage("cgan", "cgan", "cgan-shapes64", "cgan", 32, 8.0, 384_000),
+}
+ALIGN = Stage("text encoder", "align", "align-tiny", "text", 64, 1.4, 96_000)
+JUDGE = Stage("judge", "align", "align-tiny", "judge", 64, 1.4, 96_000)  # for the scores alone
+CODES = {32: 2048, 64: 4096}
+# on small data more of them teach nothing
+EPOCHS = {"vqvae": 300, "prior": 200, "cvae": 200, "cgan": 1000, "align": 60}
+LEAST_STEPS = 200
+AGAIN = 1.5  # times the minutes it had, from which a stage before the generator trains on
+NOTHING: Mapping[str, float] = MappingProxyType({})
+
+
+def choose(facts: Facts, speed: float, minutes: float, family: Family) -> Chosen:
+    """Fixes family, pixels, codes and text encoder."""
+    larger = minutes * speed >= LARGER_MINUTES and facts.side >= LARGER_SIDE
+    resolution = 64 if larger else 32
+    tokens = facts.train * 64
+    codes = min(CODES[resolution], 1 << max(4, (tokens // 16).bit_length() - 1))
+    dual = not facts.spaced or family == "cgan" and (facts.train >= DUAL_ENCODER)
+    chosen = Chosen(
+        address=facts.address,
+        family=family,
+        resolution=resolution,
+        codes=codes,
+        text="align" if dual else "bow",
+        judge=not facts.drawn and facts.train >= DUAL_ENCODER and facts.val >= LEAST_CAPTIONS,
+        small=facts.train < SMALL,
+        warmup=100,
+        train=facts.train,
+        val=facts.val,
+    )
+    # a tenth of what the generator can do, for a warm-up as long as a short training would be all there is of it
+    fits = schedule(chosen, speed, minutes)[-1].fits
+    return chosen.model_copy(update={"warmup": int(min(100, max(5, fits / 10)))})
+
+
+def stages(chosen: Chosen) -> list[Stage]:
+    """The trainings in order; the generator is the last."""
+    text = [ALIGN] if chosen.text == "align" else []
+    tokenizer = [] if chosen.family == "cgan" else [TOKENIZERS[chosen.resolution]]
+    judge = [JUDGE] if chosen.judge else []
+    return [*text, *judge, *tokenizer, GENERATORS[chosen.family, chosen.resolution]]
+
+
+def schedule(chosen: Chosen, speed: float, minutes: float, kept: Mapping[str, float] = NOTHING) -> list[Timed]:
+    """Divides the minutes: each stage gets its share or what its images need, the generator what is left.
+
+    Args:
+        kept: stage -> minutes of those before the generator at an earlier start. They stay unless much more is there for
+            them now, for a generator of another tokenizer or text encoder begins anew.
+    """
+    every, left = stages(chosen), minutes * (1 - OVERHEAD)
+    timed = []
+    for stage in every:
+        enough = max(EPOCHS[stage.family] * chosen.train, LEAST_STEPS * stage.batch)
+        steps = max(1, min(stage.images, enough) // stage.batch)
+        pace = 60 * REFERENCE_SPEED * speed / stage.cost / stage.batch  # steps a minute
+        limit = min(left, SHARES.get(stage.name, 1.0) * minutes)
+        own = min(limit, 1.3 * steps / pace) if stage is not every[-1] else limit
+        own = max(round(own, 2), 0.01)
+        if own < AGAIN * kept.get(stage.name, 0.0):
+            own = kept[stage.name]
+        left = max(left - own, 0.0)
+        timed.append(Timed(stage, steps, own, min(steps, pace * own), min(own, steps / pace)))
+    return timed
+
+
+def begins_anew(before: Chosen, timed: Sequence[Timed], kept: Mapping[str, float]) -> bool:
+    """Returns True where a tokenizer or text encoder of an earlier generator trains on, so that it no longer fits."""
+    used = {stage.name for stage in stages(before)[:-1]} - {JUDGE.name}
+    return any(one.stage.name in used and one.minutes != kept.get(one.stage.name, one.minutes) for one in timed)
+
+
+def needed(timed: Sequence[Timed]) -> float:
+    """Minutes that the trainings are expected to take."""
+    return sum(one.expected for one in timed)
+
+
+def settings(one: Timed, chosen: Chosen, folder: Path) -> list[str]:
+    """What the command of a stage sets over its config."""
+    stage, watch = one.stage, max(1, int(one.fits / (8 if chosen.small else 4)))
+    sets = [
+        f"data.resolution={chosen.resolution}",
+        f"max_train_steps={one.steps}",
+        f"max_train_minutes={one.minutes:g}",
+        f"lr_warmup_steps={chosen.warmup}",
+        f"validation_steps={watch}",
+        f"checkpointing_steps={watch}",
+        f"log_steps={max(1, min(50, watch // 2))}",
+    ]
+    if chosen.resolution == 64 and stage.family in ("prior", "cvae"):
+        sets.append("data.limit=null")
+    if stage.family == "vqvae":
+        return [*sets, f"quantizer.codebook_size={chosen.codes}"]
+    if stage.family == "align":
+        return [*sets, *(["seed=1"] if stage is JUDGE else [])]
+    sets += ["text.encoder=bow"] if chosen.text == "bow" else [
+        "text.encoder=aligned", named("text.path", folder / ALIGN.folder)
+    ]  # fmt: skip
+    if stage.family == "cgan":
+        guide = ["guidance.encoder=none"] if chosen.text == "bow" else []
+        return [*sets, *guide, *(["augment=[translation,cutout]"] if chosen.small else [])]
+    sets.append(named("tokenizer.path", folder / TOKENIZERS[chosen.resolution].folder))
+    if stage.family == "prior":
+        held_back = ["model.dropout=0.1", "loss.token_dropout=0.1", "loss.label_smoothing=0.1"] if chosen.small else []
+        return [*sets, *held_back, *(["best_metric=null"] if chosen.val < LEAST_CAPTIONS else [])]
+    return sets
+
+
+def steps(chosen: Chosen, timed: Sequence[Timed], folder: Path) -> list[Step]:
+    """The commands in order: trainings, images, scores."""
+    trained = [
+        Step(
+            one.stage.name,
+            training(
+                one.stage.family,
+                one.stage.config,
+                chosen.address,
+                folder / one.stage.folder,
+                *settings(one, chosen, folder),
+            ),
+            folder / one.stage.folder / "checkpoints",
+        )
+        for one in timed
+    ]
+    model, prompts, images = folder / chosen.family, folder / "prompts.txt", folder / f"images-{chosen.family}"
+    made = Step(
+        "images",
+        ["sample", str(model), "--prompts", str(prompts), "--out", str(images)],
+        images,
+        (model, prompts),
+    )
+    return [*trained, made, *([scoring(chosen, folder)] if chosen.val >= LEAST_CAPTIONS else [])]
+
+
+def scoring(chosen: Chosen, folder: Path) -> Step:
+    """The command that scores held-out captions."""
+    model, file = folder / chosen.family, folder / chosen.family / "scores-val.json"
+    n = min(chosen.val, MOST_SCORED)
+    command = ["eval", "score", str(model), "--split", "val", "-n", str(n), "--out", str(file)]
+    command += ["--scorer", str(folder / JUDGE.folder)] if chosen.judge else []
+    return Step("scores", command, file, (model,))
+
+
+def training(family: str, config: str, data: str, run: Path, *sets: str) -> list[str]:
+    """The command that trains a model of this data."""
+    words = [word for value in sets for word in ("--set", value)]
+    return ["train", family, "--config", config, *words, "--data", data, "--run-dir", str(run)]
+
+
+def named(key: str, path: Path) -> str:
+    """A setting that names a path; quoted, as YAML reads it."""
+    return f"{key}={json.dumps(str(path), ensure_ascii=False)}"

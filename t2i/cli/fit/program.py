@@ -1,0 +1,216 @@
+"""`t2i fit`: from captioned images to a model that makes images of new captions.
+
+    t2i fit FOLDER --minutes 60
+    t2i fit FOLDER --family cgan --plan
+
+It checks the data, measures the machine by a few real training steps, says its plan and the commands that the plan stands for,
+and runs them: the same programs that one would type. What it leaves: the runs, scores of held-out captions, a page that shows
+all of it, and a saved pipeline. The same command again goes on where it stopped; with more minutes it trains on.
+"""
+
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from t2i import cli
+from t2i.cli.environment import tell_address
+from t2i.cli.fit.data import look
+from t2i.cli.fit.plan import (
+    LEAST_CAPTIONS,
+    SHOWN,
+    Chosen,
+    Timed,
+    begins_anew,
+    choose,
+    schedule,
+    stages,
+    steps,
+)
+from t2i.cli.fit.probe import machine_speed
+from t2i.cli.fit.record import Step, Timings
+from t2i.cli.fit.tour import Run, carry_out, command_here, make_folder, say, write_page
+from t2i.cli.fit.words import describe, expectations
+from t2i.config.options import Options, argument, option
+from t2i.config.section import Section
+from t2i.errors import InputError
+
+KEPT = "plan.json"
+NEIGHBOURS = 5000  # training images among which the page looks for those nearest to generated ones
+
+
+class FitOptions(Options):
+    """From a folder of captioned images to a model: checks, plans, trains, scores, writes a page. Type it again to resume."""
+
+    data: str = argument("A folder of captioned images, or any data.", metavar="DATA")
+    minutes: float = option(60.0, "Minutes of all trainings together; checks, scores and the page come on top.", gt=0)
+    family: Literal["prior", "cvae", "cgan"] = option("prior", "Family of the generator.")
+    run: Path | None = option(None, "Folder for everything; default: runs/fit-NAME.", metavar="DIR", flag="--run-dir")
+    plan: bool = option(False, "Only print the plan and its commands.", short="--dry-run")
+
+
+def main(options: FitOptions) -> None:
+    fit(options, cli.main)
+
+
+def fit(options: FitOptions, command: Run) -> None:
+    """Plans, and carries the plan out by `command`; SystemExit with the status of a command that failed.
+
+    Raises:
+        InputError: the data cannot be trained on, or the folder holds something else.
+    """
+    folder = options.run or Path("runs") / f"fit-{name_of(options.data)}"
+    kept = read_kept(folder, options.data)
+    began = time.monotonic()
+    tell_address(options.data)
+    if kept is None:
+        facts = look(options.data, say)  # before the machine is measured: this may be refused
+        kept = KeptPlan(speed=machine_speed(command))
+        chosen = choose(facts, kept.speed, options.minutes, options.family)
+    else:
+        chosen = decide(options, kept)
+    timed = schedule(chosen, kept.speed, options.minutes, kept.minutes)
+    stale = [name for name, one in kept.families.items() if begins_anew(one, timed, kept.minutes)]
+    stale = [name for name in stale if (folder / name).is_dir()]
+    tour = steps(chosen, timed, folder)
+    expected = [f"expect     {line}" for line in expectations(chosen, timed, kept.speed, options.minutes)]
+    say("\n".join(describe(chosen, timed, kept.speed, options.minutes)))
+    say("commands\n" + "\n".join(f"  {step.command}" for step in tour))
+    say(f"then       a page ({page_of(folder)}) and a saved pipeline ({model_of(folder, chosen)})")
+    say("\n".join([*(f"anew       {name}, for what it reads trains on" for name in stale), *expected]))
+    if options.plan:
+        return
+    make_folder(folder)
+    for name in stale:
+        shutil.rmtree(folder / name)
+    keep(folder, kept, chosen, timed)
+    write_prompts(folder / "prompts.txt", chosen)
+    record = Timings(folder / "timings.json")
+    carry_out(tour, record, command)
+    sample = finish(options, folder, chosen, tour, record)
+    say(f"done in {time.monotonic() - began:.0f} s\n\npage       {page_of(folder)}")
+    say(f"images     {folder / f'images-{chosen.family}' / 'grid.png'}\nmodel      {model_of(folder, chosen)}")
+    say("\n".join(["", *expected, f"\nnext: {sample}"]))
+
+
+def finish(options: FitOptions, folder: Path, chosen: Chosen, tour: Sequence[Step], record: Timings) -> str:
+    """Saves the pipeline and writes the page; returns the command that samples."""
+    model = model_of(folder, chosen)
+    save_pipeline(folder / chosen.family, model)
+    sample = f"{command_here()} sample {quote(str(model))} {quote(first_prompt(folder))} -n 4"
+    longer = f"{command_here()} fit {quote(options.data)} --family {chosen.family} --run-dir {quote(str(folder))}"
+    following = {"Sample a sentence of yours": sample, "Train longer": f"{longer} --minutes {3 * options.minutes:g}"}
+    helpers = [folder / stage.folder for stage in stages(chosen)[:-1]]
+    more: dict[str, Any] = {"title": f"t2i fit of {name_of(chosen.address)}", "neighbours": NEIGHBOURS}
+    if chosen.val < LEAST_CAPTIONS:  # the page says that these are no held-out ones
+        more["split"] = ("train",)
+    write_page(page_of(folder), [folder / chosen.family], tour, record, helpers, following, **more)
+    return sample
+
+
+def page_of(folder: Path) -> Path:
+    return folder / "index.html"
+
+
+def model_of(folder: Path, chosen: Chosen) -> Path:
+    """The folder of the saved pipeline."""
+    return folder / f"model-{chosen.family}"
+
+
+def name_of(address: str) -> str:
+    """The last name of an address, fit for a folder: `coco:/data/coco?split=train2014` -> `coco`."""
+    place = address.partition("?")[0].rstrip("/")
+    return re.sub(r"[^\w.-]+", "-", place.rpartition("/")[2].rpartition(":")[2]).strip("-.") or "data"
+
+
+# ---- the plan, and what is kept of it -------------------------------------------------------------------------------
+
+
+class KeptPlan(Section):
+    """plan.json: what an earlier start fixed.
+
+    Attributes:
+        speed: of this machine, in units of the reference.
+        minutes: stage -> those of the stages before a generator.
+        families: what was chosen for each that was asked for.
+    """
+
+    speed: float
+    minutes: dict[str, float] = {}
+    families: dict[str, Chosen] = {}
+
+
+def decide(options: FitOptions, kept: KeptPlan) -> Chosen:
+    """Returns what was kept of the plan for this family; else looks at the data and makes it."""
+    if options.family in kept.families:
+        return kept.families[options.family]
+    facts = look(options.data, say)
+    chosen = choose(facts, kept.speed, options.minutes, options.family)
+    for other in kept.families.values():  # the tokenizer is shared
+        chosen = chosen.model_copy(update={key: getattr(other, key) for key in ("resolution", "codes")})
+    return chosen
+
+
+def read_kept(folder: Path, address: str) -> KeptPlan | None:
+    """What an earlier start left in `folder`; None for a new one.
+
+    Raises:
+        InputError: it holds a fit of other data, something else, or a damaged plan.
+    """
+    from t2i.files import read_regular
+
+    path = folder / KEPT
+    if not path.exists():
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file; name a folder with --run-dir")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"{folder} holds something else than a fit; name a new folder with --run-dir")
+        return None
+    try:
+        kept = KeptPlan.model_validate_json(read_regular(path))
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{path} is no plan of a fit; delete {folder}, or name another with --run-dir") from error
+    other = next((one.address for one in kept.families.values() if one.address != address), None)
+    if other is not None:
+        raise InputError(f"{folder} holds a fit of {other}, not of {address}; name another folder with --run-dir")
+    return kept
+
+
+def keep(folder: Path, kept: KeptPlan, chosen: Chosen, timed: Sequence[Timed]) -> None:
+    """Writes plan.json, in which the plans for other families stay."""
+    from t2i.files import write_text
+
+    minutes = {**kept.minutes, **{one.stage.name: one.minutes for one in timed[:-1]}}
+    families = {**kept.families, chosen.family: chosen}
+    now = kept.model_copy(update={"minutes": minutes, "families": families})
+    write_text(folder / KEPT, now.model_dump_json(indent=1) + "\n")
+
+
+# ---- what it leaves -------------------------------------------------------------------------------------------------
+
+
+def write_prompts(path: Path, chosen: Chosen) -> None:
+    """Writes captions to sample, one a line: of val, or of train where val has too few."""
+    from t2i.data import View, open_dataset
+
+    split = "val" if chosen.val >= LEAST_CAPTIONS else "train"
+    captions = dict.fromkeys(own[0] for own in open_dataset(chosen.address, split, View(limit=4 * SHOWN)).captions)
+    path.write_text("\n".join(list(captions)[:SHOWN]) + "\n", "utf-8")
+
+
+def first_prompt(folder: Path) -> str:
+    return (folder / "prompts.txt").read_text("utf-8").splitlines()[0]
+
+
+def save_pipeline(run: Path, model: Path) -> None:
+    """Saves the pipeline of a run, in the place of an older one."""
+    from t2i.pipeline import TextToImagePipeline
+
+    pipe = TextToImagePipeline.from_pretrained(str(run), device="cpu")
+    shutil.rmtree(model, ignore_errors=True)
+    pipe.save_pretrained(model)

@@ -1,0 +1,82 @@
+"""Reads what a run starts from: a run, a saved model, one that comes with the package, or one of the hub."""
+
+from pathlib import Path
+from typing import Any
+
+from t2i.align.frozen import DESCRIPTION, FrozenDualEncoder, load_dual_encoder
+from t2i.errors import InputError
+from t2i.families import CONFIG, FAMILIES, Source, load_tokenizer
+from t2i.sampling import saved
+from t2i.text import load_encoder
+from t2i.trained import TrainedRun, open_run
+from t2i.weights import INDEX, find, scorer_dir, shared_text_encoder
+
+TOKENIZER = "tokenizer"  # the component of a saved model that codes images
+NOT_WEIGHTS = ("ema", "best", "patience")  # parts of a checkpoint whose weights are the main part's, or are none
+
+
+def open_source(address: str, family: str) -> Source:
+    """Reads the weights at `address` for a run of `family`.
+
+    Raises:
+        InputError: there is nothing, it is damaged, or holds no weights of this family.
+    """
+    place = _folder(address, family)
+    if (place / DESCRIPTION).is_file():
+        return _dual_encoder(address, place, family, load_dual_encoder(place))
+    if (place / CONFIG).is_file() and not (place / INDEX).is_file():
+        tokenizer = load_tokenizer(place)
+        return _tokenizer(address, place, family, *next(iter(tokenizer.components().values())))
+    if not (place / INDEX).is_file() and place.is_dir():
+        return _run(address, open_run(place), family)
+    stored = saved.read(address)
+    if family == "vqvae" and TOKENIZER in stored.components:
+        return _tokenizer(address, stored.home, family, *stored.components[TOKENIZER])
+    if family == "align" and isinstance(dual := getattr(stored.text, "dual", None), FrozenDualEncoder):
+        return _dual_encoder(address, stored.home, family, dual)
+    _refuse_other(address, stored.family, family)
+    (main,) = (tensors for name, (_, tensors) in stored.components.items() if name != TOKENIZER)
+    return Source(stored.home, address, stored.manifest, {FAMILIES[family].main: main}, stored.text)
+
+
+def _folder(address: str, family: str) -> Path:
+    """The folder that an address names; the dual encoders of the package go by the names of their folders."""
+    own = {path.name: path for path in (scorer_dir(), shared_text_encoder() / "dual_encoder")}
+    if family == "align" and address in own and not Path(address).exists():
+        return own[address]
+    return find(address)
+
+
+def _run(address: str, run: TrainedRun, family: str) -> Source:
+    _refuse_other(address, run.family, family)
+    if family == "align":
+        dual = load_dual_encoder(run.folder)
+        return _dual_encoder(address, run.folder, family, dual, run)
+    text = load_encoder(run.folder / "text") if (run.folder / "text").is_dir() else None
+    return Source(run.folder, address, run.manifest, _parts(run, family), text)
+
+
+def _parts(run: TrainedRun, family: str) -> dict[str, Any]:
+    parts = {n: t for n, t in run.state.items() if n not in NOT_WEIGHTS and not n.endswith("optimizer")}
+    return parts | {FAMILIES[family].main: run.weights}
+
+
+def _dual_encoder(
+    address: str, place: Path, family: str, dual: FrozenDualEncoder, run: TrainedRun | None = None
+) -> Source:
+    _refuse_other(address, "align", family)
+    parts = {"model": dual.model.state_dict()} if run is None else _parts(run, family)
+    manifest = {"config": dual.config.model_dump(mode="json")} if run is None else run.manifest
+    return Source(place, address, manifest, parts, vocabulary=dual.tokenizer.json_text)
+
+
+def _tokenizer(address: str, place: Path, family: str, config: dict[str, Any], tensors: Any) -> Source:
+    _refuse_other(address, "vqvae", family)
+    return Source(place, address, {"config": config}, {"model": tensors})
+
+
+def _refuse_other(address: str, found: str, family: str) -> None:
+    if found != family:
+        raise InputError(
+            f"init_from {address} holds a model of the family {found}, and this run is of {family}; name one of {family}"
+        )

@@ -1,0 +1,108 @@
+"""Files of tensors: safetensors with a header of JSON, and weight files that others saved. Nothing is unpickled."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from t2i.errors import InputError
+from t2i.files import check_file, new_file, open_regular
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def read_header(path: Path, name: str, kind: str) -> dict[str, Any]:
+    """Returns the JSON object under `name` in the header of a safetensors file.
+
+    Args:
+        kind: in words, what such a file holds; for the message.
+
+    Raises:
+        InputError: it cannot be read, or has no such object.
+    """
+    try:
+        open_regular(path).close()
+        with safe_open(path, "np") as file:
+            found = json.loads((file.metadata() or {})[name])
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+        return found
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; check its name and permissions") from error
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{path} does not hold {kind}; name another file") from error
+
+
+def read_tensors(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns the named tensors of a safetensors file; raises InputError when one is absent or cannot be read."""
+    try:
+        open_regular(path).close()
+        with safe_open(path, "np") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and make it anew") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        with new_file(path) as partial:
+            # not save_file, whose files only their owner can read
+            partial.write_bytes(save({name: np.ascontiguousarray(its) for name, its in tensors.items()}, metadata))
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {path}: {why}; free some space or name another folder") from error
+
+
+def read_state_dict(path: Path, label: str, advice: str) -> "dict[str, Tensor]":
+    """Names and tensors of a `.safetensors` file, or of another that torch saved; no code in it is run.
+
+    Args:
+        label: names it in messages, e.g. `Inception weights`.
+        advice: which file to name instead.
+
+    Raises:
+        InputError: no such file, no state dict, or weights that are not finite.
+    """
+    import torch
+
+    label = f"{label} {path}"
+    if not path.exists():
+        raise InputError(f"{label} not found; {advice}")
+    if path.is_dir():
+        raise InputError(f"{label} is a folder, not a file of weights; {advice}")
+    check_file(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    # damaged files raise SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError, ... according to where
+    except Exception as error:
+        words = str(error)
+        if "TorchScript" in words or "GLOBAL" in words:
+            what = "a TorchScript program" if "TorchScript" in words else "pickled objects beside tensors"
+            raise InputError(
+                f"{label} holds {what}, which could run code; save its state dict where you trust it "
+                f"(torch.save(model.state_dict(), 'weights.pth')), or {advice}"
+            ) from error
+        first = "" if "weights_only" in words else words.partition("\n")[0].partition(". ")[0]
+        reason = ": ".join(filter(None, (type(error).__name__, shorten(first, 100, placeholder="..."))))
+        raise InputError(f"{label} cannot be read as weights ({reason}); {advice}") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise InputError(f"{label} holds no state dict (names to tensors); {advice}")
+    if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
+        raise InputError(f"{label} has weights that are not finite ({bad}); {advice}")
+    return weights

@@ -1,0 +1,155 @@
+"""Maps of words, Shapley values, and edits of what a word made."""
+
+import json
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from builders.tiny_prior_run import make_prior_run
+from builders.tiny_run import make_run
+from t2i.cli import app
+from t2i.errors import InputError
+from t2i.explain import editing
+from t2i.explain.editing import cells_of, mask_of_edit
+from t2i.explain.maps import maps_of
+from t2i.explain.shapley import EXACT, shapley
+from t2i.explain.words import edited, without, words_of
+from t2i.pipeline import TextToImagePipeline
+from t2i.sampling.inpainting import painted, touched
+
+PROMPT = "a large blue square above a small green star"
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    return make_prior_run(tmp_path_factory.mktemp("runs") / "random", "random")
+
+
+def test_words_and_what_takes_their_place():
+    words = words_of(PROMPT, 2)
+    assert [word.text for word in words] == ["large", "blue", "square", "above", "small", "green", "star"]
+    assert words[1].others == ("red", "orange") and words[3].others == ("below",)
+    assert without(PROMPT, words[1])[0] == "a large red square above a small green star"
+    assert words_of("two dogs, asleep")[1].others == ("",)
+    assert without("two dogs, asleep", words_of("two dogs, asleep")[1]) == ["two, asleep"]
+    with pytest.raises(InputError, match="no word that could show"):
+        words_of("there is a")
+
+
+def test_an_edit_replaces_words_that_are_there_once():
+    assert edited("a red star by a red ring", "red star -> blue star") == (
+        "a red star by a red ring",
+        "a blue star by a red ring",
+    )
+    for edit, told in (("red -> blue", "is 2 times"), ("green -> blue", "is 0 times"), ("red", "changes nothing")):
+        with pytest.raises(InputError, match=told):
+            edited("a red star by a red ring", edit)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_shapley_values_are_those_of_the_definition(count):
+    worth = {
+        frozenset(s): w
+        for s, w in zip(map(frozenset, _subsets(count)), np.random.default_rng(0).normal(size=2**count), strict=True)
+    }
+    found = shapley(count, lambda sets: [worth[one] for one in sets])
+    expected = np.zeros(count)
+    orders = list(permutations(range(count)))
+    for order in orders:
+        for k, i in enumerate(order):
+            expected[i] += (worth[frozenset(order[: k + 1])] - worth[frozenset(order[:k])]) / len(orders)
+    np.testing.assert_allclose(found.values, expected, atol=1e-12)
+    assert found.values.sum() == pytest.approx(found.whole - found.none)
+
+
+def _subsets(count):
+    return [[i for i in range(count) if code >> i & 1] for code in range(2**count)]
+
+
+def test_sampled_orders_share_out_the_whole_score():
+    weights = np.arange(EXACT + 2.0)
+    found = shapley(EXACT + 2, lambda sets: [float(sum(weights[list(one)])) for one in sets])
+    np.testing.assert_allclose(found.values, weights, atol=1e-9)  # of a sum, each order gives each its own
+
+
+def test_likelihood_is_that_of_the_network_and_the_image_that_of_a_call(prior):
+    pipe = TextToImagePipeline.from_pretrained(prior)
+    maps = maps_of(pipe, PROMPT, words_of(PROMPT), 3)
+    assert np.array_equal(maps.image_HWC, pipe(PROMPT, seed=3, output_type="uint8").images[0])
+    assert all(found.shape == (4, 4) for found in maps.words)
+    raster = TextToImagePipeline.from_pretrained(make_prior_run(prior.parent / "raster", "raster"))
+    text = raster.text_encoder.encode([PROMPT])
+    codes = np.arange(16) % 32
+    found = raster.sampler.log_likelihood(text, codes)
+    with torch.no_grad():
+        loss = raster.sampler.prior(torch.from_numpy(codes)[None], text)
+    assert -found.mean() == pytest.approx(float(loss.nll_B[0]), rel=1e-5)
+
+
+def test_a_word_that_the_model_does_not_know_changes_no_pixel(tmp_path):
+    pipe = TextToImagePipeline.from_pretrained(make_run(tmp_path / "gan"))
+    pipe.warn_of_unknown_words = lambda prompts: None  # type: ignore[method-assign]
+    words = [word._replace(others=("",)) for word in words_of("a quokka blue star")]
+    quokka, blue, _ = maps_of(pipe, "a quokka blue star", words, 0).words
+    assert not quokka.any() and blue.any()
+
+
+def test_cells_of_an_edit_and_the_mask_that_marks_them():
+    change = np.zeros((4, 4))
+    change[1, 1] = 5.0
+    cells = cells_of(change, "a", "b")
+    assert cells[:3, :3].all() and cells.sum() == 9
+    for size in ((16, 16), (40, 24), (33, 57)):
+        mask = painted(cells, size, (16, "center"))
+        from t2i.sampling.inpainting import _box
+
+        assert np.array_equal(touched(np.asarray(mask) > 127, _box(*size, 16, "center"), (4, 4)), cells)
+    with pytest.raises(InputError, match="nothing in this image"):
+        cells_of(change * 0, "a", "b")
+
+
+def test_an_edit_redraws_what_the_word_made_and_keeps_the_rest(prior, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(editing, "LEAST", 0.0)  # random weights are moved little by any word
+    monkeypatch.setattr(editing, "SHARE", 0.9)
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert app.main(["sample", str(prior), PROMPT, "--out", str(first)]) == 0
+    (image,) = first.glob("0*.png")
+    command = ["sample", str(prior), "--init", str(image), "--edit", "blue -> red"]
+    assert app.main([*command, "--out", str(second)]) == 0
+    manifest = json.loads((second / "manifest.json").read_text())
+    assert manifest["pictures"][0]["prompt"] == PROMPT.replace("blue", "red")
+    assert manifest["given"]["edit"] == "blue -> red"
+    pipe = TextToImagePipeline.from_pretrained(prior)
+    after = PROMPT.replace("blue", "red")
+    mask = mask_of_edit(pipe, Image.open(image), PROMPT, after)
+    assert 0 < np.count_nonzero(mask) < 16
+    expected = pipe(after, seed=0, init_image=Image.open(image), mask_image=mask, output_type="uint8").images[0]
+    (made,) = second.glob("0*.png")
+    assert np.array_equal(np.asarray(Image.open(made)), expected)
+    capsys.readouterr()
+    assert app.main([*command, "--out", str(tmp_path / "third"), "--mask", str(image)]) == 2
+    assert "one of --mask FILE, --keep-rows N and --edit" in capsys.readouterr().err
+    Image.open(image).save(tmp_path / "bare.png")
+    assert app.main(["sample", str(prior), "--init", str(tmp_path / "bare.png"), "--edit", "blue -> red"]) == 2
+    assert "holds no prompt" in capsys.readouterr().err
+    gan = make_run(tmp_path / "gan")
+    assert app.main(["sample", str(gan), "--init", str(image), "--edit", "blue -> red"]) == 2
+    assert "cannot redraw parts of an image (--edit)" in capsys.readouterr().err
+
+
+def test_the_page_shows_each_word_and_escapes_it(prior, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    prompt = "a <b>blue</b> star"
+    assert app.main(["explain", str(prior), prompt, "--out", str(page)]) == 0
+    text = page.read_text()
+    assert (
+        text.count("<article") == len(words_of(prompt))
+        and "<b>blue" not in text
+        and "http:" not in text
+        and "None" not in text
+    )
+    assert app.main(["explain", str(prior), prompt, "--out", str(page)]) == 2
+    assert f"{page} exists" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -427,6 +428,18 @@ def test_a_start_that_does_not_fit_is_one_line(tmp_path: Path, capfd: pytest.Cap
         said = capfd.readouterr().err
         assert words in " ".join(said.split()), said
         assert not run.exists(), "a start that is refused leaves nothing"
+
+
+def test_a_guide_does_not_start_from_a_scorer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(command("align", tmp_path / "run", "init_from=scorer", "max_train_steps=1")) == 2
+    assert (
+        "init_from scorer was trained on split=all, with the held-out combinations; set split=all"
+        in capfd.readouterr().err
+    )
+    assert app.main(command("align", tmp_path / "run", "init_from=scorer", "split=all", "max_train_steps=1")) == 0
+    said = " ".join(capfd.readouterr().err.split())
+    assert "init_from scorer has no record of its training data" in said
+    assert re.search(r"init_from scorer: 1 of [\d,]+ values of model are of it, and the rest is fresh", said)
 
 
 @pytest.mark.parametrize("family", ["cgan", "prior"])

@@ -27,7 +27,7 @@ from t2i.errors import InputError
 from t2i.extractors import ImageEncoder, load_image_encoder, open_image_encoder
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
-from t2i.reader.config import Config
+from t2i.reader.config import Config, OwnImageConfig
 from t2i.reader.gpt2 import GPT2, open_gpt2
 from t2i.reader.network import ReaderNetwork, Tokens
 from t2i.reader.reading import Reader, Vocabulary
@@ -95,7 +95,7 @@ def prepare_text(config: Config, run: Run, train: Dataset, questions: Questions)
 def prepare_images(config: Config, run: Run) -> ImageEncoder | None:
     """Returns the run's own copy of the image tower that the config names; None: the reader has its own."""
     image = config.image
-    if image.path is None:
+    if isinstance(image, OwnImageConfig):
         return None
     path = image.path
     return own_copy(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from t2i.errors import InputError
 from t2i.metrics import Features
 from t2i.names import nearest, resolve
+from t2i.weights import scorer_dir
 
 if TYPE_CHECKING:
     import torch
@@ -172,13 +173,18 @@ IMAGE_ENCODERS: dict[str, str] = {
 SAVED_NAME = "encoder.json"
 
 
-def open_image_encoder(name: str, path: str) -> ImageEncoder:
+def open_image_encoder(name: str, path: str | None = None) -> ImageEncoder:
     """Opens the image encoder `name` at `path`: a run of `t2i train align`, or a folder of transformers.
 
+    Args:
+        path: None: of `aligned` the dual encoder that ships with the package.
+
     Raises:
-        InputError: nothing that it reads is there.
+        InputError: nothing that it reads is there, or no path where one is needed.
     """
-    return resolve(IMAGE_ENCODERS[name]).open(path)
+    if path is None and name != "aligned":
+        raise InputError(f"image.encoder={name} needs image.path: a folder of transformers with its preprocessing")
+    return resolve(IMAGE_ENCODERS[name]).open(path or str(scorer_dir()))
 
 
 def load_image_encoder(directory: Path) -> ImageEncoder:

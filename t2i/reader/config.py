@@ -37,7 +37,11 @@ class GivenImageConfig(Section):
     encoder: Literal["aligned", "resnet", "vit", "clip"] = Field(
         default="aligned", description="a name in t2i.extractors.IMAGE_ENCODERS"
     )
-    path: str = Field(description="a run of t2i train align, or a folder of transformers with its preprocessing")
+    path: str | None = Field(
+        default=None,
+        description="a run of t2i train align, or a folder of transformers with its preprocessing; null: of `aligned` the "
+        "dual encoder that ships with the package, for the embedded shapes",
+    )
     trained: bool = Field(default=False, description="go on training it with the reader; else it is frozen")
 
 

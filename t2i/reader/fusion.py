@@ -84,6 +84,21 @@ class Concat(nn.Module):
         return self.mlps(self.join(torch.cat([image, text_BTD], dim=-1)))
 
 
+class Search(CrossAttention):
+    """Cross-attention with a place that stands for nothing: how much a word finds tells whether it is there at all."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, width, heads)
+        self.nothing = nn.Parameter(torch.zeros(2, 1, 1, width))  # a key and a value
+
+    def forward(self, x_BTD: Tensor, keys: tuple[Tensor, Tensor], allowed: Tensor | None = None) -> Tensor:
+        k, v = (
+            torch.cat([split(own.expand(len(k), -1, -1), self.heads).to(k.dtype), k], dim=2)
+            for own, k in zip(self.nothing, keys, strict=True)
+        )
+        return super().forward(x_BTD, (k, v), None if allowed is None else F.pad(allowed, (1, 0), value=True))
+
+
 class AttentionBlock(nn.Module):
     """Words attend to each other, then to the cells, then an MLP."""
 
@@ -92,7 +107,7 @@ class AttentionBlock(nn.Module):
         self.heads = heads
         self.norm_own, self.norm_cross, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.cross = CrossAttention(width, width, heads)
+        self.cross = Search(width, heads)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x_BTD: Tensor, other_BLD: Tensor, mask_BT: Tensor | None, other_BL: Tensor | None) -> Tensor:

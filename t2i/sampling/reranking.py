@@ -9,8 +9,7 @@ from t2i.errors import InputError
 from t2i.extractors import ImageTextExtractor, open_image_text
 from t2i.families import family_of
 from t2i.images import ImageArray
-from t2i.metrics import Features
-from t2i.metrics.statistics import unit_rows
+from t2i.metrics.statistics import Array, unit_rows
 from t2i.reader.judging import JudgingReader, open_judge
 from t2i.reader.reading import Reader
 from t2i.seeding import derive
@@ -59,7 +58,7 @@ class BestOf:
             raise InputError(f"the best of {count} is no choice; sample 2 or more candidates")
         scorer = JudgingReader(scorer) if isinstance(scorer, Reader) else scorer
         self.count, self._scorer, self._captions = count, scorer, list(captions)
-        self._text_ND: Features | None = None
+        self._text_ND: Array | None = None
         if not isinstance(scorer, JudgingReader):
             row = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
             self._text_ND = unit_rows(scorer.text_features(list(row)))[[row[caption] for caption in captions]]

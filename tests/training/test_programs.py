@@ -42,7 +42,7 @@ CVAE = [
     "validation_steps=2",
 ]
 READER = [
-    "image={width: 8, width_limit: 16, grid: 4}",
+    "image={encoder: own, width: 8, width_limit: 16, grid: 4}",
     "width=32",
     "decoder={depth: 1, heads: 2}",
     "fusion={depth: 1, heads: 2}",

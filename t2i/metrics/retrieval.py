@@ -191,8 +191,8 @@ R_PRECISION = Metric(1, _measure_r_precision, reads="text", needs=("captions",),
 
 def _measure_binding(given: Inputs) -> list[Score]:
     assert given.text is not None and given.swapped is not None
-    has = np.isfinite(given.swapped).all(axis=1)
-    prompts = [caption for caption, flag in zip(given.captions, has, strict=True) if flag]
+    has = np.flatnonzero(np.isfinite(given.swapped).all(axis=1))
+    prompts = [given.captions[row] for row in has.tolist()]
     found = binding(given.fake[has], given.text[has], given.swapped[has], prompts)
     bounds = {"chance": 0.5}
     if given.partners is not None:

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from t2i.config.training import StartConfig
 from t2i.errors import InputError
 from t2i.families import Source
-from t2i.names import counted, nearest
+from t2i.names import counted
 from t2i.text import TextEncoder
+from t2i.training.optimization import freeze
 from t2i.training.run import Run
 
 PROBES = ("a", "two red things beside a large one", "the man on the left is holding an umbrella, in black and white")
 WEIGHTED = ("bow", "tfidf")  # encoders with a column a word
+OTHER_SHAPE = "another shape"
 SHOWN = 6  # tensors of a kind that are named
 
 Reordering = list[tuple[int, int]]  # (row here, row there)
@@ -72,6 +74,7 @@ def initialise(
             module.load_state_dict(fits[name].loaded, strict=False)
         run.extra["init"] = _described(source, fits)
         run.say(table(source, fits))
+        _warn_of_little(source, parts, fits)
     freeze(parts, config.freeze, {f"{part}.{name}" for part, fit in fits.items() for name in fit.renewed})
     partly = {f"{part}.{name}": how for part, fit in fits.items() for name, how in fit.fitted.items()}
     for path, how in partly.items():
@@ -134,7 +137,7 @@ def _fitted(own: Tensor, given: Tensor, role: str, rows: "_Matching") -> tuple[T
 
 def _same(own: Tensor, given: Tensor) -> tuple[Tensor, str]:
     if own.shape != given.shape:
-        raise ValueError(f"{_size(given)} there, {_size(own)} here")
+        raise ValueError(OTHER_SHAPE)
     return given, ""
 
 
@@ -224,32 +227,6 @@ def _strings(vocabulary: str) -> list[str]:
     return sorted(found, key=lambda token: found[token])
 
 
-# ---- freezing ------------------------------------------------------------------------------------------------------
-
-
-def freeze(parts: Mapping[str, nn.Module], names: Sequence[str], renewed: set[str]) -> None:
-    """Takes parameters out of training: those whose path, `part.name`, begins with one of `names`.
-
-    Raises:
-        InputError: a name fits none, nothing of a part is left to train, or what would be frozen is not of the source.
-    """
-    paths = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
-    for name in names:
-        chosen = [path for path in paths if f"{path}.".startswith(f"{name}.")]
-        if not chosen:
-            there = list(dict.fromkeys(".".join(path.split(".")[:2]) for path in paths))
-            raise InputError(f"freeze: no part {name!r}{nearest(name, there)}; there are: {', '.join(there)}")
-        if fresh := [path for path in chosen if path in renewed]:
-            raise InputError(
-                f"freeze {name}: {fresh[0]} is not of the source, so it would stay as it was drawn; freeze parts that were loaded"
-            )
-        for path in chosen:
-            paths[path].requires_grad_(False)
-    for part, module in parts.items():
-        if not any(p.requires_grad for p in module.parameters()):
-            raise InputError(f"freeze leaves nothing of {part} to train; leave a part of it out")
-
-
 # ---- what is told --------------------------------------------------------------------------------------------------
 
 
@@ -265,9 +242,24 @@ def table(source: Source, fits: Mapping[str, Taken]) -> str:
             for name, reason in tensors.items():
                 by_reason.setdefault(reason, []).append(name)
             for reason, names in by_reason.items():
+                if reason == OTHER_SHAPE:
+                    reason = f"{reason}: the first is {_size(source.parts[part][names[0]])} there"
                 more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
                 lines.append(f"    {what}: {', '.join(names[:SHOWN])}{more} ({reason})")
     return "\n".join(lines)
+
+
+def _warn_of_little(source: Source, parts: Mapping[str, nn.Module], fits: Mapping[str, Taken]) -> None:
+    """Warns where less than half of the main part comes from the source, as with another width."""
+    part, module = next(iter(parts.items()))
+    total = sum(tensor.numel() for tensor in module.state_dict().values())
+    taken = sum(tensor.numel() for tensor in fits[part].loaded.values())
+    if 2 * taken < total:
+        warnings.warn(
+            f"init_from {source.address}: {taken:,} of {total:,} values of {part} are of it, and the rest is fresh; take its "
+            "config for as much as fits",
+            stacklevel=3,
+        )
 
 
 def _described(source: Source, fits: Mapping[str, Taken]) -> dict[str, Any]:

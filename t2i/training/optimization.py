@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from t2i import checkpoint
 from t2i.errors import InputError
+from t2i.names import nearest
 
 FINAL_RATE = 0.05  # the cosine ends at this share of the peak learning rate
 MAX_GRADIENT = 1.0  # gradients longer than this are shortened to it
@@ -117,6 +118,29 @@ def set_learning_rate(optimizer: Optimizer, value: float) -> None:
     """The same learning rate for every group."""
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+def freeze(parts: Mapping[str, nn.Module], names: Sequence[str], renewed: set[str]) -> None:
+    """Takes parameters out of training: those whose path, `part.name`, begins with one of `names`.
+
+    Raises:
+        InputError: a name fits none, nothing of a part is left to train, or what would be frozen is not of the source.
+    """
+    paths = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+    for name in names:
+        chosen = [path for path in paths if f"{path}.".startswith(f"{name}.")]
+        if not chosen:
+            there = list(dict.fromkeys(".".join(path.split(".")[:2]) for path in paths))
+            raise InputError(f"freeze: no part {name!r}{nearest(name, there)}; there are: {', '.join(there)}")
+        if fresh := [path for path in chosen if path in renewed]:
+            raise InputError(
+                f"freeze {name}: {fresh[0]} is not of the source, so it would stay as it was drawn; freeze parts that were loaded"
+            )
+        for path in chosen:
+            paths[path].requires_grad_(False)
+    for part, module in parts.items():
+        if not any(p.requires_grad for p in module.parameters()):
+            raise InputError(f"freeze leaves nothing of {part} to train; leave a part of it out")
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:

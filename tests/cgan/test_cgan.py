@@ -282,3 +282,27 @@ def test_an_exported_generator_takes_any_number_of_captions() -> None:
     for count in (3, 5):
         z, text = torch.randn(count, 8), text_of(count, seed=count)
         torch.testing.assert_close(exported(z, text), generator(z, text), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [RelativisticLoss(), RelativisticLoss(penalty="autograd"), HingeLoss()])
+def test_an_image_without_a_caption_is_judged_without_one(networks, loss) -> None:
+    _, generator, discriminator = networks
+    for head in (discriminator.unconditional, discriminator.text_2):
+        nn.init.normal_(head.weight)
+    torch.manual_seed(1)
+    text, other = text_of(6), text_of(6, seed=5)
+    real, fake = torch.randn(2, 6, 3, 32, 32)
+    noise_ = (torch.randn(3, 3, 32, 32), torch.randn(3, 3, 32, 32)) if rules.has_probes(loss) else None
+    labelled = torch.tensor([True, False, True, True, False, True])
+
+    def both(captions: rules.CaptionPool) -> torch.Tensor:
+        loss_d, _ = rules.discriminator_loss(discriminator, real, fake, captions, noise_, loss, 0.1, 0.7)
+        return torch.stack([loss_d, rules.generator_loss(discriminator, real, fake, captions, loss, 0.7)]).detach()
+
+    plain = captions_of(text)
+    torch.testing.assert_close(both(plain._replace(labelled_B=torch.ones(6, dtype=torch.bool))), both(plain))
+    part = plain._replace(labelled_B=labelled)
+    changed = part._replace(pooled_BP=torch.where(labelled[:, None], text.pooled_BP, other.pooled_BP))
+    torch.testing.assert_close(both(changed), both(part))  # the captions of the others count for nothing
+    assert not torch.allclose(both(plain._replace(pooled_BP=changed.pooled_BP)), both(plain))
+    assert not torch.allclose(both(part), both(plain))

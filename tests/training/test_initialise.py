@@ -19,7 +19,8 @@ from t2i.prior.config import Config
 from t2i.prior.transformer import Grid, Prior
 from t2i.sampling.source import open_source
 from t2i.text import TextConfig, fit_encoder
-from t2i.training.initialise import Reads, _Matching, fit_part, freeze, initialise
+from t2i.training.initialise import Reads, _Matching, fit_part, initialise
+from t2i.training.optimization import freeze
 
 CAPTIONS = ["a small red circle", "a large blue square above a small green star"]
 SMALL = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 48, "dropout": 0.0}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -17,12 +18,14 @@ from safetensors.torch import load_file
 
 from builders.small_settings import ALIGN, GAN, SMALL, VQVAE
 from t2i import checkpoint
+from t2i.cgan import rules
 from t2i.cli import app
 from t2i.config.load import flat, load, shipped
 from t2i.data import View, open_dataset
 from t2i.families import FAMILIES, config_class
 from t2i.images import grid
 from t2i.pipeline import TextToImagePipeline
+from t2i.prior.transformer import Prior
 from t2i.text import load_encoder
 from t2i.training import journal
 from t2i.training.trained_on import read_record
@@ -427,13 +430,41 @@ def test_a_start_that_does_not_fit_is_one_line(tmp_path: Path, capfd: pytest.Cap
         assert not run.exists(), "a start that is refused leaves nothing"
 
 
+def test_a_guide_does_not_start_from_a_scorer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(command("align", tmp_path / "run", "init_from=scorer", "max_train_steps=1")) == 2
+    assert (
+        "init_from scorer was trained on split=all, with the held-out combinations; set split=all"
+        in capfd.readouterr().err
+    )
+    assert app.main(command("align", tmp_path / "run", "init_from=scorer", "split=all", "max_train_steps=1")) == 0
+    said = " ".join(capfd.readouterr().err.split())
+    assert "init_from scorer has no record of its training data" in said
+    assert re.search(r"init_from scorer: 1 of [\d,]+ values of model are of it, and the rest is fresh", said)
+
+
 @pytest.mark.parametrize("family", ["cgan", "prior"])
-def test_images_without_captions_train_under_the_null_caption(family: str, tmp_path: Path) -> None:
+def test_images_without_captions_train_under_the_null_caption(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled: list[torch.Tensor] = []
+    forward, judged = Prior.forward, rules.discriminator_loss
+
+    def read(self, codes, text, order=None, draws=None):
+        labelled.extend([] if draws is None else draws.caption_B >= 0)
+        return forward(self, codes, text, order, draws)
+
+    def judge(discriminator, real, fake, captions, *rest):
+        labelled.extend(captions.labelled_B)
+        return judged(discriminator, real, fake, captions, *rest)
+
+    monkeypatch.setattr(Prior, "forward", read)
+    monkeypatch.setattr(rules, "discriminator_loss", judge)
     folder, run = tmp_path / "images", tmp_path / "run"
     folder.mkdir()
     for i, image in enumerate(open_dataset("shapes-2", "val", View(16, limit=40)).images(range(40))):
         Image.fromarray(image).save(folder / f"{i}.png")
-    assert app.main(command(family, run, f"data.unlabelled={json.dumps(str(folder))}", "max_train_steps=3")) == 0
+    assert app.main(command(family, run, f"data.unlabelled={json.dumps(str(folder))}", "max_train_steps=12")) == 0
+    assert len(labelled) == 48 and 12 <= sum(map(int, labelled)) <= 36
     record = read_record(run / "trained_on.safetensors")
     assert record is not None and len(record.data) == 2 and len(record.captions) <= 64
     assert "" not in getattr(load_encoder(run / "text"), "vocabulary", [])

@@ -214,8 +214,12 @@ def attack(server: Server, count: int, chance: random.Random) -> int:
             return "broken", f"{type(error).__name__}: {error}"
 
     began = time.perf_counter()
+    answers, memory = [], []
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(send, sent))
+        for number, answer in enumerate(pool.map(send, sent), 1):
+            answers.append(answer)
+            if number % (count // 8 or 1) == 0:
+                memory.append(f"{server.rss_mb():.0f}")
     seconds = time.perf_counter() - began
     table: dict[str, Counter[str]] = {}
     bad = []
@@ -223,7 +227,7 @@ def attack(server: Server, count: int, chance: random.Random) -> int:
         table.setdefault(kind, Counter())[answer[0]] += 1
         if not good(kind, answer):
             bad.append((kind, answer))
-    print(f"{count:,} requests in {seconds:.0f} s ({count / seconds:.1f}/s)")
+    print(f"{count:,} requests in {seconds:.0f} s ({count / seconds:.1f}/s); MB on the way: {', '.join(memory)}")
     for kind, found in table.items():
         print(f"  {kind}: {', '.join(f'{what} {number}' for what, number in found.most_common())}")
     speed(server, "after")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Base, Default
 
 from t2i.web.models import Card
 from t2i.web.work import KNOBS, MOST_FRAMES, MOST_IMAGES
@@ -28,9 +29,9 @@ SLIDERS = {
 LABELS = {"top_k": "Top k (empty: all)", "steps": "Steps (empty: one a token)", "top_p": "Top p"}
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """Fonts of the visitor's own machine: none is fetched."""
-    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
 class Layout:

@@ -74,7 +74,7 @@ class Handlers:
         make = [at.make.click, at.prompt.submit]
         made = [at.images, at.command, *kept]
         both = [at.first, at.beside, at.command, *kept]
-        running = [
+        running: list[Any] = [
             gr.on(make, self.on_make, asked, made, api_name="sample", **job),
             at.inpaint.click(self.on_inpaint, asked | {at.canvas}, [at.filled, *kept], api_name="inpaint", **job),
             at.compare.click(self.on_compare, asked, both, api_name="compare", **job),
@@ -84,7 +84,7 @@ class Handlers:
         quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 4}
         of_model = [at.about, at.examples, at.why, at.inpainting, at.between, *at.knobs.values()]
         at.model.input(self.on_model, [at.model], of_model, api_name="model", **quick)
-        hidden = quick | {"api_visibility": "private"}
+        hidden: dict[str, Any] = quick | {"api_visibility": "private"}
         page.load(self.on_load, [at.model, at.other], [at.model, at.other], **hidden)
         page.unload(self.on_stop)
         at.stop.click(self.on_stop, None, None, queue=False, cancels=running, **hidden)

@@ -55,7 +55,11 @@ class Guard:
             try:
                 await self.app(scope, receive, send_with_headers)
                 return
-            except (ValueError, RecursionError):  # FastAPI cannot say in JSON what was wrong with NaN or deep brackets
+            except (
+                ValueError,
+                RecursionError,
+                LookupError,
+            ):  # NaN or deep brackets in a body, an event that is not there
                 if begun:
                     raise
                 status = 400

@@ -170,7 +170,14 @@ def test_a_mistake_is_a_message_and_never_a_traceback(client, capfd, changes, sa
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b'{"data": NaN}', 400), (b"[" * 5000, 400), (b"{", 422), (b" " * 300_000, 413), (iter([b"{}"]), 411)],
+    [
+        (b'{"data": NaN}', 400),
+        (b'{"data": [], "fn_index": 10000, "session_hash": "x"}', 400),
+        (b"[" * 5000, 400),
+        (b"{", 422),
+        (b" " * 300_000, 413),
+        (iter([b"{}"]), 411),
+    ],
 )
 def test_a_body_that_is_no_request_is_refused_before_it_costs_anything(page, body, status, capfd):
     headers = {"content-type": "application/json"}

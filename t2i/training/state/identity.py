@@ -11,7 +11,7 @@ from typing import Any
 
 from t2i.config.load import to_yaml
 from t2i.config.training import TrainConfig
-from t2i.data import Dataset
+from t2i.data import NO_CAPTION, Dataset
 from t2i.distributed import Ranks
 from t2i.errors import InputError
 from t2i.names import counted
@@ -94,7 +94,7 @@ def data_digest(dataset: Dataset) -> dict[str, Any]:
     for name, options in zip(dataset.ids, dataset.captions, strict=True):
         ids.update(json.dumps(name).encode())
         captions.update(json.dumps(list(options)).encode())
-        number += len(options)
+        number += sum(caption != NO_CAPTION for caption in options)
     counts = {"images": len(dataset), "number_of_captions": number}
     return counts | {"ids": ids.hexdigest(), "captions": captions.hexdigest(), "contents": dataset.digest()}
 

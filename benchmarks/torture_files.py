@@ -467,8 +467,7 @@ def _readers() -> dict[str, tuple[Path | Callable[[Path], Path], Callable[[Path]
     """What reads a file or a folder, and one to read: a path that is copied, or what makes it."""
     from t2i import checkpoint
     from t2i.align.frozen import load_dual_encoder
-    from t2i.cli.steps import Step
-    from t2i.cli.timings import Timings
+    from t2i.cli.fit.record import Step, Timings
     from t2i.config.load import read_tree
     from t2i.data import View, open_dataset
     from t2i.data.tools.check import check

@@ -90,7 +90,7 @@ def test_the_configs_of_published_data_run(name: str, tmp_path: Path, capsys) ->
         train("vqvae", "vqvae-coco256", address, tmp_path / "vqvae", steps=1)
         more = [f"tokenizer.path={json.dumps(str(tmp_path / 'vqvae'))}"]
     capsys.readouterr()
-    keys = [*more, *(["text={encoder: bow}"] if family in ("cgan", "prior") else [])]
+    keys = [*KEYS[family], *more]
     words = ["train", family, "--config", name, "--data", address, "--run-dir", str(tmp_path / "run"), "--dry-run"]
     assert app.main(words + [word for key in keys for word in ("--set", key)]) == 0
     assert f"address: {address}" in capsys.readouterr().out and not (tmp_path / "run").exists()

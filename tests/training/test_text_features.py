@@ -250,12 +250,13 @@ def test_a_kill_before_the_rename_leaves_only_a_file_that_is_ignored(tmp_path, m
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
-    def fill_up(tensors, path, metadata):
-        Path(path).write_bytes(b"half a file")
+    def fill_up(path, data):
+        with path.open("wb") as file:
+            file.write(b"half a file")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("safetensors.torch.save_file", fill_up)
+        patch.setattr(Path, "write_bytes", fill_up)
         with pytest.raises(InputError, match="No space left on device; free some space or set T2I_CACHE") as caught:
             encode_cached(bow(), CAPTIONS, tmp_path)
     assert "\n" not in str(caught.value)

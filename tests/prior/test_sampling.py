@@ -398,7 +398,7 @@ def _turned() -> Image.Exif:
     [
         ("random --mask ok.png", "--mask ok.png needs the image that it is of; name that with --init"),
         ("random --keep-rows 2", "--keep-rows 2 needs the image"),
-        ("random --init ok.png", "say which with either --mask FILE or --keep-rows N"),
+        ("random --init ok.png", "say which with one of --mask FILE, --keep-rows N and --edit"),
         ("random --init gone.png --keep-rows 2", "gone.png is no image that can be read"),
         ("random --init bad.png --keep-rows 2", "bad.png is no image that can be read"),
         ("random --init ok.png --mask black.png", "the mask marks nothing at all"),

@@ -11,7 +11,6 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +19,8 @@ from builders.tiny_prior_run import make_prior_run
 from builders.tiny_run import CAPTIONS, make_run
 from t2i.cli import app
 from t2i.pipeline import TextToImagePipeline
+
+httpx = pytest.importorskip("httpx", reason="httpx is not installed, which comes with gradio (t2i[web])")
 
 
 def test_without_gradio_the_command_says_what_to_install(capsys, monkeypatch):

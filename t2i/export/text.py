@@ -59,7 +59,7 @@ class WordTable(nn.Module):
         self.register_buffer("weights", weights)
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        rows, weights = cast(Tensor, self.rows), self.weights
+        rows, weights = cast(Tensor, self.rows), cast(Tensor | None, self.weights)
         known = (mask & (ids < rows.shape[0] - 1)).float()
         tokens = rows[ids] * known[..., None]
         if weights is None:

@@ -198,6 +198,16 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def save_copies(folder: Path, model: Any, *others: Any) -> None:
+    """Writes a model, and its tokenizer or preprocessing, for whoever the umask lets read files."""
+    with quiet():
+        for part in (model, *others):
+            part.save_pretrained(folder)
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.iterdir():  # safetensors leaves weights that only their owner can read
+        file.chmod(mode)
+
+
 def _load(folder: ModelFolder, class_name: str, place: Path | None = None, **options: Any) -> Any:
     import transformers
 

@@ -14,6 +14,9 @@ from t2i.errors import InputError
 from t2i.files import check_file, new_file, open_regular
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from hashlib import _Hash as Hash
+
     from torch import Tensor
 
 
@@ -62,6 +65,22 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write {path}: {why}; free some space or name another folder") from error
+
+
+def hash_values(total: "Hash", tensors: "Mapping[str, Tensor]") -> None:
+    """Adds names and values, as float32: the same for weights that were saved in another precision without loss."""
+    for name, tensor in sorted(tensors.items()):
+        total.update(name.encode())
+        total.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+
+
+def hash_bytes(total: "Hash", tensors: "Mapping[str, Tensor]") -> None:
+    """Adds names, types, shapes and the bytes of the values."""
+    import torch
+
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
 
 
 def read_state_dict(path: Path, label: str, advice: str) -> "dict[str, Tensor]":

@@ -18,6 +18,7 @@ from t2i.align.tokenizer import CaptionTokenizer, length_batches
 from t2i.errors import InputError
 from t2i.files import open_regular, read_regular
 from t2i.images import ImageArray, to_model
+from t2i.tensors import hash_values
 from t2i.trained import Tensors, open_run
 
 DESCRIPTION, WEIGHTS, TOKENIZER = "dual_encoder.json", "model.safetensors", "tokenizer.json"
@@ -67,9 +68,7 @@ class FrozenDualEncoder:
     def digest(self) -> str:
         """Returns the sha256 of the weights and the tokenizer."""
         total = hashlib.sha256(self.tokenizer.json_text.encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            total.update(name.encode())
-            total.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        hash_values(total, self.model.state_dict())
         return total.hexdigest()
 
     def save(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:

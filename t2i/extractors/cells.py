@@ -18,7 +18,8 @@ from t2i.extractors import SAVED_NAME, ImageFeatures
 from t2i.extractors.batches import exact_float32
 from t2i.files import write_text
 from t2i.images import ImageArray, to_model
-from t2i.pretrained import ModelFolder, load_image_processor, load_model, open_folder, quiet
+from t2i.pretrained import ModelFolder, load_image_processor, load_model, open_folder, save_copies
+from t2i.tensors import hash_bytes
 
 BATCH = 8
 
@@ -55,9 +56,7 @@ class _Cells:
     def digest(self) -> str:
         """sha256 of the weights and of what is done to images before them."""
         total = hashlib.sha256(json.dumps([self.name, *self._decisive()]).encode())
-        for key, tensor in sorted(self.tower.state_dict().items()):
-            total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            total.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+        hash_bytes(total, self.tower.state_dict())
         return total.hexdigest()
 
     def _decisive(self) -> list[Any]:
@@ -167,9 +166,7 @@ class _Transformers(_Cells):
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         tower: Any = self.tower
-        with quiet():
-            tower.model.save_pretrained(directory / "tower")
-            self._processor.save_pretrained(directory / "tower")
+        save_copies(directory / "tower", tower.model, self._processor)
         self._note(directory)
 
     def _decisive(self) -> list[Any]:

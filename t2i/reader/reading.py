@@ -39,6 +39,7 @@ from t2i.reader.config import Config
 from t2i.reader.decoding import write
 from t2i.reader.network import ReaderNetwork, Sizes, Tokens
 from t2i.reader.writers import AlignedReader, CaptionerWriter, DecoderWriter
+from t2i.tensors import hash_values
 from t2i.text import TextEncoder, load_encoder
 from t2i.trained import TrainedRun, open_run
 
@@ -155,9 +156,7 @@ class Reader:
         total = hashlib.sha256(json.dumps(head).encode())
         frozen: list[nn.Module] = getattr(self.network, "_frozen", [])
         for part in (self.network, *frozen):
-            for name, tensor in sorted(part.state_dict().items()):
-                total.update(name.encode())
-                total.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+            hash_values(total, part.state_dict())
         return total.hexdigest()
 
     # ---- what it reads ----------------------------------------------------------------------------------------------

@@ -37,8 +37,9 @@ from t2i.pretrained import (
     load_model,
     load_text_tokenizer,
     open_folder,
-    quiet,
+    save_copies,
 )
+from t2i.tensors import hash_bytes
 from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, writing
 from t2i.text.pooling import POOLINGS
 from t2i.text.sentences import read_rules
@@ -226,21 +227,16 @@ class _Pretrained:
         pooling = "+".join([*rules, *["lower"] * lower_case]) + "/1" if rules or lower_case else self.pooling
         head = [self.name, pooling, self.max_tokens, decisive, tokenizer, self.tokenizer.pad_token_id]
         sha = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-        for key, tensor in sorted(self.tower.state_dict().items()):
-            sha.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            sha.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+        hash_bytes(sha, self.tower.state_dict())
         return sha.hexdigest()
 
     def save(self, directory: Path) -> None:
         """Writes encoder.json and a copy of tower and tokenizer into `directory/tower`."""
         _, rules, lower_case = self.reading
         saved = _SavedTower(encoder=self.name, max_tokens=self.max_tokens, pooling=rules, lower_case=lower_case)
-        with writing(directory), quiet():
-            self.tower.save_pretrained(directory / "tower")  # pyright: ignore[reportCallIssue]
-            self.tokenizer.save_pretrained(directory / "tower")
+        with writing(directory):
+            save_copies(directory / "tower", self.tower, self.tokenizer)
             (directory / SAVED).write_text(saved.model_dump_json(exclude_defaults=True), encoding="utf-8")
-            for file in (directory / "tower").iterdir():  # safetensors leaves weights that only their owner can read
-                file.chmod((directory / SAVED).stat().st_mode)
 
 
 class CLIPText(_Pretrained):

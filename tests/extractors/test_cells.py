@@ -8,7 +8,7 @@ import torch
 
 from builders.tiny_text_models import save_clip_with_images
 from t2i.errors import InputError
-from t2i.extractors import IMAGE_ENCODERS, load_image_encoder, open_image_encoder
+from t2i.extractors import IMAGE_ENCODERS, SAVED_NAME, load_image_encoder, open_image_encoder
 from t2i.images import to_model
 from t2i.weights import scorer_dir
 
@@ -48,6 +48,8 @@ def test_cells_follow_the_contract(name: str, tmp_path: Path) -> None:
     assert encoder.encode(images[:0]).cells_BLD.shape == (0, *cells.shape[1:])
     torch.testing.assert_close(encoder.tower(to_model(images)).cells_BLD, cells, rtol=1e-4, atol=1e-4)
     encoder.save(tmp_path / "saved")
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "saved").rglob("*") if file.is_file()}
+    assert modes == {(tmp_path / "saved" / SAVED_NAME).stat().st_mode & 0o777} and 0o600 not in modes
     again = load_image_encoder(tmp_path / "saved")
     assert again.digest() == encoder.digest() and torch.equal(again.encode(images).cells_BLD, cells)
     # rows come from the top left: what changes in the last corner changes the last cell most

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from t2i.cli import run_program
-from t2i.console import shown_progress
+from t2i.console import shown_progress, table
 from t2i.errors import InputError
 from t2i.export.options import ModelExportOptions
 from t2i.files import new_folder
@@ -21,20 +21,14 @@ from t2i.hardware import prepare_cpu
 if TYPE_CHECKING:
     from t2i.export.measuring import MeasuredModel
 
+HEAD = ("", "size", "p50", "p95", "memory", "difference", "strict")
+
 
 def row(name: str, measured: "MeasuredModel", difference: str) -> list[str]:
     """One line of the table."""
     p50, p95 = (f"{1000 * np.quantile(measured.seconds, share):.1f} ms" for share in (0.5, 0.95))
     strict = "" if measured.strict is None else f"{measured.strict:.3f}"
     return [name, f"{measured.bytes / 1e6:.1f} MB", p50, p95, f"{measured.memory / 1e6:.0f} MB", difference, strict]
-
-
-def show(rows: list[list[str]]) -> None:
-    """Prints the table."""
-    lines = [["", "size", "p50", "p95", "memory", "difference", "strict"], *rows]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    for cells in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 def main(options: ModelExportOptions) -> None:
@@ -59,7 +53,7 @@ def main(options: ModelExportOptions) -> None:
         print(f"{part.file:<18}{part.bytes / 1e6:6.1f} MB, difference {made.differences[name]:.1e}")
     if own is not None and theirs is not None:
         worst = f"{max(made.differences.values()):.1e}"
-        show([row("t2i", own, ""), row(f"{options.format}, {options.quantize}", theirs, worst)])
+        table(HEAD, [row("t2i", own, ""), row(f"{options.format}, {options.quantize}", theirs, worst)])
         print(f"per image, {len(captions)} of them one at a time; memory is of the whole process")
     print(f"wrote {options.out}")
 

@@ -80,7 +80,7 @@ def hash_bytes(total: "Hash", tensors: "Mapping[str, Tensor]") -> None:
 
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_state_dict(path: Path, label: str, advice: str) -> "dict[str, Tensor]":

@@ -6,7 +6,6 @@ The run directory is what `text.path` and `guidance.path` of other programs name
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ from t2i.metrics.retrieval import binding, retrieval
 from t2i.sampling.source import open_source
 from t2i.training.conditioning import own_vocabulary
 from t2i.training.initialise import Reads, initialise
-from t2i.training.optimization import MAX_GRADIENT, learning_rate
+from t2i.training.optimization import MAX_GRADIENT, cosine
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits
@@ -154,9 +153,7 @@ def main(config: Config, run_dir: Path) -> None:
         reading = config.dataloader_num_workers, run.quarantine, config.data.augment
         loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
 
-        base, warmup = config.learning_rate, config.lr_warmup_steps
-        schedule = partial(learning_rate, base=base, warmup=warmup, final_factor=FINAL_RATE)
-        for batches in run.steps(loader, optimizer, schedule=schedule):
+        for batches in run.steps(loader, optimizer, schedule=cosine(config, FINAL_RATE)):
             # Validation, and a checkpoint
             if run.due(config.validation_steps):
                 for split, dataset in held_out.items():

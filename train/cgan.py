@@ -145,7 +145,7 @@ def main(config: Config, run_dir: Path) -> None:
             if run.due(config.checkpointing_steps):
                 run.save()
 
-            # GanMicro-batches of this step; none at the end of the run
+            # Micro-batches of this step; none at the end of the run
             micros = [prepare_micro(config, train, captions, guiding, batch, run) for batch in batches]
             if not micros:
                 break

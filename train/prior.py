@@ -145,7 +145,7 @@ def main(config: Config, run_dir: Path) -> None:
         loader = RowLoader(train, config.train_batch_size, config.seed, *run.position)
 
         for batches in run.steps(loader, optimizer):
-            # PriorValidation of the averaged model, and a checkpoint
+            # Validation of the averaged model, and a checkpoint
             if validation and run.due(config.validation_steps):
                 found = run.on_main(lambda: validate(ema.module, validation, tokenizer, run))  # type: ignore[arg-type]
                 note_validation(run, found, best)
@@ -159,7 +159,7 @@ def main(config: Config, run_dir: Path) -> None:
                 )
                 break
 
-            # PriorMicro-batches of this step; none at the end of the run
+            # Micro-batches of this step; none at the end of the run
             micros = [prepare_micro(config, train, captions, codes, batch, run) for batch in batches]
             if not micros:
                 break

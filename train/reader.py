@@ -7,7 +7,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +34,7 @@ from t2i.reader.scores import answer_scores, caption_scores
 from t2i.reader.step import NOISE, Asked, Losses, ReaderMicro
 from t2i.text import TextConfig, TextEncoder, fit_encoder, load_encoder
 from t2i.training.conditioning import own_copy, own_vocabulary
-from t2i.training.optimization import MAX_GRADIENT, learning_rate
+from t2i.training.optimization import MAX_GRADIENT, cosine
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits
@@ -79,7 +78,7 @@ def prepare_vocabulary(config: Config, run: Run, train: Dataset, questions: Ques
     text = own_vocabulary(run, TOKENIZER, fit)
     if gpt2 is None:
         return Vocabulary(CaptionTokenizer(text, config.max_tokens), answers)
-    return Vocabulary(CaptionTokenizer(text, gpt2.shape[0], (gpt2.end,) * 3), answers, gpt2.shape)
+    return Vocabulary(CaptionTokenizer(text, gpt2.shape[0], (gpt2.end, gpt2.end, gpt2.end)), answers, gpt2.shape)
 
 
 def prepare_text(config: Config, run: Run, train: Dataset, questions: Questions) -> TextEncoder | None:
@@ -199,9 +198,7 @@ def main(config: Config, run_dir: Path) -> None:
         reading = config.dataloader_num_workers, run.quarantine, config.data.augment
         loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
 
-        base, warmup = config.learning_rate, config.lr_warmup_steps
-        schedule = partial(learning_rate, base=base, warmup=warmup, final_factor=FINAL_RATE)
-        for batches in run.steps(loader, optimizer, schedule=schedule):
+        for batches in run.steps(loader, optimizer, schedule=cosine(config, FINAL_RATE)):
             # Validation, and a checkpoint
             if run.due(config.validation_steps):
                 for split, dataset in held_out.items():

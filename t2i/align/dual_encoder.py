@@ -3,6 +3,7 @@
 Axes: B batch, C channels, H W image, T text tokens, D token width, E shared embedding.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -113,6 +114,17 @@ class ResidualStage(nn.Module):
         return x_BCHW
 
 
+def last_map(images_BCHW: Tensor, resolution: int, stem: nn.Module, stages: Iterable[nn.Module]) -> Tensor:
+    """Returns the map that the stages end in, of images that are resized to `resolution` first."""
+    x = images_BCHW
+    if x.shape[-1] != resolution:
+        x = F.interpolate(x, (resolution, resolution), mode="bilinear", antialias=True)
+    x = F.silu(stem(x))
+    for stage in stages:
+        x = stage(x)
+    return x
+
+
 class ImageTower(nn.Module):
     """Maps an image in [-1, 1] to its embedding. The last 4 x 4 map is flattened, not averaged: places carry meaning."""
 
@@ -134,13 +146,7 @@ class ImageTower(nn.Module):
 
     def map(self, images_BCHW: Tensor) -> Tensor:
         """Returns the last feature map [B, C, 4, 4]."""
-        x = images_BCHW
-        if x.shape[-1] != self.resolution:
-            x = F.interpolate(x, (self.resolution, self.resolution), mode="bilinear", antialias=True)
-        x = F.silu(self.stem(x))
-        for stage in self.stages:
-            x = stage(x)
-        return x
+        return last_map(images_BCHW, self.resolution, self.stem, self.stages)
 
     def embed(self, map_BCHW: Tensor) -> Tensor:
         """Returns embedding_BE of a map, not yet normalised."""

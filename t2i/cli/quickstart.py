@@ -18,15 +18,14 @@ from typing import Literal
 
 from t2i import cli
 from t2i.cli.fit.probe import machine_speed
-from t2i.cli.fit.record import Timings
-from t2i.cli.fit.tour import Run, carry_out, command_here, make_folder, say, write_page
+from t2i.cli.fit.record import Run, Timings
+from t2i.cli.fit.tour import carry_out, command_here, make_folder, say, write_page
 from t2i.cli.steps import DATA, SPLITS, Plan, fitted, scores_of, steps
 from t2i.config.options import Options, option
 from t2i.errors import InputError
 
 NAMES = {"cgan": "Conditional GAN", "prior": "Prior over the codes of a tokenizer"}
 SHOWN = 12  # prompts of each held-out split that are sampled
-NEIGHBOURS = 5000  # training images among which the page looks for those nearest to generated ones
 FOLLOWS = 0.3  # share of images that are right, from which a score is worth reading
 
 
@@ -106,8 +105,7 @@ def show(run: Path, page: Path, plan: Plan, family: str, record: Timings, follow
     done = [one for one, every in tour.items() if all(step.result.exists() for step in every)]
     helpers = [run / name for name, one in (("align", "cgan"), ("vqvae", "prior")) if one in done]
     every = [step for one in done for step in tour[one]]
-    options = {"title": "t2i quickstart", "neighbours": NEIGHBOURS}
-    write_page(page, [run / one for one in done], every, record, helpers, following, **options)
+    write_page(page, [run / one for one in done], every, record, helpers, following, title="t2i quickstart")
 
 
 def next_commands(run: Path, family: str) -> dict[str, str]:

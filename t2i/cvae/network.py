@@ -62,9 +62,8 @@ def normalize(x: Tensor) -> Tensor:
 def trimmed(text: TextFeatures) -> tuple[Tensor, Tensor]:
     """Token states and mask without the columns that are padding in every row."""
     tokens, mask, _ = text
-    if (
-        mask.device.type != "cpu" or torch.compiler.is_exporting()
-    ):  # it would cost a synchronisation, and a shape to compile for
+    # elsewhere it would cost a synchronisation, and a shape to compile for
+    if mask.device.type != "cpu" or torch.compiler.is_exporting():
         return tokens, mask
     longest = max(1, int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0)
     return tokens[:, :longest], mask[:, :longest]

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from t2i.errors import InputError
 from t2i.export.graphs import Graph
 from t2i.text import TextEncoder
-from t2i.text.classical import split_words
 
 OUTPUTS = ("tokens", "pooled")
 WORDS_RULE = "lower case; words are matches of \\w+(?:['\\u2019]\\w+)*; words without an id are skipped"
@@ -70,20 +69,20 @@ class WordTable(nn.Module):
 
 def _words(encoder: Any, examples: Sequence[str]) -> TextPart:
     unknown, length = len(encoder.vocabulary), encoder.max_tokens
-    row_of = {word: row for row, word in enumerate(encoder.vocabulary)}
 
     def tokenize(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids = torch.full((len(captions), length), unknown)
         mask = torch.zeros(ids.shape, dtype=torch.bool)
         mask[:, 0] = True
         for i, caption in enumerate(captions):
-            rows = [row_of[word] for word in split_words(caption) if word in row_of][:length]
+            rows = encoder.rows_of(caption)[:length]
             ids[i, : len(rows)], mask[i, : len(rows)] = torch.tensor(rows, dtype=torch.long), True
         return ids, mask
 
     described = {"kind": "words", "rule": WORDS_RULE, "max_tokens": length, "pad": unknown}
+    words = {word: row for row, word in enumerate(encoder.vocabulary)}
     module = WordTable(encoder.rows_VD, getattr(encoder, "weights_V", None))
-    return _part(module, tokenize, examples, described, json.dumps({"words": row_of}, ensure_ascii=False))
+    return _part(module, tokenize, examples, described, json.dumps({"words": words}, ensure_ascii=False))
 
 
 class AlignedTextGraph(nn.Module):

@@ -77,10 +77,8 @@ class JudgingReader:
         Under "" over all kinds.
         """
         answered = ask(self.reader, self._cells(features), questions)
-        kinds = np.array(answered.kinds)
         found: dict[str, Values] = {}
-        for kind in ("", *dict.fromkeys(filter(None, answered.kinds))):
-            of_kind = kinds == kind if kind else np.ones(len(kinds), bool)
+        for kind, of_kind in answered.by_kind():
             total = np.bincount(answered.image[of_kind], answered.credit[of_kind], len(questions))
             count = np.bincount(answered.image[of_kind], minlength=len(questions))
             found[kind] = np.where(count > 0, total / np.maximum(count, 1), np.nan)

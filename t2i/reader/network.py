@@ -4,13 +4,14 @@ Axes: B images, Q questions, C channels, H W image, L cells, T tokens, D width, 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2i.align.dual_encoder import ResidualStage, TowerBlock
+from t2i.align.dual_encoder import ResidualStage, TowerBlock, last_map
 from t2i.extractors import ImageEncoder, ImageFeatures
 from t2i.reader.config import Config, OwnImageConfig
 from t2i.reader.decoder import CaptionDecoder
@@ -25,6 +26,18 @@ class Tokens(NamedTuple):
 
     ids_BT: Tensor
     mask_BT: Tensor
+
+
+def token_nll(logits_of: Callable[[Tensor], Tensor], said: Tokens) -> Tensor:
+    """Returns the negative log-likelihood of each token [B, T - 1] after the first, in nats; 0 at padding.
+
+    Args:
+        logits_of: logits_BTK of the token after each of ids_BT.
+    """
+    longest = int(said.mask_BT.sum(dim=1).max())
+    ids, mask = said.ids_BT[:, :longest], said.mask_BT[:, :longest]
+    nll = F.cross_entropy(logits_of(ids[:, :-1]).float().transpose(1, 2), ids[:, 1:], reduction="none")
+    return nll * mask[:, 1:]
 
 
 class Sizes(NamedTuple):
@@ -49,12 +62,7 @@ class CellTower(nn.Module):
         self.norm = nn.GroupNorm(8, widths[-1])
 
     def forward(self, images_BCHW: Tensor) -> ImageFeatures:
-        x = images_BCHW
-        if x.shape[-1] != self.resolution:
-            x = F.interpolate(x, (self.resolution, self.resolution), mode="bilinear", antialias=True)
-        x = F.silu(self.stem(x))
-        for stage in self.stages:
-            x = stage(x)
+        x = last_map(images_BCHW, self.resolution, self.stem, self.stages)
         cells = F.silu(self.norm(x)).flatten(2).transpose(1, 2)
         return ImageFeatures(cells, cells.mean(dim=1))
 
@@ -167,9 +175,6 @@ class ReaderNetwork(nn.Module):
 
     def caption_nll(self, cells_BLD: Tensor, said: Tokens) -> Tensor:
         """Returns the negative log-likelihood of each token [B, T - 1] after the first, in nats; 0 at padding."""
-        assert self.captions is not None
-        longest = int(said.mask_BT.sum(dim=1).max())
-        ids, mask = said.ids_BT[:, :longest], said.mask_BT[:, :longest]
-        logits, _ = self.captions(ids[:, :-1], self.captions.start(cells_BLD))
-        nll = F.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
-        return nll * mask[:, 1:]
+        captions = self.captions
+        assert captions is not None
+        return token_nll(lambda ids_BT: captions(ids_BT, captions.start(cells_BLD))[0], said)

@@ -11,7 +11,7 @@ Axes: B images, L cells, D width, T tokens, A answers.
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -175,9 +175,13 @@ class Reader:
 
     def write(self, images: Sequence[AnyImage] | ImageArray, beams: int = 1) -> list[tuple[str, float]]:
         """As `caption`; each with its mean log-likelihood a token, in nats."""
+        return self.write_of(self.cells(images), beams)
+
+    def write_of(self, parts: Iterable[Tensor], beams: int = 1) -> list[tuple[str, float]]:
+        """As `write`, from cells of the images, batch by batch."""
         self._require_captions()
         found = []
-        for cells in self.cells(images):
+        for cells in parts:
             done = write(self._writer(), cells, beams)
             means = (done.log_likelihood_B / done.length_B.clamp(min=1)).tolist()
             found += [

@@ -1,6 +1,6 @@
 """How well a reader reads images whose captions or answers are known."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,13 @@ class Answered(NamedTuple):
     kinds: list[str]
     given: list[str]
     credit: NDArray[np.float64]  # of each answer; 0 also where a parent question was answered wrongly
+
+    def by_kind(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Yields each kind of question and which are of it; first "" with all of them."""
+        kinds = np.array(self.kinds)
+        yield "", np.ones(len(kinds), bool)
+        for kind in dict.fromkeys(filter(None, self.kinds)):
+            yield kind, kinds == kind
 
 
 def ask(reader: Reader, cells: Sequence[Tensor] | Tensor, questions: Sequence[Sequence[Question]]) -> Answered:
@@ -79,9 +86,10 @@ def _without_orphans(credit: NDArray[np.float64], questions: Sequence[Sequence[Q
 def caption_scores(reader: Reader, images_BHWC: ImageArray, captions: Sequence[str]) -> dict[str, float]:
     """`caption_nll`, nats a token of the true captions; of drawn shapes also the share of written captions that are right."""
     lengths = reader.tokenizer(list(captions))[1].sum(dim=1).numpy() - 1
-    found = {"caption_nll": float(-reader.likelihood(images_BHWC, captions).sum() / lengths.sum())}
+    parts = list(reader.cells(images_BHWC))
+    found = {"caption_nll": float(-reader.likelihood_of(torch.cat(parts), captions).sum() / lengths.sum())}
     if all(map(parse, captions)):
-        judged = caption_faithfulness(images_BHWC, reader.caption(images_BHWC))
+        judged = caption_faithfulness(images_BHWC, [text for text, _ in reader.write_of(parts)])
         found |= {f"caption_{name}": float(judged[name].mean()) for name in ("strict", "relation")}
     return found
 

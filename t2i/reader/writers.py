@@ -3,13 +3,12 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i.align.dual_encoder import Captioner, ImageTower
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.reader.decoder import CaptionDecoder, Past
-from t2i.reader.network import Tokens
+from t2i.reader.network import Tokens, token_nll
 
 
 class DecoderWriter:
@@ -45,10 +44,7 @@ class AlignedReader(nn.Module):
 
     def caption_nll(self, cells_BLC: Tensor, said: Tokens) -> Tensor:
         """As `ReaderNetwork.caption_nll`."""
-        longest = int(said.mask_BT.sum(dim=1).max())
-        ids, mask = said.ids_BT[:, :longest], said.mask_BT[:, :longest]
-        logits = self.captions.logits(as_map(cells_BLC), ids[:, :-1]).float()
-        return F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * mask[:, 1:]
+        return token_nll(lambda ids_BT: self.captions.logits(as_map(cells_BLC), ids_BT), said)
 
 
 class Prefix(NamedTuple):

@@ -36,9 +36,9 @@ class Inline(NamedTuple):
 
 @cache
 def environment(folder: Path = FOLDER) -> Environment:
-    """The templates of a folder, with the filters and tests that they use."""
+    """The templates of a folder, which may use those of this one, with the filters and tests that they use."""
     found = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader([folder, FOLDER]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from t2i.data import View, open_dataset
 from t2i.data.questions import Question, questions_of
@@ -19,7 +21,6 @@ from t2i.data.shapes.captions import parse
 from t2i.errors import InputError
 from t2i.files import read_regular, text_lines
 from t2i.hardware import device
-from t2i.images import ImageArray
 from t2i.metrics.captions import bleu, cider_d
 from t2i.metrics.intervals import mean_estimate, wilson
 from t2i.metrics.score import Score, ScoreProtocol
@@ -123,27 +124,26 @@ def score_reader(options: CaptionsOptions) -> list[Score]:
         sampling=f"{options.beams} beams" if options.beams > 1 else "greedy",
     )
     found: list[Score] = []
+    parts = list(reader.cells(images))
     if reader.writes:
-        written = reader.caption(images, options.beams)
+        written = [text for text, _ in reader.write_of(parts, options.beams)]
         found += _against(written, references, base)
         if all(parse(several[0]) for several in references):
             judged = caption_faithfulness(images, written)
             found += [_rate(f"caption-{aspect}", flags, base) for aspect, flags in judged.items()]
     if reader.answers and (getattr(dataset, "questions", None) is not None or not found):
         every = questions_of(dataset)
-        found += _answers(reader, images, [every[row] for row in rows], base)
+        found += _answers(reader, torch.cat(parts), [every[row] for row in rows], base)
     return found
 
 
 def _answers(
-    reader: Reader, images: ImageArray, questions: Sequence[Sequence[Question]], base: ScoreProtocol
+    reader: Reader, cells_BLD: Tensor, questions: Sequence[Sequence[Question]], base: ScoreProtocol
 ) -> list[Score]:
     """Mean credit over questions, each kind apart, beside that of the images of others (the floor)."""
-    own = ask(reader, list(reader.cells(images)), questions)
-    others = ask(reader, list(reader.cells(np.roll(images, 1, axis=0))), questions)
-    kinds, found = np.array(own.kinds), []
-    for kind in ("", *dict.fromkeys(filter(None, own.kinds))):
-        of_kind = kinds == kind if kind else np.ones(len(kinds), bool)
+    own, others = ask(reader, cells_BLD, questions), ask(reader, cells_BLD.roll(1, dims=0), questions)
+    found = []
+    for kind, of_kind in own.by_kind():
         estimate = mean_estimate(own.credit[of_kind], own.image[of_kind])
         protocol = replace(base, metric=f"answers-{kind}" if kind else "answers", n_fake=int(of_kind.sum()))
         bounds = {"shuffled": float(others.credit[of_kind].mean())}

@@ -79,7 +79,7 @@ class _WordEncoder:
         pooled_BP = np.zeros((len(captions), self.pooled_dim), dtype=np.float32)
         truncated = 0
         for i, caption in enumerate(captions):
-            rows = [self._row_of[word] for word in split_words(caption) if word in self._row_of]
+            rows = self.rows_of(caption)
             truncated += len(rows) > self.max_tokens
             kept = np.array(rows[: self.max_tokens], dtype=np.int64)
             if len(kept):
@@ -88,6 +88,10 @@ class _WordEncoder:
                 pooled_BP[i] = self._pool(kept)
         warn_truncated(truncated, self.name, self.max_tokens)
         return TextFeatures(torch.from_numpy(tokens_BTD), torch.from_numpy(mask_BT), torch.from_numpy(pooled_BP))
+
+    def rows_of(self, caption: str) -> list[int]:
+        """Returns the rows of the known words of a caption, in order."""
+        return [self._row_of[word] for word in split_words(caption) if word in self._row_of]
 
     def unknown_words(self, captions: Sequence[str]) -> list[str]:
         """The words that have no row, each once."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from t2i import checkpoint
+from t2i.config.training import TrainConfig
 from t2i.errors import InputError
 from t2i.names import nearest
 
@@ -104,6 +106,12 @@ class NonFiniteGuard:
 
 
 Schedule = Callable[[int, int], float]  # (step, steps of the run) -> learning rate
+
+
+def cosine(config: TrainConfig, final_factor: float = FINAL_RATE) -> Schedule:
+    """Returns the schedule of a config: a warm-up, then a cosine down to `final_factor` of its learning rate."""
+    base, warmup = config.learning_rate, config.lr_warmup_steps
+    return partial(learning_rate, base=base, warmup=warmup, final_factor=final_factor)
 
 
 def learning_rate(step: int, total: int, base: float, warmup: int, final_factor: float = 0.0) -> float:

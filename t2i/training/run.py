@@ -20,7 +20,7 @@ from t2i.data.loader import LoadingEnded
 from t2i.errors import InputError
 from t2i.seeding import derive
 from t2i.training.directory import STOPPED, tell_of_death, write_stopped
-from t2i.training.optimization import FINAL_RATE, NonFiniteGuard, Schedule, learning_rate, set_learning_rate
+from t2i.training.optimization import NonFiniteGuard, Schedule, cosine, set_learning_rate
 from t2i.training.progress import Progress, tell_of_end, tell_of_start
 from t2i.training.session import MicroBatch, Session
 from t2i.training.state.checks import warn_of_batch, warn_of_rounding
@@ -155,15 +155,14 @@ class Run(Session):
         Args:
             loader: endless micro-batches of this process.
             optimizers: get the learning rate.
-            schedule: (step, steps of the run) -> learning rate; None: a warm-up, then a cosine down to `FINAL_RATE` of the
-                config's.
+            schedule: (step, steps of the run) -> learning rate; None: `cosine` of the config.
 
         Raises:
             InputError: too many steps in a row were not finite (`NonFiniteGuard`).
         """
         self._progress.start(loader, self.images_seen)
         while not self._over:
-            yield self._micro_batches(loader, optimizers, schedule or self._usual_rate)
+            yield self._micro_batches(loader, optimizers, schedule or cosine(self.config))
             if not self._over:
                 self._finish_step()
 
@@ -180,9 +179,6 @@ class Run(Session):
             set_learning_rate(optimizer, self._rate)
         self._sample_ids, self._checkpoints.sound = batches[0].sample_ids.tolist(), True
         yield from batches
-
-    def _usual_rate(self, step: int, total_steps: int) -> float:
-        return learning_rate(step, total_steps, self.config.learning_rate, self.config.lr_warmup_steps, FINAL_RATE)
 
     def _read(self, loader: Iterator[B]) -> list[B]:
         """Reads the micro-batches of a step; where none come any more, the run ends as by a signal, with all that is done."""

@@ -11,7 +11,6 @@ from t2i.families import FAMILIES
 from t2i.files import new_folder
 from t2i.pipeline import TextToImagePipeline
 from t2i.text import writing
-from t2i.weights import find
 
 MODEL = "model"
 APP = f'''"""Samples the model in this folder: a Space, and `python app.py` on any machine."""
@@ -31,7 +30,7 @@ def write_space(run: str, out: Path) -> None:
     Raises:
         InputError: `run` is no model, or `out` holds files or cannot be written.
     """
-    pipe = TextToImagePipeline.from_pretrained(find(run) if find(run).exists() else run)
+    pipe = TextToImagePipeline.from_pretrained(run)
     with new_folder(out) as folder:
         pipe.save_pretrained(folder / MODEL)
         with writing(folder):

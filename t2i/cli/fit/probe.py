@@ -7,14 +7,14 @@ import io
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
+from t2i.cli.fit.record import Run
 from t2i.errors import InputError
 
-Run = Callable[[list[str]], int]  # runs one command line and returns its status
 # Images/s of the tokenizer of the quickstart on two free cores with bf16 (LOG.md): the unit of a machine's speed
 REFERENCE_SPEED = 490.0
 STEPS, MOST_MINUTES = 16, 0.5  # of a measurement

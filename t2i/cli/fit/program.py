@@ -33,15 +33,14 @@ from t2i.cli.fit.plan import (
     steps,
 )
 from t2i.cli.fit.probe import machine_speed
-from t2i.cli.fit.record import Step, Timings
-from t2i.cli.fit.tour import Run, carry_out, command_here, make_folder, say, write_page
+from t2i.cli.fit.record import Run, Step, Timings
+from t2i.cli.fit.tour import carry_out, command_here, make_folder, say, write_page
 from t2i.cli.fit.words import describe, expectations
 from t2i.config.options import Options, argument, option
 from t2i.config.section import Section
 from t2i.errors import InputError
 
 KEPT = "plan.json"
-NEIGHBOURS = 5000  # training images among which the page looks for those nearest to generated ones
 
 
 class FitOptions(Options):
@@ -106,7 +105,7 @@ def finish(options: FitOptions, folder: Path, chosen: Chosen, tour: Sequence[Ste
     longer = f"{command_here()} fit {quote(options.data)} --family {chosen.family} --run-dir {quote(str(folder))}"
     following = {"Sample a sentence of yours": sample, "Train longer": f"{longer} --minutes {3 * options.minutes:g}"}
     helpers = [folder / stage.folder for stage in stages(chosen)[:-1]]
-    more: dict[str, Any] = {"title": f"t2i fit of {name_of(chosen.address)}", "neighbours": NEIGHBOURS}
+    more: dict[str, Any] = {"title": f"t2i fit of {name_of(chosen.address)}"}
     if chosen.val < LEAST_CAPTIONS:  # the page says that these are no held-out ones
         more["split"] = ("train",)
     write_page(page_of(folder), [folder / chosen.family], tour, record, helpers, following, **more)

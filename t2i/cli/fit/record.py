@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+Run = Callable[[list[str]], int]  # runs one command line and returns its status
+
 
 class Step(NamedTuple):
     """One command of a plan."""
@@ -55,7 +57,7 @@ class Timings:
         entry = self._entry(step)
         return step.result.exists() and all(entry.get(key) == value for key, value in now.items())
 
-    def run(self, step: Step, command: Callable[[list[str]], int]) -> int:
+    def run(self, step: Step, command: Run) -> int:
         """Runs a command and records its time, even if it fails; returns its status."""
         before = self.seconds(step) if step.result.exists() and not step.inputs else 0.0
         if step.inputs and step.result.is_dir():

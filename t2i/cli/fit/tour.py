@@ -2,15 +2,15 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from t2i.cli.fit.record import Step, Timings
+from t2i.cli.fit.record import Run, Step, Timings
 from t2i.errors import InputError
 
-Run = Callable[[list[str]], int]  # runs one command line and returns its status
+NEIGHBOURS = 5000  # training images among which the page looks for those nearest to generated ones
 
 
 def say(text: str) -> None:
@@ -62,7 +62,7 @@ def write_page(
 
     parts = [Part(step.name, record.command(step), record.seconds(step)) for step in tour]
     with shown_progress(" images") as tick:
-        wanted = ReportOptions(runs=tuple(map(str, runs)), **options)
+        wanted = ReportOptions(runs=tuple(map(str, runs)), neighbours=NEIGHBOURS, **options)
         make_report(wanted, page, tick, Extras(helpers, parts, following))
 
 

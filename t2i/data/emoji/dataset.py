@@ -14,9 +14,10 @@ import numpy as np
 
 from t2i import seeding
 from t2i.data import View
-from t2i.data.emoji.drawings import located, open_styles
+from t2i.data.emoji.drawings import open_styles
 from t2i.data.emoji.names import captions_of, concept_of, toned
 from t2i.data.encoded import EncodedImages
+from t2i.data.packed.dataset import file_of
 from t2i.data.phash import Signatures, near_duplicates
 from t2i.data.splits import SPLITS, assign_splits
 from t2i.errors import InputError
@@ -58,7 +59,7 @@ class EmojiDataset(EncodedImages):
         super().__init__(address, split, view, [f"{self.styles[row.style]}/{row.key}" for row in rows], captions)
         self.broken = list(broken)
         self._rows, self._tables = rows, list(tables.values())
-        self._files = [pa.memory_map(located(table)).read_buffer() for table in self._tables]
+        self._files = [pa.memory_map(file_of(table)).read_buffer() for table in self._tables]
 
     def source(self, i: int) -> bytes:
         """Returns row i as PNG."""

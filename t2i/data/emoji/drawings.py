@@ -9,7 +9,7 @@ import io
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -268,9 +268,3 @@ def _style_name(path: Path) -> str:
     stem = path.name if path.is_dir() else path.stem
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", stem)]
     return " ".join(word for word in words if word not in ("color", "colour", "emoji", "regular")) or stem
-
-
-def located(table: "pa.Table") -> str:
-    """Returns the file of the cache that holds the images of a table."""
-    metadata: Mapping[bytes, bytes] = table.schema.metadata
-    return os.fsdecode(metadata[b"path"])

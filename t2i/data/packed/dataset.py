@@ -9,6 +9,7 @@ never read. The folder may be deleted at any time.
 import hashlib
 import json
 import logging
+import os
 import time
 import warnings
 from bisect import bisect_right
@@ -262,6 +263,11 @@ def indexed(
     if table is None:
         raise InputError(f"the index cannot be read back from the cache {path.parent}; check that disk")
     return _located(table, path)
+
+
+def file_of(table: "pa.Table") -> str:
+    """Returns the file of an index, which also holds the bytes that were stored with it."""
+    return os.fsdecode(table.schema.metadata[b"path"])
 
 
 def _located(table: "pa.Table", path: Path) -> "pa.Table":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2i.data import View
 from t2i.data.cached import Keep, facts_of
-from t2i.data.packed.dataset import IndexedPart, PackedImages, indexed, parts_of, schema
+from t2i.data.packed.dataset import IndexedPart, PackedImages, file_of, indexed, parts_of, schema
 from t2i.data.packed.tables import ImageColumns, choose_columns, row_of
 from t2i.data.splits import split_of_name
 from t2i.errors import InputError
@@ -37,7 +37,7 @@ class CopiedRows(PackedImages):
         import pyarrow as pa
 
         super().__init__(address, split, view, parts, train)
-        paths = [os.fsdecode(part.index.schema.metadata[b"path"]) for part in parts]
+        paths = [file_of(part.index) for part in parts]
         mapped = {path: pa.memory_map(path).read_buffer() for path in dict.fromkeys(paths)}
         self._files = [(path, mapped[path]) for path in paths]
 

@@ -31,7 +31,7 @@ STOPPED = "STOPPED"
 # what training reads and writes in a run directory; other files there are somebody else's
 OWN = (
     ".lock", "config.yaml", "command.json", "journal.jsonl", "quarantine.jsonl", STOPPED, RECORD, "tokenizer.json",
-    "text", "tokenizer", "samples", "checkpoints", "tensorboard", "wandb",
+    "text", "tokenizer", "image", "samples", "checkpoints", "tensorboard", "wandb", "dvclive", "swanlab",
 )  # fmt: skip
 
 

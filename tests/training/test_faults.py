@@ -337,12 +337,24 @@ def test_validation_data_changed_between_stop_and_resume_is_refused(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "command.json", "journal.jsonl", "checkpoints", "samples", "text", "STOPPED", ".lock"]
+    "name",
+    [
+        "config.yaml",
+        "command.json",
+        "journal.jsonl",
+        "checkpoints",
+        "samples",
+        "text",
+        "image",
+        "swanlab",
+        "STOPPED",
+        ".lock",
+    ],
 )
 def test_nothing_is_written_through_a_link_that_leads_out_of_a_run(tmp_path: Path, name: str) -> None:
     outside, run = tmp_path / "outside", tmp_path / "run"
     run.mkdir()
-    if name in ("checkpoints", "samples", "text"):
+    if name in ("checkpoints", "samples", "text", "image", "swanlab"):
         outside.mkdir()
         (outside / "mine").write_text("mine")
     else:

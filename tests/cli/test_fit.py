@@ -20,7 +20,7 @@ from builders.forks import fork, wait
 from t2i import checkpoint
 from t2i.cli import app
 from t2i.cli.fit import data as looks
-from t2i.cli.fit import plan, program
+from t2i.cli.fit import plan, program, tour
 from t2i.cli.fit.plan import Chosen, Facts, begins_anew, choose, needed, schedule, steps
 from t2i.cli.fit.words import expectations
 from t2i.config.load import load
@@ -248,7 +248,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fitted]:
     data, folder = folder_of(base / "it's data", 260), base / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "machine_speed", lambda command: 0.2)
-        patch.setattr(program, "NEIGHBOURS", 20)
+        patch.setattr(tour, "NEIGHBOURS", 20)
         patch.setattr(gallery, "SHOWN", 3)
         # so few steps that no machine is too slow for them
         patch.setitem(plan.TOKENIZERS, 32, plan.TOKENIZERS[32]._replace(images=8 * 32))

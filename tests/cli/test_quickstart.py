@@ -148,7 +148,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
         patch.setattr(plan, "VQVAE", TINY_VQVAE)
         patch.setattr(plan, "PRIOR", TINY_PRIOR)
         patch.setattr(quickstart, "SHOWN", 3)
-        patch.setattr(quickstart, "NEIGHBOURS", 50)
+        patch.setattr(carrying, "NEIGHBOURS", 50)
         patch.setattr(gallery, "SHOWN", 3)
         patch.setattr(plan, "SCORED", 20)
         yield patch

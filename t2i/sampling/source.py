@@ -1,9 +1,10 @@
-"""Reads what a run starts from: a run, a saved model, one that comes with the package, or one of the hub."""
+"""Reads the weights that a run starts from: of a run, a saved model, a packaged model, or a model of the hub."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from t2i.align.frozen import DESCRIPTION, FrozenDualEncoder, load_dual_encoder
+from t2i.config.training import StartConfig
 from t2i.errors import InputError
 from t2i.families import CONFIG, FAMILIES, Source, load_tokenizer
 from t2i.sampling import saved
@@ -11,15 +12,31 @@ from t2i.text import load_encoder
 from t2i.trained import TrainedRun, open_run
 from t2i.weights import INDEX, find, scorer_dir, shared_text_encoder
 
-TOKENIZER = "tokenizer"  # the component of a saved model that codes images
-NOT_WEIGHTS = ("ema", "best", "patience")  # parts of a checkpoint whose weights are the main part's, or are none
+TOKENIZER = "tokenizer"  # the component of a saved model that encodes images
+NOT_WEIGHTS = ("ema", "best", "patience")  # parts of a checkpoint that repeat the main part's weights or hold none
+
+
+class StartingRun(Protocol):
+    """The attributes of `t2i.training.run.Run` that decide whether starting weights are needed."""
+
+    is_new: bool
+    family: str
+
+
+def open_start(run: StartingRun, config: StartConfig) -> Source | None:
+    """Reads the weights that `init_from` names; None without it, and for a resumed run, whose checkpoint has its weights.
+
+    Raises:
+        InputError: as `open_source`.
+    """
+    return open_source(config.init_from, run.family) if run.is_new and config.init_from else None
 
 
 def open_source(address: str, family: str) -> Source:
     """Reads the weights at `address` for a run of `family`.
 
     Raises:
-        InputError: there is nothing, it is damaged, or holds no weights of this family.
+        InputError: nothing is found at the address, it is damaged, or it holds no weights of this family.
     """
     place = _folder(address, family)
     if (place / DESCRIPTION).is_file():
@@ -40,7 +57,7 @@ def open_source(address: str, family: str) -> Source:
 
 
 def _folder(address: str, family: str) -> Path:
-    """The folder that an address names; the dual encoders of the package go by the names of their folders."""
+    """Returns the folder that an address names; packaged dual encoders are addressed by the names of their folders."""
     own = {path.name: path for path in (scorer_dir(), shared_text_encoder() / "dual_encoder")}
     if family == "align" and address in own and not Path(address).exists():
         return own[address]
@@ -78,5 +95,5 @@ def _tokenizer(address: str, place: Path, family: str, config: dict[str, Any], t
 def _refuse_other(address: str, found: str, family: str) -> None:
     if found != family:
         raise InputError(
-            f"init_from {address} holds a model of the family {found}, and this run is of {family}; name one of {family}"
+            f"init_from {address} holds a model of the family {found}, but this run trains {family}; name a model of {family}"
         )

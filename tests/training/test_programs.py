@@ -364,7 +364,7 @@ def test_a_path_may_be_spelled_otherwise_while_its_contents_are_the_same(tmp_pat
     moved.rename(tmp_path / "there")
     assert app.main(command("prior", run, "max_train_steps=2", named.format(tmp_path / "there"))) == 0
     said = refused(command("prior", run, "max_train_steps=3", named.format(TOKENIZER[0])), capsys)
-    assert "the tokenizer is not what run" in said
+    assert "the tokenizer is not the one that run" in said
 
 
 # what each program starts from, and a part of it that is not trained on
@@ -415,7 +415,7 @@ def test_a_start_that_does_not_fit_is_one_line(tmp_path: Path, capfd: pytest.Cap
     run, other = tmp_path / "run", tmp_path / "other"
     assert app.main(command("align", other, "max_train_steps=1")) == 0
     for sets, words in (
-        ([f"init_from={json.dumps(str(other))}"], "holds a model of the family align, and this run is of cgan"),
+        ([f"init_from={json.dumps(str(other))}"], "holds a model of the family align, but this run trains cgan"),
         (["init_from=runs/none"], "no folder 'runs/none' here, and none from the hub"),
         (["freeze=[generator.text]"], "freeze generator.text keeps fresh weights as they are; name init_from too"),
         (["init_from=cgan", "freeze=[generator.sky]"], "no part 'generator.sky'"),
@@ -433,13 +433,13 @@ def test_a_start_that_does_not_fit_is_one_line(tmp_path: Path, capfd: pytest.Cap
 def test_a_guide_does_not_start_from_a_scorer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert app.main(command("align", tmp_path / "run", "init_from=scorer", "max_train_steps=1")) == 2
     assert (
-        "init_from scorer was trained on split=all, with the held-out combinations; set split=all"
+        "init_from scorer was trained on split=all, which includes the held-out combinations; set split=all"
         in capfd.readouterr().err
     )
     assert app.main(command("align", tmp_path / "run", "init_from=scorer", "split=all", "max_train_steps=1")) == 0
     said = " ".join(capfd.readouterr().err.split())
     assert "init_from scorer has no record of its training data" in said
-    assert re.search(r"init_from scorer: 1 of [\d,]+ values of model are of it, and the rest is fresh", said)
+    assert re.search(r"init_from scorer: 1 of [\d,]+ values of model were loaded from it", said)
 
 
 @pytest.mark.parametrize("family", ["cgan", "prior"])

@@ -109,7 +109,7 @@ def test_a_run_without_an_intact_checkpoint_is_not_silently_started_again(tmp_pa
     for path in tmp_path.glob("checkpoints/*/ema.safetensors"):
         path.write_bytes(b"rot")
     said = refusal(lambda: train(tmp_path, config(max_train_steps=5)))
-    assert f"no checkpoint in {tmp_path / 'checkpoints'} is intact; put one back" in said
+    assert f"no checkpoint in {tmp_path / 'checkpoints'} is intact; restore one" in said
 
 
 def test_broken_pictures_are_listed_once_a_run(tmp_path):
@@ -194,7 +194,9 @@ def test_another_config_family_or_model_is_refused_and_nothing_changes(undisturb
             run.register("generator", nn.Linear(1, 1))
             run.resume()
 
-    assert "is of another model: critic, ema, optimizer_d, optimizer_g on one side only" in refusal(other_parts)
+    assert "belongs to another model: only one of the two has critic, ema, optimizer_d, optimizer_g" in refusal(
+        other_parts
+    )
 
     def other_shape() -> None:
         with Run(undisturbed, config(), "toy") as run:
@@ -268,7 +270,7 @@ def test_a_weight_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, value)
     assert wait(fork(lambda: train(with_a_checkpoint, config(), poison))) == 0
     assert rolled_back(with_a_checkpoint) == [(8, 4.0)] and saved_steps(with_a_checkpoint) == [4, 8, 12]
     said = refusal(lambda: train(tmp_path / "none", config(checkpointing_steps=8), poison))
-    assert "step 8: 0.weight of critic is not finite, so it is not saved" in said
+    assert "step 8: 0.weight of critic is not finite, so no checkpoint was saved" in said
     assert saved_steps(tmp_path / "none") == []
 
 
@@ -791,13 +793,13 @@ def test_a_run_says_what_it_trains_where_it_is_and_what_comes_next(tmp_path: Pat
     said = capfd.readouterr().err
     lines = said.splitlines()
     assert lines[0].startswith("device: CPU, 1 thread (") and lines[0].endswith(("fp32", "bf16"))
-    assert lines[1] == "data: 50 images, 50 captions; 8 images a step"
+    assert lines[1] == "data: 50 images, 50 captions; 8 images per step"
     assert lines[2].startswith("parameters: generator ") and ", critic " in lines[2]
     assert lines[3] == f"run: {tmp_path / 'run'}, step 0 of 5; next checkpoint at 4 or after 10 min"
     assert lines[4].startswith("step 1 of 5  loss ")
     assert wait(fork(lambda: train(tmp_path / "run", config(max_train_steps=5)))) == 0
     again = capfd.readouterr().err
-    assert again == f"run {tmp_path / 'run'} is finished: 5 steps are done; a higher max_train_steps goes on\n"
+    assert again == f"run {tmp_path / 'run'} is finished: 5 steps are done; set a higher max_train_steps to continue\n"
 
 
 def test_a_run_whose_terminal_hangs_up_is_saved(tmp_path: Path) -> None:

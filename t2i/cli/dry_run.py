@@ -57,7 +57,7 @@ def _text(config: Any, captions: list[str]) -> str:
 
 
 def _tokenizer(path: str, resolution: int) -> str:
-    from t2i.families import load_tokenizer
+    from t2i.families.tokenizers import load_tokenizer
 
     found = load_tokenizer(Path(path))
     size = "" if found.resolution == resolution else f"; made for {found.resolution} pixels, the data has {resolution}"

@@ -16,7 +16,8 @@ from t2i import checkpoint
 from t2i.cvae.config import Config
 from t2i.cvae.network import ConditionalVAE, Shape
 from t2i.errors import InputError
-from t2i.families import Components, ImageTokenizer, tokenizer_beside, tokenizer_class
+from t2i.families import Components, ImageTokenizer
+from t2i.families.tokenizers import tokenizer_beside, tokenizer_class
 from t2i.hardware import one_thread_each
 from t2i.images import ImageArray
 from t2i.seeding import noise, slerp

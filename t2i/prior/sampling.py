@@ -13,7 +13,8 @@ from torch import Tensor
 
 from t2i import checkpoint, seeding
 from t2i.errors import InputError
-from t2i.families import Components, ImageTokenizer, tokenizer_beside, tokenizer_class
+from t2i.families import Components, ImageTokenizer
+from t2i.families.tokenizers import tokenizer_beside, tokenizer_class
 from t2i.images import ImageArray
 from t2i.prior.config import Config, SamplingConfig
 from t2i.prior.decoding import Known, decode

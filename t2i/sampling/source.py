@@ -6,7 +6,8 @@ from typing import Any, Protocol
 from t2i.align.frozen import DESCRIPTION, FrozenDualEncoder, load_dual_encoder
 from t2i.config.training import StartConfig
 from t2i.errors import InputError
-from t2i.families import CONFIG, FAMILIES, Source, load_tokenizer
+from t2i.families import FAMILIES, Source
+from t2i.families.tokenizers import CONFIG, load_tokenizer
 from t2i.sampling import saved
 from t2i.text import load_encoder
 from t2i.trained import TrainedRun, open_run

@@ -28,7 +28,8 @@ from t2i.data import Dataset
 from t2i.data.loader import BatchReader, Broken
 from t2i.distributed import Ranks
 from t2i.errors import InputError
-from t2i.families import ImageTokenizer, load_tokenizer, save_tokenizer
+from t2i.families import ImageTokenizer
+from t2i.families.tokenizers import load_tokenizer, save_tokenizer
 from t2i.files import open_regular
 from t2i.images import ImageArray
 from t2i.names import counted

@@ -61,7 +61,7 @@ def test_tifa_and_dsg_are_read_as_published(tmp_path: Path) -> None:
         ("q.json", '["a"]', "entry 1 has not all of"),
         ("q.json", '{"a": 1}', "is no list of entries"),
         ("q.json", "[]", "holds no questions"),
-        ("q.json", "{", "is not whole JSON"),
+        ("q.json", "{", "is not valid JSON"),
         ("q.csv", "item_id,text\nx,a\n", "has no column 'proposition_id'"),
         ("q.csv", DSG.replace('"1,2"', '"1,9"'), "depends on question 9, which is not there"),
         ("q.txt", "", "name a TIFA file"),

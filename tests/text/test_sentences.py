@@ -168,7 +168,9 @@ def test_a_vocabulary_of_sentencepiece_asks_for_sentencepiece(tmp_path: Path, mo
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "spiece.model").write_bytes(b"\n\x0e")
     monkeypatch.setattr("t2i.pretrained._is_installed", lambda *names: False)
-    with pytest.raises(InputError, match="spiece.model, which needs sentencepiece: pip install sentencepiece protobuf"):
+    with pytest.raises(
+        InputError, match="spiece.model, which requires sentencepiece: pip install sentencepiece protobuf"
+    ):
         encoder(tmp_path, "t5")
 
 

@@ -378,7 +378,7 @@ def test_damaged_and_incomplete_weights(folders, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(data[: len(data) // 2])
     raises_one_line(config, str(tmp_path), "damaged")
     (tmp_path / "config.json").write_text("{")
-    raises_one_line(config, str(tmp_path), "config.json is not whole JSON")
+    raises_one_line(config, str(tmp_path), "config.json is not valid JSON")
 
 
 @pytest.mark.parametrize("name", PRETRAINED)

@@ -367,7 +367,7 @@ def test_nothing_is_written_through_a_link_that_leads_out_of_a_run(tmp_path: Pat
 @pytest.mark.parametrize("name", [".lock", "journal.jsonl", "command.json", "config.yaml", "checkpoints"])
 def test_a_pipe_in_a_run_directory_hangs_nothing(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
-    assert "is a pipe or a device and no file" in refusal(lambda: train(tmp_path, config()))
+    assert "is a pipe or a device, not a file" in refusal(lambda: train(tmp_path, config()))
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_a_prior_without_its_tokenizer_is_told_so(sets: list[str], words: str, t
     [
         (["text={encoder: aligned, path: nowhere}"], "t2i train align"),
         (["text={encoder: bow, path: null}", "guidance.encoder=text"], "no image tower"),
-        (["device=cuda"], "device cuda was asked for"),
+        (["device=cuda"], "device=cuda was requested"),
         (["data.resolution=24"], "power of two"),
         (["data.adress=shapes-2"], "address"),
         (["max_train_steps=many", "learning_rate=-1"], "learning_rate"),
@@ -417,7 +417,7 @@ def test_a_start_that_does_not_fit_is_one_line(tmp_path: Path, capfd: pytest.Cap
     for sets, words in (
         ([f"init_from={json.dumps(str(other))}"], "holds a model of the family align, but this run trains cgan"),
         (["init_from=runs/none"], "no folder 'runs/none' here, and none from the hub"),
-        (["freeze=[generator.text]"], "freeze generator.text keeps fresh weights as they are; name init_from too"),
+        (["freeze=[generator.text]"], "freeze generator.text would freeze random weights; set init_from too"),
         (["init_from=cgan", "freeze=[generator.sky]"], "no part 'generator.sky'"),
         (["replay={address: nowhere}"], "data 'nowhere' not found"),
         (["replay={address: shapes-2, share: 1.5}"], "replay.share"),

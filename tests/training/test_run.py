@@ -219,7 +219,7 @@ def test_places_that_cannot_be_a_run(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
 def test_cuda_asked_for_and_absent(tmp_path):
     said = refusal(lambda: train(tmp_path / "run", config(device="cuda")))
-    assert "device cuda was asked for" in said and "--set device=cpu" in said
+    assert "device=cuda was requested" in said and "--set device=cpu" in said
     assert not (tmp_path / "run").exists()
 
 

@@ -16,7 +16,7 @@ from t2i.align.frozen import load_dual_encoder
 from t2i.cli import app
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
-from t2i.families import load_tokenizer
+from t2i.families.tokenizers import load_tokenizer
 from t2i.pipeline import TextToImagePipeline
 from t2i.prior.config import Config as PriorConfig
 from t2i.training import journal

@@ -14,7 +14,8 @@ from t2i import checkpoint
 from t2i.cli import app
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
-from t2i.families import FAMILIES, load_tokenizer, save_tokenizer
+from t2i.families import FAMILIES
+from t2i.families.tokenizers import load_tokenizer, save_tokenizer
 from t2i.training import journal
 from t2i.vqvae.frozen import CHUNK, FrozenTokenizer
 from t2i.vqvae.quantizers import QUANTIZERS
@@ -202,13 +203,13 @@ def test_what_is_no_tokenizer_is_refused_in_a_line(tmp_path: Path, pictures: np.
     values = json.loads((newer / "config.json").read_text())
     (newer / "config.json").write_text(json.dumps(values | {"data": values["data"] | {"sparkle": 1}}))
     for path, words in (
-        (newer, "data.sparkle, which this version does not know: a newer t2i wrote it"),
+        (newer, "data.sparkle, which this version does not know; install the newer t2i that wrote it"),
         (tmp_path / "nowhere", "does not exist; train one: t2i train vqvae"),
         (tmp_path, "neither checkpoints nor config.json"),
         (tmp_path / "empty", "has no checkpoint yet"),
-        (tmp_path / "other", "family 'cgan', which is no image tokenizer"),
+        (tmp_path / "other", "family 'cgan', which is not an image tokenizer"),
         (lacking, "of the family vqvae has no part best or ema or model"),
-        (odd, "is no manifest that this version of t2i reads .config: "),
+        (odd, "is not a manifest that this version of t2i can read .config: "),
         (damaged, "no checkpoint in .* is intact, .* bytes"),
         (folder, "is damaged"),
     ):

@@ -211,7 +211,9 @@ def test_clip_captions_have_the_same_bits_in_any_company(clip: Path) -> None:
 # ---- the caller's generator
 
 
-@pytest.mark.parametrize("door", ["clip", "clip as text", "bert", "dinov2", "inception", "embedded", "prior", "cvae", "cgan"])
+@pytest.mark.parametrize(
+    "door", ["clip", "clip as text", "bert", "dinov2", "inception", "embedded", "prior", "cvae", "cgan"]
+)
 def test_loading_leaves_the_callers_generator_alone(door: str, clip: Path, bert: Path, tmp_path: Path) -> None:
     from transformers import Dinov2Config, Dinov2Model
 

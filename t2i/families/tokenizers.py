@@ -13,6 +13,7 @@ from t2i.families import FAMILIES, ImageTokenizer
 from t2i.files import new_folder, open_regular, read_regular
 from t2i.names import resolve, shown
 from t2i.trained import TrainedRun, open_run
+from t2i.weights import tokenizer_in
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -29,13 +30,16 @@ def tokenizer_class(family: str, where: Path) -> Any:
     return resolve(target)
 
 
-def load_tokenizer(path: Path) -> ImageTokenizer:
+def load_tokenizer(path: str | Path) -> ImageTokenizer:
     """Reads the newest intact checkpoint of a run of `t2i train vqvae`, or a tokenizer that `save_tokenizer` wrote.
 
+    Args:
+        path: a folder of either kind, or a run, a saved model or a packaged model that holds a tokenizer.
+
     Raises:
-        InputError: `path` is neither, belongs to another family, or is damaged.
+        InputError: `path` is none of these, belongs to another family, or is damaged.
     """
-    path = Path(path)
+    path = tokenizer_in(path)
     if not (path / CONFIG).is_file() and not (path / "checkpoints").is_dir():
         what = "does not exist" if not path.exists() else f"is not a tokenizer: it has neither checkpoints nor {CONFIG}"
         raise InputError(f"{path} {what}; train one: t2i train vqvae --run-dir {path}")

@@ -33,6 +33,7 @@ from t2i.files import new_file, open_regular
 from t2i.images import TRANSFORM, BrokenImage, ImageArray
 from t2i.trained import RECORD
 from t2i.training.progress import report_progress
+from t2i.weights import find
 
 if TYPE_CHECKING:
     from t2i.training.run import Run
@@ -134,7 +135,9 @@ def remember(
             they were trained on is added. Paths without a record, and None, are ignored.
         start: the source of the run's starting weights, whose training data is added as well.
     """
-    paths = [Path(place) / RECORD for place in built_on if place is not None]
+    folders = [find(place) for place in built_on if place is not None]
+    # the record of a saved model is in the folder above its tokenizer and text encoder
+    paths = [path for folder in folders for path in (folder / RECORD, folder.parent / RECORD)]
     if start is not None:
         paths.append(start.place / RECORD)
         if run.is_main and not paths[-1].exists():

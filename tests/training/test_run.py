@@ -212,7 +212,7 @@ def test_places_that_cannot_be_a_run(tmp_path):
     (tmp_path / "file").write_text("x")
     assert "cannot be written" in refusal(lambda: train(tmp_path / "file", config()))
     (tmp_path / "config.yaml").write_text("mine: true\n")
-    assert "holds a config.yaml and is no run" in refusal(lambda: train(tmp_path, config()))
+    assert "holds a config.yaml but is not a run" in refusal(lambda: train(tmp_path, config()))
     assert (tmp_path / "config.yaml").read_text() == "mine: true\n"
 
 
@@ -605,7 +605,9 @@ def test_the_guard_counts_and_gives_up_after_ten_in_a_row():
     assert guard.check(True, 9, [9]) is True
     for step in range(10, 19):
         guard.check(False, step, [step])
-    with pytest.raises(InputError, match=r"10 steps in a row, 10 to 19 with samples 10, 11, .*, 17, \.\.\.; look at"):
+    with pytest.raises(
+        InputError, match=r"10 steps in a row, 10 to 19 with samples 10, 11, .*, 17, \.\.\.; check these"
+    ):
         guard.check(False, 19, [190, 191])
     assert guard.skipped == 19
 
@@ -636,7 +638,9 @@ def test_steps_that_stay_broken_go_back_once_to_the_last_sound_checkpoint(tmp_pa
                 drift.append(all(torch.equal(saved[k], v) for k, v in run.parts.state()["generator"].items()))
 
         cfg = config(checkpointing_steps=2, checkpoints_total_limit=2)
-        with pytest.warns(UserWarning, match="step 7: losses or gradients are not finite .* weights of step 4; if"):
+        with pytest.warns(
+            UserWarning, match="step 7: losses or gradients are no longer finite; .* weights of step 4; if"
+        ):
             train(tmp_path, cfg, each_step, spoilt=lambda step: step in (5, 6, 7))
         return drift
 
@@ -648,7 +652,9 @@ def test_steps_that_stay_broken_go_back_once_to_the_last_sound_checkpoint(tmp_pa
 
 def test_a_run_that_going_back_does_not_help_stops_and_names_the_samples(tmp_path):
     said = refusal(lambda: train(tmp_path, config(), spoilt=lambda step: step >= 5))
-    assert "not finite in 3 steps in a row, 8 to 10 with samples 64, 65, 66, 67, 68, 69, 70, 71, ...; look at" in said
+    assert (
+        "not finite in 3 steps in a row, 8 to 10 with samples 64, 65, 66, 67, 68, 69, 70, 71, ...; check these" in said
+    )
     assert rolled_back(tmp_path) == [(7, 4.0)] and saved_steps(tmp_path) == [4, 8]
     said = refusal(lambda: train(tmp_path, config(), spoilt=lambda step: step >= 5))  # nor does starting it again
     assert "8 to 10 with samples 64, 65" in said and rolled_back(tmp_path) == [(7, 4.0)]

@@ -146,7 +146,7 @@ def test_a_metric_that_no_validation_gives_is_refused_and_none_at_all_warned_of(
         Weights().best("srtict", "count", "strict")
     with pytest.warns(UserWarning, match="has no split val, so best_metric strict has no effect"):
         Best(Weights().run, dict, "strict", None)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="best_metric 'kid' cannot be scored.*set validation_extractor"):
+    with pytest.raises(InputError, match="best_metric 'kid' cannot be computed.*set validation_extractor"):
         Weights().best("kid")
 
 

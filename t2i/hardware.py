@@ -3,14 +3,17 @@
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 import psutil
 import torch
 
+T = TypeVar("T")
 WINDOWS, WINDOW_SECONDS = 5, 0.2
 
 _threads = Lock()  # guards torch's number of threads, which is global to the process
@@ -48,6 +51,23 @@ def one_thread_each() -> Iterator[int]:
             yield before
         finally:
             torch.set_num_threads(before)
+
+
+def one_by_one(make: Callable[[list[int]], T], count: int, on_step: Callable[[float], None] | None = None) -> list[T]:
+    """Calls `make([i])` for each i below `count`, in as many threads as torch has, each of which computes with one thread.
+
+    A result thus has the same bits whatever else is computed, while a batch would round by its size.
+
+    Args:
+        on_step: called with the share of results that are done.
+    """
+    results: list[T] = []
+    with one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
+        for result in pool.map(make, ([i] for i in range(count))):
+            results.append(result)
+            if on_step is not None:
+                on_step(len(results) / count)
+    return results
 
 
 def cpu_has_bf16() -> bool:

@@ -108,7 +108,7 @@ def test_each_setting_changes_pictures(pipes):
         ("random", {"colour": 1}, "a prior has no setting 'colour'; it has compile, decoding_order, group_schedule"),
         ("cgan", {"top_k": 1}, "a GAN has no setting 'top_k'"),
         ("random", {"temperature": -1.0}, "temperature -1.0: input should be greater than or equal to 0"),
-        ("random", {"top_k": CODES + 1}, "top_k 33 is above the 32 codes"),
+        ("random", {"top_k": CODES + 1}, "top_k 33 is more than the 32 codes"),
         ("random", {"guidance_scale": -1.0}, "guidance must be a number from 0 on, got -1.0"),
         ("raster", {"steps": 3}, "steps 3: this prior was trained with order raster"),
         ("random", {"truncation": 0.7}, "truncation 0.7 is a setting of a GAN"),
@@ -410,7 +410,7 @@ def _turned() -> Image.Exif:
         ("random --best-of 2 --scorer x", "x"),
         ("cgan --interpolate noise --best-of 2", "--best-of 2 does nothing with --interpolate"),
         ("random --interpolate caption --init ok.png --keep-rows 1 again", "--init does nothing with --interpolate"),
-        ("random --top-k 33", "top_k 33 is above the 32 codes"),
+        ("random --top-k 33", "top_k 33 is more than the 32 codes"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(t2i, runs, argv, says):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from t2i.cvae.config import Config
+from t2i.cvae.config import CRITIC_COST, Config
 from t2i.cvae.critic import Critic
 from t2i.cvae.network import ConditionalVAE, Shape, parameter_groups
 from t2i.cvae.step import calm, criticise, draw_micro, generate, rate, sharpening
@@ -43,6 +43,11 @@ def test_a_run_of_one_phase(start: float) -> None:
     rates = [rate(step, 200, config) for step in range(200)]
     assert max(rates) == (2e-3 if start == 0 else 3e-3) and 0 < rates[-1] < 0.1 * max(rates)
     assert sharpening(0, 200, config) == (start == 0) and sharpening(199, 200, config) == (start == 0)
+
+
+def test_a_limit_in_minutes_reckons_with_the_critics_slower_steps() -> None:
+    for start, cost in ((1.0, 1.0), (0.9, 0.9 + 0.1 * CRITIC_COST), (0.0, 1.0)):
+        assert tiny(critic={"start": start}).mean_cost == pytest.approx(cost)
 
 
 def test_random_numbers_belong_to_samples() -> None:

@@ -109,7 +109,9 @@ def show(run: Path, page: Path, plan: Plan, family: str, record: Timings, follow
     done = [one for one, every in tour.items() if all(step.result.exists() for step in every)]
     helpers = [run / "align"] * ("cgan" in done) + [run / "vqvae"] * bool({"prior", "cvae"} & set(done))
     every = {step.name: step for one in done for step in tour[one]}  # families over one tokenizer share its step
-    write_page(page, [run / one for one in done], list(every.values()), record, helpers, following, title="t2i quickstart")
+    write_page(
+        page, [run / one for one in done], list(every.values()), record, helpers, following, title="t2i quickstart"
+    )
 
 
 def next_commands(run: Path, family: str) -> dict[str, str]:

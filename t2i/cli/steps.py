@@ -114,7 +114,9 @@ def cvae_steps(run: Path, plan: Plan) -> list[Step]:
 def tokenizer_step(run: Path, plan: Plan) -> Step:
     """Its steps do not follow the minutes: its reconstructions are the ceiling of all images made over its codes."""
     vqvae = run / "vqvae"
-    return Step("tokenizer", training("vqvae", "vqvae-tiny", DATA, vqvae, *VQVAE, *plan.tokenizer), vqvae / "checkpoints")
+    return Step(
+        "tokenizer", training("vqvae", "vqvae-tiny", DATA, vqvae, *VQVAE, *plan.tokenizer), vqvae / "checkpoints"
+    )
 
 
 def over_codes(run: Path, plan: Plan) -> tuple[str, ...]:

@@ -13,7 +13,10 @@ from t2i.text import TextConfig
 class FrozenLatentsConfig(Section):
     """Which tokenizer's latents are generated."""
 
-    path: str = Field(default="runs/vqvae", description="run directory of a trained tokenizer (t2i train vqvae)")
+    path: str = Field(
+        default="runs/vqvae",
+        description="run of t2i train vqvae, or a run, saved or shipped model that holds a tokenizer",
+    )
 
 
 class NetworkConfig(Section):

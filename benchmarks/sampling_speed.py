@@ -36,10 +36,8 @@ def main() -> None:
                 first = (turn * 67 + call) % (len(captions) - batch)
                 pipes[name](captions[first : first + batch], seed=turn, output_type="uint8", batch_size=batch)
             times.append((time.process_time() - start) / BATCHES[batch] / batch)
-    print(
-        f"{threads} threads, {given.rounds} rounds\n\n| model | at once | CPU ms an image (least to most) | images a CPU second |"
-    )
-    print("|---|---|---|---|")
+    print(f"{threads} threads, {given.rounds} rounds\n")
+    print("| model | at once | CPU ms an image (least to most) | images a CPU second |\n|---|---|---|---|")
     for (name, batch), times in taken.items():
         kept = sorted(1000 * one for one in times[1:])
         middle = statistics.median(kept)

@@ -3,10 +3,10 @@
     t2i quickstart --run-dir runs/quickstart --minutes 3
     t2i quickstart --family cvae
 
-It trains an image tokenizer and a prior or a one-pass generator over its codes, or a dual encoder and a conditional GAN, on the
-embedded data, samples held-out prompts, scores the run, and writes a page of all that, with the other families beside it where
-they were run too. A few real steps measure the machine first, and the plan fits what they show. The same command again goes on where it
-stopped; what is finished is not done again.
+It trains an image tokenizer and a prior or a one-pass generator over its codes, or a dual encoder and a conditional GAN, on
+the embedded data, samples held-out prompts, scores the run, and writes a page of all that, with the other families beside it
+where they were run too. A few real steps measure the machine first, and the plan fits what they show. The same command again
+goes on where it stopped; what is finished is not done again.
 """
 
 import json

@@ -95,10 +95,11 @@ def test_the_lead_may_rest_while_the_critic_plays() -> None:
         loss, watch, _ = generate(model, critic, micro_of(config, np.arange(4)), config, nullcontext())
         assert watch["loss"] > 0 and loss.item() == pytest.approx(weight * watch["deceived"].item(), rel=1e-6)
         loss.backward()
-        assert all(not p.grad.any() for p in model.posterior.parameters())
-        gradients.append(model.generator.head.weight.grad)
+        assert all(p.grad is not None and not p.grad.any() for p in model.posterior.parameters())
+        gradient = model.generator.head.weight.grad
+        assert gradient is not None and gradient.any()
+        gradients.append(gradient)
     torch.testing.assert_close(gradients[0], 2 * gradients[1])
-    assert gradients[0].any()
 
 
 def test_a_run_that_nothing_teaches_is_refused() -> None:

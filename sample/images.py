@@ -101,7 +101,8 @@ def split_words(words: Sequence[str], model: str | None, interactive: bool = Fal
     Raises:
         InputError: there is no such model, or a single word may be either a run or a prompt.
     """
-    names = " or ".join(shipped())
+    *others, last = shipped()
+    names = f"{', '.join(others)} or {last}"
     if model is not None:
         if model not in shipped():
             raise InputError(f"--model {model} does not ship with t2i; name {names}, or a run without --model")

@@ -80,7 +80,7 @@ def _card(name: str, stored: Stored, license: str, prompts: Sequence[str], files
         f'pipe({example}, num_images_per_prompt=4, seed=0).images[0].save("0.png")',
         "```",
         "",
-        f"{_knobs(stored)} trade variety for typical images. An image depends only on its prompt and the seed.",
+        f"{_knobs(stored)} variety for typical images. An image depends only on its prompt and the seed.",
         "",
         *_table(scores),
         "## Training",
@@ -95,9 +95,10 @@ def _card(name: str, stored: Stored, license: str, prompts: Sequence[str], files
 def _summary(stored: Stored) -> str:
     manifest, data = stored.manifest, stored.manifest["config"]["data"]
     words, size = FAMILIES[stored.family].words, data["resolution"]
+    article = "An" if words[0] in "aeiou" and not words.startswith("one") else "A"
     parameters = sum(tensor.numel() for _, tensors in stored.components.values() for tensor in tensors.values())
     return (
-        f"{'An' if words[0] in 'aeiou' else 'A'} {words} that makes images of {size} x {size} pixels from a caption: "
+        f"{article} {words} that makes images of {size} x {size} pixels from a caption: "
         f"{parameters:,} parameters, text encoder `{stored.text.name}`, trained for {counted(manifest['step'], 'step')} on "
         f"{counted(manifest['images_seen'], 'image')} of `{_public(data['address'])}` with t2i "
         f"{manifest['versions']['t2i']}.{_start(manifest)}"
@@ -141,12 +142,12 @@ def _start(manifest: Mapping[str, Any]) -> str:
 
 
 def _knobs(stored: Stored) -> str:
-    """Lists the settings of a call with their values, e.g. "`guidance_scale` (here 2) and `temperature` (here 0.7)"."""
+    """Lists the settings of a call with their values: "`guidance_scale` (here 2) and `temperature` (here 0.7) trade"."""
     values = {"guidance_scale": stored.guidance_scale, "truncation": stored.truncation}
-    if stored.settings:
-        values = {"guidance_scale": stored.guidance_scale, **stored.settings}
-    *words, last = [f"`{key}` (here {json.dumps(value)})" for key, value in values.items()]
-    return f"{', '.join(words)} and {last}"
+    knobs = {"guidance_scale": "guidance", "truncation": "truncation"}
+    values = {key: value for key, value in values.items() if knobs[key] in FAMILIES[stored.family].knobs}
+    *words, last = [f"`{key}` (here {json.dumps(value)})" for key, value in {**values, **stored.settings}.items()]
+    return f"{', '.join(words)} and {last} trade" if words else f"{last} trades"
 
 
 def _table(scores: Sequence[tuple[Path, Score]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reads the weights that a run starts from: of a run, a saved model, a packaged model, or a model of the hub."""
+"""Reads initial weights for a run: from another run, a saved model, a model that ships with the package, or the hub."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from t2i.trained import TrainedRun, open_run
 from t2i.weights import INDEX, find, scorer_dir, shared_text_encoder
 
 TOKENIZER = "tokenizer"  # the component of a saved model that encodes images
-NOT_WEIGHTS = ("ema", "best", "patience")  # parts of a checkpoint that repeat the main part's weights or hold none
+NOT_WEIGHTS = ("ema", "best", "patience")  # parts of a checkpoint that repeat the main part's weights, or hold none
 
 
 class StartingRun(Protocol):
@@ -37,7 +37,7 @@ def open_source(address: str, family: str) -> Source:
     """Reads the weights at `address` for a run of `family`.
 
     Raises:
-        InputError: nothing is found at the address, it is damaged, or it holds no weights of this family.
+        InputError: there is no model, it is damaged, or it is of another family.
     """
     place = _folder(address, family)
     if (place / DESCRIPTION).is_file():
@@ -61,10 +61,10 @@ def open_source(address: str, family: str) -> Source:
 
 
 def _folder(address: str, family: str) -> Path:
-    """Returns the folder that an address names; packaged dual encoders are addressed by the names of their folders."""
-    own = {path.name: path for path in (scorer_dir(), shared_text_encoder() / "dual_encoder")}
-    if family == "align" and address in own and not Path(address).exists():
-        return own[address]
+    """Returns the folder of an address; the dual encoders that ship with the package have the names of their folders."""
+    shipped = {path.name: path for path in (scorer_dir(), shared_text_encoder() / "dual_encoder")}
+    if family == "align" and address in shipped and not Path(address).exists():
+        return shipped[address]
     return find(address)
 
 

@@ -29,9 +29,10 @@ from t2i.images import to_model
 from t2i.reader.config import Config, OwnImageConfig
 from t2i.reader.gpt2 import GPT2, open_gpt2
 from t2i.reader.network import ReaderNetwork, Tokens
-from t2i.reader.reading import Reader, Vocabulary
+from t2i.reader.reading import Reader
 from t2i.reader.scores import answer_scores, caption_scores
 from t2i.reader.step import NOISE, Losses, QuestionBatch, ReaderMicro
+from t2i.reader.vocabulary import Vocabulary
 from t2i.text import TextConfig, TextEncoder, fit_encoder, load_encoder
 from t2i.training.conditioning import own_copy, own_vocabulary
 from t2i.training.optimization import MAX_GRADIENT, cosine

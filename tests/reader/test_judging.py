@@ -10,12 +10,11 @@ from builders.tiny_reader_run import make_reader_run, tiny_reader
 from builders.tiny_run import make_run
 from t2i.cli import app
 from t2i.data import View, open_dataset
-from t2i.data.published.question_files import read_questions
+from t2i.data.published.question_files import questions_about_captions, read_questions
 from t2i.data.questions import Question
 from t2i.errors import InputError
 from t2i.metrics import Inputs, find_metric
 from t2i.metrics.score import read_scores
-from t2i.reader.asked import questions_about_captions
 from t2i.reader.judging import JudgingReader
 from t2i.reader.scores import ask
 from t2i.sampling.reranking import BestOf, open_chooser
@@ -58,12 +57,12 @@ def test_tifa_and_dsg_are_read_as_published(tmp_path: Path) -> None:
             "entry 1 .*no answer.*give each an answer",
         ),
         ("q.json", json.dumps([{**TIFA[0], "answer": " "}]), "no answer"),
-        ("q.json", '["a"]', "entry 1 has not all of"),
-        ("q.json", '{"a": 1}', "is no list of entries"),
+        ("q.json", '["a"]', "entry 1 needs caption"),
+        ("q.json", '{"a": 1}', "is not a list of entries"),
         ("q.json", "[]", "holds no questions"),
         ("q.json", "{", "is not valid JSON"),
         ("q.csv", "item_id,text\nx,a\n", "has no column 'proposition_id'"),
-        ("q.csv", DSG.replace('"1,2"', '"1,9"'), "depends on question 9, which is not there"),
+        ("q.csv", DSG.replace('"1,2"', '"1,9"'), "depends on question 9, which does not exist"),
         ("q.txt", "", "name a TIFA file"),
     ],
 )

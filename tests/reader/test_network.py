@@ -15,9 +15,10 @@ from t2i.reader.decoder import CaptionDecoder
 from t2i.reader.fusion import FUSIONS
 from t2i.reader.gpt2 import open_gpt2
 from t2i.reader.network import ReaderNetwork, Sizes, Tokens, place_codes
-from t2i.reader.reading import Reader, Vocabulary
+from t2i.reader.reading import Reader
 from t2i.reader.scores import answer_scores, caption_scores
 from t2i.reader.step import Losses, QuestionBatch, ReaderMicro
+from t2i.reader.vocabulary import Vocabulary
 
 
 def prepared(**changes) -> tuple[Losses, ReaderMicro, Reader]:

@@ -439,9 +439,9 @@ def test_saved_folders_that_are_none(folders, tmp_path):
     build("bow", folders).save(tmp_path)
     good = json.loads((tmp_path / "encoder.json").read_text())
     cases = [
-        ({**good, "encoder": "os:system"}, "valid ones: aligned, bow"),
+        ({**good, "encoder": "os:system"}, "valid names: aligned, bow"),
         ({**good, "encoder": ["bow"]}, "encoder"),
-        ({**good, "weights": good["weights"][1:]}, "one weight a word"),
+        ({**good, "weights": good["weights"][1:]}, "one weight per word"),
         ({**good, "max_tokens": 0}, "max_tokens"),
         ({**good, "vocabulary": []}, "vocabulary"),
         ({**good, "extra": 1}, "extra"),
@@ -650,7 +650,7 @@ def test_stop_words_are_left_out_and_those_that_tell_are_named(name, tmp_path):
     captions = ["a red circle above the blue square", "two stars are on top of a ring"] * 8
     config = TextConfig(encoder=name, stop_words="english")
     with pytest.warns(
-        UserWarning, match=r"leaves out words that say what an image shows: above \(8\), two \(8\), on \(8\), top"
+        UserWarning, match=r"leaves out words that describe images: above \(8\), two \(8\), on \(8\), top"
     ):
         encoder = fit_encoder(config, captions)
     assert sorted(encoder.vocabulary) == ["blue", "circle", "red", "ring", "square", "stars"]

@@ -117,7 +117,7 @@ def test_lpips_of_another_network_is_refused(tmp_path: Path) -> None:
     from t2i.vqvae.perceptual import load_lpips
 
     safetensors.torch.save_file({"features.0.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"is no VGG16: features.0.weight has shape \[3, 3\]"):
+    with pytest.raises(InputError, match=r"is not a VGG16: features.0.weight has shape \[3, 3\]"):
         load_lpips(str(tmp_path / "other.safetensors"))
 
 
@@ -217,9 +217,9 @@ def test_what_is_no_tokenizer_is_refused_in_a_line(tmp_path: Path, pictures: np.
             load_tokenizer(path)
         assert "\n" not in str(caught.value)
     tokenizer = load_tokenizer(make_run(tmp_path / "good"))
-    with pytest.raises(InputError, match="reads images of 32x32x3, got 16x16x3"):
+    with pytest.raises(InputError, match="encodes images of 32x32x3, got 16x16x3"):
         tokenizer.encode(np.zeros((1, 16, 16, 3), np.uint8))
-    with pytest.raises(ValueError, match="must lie in 0 ... 63"):
+    with pytest.raises(ValueError, match="must be in 0 ... 63"):
         tokenizer.decode(torch.full((1, 64, 1), 64))
     with pytest.raises(ValueError, match="tokens of an image are"):
         tokenizer.decode(torch.zeros(1, 16, 1, dtype=torch.int64))

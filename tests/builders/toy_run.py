@@ -134,7 +134,9 @@ def free_port() -> str:
         return str(server.getsockname()[1])
 
 
-def two_processes(action: Callable[[int], Any], port: str | None = None, world: int = 2) -> list[int]:
+def two_processes(
+    action: Callable[[int], Any], port: str | None = None, world: int = 2, seconds: float = 60.0
+) -> list[int]:
     """Forks the ranks of a job on the CPU, as torchrun starts them; their exit statuses."""
     port = port or free_port()
 
@@ -145,4 +147,4 @@ def two_processes(action: Callable[[int], Any], port: str | None = None, world: 
         AcceleratorState._reset_state(reset_partial_state=True)
         action(index)
 
-    return [wait(pid) for pid in [fork(lambda i=i: rank(i)) for i in range(world)]]
+    return [wait(pid, seconds) for pid in [fork(lambda i=i: rank(i)) for i in range(world)]]

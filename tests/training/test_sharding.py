@@ -56,7 +56,7 @@ def train(run: Path, tokenizer: Path, *sets: str, world: int = 1) -> None:
         os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
         raise SystemExit(app.main(words))
 
-    assert two_processes(rank, world=world) == [0] * world
+    assert two_processes(rank, world=world, seconds=200) == [0] * world
 
 
 def noted(run: Path, name: str) -> list[float]:
@@ -68,6 +68,7 @@ def tensors(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
     return {f"{part}.{name}": tensor for part, its in state.items() for name, tensor in its.items()}
 
 
+@pytest.mark.timeout(900)  # five short runs, on a machine that may be busy
 def test_a_sharded_prior_trains_saves_and_resumes_as_a_whole_one(tmp_path: Path, tokenizer: Path) -> None:
     plain, sharded = tmp_path / "plain", tmp_path / "sharded"
     # dropout on purpose, a validation on the way, and two micro-batches
@@ -96,6 +97,7 @@ def test_a_sharded_prior_trains_saves_and_resumes_as_a_whole_one(tmp_path: Path,
     assert (sharded / "checkpoints" / "step-00000005").is_dir()
 
 
+@pytest.mark.timeout(600)
 def test_one_process_has_nothing_to_shard(tmp_path: Path, tokenizer: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train(tmp_path / "run", tokenizer, "sharding=full", "max_train_steps=1")
     assert "sharding has no effect on one process" in capfd.readouterr().err

@@ -69,10 +69,10 @@ def whole(average: M, keep: bool) -> M:
 def gathered(state: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Returns whole tensors, those that were sharded on the CPU; empty where they are not to be kept. On every process."""
     found: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        full = _full(tensor)
+    for name in sorted(state):  # in one order on all processes: what a file holds is read in any
+        full = _full(state[name])
         if keep:
-            found[name] = full.cpu() if isinstance(tensor, DTensor) else full
+            found[name] = full.cpu() if isinstance(state[name], DTensor) else full
     return found
 
 

@@ -18,6 +18,7 @@ from builders.toy_run import digests, two_processes, warm_up
 from t2i import checkpoint
 from t2i.cli import app
 from t2i.pipeline import TextToImagePipeline
+from t2i.prior.config import Config
 from t2i.training import journal
 from t2i.training.state.sharding import shard, whole
 
@@ -95,6 +96,11 @@ def test_a_sharded_prior_trains_saves_and_resumes_as_a_whole_one(tmp_path: Path,
     assert digests(sharded, 4) == before
     train(sharded, tokenizer, *common, "sharding=none", "max_train_steps=5")
     assert (sharded / "checkpoints" / "step-00000005").is_dir()
+
+
+def test_few_weights_are_not_sharded() -> None:
+    with pytest.raises(ValueError, match="lora trains few weights, .* set sharding=none"):
+        Config.model_validate({"sharding": "full", "lora": {"rank": 4}, "init_from": "prior"})
 
 
 @pytest.mark.timeout(600)

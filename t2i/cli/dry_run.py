@@ -59,12 +59,12 @@ def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
 def _estimate(config: Any, tokenizer: ImageTokenizer, captions: list[str]) -> Generator[tuple[str, str], None, int]:
     """Memory of a process by what the code keeps, sharded and not; returns the bytes of a measurement here."""
     from t2i.hardware import device, has_bf16
-    from t2i.prior.memory import Text, memory
+    from t2i.prior.memory import TextSizes, memory
     from t2i.prior.transformer import Grid
     from t2i.text import fit_encoder
 
     encoder = fit_encoder(config.text, captions[:CAPTIONS])
-    text = Text(encoder.token_dim, encoder.pooled_dim, encoder.max_tokens)
+    text = TextSizes(encoder.token_dim, encoder.pooled_dim, encoder.max_tokens)
     grid = Grid(tokenizer.grid, tokenizer.grid, tokenizer.codebooks, tokenizer.codebook_size)
     bf16 = config.mixed_precision == "bf16" or config.mixed_precision == "auto" and has_bf16(device())
     ways = [(1, "none", False), (1, "none", True), (8, "none", False), (8, "full", False), (8, "full", True)]

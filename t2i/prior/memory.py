@@ -38,7 +38,7 @@ class Memory(NamedTuple):
         return self.weights + self.moments + self.averages + self.gathered + passing
 
 
-class Text(NamedTuple):
+class TextSizes(NamedTuple):
     """Sizes of what a text encoder gives."""
 
     token_dim: int
@@ -46,7 +46,7 @@ class Text(NamedTuple):
     max_tokens: int
 
 
-def memory(config: Config, grid: Grid, text: Text, processes: int, bf16: bool) -> Memory:
+def memory(config: Config, grid: Grid, text: TextSizes, processes: int, bf16: bool) -> Memory:
     """Returns the memory of a process of a run of so many.
 
     Args:
@@ -71,7 +71,7 @@ def memory(config: Config, grid: Grid, text: Text, processes: int, bf16: bool) -
     return Memory(count, FULL * own, FULL * own, 2 * FULL * own, averages * FULL * own, gathered, kept, accumulated)
 
 
-def activations(config: Config, grid: Grid, text: Text, bf16: bool) -> int:
+def activations(config: Config, grid: Grid, text: TextSizes, bf16: bool) -> int:
     """Returns the bytes that a micro-batch leaves for its backward pass, at its largest moment."""
     width, mlp, slots = config.model.width, config.model.mlp_width, grid.slots
     low = 2 if bf16 else FULL

@@ -135,7 +135,7 @@ class Session:
     def prepare(self, module: M, compile: bool = False) -> M:
         """Wraps a module on its device for the processes and the precision of the run; compiles it when asked."""
         if is_sharded(module):  # which exchanges its gradients itself
-            prepared = self.accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
+            prepared: Any = self.accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
         else:
             prepared = self.accelerator.prepare(module)
         if compile:

@@ -14,14 +14,14 @@ from builders.tiny_prior import codes_of, make, order_of, text_of
 from t2i.config.load import load
 from t2i.families import config_class
 from t2i.prior.config import Config
-from t2i.prior.memory import Text, memory
+from t2i.prior.memory import TextSizes, memory
 from t2i.prior.step import draw_micro, parameter_groups
 from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextFeatures
 from t2i.training.optimization import EMA, clip_gradients
 
 TOLERANCE = 0.1  # of the estimate, of the bytes of tensors alive at once
-GRID, TEXT = Grid(8, 8, 1, 512), Text(64, 64, 12)
+GRID, TEXT = Grid(8, 8, 1, 512), TextSizes(64, 64, 12)
 
 
 class Alive(TorchDispatchMode):
@@ -82,7 +82,7 @@ def test_the_estimate_is_the_peak_of_real_steps(order: str, again: bool, bf16: b
 
 
 def test_the_largest_prior_fits_on_eight_gpus_of_80_gb_and_on_one_by_computing_again() -> None:
-    config, grid, text = load(config_class("prior"), "prior-xl", []), Grid(16, 16, 1, 16384), Text(512, 512, 77)
+    config, grid, text = load(config_class("prior"), "prior-xl", []), Grid(16, 16, 1, 16384), TextSizes(512, 512, 77)
     eight = memory(config, grid, text, 8, True)  # type: ignore[arg-type]
     assert 1.25e9 < eight.parameters < 1.35e9 and eight.total < 20e9
     assert eight.weights == 4 * -(-eight.parameters // 8) and eight.moments == 2 * eight.weights

@@ -99,7 +99,7 @@ def test_a_sharded_prior_trains_saves_and_resumes_as_a_whole_one(tmp_path: Path,
 
 
 def test_few_weights_are_not_sharded() -> None:
-    with pytest.raises(ValueError, match="lora trains few weights, .* set sharding=none"):
+    with pytest.raises(ValueError, match="lora trains few weights, .*; set sharding=none"):
         Config.model_validate({"sharding": "full", "lora": {"rank": 4}, "init_from": "prior"})
 
 

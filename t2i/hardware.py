@@ -160,6 +160,11 @@ def device() -> str:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
+def free_memory() -> int:
+    """Returns the free memory in bytes: of this process's GPU, or of the machine without one."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+
+
 def why_device(device: torch.device, configured: str) -> str:
     """Describes a device, and explains why a GPU that exists is not used.
 

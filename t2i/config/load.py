@@ -17,7 +17,8 @@ from t2i.errors import InputError
 from t2i.names import nearest
 
 # Keys that may change when a run is resumed: its length, its reports and its hardware, but nothing that affects what is
-# learned. `Run.resume` warns about those that change how sums are rounded (device, mixed_precision, compile).
+# learned. `Run.resume` warns about those that change how sums are rounded (device, mixed_precision,
+# compile, sharding).
 CHANGEABLE_ON_RESUME: tuple[str, ...] = (
     "max_train_steps",
     "max_train_minutes",
@@ -25,6 +26,8 @@ CHANGEABLE_ON_RESUME: tuple[str, ...] = (
     "device",
     "mixed_precision",
     "compile",
+    "sharding",
+    "activation_checkpointing",
     "report_to",
     "checkpointing_steps",
     "checkpointing_minutes",

@@ -54,7 +54,7 @@ def test_tifa_and_dsg_are_read_as_published(tmp_path: Path) -> None:
         (
             "q.json",
             json.dumps([{k: v for k, v in TIFA[0].items() if k != "answer"}]),
-            "entry 1 .*no answer.*give each an answer",
+            "entry 1 .*no answer.*complete it",
         ),
         ("q.json", json.dumps([{**TIFA[0], "answer": " "}]), "no answer"),
         ("q.json", '["a"]', "entry 1 needs caption"),
@@ -131,7 +131,7 @@ def test_a_judge_gives_each_image_the_same_in_any_company() -> None:
     for row in range(6):
         own = [float(q.answers.get(answer, 0)) for (k, q), answer in zip(flat, given, strict=True) if k == row]
         assert right[""][row] == pytest.approx(np.mean(own))
-    with pytest.raises(InputError, match="'a dog' is none; name a TIFA or DSG file"):
+    with pytest.raises(InputError, match="not from 'a dog'; name a TIFA or DSG file"):
         questions_about_captions(["a dog"], None)
 
 

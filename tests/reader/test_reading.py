@@ -108,7 +108,7 @@ def test_the_captioner_of_an_align_run_is_read(tmp_path: Path, photos: Path, cap
         (["read", "{run}", "{run}/config.yaml"], "is not a supported image"),
         (["read", "{run}", "{broken}"], "name an image that can be read"),
         (["read", "{vqa}", "{photos}"], "answers questions but does not write captions; ask one with --ask"),
-        (["read", "{caption}", "{photos}", "--ask", QUESTION], "answers no questions"),
+        (["read", "{caption}", "{photos}", "--ask", QUESTION], "does not answer questions"),
         (["data", "caption", "{empty}", "{out}", "--by", "{run}"], "empty folder"),
         (["data", "caption", "{photos}", "{out}", "--by", "{vqa}"], "writes no captions"),
         (["data", "caption", "shapes-2", "{out}", "--by", "{run}"], "has no files"),

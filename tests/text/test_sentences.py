@@ -91,9 +91,9 @@ def test_other_layouts_of_the_same_rules(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("modules.json", "{", "not whole JSON"),
+        ("modules.json", "{", "not valid JSON"),
         ("modules.json", "[1]", "does not list modules"),
-        ("modules.json", '[{"type": "x.Pooling", "path": "../1_Pooling"}]', "outside of the folder"),
+        ("modules.json", '[{"type": "x.Pooling", "path": "../1_Pooling"}]', "outside the folder"),
         (
             "modules.json",
             '[{"type": "x.Pooling", "path": "1_Pooling"}, {"type": "x.Dense", "path": "2_Dense"}]',

@@ -194,7 +194,7 @@ def test_the_best_of_several_is_the_one_whose_caption_is_likeliest(
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert judge.name in json.dumps(manifest)
     answers_only = make_reader_run(tmp_path / "vqa", tasks={"caption": 0, "answer": 1})
-    with pytest.raises(InputError, match="only answers questions; name one that writes captions"):
+    with pytest.raises(InputError, match="only answers questions and cannot score captions; name one"):
         open_chooser(str(answers_only), "cpu")
 
 

@@ -99,7 +99,8 @@ def split_words(words: Sequence[str], model: str | None, interactive: bool = Fal
     Raises:
         InputError: no such model, or a single word that may be either.
     """
-    names = " or ".join(shipped())
+    *others, last = shipped()
+    names = f"{', '.join(others)} or {last}"
     if model is not None:
         if model not in shipped():
             raise InputError(f"--model {model} does not ship with t2i; give {names}, or a run without --model")

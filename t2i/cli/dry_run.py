@@ -59,7 +59,7 @@ def _text(config: Any, captions: list[str]) -> str:
 def _tokenizer(path: str, resolution: int) -> str:
     from t2i.families import load_tokenizer
 
-    found = load_tokenizer(Path(path))
+    found = load_tokenizer(path)
     size = "" if found.resolution == resolution else f"; made for {found.resolution} pixels, the data has {resolution}"
     return (
         f"{path}: {found.grid * found.grid * found.codebooks:,} codes an image, each of {found.codebook_size:,}{size}"

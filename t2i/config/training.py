@@ -100,6 +100,13 @@ class TrainConfig(Section):
         return self
 
 
+class LowRankConfig(Section):
+    """Low-rank fine-tuning (LoRA): each linear layer learns a difference of this rank; all that was loaded stays frozen."""
+
+    rank: int = Field(default=8, ge=1, description="rank of the difference of each linear layer")
+    alpha: float = Field(default=16.0, gt=0, description="factor of the difference, divided by the rank")
+
+
 class StartConfig(TrainConfig):
     """The part that programs share which can start from the weights of another model."""
 

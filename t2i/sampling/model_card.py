@@ -68,7 +68,7 @@ def model_card(name: str, stored: Stored, license: str, prompts: Sequence[str], 
         f'pipe({example}, num_images_per_prompt=4, seed=0).images[0].save("0.png")',
         "```",
         "",
-        f"{_knobs(stored)} trade variety for typical images. An image depends on the seed and its prompt alone.",
+        f"{_knobs(stored)} variety for typical images. An image depends on the seed and its prompt alone.",
         "",
         *_table(found),
         "## Training",
@@ -117,16 +117,16 @@ def _start(manifest: Mapping[str, Any]) -> str:
 
 
 def _article(words: str) -> str:
-    return f"{'An' if words[0] in 'aeiou' else 'A'} {words}"
+    return f"{'An' if words[0] in 'aeiou' and not words.startswith('one') else 'A'} {words}"
 
 
 def _knobs(stored: Stored) -> str:
-    """The knobs of a call and their values here, e.g. "`guidance_scale` (here 2) and `temperature` (here 0.7)"."""
+    """The knobs of a call and their values here, e.g. "`guidance_scale` (here 2) and `temperature` (here 0.7) trade"."""
     values = {"guidance_scale": stored.guidance_scale, "truncation": stored.truncation}
-    if stored.settings:
-        values = {"guidance_scale": stored.guidance_scale, **stored.settings}
-    *words, last = [f"`{key}` (here {json.dumps(value)})" for key, value in values.items()]
-    return f"{', '.join(words)} and {last}"
+    kept = {"guidance_scale": "guidance", "truncation": "truncation"}
+    values = {key: value for key, value in values.items() if kept[key] in FAMILIES[stored.family].knobs}
+    *words, last = [f"`{key}` (here {json.dumps(value)})" for key, value in {**values, **stored.settings}.items()]
+    return f"{', '.join(words)} and {last} trade" if words else f"{last} trades"
 
 
 def _table(found: Sequence[tuple[Path, Score]]) -> list[str]:

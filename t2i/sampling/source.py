@@ -36,7 +36,10 @@ def open_source(address: str, family: str) -> Source:
         return _dual_encoder(address, stored.home, family, dual)
     _refuse_other(address, stored.family, family)
     (main,) = (tensors for name, (_, tensors) in stored.components.items() if name != TOKENIZER)
-    return Source(stored.home, address, stored.manifest, {FAMILIES[family].main: main}, stored.text)
+    manifest = dict(stored.manifest)
+    if TOKENIZER in stored.components:  # stored in half precision it is another than the one of the training
+        manifest["tokenizer_digest"] = load_tokenizer(stored.home / TOKENIZER).digest()
+    return Source(stored.home, address, manifest, {FAMILIES[family].main: main}, stored.text)
 
 
 def _folder(address: str, family: str) -> Path:

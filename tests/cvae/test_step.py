@@ -78,6 +78,29 @@ def test_the_critic_plays_only_when_asked_and_neither_player_moves_the_other() -
     assert all(p.grad is not None for p in critic.parameters())
 
 
+def test_the_lead_may_rest_while_the_critic_plays() -> None:
+    """With `lead` 0 the generator's only gradient is the critic's: it scales with `weight`, and the posterior gets none."""
+    gradients = []
+    for weight in (1.0, 0.5):
+        torch.manual_seed(0)
+        config = tiny(critic={"weight": weight, "lead": 0.0})
+        model, critic = ConditionalVAE(config, SHAPE, TOKEN, POOLED, WORDS), Critic(config, SHAPE, TOKEN, WORDS)
+        for parameter in [*model.parameters(), *critic.parameters()]:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        loss, watch, _ = generate(model, critic, micro_of(config, np.arange(4)), config, nullcontext())
+        assert watch["loss"] > 0 and loss.item() == pytest.approx(weight * watch["deceived"].item(), rel=1e-6)
+        loss.backward()
+        assert all(not p.grad.any() for p in model.posterior.parameters())
+        gradients.append(model.generator.head.weight.grad)
+    torch.testing.assert_close(gradients[0], 2 * gradients[1])
+    assert gradients[0].any()
+
+
+def test_a_run_that_nothing_teaches_is_refused() -> None:
+    with pytest.raises(ValueError, match="weight and lead are both 0"):
+        tiny(critic={"weight": 0.0, "lead": 0.0})
+
+
 def test_calm_shortens_the_first_moment_alone() -> None:
     optimizer = torch.optim.AdamW(
         parameter_groups(ConditionalVAE(tiny(), SHAPE, 7, 3, 6), 0.1), 1e-3, betas=(0.9, 0.95)

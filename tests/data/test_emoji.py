@@ -132,6 +132,7 @@ def test_a_folder_named_by_code_point_is_divided_by_concept(named: SimpleNamespa
     rows = rows_of(f"emoji:{root}?tones=true")
     assert "tiny/2764" in rows["heldout"], "red heart is one of the held-out names"
     every = [name for own in rows.values() for name in own]
+    assert set(open_dataset(f"emoji:{root}?tones=true", "all", SMALL).ids) == set(every)
     assert len(every) == len(set(every)) == len(named.EMOJI_DATA) - 1, "one of the hearts is the other, unqualified"
     split_of = {name: split for split, own in rows.items() for name in own}
     for variants in (("1F9D1", "1F468", "1F469-200D-1F9B0", "1F469-1F3FD"), ("1F3C3", "1F3C3-200D-2640")):
@@ -297,7 +298,7 @@ def test_bad_places_are_named(named: SimpleNamespace, tmp_path: Path) -> None:
     assert "no drawings named by code point, such as 1F355.svg" in message and "cat.svg" in message
     root = tiny_emoji.folder(tmp_path / "tiny", named)
     assert "two styles are named tiny" in error_of(lambda: open_dataset(f"emoji:{root},tiny={root}"))
-    assert "no split 'all'" in error_of(lambda: open_dataset(f"emoji:{root}", "all"))
+    assert "no split 'both'" in error_of(lambda: open_dataset(f"emoji:{root}", "both"))
     assert "no option 'tone' (did you mean tones?)" in error_of(lambda: open_dataset(f"emoji:{root}?tone=true"))
     assert parse_address("emoji?tones=true") == ("emoji", "openmoji", {"tones": "true"}, "")
 

@@ -30,6 +30,7 @@ from t2i.names import counted, shown
 if TYPE_CHECKING:
     import pyarrow as pa
 
+ALL = "all"  # for a scorer, which must know what a generator is asked for, in another style
 UNNAMED = "emoji"  # the caption of a drawing without a name
 EQUAL_BITS, EQUAL_LEVELS = 2, 1.0  # what may differ between drawings that are taken for equal: flags, for the most part
 
@@ -93,8 +94,8 @@ def open_emoji(
         InputError: the extra is not installed, a style is not there or has no colour, more than half do not render, or
             there is no such split.
     """
-    if split not in SPLITS:
-        raise InputError(f"data emoji has no split {split!r}: choose one of {', '.join(SPLITS)}")
+    if split not in (*SPLITS, ALL):
+        raise InputError(f"data emoji has no split {split!r}: choose one of {', '.join(SPLITS)}, {ALL}")
     styles = open_styles(place)
     tables = {style.name: style.index(view.resolution, tones) for style in styles}
     every, broken = _rows(tables, f"emoji:{place}")
@@ -102,10 +103,10 @@ def open_emoji(
     rows = [row for row in every if unnamed or captions_of(row.key)]
     # not by code point, so that the first rows are a fair sample of all
     chosen = sorted(
-        (row for row in rows if own[row.concept] == split),
+        (row for row in rows if split in (own[row.concept], ALL)),
         key=lambda row: (seeding.key_of(row.concept), row.key, row.style),
     )
-    if split == "train" and tints:
+    if split in ("train", ALL) and tints:
         chosen = [own for row in chosen for own in (row, *_tinted(row, tables, tints))]
     if not chosen:
         raise InputError(
@@ -191,6 +192,6 @@ def _captions(row: Row, styles: Sequence[str], split: str) -> list[str]:
     own = captions_of(row.key) or [UNNAMED]
     own = tinted(own, row.tint) if row.tint else own
     own = [*own, *(said for caption in own if (said := with_article(caption)))]
-    if split == "train" and not row.tint:
+    if split in ("train", ALL) and not row.tint:
         own += keywords_of(row.key)
     return own if len(styles) == 1 else [*own, *(f"{caption}, in the style of {styles[row.style]}" for caption in own)]

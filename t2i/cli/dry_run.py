@@ -103,7 +103,8 @@ def _measure(config: Any, images: int) -> Iterator[tuple[str, str]]:
     yield "parameters", found.parameters
     how = f"measured: at most {STEPS} steps and {60 * MOST_MINUTES:.0f} s here, on {counted(read, 'image')}"
     if found.images_per_second:
-        yield "time", f"{_time(config, found.images_per_second, 0)} ({how}; validations and preparations not counted)"
+        time = _time(config, found.images_per_second / config.mean_cost, 0)
+        yield "time", f"{time} ({how}; validations and preparations not counted)"
     else:
         yield "time", f"more than {60 * MOST_MINUTES:.0f} s for four steps ({how})"
     yield "memory", f"{found.memory / GB:.2g} GB at the peak of these steps"

@@ -87,11 +87,8 @@ def test_a_prompt_alone_draws_with_the_default_model(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (
-            ["circle"],
-            "'circle' is no run; if it is a prompt, say which model is to sample it: --model cgan, cvae or prior",
-        ),
-        (["--model", "dalle", PROMPT], "--model dalle does not ship with t2i; give cgan, cvae or prior"),
+        (["circle"], "'circle' is no run; if it is a prompt, choose a model with --model cgan, cvae or prior"),
+        (["--model", "dalle", PROMPT], "--model dalle does not ship with t2i; name cgan, cvae or prior"),
         (["./my runs", PROMPT], "my runs does not exist"),
         ([], "no prompt"),
     ],

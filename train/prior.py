@@ -26,6 +26,7 @@ from t2i.hardware import prepare_cpu
 from t2i.images import grid
 from t2i.prior.config import Config
 from t2i.prior.decoding import decode
+from t2i.prior.low_rank import Merged, add_low_rank
 from t2i.prior.step import BITS, PriorMicro, bits_per_token, draw_micro, parameter_groups
 from t2i.prior.transformer import Grid, Prior
 from t2i.sampling.source import open_source
@@ -128,7 +129,10 @@ def main(config: Config, run_dir: Path) -> None:
         shape = Grid(tokenizer.grid, tokenizer.grid, tokenizer.codebooks, tokenizer.codebook_size)
         plain = Prior(config, shape, encoder.token_dim, encoder.pooled_dim, encoder.max_tokens).to(run.device)
         initialise(run, config, source, {"model": plain}, Reads(encoder, tokenizer.digest()))
+        merged = Merged(plain, config.lora is not None)
         ema = EMA(plain, config.ema_halflife_images)
+        if config.lora is not None:
+            add_low_rank(plain, config.lora, run.extra["init"]["fresh"].get("model", []))
         groups = parameter_groups(plain, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.95))
 
@@ -175,7 +179,7 @@ def main(config: Config, run_dir: Path) -> None:
             sound = run.judge(*losses, norm)
             if sound:
                 optimizer.step()
-                ema.update(plain, run.images_per_step, run.images_seen + run.images_per_step)
+                ema.update(merged.update(), run.images_per_step, run.images_seen + run.images_per_step)
             optimizer.zero_grad()
             run.note({"gradient_norm": norm})
 

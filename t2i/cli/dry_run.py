@@ -59,7 +59,7 @@ def _text(config: Any, captions: list[str]) -> str:
 def _tokenizer(path: str, resolution: int) -> str:
     from t2i.families import load_tokenizer
 
-    found = load_tokenizer(Path(path))
+    found = load_tokenizer(path)
     size = "" if found.resolution == resolution else f"; made for {found.resolution} pixels, the data has {resolution}"
     return (
         f"{path}: {found.grid * found.grid * found.codebooks:,} codes an image, each of {found.codebook_size:,}{size}"
@@ -103,7 +103,8 @@ def _measure(config: Any, images: int) -> Iterator[tuple[str, str]]:
     yield "parameters", found.parameters
     how = f"measured: at most {STEPS} steps and {60 * MOST_MINUTES:.0f} s here, on {counted(read, 'image')}"
     if found.images_per_second:
-        yield "time", f"{_time(config, found.images_per_second, 0)} ({how}; validations and preparations not counted)"
+        time = _time(config, found.images_per_second / config.mean_cost, 0)
+        yield "time", f"{time} ({how}; validations and preparations not counted)"
     else:
         yield "time", f"more than {60 * MOST_MINUTES:.0f} s for four steps ({how})"
     yield "memory", f"{found.memory / GB:.2g} GB at the peak of these steps"

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from t2i.config.section import Section
-from t2i.config.training import DrawingConfig
+from t2i.config.training import DrawingConfig, LowRankConfig
 from t2i.data import DataConfig
 from t2i.text import TextConfig
 
@@ -13,7 +13,10 @@ from t2i.text import TextConfig
 class TokenizerConfig(Section):
     """The tokenizer that turns images into codes and back."""
 
-    path: str = Field(default="runs/vqvae", description="run directory of a trained tokenizer (t2i train vqvae)")
+    path: str = Field(
+        default="runs/vqvae",
+        description="run of t2i train vqvae, or a run, saved or shipped model that holds a tokenizer",
+    )
 
 
 class ModelConfig(Section):
@@ -112,6 +115,9 @@ class Config(DrawingConfig):
     model: ModelConfig = ModelConfig()
     loss: PriorLossConfig = PriorLossConfig()
     sampling: SamplingConfig = SamplingConfig()
+    lora: LowRankConfig | None = Field(
+        default=None, description="low-rank fine-tuning of the weights of init_from; null: all weights are trained"
+    )
     train_batch_size: int = Field(default=64, ge=1, description="images of one micro-batch on one process")
     max_train_steps: int = Field(default=10_000, ge=1, description="optimizer steps of the whole run")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
@@ -139,6 +145,18 @@ class Config(DrawingConfig):
         if self.sampling.steps is not None and self.order == "raster":
             raise ValueError(
                 f"sampling.steps {self.sampling.steps} draws groups, and order is raster; set order=random"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _low_rank_adapts_loaded_weights(self) -> "Config":
+        if self.lora is not None and self.init_from is None:
+            raise ValueError(
+                f"lora (rank {self.lora.rank}) adapts loaded weights, and init_from is null; name a model there"
+            )
+        if self.lora is not None and self.freeze:
+            raise ValueError(
+                f"lora freezes all loaded weights, so freeze {', '.join(self.freeze)} has no effect; drop one"
             )
         return self
 

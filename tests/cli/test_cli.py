@@ -115,7 +115,7 @@ def test_wrong_usage_exits_with_2(run, argv):
         ("sample a_run x -n -1", "'-n': must be greater than or equal to 1; see t2i sample --help"),
         ("sample a_run x --best-of 0", "'--best-of': must be greater than or equal to 1; see t2i sample --help"),
         ("sample a_run x --guidance nan", "--guidance nan: must be a finite number"),
-        ("sample a_run x --mask m.png", "--mask m.png needs the image that it is of; name that with --init"),
+        ("sample a_run x --mask m.png", "--mask m.png needs an image; name it with --init"),
         (
             "eval score a_run --resize fine",
             "'fine' is not one of 'clean', 'legacy', 'torch'; see t2i eval score --help",

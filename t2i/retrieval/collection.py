@@ -46,7 +46,7 @@ class Place(NamedTuple):
         return self.path or self.id
 
 
-class Collection:
+class ImageCollection:
     """All images at an address. Attributes are in the order of first appearance.
 
     Attributes:
@@ -173,14 +173,14 @@ def _readable(
             yield from _readable(dataset, [row], [content], broken)
 
 
-def open_collection(address: str, encoder: ImageTextExtractor, split: str | None = None) -> Collection:
+def open_collection(address: str, encoder: ImageTextExtractor, split: str | None = None) -> ImageCollection:
     """Opens the images at an address, captioned or not, of one split or of all.
 
     Raises:
         InputError: no such data or split, or no images there.
     """
     found = every_split(address, View(encoder.side, bare=True), None if split is None else [split])
-    return Collection(address, list(found.values()), encoder)
+    return ImageCollection(address, list(found.values()), encoder)
 
 
 def content_keys(dataset: Dataset) -> Iterator[bytes]:

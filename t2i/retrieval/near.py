@@ -9,7 +9,7 @@ from t2i.data.captions import clean_caption
 from t2i.data.encoded import EncodedImages
 from t2i.data.tools.rewrite import Nearness, open_splits
 from t2i.errors import InputError
-from t2i.retrieval.collection import Collection, Tick
+from t2i.retrieval.collection import ImageCollection, Tick
 from t2i.retrieval.exact import BLOCK, cosines
 from t2i.retrieval.searching import open_searcher
 from t2i.retrieval.store import unit_features
@@ -31,7 +31,7 @@ def near_words(
         raise InputError("--near has no words; say what the images that stay show")
     encoder = open_searcher(by, address, device)
     splits = open_splits(address, View(encoder.side, bare=True))
-    collection = Collection(address, list(splits.values()), encoder)
+    collection = ImageCollection(address, list(splits.values()), encoder)
     collection.encode(tick)
     (query_D,) = unit_features(encoder.text_features([text]))
     rows_ND = collection.features_ND

@@ -14,7 +14,7 @@ from t2i.extractors import ImageTextExtractor, open_image_text
 from t2i.images import ImageArray
 from t2i.metrics import Features
 from t2i.names import counted
-from t2i.retrieval.collection import Collection, Place, Tick, open_collection, query_image
+from t2i.retrieval.collection import ImageCollection, Place, Tick, open_collection, query_image
 from t2i.retrieval.exact import Nearest, nearest_rows
 from t2i.retrieval.graph import SEARCH_EF, cached_graph, near_rows, recall
 from t2i.retrieval.options import SearchOptions
@@ -37,7 +37,7 @@ class Results(NamedTuple):
 
     query: str
     image: ImageArray | None  # that was asked with
-    collection: Collection
+    collection: ImageCollection
     encoded: int  # images that were encoded for this search
     recall: float | None  # of the approximate search, on sampled queries
     hits: list[Hit]
@@ -87,7 +87,7 @@ def open_searcher(by: str | None, address: str, device: str) -> ImageTextExtract
 
 
 def _approximate(
-    collection: Collection, query_1D: Features, by_image: bool, options: SearchOptions, tick: Tick
+    collection: ImageCollection, query_1D: Features, by_image: bool, options: SearchOptions, tick: Tick
 ) -> tuple[Nearest, float]:
     """The nearest rows by the graph, and its recall on other queries of the same kind."""
     rows_ND, total = collection.features_ND, len(collection)
@@ -104,7 +104,7 @@ def _approximate(
     return near_rows(graph, query_1D, rows_ND, options.k, ef), share
 
 
-def _sampled(collection: Collection, by_image: bool) -> Features:
+def _sampled(collection: ImageCollection, by_image: bool) -> Features:
     """Queries as users ask them: captions of images drawn from the collection, or images where there are none."""
     rows = list(range(len(collection))) if by_image else collection.captioned
     by_image = by_image or not rows

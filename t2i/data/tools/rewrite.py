@@ -147,7 +147,8 @@ def filter_captions(
     parts = {split: list(kept(split, dataset)) for split, dataset in opened.items()}
     if not any(parts.values()):
         told = ", ".join(f"{count:,} {why}" for why, count in left_out.items())
-        raise InputError(f"nothing in {address} passes the filters ({told}); loosen them")
+        what = "caption" if near is None else "image"
+        raise InputError(f"no {what} of {address} passes the filters ({told}); loosen them")
     return _write(out, parts, left_out)
 
 

@@ -140,6 +140,16 @@ class Config(DrawingConfig):
         ge=1,
         description="validations without a better best_metric after which the run ends; null: it never ends early",
     )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="keep only the input of each block for its gradients and compute the rest again: a third more time, and "
+        "memory for far larger batches; the weights come out bit for bit the same",
+    )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="full: each process keeps its part of weights, gradients, moments and average only (FSDP), where a model "
+        "is too large for one; none: each keeps all",
+    )
     ema_halflife_images: int = Field(
         default=50_000,
         ge=1,
@@ -163,6 +173,10 @@ class Config(DrawingConfig):
         if self.lora is not None and self.freeze:
             raise ValueError(
                 f"lora freezes all loaded weights, so freeze {', '.join(self.freeze)} has no effect; drop one"
+            )
+        if self.lora is not None and self.sharding != "none":
+            raise ValueError(
+                f"lora trains few weights, which are not sharded, and sharding is {self.sharding}; set sharding=none"
             )
         return self
 

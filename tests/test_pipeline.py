@@ -173,7 +173,7 @@ def test_guidance_needs_the_mean_latent(run):
     pipe = TextToImagePipeline.from_pretrained(run)
     pipe.sampler.generator.w_average.zero_()
     sampled(pipe, PROMPT)
-    with pytest.raises(InputError, match="guidance 1.5 has no mean latent"):
+    with pytest.raises(InputError, match="guidance 1.5 needs the mean latent"):
         pipe(PROMPT, guidance_scale=1.5)
 
 

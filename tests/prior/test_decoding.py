@@ -334,7 +334,7 @@ def test_mistakes_are_named() -> None:
     raster, text = make("raster").eval(), text_of(1)
     with pytest.raises(InputError, match="top_k 12 is more than the 11 codes"):
         decode(raster, text, [0], SamplingConfig(top_k=12))
-    with pytest.raises(InputError, match="steps 4: this prior was trained with order raster"):
+    with pytest.raises(InputError, match="steps 4: this prior was trained with order=raster"):
         decode(raster, text, [0], SamplingConfig(steps=4))
     with pytest.raises(InputError, match="given codes reach 11; the tokenizer has codes 0 to 10"):
         decode(raster, text, [0], PLAIN, Known(torch.ones(1, 12, dtype=torch.bool), torch.full((1, 12), 11)))

@@ -282,7 +282,7 @@ def test_data_that_vanishes_ends_a_run_with_all_that_is_done(tmp_path: Path, two
             try:
                 train(directory, cfg, each_step, data=open_folder(root))
             except InputError as error:
-                assert "has vanished" in str(error) and "is saved at step 2, the same command" in str(error)
+                assert "has vanished" in str(error) and "was saved at step 2, and the same command" in str(error)
                 raise SystemExit(7) from None
 
         return two_processes(body) if two else [wait(fork(body))]

@@ -216,7 +216,7 @@ def test_a_launcher_that_started_one_process_of_two_is_told(monkeypatch) -> None
         ([0], "rank 1 of 2 did not connect to 127.0.0.1"),
         ([1], "rank 0 does not answer"),
         ([1, 1], "rank 0 does not answer"),
-        ([0, 0], "rank 0 running already|has not come"),
+        ([0, 0], "rank 0 running already|did not connect"),
         ([0, 1, 1], "rank 1 was started twice"),
     ],
 )

@@ -224,7 +224,7 @@ def test_a_prior_stops_when_held_out_likelihood_no_longer_falls(tmp_path: Path, 
     run = tmp_path / "run"
     sets = ("data.limit=4", "learning_rate=0.05", "lr_warmup_steps=0", "max_train_steps=200", "patience=2")
     assert app.main(command("prior", run, *sets, "validation_steps=5", "loss.token_dropout=0")) == 0
-    assert "stopping with the best weights" in capsys.readouterr().err
+    assert "validations; stopping" in capsys.readouterr().err
     state, manifest = checkpoint.load(checkpoint.latest(run / "checkpoints"))  # type: ignore[arg-type]
     assert manifest["step"] < 200
     found = [r["val_bits_per_token"] for r in journal.read(run / "journal.jsonl") if "val_bits_per_token" in r]

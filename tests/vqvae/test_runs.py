@@ -97,7 +97,7 @@ def test_a_collapsed_codebook_ends_the_run(tmp_path: Path, capsys, monkeypatch) 
 @pytest.mark.parametrize(
     ("sets", "words"),
     [
-        (["quantizer.codebook_size=2000"], "more than the 1024 tokens of all 64 training images"),
+        (["quantizer.codebook_size=2000"], "more than the 1024 tokens in all 64 training images"),
         (["quantizer={kind: scalar, levels: [16, 16, 8]}"], "2048 codes, is more than the 1024 tokens"),
         (["quantizer.kind=scalar"], "quantizer.codebook_size: has no effect on scalar"),
         (["autoencoder.grid=32"], "data.resolution 16 must be autoencoder.grid 32"),
@@ -221,7 +221,7 @@ def test_what_is_no_tokenizer_is_refused_in_a_line(tmp_path: Path, pictures: np.
         tokenizer.encode(np.zeros((1, 16, 16, 3), np.uint8))
     with pytest.raises(ValueError, match="must be in 0 ... 63"):
         tokenizer.decode(torch.full((1, 64, 1), 64))
-    with pytest.raises(ValueError, match="tokens of an image are"):
+    with pytest.raises(ValueError, match="tokens of an image have the shape"):
         tokenizer.decode(torch.zeros(1, 16, 1, dtype=torch.int64))
 
 

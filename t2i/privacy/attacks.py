@@ -93,7 +93,7 @@ def by_distance(pixels: ImageArray, sampled: ImageArray) -> Array:
 def flat(pixels_NHWC: ImageArray) -> Features:
     """[N, D] pixels, scaled so that distances are root mean square differences."""
     rows = pixels_NHWC.reshape(len(pixels_NHWC), -1).astype(np.float32) / 255
-    return rows / np.float32(np.sqrt(rows.shape[1]))
+    return (rows / np.sqrt(rows.shape[1])).astype(np.float32)
 
 
 def sample_for(pipe: TextToImagePipeline, captions: list[str], seed: int, tick: Callable[[int], None]) -> ImageArray:

@@ -1,6 +1,5 @@
 """What a model gives away: values by hand, a model that knows its images by heart, and one that does not."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -131,10 +130,13 @@ def test_a_mistake_is_one_line(arguments: list[str], told: str, capsys: pytest.C
     assert told in line
 
 
-def test_epsilon_of_a_private_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_prior_run(tmp_path / "run")
-    path = next((run / "checkpoints").iterdir()) / "manifest.json"
-    manifest = json.loads(path.read_text()) | {"privacy": {"epsilon": 3.21, "delta": 1e-5}}
-    path.write_text(json.dumps(manifest))
-    assert app.main(["eval", "privacy", str(run), "-n", "10"]) == 0
+def test_epsilon_of_a_private_run_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from t2i.pipeline import TextToImagePipeline
+
+    pipe = TextToImagePipeline.from_pretrained(make_prior_run(tmp_path / "run"))
+    pipe.manifest["privacy"] = {"epsilon": 3.21, "delta": 1e-5}
+    monkeypatch.setattr(TextToImagePipeline, "from_pretrained", lambda *_: pipe)
+    assert app.main(["eval", "privacy", "run", "-n", "10"]) == 0
     assert "epsilon 3.21 at delta 1e-05" in capsys.readouterr().out

@@ -3,6 +3,7 @@
     t2i export runs/cgan exported/
     t2i export prior phone/ --quantize int8
     t2i export runs/prior exported/ --format torch -n 0
+    t2i export prior page/ --page && python -m http.server -d page
 
 docs/export.md describes the folder, and has a program that samples from it with only numpy and onnxruntime.
 """
@@ -36,12 +37,15 @@ def main(options: ModelExportOptions) -> None:
     # slow to import, so not at the top
     from t2i.export.exporting import export
     from t2i.export.measuring import captions_of, measure_export, measure_pipeline
+    from t2i.export.page import write_page
     from t2i.export.writing import refuse_missing
     from t2i.pipeline import TextToImagePipeline
 
     # The model, and a place for the export
     if options.out.exists():
         raise InputError(f"{options.out} exists; name a new folder")
+    if options.page and options.format != "onnx":
+        raise InputError(f"--page runs ONNX files, but --format is {options.format}; leave one of them out")
     refuse_missing(options.format)
     pipe = TextToImagePipeline.from_pretrained(options.run)
     captions = captions_of(pipe, options.n)
@@ -51,6 +55,8 @@ def main(options: ModelExportOptions) -> None:
         model = measure_pipeline(pipe, captions) if captions else None
         with new_folder(options.out) as folder:
             written = export(pipe, options, folder, tick)
+            if options.page:
+                write_page(folder, pipe, captions_of(pipe, 1)[0])
             exported = measure_export(pipe, folder, captions, written.bytes) if captions else None
 
     # Sizes of the parts, and a table of the measurements
@@ -61,6 +67,8 @@ def main(options: ModelExportOptions) -> None:
         table(HEAD, [row("t2i", model, ""), row(f"{options.format}, {options.quantize}", exported, largest)])
         print(f"per image, {len(captions)} images one at a time; memory of the whole process")
     print(f"wrote {options.out}")
+    if options.page:
+        print(f"python -m http.server -d {options.out} shows its page at http://localhost:8000")
 
 
 if __name__ == "__main__":  # python -m t2i.eval.export

@@ -7,12 +7,13 @@ Codes and text features are computed once and kept in the cache. The run directo
 `t2i eval` need. To resume, run the same command again.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i import seeding
 from t2i.cli import run_program
@@ -34,7 +35,7 @@ from t2i.text import TextEncoder, TextFeatures
 from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
 from t2i.training.initialise import Reads, initialise
-from t2i.training.optimization import EMA, MAX_GRADIENT
+from t2i.training.optimization import EMA, clip_gradients
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
@@ -133,6 +134,8 @@ def main(config: Config, run_dir: Path) -> None:
         ema = EMA(plain, config.ema_halflife_images)
         if config.lora is not None:
             add_low_rank(plain, config.lora, run.extra["init"]["fresh"].get("model", []))
+        if config.sharding == "full":
+            run.shard(plain, plain.blocks, ema.module)
         groups = parameter_groups(plain, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.95))
 
@@ -151,7 +154,7 @@ def main(config: Config, run_dir: Path) -> None:
         for batches in run.steps(loader, optimizer):
             # Validation of the averaged model, and a checkpoint
             if validation and run.due(config.validation_steps):
-                found = run.on_main(lambda: validate(ema.module, validation, tokenizer, run))  # type: ignore[arg-type]
+                found = run.on_main(partial(validate, run.whole(ema.module), validation, tokenizer, run))  # type: ignore[arg-type]
                 note_validation(run, found, best)
             if run.due(config.checkpointing_steps):
                 run.save()
@@ -175,7 +178,7 @@ def main(config: Config, run_dir: Path) -> None:
                 run.accelerator.backward(made.loss)
                 losses += [made.loss, made.nll_B]
                 run.note({"loss": made.loss, "bits_per_token": made.nll_B.mean() * BITS})
-            norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
+            norm = clip_gradients(plain)
             sound = run.judge(*losses, norm)
             if sound:
                 optimizer.step()

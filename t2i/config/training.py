@@ -86,6 +86,11 @@ class TrainConfig(Section):
         default="auto", description="auto: CUDA if there is a GPU, else MPS, else the CPU"
     )
 
+    @property
+    def mean_cost(self) -> float:
+        """Mean time of a step over the whole run, in units of the steps that it begins with."""
+        return 1.0
+
     @model_validator(mode="after")
     def _unlabelled_images_are_for_some(self) -> Self:
         unlabelled = getattr(getattr(self, "data", None), "unlabelled", None)

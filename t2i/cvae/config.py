@@ -55,6 +55,9 @@ class ObjectiveConfig(Section):
     )
 
 
+CRITIC_COST = 4.6  # time of a step in which the critic plays, in units of one without it (LOG.md)
+
+
 class CriticConfig(Section):
     """A critic that joins late and sharpens what squared error leaves blurred."""
 
@@ -91,3 +94,8 @@ class Config(DrawingConfig):
     )
     learning_rate: float = Field(default=4e-3, gt=0, description="peak learning rate")
     ema_halflife_images: int = Field(default=20_000, ge=1, description="half-life of the averaged weights, in images")
+
+    @property
+    def mean_cost(self) -> float:
+        start = self.critic.start
+        return 1.0 if start == 0 else start + (1 - start) * CRITIC_COST

@@ -18,4 +18,5 @@ class ModelExportOptions(Options):
     out: Path = argument("The folder to write, which must not exist.", metavar="OUT")
     format: Format = option("onnx", "ONNX files, or programs of torch.export.")
     quantize: Quantize = option("none", "Type of the stored weights; the model computes in float32.")
+    page: bool = option(False, "Add a page that samples in a browser with onnxruntime-web; see docs/export.md.")
     n: int = option(50, "Images to measure time, memory and scores on; 0: none.", metavar="N", short="-n", ge=0)

@@ -53,6 +53,7 @@ class ImageTextExtractor(Extractor, Protocol):
     """An extractor that also maps captions to the same space, for CLIP score, retrieval, re-ranking and guidance."""
 
     clip_name: str
+    side: int  # pixels a side of an image in its image tower
     scale: float  # 1 / temperature of the contrastive training
 
     def text_features(self, captions: Sequence[str]) -> Features:

@@ -52,8 +52,8 @@ class AlignedExtractor:
         self.name, self.clip_name = names or 2 * (f"align-{self._digest[:8]}",)
         self.dim: int = dual.config.embedding
         self.scale = float(dual.model.scale())
-        side = dual.config.data.resolution
-        self.resize = f"antialiased bilinear to {side}x{side}"
+        self.side = dual.config.data.resolution
+        self.resize = f"antialiased bilinear to {self.side}x{self.side}"
 
     def digest(self) -> str:
         return self._digest

@@ -219,8 +219,8 @@ class SweepOptions(Options):
     def scored_with(self, knobs: Mapping[str, Number]) -> ScoreOptions:
         """Returns the options of `t2i eval score` at one setting."""
         names = ("data", "split", "n", "seed", "inception", "scorer", "force")
-        shared: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return ScoreOptions(target=self.run, **shared, **knobs)
+        values: dict[str, Any] = {name: getattr(self, name) for name in names} | dict(knobs)
+        return ScoreOptions(target=self.run, **values)
 
 
 def refuse_ignored(values: Mapping[str, object], why: str) -> None:

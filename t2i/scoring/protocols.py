@@ -4,7 +4,9 @@ A protocol sets the split, the number of images, their resolution and the metric
 files. A new protocol is one entry here and one paragraph in docs/scoring.md. Imports no torch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from t2i.errors import InputError
 
@@ -84,7 +86,7 @@ def by_name(name: str) -> NamedProtocol:
     return PROTOCOLS[name]
 
 
-def settle(name: str, options: dict[str, object]) -> dict[str, object]:
+def settle(name: str, options: Mapping[str, object]) -> dict[str, Any]:
     """Returns the options that a protocol sets: data, split, n, resolution, metrics.
 
     Args:
@@ -94,7 +96,7 @@ def settle(name: str, options: dict[str, object]) -> dict[str, object]:
         InputError: an option contradicts the protocol, or a weight file is missing.
     """
     protocol = by_name(name)
-    fixed: dict[str, object] = {
+    fixed: dict[str, Any] = {
         "split": protocol.split,
         "n": protocol.n,
         "resolution": protocol.resolution,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from t2i.cvae.config import Config
+from t2i.cvae.config import CRITIC_COST, Config
 from t2i.cvae.critic import Critic
 from t2i.cvae.network import ConditionalVAE, Shape, parameter_groups
 from t2i.cvae.step import calm, criticise, draw_micro, generate, rate, sharpening
@@ -43,6 +43,11 @@ def test_a_run_of_one_phase(start: float) -> None:
     rates = [rate(step, 200, config) for step in range(200)]
     assert max(rates) == (2e-3 if start == 0 else 3e-3) and 0 < rates[-1] < 0.1 * max(rates)
     assert sharpening(0, 200, config) == (start == 0) and sharpening(199, 200, config) == (start == 0)
+
+
+def test_a_limit_in_minutes_reckons_with_the_critics_slower_steps() -> None:
+    for start, cost in ((1.0, 1.0), (0.9, 0.9 + 0.1 * CRITIC_COST), (0.0, 1.0)):
+        assert tiny(critic={"start": start}).mean_cost == pytest.approx(cost)
 
 
 def test_random_numbers_belong_to_samples() -> None:
@@ -90,10 +95,11 @@ def test_the_lead_may_rest_while_the_critic_plays() -> None:
         loss, watch, _ = generate(model, critic, micro_of(config, np.arange(4)), config, nullcontext())
         assert watch["loss"] > 0 and loss.item() == pytest.approx(weight * watch["deceived"].item(), rel=1e-6)
         loss.backward()
-        assert all(not p.grad.any() for p in model.posterior.parameters())
-        gradients.append(model.generator.head.weight.grad)
+        assert all(p.grad is not None and not p.grad.any() for p in model.posterior.parameters())
+        gradient = model.generator.head.weight.grad
+        assert gradient is not None and gradient.any()
+        gradients.append(gradient)
     torch.testing.assert_close(gradients[0], 2 * gradients[1])
-    assert gradients[0].any()
 
 
 def test_a_run_that_nothing_teaches_is_refused() -> None:

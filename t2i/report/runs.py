@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from t2i.data import Split
 from t2i.errors import InputError
-from t2i.families import FAMILIES, family_of, tokenizer_of
+from t2i.families import FAMILIES, family_of
+from t2i.families.tokenizers import tokenizer_of
 from t2i.files import read_regular
 from t2i.metrics.score import Score, read_scores
 from t2i.training import journal

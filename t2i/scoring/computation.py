@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from t2i.data.published.question_files import questions_about_captions
 from t2i.data.shapes.captions import Spec, meaning, parse
 from t2i.data.shapes.oracle import judge
 from t2i.data.shapes.vocabulary import HELDOUT_PAIRS, HELDOUT_RELATIONS
@@ -15,7 +16,6 @@ from t2i.extractors import ImageTextExtractor
 from t2i.metrics import Features, Inputs, Metric
 from t2i.metrics.clip_score import can_shuffle, derangement
 from t2i.metrics.score import Score
-from t2i.reader.asked import questions_about_captions
 from t2i.reader.judging import JudgingReader
 from t2i.scoring.images.collection import Images
 from t2i.scoring.images.extraction import Evidence

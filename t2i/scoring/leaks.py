@@ -13,7 +13,16 @@ import numpy as np
 from t2i.data.phash import near_duplicates, signatures
 from t2i.errors import InputError
 from t2i.scoring.images.collection import Images
-from t2i.training.trained_on import RECORD, Record, caption_hashes, id_hashes, is_drawn, join, pixel_hashes, read_record
+from t2i.training.trained_on import (
+    RECORD,
+    Record,
+    caption_hashes,
+    id_hashes,
+    is_rendered,
+    join,
+    pixel_hashes,
+    read_record,
+)
 
 NAMED = 3  # findings in a message
 CHANCE = 1e-3  # equal captions are a leak if their number has a smaller probability than this by chance
@@ -46,7 +55,7 @@ def find(record: Record, captions: Sequence[str], images: Images | None) -> Over
         return Overlap([], known_captions, [], by_chance)
     ids = images.ids
     similar: list[str] = []
-    if is_drawn(images.name):
+    if is_rendered(images.name):
         same = np.isin(id_hashes(ids), record.pixels)
     else:
         parts = [(pixel_hashes(chunk), signatures(np.stack(chunk))) for chunk in images.chunks(range(len(images)))]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from t2i.data.published.question_files import questions_about_captions
 from t2i.data.shapes.captions import meaning, parse
 from t2i.data.swaps import exchanged
 from t2i.errors import InputError
@@ -14,7 +15,6 @@ from t2i.metrics import METRICS, Features, Metric, find_metric
 from t2i.metrics.clip_score import can_shuffle
 from t2i.metrics.score import ScoreProtocol
 from t2i.names import counted
-from t2i.reader.asked import questions_about_captions
 from t2i.scoring.computation import partners_of
 from t2i.scoring.images.collection import Images
 from t2i.scoring.images.extraction import Evidence, Pass, extract

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from t2i.data import View
-from t2i.families import ImageTokenizer, load_tokenizer
+from t2i.families import ImageTokenizer
+from t2i.families.tokenizers import load_tokenizer
 from t2i.hardware import device
 from t2i.images import ImageArray
 from t2i.metrics.intervals import mean_estimate

@@ -10,7 +10,7 @@ import pytest
 from builders.tiny_tokenizer import make_run
 from t2i.cli import app
 from t2i.data import View, open_dataset
-from t2i.families import load_tokenizer
+from t2i.families.tokenizers import load_tokenizer
 from t2i.metrics.captions import bleu, cider_d, tokens
 from t2i.metrics.reconstruction import perceptual, psnr, ssim
 from t2i.metrics.score import read_scores

@@ -444,7 +444,7 @@ def test_broken_clip_folders_are_refused(clip_folder: Path, tmp_path: Path) -> N
         (empty, "no config.json"),
         (other, "holds a 'bert' model, not CLIP"),
         (partial, "lacks 1 of the model's tensors .*visual_projection.weight"),
-        (torn, "damaged or cut off"),
+        (torn, "damaged or incomplete"),
         (bare, "has no model.safetensors"),
     ):
         with pytest.raises(InputError, match=message) as error:

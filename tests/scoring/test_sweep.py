@@ -131,7 +131,7 @@ def test_a_gan_is_swept_and_keeps_the_best(t2i, runs):
         ("prior --guidance 1,x", "--guidance 1,x: 'x' is no number"),
         ("prior --top-k 1.5", "--top-k 1.5: '1.5' is no whole number or all"),
         ("prior --guidance 1,-1", "guidance must be a number from 0 on, got -1.0"),
-        ("prior --top-k 99", "top_k 99 is above the 32 codes"),
+        ("prior --top-k 99", "top_k 99 is more than the 32 codes"),
         ("cgan --temperature 1", "a GAN has no setting 'temperature'"),
         ("prior --truncation .5", "truncation 0.5 is a setting of a GAN"),
         ("prior --guidance 1 --split heldout", "split heldout is kept back for scores"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i import seeding
 from t2i.cli import run_program
@@ -28,13 +28,13 @@ from t2i.data.mixture import open_training
 from t2i.families import ImageTokenizer
 from t2i.hardware import prepare_cpu
 from t2i.images import grid
-from t2i.sampling.source import open_source
+from t2i.sampling.source import open_start
 from t2i.seeding import noise
 from t2i.text import TextFeatures
 from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
 from t2i.training.initialise import Reads, initialise
-from t2i.training.optimization import EMA, MAX_GRADIENT, require_gradients, trained
+from t2i.training.optimization import EMA, clip_gradients, require_gradients, trained
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, Validation, keep_best, note_validation, prepare_validation
@@ -53,9 +53,7 @@ def validate(
         codes = sample_codes(model, latents, z_BZ, TextFeatures(*(x[rows] for x in validation.text)))
         sampled.append(tokenizer.decode(codes.cpu()[..., None]))
     images = np.concatenate(sampled)
-    (run.directory / "samples").mkdir(exist_ok=True)
-    sheet = grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6)
-    sheet.save(run.directory / "samples" / f"step-{run.step:08d}.png")
+    run.save_samples(grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6))
     return validation.held_out.scores(images)
 
 
@@ -77,7 +75,7 @@ def main(config: Config, run_dir: Path) -> None:
 
     with Run(run_dir, config, "cvae") as run:
         # Data: what of it may contradict its captions, and a record of it, and of what the run starts from, for later scores
-        source = open_source(config.init_from, "cvae") if run.is_new and config.init_from else None
+        source = open_start(run, config)
         warn_of_crops(config.data.fit, train)
         config = config.model_copy(update={"flip": may_flip(config.flip, train)})
         remember(run, train, config.data, [config.tokenizer.path, config.text.path], source)
@@ -145,7 +143,7 @@ def main(config: Config, run_dir: Path) -> None:
                 made.append(free)
                 run.note(watch)
             require_gradients(judging, True)
-            norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
+            norm = clip_gradients(plain)
             losses.append(norm)
             run.note({"gradient_norm": norm})
 
@@ -156,7 +154,7 @@ def main(config: Config, run_dir: Path) -> None:
                     run.accelerator.backward(loss)
                     losses.append(loss)
                     run.note(watch)
-                norm = nn.utils.clip_grad_norm_(plain_critic.parameters(), MAX_GRADIENT)
+                norm = clip_gradients(plain_critic)
                 losses.append(norm)
                 run.note({"critic_gradient_norm": norm})
 

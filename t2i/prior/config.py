@@ -41,7 +41,7 @@ class ModelConfig(Section):
 
 
 class PriorLossConfig(Section):
-    """Cross-entropy of the codes, and three guards against learning small data by heart."""
+    """Cross-entropy of the codes, and four guards against learning small data by heart."""
 
     label_smoothing: float = Field(
         default=0.1, ge=0, lt=1, description="share of the target that is spread over all codes"
@@ -54,6 +54,12 @@ class PriorLossConfig(Section):
         ge=0,
         lt=1,
         description="share of captions that are replaced by the learned null caption, for guidance",
+    )
+    text_noise: float = Field(
+        default=0.0,
+        ge=0,
+        description="standard deviation of the noise on text features in training, beside their own: near words are then read "
+        "alike, so that a new caption gives what a known one near it would",
     )
 
 
@@ -134,6 +140,16 @@ class Config(DrawingConfig):
         ge=1,
         description="validations without a better best_metric after which the run ends; null: it never ends early",
     )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="keep only the input of each block for its gradients and compute the rest again: a third more time, and "
+        "memory for far larger batches; the weights come out bit for bit the same",
+    )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="full: each process keeps its part of weights, gradients, moments and average only (FSDP), where a model "
+        "is too large for one; none: each keeps all",
+    )
     ema_halflife_images: int = Field(
         default=50_000,
         ge=1,
@@ -157,6 +173,10 @@ class Config(DrawingConfig):
         if self.lora is not None and self.freeze:
             raise ValueError(
                 f"lora freezes all loaded weights, so freeze {', '.join(self.freeze)} has no effect; drop one"
+            )
+        if self.lora is not None and self.sharding != "none":
+            raise ValueError(
+                f"lora trains few weights, which are not sharded, and sharding is {self.sharding}; set sharding=none"
             )
         return self
 

@@ -99,7 +99,9 @@ def test_python_m_passes_the_exit_status_on():
     assert (good.returncode, good.stdout.split()[0]) == (0, "t2i")
     bad = subprocess.run([sys.executable, "-m", "t2i.cli", "config", "show", "no"], capture_output=True, text=True)
     assert (
-        bad.returncode == 2 and bad.stderr.startswith("error: config 'no' is neither a file") and "Traceback" not in bad.stderr
+        bad.returncode == 2
+        and bad.stderr.startswith("error: config 'no' is neither a file")
+        and "Traceback" not in bad.stderr
     )
 
 

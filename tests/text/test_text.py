@@ -393,7 +393,9 @@ def test_foreign_tokenizer(folders, tmp_path):
     shutil.copytree(folders["clip"], tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 7}))
-    raises_one_line(TextConfig(encoder="clip", path=str(tmp_path)), "eos_token_id", "replace it by the model's tokenizer")
+    raises_one_line(
+        TextConfig(encoder="clip", path=str(tmp_path)), "eos_token_id", "replace it by the model's tokenizer"
+    )
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 2}))  # as in the first CLIP configs
     old = build("clip", {"clip": tmp_path}).encode(CAPTIONS)
     torch.testing.assert_close(old.pooled_BP, build("clip", folders).encode(CAPTIONS).pooled_BP, atol=1e-5, rtol=0)
@@ -401,7 +403,9 @@ def test_foreign_tokenizer(folders, tmp_path):
     shutil.copytree(folders["bert"], tmp_path / "b")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(folders["gpt2"] / name, tmp_path / "b" / name)
-    raises_one_line(TextConfig(encoder="bert", path=str(tmp_path / "b")), "embeds only", "replace it by the model's tokenizer")
+    raises_one_line(
+        TextConfig(encoder="bert", path=str(tmp_path / "b")), "embeds only", "replace it by the model's tokenizer"
+    )
 
 
 def test_code_in_a_folder_is_not_run(folders, tmp_path):

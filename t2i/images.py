@@ -60,6 +60,10 @@ class BrokenImage(ValueError):
     """An image that cannot be decoded; the message says why, the caller names the file."""
 
 
+class LostConnection(BrokenImage):
+    """An image whose storage cannot be reached: nothing is known of the image itself."""
+
+
 def decode(source: Path | bytes, size: int | None = None) -> Image.Image:
     """Decodes one image to RGB: EXIF orientation applied, transparency on white, first frame of an animation.
 

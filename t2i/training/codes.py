@@ -137,7 +137,10 @@ def encode_codes(
     ranks.each(encode_own)
     shards = [_open(path, counts[n], views, form) for n, path in enumerate(paths)]
     if any(shard is None for shard in shards):
-        raise InputError(f"codes cannot be read back from the cache {folder}; check that disk")
+        raise InputError(
+            f"codes cannot be read back from the cache {folder}; check that disk, and on several machines let T2I_CACHE name a "
+            "folder that all of them share"
+        )
     misses = sum(counts[n] for n in missing)
     rows = torch.cat([torch.zeros(0, dtype=torch.int64), *(shard["rows"] for shard in shards if shard)])
     return CachedCodes(len(dataset) - misses, misses, broken, [shard[form.name] for shard in shards if shard], rows)

@@ -197,6 +197,7 @@ def test_shards_of_a_web_server(local: Path) -> None:
     here, there = open_dataset(f"shards:{local}", "train", VIEW), open_dataset(url, "train", VIEW)
     assert np.array_equal(there.images(range(20)), here.images(range(20))) and there.digest() == here.digest()
     server.shutdown()
+    server.server_close()
     assert "is not there" in refusal(url.replace("00002", "00003")) or "cannot be reached" in refusal(url)
 
 
@@ -211,6 +212,7 @@ def test_a_web_server_without_ranges_is_told(tmp_path: Path, monkeypatch: pytest
     said = refusal(f"shards:http://127.0.0.1:{server.server_port}/00000.tar")
     assert "the server sends whole files where a range is asked for" in said
     server.shutdown()
+    server.server_close()
 
 
 # ---- S3 ---------------------------------------------------------------------------------------------------------------------

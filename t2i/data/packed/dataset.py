@@ -14,7 +14,7 @@ import time
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +27,7 @@ from t2i.data import View
 from t2i.data.cached import ArrowColumn, Keep, read_table, stamp_of, write_table
 from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
-from t2i.data.packed.remote import Place, find
+from t2i.data.packed.remote import Place, alone, find
 from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, assign_splits
 from t2i.data.verify import known_broken, warn_damaged
 from t2i.errors import InputError
@@ -242,21 +242,11 @@ def indexed(
     path = cache_dir() / kind / f"{name}.arrow"
     remote = [file for file in files if not isinstance(file, Path)]
     # one process of a machine copies a remote file, the others wait for its index
-    with _alone(path) if remote and not path.exists() else nullcontext():
+    with alone(path) if remote and not path.exists() else nullcontext():
         table = read_table(path)
         if table is None:
             table = _make_index(path, files, stamps, settings, columns, rows, rows_a_batch)
     return _located(table, path)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    from filelock import FileLock
-
-    with suppress(OSError):  # writing the index will tell
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock.tmp")):
-        yield
 
 
 def _make_index(

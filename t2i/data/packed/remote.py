@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -22,6 +22,7 @@ from t2i.names import shown
 PROTOCOLS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "http": "aiohttp", "https": "aiohttp", "memory": "fsspec"}
 WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before another try
 BLOCK = 1 << 23  # bytes of one request while a file is copied
+SILENT = 60.0  # seconds without an answer, after which a connection is lost
 AT_ONCE = 16  # requests for sizes
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "Last-Modified", "LastModified", "mtime", "created")
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, NotImplementedError, ValueError)
@@ -92,6 +93,17 @@ def opened(place: Place) -> Iterator[BinaryIO]:
         yield copy  # pyright: ignore[reportReturnType]  # a file, however tempfile wraps it
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Lets one process of a machine at a time make the file `path`."""
+    from filelock import FileLock
+
+    with suppress(OSError):  # writing the file will tell
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock.tmp")):
+        yield
+
+
 def find(urls: Sequence[str]) -> list[RemoteFile]:
     """Returns the files at these URLs.
 
@@ -156,7 +168,12 @@ def _system(url: str) -> Any:
         raise ImportError
     import fsspec
 
-    return fsspec.filesystem(protocol)
+    words: dict[str, Any] = {}
+    if protocol in ("http", "https"):  # as long as it likes, but not without a byte
+        import aiohttp
+
+        words = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=SILENT, sock_read=SILENT)}}
+    return fsspec.filesystem(protocol, **words)
 
 
 def _patiently(action: Callable[[], T]) -> T:

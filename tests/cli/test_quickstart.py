@@ -339,7 +339,9 @@ def test_a_damaged_record_means_that_all_is_run(programs, tmp_path, monkeypatch)
 def test_a_folder_that_cannot_be_one_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match=r"file.* cannot be created, as a file has that name; name another with --run-dir"):
+        with pytest.raises(
+            InputError, match=r"file.* cannot be created, as a file has that name; name another with --run-dir"
+        ):
             quickstart.run_tour(place, 1.0, "cgan", app.main)
 
 

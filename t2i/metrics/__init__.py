@@ -30,7 +30,7 @@ Reads = Literal["features", "text", "classes", "oracle", "likelihood", "answers"
 # Needs of a metric besides generated images: captions, captions that the oracle can read, captions with two attributes to
 # swap, questions about captions, several images of each caption, the training images, features of the real images, or at
 # least their `GaussianStats`.
-Need = Literal["captions", "rendered", "exchanged", "asked", "several", "train", "real", "moments"]
+Need = Literal["captions", "rendered", "exchanged", "questions", "several", "train", "real", "moments"]
 
 NO_PROTOCOL = ScoreProtocol()
 

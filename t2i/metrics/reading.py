@@ -40,4 +40,4 @@ def _questions(given: Inputs) -> list[Score]:
 
 
 CAPTION_LIKELIHOOD = Metric(1, _likelihood, reads="likelihood", needs=("captions",), usual=True)
-QUESTIONS = Metric(1, _questions, reads="answers", needs=("captions", "asked"), usual=True)
+QUESTIONS = Metric(1, _questions, reads="answers", needs=("captions", "questions"), usual=True)

@@ -40,18 +40,18 @@ def extremes(run: ShownRun, pool: Pool, score: str, score_files: bool) -> Extrem
     if score_files and (extremes_of_file := _of_score_file(run)) is not None:
         return extremes_of_file
     by = "PSNR" if run.pipe is None else score
-    among = f"of {len(pool.generated):,} for {pool.asked.name} {pool.asked.split}, by {by}"
-    return _chosen(among, pool.scores, pool.asked, lambda rows: [pool.generated[k] for k in rows])
+    among = f"of {len(pool.generated):,} for {pool.captioned.name} {pool.captioned.split}, by {by}"
+    return _chosen(among, pool.scores, pool.captioned, lambda rows: [pool.generated[k] for k in rows])
 
 
 def _chosen(
-    among: str, scores: NDArray[np.float64], asked: Images, images_at: Callable[[Sequence[int]], list[ImageArray]]
+    among: str, scores: NDArray[np.float64], captioned: Images, images_at: Callable[[Sequence[int]], list[ImageArray]]
 ) -> Extremes:
     """Selects extremes by scores. If there are few images, each is either a best or a worst one."""
     order = np.argsort(-scores, kind="stable").tolist()
     best = order[: min(EXTREMES, -(-len(order) // 2))]
     worst = order[len(best) :][::-1][:EXTREMES]
-    captions = asked.captions or []
+    captions = captioned.captions or []
     rows = best + worst
     images = judged(images_at(rows), [captions[k] for k in rows], [float(scores[k]) for k in rows])
     return Extremes(among, images[: len(best)], images[len(best) :])
@@ -71,7 +71,7 @@ def _of_score_file(run: ShownRun) -> Extremes | None:
                 if (trial := _same_trial(run, protocol, samples.prompts)) is not None:
                     name = score.name.rpartition("@")[0]
                     among = f"of {len(values):,} for {protocol.data} {protocol.split}, by {name}"
-                    best = _chosen(among, values, trial.asked, trial.images_at)
+                    best = _chosen(among, values, trial.captioned, trial.images_at)
                     most = len(values)
     return best
 
@@ -81,7 +81,7 @@ def _same_trial(run: ShownRun, protocol: ScoreProtocol, prompts: NDArray[np.int6
     if protocol.split is None or protocol.seed is None or run.pipe is None:
         return None
     view = View(run.data["resolution"], run.data["fit"], None, run.data["split_seed"])
-    asked = dataset_images(protocol.data, protocol.split, protocol.n_fake, view)
-    trial = Trial(run.folder, run.pipe, asked, ScoreOptions(target=str(run.folder), seed=protocol.seed), None)
-    same = np.array_equal([key_of(caption) for caption in asked.captions or []], prompts)
+    captioned = dataset_images(protocol.data, protocol.split, protocol.n_fake, view)
+    trial = Trial(run.folder, run.pipe, captioned, ScoreOptions(target=str(run.folder), seed=protocol.seed), None)
+    same = np.array_equal([key_of(caption) for caption in captioned.captions or []], prompts)
     return trial if same and trial.marked(protocol) == protocol else None

@@ -87,7 +87,7 @@ def make_gallery(runs: Sequence[ShownRun], options: ReportOptions, tick: Tick) -
         gallery.splits.append(_split_images(address, split, pools, scorer))
         for run in makers:
             pool = pools[run.name]
-            _note_leaks(gallery, run, pool.asked)
+            _note_leaks(gallery, run, pool.captioned)
             if k == 0:
                 gallery.extremes[run.name] = extremes(run, pool, gallery.score, options.usual and run.pipe is not None)
                 if run.pipe is not None and options.neighbours:
@@ -142,11 +142,11 @@ def _note_data(gallery: Gallery, runs: Sequence[ShownRun], address: str) -> None
             )
 
 
-def _note_leaks(gallery: Gallery, run: ShownRun, asked: Images) -> None:
+def _note_leaks(gallery: Gallery, run: ShownRun, captioned: Images) -> None:
     with warnings.catch_warnings(action="ignore"):
-        leak = refuse_leaks(run.folder, asked, None, allow=True)
+        leak = refuse_leaks(run.folder, captioned, None, allow=True)
     if leak is not None:
-        gallery.note(f"{run.name} was {leak} shown here, split {asked.split}: these are not held out for it")
+        gallery.note(f"{run.name} was {leak} shown here, split {captioned.split}: these are not held out for it")
 
 
 def _note_scorer(gallery: Gallery, runs: Sequence[ShownRun], scorer: ImageTextExtractor) -> None:
@@ -170,31 +170,31 @@ def _pool(
     run: ShownRun, address: str, split: str, options: ReportOptions, n: int, scorer: ImageTextExtractor, tick: Tick
 ) -> Pool:
     """Returns the real images of the first captions, and the run's image for each."""
-    asked = dataset_images(address, split, min(n, len(open_dataset(address, split, _view(run)))), _view(run))
-    real = [image for chunk in asked.chunks(range(len(asked))) for image in chunk]
+    captioned = dataset_images(address, split, min(n, len(open_dataset(address, split, _view(run)))), _view(run))
+    real = [image for chunk in captioned.chunks(range(len(captioned))) for image in chunk]
     trial = (
         None
         if run.pipe is None
-        else Trial(run.folder, run.pipe, asked, ScoreOptions(target=str(run.folder), seed=options.seed), None)
+        else Trial(run.folder, run.pipe, captioned, ScoreOptions(target=str(run.folder), seed=options.seed), None)
     )
     generated: list[ImageArray] = []
     what = f"{run.name} on {split}"
-    for start in range(0, len(asked), AT_ONCE):
-        tick(what, start, len(asked))
-        rows = range(start, min(start + AT_ONCE, len(asked)))
+    for start in range(0, len(captioned), AT_ONCE):
+        tick(what, start, len(captioned))
+        rows = range(start, min(start + AT_ONCE, len(captioned)))
         if trial is not None:
             generated += trial.images_at(rows)
         elif run.tokenizer is not None:
             generated += list(run.tokenizer.decode(run.tokenizer.encode(np.stack([real[k] for k in rows]))))
-    tick(what, len(asked), len(asked))
+    tick(what, len(captioned), len(captioned))
     if trial is None:
-        return Pool(asked, real, generated, psnr(np.stack(generated), np.stack(real)))
-    return Pool(asked, real, generated, clip_scores(scorer, generated, asked.captions or []))
+        return Pool(captioned, real, generated, psnr(np.stack(generated), np.stack(real)))
+    return Pool(captioned, real, generated, clip_scores(scorer, generated, captioned.captions or []))
 
 
 def _split_images(address: str, split: str, pools: Mapping[str, Pool], scorer: ImageTextExtractor) -> SplitImages:
     first = next(iter(pools.values()))
-    captions = (first.asked.captions or [])[:SHOWN]
+    captions = (first.captioned.captions or [])[:SHOWN]
     scores = clip_scores(scorer, first.real[:SHOWN], captions)
     return SplitImages(
         split,

@@ -36,7 +36,7 @@ class Judged(NamedTuple):
 class Pool(NamedTuple):
     """A run's images for captions of one split, and the real images."""
 
-    asked: Images  # the real images, with the captions
+    captioned: Images  # the real images, with the captions
     real: list[ImageArray]
     generated: list[ImageArray]
     scores: NDArray[np.float64]

@@ -74,7 +74,7 @@ def neighbours_of(
     columns = np.argsort(distances, axis=1, kind="stable")[:, :NEIGHBOURS]
     shown = sorted(set(columns.ravel().tolist()))
     images = dict(zip(shown, (image for chunk in training.chunks(shown) for image in chunk), strict=True))
-    captions, training_captions = pool.asked.captions or [], training.captions or []
+    captions, training_captions = pool.captioned.captions or [], training.captions or []
     near = [
         Near(
             Judged(pool.generated[row], captions[row]),

@@ -72,12 +72,12 @@ def _by_chance(count: int, total: int, rate: float) -> bool:
     return count > 0 and float(binom.sf(count - 1, total, rate)) >= CHANCE
 
 
-def refuse_leaks(place: Path, asked: Images, images: Images | None, allow: bool) -> str | None:
+def refuse_leaks(place: Path, captioned: Images, images: Images | None, allow: bool) -> str | None:
     """Refuses captions and images that a run was trained on, and warns of images that resemble training images.
 
     Args:
         place: the run, or another folder with its record.
-        asked: the images whose captions are sampled.
+        captioned: the images whose captions are sampled.
         images: the same images, resized as in training; None: only the captions are checked.
         allow: warns of a leak instead of refusing it.
 
@@ -94,7 +94,7 @@ def refuse_leaks(place: Path, asked: Images, images: Images | None, allow: bool)
             stacklevel=3,
         )
         return None
-    overlap, of = find(record, asked.captions or [], images), f"of {len(asked):,}"
+    overlap, of = find(record, captioned.captions or [], images), f"of {len(captioned):,}"
     _warn_of_doubt(overlap, record, of)
     if not overlap.leaks:
         return None
@@ -102,7 +102,7 @@ def refuse_leaks(place: Path, asked: Images, images: Images | None, allow: bool)
     listed = " and ".join(f"{len(names):,} {of} {kind} ({_some(names)})" for kind, names in kinds.items() if names)
     if not allow:
         raise InputError(
-            f"{place} was trained on {listed} of {asked.name}, split {asked.split}; name held-out data, or score it with "
+            f"{place} was trained on {listed} of {captioned.name}, split {captioned.split}; name held-out data, or score it with "
             "--allow-leak, which marks the scores"
         )
     warnings.warn(f"{place} was trained on {listed}: these scores are marked", stacklevel=3)

@@ -93,7 +93,7 @@ def plan(
     extractors = open_extractors(options, device())
     missing = _missing(fake, real, extractors, of_a_run=roles is not None)
     if options.reader is not None and fake.captions is not None:
-        missing = {**missing, **_unasked(fake.captions, options)}
+        missing = {**missing, **_missing_questions(fake.captions, options)}
     chosen = choose_metrics(base, extractors, missing, options, chooser, needed)
     metrics = refuse_or_mark(chosen, roles or {}, options.force)
     _warn(metrics, missing, base, fake, real)
@@ -186,14 +186,14 @@ def _missing(fake: Images, real: Real, extractors: Sequence[Extractor], of_a_run
     return missing
 
 
-def _unasked(captions: Sequence[str], options: ScoringOptions) -> Missing:
+def _missing_questions(captions: Sequence[str], options: ScoringOptions) -> Missing:
     """Returns the reason if there are no questions about these captions."""
     try:
         questions_about_captions(captions, options.questions)
     except InputError as error:
         if options.questions is not None:
             raise
-        return {("asked", ""): str(error)}
+        return {("questions", ""): str(error)}
     return {}
 
 

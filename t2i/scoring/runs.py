@@ -114,20 +114,20 @@ def score_settings(
     pipe = TextToImagePipeline.from_pretrained(options.target, device())
     own = pipe.manifest["config"]["data"]
     _warn_of_training_captions(options, own)
-    asked, real = sides_of_run(options, own)
+    captioned, real = sides_of_run(options, own)
     chooser = open_chooser(options.reranker, device()) if options.best_of > 1 else None
-    trials = [Trial(options.target, pipe, asked, variant, chooser) for variant in variants]
+    trials = [Trial(options.target, pipe, captioned, variant, chooser) for variant in variants]
     for trial in trials:
         trial.images_at([0])  # refuses a wrong setting before all real images are read
 
     metrics = _plan_trial(trials[0], real, needed)
-    leak = _refuse_leaks(pipe, options, own, asked, real)
+    leak = _refuse_leaks(pipe, options, own, captioned, real)
     metrics = [replace(metric, protocol=replace(metric.protocol, leak=leak)) for metric in metrics]
-    text = caption_features(metrics, asked.captions)
+    text = caption_features(metrics, captioned.captions)
 
-    real_evidence = extract_real(metrics, real, asked, how)
-    if how.ranks.is_main and real is asked:
-        real_evidence.reconstructed = _reconstructed(metrics, pipe, asked)
+    real_evidence = extract_real(metrics, real, captioned, how)
+    if how.ranks.is_main and real is captioned:
+        real_evidence.reconstructed = _reconstructed(metrics, pipe, captioned)
     train = Evidence()
     if any("train" in metric.needs for metric in metrics):
         train = extract_train(metrics, training_images(own), how)
@@ -136,9 +136,9 @@ def score_settings(
         trial_metrics = [replace(metric, protocol=trial.marked(metric.protocol)) for metric in metrics]
         fake, scores = _score_trial(trial, trial_metrics, text, (real_evidence, train), how, show is not None)
         if how.ranks.is_main and show is not None:
-            show(fake.first, (asked.captions or [])[:SHOWN])
+            show(fake.first, (captioned.captions or [])[:SHOWN])
         if how.ranks.is_main and keep is not None:
-            keep.take(asked, scores)
+            keep.take(captioned, scores)
         yield scores
 
 
@@ -147,7 +147,7 @@ def _plan_trial(trial: Trial, real: Real, needed: Sequence[str]) -> list[Metric]
     pipe, options, fake = trial.pipe, trial.options, trial.images()
     base = trial.marked(protocol_of(real, fake, options))
     if real is None:
-        base = replace(base, data=trial.asked.name, data_digest=trial.asked.digest)
+        base = replace(base, data=trial.captioned.name, data_digest=trial.captioned.digest)
     roles = trained_with(pipe.text_encoder, pipe.manifest, options.clip)
     chooser = None if trial.chooser is None else trial.chooser.digest()
     return plan(base, fake, real, options, roles, chooser, needed)
@@ -172,28 +172,28 @@ def _score_trial(
 
 
 def _warn_of_training_captions(options: ScoreOptions, own: dict[str, Any]) -> None:
-    asked = options.data or own["address"], options.split
-    if options.against is None and options.prompts is None and asked == (own["address"], "train"):
+    chosen = options.data or own["address"], options.split
+    if options.against is None and options.prompts is None and chosen == (own["address"], "train"):
         warnings.warn("the run was trained on these captions; they are not held out", stacklevel=4)
 
 
 def _refuse_leaks(
-    pipe: TextToImagePipeline, options: ScoreOptions, own: dict[str, Any], asked: Images, real: Real
+    pipe: TextToImagePipeline, options: ScoreOptions, own: dict[str, Any], captioned: Images, real: Real
 ) -> str | None:
     """Refuses captions that the run was trained on, and images if the captions belong to a data set."""
     images, view = None, training_view(own)
-    if real is asked and asked.split is not None:
-        images = asked
+    if real is captioned and captioned.split is not None:
+        images = captioned
         if view != view_of(options, own):
-            images = dataset_images(asked.name, asked.split, len(asked), view)
-    return refuse_leaks(pipe.home, asked, images, options.allow_leak)
+            images = dataset_images(captioned.name, captioned.split, len(captioned), view)
+    return refuse_leaks(pipe.home, captioned, images, options.allow_leak)
 
 
-def _reconstructed(metrics: Sequence[Metric], pipe: TextToImagePipeline, asked: Images) -> list[Reading]:
+def _reconstructed(metrics: Sequence[Metric], pipe: TextToImagePipeline, captioned: Images) -> list[Reading]:
     """Returns readings of the real images after the run's tokenizer, if it has one and a metric reads the oracle."""
     if not isinstance(pipe.sampler, Reconstructs) or not any(metric.reads == "oracle" for metric in metrics):
         return []
-    chunks = asked.chunks(range(len(asked)))
+    chunks = captioned.chunks(range(len(captioned)))
     return [reading for chunk in chunks for reading in read(pipe.sampler.reconstruct(np.stack(chunk)))]
 
 
@@ -201,7 +201,7 @@ def _diversity(metrics: Sequence[Metric], trial: Trial) -> list[Score]:
     """Returns the diversity of several images for each of the first prompts."""
     if not metrics:
         return []
-    shown, captions = range(len(trial.asked))[:SHOWN], trial.asked.captions or []
+    shown, captions = range(len(trial.captioned))[:SHOWN], trial.captioned.captions or []
     several = [np.stack(chunk) for k in range(DIVERSE) for chunk in trial.sample(shown, ["again", k])]
     prompts, words = [captions[k] for k in shown] * DIVERSE, f"first {len(shown)}, {DIVERSE} pictures each"
     bound = [replace(metric, protocol=replace(metric.protocol, captions=words)) for metric in metrics]

@@ -33,13 +33,13 @@ def sides_of_run(options: ScoreOptions, own: dict[str, Any]) -> tuple[Images, Re
     prompts = options.prompts or (None if options.data else options.questions)
     if prompts is not None:
         every = read_prompts(prompts) if options.prompts else list(read_questions(prompts))
-        asked = prompt_images(prompts, n, every)
+        captioned = prompt_images(prompts, n, every)
         if against is None:
-            return asked, None
-        return asked, sampled_by(against, asked, options) if is_run(against) else open_real(against, options)
+            return captioned, None
+        return captioned, sampled_by(against, captioned, options) if is_run(against) else open_real(against, options)
     if against is None or is_run(against):
-        asked = dataset_images(address, split, n, view)
-        return asked, asked if against is None else sampled_by(against, asked, options)
+        captioned = dataset_images(address, split, n, view)
+        return captioned, captioned if against is None else sampled_by(against, captioned, options)
     real = open_real(against, options, n)
     if isinstance(real, Images) and real.captions is not None:
         return real, real
@@ -99,23 +99,23 @@ def open_real(against: str, options: ScoreOptions, n: int | None = None) -> Imag
     return open_images(against, n, options.skip_broken)
 
 
-def sampled_by(run: str, asked: Images, options: ScoreOptions) -> Images:
+def sampled_by(run: str, captioned: Images, options: ScoreOptions) -> Images:
     """Returns the images of another run for the same captions, sampled with its default settings."""
     plain = ScoreOptions(target=run, seed=options.seed)
-    return Trial(run, TextToImagePipeline.from_pretrained(run, device()), asked, plain, None).images()
+    return Trial(run, TextToImagePipeline.from_pretrained(run, device()), captioned, plain, None).images()
 
 
 def _images_of(reference: Reference, n: int | None, view: View) -> Images:
     """Returns the images of a data set from which a file of statistics was made, for their captions."""
     assert reference.split is not None and reference.n is not None
     view = replace(view, resolution=reference.resolution or view.resolution)
-    asked = dataset_images(reference.name, reference.split, n or reference.n, view)
-    if len(asked) == reference.n and asked.digest != reference.digest:
+    captioned = dataset_images(reference.name, reference.split, n or reference.n, view)
+    if len(captioned) == reference.n and captioned.digest != reference.digest:
         raise InputError(
             f"{reference.path} was made from other images than split {reference.split} of {reference.name} holds now; make "
             "it again with t2i eval reference"
         )
-    return asked
+    return captioned
 
 
 def _same_captions(fake: Images, data: str, options: ScoreOptions) -> Images:

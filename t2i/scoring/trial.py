@@ -28,7 +28,7 @@ class Trial:
 
     run: Path | str
     pipe: TextToImagePipeline
-    asked: Images
+    captioned: Images
     options: ScoreOptions
     chooser: Chooser | None
 
@@ -51,10 +51,10 @@ class Trial:
 
     def sample(self, rows: Sequence[int], words: Sequence[str | int] = ()) -> Iterator[list[ImageArray]]:
         """Yields an image for each caption at `rows`, in chunks; other `words` give other noise."""
-        options, captions = self.options, self.asked.captions or []
+        options, captions = self.options, self.captioned.captions or []
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
-            seeds = [seeding.derive(options.seed, "score", self.asked.ids[k], *words) for k in part]
+            seeds = [seeding.derive(options.seed, "score", self.captioned.ids[k], *words) for k in part]
             with warnings.catch_warnings():  # captions of a data set may have unknown words
                 warnings.filterwarnings("ignore", ".* among its words")
                 output = self.pipe(
@@ -80,18 +80,18 @@ class Trial:
         Raises:
             InputError: an image has no caption.
         """
-        if self.asked.captions is None:
+        if self.captioned.captions is None:
             raise InputError(
-                f"not all images in {self.asked.name} have captions, which {self.run} needs as prompts; name captions with "
+                f"not all images in {self.captioned.name} have captions, which {self.run} needs as prompts; name captions with "
                 "--prompts or --data"
             )
         side = self.pipe.manifest["config"]["data"]["resolution"]
         marks = self.marked(NO_PROTOCOL)
         knobs = [marks.truncation, marks.guidance, marks.sampling, marks.reranking, marks.run, marks.checkpoint]
-        what = [self.asked.captions, self.options.seed, knobs, library_versions()]
+        what = [self.captioned.captions, self.options.seed, knobs, library_versions()]
         digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
         return replace(
-            self.asked,
+            self.captioned,
             name=str(self.run),
             split=None,
             digest=digest,

@@ -34,12 +34,15 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, values: Any) -> Any:
-        """Marks stray booleans, as pydantic turns `seed: true` into 1 without a word, and names the kind of each union."""
+        """Marks stray booleans, as pydantic turns `seed: true` into 1 without a word, and names the kind of each union, which may be
+        written alone."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
         for key, field in cls.model_fields.items():
-            if isinstance(field.discriminator, str) and isinstance(values.get(key), dict):
+            if isinstance(field.discriminator, str) and isinstance(values.get(key), str):
+                values[key] = {field.discriminator: values[key]}
+            elif isinstance(field.discriminator, str) and isinstance(values.get(key), dict):
                 values[key] = {field.discriminator: getattr(field.default, field.discriminator)} | values[key]
         fields = {key: field for key, field in cls.model_fields.items() if not _admits_bool(field.annotation)}
         return {key: _marked(value) if key in fields else value for key, value in values.items()}

@@ -166,6 +166,7 @@ class ImageEncoder(Protocol):
 # name -> "module:class"
 IMAGE_ENCODERS: dict[str, str] = {
     "aligned": "t2i.extractors.cells:AlignedCells",
+    "classical": "t2i.extractors.classical:ClassicalCells",
     "resnet": "t2i.extractors.cells:ResNetCells",
     "vit": "t2i.extractors.cells:ViTCells",
     "clip": "t2i.extractors.cells:CLIPCells",
@@ -177,13 +178,15 @@ def open_image_encoder(name: str, path: str | None = None) -> ImageEncoder:
     """Opens the image encoder `name` at `path`: a run of `t2i train align`, or a folder of transformers.
 
     Args:
-        path: None: of `aligned` the dual encoder that ships with the package.
+        path: None: of `aligned` the dual encoder that ships with the package, and always of `classical`.
 
     Raises:
-        InputError: nothing that it reads is there, or no path where one is needed.
+        InputError: nothing that it reads is there, no path where one is needed, or one where none is.
     """
-    if path is None and name != "aligned":
+    if path is None and name not in ("aligned", "classical"):
         raise InputError(f"image.encoder={name} needs image.path: a folder of transformers with its preprocessing")
+    if path is not None and name == "classical":
+        raise InputError(f"image.path={path} has no effect with image.encoder=classical; remove it")
     return resolve(IMAGE_ENCODERS[name]).open(path or str(scorer_dir()))
 
 

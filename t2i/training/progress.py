@@ -84,7 +84,8 @@ def tell_of_start(run: "Run") -> None:
         what = f"{data.address}, {data.resolution} px, " if data is not None else ""
         counts = describe_counts(run.identity.kept["data"])
         run.say(f"data: {what}{counts}; {counted(run.images_per_step, 'image')} a step")
-    run.say(f"parameters: {run.parts.sizes()}")
+    if sizes := run.parts.sizes():
+        run.say(f"parameters: {sizes}")
     saved = min(run.step + config.checkpointing_steps - run.step % config.checkpointing_steps, run.total_steps)
     minutes = f" or after {config.checkpointing_minutes:g} min" if config.checkpointing_minutes else ""
     run.say(f"run: {run.directory}, step {run.step:,} of {run.total_steps:,}; next checkpoint at {saved:,}{minutes}")

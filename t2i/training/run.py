@@ -52,6 +52,7 @@ class Run(Session):
         self._started, self._seconds_before = time.monotonic(), 0.0
         self._ending.start_budget(self._seconds_before)
         self._over = self._closed = False
+        self._images_per_step: int | None = None  # None: as the config says
         self._rate, self._sample_ids = 0.0, []  # of the step: learning rate, samples of the first micro-batch
         torch.manual_seed(derive(config.seed, "init"))  # networks are made next, alike on every rank
 
@@ -138,9 +139,15 @@ class Run(Session):
         """Samples consumed, process index and number of processes, as the loaders take them."""
         return self.images_seen, self.process_index, self.num_processes
 
+    def see_all(self, images: int) -> None:
+        """Makes a step one look at so many images, as where a model is solved for. Call it before `resume`."""
+        self._images_per_step = images
+
     @property
     def images_per_step(self) -> int:
         """Images of one optimizer step over all processes."""
+        if self._images_per_step is not None:
+            return self._images_per_step
         return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.num_processes
 
     def steps(

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from t2i.align.config import AdversarialAligner
-from t2i.align.linear import Array, Maps, Pairing, check_pairs, principal_axes, rotation
+from t2i.align.linear import Array, LinearMaps, Pairing, check_pairs, principal_axes, rotation
 from t2i.errors import InputError
 
 ORTHOGONALITY = 0.01  # of MUSE: how fast the map returns to the rotations
 SMOOTHING, DROPOUT, NEIGHBOURS = 0.1, 0.1, 10
+PULL = 30.0  # weight of known pairs in the game; at 4 it only blurs what they tell (LOG.md)
 MOST_REFINED = 5000  # features of a side among which mutual neighbours are sought
 
 
@@ -30,7 +31,7 @@ class Parted(NamedTuple):
     image_MK: Array
     text_anchors_AK: Array
     image_anchors_AK: Array
-    bases: Maps  # from features into the common basis
+    bases: LinearMaps  # from features into the common basis
 
 
 def part(pairs: Pairing, dims: int, aligner: AdversarialAligner) -> Parted:
@@ -50,7 +51,7 @@ def part(pairs: Pairing, dims: int, aligner: AdversarialAligner) -> Parted:
     text_mean, text_PK = _basis(pairs.text_NP[np.r_[known, text_rows]], dims, aligner.regularisation)
     image_mean, image_QK = _basis(pairs.image_NQ[np.r_[known, image_rows]], dims, aligner.regularisation)
     shared = min(text_PK.shape[1], image_QK.shape[1])
-    bases = Maps(text_mean, text_PK[:, :shared], image_mean, image_QK[:, :shared])
+    bases = LinearMaps(text_mean, text_PK[:, :shared], image_mean, image_QK[:, :shared])
     text_NK, image_NK = bases.text(pairs.text_NP), bases.image(pairs.image_NQ)
     return Parted(text_NK[text_rows], image_NK[image_rows], text_NK[:anchors], image_NK[:anchors], bases)
 
@@ -90,12 +91,12 @@ class Game(nn.Module):
         target[len(text_BK) :] = 1 - SMOOTHING
         return F.binary_cross_entropy_with_logits(logits, target)
 
-    def deceive(self, text_BK: Tensor, anchors: tuple[Tensor, Tensor], anchor_weight: float) -> Tensor:
+    def deceive(self, text_BK: Tensor, anchors: tuple[Tensor, Tensor]) -> Tensor:
         """Returns the loss of the rotation: captions taken for images, and known pairs brought together."""
         logits = self.discriminator(self.turn(text_BK))[:, 0]
         loss = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, 1 - SMOOTHING))
         if len(anchors[0]):
-            loss = loss + anchor_weight * (1 - F.cosine_similarity(self.turn(anchors[0]), anchors[1]).mean())
+            loss = loss + PULL * (1 - F.cosine_similarity(self.turn(anchors[0]), anchors[1]).mean())
         return loss
 
     @torch.no_grad()
@@ -104,12 +105,12 @@ class Game(nn.Module):
         weight = self.turn.weight
         weight.copy_((1 + ORTHOGONALITY) * weight - ORTHOGONALITY * (weight @ weight.T) @ weight)
 
-    def maps(self, parted: Parted, aligner: AdversarialAligner) -> Maps:
+    def maps(self, parted: Parted, aligner: AdversarialAligner) -> LinearMaps:
         """Returns the maps of both sides, after the refinement."""
         turn_KK = self.turn.weight.detach().double().cpu().numpy().T
         text_KE, image_KE = refined(parted, turn_KK, aligner.refinements, aligner.anchor_weight)
         bases = parted.bases
-        return Maps(bases.text_mean_P, bases.text_PE @ text_KE, bases.image_mean_Q, bases.image_QE @ image_KE)
+        return LinearMaps(bases.text_mean_P, bases.text_PE @ text_KE, bases.image_mean_Q, bases.image_QE @ image_KE)
 
 
 def refined(parted: Parted, turn_KK: Array, rounds: int, anchor_weight: float) -> tuple[Array, Array]:

@@ -131,7 +131,9 @@ class AdversarialAligner(Section):
     anchors: int = Field(
         default=50, ge=0, description="pairs that are known; of the others image and caption are parted"
     )
-    anchor_weight: float = Field(default=4.0, gt=0, description="weight of a known pair against one that is found")
+    anchor_weight: float = Field(
+        default=4.0, gt=0, description="weight of a known pair in the refinement against one that is found"
+    )
     regularisation: float = Field(default=0.03, gt=0, description="as of cca, for the variances of each side")
     hidden: int = Field(default=256, ge=8, description="width of the discriminator")
     refinements: int = Field(default=10, ge=0, description="rounds of mutual neighbours and Procrustes after the game")
@@ -145,7 +147,7 @@ OF_TRAINED_TOWERS = (
     "weight_decay", "gradient_accumulation_steps",
 )  # fmt: skip
 OF_STEPS = ("train_batch_size", "learning_rate")
-STEPS_OF_A_GAME = 2000
+STEPS_OF_A_GAME, RATE_OF_A_GAME = 300, 2e-4
 
 
 class Config(StartConfig):
@@ -213,10 +215,13 @@ class Config(StartConfig):
         kind = given.get("kind", "contrastive") if isinstance(given, Mapping) else getattr(given, "kind", given)
         if kind == "contrastive":
             return values
-        steps = STEPS_OF_A_GAME if kind == "adversarial" else 1
+        is_game = kind == "adversarial"
+        length = (
+            {"max_train_steps": STEPS_OF_A_GAME, "learning_rate": RATE_OF_A_GAME} if is_game else {"max_train_steps": 1}
+        )
         text = values.get("text") or {}
         towers = {"text": {"encoder": "bow", **text} if isinstance(text, Mapping) else text}
-        return {"max_train_steps": steps} | dict(values) | towers | {"image": values.get("image") or {}}
+        return length | dict(values) | towers | {"image": values.get("image") or {}}
 
     @model_validator(mode="after")
     def _no_key_is_without_effect(self) -> Self:

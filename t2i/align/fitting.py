@@ -88,7 +88,7 @@ class Playing:
         losses = {}
         for name, optimizer, loss in (
             ("discriminator_loss", self._judge, lambda: game.discriminate(text_BK, image_BK)),
-            ("turn_loss", self._turner, lambda: game.deceive(text_BK, self._anchors, self._aligner.anchor_weight)),
+            ("turn_loss", self._turner, lambda: game.deceive(text_BK, self._anchors)),
         ):
             optimizer.zero_grad()
             found = loss()

@@ -22,7 +22,7 @@ FOLD = 5  # every fifth pair
 SCALES = np.geomspace(1.0, 100.0, 41)
 
 
-class Maps(NamedTuple):
+class LinearMaps(NamedTuple):
     """Both sides' ways into the shared space: (features - mean) @ map."""
 
     text_mean_P: Array
@@ -112,7 +112,7 @@ def _powers(covariance_DD: Array) -> Callable[[float, float], Array]:
 
 # ---- aligners: each returns what makes maps of one regularisation ---------------------------------------------------
 
-Solver = Callable[[float], Maps]
+Solver = Callable[[float], LinearMaps]
 
 
 def rotation(text_NK: Array, image_NK: Array) -> Array:
@@ -121,13 +121,13 @@ def rotation(text_NK: Array, image_NK: Array) -> Array:
     return left @ right
 
 
-def procrustes(pairs: Pairing, dims: int) -> Maps:
+def procrustes(pairs: Pairing, dims: int) -> LinearMaps:
     """Returns maps onto principal axes, of the text turned onto those of the image."""
     text, text_NP, image, image_NQ = pairs.centred()
     text_PK, image_QK = principal_axes(text_NP, dims), principal_axes(image_NQ, dims)
     dims = min(text_PK.shape[1], image_QK.shape[1])
     text_PK, image_QK = text_PK[:, :dims], image_QK[:, :dims]
-    return Maps(text, text_PK @ rotation(text_NP @ text_PK, image_NQ @ image_QK), image, image_QK)
+    return LinearMaps(text, text_PK @ rotation(text_NP @ text_PK, image_NQ @ image_QK), image, image_QK)
 
 
 def ridge(pairs: Pairing, dims: int) -> Solver:
@@ -135,10 +135,10 @@ def ridge(pairs: Pairing, dims: int) -> Solver:
     text, text_NP, image, image_NQ = pairs.centred()
     power, cross_PQ = _powers(text_NP.T @ text_NP / len(text_NP)), text_NP.T @ image_NQ / len(text_NP)
 
-    def solve(regularisation: float) -> Maps:
+    def solve(regularisation: float) -> LinearMaps:
         predict_PQ = power(regularisation, -1.0) @ cross_PQ
         axes_QE = principal_axes(text_NP @ predict_PQ, dims)
-        return Maps(text, predict_PQ @ axes_QE, image, axes_QE)
+        return LinearMaps(text, predict_PQ @ axes_QE, image, axes_QE)
 
     return solve
 
@@ -149,11 +149,11 @@ def cca(pairs: Pairing, dims: int, power: float) -> Solver:
     text_power, image_power = (_powers(x.T @ x / len(x)) for x in (text_NP, image_NQ))
     cross_PQ = text_NP.T @ image_NQ / len(text_NP)
 
-    def solve(regularisation: float) -> Maps:
+    def solve(regularisation: float) -> LinearMaps:
         text_PP, image_QQ = text_power(regularisation, -0.5), image_power(regularisation, -0.5)
         left, correlations, right = np.linalg.svd(text_PP @ cross_PQ @ image_QQ, full_matrices=False)
         weights_E = correlations[:dims].clip(0, 1) ** power
-        return Maps(text, text_PP @ left[:, :dims] * weights_E, image, image_QQ @ right[:dims].T * weights_E)
+        return LinearMaps(text, text_PP @ left[:, :dims] * weights_E, image, image_QQ @ right[:dims].T * weights_E)
 
     return solve
 
@@ -171,8 +171,8 @@ def subspace(pairs: Pairing, dims: int) -> Solver:
     text_NK, image_NK = text_NP @ text_PK, image_NQ @ image_QK
     power, cross_KK = _powers(text_NK.T @ text_NK / len(text_NK)), text_NK.T @ image_NK / len(text_NK)
 
-    def solve(regularisation: float) -> Maps:
-        return Maps(text, text_PK @ power(regularisation, -1.0) @ cross_KK, image, image_QK)
+    def solve(regularisation: float) -> LinearMaps:
+        return LinearMaps(text, text_PK @ power(regularisation, -1.0) @ cross_KK, image, image_QK)
 
     return solve
 
@@ -180,7 +180,7 @@ def subspace(pairs: Pairing, dims: int) -> Solver:
 # ---- the fit -------------------------------------------------------------------------------------------------------
 
 
-def fit_linear(config: Config, pairs: Pairing) -> tuple[Maps, float | None]:
+def fit_linear(config: Config, pairs: Pairing) -> tuple[LinearMaps, float | None]:
     """Returns the maps of the aligner that a config names, and its regularisation where it has one.
 
     Raises:
@@ -217,14 +217,14 @@ def choose_regularisation(pairs: Pairing, solver: Callable[[NDArray], Solver]) -
     return REGULARISATIONS[int(totals.argmax())]
 
 
-def reciprocal_rank(maps: Maps, pairs: Pairing) -> float:
+def reciprocal_rank(maps: LinearMaps, pairs: Pairing) -> float:
     """Returns the mean of 1 / rank of the own caption and of the own image, among `pairs`."""
     sides = unit_rows(maps.text(pairs.text_NP)), unit_rows(maps.image(pairs.image_NQ))
     words = pairs.wording_N
     return float(np.mean([(1 / ranks(a, b, words, words)).mean() for a, b in (sides, sides[::-1])]))
 
 
-def fitted_scale(maps: Maps, pairs: Pairing) -> float:
+def fitted_scale(maps: LinearMaps, pairs: Pairing) -> float:
     """Returns the 1 / temperature under which the captions of up to 1,000 pairs are likeliest given their images."""
     few = pairs.part(np.arange(min(len(pairs.text_NP), MOST_TRIED)))
     cosines = unit_rows(maps.text(few.text_NP)) @ unit_rows(maps.image(few.image_NQ)).T

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i.align.config import Config
-from t2i.align.linear import Maps
+from t2i.align.linear import LinearMaps
 from t2i.files import write_text
 from t2i.images import ImageArray
 from t2i.names import resolve
@@ -50,7 +50,7 @@ class Projections(nn.Module):
             raise ValueError(f"its maps do not fit each other: {[list(shape) for shape in (*means, *shapes)]}")
 
     @classmethod
-    def of(cls, maps: Maps, scale: float) -> "Projections":
+    def of(cls, maps: LinearMaps, scale: float) -> "Projections":
         tensors = [torch.from_numpy(array.copy()) for array in maps]
         return cls(dict(zip(FIELDS, [*tensors, torch.tensor(scale).log()], strict=True)))
 

@@ -34,8 +34,8 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, values: Any) -> Any:
-        """Marks stray booleans, as pydantic turns `seed: true` into 1 without a word, and names the kind of each union, which may be
-        written alone."""
+        """Marks stray booleans, as pydantic turns `seed: true` into 1 without a word, and names the kind of each union,
+        which may be written alone."""
         if not isinstance(values, dict):
             return values
         values = dict(values)

@@ -21,7 +21,6 @@ from t2i.training.progress import now_and_then
 from t2i.training.run import Run
 from t2i.training.text_features import CachedText, encode_cached
 
-
 IMAGES_AT_ONCE = 1000
 
 

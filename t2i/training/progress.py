@@ -74,7 +74,8 @@ def tell_of_start(run: "Run") -> None:
     """Says what will be trained, on what data, in which directory and for how long."""
     config: Any = run.config
     if run.step >= run.total_steps:
-        run.say(f"run {run.directory} is finished: {run.step:,} steps are done; a higher max_train_steps goes on")
+        more = "" if run.is_whole else "; a higher max_train_steps goes on"
+        run.say(f"run {run.directory} is finished: {counted(run.step, 'step')} done{more}")
         return
     processes = f", {run.num_processes} processes" if run.num_processes > 1 else ""
     precision = {"no": "fp32"}.get(run.accelerator.mixed_precision, run.accelerator.mixed_precision)

@@ -144,6 +144,11 @@ class Run(Session):
         self._images_per_step = images
 
     @property
+    def is_whole(self) -> bool:
+        """True where a step sees all images."""
+        return self._images_per_step is not None
+
+    @property
     def images_per_step(self) -> int:
         """Images of one optimizer step over all processes."""
         if self._images_per_step is not None:

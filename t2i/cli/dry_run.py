@@ -34,7 +34,7 @@ def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
         "data",
         f"{data.address}: {counted(len(train), 'image')} with {counted(len(captions), 'caption')}, {side} x {side}",
     )
-    if hasattr(config, "text"):
+    if getattr(config, "text", None) is not None:  # of a dual encoder, where it is frozen
         yield "text", _text(config.text, captions)
     if hasattr(config, "tokenizer"):
         yield "tokenizer", _tokenizer(config.tokenizer.path, data.resolution)

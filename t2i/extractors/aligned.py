@@ -54,6 +54,10 @@ class AlignedExtractor:
     def digest(self) -> str:
         return self._digest
 
+    def built_on(self) -> list[str]:
+        """Digests of other dual encoders that it is made of."""
+        return self._dual.built_on()
+
     def features(self, images_BHWC: ImageArray) -> Features:
         """uint8 [B, H, W, 3] of any size -> unit-length float32 [B, D]."""
         return in_fixed_batches(self._run, check_images(images_BHWC), BATCH, self.dim)

@@ -70,14 +70,21 @@ def features_of(extractor: ImageTextExtractor, dataset: Dataset, rows: list[int]
 def predictions(
     learned: dict[str, Features], labels: Labelled, held_out: dict[str, Features], c: float
 ) -> dict[tuple[str, str], NDArray[np.bool_]]:
-    """Returns the predicted classes of held-out rows in each direction; each side is standardised by its training split."""
-    usual = {side: (its.mean(axis=0), its.std(axis=0) + 1e-6) for side, its in learned.items()}
-    scaled = {side: (its - usual[side][0]) / usual[side][1] for side, its in held_out.items()}
+    """Returns the predicted classes of held-out rows in each direction.
+
+    Each side is centred by its training images and divided by one number, their root mean square: a number a feature would raise
+    those in which the sides have nothing in common.
+    """
+    means = {side: its.mean(axis=0) for side, its in learned.items()}
+    lengths = {side: float(np.sqrt(np.square(its - means[side]).mean())) for side, its in learned.items()}
+
+    def scaled(side: str, features: Features) -> Features:
+        return (features - means[side]) / (lengths[side] + 1e-6)
+
     found = {}
     for side in SIDES:
-        mean, deviation = usual[side]
-        model = fit_logistic((learned[side] - mean) / deviation, labels.has_NC, labels.is_single, c)
-        found |= {(side, other): model.predict(scaled[other]) for other in SIDES}
+        model = fit_logistic(scaled(side, learned[side]), labels.has_NC, labels.is_single, c)
+        found |= {(side, other): model.predict(scaled(other, held_out[other])) for other in SIDES}
     return found
 
 

@@ -48,7 +48,7 @@ $(READY): $(INSTALLED)
 	$(BIN)/python -m uv pip install --python $(BIN)/python -e '.[test]' || $(BIN)/python -m pip install -e '.[test]'; \
 	touch $(READY)
 
-quickstart: $(INSTALLED) ## train, sample and score a small model (FAMILY=prior or cgan); runs/quickstart/index.html shows it
+quickstart: $(INSTALLED) ## train, sample and score a small model (FAMILY=prior, cvae or cgan); runs/quickstart/index.html shows it
 	@$(BIN)/python -m t2i.cli quickstart --family $(FAMILY) $(ARGS)
 
 test: $(READY) ## run the test suite; ARGS="tests/config/test_config.py -k yaml" for a part

@@ -2,7 +2,7 @@
 
     python benchmarks/figures.py
 
-`docs/strip.png`: one row of samples by the shipped prior and one by the shipped GAN, for the first held-out captions of
+`docs/strip.png`: a row of samples by each shipped model (prior, one-pass generator, GAN), for the first held-out captions of
 shapes-3, seed 0, the first sample of each. Takes about 20 CPU seconds.
 """
 
@@ -17,21 +17,24 @@ from t2i.pipeline import TextToImagePipeline
 from t2i.weights import shipped
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+MODELS = ("prior", "cvae", "cgan")
 COLUMNS = 6
 ENLARGED = 2
+GAP = 6  # between cells of a grid
 
 
 def main() -> None:
     captions = open_dataset("shapes-3", "heldout", View(64, limit=COLUMNS)).captions
     prompts = [options[0] for options in captions]
-    rows: list[np.ndarray] = []
-    for name in ("prior", "cgan"):
+    rows: list[Image.Image] = []
+    for name in MODELS:
         images = TextToImagePipeline.from_pretrained(shipped()[name])(prompts, seed=0).images
-        rows += [np.asarray(image.resize((64 * ENLARGED,) * 2, Image.Resampling.BICUBIC)) for image in images]
-    sheet = grid(rows, [*prompts, *([""] * COLUMNS)], columns=COLUMNS)
-    side = 64 * ENLARGED
-    last_row = (sheet.height - 6) // 2 + 6  # rows are equally high; the last one has no captions
-    sheet.crop((0, 0, sheet.width, last_row + side + 6)).save(DOCS / "strip.png", optimize=True)
+        cells = [np.asarray(image.resize((64 * ENLARGED,) * 2, Image.Resampling.BICUBIC)) for image in images]
+        rows.append(grid(cells, prompts if name == MODELS[-1] else None, columns=COLUMNS))
+    sheet = Image.new("RGB", (rows[0].width, sum(row.height - GAP for row in rows) + GAP))
+    for i, row in enumerate(rows):
+        sheet.paste(row, (0, sum(above.height - GAP for above in rows[:i])))
+    sheet.save(DOCS / "strip.png", optimize=True)
 
 
 if __name__ == "__main__":

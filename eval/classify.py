@@ -95,7 +95,8 @@ def main(options: ClassifyOptions) -> None:
 
     # The encoder, and the training split: classes, features of both sides
     extractor = open_image_text(options.run)
-    train, values = open_split(options, "train", options.train_n, options.resolution)
+    resolution = options.resolution or extractor.side
+    train, values = open_split(options, "train", options.train_n, resolution)
     rows = chosen_rows(train, values, options.train_n)
     classes = classes_of([values[row] for row in rows], f"label {options.label} of {train.address}, split train")
     labels = labelled([values[row] for row in rows], classes)
@@ -105,7 +106,7 @@ def main(options: ClassifyOptions) -> None:
 
         # Each held-out split in four directions
         for split in options.split:
-            dataset, found = open_split(options, split, options.n, options.resolution)
+            dataset, found = open_split(options, split, options.n, resolution)
             held = chosen_rows(dataset, found, options.n)
             truth = labelled([found[row] for row in held], classes)
             if not truth.has_NC.any():
@@ -125,7 +126,7 @@ def main(options: ClassifyOptions) -> None:
                 split=dataset.split,
                 captions="first",
                 resize=extractor.resize,
-                resolution=options.resolution,
+                resolution=resolution,
                 sampling=f"logistic regression, c {options.c:g}",
             )
             for direction in DIRECTIONS:

@@ -1,4 +1,4 @@
-"""Samples images for prompts: PNG files, manifest.json and a grid with the prompts in a new folder.
+"""Samples images for prompts into a new folder: PNG files, manifest.json and a grid with the prompts.
 
     t2i sample "a small red star left of a large green ring"
     t2i sample --model cgan "a small red star left of a large green ring" -n 4
@@ -12,12 +12,12 @@
     t2i sample runs/prior --init image.png --edit "red -> blue"
     t2i sample runs/prior -i
 
-Image k of a prompt follows from (seed, prompt, k), whatever is sampled beside it; the seed that the manifest tells of an image
-makes that image again. `--interpolate noise` makes a row from image k of each prompt to image k + 1; `--interpolate caption` a
-row from each prompt to the next one, with the noise of image k of the first; -n is then the number of rows of each. `--best-of N`
-samples N candidates for each image and keeps the one that a dual encoder finds closest to its prompt; the manifest has the
-scores of all. `-i` loads the model once and samples each line of standard input as it comes, into a folder of its own; the paths
-of the images are printed, and a line that cannot be sampled is an error message and not the end.
+Image k of a prompt depends only on (seed, prompt, k), not on the other images; --seed with an image's seed in the manifest makes
+that image again. `--interpolate noise` makes a row from image k of each prompt to image k + 1, `--interpolate caption` a row from
+each prompt to the next with the noise of image k; -n is then the number of rows for each prompt. `--best-of N` samples N
+candidates for each image and keeps the one that a dual encoder scores highest for its prompt; the manifest has all scores. `-i`
+loads the model once and samples each line of standard input into a new folder; it prints the paths of the images, or an error
+message if a line cannot be sampled.
 """
 
 import os
@@ -37,11 +37,11 @@ from t2i.explain.words import edited
 from t2i.files import new_folder, refuse_used
 from t2i.names import counted
 from t2i.sampling.options import SampleOptions
-from t2i.sampling.output import GRID_MOST, Given, Job, free_folder, prompt_in, slug, write
+from t2i.sampling.output import GRID_MOST, InitialImage, Job, free_folder, prompt_in, slug, write
 from t2i.sampling.prompts import clean_prompt, read_prompts
 from t2i.weights import DEFAULT, shipped
 
-MAX_LINE = 1 << 20  # bytes of standard input that are read as one prompt
+MAX_LINE = 1 << 20  # bytes of a line of standard input
 
 if TYPE_CHECKING:
     from t2i.pipeline import TextToImagePipeline
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def output_folder(out: Path | None, pipe: "TextToImagePipeline", job: Job) -> Iterator[Path]:
-    """Yields `out`, or the next free name: in the run directory, or here for a saved pipeline.
+    """Yields `out`, or by default the next free folder in the run directory; for a saved pipeline in the working directory.
 
-    With `--interactive` each line has a free name inside of `out`.
+    With `--interactive`, yields the next free folder inside `out`.
     """
     if out is not None and not job.options.interactive:
         yield out
@@ -63,69 +63,72 @@ def output_folder(out: Path | None, pipe: "TextToImagePipeline", job: Job) -> It
 
 
 def warn_of_no_effect(job: Job) -> None:
-    """Warns of options that change nothing."""
+    """Warns of options that have no effect."""
     options = job.options
     if options.interpolate is None and options.frames != SampleOptions.model_fields["frames"].default:
         warnings.warn(f"--frames {options.frames} has no effect without --interpolate", stacklevel=2)
     if options.truncation == 0 and (job.each > 1 or options.interpolate == "noise"):
-        warnings.warn("--truncation 0 takes the noise away: all images of a prompt are the same", stacklevel=2)
-    twice = [prompt for prompt, times in Counter(job.prompts).items() if times > 1]
-    if twice and job.options.interpolate != "caption":
-        what = f"{twice[0][:40]!r}" + (f" and {len(twice) - 1} more" if len(twice) > 1 else "")
-        warnings.warn(f"given twice: {what}; the same prompt and seed make the same image, -n makes more", stacklevel=2)
+        warnings.warn("--truncation 0 removes the noise: all images of a prompt are the same", stacklevel=2)
+    repeated = [prompt for prompt, times in Counter(job.prompts).items() if times > 1]
+    if repeated and job.options.interpolate != "caption":
+        listed = f"{repeated[0][:40]!r}" + (f" and {len(repeated) - 1} more" if len(repeated) > 1 else "")
+        warnings.warn(
+            f"repeated prompt {listed}: the same prompt and seed make the same image, -n makes more", stacklevel=2
+        )
 
 
 def warn_of_scorer(pipe: "TextToImagePipeline", scorer: "Chooser", address: str | None) -> None:
-    """Warns when the choice by an encoder means little."""
+    """Warns if the scorer took part in training, or knows other data than the run."""
     from t2i.sampling.trained_with import trained_with
 
     clip = Path(address.removeprefix("clip:")) if address and address.startswith("clip:") else None
     if role := trained_with(pipe.text_encoder, pipe.manifest, clip).get(scorer.digest()):
         warnings.warn(
-            f"the encoder that chooses was this run's {role}: it sees what the run already learned from it",
+            f"the scorer was this run's {role} in training, so its choice says little",
             stacklevel=2,
         )
     data = str(pipe.manifest["config"]["data"]["address"])
     if address is None and not data.startswith("shapes-"):
         warnings.warn(
-            f"the embedded encoder that chooses knows rendered shapes, and this run learned {data}; name another with --scorer",
+            f"the embedded scorer knows rendered shapes, but this run was trained on {data}; name another with --scorer",
             stacklevel=2,
         )
 
 
 def split_words(words: Sequence[str], model: str | None, interactive: bool = False) -> tuple[str, list[str]]:
-    """(run or shipped model, prompts): the first word is the run unless a model is named or it reads as a prompt.
+    """Returns (run or shipped model, prompts): the first word is the run unless `model` is set or it reads as a prompt.
 
     Raises:
-        InputError: no such model, or a single word that may be either.
+        InputError: there is no such model, or a single word may be either a run or a prompt.
     """
-    names = " or ".join(shipped())
+    *others, last = shipped()
+    names = f"{', '.join(others)} or {last}"
     if model is not None:
         if model not in shipped():
-            raise InputError(f"--model {model} does not ship with t2i; give {names}, or a run without --model")
+            raise InputError(f"--model {model} does not ship with t2i; name {names}, or a run without --model")
         return model, list(words)
     if not words or _reads_as_prompt(words[0]):
         return DEFAULT, list(words)
     if len(words) == 1 and not interactive and not os.path.exists(words[0]) and words[0] not in shipped():
         raise InputError(
-            f"{words[0]!r} is no run; if it is a prompt, say which model is to sample it: --model {names}; if it is a "
-            f'run, give a prompt too, as in t2i sample RUN "a small red circle"'
+            f"{words[0]!r} is no run; if it is a prompt, choose a model with --model {names}; if it is a "
+            f'run, add a prompt, as in t2i sample RUN "a small red circle"'
         )
     return words[0], list(words[1:])
 
 
 def _reads_as_prompt(word: str) -> bool:
-    """True for several words that are no path; a name in a folder that exists was meant as a path."""
-    # os.path: a prompt may be longer than a file's name may be, where Path.exists raises
-    there = os.path.exists(word) or "/" in word and os.path.isdir(os.path.dirname(word))
-    return len(word.split()) > 1 and not there
+    """Returns True for several words that are not a path and do not name a file in an existing folder."""
+    # not Path.exists, which raises for prompts that are longer than a file name can be
+    is_path = os.path.exists(word) or "/" in word and os.path.isdir(os.path.dirname(word))
+    return len(word.split()) > 1 and not is_path
 
 
 def sample_lines(lines: BinaryIO, pipe: "TextToImagePipeline", run: str, job: Job) -> None:
-    """Samples each line as it comes and prints the paths of its images; a mistake in one is reported and the next is read.
+    """Samples each line when it arrives and prints the paths of its images, or an error message.
 
     Args:
-        job: without prompts.
+        job: options; it has no prompts.
     """
     while line := lines.readline(MAX_LINE):
         if not (line := line.rstrip(b"\r\n")).strip():
@@ -141,7 +144,7 @@ def sample_lines(lines: BinaryIO, pipe: "TextToImagePipeline", run: str, job: Jo
 
 
 def sample_prompt(prompt: str, pipe: "TextToImagePipeline", run: str, job: Job) -> list[Path]:
-    """Writes the folder of one prompt; returns its images."""
+    """Writes the folder of one prompt; returns the paths of its images."""
     job = replace(job, prompts=[prompt])
     with shown_progress(" images") as tick:
         pipe.warn_of_unknown_words(job.prompts)
@@ -151,78 +154,84 @@ def sample_prompt(prompt: str, pipe: "TextToImagePipeline", run: str, job: Job) 
 
 
 def read_all_prompts(words: Sequence[str], options: SampleOptions) -> list[str]:
-    """The prompts that are sampled, cleaned; none with `--interactive`, which reads them later.
+    """Returns the cleaned prompts of the command line and the file; none with `--interactive`.
 
     Raises:
-        InputError: there are none, too few, or some although they come from standard input.
+        InputError: there are no prompts or too few, or there are some with `--interactive`.
     """
-    wanted = [clean_prompt(prompt) for prompt in words]
+    prompts = [clean_prompt(prompt) for prompt in words]
     if options.interactive:
-        if wanted:
-            raise InputError(f"--interactive reads prompts from standard input; drop it or {wanted[0][:40]!r}")
+        if prompts:
+            raise InputError(f"--interactive reads prompts from standard input; drop it or {prompts[0][:40]!r}")
         return []
-    wanted += read_prompts(options.prompts_file) if options.prompts_file else []
-    if not wanted:
-        raise InputError('no prompt; give one in quotes, as in t2i sample RUN "a small red circle", or --prompts FILE')
-    if options.interpolate == "caption" and len(wanted) < 2:
+    prompts += read_prompts(options.prompts_file) if options.prompts_file else []
+    if not prompts:
+        raise InputError('no prompt; add one in quotes, as in t2i sample RUN "a small red circle", or --prompts FILE')
+    if options.interpolate == "caption" and len(prompts) < 2:
         raise InputError("--interpolate caption needs two prompts or more, got one; add another")
-    return wanted
+    return prompts
 
 
-def edited_prompt(words: Sequence[str], options: SampleOptions) -> tuple[list[str], str]:
-    """([the prompt after the edit], the prompt before it), which `t2i sample` wrote into the image where none is given.
+def edited_prompt(words: Sequence[str], edit: str, init: Path) -> tuple[str, str]:
+    """Returns the prompt of an image before and after the edit; by default the prompt that `t2i sample` wrote into it.
 
     Raises:
-        InputError: there is no prompt, more than one, or the edit does not fit it.
+        InputError: there is no prompt or more than one, or the edit does not fit the prompt.
     """
-    assert options.edit is not None and options.init is not None
-    told = list(words) or [prompt for prompt in [prompt_in(options.init)] if prompt is not None]
-    if len(told) != 1:
-        why = (
-            "holds no prompt; say in quotes what it shows" if not told else f"has one prompt, and {len(told)} are given"
-        )
-        raise InputError(f"--edit: {options.init} {why}")
-    before, after = edited(clean_prompt(told[0]), options.edit)
-    return [after], before
+    prompts = list(words) or [prompt for prompt in [prompt_in(init)] if prompt is not None]
+    if len(prompts) > 1:
+        raise InputError(f"--edit: {init} has one prompt, got {len(prompts)}; name one")
+    if not prompts:
+        raise InputError(f"--edit: {init} holds no prompt; describe the image in quotes")
+    return edited(clean_prompt(prompts[0]), edit)
 
 
 def main(options: SampleOptions) -> None:
+    # Prompts, the output folder and the image to keep parts of: everything that can be checked without torch
     run, words = split_words(options.words, options.model, options.interactive or options.edit is not None)
     before = ""
-    if options.edit is not None:
-        words, before = edited_prompt(words, options)
-    wanted = read_all_prompts(words, options)
+    if options.edit is not None and options.init is not None:
+        before, after = edited_prompt(words, options.edit, options.init)
+        words = [after]
+    prompts = read_all_prompts(words, options)
     if options.out is not None and not options.interactive:
         refuse_used(options.out)
     if run in shipped():
         print(f"sampling from {run}, a model that ships with t2i and knows rendered shapes", file=sys.stderr)
-    given = None if options.init is None else Given(options.init, options.mask, options.keep_rows, options.edit)
-    kept = given.arguments() if given else {}
+    initial = options.init and InitialImage(options.init, options.mask, options.keep_rows, options.edit)
+    arguments = initial.arguments() if initial else {}
 
-    import torch  # slow to import: the mistakes above are told first
+    import torch  # slow to import, so only after the checks
 
     from t2i.pipeline import TextToImagePipeline
     from t2i.sampling.reranking import open_chooser
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with shown_progress(" images") as tick:
+        # The scorer of candidates and the model
         scorer = open_chooser(options.scorer, device) if options.best_of > 1 else None
-        job = Job(wanted, options, given, scorer, kept)
+        job = Job(prompts, options, initial, scorer, arguments)
         warn_of_no_effect(job)
-        # a name that was typed as a run may have meant a folder, and a warning says so
+        # a name that was typed as a run may also be a folder, which from_pretrained warns of
         pipe = TextToImagePipeline.from_pretrained(run if run in options.words else shipped()[run], device)
-        if options.edit is not None:
-            from t2i.explain.editing import mask_of_edit
-
-            kept["mask_image"] = mask_of_edit(pipe, kept["init_image"], before, wanted[0])
         if scorer is not None:
             warn_of_scorer(pipe, scorer, options.scorer)
         if pipe.chosen:
             print(f"weights: {pipe.chosen}", file=sys.stderr)
+
+        # The cells of the words that an edit replaces
+        if options.edit is not None:
+            from t2i.explain.editing import mask_of_edit
+
+            arguments["mask_image"] = mask_of_edit(pipe, arguments["init_image"], before, prompts[0])
+
+        # Images, grid and manifest of all prompts
         if not options.interactive:
-            pipe.warn_of_unknown_words(wanted)
+            pipe.warn_of_unknown_words(prompts)
             with output_folder(options.out, pipe, job) as place, new_folder(place) as folder:
                 write(pipe, run, job, folder, lambda done: tick("sampling", done, job.total()))
+
+    # Prompts from standard input, one at a time
     if options.interactive:
         print("ready: one prompt a line, the end of input ends the session", file=sys.stderr, flush=True)
         sample_lines(sys.stdin.buffer, pipe, run, job)

@@ -1,4 +1,4 @@
-"""Reads images with a trained reader: a caption of each, or answers to questions.
+"""Captions images with a trained reader, or answers questions about them.
 
 t2i read runs/reader photos/
 t2i read runs/vqa a.png b.png --ask "what colour is the star?" --ask "how many objects are there?"
@@ -16,24 +16,29 @@ from t2i.reader.reading import BATCH, Reader
 
 def main(options: ReadOptions) -> None:
     prepare_cpu()
+
+    # Images, the reader, and a place for the results
     if options.out is not None:
         refuse_unwritable(options.out, "a JSONL file", "--out")
     files = image_files(options.images)
     reader = Reader.from_pretrained(options.run, device())
+
+    # Answers to each question, or a caption and its likelihood, one line for each image
     rows: list[dict[str, object]] = []
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
-        told = [{"file": str(file)} for file in batch]
-        if options.ask:
-            for question in options.ask:
-                for row, answer in zip(told, reader.answer(batch, [question]), strict=True):
-                    row[question] = answer
-        else:
-            for row, (text, likelihood) in zip(told, reader.write(batch, options.beams), strict=True):
+        batch_rows: list[dict[str, object]] = [{"file": str(file)} for file in batch]
+        for question in options.ask:
+            for row, answer in zip(batch_rows, reader.answer(batch, [question]), strict=True):
+                row[question] = answer
+        if not options.ask:
+            for row, (text, likelihood) in zip(batch_rows, reader.write(batch, options.beams), strict=True):
                 row |= {"caption": text, "likelihood": round(likelihood, 4)}
-        for row in told:
+        for row in batch_rows:
             print("\t".join(map(str, row.values())))
-        rows += told
+        rows += batch_rows
+
+    # The same as a file
     if options.out is not None:
         write_text(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         print(f"wrote {options.out}")

@@ -1,4 +1,4 @@
-"""Samples images in the browser, from models loaded once; only this machine can open the page.
+"""Serves a page that samples images in the browser. Only this machine can open it.
 
 t2i web
 t2i web runs/prior runs/gan --port 8000
@@ -14,11 +14,11 @@ from t2i.errors import InputError
 from t2i.files import refuse_used
 from t2i.web.options import WebOptions
 
-BELOW = Path("runs")
+RUNS = Path("runs")  # runs below it are offered on the page
 
 
 def require_gradio() -> None:
-    """Raises InputError where Gradio is missing or too old."""
+    """Raises InputError if Gradio is missing or too old."""
     if util.find_spec("gradio") is None:
         raise InputError("the page needs Gradio, which is not installed; type pip install 't2i[web]'")
     if int((version := metadata.version("gradio")).partition(".")[0]) < 6:
@@ -27,6 +27,8 @@ def require_gradio() -> None:
 
 def main(options: WebOptions) -> None:
     require_gradio()
+
+    # A folder for a Hugging Face Space instead of a page
     if options.export is not None:
         if len(options.runs) != 1:
             raise InputError(f"--export {options.export} takes one RUN, got {len(options.runs)}; name the one to show")
@@ -41,9 +43,12 @@ def main(options: WebOptions) -> None:
     from t2i.web.models import Models
     from t2i.web.serve import served
 
-    models = Models(options.runs, BELOW, options.keep_gb * 1e9)
-    for run in options.runs:  # a mistyped one is told now, and the first one is warm
+    # Models: the named runs are opened now, so that a mistake is reported before the page opens
+    models = Models(options.runs, RUNS, options.keep_gb * 1e9)
+    for run in options.runs:
         models.open(run)
+
+    # The page, until Ctrl+C
     with served(models, options.port) as page:
         print(f"the page is at {page.local_url}; Ctrl+C ends it", file=sys.stderr, flush=True)
         page.block_thread()

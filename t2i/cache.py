@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # what the folders of the cache hold
 KINDS = {
     "text": "features of captions",
+    "features": "features of images that were searched",
     "codes": "codes of images",
     "index": "what is known of images: t2i data check",
     "folders": "names and captions of large folders",

@@ -14,6 +14,7 @@ from t2i.config.section import Section
 from t2i.errors import InputError
 from t2i.names import nearest, resolve, shown
 from t2i.text import TextEncoder, TextFeatures
+from t2i.weights import tokenizer_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -274,8 +275,11 @@ class ImageTokenizer(Protocol):
     def to(self, device: "torch.device") -> None: ...
 
 
-def load_tokenizer(path: Path) -> ImageTokenizer:
+def load_tokenizer(path: str | Path) -> ImageTokenizer:
     """Reads a run of `t2i train vqvae` (its newest intact checkpoint), or a component that a pipeline saved.
+
+    Args:
+        path: may also name a saved model, or a run, that holds a tokenizer, or a model that ships with the package.
 
     Raises:
         InputError: `path` is neither, is of another family, or is damaged.
@@ -284,7 +288,7 @@ def load_tokenizer(path: Path) -> ImageTokenizer:
 
     from t2i.trained import open_run
 
-    path = Path(path)
+    path = tokenizer_in(path)
     if not (path / CONFIG).is_file() and not (path / "checkpoints").is_dir():
         what = "does not exist" if not path.exists() else f"is no tokenizer: it holds neither checkpoints nor {CONFIG}"
         raise InputError(f"{path} {what}; train one: t2i train vqvae --run-dir {path}")

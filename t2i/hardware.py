@@ -141,6 +141,11 @@ def device() -> str:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
+def free_memory() -> int:
+    """Bytes free on the GPU of this process, or on the machine where there is none."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+
+
 def why_device(device: torch.device, asked: str) -> str:
     """Returns a device in words, and why it is not a GPU where there is one.
 

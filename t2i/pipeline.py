@@ -1,13 +1,14 @@
-"""From prompts to images, with the interface that users of diffusers know.
+"""Samples images from prompts, with an interface like that of diffusers.
 
     pipe = TextToImagePipeline.from_pretrained("runs/shapes")
     pipe("a small red circle above a large blue square", num_images_per_prompt=4, seed=0).images[0].save("circle.png")
 
-docs/python.md compares it with diffusers, argument by argument. Axes: B images, H, W pixels.
+docs/python.md compares the two, argument by argument. Axes: B images, H, W pixels.
 """
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,27 +17,25 @@ import torch
 from PIL import Image
 
 from t2i.errors import InputError
-from t2i.extractors import open_image_text
 from t2i.families import FAMILIES, NoiseSpace, Sampler
 from t2i.files import new_folder
-from t2i.images import Fit, ImageArray, grid
+from t2i.images import Fit, ImageArray
 from t2i.reader.reading import Reader
 from t2i.sampling import calls, hub, saved
 from t2i.sampling.calls import ImagePipelineOutput, OutputType, as_output, count, number, output_type_of
 from t2i.sampling.inpainting import keep_parts
-from t2i.sampling.listening import Stopped, listened
+from t2i.sampling.listening import Stopped, run_with_progress
 from t2i.sampling.mixing import frame_weights, mix
-from t2i.sampling.model_card import card_prompts, model_card, score_files
+from t2i.sampling.model_card import write_card
 from t2i.sampling.prompts import clean_prompt, warn_of_unknown_words
-from t2i.sampling.reranking import BestOf, Chooser, candidate_seed
+from t2i.sampling.reranking import Chooser, candidate_seed, keep_best
 from t2i.sampling.saved import Stored
 from t2i.text import TextFeatures
-from t2i.trained import RECORD
 
-# (pipeline, calls before this one, share of all images that is done, {"seeds": of the images under way})
+# (pipeline, number of earlier calls, fraction of all images that is done, {"seeds": seeds of the current batch})
 Callback = Callable[["TextToImagePipeline", int, float, dict[str, Any]], Any]
 CARD_SEED = 0
-FEW = 16  # prompts of a call that are somebody's own, and not the captions of a data set
+CHECKED_PROMPTS = 16  # a call with more prompts samples the captions of a data set, whose words are not checked
 
 
 class TextToImagePipeline:
@@ -44,11 +43,12 @@ class TextToImagePipeline:
 
     Attributes:
         family: a key of `t2i.families.FAMILIES`.
-        manifest: of the checkpoint that the weights come from: step, config, digests, versions.
-        guidance_scale, truncation: defaults of a call; saved with the pipeline.
-        sampler: the generator; `pipe.sampler = pipe.sampler.tuned({...})` sets its family's settings, saved too.
-        home: the folder it was read from: a run directory, or a saved pipeline.
-        run: the same if it is a run directory, else None.
+        manifest: manifest of the checkpoint that holds the weights: step, config, digests, versions.
+        guidance_scale, truncation: defaults for calls; saved with the pipeline.
+        sampler: the generator; `pipe.sampler = pipe.sampler.tuned({...})` changes the settings of its family, which are
+            saved too.
+        home: the folder that was loaded: a run directory or a saved pipeline.
+        run: `home` if that is a run directory, else None.
     """
 
     def __init__(self, sampler: Sampler, stored: Stored) -> None:
@@ -58,8 +58,8 @@ class TextToImagePipeline:
         self.truncation = stored.truncation
         self.home, self.run = stored.home, stored.home if stored.is_run else None
         self._stored = stored
-        self._named: set[str] = set()  # unknown words that were warned of
-        self._interrupt = False  # set it in a callback, and the call returns the batches that are whole
+        self._warned_words: set[str] = set()  # unknown words, each of which is warned of once
+        self._interrupt = False  # set to True in a callback: the call then returns the finished batches
         self.device = torch.device("cpu")
 
     def __repr__(self) -> str:
@@ -73,18 +73,18 @@ class TextToImagePipeline:
 
     @property
     def chosen(self) -> str | None:
-        """Names the score on val that chose the weights among those of the run; None: they are its last."""
+        """Describes the validation score by which these weights were selected; None if they are the last of the run."""
         best = self.manifest.get("best")
         return best and f"the best of the run by {best['metric']} on val ({best['value']:.3g}), step {best['step']:,}"
 
     @property
     def components(self) -> dict[str, Any]:
-        """The parts by name, the text encoder among them."""
+        """Returns the parts by name, including the text encoder."""
         return {"text_encoder": self.text_encoder} | {name: getattr(self.sampler, name) for name in self.sampler.parts}
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the models compute in."""
+        """Returns the type that the models compute in."""
         return torch.float32
 
     @classmethod
@@ -95,56 +95,52 @@ class TextToImagePipeline:
         subfolder: str | None = None,
         **options: Any,
     ) -> Self:
-        """Reads a run directory (its newest intact checkpoint, the best weights, else averaged ones), a folder that
-        `save_pretrained` wrote, `prior` or `cgan`, which come with the package, or `owner/name` from the hub.
-        Safetensors only; no code that comes with a model is run.
+        """Loads a pipeline and moves it to `device`.
+
+        Only safetensors files are read, and code that comes with a model never runs.
 
         Args:
+            path_or_run: a run directory (its newest intact checkpoint; the best weights if there are any, else the averaged
+                ones), a folder that `save_pretrained` wrote, `prior` or `cgan`, which ship with the package, or
+                `owner/name` on the hub.
             subfolder: the folder of the pipeline inside `path_or_run`.
-            options: `cache_dir`, `revision`, `token`, `local_files_only` and `force_download` for the hub; others of
-                diffusers as long as they change nothing, e.g. `torch_dtype=torch.float32`.
+            options: `cache_dir`, `revision`, `token`, `local_files_only` and `force_download` for the hub; other options
+                of diffusers if they have no effect here, e.g. `torch_dtype=torch.float32`.
 
         Raises:
-            InputError: one line that says what is wrong with the folder, the weights, the device or an option.
+            InputError: the folder, the weights, the device or an option cannot be used.
         """
         options = calls.split_idle(options, calls.IDLE_LOADING, "from_pretrained")
-        of_hub = {name: options.pop(name) for name in calls.HUB if name in options}
+        hub_options = {name: options.pop(name) for name in calls.HUB if name in options}
         known = ["device", "subfolder", *calls.HUB, *calls.IDLE_LOADING]
         calls.refuse_unknown(options, "from_pretrained", known)
-        stored = saved.read(path_or_run, subfolder, of_hub)
+        stored = saved.read(path_or_run, subfolder, hub_options)
         sampler = saved.build(stored)
         try:
             pipe = cls(sampler, stored)
         except InputError as error:
-            raise InputError(f"{stored.home / saved.DEFAULTS}: {error}; mend or delete it") from error
+            raise InputError(f"{stored.home / saved.DEFAULTS}: {error}; correct or delete the file") from error
         return pipe.to(device)
 
     def to(self, *places: Any, device: Any = None, dtype: Any = None, silence_dtype_warnings: bool = False) -> Self:
-        """Moves the generator to a device; captions are encoded where the encoder is.
+        """Moves the generator to a device. The text encoder stays on its device.
 
         Args:
-            places: a device, and float32 as the only type.
+            places: a device, a dtype, or both, as for `torch.nn.Module.to`; the dtype must be float32.
 
         Raises:
-            InputError: there is no such device, or another type is asked for.
+            InputError: the device cannot be used, or the dtype is not float32.
         """
         for place in places:
             device, dtype = (device, place) if isinstance(place, torch.dtype) else (place, dtype)
         calls.split_idle({"dtype": dtype}, calls.IDLE_LOADING, "to()")
-        if device is None:
-            return self
-        try:
-            self.device = torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError, TypeError) as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise InputError(
-                f"device {str(device)!r} cannot be used ({why}); `t2i doctor` tells what is here"
-            ) from error
-        self.sampler.to(self.device)
+        if device is not None:
+            self.device = calls.usable_device(device)
+            self.sampler.to(self.device)
         return self
 
     def set_progress_bar_config(self, **_: Any) -> None:
-        """Does nothing: calls print no progress; `callback_on_step_end` receives it."""
+        """Has no effect: calls print no progress, they report it to `callback_on_step_end`."""
 
     # ---- sampling ---------------------------------------------------------------------------------------------------
 
@@ -167,39 +163,41 @@ class TextToImagePipeline:
         scorer: Chooser | Reader | None = None,
         **settings: Any,
     ) -> ImagePipelineOutput:
-        """Makes images, those of the first prompt first.
+        """Samples images for each prompt, in the order of the prompts.
 
         Args:
-            prompt: one or several, of at most 4,096 characters; cleaned as training captions are.
-            num_images_per_prompt: images 0, 1, ... of each prompt.
-            guidance_scale: 1 is plain sampling; above 1 keeps closer to the caption. None: `self.guidance_scale`.
-            truncation: 1 is plain sampling; less is less varied and more typical. None: `self.truncation`.
-            seed: an int: image k of a prompt is a function of (seed, text of the prompt, k) alone, whatever else is
-                sampled and in which batches. So a prompt given twice gives the same image twice, and two prompts get
-                different noise. The seed of one image, as the output tells it (2**32 or more), makes that image as
-                image 0. A list has one seed for each image, taken as it is: [7, 7] gives two prompts one noise. None: a
-                fresh one.
-            generator: instead of `seed`; gives one seed for each image. A list has one generator for each image.
-            batch_size: images encoded and sampled at once. On a CPU an image has the same bits at any batch size and
-                number of threads; on a GPU it may differ by rounding.
+            prompt: one prompt or several, each of at most 4,096 characters; cleaned like training captions.
+            num_images_per_prompt: number of images for each prompt.
+            guidance_scale: 1 is plain sampling; larger values follow the caption more closely. None: `self.guidance_scale`.
+            truncation: 1 is plain sampling; smaller values give less varied, more typical images. None: `self.truncation`.
+            seed: an int: image k of a prompt depends only on (seed, text of the prompt, k), not on the other prompts or
+                on the batches. The same prompt twice gives the same image twice, and different prompts get different noise.
+                An int of 2**32 or more is the seed of a single image, as the output holds it, and image 0 is that image.
+                A list holds one seed for each image, used without change: [7, 7] gives two prompts the same noise.
+                None: a random seed.
+            generator: replaces `seed`: a seed for each image is drawn from it. A list holds one generator for each image.
+            batch_size: number of images that are encoded and sampled at once. On a CPU the images are bit-equal for every
+                batch size and number of threads; on a GPU they may differ by rounding.
             output_type: `pil`: a list of PIL images; `np`: float32 [B, H, W, 3] in [0, 1]; `uint8`: the same in
                 0 ... 255; `pt`: float32 [B, 3, H, W] in [0, 1].
             return_dict: False returns the tuple (images,).
-            callback_on_step_end: called in the caller's thread as `Callback` says; what it returns is ignored. It may use
-                the pipeline itself. Setting `_interrupt` ends the call: the output holds the batches that were whole.
-            init_image: an image of any size, parts of which are kept; of a prior only. It is cut and scaled as training
-                images are, and what is kept are its tokens: they stay exactly, and their pixels as the tokenizer shows
-                them beside the new ones.
-            mask_image: of the size of `init_image`; light pixels are sampled anew, with the whole of each token they touch.
-            keep_rows: instead of a mask, rows of tokens at the top that stay.
-            best_of: candidates sampled for each image, of which `scorer` keeps the best. The first candidate is what would
-                be sampled without. A score by the encoder that chose says nothing.
-            scorer: None: the one that ships with the package, which knows rendered shapes.
-            settings: of the family. A prior has temperature, top_k, top_p, steps and more (`t2i config schema prior`,
-                section sampling), and compile; a GAN has none. Arguments of diffusers as long as they change nothing.
+            callback_on_step_end: called in the caller's thread with the arguments of `Callback`; its result is ignored.
+                It may call the pipeline. Setting `pipe._interrupt` ends the call, which returns the finished batches.
+            init_image: for a prior: an image of any size, parts of which are kept. It is cropped and resized like the
+                training images. Its tokens are kept exactly; the pixels are decoded from them and the new tokens.
+            mask_image: of the size of `init_image`. White pixels are resampled, together with the whole of each token that
+                they touch.
+            keep_rows: replaces the mask: the number of rows of tokens to keep at the top.
+            best_of: number of candidates for each image; `scorer` selects the best. The first candidate is the image of
+                `best_of=1`. Scores from the scorer that selected the images say nothing about their quality.
+            scorer: None: the scorer that ships with the package, which knows rendered shapes.
+            settings: settings of the family. A prior takes temperature, top_k, top_p, steps and more (`t2i config schema
+                prior`, section sampling), and compile; a GAN takes none. Also arguments of diffusers that have no effect
+                here.
 
         Raises:
-            InputError: an empty or overlong prompt, an argument of another type or out of range, a mask that does not fit.
+            InputError: a prompt is empty or too long, an argument has the wrong type or is out of range, or the mask does
+                not fit the image.
         """
         output_type, self._interrupt = output_type_of(output_type), False
         prompts = calls.prompts_of(prompt)
@@ -209,26 +207,24 @@ class TextToImagePipeline:
         seeds = calls.seeds_of(prompts, each, seed, generator)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise InputError(f"callback_on_step_end must be a function, got {callback_on_step_end!r:.40}")
-        if len(prompts) <= FEW:
+        if len(prompts) <= CHECKED_PROMPTS:
             self.warn_of_unknown_words(prompts)
         knobs = self._knobs(truncation, guidance_scale)
-        sampler = self.sampler.tuned(calls.settings_of_call(settings, self._view()[0]))
+        resolution, _ = self._view()
+        sampler = self.sampler.tuned(calls.settings_of_call(settings, resolution))
         sampler = keep_parts(sampler, self._view(), init_image, mask_image, keep_rows)
-        every = [text for text in prompts for _ in range(each)]
-        candidates = [candidate_seed(one, k) for one in seeds for k in range(best_of)]
-        texts = [text for text in every for _ in range(best_of)]
-        batches = self._sample(sampler, texts, candidates, knobs, batch_size, callback_on_step_end)
-        none = np.empty((0, *[self._view()[0]] * 2, 3), np.uint8)
-        if best_of == 1:
-            images = np.concatenate([none, *batches])
-            output = ImagePipelineOutput(as_output(output_type, images), seeds[: len(images)])
-        else:
-            best = BestOf(scorer or open_image_text(None), every, best_of)
-            for images in batches:
-                best.hear(images)
-            chosen = [candidates[i * best_of + k] for i, k in enumerate(best.chosen())]
-            images = best.images() if chosen else none
-            output = ImagePipelineOutput(as_output(output_type, images), chosen, best.scores[: len(chosen)])
+
+        captions = [text for text in prompts for _ in range(each)]
+        seeds = [candidate_seed(one, k) for one in seeds for k in range(best_of)]
+        texts = [text for text in captions for _ in range(best_of)]
+        batches = self._sample(sampler, texts, seeds, knobs, batch_size, callback_on_step_end)
+        positions, scores = range(len(seeds)), None
+        if best_of > 1:
+            batches, positions, scores = keep_best(batches, scorer, captions, best_of)
+        # after an interrupt there are fewer images than seeds
+        images = np.concatenate([np.empty((0, resolution, resolution, 3), np.uint8), *batches])
+        seeds = [seeds[i] for i in positions[: len(images)]]
+        output = ImagePipelineOutput(as_output(output_type, images), seeds, scores)
         return output if return_dict else (output.images,)  # pyright: ignore[reportReturnType]
 
     def _sample(
@@ -240,39 +236,40 @@ class TextToImagePipeline:
         batch_size: int,
         callback: Callback | None,
     ) -> Iterator[ImageArray]:
-        """One image a prompt and seed, a batch at a time; ends early where it is interrupted."""
-        told = 0
+        """Yields an image for each prompt and seed, a batch at a time; ends early after an interrupt."""
+        steps = 0
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
-            text, own = self._encode(prompts[batch]), seeds[batch]
+            text, batch_seeds = self._encode(prompts[batch]), seeds[batch]
 
-            def hear(share: float, start: int = start, own: Sequence[int] = own) -> None:
-                nonlocal told
+            def report(share: float, start: int = start, batch_seeds: Sequence[int] = batch_seeds) -> None:
+                nonlocal steps
                 if callback is not None:
-                    callback(self, told, (start + share * len(own)) / len(seeds), {"seeds": list(own)})
-                told += 1
+                    done = (start + share * len(batch_seeds)) / len(seeds)
+                    callback(self, steps, done, {"seeds": list(batch_seeds)})
+                steps += 1
                 if self._interrupt and share < 1:
                     raise Stopped
 
             def work(
-                on_step: Callable[[float], None], text: TextFeatures = text, own: Sequence[int] = own
+                on_step: Callable[[float], None], text: TextFeatures = text, batch_seeds: Sequence[int] = batch_seeds
             ) -> ImageArray:
-                return sampler.sample(text, own, *knobs, on_step)
+                return sampler.sample(text, batch_seeds, *knobs, on_step)
 
             try:
-                yield listened(work, hear) if callback is not None else work(hear)
+                yield run_with_progress(work, report) if callback is not None else work(report)
             except Stopped:
                 return
             if self._interrupt:
                 return
 
     def warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
-        """Warns of words that the model has never seen, each once, where the text encoder has a vocabulary."""
+        """Warns once of each word that is missing from the vocabulary of the text encoder, if it has one."""
         data = str(self.manifest["config"]["data"]["address"])
-        self._named |= warn_of_unknown_words(self.text_encoder, prompts, data, self._named)
+        self._warned_words |= warn_of_unknown_words(self.text_encoder, prompts, data, self._warned_words)
 
     def _view(self) -> tuple[int, Fit]:
-        """Returns the side of the run's images, and how training images were brought to it."""
+        """Returns the resolution of the run, and the way that training images were fitted to it."""
         data = self.manifest["config"]["data"]
         return data["resolution"], data["fit"]
 
@@ -286,10 +283,11 @@ class TextToImagePipeline:
         output_type: OutputType = "pil",
         **settings: Any,
     ) -> ImagePipelineOutput:
-        """One caption, `frames` images from the noise of one seed to another's, on the great circle between them.
+        """Interpolates between the noises of two seeds, on the great circle, with one caption.
 
         Args:
-            seeds: of two images, as `ImagePipelineOutput.seeds` has them; first and last image are those two.
+            seeds: entries of `ImagePipelineOutput.seeds`, whose images are the first and the last frame.
+            frames: number of images, the first and the last included.
         """
         sampler, output_type, frames = self.sampler, output_type_of(output_type), count("frames", frames, 2)
         if not isinstance(sampler, NoiseSpace):
@@ -312,10 +310,11 @@ class TextToImagePipeline:
         output_type: OutputType = "pil",
         **settings: Any,
     ) -> ImagePipelineOutput:
-        """One noise, `frames` images from one caption to another, their features mixed as in `mix`.
+        """Interpolates between two captions with one noise; `mix` mixes their features.
 
         Args:
-            seed: of an image, as `ImagePipelineOutput.seeds` has them.
+            frames: number of images, those of `a` and `b` included.
+            seed: an entry of `ImagePipelineOutput.seeds`, or any other.
         """
         output_type, frames = output_type_of(output_type), count("frames", frames, 2)
         seeds = calls.seeds_of([a], frames, [seed] * frames, None)
@@ -325,19 +324,19 @@ class TextToImagePipeline:
         return ImagePipelineOutput(as_output(output_type, sampler.sample(text, seeds, *knobs)), seeds)
 
     def _encode(self, prompts: Sequence[str]) -> TextFeatures:
-        """Features of each prompt; equal ones are encoded once."""
+        """Returns features of each prompt. Encodes equal prompts once."""
         row = {text: i for i, text in enumerate(dict.fromkeys(prompts))}
         features = self.text_encoder.encode(list(row))
         return TextFeatures(*(x[[row[text] for text in prompts]] for x in features))
 
     def _knobs(self, truncation: float | None, guidance_scale: float | None) -> tuple[float, float]:
-        """(truncation, guidance), checked."""
+        """Returns (truncation, guidance) with defaults filled in, after a check."""
         return (
             number("truncation", self.truncation if truncation is None else truncation),
             number("guidance", self.guidance_scale if guidance_scale is None else guidance_scale),
         )
 
-    # ---- keeping ----------------------------------------------------------------------------------------------------
+    # ---- saving -----------------------------------------------------------------------------------------------------
 
     def save_pretrained(
         self,
@@ -347,17 +346,18 @@ class TextToImagePipeline:
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
-        """Writes a folder that `from_pretrained` reads, with a model card; it appears whole or not at all.
+        """Writes a folder that `from_pretrained` reads, with a model card. The folder appears whole or not at all.
 
         Args:
-            directory: new or empty.
-            prompts: shown in the card; None: held-out captions if the data is the embedded shapes, else no images.
-            license: of the weights, as the hub spells it.
-            dtype: of the generator's weights on the disk; bfloat16 takes half the space, and they are read as float32.
-            options: those of diffusers as long as they change nothing, e.g. `safe_serialization=True`.
+            directory: a new or an empty folder.
+            prompts: prompts of the card's sample images. None: held-out captions of the embedded shapes; for other data
+                the card has no images.
+            license: license of the weights, as the hub spells it.
+            dtype: type of the generator's weights in the file; bfloat16 halves its size. Weights are loaded as float32.
+            options: options of diffusers that have no effect here, e.g. `safe_serialization=True`.
 
         Raises:
-            InputError: the directory holds files or cannot be written, or an option asks for what there is not.
+            InputError: the directory holds files or cannot be written, or an option is not supported.
         """
         options = calls.split_idle(options, calls.IDLE_SAVING, "save_pretrained")
         calls.refuse_unknown(options, "save_pretrained", ["prompts", "license", "dtype", *calls.IDLE_SAVING])
@@ -366,10 +366,10 @@ class TextToImagePipeline:
     def push_to_hub(
         self, repo_id: str, prompts: Sequence[str] | None = None, license: str = "other", private: bool = False
     ) -> str:
-        """Uploads what `save_pretrained` writes, with the token that `hf auth login` keeps; returns the address.
+        """Uploads the folder that `save_pretrained` writes, with the token of `hf auth login`; returns its URL.
 
         Raises:
-            InputError: no network, no login, or no right to write there.
+            InputError: there is no network, no login or no write access.
         """
         with tempfile.TemporaryDirectory() as folder:
             self._save(Path(folder) / "pipeline", repo_id, prompts, license)
@@ -383,7 +383,6 @@ class TextToImagePipeline:
         license: str,
         dtype: torch.dtype | None = None,
     ) -> None:
-        shown = card_prompts(self.manifest) if prompts is None else list(prompts)
         stored = self._stored._replace(
             components=self.sampler.components(),
             guidance_scale=self.guidance_scale,
@@ -392,11 +391,5 @@ class TextToImagePipeline:
         )
         with new_folder(directory) as folder:
             saved.write(folder, stored, dtype)
-            if shown:
-                output = self(shown, seed=CARD_SEED, output_type="uint8")
-                grid(list(output.images), shown, columns=4).save(folder / "grid.png")
-            scores = score_files(stored.home)
-            for path in [*scores, *filter(Path.is_file, [stored.home / RECORD])]:
-                (folder / path.name).write_bytes(path.read_bytes())
-            card = model_card(name, stored, license, shown, scores)
-            (folder / "README.md").write_text(card, "utf-8")
+            sample = partial(self, seed=CARD_SEED, output_type="uint8")
+            write_card(folder, stored, name, license, prompts, lambda shown: sample(shown).images)

@@ -310,7 +310,7 @@ def test_the_seed_of_an_image_makes_it_again(pipe):
         (PROMPT, {"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         (PROMPT, {"seed": [1, 2]}, "got 2 seeds for 1 images"),
         (PROMPT, {"generator": [torch.Generator()] * 3}, "got 3 generators for 1 images"),
-        (PROMPT, {"seed": 1, "generator": torch.Generator()}, "give seed or generator, not both"),
+        (PROMPT, {"seed": 1, "generator": torch.Generator()}, "pass seed or generator, not both"),
         (PROMPT, {"guidance_scale": float("nan")}, "guidance must be a number from 0 on, got nan"),
         (PROMPT, {"truncation": -1.0}, "truncation must be a number from 0 on, got -1.0"),
     ],
@@ -360,11 +360,11 @@ def test_loading_options_that_change_nothing_work(run, pipe, options):
         ({"torch_dtype": torch.float16}, "does not take torch_dtype=torch.float16: models compute in float32"),
         ({"torch_dtype": "bfloat16"}, "does not take torch_dtype='bfloat16'"),
         ({"variant": "fp16"}, "does not take variant='fp16': a pipeline has one set of weights"),
-        ({"use_safetensors": False}, "does not take use_safetensors=False: nothing is unpickled here"),
+        ({"use_safetensors": False}, "does not take use_safetensors=False: only safetensors files are read"),
         ({"use_safetensors": 1}, "does not take use_safetensors=1"),
-        ({"trust_remote_code": True}, "no code that comes with a model is run"),
-        ({"custom_pipeline": "x"}, "no code that comes with a model is run"),
-        ({"device_map": "auto"}, "name a device instead"),
+        ({"trust_remote_code": True}, "code that comes with a model never runs"),
+        ({"custom_pipeline": "x"}, "code that comes with a model never runs"),
+        ({"device_map": "auto"}, "pass device instead"),
         ({"safety_checker": object()}, "does not take safety_checker="),
         ({"sheduler": 1}, "from_pretrained has no argument 'sheduler'; it takes device, subfolder, cache_dir"),
         ({"subfolder": "../run"}, "leads out of"),
@@ -412,7 +412,7 @@ def test_the_rest_of_the_face(pipe, run, tmp_path):
         assert words in shown
     assert "\n" not in shown and len(shown) < 300
     for options, says in (
-        ({"safe_serialization": False}, "nothing is pickled here"),
+        ({"safe_serialization": False}, "only safetensors files are written"),
         ({"push_to_hub": True}, r"call pipe.push_to_hub\(repo_id\) instead"),
         ({"max_shard_size": "1GB"}, "each component is one file"),
         ({"varant": None}, "save_pretrained has no argument 'varant'"),
@@ -559,7 +559,7 @@ def test_checkpoints_that_draw_nothing(copy):
     rewrite_checkpoint(copy, family="align")
     refused(copy, "family 'align', which makes no images", "cgan, cvae, prior")
     rewrite_checkpoint(copy, family="cgan", config={**tiny_config().model_dump(mode="json"), "family": "vqvae"})
-    refused(copy, "a config that this version of t2i does not read: family")
+    refused(copy, "a config that this version of t2i cannot read: family")
     rewrite_checkpoint(copy, config=tiny_config(generator={"width": 16}).model_dump(mode="json"))
     refused(copy, "checkpoint of another model")
     rewrite_checkpoint(copy, parts=("ema_of_old",))

@@ -211,7 +211,9 @@ def test_clip_captions_have_the_same_bits_in_any_company(clip: Path) -> None:
 # ---- the caller's generator
 
 
-@pytest.mark.parametrize("door", ["clip", "clip as text", "bert", "dinov2", "inception", "embedded", "prior", "cgan"])
+@pytest.mark.parametrize(
+    "door", ["clip", "clip as text", "bert", "dinov2", "inception", "embedded", "prior", "cvae", "cgan"]
+)
 def test_loading_leaves_the_callers_generator_alone(door: str, clip: Path, bert: Path, tmp_path: Path) -> None:
     from transformers import Dinov2Config, Dinov2Model
 
@@ -245,6 +247,7 @@ def test_loading_leaves_the_callers_generator_alone(door: str, clip: Path, bert:
         "inception": inception,
         "embedded": lambda: open_extractor("embedded"),
         "prior": lambda: TextToImagePipeline.from_pretrained(shipped()["prior"]),
+        "cvae": lambda: TextToImagePipeline.from_pretrained(shipped()["cvae"]),
         "cgan": lambda: TextToImagePipeline.from_pretrained(shipped()["cgan"]),
     }
     torch.manual_seed(5)

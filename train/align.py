@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i import seeding
 from t2i.align.config import Config, SubspaceAligner, SwapNegatives
@@ -41,7 +41,7 @@ from t2i.metrics.retrieval import binding, retrieval
 from t2i.sampling.source import open_source
 from t2i.training.conditioning import own_vocabulary, pooled_pairs, prepare_images, prepare_text
 from t2i.training.initialise import Reads, initialise
-from t2i.training.optimization import MAX_GRADIENT, cosine
+from t2i.training.optimization import clip_gradients, cosine
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits
@@ -182,7 +182,7 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
             run.accelerator.backward(loss)
             losses.append(loss)
             run.note(watch)
-        norm = nn.utils.clip_grad_norm_(both.parameters(), MAX_GRADIENT)
+        norm = clip_gradients(both)
         if run.judge(*losses, norm):
             optimizer.step()
         optimizer.zero_grad()

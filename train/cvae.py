@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i import seeding
 from t2i.cli import run_program
@@ -34,7 +34,7 @@ from t2i.text import TextFeatures
 from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
 from t2i.training.initialise import Reads, initialise
-from t2i.training.optimization import EMA, MAX_GRADIENT, require_gradients, trained
+from t2i.training.optimization import EMA, clip_gradients, require_gradients, trained
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, Validation, keep_best, note_validation, prepare_validation
@@ -145,7 +145,7 @@ def main(config: Config, run_dir: Path) -> None:
                 made.append(free)
                 run.note(watch)
             require_gradients(judging, True)
-            norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
+            norm = clip_gradients(plain)
             losses.append(norm)
             run.note({"gradient_norm": norm})
 
@@ -156,7 +156,7 @@ def main(config: Config, run_dir: Path) -> None:
                     run.accelerator.backward(loss)
                     losses.append(loss)
                     run.note(watch)
-                norm = nn.utils.clip_grad_norm_(plain_critic.parameters(), MAX_GRADIENT)
+                norm = clip_gradients(plain_critic)
                 losses.append(norm)
                 run.note({"critic_gradient_norm": norm})
 

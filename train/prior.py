@@ -7,12 +7,13 @@ Codes and text features are computed once and kept in the cache. The run directo
 `t2i eval` need. To resume, run the same command again.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i import seeding
 from t2i.cli import run_program
@@ -26,6 +27,7 @@ from t2i.hardware import prepare_cpu
 from t2i.images import grid
 from t2i.prior.config import Config
 from t2i.prior.decoding import decode
+from t2i.prior.low_rank import Merged, add_low_rank
 from t2i.prior.step import BITS, PriorMicro, bits_per_token, draw_micro, parameter_groups
 from t2i.prior.transformer import Grid, Prior
 from t2i.sampling.source import open_source
@@ -33,7 +35,7 @@ from t2i.text import TextEncoder, TextFeatures
 from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
 from t2i.training.initialise import Reads, initialise
-from t2i.training.optimization import EMA, MAX_GRADIENT
+from t2i.training.optimization import EMA, clip_gradients
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
@@ -128,7 +130,12 @@ def main(config: Config, run_dir: Path) -> None:
         shape = Grid(tokenizer.grid, tokenizer.grid, tokenizer.codebooks, tokenizer.codebook_size)
         plain = Prior(config, shape, encoder.token_dim, encoder.pooled_dim, encoder.max_tokens).to(run.device)
         initialise(run, config, source, {"model": plain}, Reads(encoder, tokenizer.digest()))
+        merged = Merged(plain, config.lora is not None)
         ema = EMA(plain, config.ema_halflife_images)
+        if config.lora is not None:
+            add_low_rank(plain, config.lora, run.extra["init"]["fresh"].get("model", []))
+        if config.sharding == "full":
+            run.shard(plain, plain.blocks, ema.module)
         groups = parameter_groups(plain, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.95))
 
@@ -147,7 +154,7 @@ def main(config: Config, run_dir: Path) -> None:
         for batches in run.steps(loader, optimizer):
             # Validation of the averaged model, and a checkpoint
             if validation and run.due(config.validation_steps):
-                found = run.on_main(lambda: validate(ema.module, validation, tokenizer, run))  # type: ignore[arg-type]
+                found = run.on_main(partial(validate, run.whole(ema.module), validation, tokenizer, run))  # type: ignore[arg-type]
                 note_validation(run, found, best)
             if run.due(config.checkpointing_steps):
                 run.save()
@@ -171,11 +178,11 @@ def main(config: Config, run_dir: Path) -> None:
                 run.accelerator.backward(made.loss)
                 losses += [made.loss, made.nll_B]
                 run.note({"loss": made.loss, "bits_per_token": made.nll_B.mean() * BITS})
-            norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
+            norm = clip_gradients(plain)
             sound = run.judge(*losses, norm)
             if sound:
                 optimizer.step()
-                ema.update(plain, run.images_per_step, run.images_seen + run.images_per_step)
+                ema.update(merged.update(), run.images_per_step, run.images_seen + run.images_per_step)
             optimizer.zero_grad()
             run.note({"gradient_norm": norm})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i import seeding
 from t2i.align.frozen import TOKENIZER
@@ -33,7 +33,7 @@ from t2i.reader.scores import answer_scores, caption_scores
 from t2i.reader.step import NOISE, Asked, Losses, ReaderMicro
 from t2i.text import TextConfig, TextEncoder, fit_encoder, load_encoder
 from t2i.training.conditioning import own_copy, own_vocabulary, prepare_images
-from t2i.training.optimization import MAX_GRADIENT, cosine
+from t2i.training.optimization import clip_gradients, cosine
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits
@@ -202,7 +202,7 @@ def main(config: Config, run_dir: Path) -> None:
                 run.accelerator.backward(loss)
                 losses.append(loss)
                 run.note({"loss": loss.detach(), **watched})
-            norm = nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT)
+            norm = clip_gradients(network)
             if run.judge(*losses, norm):
                 optimizer.step()
             optimizer.zero_grad()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i.cli import run_program
 from t2i.data import Dataset
@@ -25,7 +25,7 @@ from t2i.metrics.reconstruction import psnr, ssim
 from t2i.names import counted
 from t2i.sampling.source import open_source
 from t2i.training.initialise import Reads, initialise
-from t2i.training.optimization import EMA, MAX_GRADIENT, gradient_norm
+from t2i.training.optimization import EMA, clip_gradients, gradient_norm
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits, oracle_names, oracle_scores
@@ -153,7 +153,7 @@ def main(config: Config, run_dir: Path) -> None:
                 passes.append(Reconstruction(*(x.detach() for x in made)))
                 losses.append(loss)
                 run.note(watch)
-            norm = nn.utils.clip_grad_norm_(plain.parameters(), MAX_GRADIENT)
+            norm = clip_gradients(plain)
             latents = torch.cat([made.latents_BCHW for made in passes])
             indices = torch.cat([made.indices_BLQ for made in passes])
             sound = run.judge(*losses, norm, latents)

@@ -50,6 +50,7 @@ EVAL = group(
         "tokenizer": Command("t2i.scoring.options:TokenizerOptions", "t2i.eval.tokenizer:main"),
         "captions": Command("t2i.scoring.options:CaptionsOptions", "t2i.eval.captions:main"),
         "classify": Command("t2i.scoring.options:ClassifyOptions", "t2i.eval.classify:main"),
+        "retrieval": Command("t2i.retrieval.options:RetrievalOptions", "t2i.eval.retrieval:main"),
         "sweep": Command("t2i.scoring.options:SweepOptions", "t2i.eval.sweep:main"),
     },
 )
@@ -70,6 +71,7 @@ app = group(
         "sample": Command("t2i.sampling.options:SampleOptions", "t2i.sample.images:main"),
         "web": Command("t2i.web.options:WebOptions", "t2i.sample.web:main"),
         "read": Command("t2i.reader.options:ReadOptions", "t2i.sample.read:main"),
+        "search": Command("t2i.retrieval.options:SearchOptions", "t2i.sample.search:main"),
         "explain": Command("t2i.explain.options:ExplainOptions", "t2i.eval.explain:main"),
         "export": Command("t2i.export.options:ModelExportOptions", "t2i.eval.export:main"),
         "eval": EVAL,

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import typer
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
 from t2i.cli.environment import tell_address
 from t2i.config.options import Options, argument, option, split_commas
 from t2i.errors import InputError
+from t2i.files import refuse_used
 from t2i.names import counted
 
 ADDRESS = "A folder of captioned images, or any data."
@@ -37,7 +38,7 @@ class CheckOptions(Options):
 
 
 class FilterOptions(Options):
-    """Write a folder of the images whose captions pass: links and a metadata.jsonl; the source stays as it is."""
+    """Write a folder of the images that pass, by captions or contents: links and a metadata.jsonl; the source stays as it is."""
 
     address: str = argument(ADDRESS, metavar="ADDRESS")
     out: Path = argument(OUT, metavar="OUT")
@@ -48,6 +49,24 @@ class FilterOptions(Options):
         None, "Keep only captions with one of the words in this file, one a line.", metavar="FILE"
     )
     deny: Path | None = option(None, "Remove captions with one of the words in this file.", metavar="FILE")
+    near: str | None = option(None, "Keep only images near these words, captioned or not.", metavar="TEXT")
+    min_score: float | None = option(
+        None, "With --near: least cosine of an image and the words.", metavar="S", ge=-1, le=1
+    )
+    top: int | None = option(None, "With --near: keep the N nearest images.", metavar="N", ge=1)
+    by: str | None = option(
+        None, "With --near: an align run or clip:DIR, instead of the embedded scorer.", metavar="RUN"
+    )
+
+    @model_validator(mode="after")
+    def _near_by_one_measure(self) -> Self:
+        if self.near is None:
+            for flag, value in {"--min-score": self.min_score, "--top": self.top, "--by": self.by}.items():
+                if value is not None:
+                    raise InputError(f"{flag} {value} does nothing without words; add --near TEXT, or leave it out")
+        elif (self.min_score is None) == (self.top is None):
+            raise InputError(f"--near {self.near!r} needs one measure: --min-score S, or --top N")
+        return self
 
 
 class SplitOptions(Options):
@@ -130,8 +149,18 @@ def filter_data(options: FilterOptions) -> None:
 
     words = [read_words(path) if path is not None else [] for path in (options.allow, options.deny)]
     rules = Rules(options.min_words, options.max_words, options.unique, *words)
-    with _decoding():
-        done = filter_captions(options.address, options.out, rules)
+    with _decoding() as tick:
+        chosen: tuple[Any, Any] = (None, None)
+        if options.near is not None:
+            from t2i.hardware import device, prepare_cpu
+            from t2i.retrieval.near import near_words
+
+            refuse_used(options.out)
+            prepare_cpu()
+            chosen = near_words(
+                options.address, options.near, options.by, options.min_score, options.top, device(), tick
+            )
+        done = filter_captions(options.address, options.out, rules, *chosen)
     _tell_written(done.images, options.out)
     for why, count in done.left_out.items():
         typer.echo(f"left out: {count:,} {why}")

@@ -1,10 +1,11 @@
 """`t2i train --dry-run`: opens data, encoder and tokenizer as the run would, and tells sizes, steps, time and memory.
 
-Time and memory of a new run are measured by a few of its steps in a temporary folder; it leaves nothing.
+Time and memory of a new run are measured by a few of its steps in a temporary folder; it leaves nothing. Memory of a prior is
+also estimated before, for one process and for eight, and steps that would not fit are not tried.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from t2i.cli.fit.probe import MOST_MINUTES, STEPS, images_for, measured
 from t2i.config.load import to_yaml
 from t2i.data import NO_CAPTION
 from t2i.data.mixture import open_training
-from t2i.families import FAMILIES
+from t2i.families import FAMILIES, ImageTokenizer, load_tokenizer
 from t2i.names import counted
 
 GB = 1e9
+CAPTIONS = 20_000  # that the widths of a fitted encoder are known by
 
 
 def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
@@ -36,14 +38,48 @@ def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
     )
     if getattr(config, "text", None) is not None:  # of a dual encoder, where it is frozen
         yield "text", _text(config.text, captions)
-    if hasattr(config, "tokenizer"):
-        yield "tokenizer", _tokenizer(config.tokenizer.path, data.resolution)
+    tokenizer = load_tokenizer(config.tokenizer.path) if hasattr(config, "tokenizer") else None
+    if tokenizer is not None:
+        yield "tokenizer", _tokenizer(config.tokenizer.path, tokenizer, data.resolution)
     yield "training", _length(config, len(train))
     yield "checkpoints", f"every {counted(config.checkpointing_steps, 'step')}, in {run_dir}"
     if speeds := _speeds(run_dir):
         yield "time", _time(config, *speeds)
         return
+    if config.family == "prior" and tokenizer is not None:
+        from t2i.hardware import free_memory
+
+        needed = yield from _estimate(config, tokenizer, captions)
+        if needed > (free := free_memory()):
+            yield "time", f"not measured: these steps need about {needed / GB:.2g} GB here, {free / GB:.2g} GB are free"
+            return
     yield from _measure(config, len(train))
+
+
+def _estimate(config: Any, tokenizer: ImageTokenizer, captions: list[str]) -> Generator[tuple[str, str], None, int]:
+    """Memory of a process by what the code keeps, sharded and not; returns the bytes of a measurement here."""
+    from t2i.hardware import device, has_bf16
+    from t2i.prior.memory import TextSizes, memory
+    from t2i.prior.transformer import Grid
+    from t2i.text import fit_encoder
+
+    encoder = fit_encoder(config.text, captions[:CAPTIONS])
+    text = TextSizes(encoder.token_dim, encoder.pooled_dim, encoder.max_tokens)
+    grid = Grid(tokenizer.grid, tokenizer.grid, tokenizer.codebooks, tokenizer.codebook_size)
+    bf16 = config.mixed_precision == "bf16" or config.mixed_precision == "auto" and has_bf16(device())
+    ways = [(1, "none", False), (1, "none", True), (8, "none", False), (8, "full", False), (8, "full", True)]
+    for processes, sharding, again in ways:
+        changed = config.model_copy(update={"sharding": sharding, "activation_checkpointing": again})
+        found = memory(changed, grid, text, processes, bf16)
+        if processes == 1 and not again:
+            yield "sizes", f"{found.parameters:,} parameters; memory of a process in GB, estimated:"
+        parts = found.weights, found.gradients, found.moments, found.averages, found.gathered, found.activations
+        names = "weights", "gradients", "moments", "averages", "exchange", "activations"
+        words = ", ".join(f"{name} {part / GB:.3g}" for name, part in zip(names, parts, strict=True))
+        way = f"{processes} x" + ", sharded" * (sharding == "full") + ", activation_checkpointing" * again
+        yield "", f"{way}: {found.total / GB:.3g} ({words})"
+    own = config.model_copy(update={"gradient_accumulation_steps": 1})
+    return memory(own, grid, text, 1, bf16).total
 
 
 def _text(config: Any, captions: list[str]) -> str:
@@ -56,10 +92,7 @@ def _text(config: Any, captions: list[str]) -> str:
     return f"{config.encoder} ({place}), {counted(encoder.max_tokens, 'token')} of width {encoder.token_dim}"
 
 
-def _tokenizer(path: str, resolution: int) -> str:
-    from t2i.families import load_tokenizer
-
-    found = load_tokenizer(Path(path))
+def _tokenizer(path: str, found: ImageTokenizer, resolution: int) -> str:
     size = "" if found.resolution == resolution else f"; made for {found.resolution} pixels, the data has {resolution}"
     return (
         f"{path}: {found.grid * found.grid * found.codebooks:,} codes an image, each of {found.codebook_size:,}{size}"
@@ -103,7 +136,8 @@ def _measure(config: Any, images: int) -> Iterator[tuple[str, str]]:
     yield "parameters", found.parameters
     how = f"measured: at most {STEPS} steps and {60 * MOST_MINUTES:.0f} s here, on {counted(read, 'image')}"
     if found.images_per_second:
-        yield "time", f"{_time(config, found.images_per_second, 0)} ({how}; validations and preparations not counted)"
+        time = _time(config, found.images_per_second / config.mean_cost, 0)
+        yield "time", f"{time} ({how}; validations and preparations not counted)"
     else:
         yield "time", f"more than {60 * MOST_MINUTES:.0f} s for four steps ({how})"
     yield "memory", f"{found.memory / GB:.2g} GB at the peak of these steps"

@@ -1,12 +1,12 @@
 """A tour of the package in a few minutes: `t2i quickstart` runs the commands that a user would type, in order.
 
     t2i quickstart --run-dir runs/quickstart --minutes 3
-    t2i quickstart --family cgan
+    t2i quickstart --family cvae
 
-It trains an image tokenizer and a prior over its codes, or a dual encoder and a conditional GAN, on the embedded data,
-samples held-out prompts, scores the run, and writes a page of all that, with the other family beside it where that was run
-too. A few real steps measure the machine first, and the plan fits what they show. The same command again goes on where it
-stopped; what is finished is not done again.
+It trains an image tokenizer and a prior or a one-pass generator over its codes, or a dual encoder and a conditional GAN, on
+the embedded data, samples held-out prompts, scores the run, and writes a page of all that, with the other families beside it
+where they were run too. A few real steps measure the machine first, and the plan fits what they show. The same command again
+goes on where it stopped; what is finished is not done again.
 """
 
 import json
@@ -24,7 +24,11 @@ from t2i.cli.steps import DATA, SPLITS, Plan, fitted, scores_of, steps
 from t2i.config.options import Options, option
 from t2i.errors import InputError
 
-NAMES = {"cgan": "Conditional GAN", "prior": "Prior over the codes of a tokenizer"}
+NAMES = {
+    "prior": "Prior over the codes of a tokenizer",
+    "cvae": "One-pass generator over the codes of a tokenizer",
+    "cgan": "Conditional GAN",
+}
 SHOWN = 12  # prompts of each held-out split that are sampled
 FOLLOWS = 0.3  # share of images that are right, from which a score is worth reading
 
@@ -34,7 +38,7 @@ class QuickstartOptions(Options):
 
     run: Path = option(Path("runs/quickstart"), "Folder for everything.", metavar="DIR", flag="--run-dir")
     minutes: float = option(4.0, "Training time of the generator; a slow machine takes longer.", ge=0.1)
-    family: Literal["cgan", "prior"] = option("prior", "Family of the generator.")
+    family: Literal["prior", "cvae", "cgan"] = option("prior", "Family of the generator.")
 
 
 def main(options: QuickstartOptions) -> None:
@@ -103,15 +107,17 @@ def show(run: Path, page: Path, plan: Plan, family: str, record: Timings, follow
     """Writes the page of `t2i eval report`, the family that was asked for first."""
     tour = {one: steps(run, plan, one) for one in sorted(NAMES, key=lambda name: name != family)}
     done = [one for one, every in tour.items() if all(step.result.exists() for step in every)]
-    helpers = [run / name for name, one in (("align", "cgan"), ("vqvae", "prior")) if one in done]
-    every = [step for one in done for step in tour[one]]
-    write_page(page, [run / one for one in done], every, record, helpers, following, title="t2i quickstart")
+    helpers = [run / "align"] * ("cgan" in done) + [run / "vqvae"] * bool({"prior", "cvae"} & set(done))
+    every = {step.name: step for one in done for step in tour[one]}  # families over one tokenizer share its step
+    write_page(
+        page, [run / one for one in done], list(every.values()), record, helpers, following, title="t2i quickstart"
+    )
 
 
 def next_commands(run: Path, family: str) -> dict[str, str]:
     """Returns commands to try next, by what each of them does."""
     t2i, model = command_here(), shlex.quote(str(run / family))
-    other = next(name for name in NAMES if name != family)
+    other = "prior" if family == "cvae" else "cvae"
     lines: dict[str, Sequence[str]] = {
         "Sample a sentence of yours": [f'{t2i} sample {model} "a small red circle above a large blue square" -n 4'],
         **(
@@ -120,7 +126,7 @@ def next_commands(run: Path, family: str) -> dict[str, str]:
                     f'{t2i} sample {model} "a large red heart" "a small green star" --interpolate caption'
                 ]
             }
-            if family == "cgan"
+            if family != "prior"
             else {}
         ),
         "Train longer": [f"{t2i} quickstart --family {family} --run-dir {shlex.quote(str(run))} --minutes 30"],

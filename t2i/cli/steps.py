@@ -21,8 +21,9 @@ VQVAE: tuple[str, ...] = (
     "data.limit=20000",
 )
 PRIOR: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=40000")
+CVAE: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=40000")
 # minutes until images are recognisable, on two free cores with bf16 (LOG.md)
-LEAST_MINUTES = {"prior": 2.0, "cgan": 2.0}
+LEAST_MINUTES = {"prior": 2.0, "cvae": 3.0, "cgan": 2.0}
 FAST = 0.65  # of the reference speed; below it the tokenizer gets fewer steps and the data is smaller
 
 
@@ -32,7 +33,7 @@ class Plan(NamedTuple):
     minutes: float  # of the generator
     speed: float = 1.0  # of this machine, in units of the reference
     tokenizer: tuple[str, ...] = ()  # settings over VQVAE
-    generator: tuple[str, ...] = ()  # settings over PRIOR or CGAN
+    generator: tuple[str, ...] = ()  # settings over PRIOR, CVAE or CGAN
 
     def describe(self, asked: float) -> str:
         """One line: the speed, and what follows from it."""
@@ -44,7 +45,7 @@ class Plan(NamedTuple):
 
 def fitted(minutes: float, speed: float, family: str) -> Plan:
     """The plan for a machine of this speed, in units of the reference."""
-    shorter = speed < FAST and family == "prior"
+    shorter = speed < FAST and family != "cgan"
     length = ("max_train_steps=800", "max_train_minutes=30", "validation_steps=400", "checkpointing_steps=400")
     return Plan(
         minutes=max(minutes, round(min(minutes, LEAST_MINUTES[family]) / speed, 1)),
@@ -57,7 +58,7 @@ def fitted(minutes: float, speed: float, family: str) -> Plan:
 def steps(run: Path, plan: Plan, family: str) -> list[Step]:
     """The commands for one family, in order."""
     model = run / family
-    train = {"cgan": cgan_steps, "prior": prior_steps}[family]
+    train = {"cgan": cgan_steps, "cvae": cvae_steps, "prior": prior_steps}[family]
     scored = [
         Step(
             f"score of {family} on {split}",
@@ -95,15 +96,29 @@ def cgan_steps(run: Path, plan: Plan) -> list[Step]:
 
 
 def prior_steps(run: Path, plan: Plan) -> list[Step]:
-    """The tokenizer's steps do not follow the minutes: its reconstructions are the ceiling of the prior's images.
-
-    The prior reads plain words sooner than what a dual encoder makes of them in two minutes: after 500 steps 77 % of val is
-    right, against 25 % (LOG.md).
+    """The prior reads plain words sooner than what a dual encoder makes of them in two minutes: after 500 steps 77 % of val
+    is right, against 25 % (LOG.md).
     """
-    vqvae, prior = run / "vqvae", run / "prior"
-    limit = f"max_train_minutes={plan.minutes:g}"
-    sets = (named("tokenizer.path", vqvae), "text.encoder=bow", limit, *PRIOR, *plan.generator)
-    return [
-        Step("tokenizer", training("vqvae", "vqvae-tiny", DATA, vqvae, *VQVAE, *plan.tokenizer), vqvae / "checkpoints"),
-        Step("prior", training("prior", "prior-tiny", DATA, prior, *sets), prior / "checkpoints"),
-    ]
+    prior = run / "prior"
+    sets = (*over_codes(run, plan), "text.encoder=bow", *PRIOR, *plan.generator)
+    train = training("prior", "prior-tiny", DATA, prior, *sets)
+    return [tokenizer_step(run, plan), Step("prior", train, prior / "checkpoints")]
+
+
+def cvae_steps(run: Path, plan: Plan) -> list[Step]:
+    cvae = run / "cvae"
+    train = training("cvae", "cvae-tiny", DATA, cvae, *over_codes(run, plan), *CVAE, *plan.generator)
+    return [tokenizer_step(run, plan), Step("one-pass generator", train, cvae / "checkpoints")]
+
+
+def tokenizer_step(run: Path, plan: Plan) -> Step:
+    """Its steps do not follow the minutes: its reconstructions are the ceiling of all images made over its codes."""
+    vqvae = run / "vqvae"
+    return Step(
+        "tokenizer", training("vqvae", "vqvae-tiny", DATA, vqvae, *VQVAE, *plan.tokenizer), vqvae / "checkpoints"
+    )
+
+
+def over_codes(run: Path, plan: Plan) -> tuple[str, ...]:
+    """Settings of a generator over the codes of the tokenizer."""
+    return named("tokenizer.path", run / "vqvae"), f"max_train_minutes={plan.minutes:g}"

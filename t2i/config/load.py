@@ -14,7 +14,7 @@ from t2i.errors import InputError
 from t2i.names import nearest
 
 # What may differ between a run and its resumption: how long it is, how it is watched and where it is computed, never what
-# is learned. Of what only rounds sums otherwise (device, mixed_precision, compile) `Run.resume` warns.
+# is learned. Of what only rounds sums otherwise (device, mixed_precision, compile, sharding) `Run.resume` warns.
 CHANGEABLE_ON_RESUME: tuple[str, ...] = (
     "max_train_steps",
     "max_train_minutes",
@@ -22,6 +22,8 @@ CHANGEABLE_ON_RESUME: tuple[str, ...] = (
     "device",
     "mixed_precision",
     "compile",
+    "sharding",
+    "activation_checkpointing",
     "report_to",
     "checkpointing_steps",
     "checkpointing_minutes",

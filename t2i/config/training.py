@@ -86,6 +86,11 @@ class TrainConfig(Section):
         default="auto", description="auto: CUDA if there is a GPU, else MPS, else the CPU"
     )
 
+    @property
+    def mean_cost(self) -> float:
+        """Mean time of a step over the whole run, in units of the steps that it begins with."""
+        return 1.0
+
     @model_validator(mode="after")
     def _unlabelled_images_are_for_some(self) -> Self:
         unlabelled = getattr(getattr(self, "data", None), "unlabelled", None)
@@ -98,6 +103,13 @@ class TrainConfig(Section):
             )
             raise ValueError(f"data.unlabelled {unlabelled} has no use for {family}, as {how}; cgan and prior take it")
         return self
+
+
+class LowRankConfig(Section):
+    """Low-rank fine-tuning (LoRA): each linear layer learns a difference of this rank; all that was loaded stays frozen."""
+
+    rank: int = Field(default=8, ge=1, description="rank of the difference of each linear layer")
+    alpha: float = Field(default=16.0, gt=0, description="factor of the difference, divided by the rank")
 
 
 class StartConfig(TrainConfig):

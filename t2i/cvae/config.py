@@ -13,7 +13,10 @@ from t2i.text import TextConfig
 class FrozenLatentsConfig(Section):
     """Which tokenizer's latents are generated."""
 
-    path: str = Field(default="runs/vqvae", description="run directory of a trained tokenizer (t2i train vqvae)")
+    path: str = Field(
+        default="runs/vqvae",
+        description="run of t2i train vqvae, or a run, saved or shipped model that holds a tokenizer",
+    )
 
 
 class NetworkConfig(Section):
@@ -52,16 +55,28 @@ class ObjectiveConfig(Section):
     )
 
 
+CRITIC_COST = 4.6  # time of a step in which the critic plays, in units of one without it (LOG.md)
+
+
 class CriticConfig(Section):
     """A critic that joins late and sharpens what squared error leaves blurred."""
 
     start: float = Field(default=0.9, ge=0, le=1, description="share of the run after which it joins; 1: never")
     weight: float = Field(default=0.05, ge=0, description="of the adversarial loss beside the squared error")
+    lead: float = Field(
+        default=1.0, ge=0, description="weight of squared error and information while it plays; 0: the critic alone"
+    )
     learning_rate: float = Field(
         default=1e-3, gt=0, description="peak learning rate of both players once it has joined"
     )
     depth: int = Field(default=2, ge=1, le=64, description="transformer blocks; their width is the generator's")
     gamma: float = Field(default=0.1, ge=0, description="weight of the penalties on its gradient (R1 and R2)")
+
+    @model_validator(mode="after")
+    def _somebody_teaches(self) -> "CriticConfig":
+        if not self.lead and not self.weight and self.start < 1:
+            raise ValueError("weight and lead are both 0: nothing would teach the generator")
+        return self
 
 
 class Config(DrawingConfig):
@@ -79,3 +94,8 @@ class Config(DrawingConfig):
     )
     learning_rate: float = Field(default=4e-3, gt=0, description="peak learning rate")
     ema_halflife_images: int = Field(default=20_000, ge=1, description="half-life of the averaged weights, in images")
+
+    @property
+    def mean_cost(self) -> float:
+        start = self.critic.start
+        return 1.0 if start == 0 else start + (1 - start) * CRITIC_COST

@@ -83,7 +83,8 @@ def generate(
         return terms.loss, watch, micro.latents_BLC[:0]
     with autocast:
         deceived = deceive(critic, micro.latents_BLC, free, micro.text)
-    return terms.loss + config.critic.weight * deceived, watch | {"deceived": deceived.detach()}, free.detach()
+    loss = config.critic.lead * terms.loss + config.critic.weight * deceived
+    return loss, watch | {"deceived": deceived.detach()}, free.detach()
 
 
 def criticise(critic: nn.Module, micro: Micro, free_BLC: Tensor) -> tuple[Tensor, Watched]:

@@ -18,4 +18,5 @@ class ModelExportOptions(Options):
     out: Path = argument("The folder to write, which must not exist.", metavar="OUT")
     format: Format = option("onnx", "ONNX files, or programs of torch.export.")
     quantize: Quantize = option("none", "Bits of the stored weights; they are computed with in float32.")
+    page: bool = option(False, "Also a page that samples in a browser, by onnxruntime-web; docs/export.md.")
     n: int = option(50, "Images that time, memory and scores are measured on; 0: none.", metavar="N", short="-n", ge=0)

@@ -53,6 +53,7 @@ class ImageTextExtractor(Extractor, Protocol):
     """An extractor that also reads captions into the same space, for CLIP score, retrieval, re-ranking and guidance."""
 
     clip_name: str
+    side: int  # pixels a side to which its image tower brings an image
     scale: float  # 1 / temperature of its contrastive training
 
     def text_features(self, captions: Sequence[str]) -> Features:

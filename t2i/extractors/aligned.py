@@ -50,6 +50,7 @@ class AlignedExtractor:
         self._digest = dual.digest()
         self.name, self.clip_name = names or 2 * (f"align-{self._digest[:8]}",)
         self.dim, self.scale, self.resize = dual.pooled_dim, dual.scale, dual.resizing
+        self.side: int = dual.config.data.resolution
 
     def digest(self) -> str:
         return self._digest

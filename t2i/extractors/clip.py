@@ -55,6 +55,7 @@ class CLIPExtractor:
         self.resize = f"preprocessor_config.json by {type(self._processor).__name__}"
         self._digest = folder.digest()
         vision = self._model.config.vision_config
+        self.side = int(vision.image_size)
         size = {768: "b", 1024: "l", 1280: "h"}.get(vision.hidden_size, str(vision.hidden_size))
         self.name = self.clip_name = f"clip-vit-{size}-{vision.patch_size}-{self._digest[:8]}"
 
@@ -92,8 +93,7 @@ class CLIPExtractor:
 
     def embed_images(self, images_BCHW: Tensor) -> Tensor:
         """Resizes and normalises by the folder's own numbers, differentiably: bicubic with antialiasing, no cropping."""
-        side = int(self._model.config.vision_config.image_size)
-        pixels = F.interpolate((images_BCHW + 1) / 2, (side, side), mode="bicubic", antialias=True)
+        pixels = F.interpolate((images_BCHW + 1) / 2, (self.side, self.side), mode="bicubic", antialias=True)
         mean, deviation = (
             torch.tensor(numbers, device=pixels.device).view(1, 3, 1, 1)
             for numbers in (self._processor.image_mean, self._processor.image_std)

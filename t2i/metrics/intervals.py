@@ -1,7 +1,7 @@
-"""Confidence intervals: Wilson for rates, normal for means (clustered by prompt)."""
+"""Confidence intervals: Wilson for rates, normal for means (clustered by prompt), the bootstrap for anything else."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -84,6 +84,28 @@ def mean_estimate(values: ArrayLike, groups: Labels | None = None) -> Estimate:
     n_groups = len(residuals)
     error = np.sqrt(np.square(residuals).sum() * n_groups / (n_groups - 1)) / len(x) if n_groups > 1 else np.nan
     return Estimate(mean, float(error), len(x), x)
+
+
+def bootstrap_interval(
+    measure: Callable[..., float], *strata: Labels, seed: int, draws: int = 1000, confidence: float = 0.95
+) -> Interval:
+    """Percentile interval of a statistic, by drawing whole groups with replacement.
+
+    Args:
+        measure: called with the rows drawn of each stratum.
+        strata: group of each row, of each sample that is drawn for itself.
+    """
+    rng = np.random.default_rng(seed)
+    members = []
+    for groups in strata:
+        index = group_index(groups)
+        members.append(np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1]))
+    values = [
+        measure(*(np.concatenate([own[k] for k in rng.integers(0, len(own), len(own))]) for own in members))
+        for _ in range(draws)
+    ]
+    low, high = np.quantile(values, ((1 - confidence) / 2, (1 + confidence) / 2)).tolist()
+    return Interval(low, high)
 
 
 def group_index(groups: Labels) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ it: an encoder that maps everything to one point scores nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ class Recall:
     recall: dict[int, float]  # K -> share of queries with a hit among the first K, in [0, 1]
     median_rank: float  # of the first hit, from 1
     queries: int
+    ranks: NDArray[np.int64] = field(compare=False, repr=False)  # [queries]
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def ranks(
 
 
 def _recall(rank: NDArray[np.int64], ks: Sequence[int]) -> Recall:
-    return Recall({k: float((rank <= k).mean()) for k in ks}, float(np.median(rank)), len(rank))
+    return Recall({k: float((rank <= k).mean()) for k in ks}, float(np.median(rank)), len(rank), rank)
 
 
 def _measure(given: Inputs) -> list[Score]:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from t2i.config.section import Section
-from t2i.config.training import DrawingConfig
+from t2i.config.training import DrawingConfig, LowRankConfig
 from t2i.data import DataConfig
 from t2i.text import TextConfig
 
@@ -13,7 +13,10 @@ from t2i.text import TextConfig
 class TokenizerConfig(Section):
     """The tokenizer that turns images into codes and back."""
 
-    path: str = Field(default="runs/vqvae", description="run directory of a trained tokenizer (t2i train vqvae)")
+    path: str = Field(
+        default="runs/vqvae",
+        description="run of t2i train vqvae, or a run, saved or shipped model that holds a tokenizer",
+    )
 
 
 class ModelConfig(Section):
@@ -38,7 +41,7 @@ class ModelConfig(Section):
 
 
 class PriorLossConfig(Section):
-    """Cross-entropy of the codes, and three guards against learning small data by heart."""
+    """Cross-entropy of the codes, and four guards against learning small data by heart."""
 
     label_smoothing: float = Field(
         default=0.1, ge=0, lt=1, description="share of the target that is spread over all codes"
@@ -51,6 +54,12 @@ class PriorLossConfig(Section):
         ge=0,
         lt=1,
         description="share of captions that are replaced by the learned null caption, for guidance",
+    )
+    text_noise: float = Field(
+        default=0.0,
+        ge=0,
+        description="standard deviation of the noise on text features in training, beside their own: near words are then read "
+        "alike, so that a new caption gives what a known one near it would",
     )
 
 
@@ -112,6 +121,9 @@ class Config(DrawingConfig):
     model: ModelConfig = ModelConfig()
     loss: PriorLossConfig = PriorLossConfig()
     sampling: SamplingConfig = SamplingConfig()
+    lora: LowRankConfig | None = Field(
+        default=None, description="low-rank fine-tuning of the weights of init_from; null: all weights are trained"
+    )
     train_batch_size: int = Field(default=64, ge=1, description="images of one micro-batch on one process")
     max_train_steps: int = Field(default=10_000, ge=1, description="optimizer steps of the whole run")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
@@ -128,6 +140,16 @@ class Config(DrawingConfig):
         ge=1,
         description="validations without a better best_metric after which the run ends; null: it never ends early",
     )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="keep only the input of each block for its gradients and compute the rest again: a third more time, and "
+        "memory for far larger batches; the weights come out bit for bit the same",
+    )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="full: each process keeps its part of weights, gradients, moments and average only (FSDP), where a model "
+        "is too large for one; none: each keeps all",
+    )
     ema_halflife_images: int = Field(
         default=50_000,
         ge=1,
@@ -139,6 +161,22 @@ class Config(DrawingConfig):
         if self.sampling.steps is not None and self.order == "raster":
             raise ValueError(
                 f"sampling.steps {self.sampling.steps} draws groups, and order is raster; set order=random"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _low_rank_adapts_loaded_weights(self) -> "Config":
+        if self.lora is not None and self.init_from is None:
+            raise ValueError(
+                f"lora (rank {self.lora.rank}) adapts loaded weights, and init_from is null; name a model there"
+            )
+        if self.lora is not None and self.freeze:
+            raise ValueError(
+                f"lora freezes all loaded weights, so freeze {', '.join(self.freeze)} has no effect; drop one"
+            )
+        if self.lora is not None and self.sharding != "none":
+            raise ValueError(
+                f"lora trains few weights, which are not sharded, and sharding is {self.sharding}; set sharding=none"
             )
         return self
 

@@ -63,11 +63,12 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        exact = input.dtype == self.weight.dtype == torch.float32 and input.device.type == "cpu"
+        weight = self.weight  # computed on each access where it has a low-rank difference
+        exact = input.dtype == weight.dtype == torch.float32 and input.device.type == "cpu"
         plain = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or not onednn_available()
         if not exact or plain:
-            return super().forward(input)
-        return OneDnnProduct.apply(input, self.weight)  # type: ignore[return-value]
+            return F.linear(input, weight)
+        return OneDnnProduct.apply(input, weight)  # type: ignore[return-value]
 
 
 def onednn_available() -> bool:

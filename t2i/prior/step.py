@@ -41,7 +41,22 @@ def draw_micro(
         uniforms = torch.from_numpy(seeding.uniform(seed, "order", sample_ids, slots))
         groups = seeding.uniform(seed, "groups", [step], 2)[0].tolist()
         order = training_order(uniforms.to(device), groups)
+    text = blurred(text, config.loss.text_noise, seed, sample_ids)
     return PriorMicro(codes_BS, text, order, PriorDraws(caption_B.to(device), token_BS.to(device)))
+
+
+def blurred(text: TextFeatures, share: float, seed: int, sample_ids: NDArray[np.int64]) -> TextFeatures:
+    """Returns text features with noise of `share` of each vector's root mean square, keyed by sample."""
+    if not share:
+        return text
+    length, device = text.tokens_BTD.shape[1:], text.pooled_BP.device
+    of_tokens = torch.from_numpy(seeding.normal(seed, "text_noise/tokens", sample_ids, length.numel()))
+    of_pooled = torch.from_numpy(seeding.normal(seed, "text_noise/pooled", sample_ids, text.pooled_BP.shape[1]))
+
+    def noisy(x: Tensor, noise: Tensor) -> Tensor:
+        return x + share * x.square().mean(dim=-1, keepdim=True).sqrt() * noise.view_as(x).to(device, x.dtype)
+
+    return TextFeatures(noisy(text.tokens_BTD, of_tokens), text.mask_BT, noisy(text.pooled_BP, of_pooled))
 
 
 def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from typing import ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from t2i.prior.config import Config, ModelConfig
 from t2i.prior.kernels import Linear, SwiGLU
@@ -283,5 +284,9 @@ class Prior(nn.Module):
 
     def _run(self, x: Tensor, modulation: Tensor, turn: Tensor, mask: Tensor, start: int) -> Tensor:
         for i, block in enumerate(self.blocks):
-            x, _, _ = block(x, modulation, turn, mask, start if i == len(self.blocks) - 1 else 0)
+            first = start if i == len(self.blocks) - 1 else 0
+            if self.training and self.config.activation_checkpointing:
+                x, _, _ = checkpoint(block, x, modulation, turn, mask, first, use_reentrant=False)
+            else:
+                x, _, _ = block(x, modulation, turn, mask, first)
         return x

@@ -1,4 +1,4 @@
-"""Checks the arguments of a pipeline's calls before any work, those that users of diffusers pass by habit included."""
+"""Checks the arguments of a pipeline's calls, including those that users of diffusers pass by habit."""
 
 import math
 import operator
@@ -19,15 +19,15 @@ from t2i.sampling.prompts import clean_prompt, image_seed
 
 OutputType = Literal["pil", "np", "pt", "uint8"]
 OUTPUT_TYPES: tuple[str, ...] = get_args(OutputType)
-# argument of diffusers -> the values that change nothing here, and why others are refused
+# argument of diffusers -> the values that have no effect here, and the reason for refusing others
 IDLE_LOADING: dict[str, tuple[tuple[Any, ...], str]] = {
     "torch_dtype": ((None, "auto", "float32", torch.float32), "models compute in float32"),
     "dtype": ((None, "auto", "float32", torch.float32), "models compute in float32"),
     "variant": ((None,), "a pipeline has one set of weights"),
-    "use_safetensors": ((None, True), "nothing is unpickled here"),
-    "trust_remote_code": ((None, False), "no code that comes with a model is run"),
-    "custom_pipeline": ((None,), "no code that comes with a model is run"),
-    "device_map": ((None,), "name a device instead"),
+    "use_safetensors": ((None, True), "only safetensors files are read"),
+    "trust_remote_code": ((None, False), "code that comes with a model never runs"),
+    "custom_pipeline": ((None,), "code that comes with a model never runs"),
+    "device_map": ((None,), "pass device instead"),
     "low_cpu_mem_usage": ((None, True, False), ""),
     "safety_checker": ((None,), "there is none"),
     "requires_safety_checker": ((None, True, False), ""),
@@ -36,56 +36,65 @@ IDLE_LOADING: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 HUB = ("cache_dir", "revision", "token", "local_files_only", "force_download")
 IDLE_SAVING: dict[str, tuple[tuple[Any, ...], str]] = {
-    "safe_serialization": ((None, True), "nothing is pickled here"),
+    "safe_serialization": ((None, True), "only safetensors files are written"),
     "variant": ((None,), "a pipeline has one set of weights"),
     "push_to_hub": ((None, False), "call pipe.push_to_hub(repo_id) instead"),
     "max_shard_size": ((None,), "each component is one file"),
 }
-# of a call: those with another name here, and those that only do nothing when they are left out
 IDLE_CALL: dict[str, tuple[tuple[Any, ...], str]] = {
     "num_inference_steps": ((None,), "a GAN has no steps, a prior takes steps=N"),
-    "negative_prompt": ((None,), "guidance leads away from the empty caption"),
+    "negative_prompt": ((None,), "guidance is relative to the empty caption"),
     "eta": ((None, 0, 0.0), "there is no diffusion process"),
-    "latents": ((None,), "give seed or generator"),
-    "prompt_embeds": ((None,), "give the prompt as text"),
-    "negative_prompt_embeds": ((None,), "give the prompt as text"),
-    "cross_attention_kwargs": ((None, {}), "there is none of its processors"),
+    "latents": ((None,), "pass seed or generator"),
+    "prompt_embeds": ((None,), "pass the prompt as text"),
+    "negative_prompt_embeds": ((None,), "pass the prompt as text"),
+    "cross_attention_kwargs": ((None, {}), "there are no attention processors"),
     "guidance_rescale": ((None, 0, 0.0), "set guidance_scale"),
-    "clip_skip": ((None,), "the text encoder is read as it was trained with"),
-    "callback_on_step_end_tensor_inputs": ((None, [], ["latents"]), "the callback is given the seeds"),
+    "clip_skip": ((None,), "the model was trained with one layer of its text encoder"),
+    "callback_on_step_end_tensor_inputs": ((None, [], ["latents"]), "the callback receives the seeds"),
     "image": ((None,), "the argument is init_image"),
-    "strength": ((None,), "a mask_image says what is sampled anew"),
+    "strength": ((None,), "mask_image marks the part to resample"),
 }
 
 
-def split_idle(given: Mapping[str, Any], idle: Mapping[str, tuple[tuple[Any, ...], str]], what: str) -> dict[str, Any]:
-    """The arguments that are not in `idle`; those that are must have a value that changes nothing.
+def split_idle(
+    arguments: Mapping[str, Any], idle: Mapping[str, tuple[tuple[Any, ...], str]], callee: str
+) -> dict[str, Any]:
+    """Returns the arguments that are not in `idle`, after a check that those in `idle` have no effect.
 
     Raises:
-        InputError: one has another value.
+        InputError: an argument in `idle` has a value that would have an effect.
     """
-    for name in given.keys() & idle.keys():
+    for name in arguments.keys() & idle.keys():
         values, why = idle[name]
-        if not any(
-            given[name] is value or (type(given[name]) is type(value) and given[name] == value) for value in values
-        ):
-            raise InputError(f"{what} does not take {name}={_short(given[name])}: {why}; leave it out")
-    return {name: value for name, value in given.items() if name not in idle}
+        value = arguments[name]
+        if not any(value is other or (type(value) is type(other) and value == other) for other in values):
+            raise InputError(f"{callee} does not take {name}={_short(value)}: {why}; leave it out")
+    return {name: value for name, value in arguments.items() if name not in idle}
 
 
-def refuse_unknown(given: Mapping[str, Any], what: str, known: Sequence[str]) -> None:
-    """Raises InputError when an argument is left over; the message lists the known ones."""
-    if given:
-        raise InputError(f"{what} has no argument {min(given)!r}; it takes {', '.join(known)}")
+def refuse_unknown(arguments: Mapping[str, Any], callee: str, known: Sequence[str]) -> None:
+    """Raises InputError if any argument is left; the message lists the known ones."""
+    if arguments:
+        raise InputError(f"{callee} has no argument {min(arguments)!r}; it takes {', '.join(known)}")
 
 
-def settings_of_call(given: Mapping[str, Any], resolution: int) -> dict[str, Any]:
-    """The settings of the family among the further arguments of a call.
+def usable_device(device: Any) -> torch.device:
+    """Returns the device with its index, after allocating on it; raises InputError if that fails."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(f"device {str(device)!r} cannot be used ({why}); `t2i doctor` lists the devices") from error
+
+
+def settings_of_call(arguments: Mapping[str, Any], resolution: int) -> dict[str, Any]:
+    """Returns the settings of the family from the keyword arguments of a call.
 
     Args:
-        resolution: pixels a side of the model's images, the only height and width there are.
+        resolution: pixels a side of the model's images, the only valid height and width.
     """
-    settings = split_idle(given, IDLE_CALL, "a call")
+    settings = split_idle(arguments, IDLE_CALL, "a call")
     for side in ("height", "width"):
         value = settings.pop(side, None)
         if value is not None and value != resolution:
@@ -96,10 +105,10 @@ def settings_of_call(given: Mapping[str, Any], resolution: int) -> dict[str, Any
 
 
 def prompts_of(prompt: Any) -> list[str]:
-    """One prompt or several, each cleaned as training captions are.
+    """Returns the prompts as a list, cleaned like training captions.
 
     Raises:
-        InputError: it is no text, no list of texts, or one of them is empty or too long.
+        InputError: `prompt` is neither a text nor a list of texts, or a text is empty or too long.
     """
     if isinstance(prompt, str):
         return [clean_prompt(prompt)]
@@ -109,35 +118,35 @@ def prompts_of(prompt: Any) -> list[str]:
 
 
 def count(name: str, value: Any, least: int = 1) -> int:
-    """A whole number from `least` on; InputError otherwise."""
-    found = whole(value)
-    if found is None:
+    """Returns `value` as an int of at least `least`; raises InputError otherwise."""
+    integer = whole(value)
+    if integer is None:
         raise InputError(f"{name} must be a whole number, got {_short(value)}")
-    if found < least:
-        raise InputError(f"{name} must be {least} or more, got {found}")
-    return found
+    if integer < least:
+        raise InputError(f"{name} must be {least} or more, got {integer}")
+    return integer
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number from 0 on; InputError otherwise."""
+    """Returns `value` as a finite float >= 0; raises InputError otherwise."""
     try:
-        good = not isinstance(value, bool | str) and math.isfinite(value) and value >= 0
+        valid = not isinstance(value, bool | str) and math.isfinite(value) and value >= 0
     except (TypeError, ValueError, OverflowError):
-        good = False
-    if not good:
+        valid = False
+    if not valid:
         raise InputError(f"{name} must be a number from 0 on, got {_short(value)}; 1 is plain sampling")
     return float(value)
 
 
 def output_type_of(value: Any) -> OutputType:
-    """The kind of output, checked before any work."""
+    """Returns `value`; raises InputError if it is not a valid output type."""
     if not isinstance(value, str) or value not in OUTPUT_TYPES:
         raise InputError(f"output_type {_short(value)} is unknown; valid ones: {', '.join(OUTPUT_TYPES)}")
     return cast(OutputType, value)
 
 
 def as_output(output_type: str, images_BHWC: ImageArray) -> list[Image.Image] | np.ndarray | Tensor:
-    """The images as a call's `output_type` asks for them."""
+    """Converts uint8 images to the output type."""
     if output_type == "uint8":
         return images_BHWC
     if output_type == "np":
@@ -148,13 +157,13 @@ def as_output(output_type: str, images_BHWC: ImageArray) -> list[Image.Image] | 
 
 
 def seeds_of(prompts: Sequence[str], each: int, seed: Any, generator: Any) -> list[int]:
-    """One seed an image, `each` for every prompt.
+    """Returns one seed for each image, `each` images for every prompt.
 
     Raises:
-        InputError: both are given, one is of another type, or a list has not one for each image.
+        InputError: both `seed` and `generator` are set, one has the wrong type, or a list has the wrong length.
     """
     if seed is not None and generator is not None:
-        raise InputError("give seed or generator, not both: each decides the noise alone")
+        raise InputError("pass seed or generator, not both: each of them decides the noise")
     total = len(prompts) * each
     if generator is not None:
         one = isinstance(generator, torch.Generator)
@@ -173,23 +182,23 @@ def seeds_of(prompts: Sequence[str], each: int, seed: Any, generator: Any) -> li
     return [value for _, value in seeds if value is not None]
 
 
-def _one_each(given: Any, total: int, name: str, kind: str) -> list[Any]:
-    if not _is_list(given):
+def _one_each(values: Any, total: int, name: str, kind: str) -> list[Any]:
+    if not _is_list(values):
         hint = "; a number is a seed" if name == "generator" else ""
-        raise InputError(f"{name} must be a {kind} or a list of them, got {_short(given)}{hint}")
-    if len(given) != total:
-        raise InputError(f"got {len(given)} {name}s for {total} images; give one for each image")
-    return list(given)
+        raise InputError(f"{name} must be a {kind} or a list of them, got {_short(values)}{hint}")
+    if len(values) != total:
+        raise InputError(f"got {len(values)} {name}s for {total} images; pass one for each image")
+    return list(values)
 
 
-def _is_list(given: Any) -> bool:
-    """True for lists, tuples, arrays and series; False for what only looks like one."""
-    odd = isinstance(given, str | bytes | Mapping | AbstractSet)
-    return not odd and hasattr(given, "__len__") and getattr(given, "ndim", 1) == 1
+def _is_list(value: Any) -> bool:
+    """Returns True for lists, tuples, 1-d arrays and series; False for strings, mappings and sets."""
+    unordered = isinstance(value, str | bytes | Mapping | AbstractSet)
+    return not unordered and hasattr(value, "__len__") and getattr(value, "ndim", 1) == 1
 
 
 def whole(value: Any) -> int | None:
-    """The value as an int; None where it is no whole number."""
+    """Returns the value as an int, or None if it is not a whole number."""
     if isinstance(value, bool):
         return None
     try:
@@ -205,14 +214,14 @@ def _short(value: Any) -> str:
 
 @dataclass
 class ImagePipelineOutput:
-    """Images and the seed of each: `pipe(prompt, seed=that_seed)`, or `--seed` of it, makes that image again.
+    """Images and their seeds: `pipe(prompt, seed=output.seeds[i])`, or `--seed`, makes image i again.
 
     `output[0]` and `output["images"]` are the images, as in diffusers.
     """
 
     images: Any  # list[PIL.Image.Image], ImageArray or Tensor: the call's `output_type` decides
     seeds: list[int]
-    scores: list[list[float]] | None = None  # with `best_of`: of all candidates of each image, the best was kept
+    scores: list[list[float]] | None = None  # with `best_of`: scores of all candidates of each image
 
     def to_tuple(self) -> tuple[Any, ...]:
         return (self.images, self.seeds) if self.scores is None else (self.images, self.seeds, self.scores)

@@ -7,37 +7,39 @@ from typing import Any
 from t2i.errors import InputError
 from t2i.weights import INDEX
 
-WANTED = "name a run directory of t2i train, or a folder that save_pretrained wrote"
-# nothing that is unpickled or run is ever downloaded
+EXPECTED = "name a run directory of t2i train, or a folder that save_pretrained wrote"
+# no file that would be unpickled or run
 DOWNLOADED = ("*.safetensors", "*.json", "*.yaml", "*.txt")
 
 
 def download(repo_id: str, subfolder: str | None, options: Mapping[str, Any]) -> Path:
-    """The folder of a pipeline on the hub, downloaded once.
+    """Downloads a pipeline from the hub, unless the cache has it; returns its folder.
 
     Args:
-        options: of `huggingface_hub.snapshot_download`.
+        options: arguments of `huggingface_hub.snapshot_download`.
 
     Raises:
-        InputError: no network, no such model, no right to it, or no pipeline there.
+        InputError: there is no network, no such model, no access to it, or it is no pipeline.
     """
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(repo_id, allow_patterns=list(DOWNLOADED), **options)) / (subfolder or "")
-    # no network, no such model, no right to it, a full disk: the client has an exception for each
+    # the client has many exceptions: no network, no such model, no access, a full disk
     except Exception as error:
-        raise InputError(f"no folder {repo_id!r} here, and none from the hub ({one_line(error)}); {WANTED}") from error
+        raise InputError(
+            f"no folder {repo_id!r} here, and none from the hub ({one_line(error)}); {EXPECTED}"
+        ) from error
     if not (folder / INDEX).is_file():
-        raise InputError(f"{repo_id!r} on the hub is no t2i pipeline: it holds no {INDEX}; {WANTED}")
+        raise InputError(f"{repo_id!r} on the hub is no t2i pipeline: it holds no {INDEX}; {EXPECTED}")
     return folder
 
 
 def upload(folder: Path, repo_id: str, private: bool) -> str:
-    """Makes the repository where it is missing, and uploads the folder in one commit; returns its address.
+    """Creates the repository if it does not exist and uploads the folder in one commit; returns its URL.
 
     Raises:
-        InputError: no network, no login, no right to write there.
+        InputError: there is no network, no login or no write access.
     """
     from huggingface_hub import HfApi
 
@@ -46,11 +48,11 @@ def upload(folder: Path, repo_id: str, private: bool) -> str:
         url = hub.create_repo(repo_id, private=private, exist_ok=True)
         hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a t2i pipeline")
     except Exception as error:  # as in `download`
-        fix = "log in with `hf auth login`, look at the network, or use save_pretrained and upload the folder later"
+        fix = "log in with `hf auth login`, check the network, or use save_pretrained and upload the folder later"
         raise InputError(f"cannot push to {repo_id!r} ({one_line(error)}); {fix}") from error
     return str(url)
 
 
 def one_line(error: Exception) -> str:
-    """Type and message of an error, short enough for a line."""
+    """Returns type and message of an error in one line, cut to 200 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,4 +1,4 @@
-"""Chooses the cells of a given image that are sampled anew: those that a mask touches, or all below the rows that stay."""
+"""Chooses the cells of an image to resample: those that a mask touches, or all below the rows to keep."""
 
 import math
 from fractions import Fraction
@@ -22,25 +22,26 @@ def keep_parts(
     mask: Image.Image | None,
     keep_rows: int | None,
 ) -> Sampler:
-    """`sampler`, or one that keeps the cells of `init` that are not sampled anew.
+    """Returns a sampler that keeps the cells of `init` which are not resampled; `sampler` itself without `init`.
 
     Args:
-        view: the run's pixels a side, and how training images are brought to them.
-        init: the image, of any size.
-        mask: of the same size; what is lighter than mid-grey, or transparent, is sampled anew.
-        keep_rows: rows of cells at the top that stay, instead of a mask.
+        view: the resolution of the run, and the way that training images are fitted to it.
+        init: an image of any size.
+        mask: of the size of `init`; pixels lighter than mid-grey are resampled.
+        keep_rows: number of rows of cells to keep at the top, instead of a mask.
 
     Raises:
-        InputError: one of them is missing or too many, they do not fit, or this sampler keeps no parts.
+        InputError: `init` is missing, not exactly one of `mask` and `keep_rows` is set, their sizes do not fit, or this
+            sampler cannot keep parts of an image.
     """
     if init is None:
         if mask is not None or keep_rows is not None:
-            raise InputError("a mask, or rows to keep, need the image that they are of; give that too (init)")
+            raise InputError("a mask, or rows to keep, need an image; pass that too (init)")
         return sampler
     if not isinstance(sampler, Completes):
         raise InputError("this family cannot keep parts of an image (init); sample from a run of t2i train prior")
     if (mask is None) == (keep_rows is None):
-        raise InputError("to keep parts of an image (init), give either a mask or a number of rows to keep")
+        raise InputError("to keep parts of an image (init), pass either a mask or a number of rows to keep")
     size, how = view
     if keep_rows is not None:
         redraw_hw = below(keep_rows, sampler.cells)
@@ -51,35 +52,38 @@ def keep_parts(
 
 
 def below(keep_rows: int, cells: tuple[int, int]) -> NDArray[np.bool_]:
-    """Flags [rows, columns] of all cells but those of the first rows."""
+    """Returns flags [rows, columns], True for all cells below the first `keep_rows` rows."""
     if not 1 <= keep_rows < cells[0]:
         raise InputError(
-            f"{keep_rows} rows to keep: images of this run have {cells[0]} rows of tokens; keep 1 to {cells[0] - 1}"
+            f"cannot keep {keep_rows} rows: images of this run have {cells[0]} rows of tokens; keep 1 to {cells[0] - 1}"
         )
     return np.repeat(np.arange(cells[0]) >= keep_rows, cells[1]).reshape(cells)
 
 
 def touched(mask_HW: NDArray[np.bool_], box: Box, cells: tuple[int, int]) -> NDArray[np.bool_]:
-    """Flags [rows, columns] of the cells that cover a masked pixel, if only in part.
+    """Returns flags [rows, columns], True for cells that overlap a masked pixel.
+
+    Args:
+        box: the part of the image that the model sees.
 
     Raises:
-        InputError: there is none.
+        InputError: no cell does.
     """
     left, top, width, height = box
     columns = [_span(left, width, j, cells[1], mask_HW.shape[1]) for j in range(cells[1])]
     rows = [_span(top, height, i, cells[0], mask_HW.shape[0]) for i in range(cells[0])]
-    found = np.array([[mask_HW[row, column].any() for column in columns] for row in rows])
-    if not found.any():
-        where = "within the square that is cut from the image" if mask_HW.any() else "at all"
-        raise InputError(f"the mask marks nothing {where}; paint white what is to be sampled anew, on black")
-    return found
+    flags_hw = np.array([[mask_HW[row, column].any() for column in columns] for row in rows])
+    if not flags_hw.any():
+        why = "has no white pixel in the square that is cropped from the image" if mask_HW.any() else "is all black"
+        raise InputError(f"the mask {why}; paint the part to resample white, on black")
+    return flags_hw
 
 
 def painted(cells_hw: NDArray[np.bool_], size: tuple[int, int], view: tuple[int, Fit]) -> Image.Image:
-    """A mask for an image of this size that marks these cells: a white pixel in the middle of each.
+    """Returns a mask of `size` (width, height) that marks these cells: a white pixel in the middle of each.
 
     Args:
-        view: as `keep_parts` takes it.
+        view: as in `keep_parts`.
     """
     left, top, width, height = _box(*size, *view)
     mask = np.zeros(size[::-1], np.uint8)
@@ -98,18 +102,18 @@ def _span(start: Fraction, length: Fraction, k: int, count: int, end: int) -> sl
 def _flags(mask: Image.Image, init: Image.Image) -> NDArray[np.bool_]:
     if mask.size != init.size:
         sizes = "{}x{} pixels and its image {}x{}".format(*mask.size, *init.size)
-        raise InputError(f"the mask has {sizes}; resize it, by nearest neighbour, or paint it on the image itself")
+        raise InputError(f"the mask has {sizes}; resize the mask with nearest-neighbour sampling")
     return np.asarray(mask.convert("L")) > 127
 
 
 def _box(width: int, height: int, size: int, how: Fit) -> Box:
-    """The part of the image that `t2i.images.fit` shows, which with `pad` is more than all of it."""
+    """Returns the part of the image that `t2i.images.fit` keeps; with `pad` it is larger than the image."""
     if how == "squash":
         return Fraction(0), Fraction(0), Fraction(width), Fraction(height)
     if how == "pad":
         scale = size / max(width, height)
         shown = max(1, round(width * scale)), max(1, round(height * scale))
-        x, y = Fraction(width, shown[0]), Fraction(height, shown[1])  # pixels of the image for one that is shown
+        x, y = Fraction(width, shown[0]), Fraction(height, shown[1])  # image pixels per resized pixel
         return -((size - shown[0]) // 2) * x, -((size - shown[1]) // 2) * y, size * x, size * y
     side = min(width, height)
     left, top = round((width - side) * 0.5), round((height - side) * 0.5)

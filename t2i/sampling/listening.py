@@ -1,4 +1,4 @@
-"""Runs work in a thread of its own and reports its progress in the caller's, where no lock of the work is held."""
+"""Runs work in another thread and reports its progress in the calling thread, which holds none of the work's locks."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,14 +9,16 @@ Result = TypeVar("Result")
 
 
 class Stopped(Exception):
-    """Raised by a listener to end the work; nothing of it is kept."""
+    """Ends the work when `on_progress` raises it; the work has no result then."""
 
 
-def listened(work: Callable[[Callable[[float], None]], Result], hear: Callable[[float], None]) -> Result:
-    """The result of `work(on_step)`; each share that it reports is passed to `hear` in this thread.
+def run_with_progress(
+    work: Callable[[Callable[[float], None]], Result], on_progress: Callable[[float], None]
+) -> Result:
+    """Returns the result of `work(report)`; each share that it reports is passed to `on_progress` in the calling thread.
 
-    What `hear` raises ends the work at its next report. A listener may sample itself: the work holds the lock of the thread
-    count, and never waits for the listener.
+    An exception in `on_progress` ends the work at its next report. `on_progress` may itself sample images: the work holds
+    the lock of the thread count, but never waits for `on_progress`.
     """
     shares: SimpleQueue[float | None] = SimpleQueue()
     stopped = False
@@ -36,7 +38,7 @@ def listened(work: Callable[[Callable[[float], None]], Result], hear: Callable[[
         result = worker.submit(run)
         try:
             while (share := shares.get()) is not None:
-                hear(share)
+                on_progress(share)
         except BaseException:
             stopped = True
             raise

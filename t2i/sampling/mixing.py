@@ -11,10 +11,10 @@ from t2i.text import TextFeatures
 
 
 def mix(text: TextFeatures, weights: Sequence[float]) -> TextFeatures:
-    """Features on the straight line between two captions, one row a weight: 0 is the first, 1 the second.
+    """Interpolates linearly between the features of two captions, one row for each weight: 0 is the first, 1 the second.
 
-    Pooled vectors and token states are averaged; where only one caption has a token, with zeros for the other. The
-    masks are joined: in between, every token of either caption is read.
+    Pooled vectors and token states are averaged; a token that only one caption has is averaged with zeros. Between the
+    two captions the mask is the union of both masks.
     """
     w = torch.tensor(weights, dtype=torch.float32)
     real = text.tokens_BTD * text.mask_BT[:, :, None]
@@ -25,5 +25,5 @@ def mix(text: TextFeatures, weights: Sequence[float]) -> TextFeatures:
 
 
 def frame_weights(frames: int) -> list[float]:
-    """[frames] evenly from 0 to 1."""
+    """Returns [frames] evenly spaced weights from 0 to 1."""
     return [frame / (frames - 1) for frame in range(frames)]

@@ -1,13 +1,14 @@
-"""Writes the README.md of a saved pipeline: what it is, how to use it, how it was trained, what it scores."""
+"""Writes the model card of a saved pipeline: description, usage, scores and training config."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
 from t2i.families import FAMILIES
+from t2i.images import ImageArray, grid
 from t2i.metrics.score import Score, read_scores
 from t2i.names import counted
 from t2i.sampling.saved import Stored
@@ -15,16 +16,41 @@ from t2i.sampling.saved import Stored
 SHOWN = 8
 
 
-def card_prompts(manifest: Mapping[str, Any]) -> list[str]:
-    """Captions to show. Only of the embedded data: others' captions may not be meant to be published."""
+def write_card(
+    folder: Path,
+    stored: Stored,
+    name: str,
+    license: str,
+    prompts: Sequence[str] | None,
+    sample: Callable[[list[str]], Sequence[ImageArray]],
+) -> None:
+    """Writes README.md, copies of the score files, and grid.png with an image of each prompt.
+
+    Args:
+        name: name of the repository or folder, for the usage.
+        license: as the hub spells it.
+        prompts: none: no grid. None: held-out captions of the embedded shapes, none for other data.
+        sample: samples one image for each prompt.
+    """
+    prompts = _default_prompts(stored.manifest) if prompts is None else list(prompts)
+    if prompts:
+        grid(list(sample(prompts)), prompts, columns=4).save(folder / "grid.png")
+    scores = _score_files(stored.home)
+    for path in scores:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "README.md").write_text(_card(name, stored, license, prompts, scores), "utf-8")
+
+
+def _default_prompts(manifest: Mapping[str, Any]) -> list[str]:
+    """Returns captions of the embedded data. Captions of other data may be private."""
     address = str(manifest["config"]["data"]["address"])
     if not address.startswith("shapes-"):
         return []
     return [captions[0] for captions in open_dataset(address, "val", View(limit=SHOWN)).captions]
 
 
-def score_files(home: Path) -> list[Path]:
-    """The score files of a run or a saved pipeline; links, and other programs' files of such a name, are left out."""
+def _score_files(home: Path) -> list[Path]:
+    """Returns the score files of a run or a saved pipeline, without links and files of other programs."""
     return [path for path in sorted(home.glob("scores*.json")) if not path.is_symlink() and _read(path)]
 
 
@@ -35,30 +61,16 @@ def _read(path: Path) -> Sequence[Score]:
         return []
 
 
-def model_card(name: str, stored: Stored, license: str, prompts: Sequence[str], scores: Sequence[Path]) -> str:
-    """The card as Markdown, with the front matter that the hub reads: tags, license, and the scores as `model-index`.
-
-    Args:
-        name: of the repository or folder, for the usage.
-        prompts: the captions of grid.png; none: there is no grid.
-        scores: score files to make a table of.
-    """
-    manifest = stored.manifest
-    config = manifest["config"]
-    found = [(path, score) for path in scores for score in _read(path)]
-    parameters = sum(tensor.numel() for _, tensors in stored.components.values() for tensor in tensors.values())
-    size = config["data"]["resolution"]
+def _card(name: str, stored: Stored, license: str, prompts: Sequence[str], files: Sequence[Path]) -> str:
+    """Returns the card as Markdown, with the front matter that the hub reads: tags, license, scores as `model-index`."""
+    scores = [(path, score) for path in files for score in _read(path)]
     example = json.dumps(prompts[0] if prompts else "...", ensure_ascii=False)
-    grid = ["![images sampled for the prompts below them](grid.png)", ""] if prompts else []
     lines = [
         f"# {name.rpartition('/')[2]}",
         "",
-        f"{_article(FAMILIES[stored.family].words)} that makes images of {size} x {size} pixels from a caption: "
-        f"{parameters:,} parameters, text encoder `{stored.text.name}`, trained for {counted(manifest['step'], 'step')} on "
-        f"{counted(manifest['images_seen'], 'image')} of `{_public(config['data']['address'])}` with t2i "
-        f"{manifest['versions']['t2i']}.{_start(manifest)}",
+        _summary(stored),
         "",
-        *grid,
+        *(["![images sampled for the prompts below them](grid.png)", ""] if prompts else []),
         "## Use",
         "",
         "```python",
@@ -68,20 +80,33 @@ def model_card(name: str, stored: Stored, license: str, prompts: Sequence[str], 
         f'pipe({example}, num_images_per_prompt=4, seed=0).images[0].save("0.png")',
         "```",
         "",
-        f"{_knobs(stored)} trade variety for typical images. An image depends on the seed and its prompt alone.",
+        f"{_knobs(stored)} variety for typical images. An image depends only on its prompt and the seed.",
         "",
-        *_table(found),
+        *_table(scores),
         "## Training",
         "",
         "| hyper-parameter | value |",
         "|---|---|",
-        *(f"| `{key}` | {_cell(value)} |" for key, value in _leaves(config)),
+        *(f"| `{key}` | {_cell(value)} |" for key, value in _leaves(stored.manifest["config"])),
     ]
-    return _front(name.rpartition("/")[2], stored.family, license, found) + "\n".join(lines) + "\n"
+    return _front(name.rpartition("/")[2], stored.family, license, scores) + "\n".join(lines) + "\n"
 
 
-def _front(name: str, family: str, license: str, found: Sequence[tuple[Path, Score]]) -> str:
-    """The front matter."""
+def _summary(stored: Stored) -> str:
+    manifest, data = stored.manifest, stored.manifest["config"]["data"]
+    words, size = FAMILIES[stored.family].words, data["resolution"]
+    article = "An" if words[0] in "aeiou" and not words.startswith("one") else "A"
+    parameters = sum(tensor.numel() for _, tensors in stored.components.values() for tensor in tensors.values())
+    return (
+        f"{article} {words} that makes images of {size} x {size} pixels from a caption: "
+        f"{parameters:,} parameters, text encoder `{stored.text.name}`, trained for {counted(manifest['step'], 'step')} on "
+        f"{counted(manifest['images_seen'], 'image')} of `{_public(data['address'])}` with t2i "
+        f"{manifest['versions']['t2i']}.{_start(manifest)}"
+    )
+
+
+def _front(name: str, family: str, license: str, scores: Sequence[tuple[Path, Score]]) -> str:
+    """Returns the front matter."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -94,7 +119,7 @@ def _front(name: str, family: str, license: str, found: Sequence[tuple[Path, Sco
             metric_name=score.name,
             metric_value=score.value,
         )
-        for _, score in found
+        for _, score in scores
     ]
     data = ModelCardData(
         license=license,
@@ -108,7 +133,7 @@ def _front(name: str, family: str, license: str, found: Sequence[tuple[Path, Sco
 
 
 def _start(manifest: Mapping[str, Any]) -> str:
-    """What the training started from, as a sentence; "" where it was nothing."""
+    """Returns a sentence about the weights that the training started from, or "" if it started from none."""
     start = manifest.get("init")
     if not isinstance(start, Mapping):
         return ""
@@ -116,30 +141,26 @@ def _start(manifest: Mapping[str, Any]) -> str:
     return f" Training started from the weights of `{_public(str(start.get('from')))}`{data}."
 
 
-def _article(words: str) -> str:
-    return f"{'An' if words[0] in 'aeiou' else 'A'} {words}"
-
-
 def _knobs(stored: Stored) -> str:
-    """The knobs of a call and their values here, e.g. "`guidance_scale` (here 2) and `temperature` (here 0.7)"."""
+    """Lists the settings of a call with their values: "`guidance_scale` (here 2) and `temperature` (here 0.7) trade"."""
     values = {"guidance_scale": stored.guidance_scale, "truncation": stored.truncation}
-    if stored.settings:
-        values = {"guidance_scale": stored.guidance_scale, **stored.settings}
-    *words, last = [f"`{key}` (here {json.dumps(value)})" for key, value in values.items()]
-    return f"{', '.join(words)} and {last}"
+    knobs = {"guidance_scale": "guidance", "truncation": "truncation"}
+    values = {key: value for key, value in values.items() if knobs[key] in FAMILIES[stored.family].knobs}
+    *words, last = [f"`{key}` (here {json.dumps(value)})" for key, value in {**values, **stored.settings}.items()]
+    return f"{', '.join(words)} and {last} trade" if words else f"{last} trades"
 
 
-def _table(found: Sequence[tuple[Path, Score]]) -> list[str]:
-    if not found:
+def _table(scores: Sequence[tuple[Path, Score]]) -> list[str]:
+    if not scores:
         return []
     head = [
         "## Scores",
         "",
-        "| score | value | 95 % interval | to be read against | data | protocol |",
+        "| score | value | 95 % interval | compare with | data | protocol |",
         "|---|---|---|---|---|---|",
     ]
     rows = []
-    for path, score in found:
+    for path, score in scores:
         interval = "" if score.interval is None else f"{score.interval[0]:.4g} to {score.interval[1]:.4g}"
         bounds = ", ".join(f"{name} {value:.4g}" for name, value in score.bounds.items())
         place = f"{_public(score.protocol.data)} {score.protocol.split or ''}".strip()
@@ -148,7 +169,7 @@ def _table(found: Sequence[tuple[Path, Score]]) -> list[str]:
 
 
 def _public(address: str) -> str:
-    """An address without the folders above it, which are nobody's business."""
+    """Returns an address without its parent folders, which are private."""
     kind, colon, rest = address.rpartition(":")
     return f"{kind}{colon}{Path(rest).name}"
 

@@ -1,4 +1,4 @@
-"""Samples images for prompts and writes them: PNG files, grid and manifest."""
+"""Samples images for prompts and writes PNG files, a grid and a manifest."""
 
 import hashlib
 import json
@@ -35,21 +35,21 @@ class Sampled(NamedTuple):
     entry: dict[str, Any]
 
 
-class Given(NamedTuple):
-    """An image of which parts are kept, and what says which."""
+class InitialImage(NamedTuple):
+    """An image of which parts are kept; one of `mask`, `keep_rows` and `edit` says which parts."""
 
     init: Path
     mask: Path | None
     keep_rows: int | None
-    edit: str | None = None  # which words decides the cells, once the model is there: `arguments` has no mask
+    edit: str | None = None  # the mask of an edit is made later, by the model
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of a call of the pipeline."""
+        """Reads the images; returns arguments for a call of the pipeline."""
         mask = None if self.mask is None else read_image(self.mask)
         return {"init_image": read_image(self.init), "mask_image": mask, "keep_rows": self.keep_rows}
 
     def described(self) -> dict[str, Any]:
-        """Entry of the manifest."""
+        """Returns the entry of the manifest."""
         paths = {"init": self.init, "mask": self.mask}
         files = {name: {"file": path.name, "sha256": _sha256(path)} for name, path in paths.items() if path is not None}
         return files | {"keep_rows": self.keep_rows} | ({} if self.edit is None else {"edit": self.edit})
@@ -57,32 +57,32 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """A job of sampling, after the options are checked and all prompts are read."""
+    """Prompts and options of one sampling job, after all checks."""
 
     prompts: list[str]
     options: SampleOptions
-    given: Given | None = None
+    initial: InitialImage | None = None
     scorer: "Chooser | None" = None  # chooses among candidates
-    kept: dict[str, Any] = field(default_factory=dict)  # `given` for a call
+    initial_arguments: dict[str, Any] = field(default_factory=dict)  # of `initial`, for a call
 
     @property
     def each(self) -> int:
-        """Images, or rows of an interpolation, for each prompt."""
+        """Returns the number of images, or rows of an interpolation, for each prompt."""
         return self.options.num_images_per_prompt
 
     @property
     def knobs(self) -> dict[str, Any]:
-        """Settings of a call that every family has; None: the pipeline's own."""
+        """Returns the settings of a call that every family has; None: the pipeline's default."""
         return {"guidance_scale": self.options.guidance, "truncation": self.options.truncation}
 
     def total(self) -> int:
-        """Images in all."""
+        """Returns the number of all images."""
         rows = {None: len(self.prompts), "noise": len(self.prompts), "caption": len(self.prompts) - 1}
         return rows[self.options.interpolate] * self.each * (self.options.frames if self.options.interpolate else 1)
 
 
-def sampled(pipe: "TextToImagePipeline", job: Job, tick: Callable[[float], None]) -> Iterator[Sampled]:
-    """All images in order, a batch at a time; `tick` is given how many are done, parts of one included."""
+def sample_job(pipe: "TextToImagePipeline", job: Job, tick: Callable[[float], None]) -> Iterator[Sampled]:
+    """Yields all images in order, a batch at a time; `tick` receives the number of finished images, a fraction included."""
     options = job.options
     if options.interpolate is not None:
         rows = _between_noises if options.interpolate == "noise" else _between_captions
@@ -90,25 +90,27 @@ def sampled(pipe: "TextToImagePipeline", job: Job, tick: Callable[[float], None]
             tick(number + 1)
             yield one
         return
-    at_once = max(1, options.batch_size // (job.each * options.best_of))
-    words = {**job.knobs, **options.settings, **job.kept, "best_of": options.best_of, "scorer": job.scorer}
-    for start in range(0, len(job.prompts), at_once):
-        part = job.prompts[start : start + at_once]
+    prompts_at_once = max(1, options.batch_size // (job.each * options.best_of))
+    arguments = {**job.knobs, **options.settings, **job.initial_arguments}
+    for start in range(0, len(job.prompts), prompts_at_once):
+        prompts = job.prompts[start : start + prompts_at_once]
 
-        def heard(_: Any, __: int, share: float, ___: Any, start: int = start, size: int = len(part)) -> None:
+        def on_step(_: Any, __: int, share: float, ___: Any, start: int = start, size: int = len(prompts)) -> None:
             tick(job.each * (start + share * size))
 
         output = pipe(
-            part,
+            prompts,
             job.each,
             seed=options.seed,
             batch_size=options.batch_size,
             output_type="uint8",
-            callback_on_step_end=heard,
-            **words,
+            callback_on_step_end=on_step,
+            best_of=options.best_of,
+            scorer=job.scorer,
+            **arguments,
         )
         for i, (image, seed) in enumerate(zip(output.images, output.seeds, strict=True)):
-            prompt = part[i // job.each]
+            prompt = prompts[i // job.each]
             entry = {"prompt": prompt, "picture": i % job.each, "seed": seed}
             if output.scores is not None:
                 scores = output.scores[i]
@@ -146,38 +148,38 @@ def _between_captions(pipe: "TextToImagePipeline", job: Job) -> Iterator[Sampled
 
 @contextmanager
 def free_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Makes a folder of the first free name among NAME, NAME-2, ...; no other process gets the same one.
+    """Creates and yields the first free folder among NAME, NAME-2, ...; no other process gets the same one.
 
-    What is still empty at the end is removed again.
+    At the end, removes the folder and its new parents if they are empty.
     """
-    above = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    made: Path | None = None
+    new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    place: Path | None = None
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for k in count(1):
-            made = parent / (name if k == 1 else f"{name}-{k}")
+            place = parent / (name if k == 1 else f"{name}-{k}")
             with suppress(FileExistsError):
-                made.mkdir()
+                place.mkdir()
                 break
     except OSError as error:
         raise InputError(
-            f"cannot write {made or parent}: {error.strerror or error}; name a folder with --out"
+            f"cannot write {place or parent}: {error.strerror or error}; name a folder with --out"
         ) from error
-    assert made is not None
+    assert place is not None
     try:
-        yield made
+        yield place
     finally:
         with suppress(OSError):  # it holds the images
-            for folder in (made, *above):
+            for folder in (place, *new_parents):
                 folder.rmdir()
 
 
 def write(pipe: "TextToImagePipeline", run: str, job: Job, folder: Path, tick: Callable[[float], None]) -> list[str]:
-    """Saves each image as it comes, then grid and manifest; returns the names of the images."""
+    """Saves each image when it is sampled, then the grid and the manifest; returns the file names of the images."""
     digits = max(3, len(str(job.total() - 1)))
     entries: list[dict[str, Any]] = []
     shown: list[Sampled] = []
-    for number, one in enumerate(sampled(pipe, job, tick)):
+    for number, one in enumerate(sample_job(pipe, job, tick)):
         name = f"{number:0{digits}d}_{slug(one.entry['prompt'])}.png"
         text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in one.entry.items()}
         save_png(one.image, folder / name, text)
@@ -191,20 +193,20 @@ def write(pipe: "TextToImagePipeline", run: str, job: Job, folder: Path, tick: C
 
 
 def slug(text: str, most: int = 40) -> str:
-    """The first words of a prompt as a file name: 'a small red circle' -> 'a-small-red-circle'."""
+    """Makes a file name from the first words of a prompt: 'a small red circle' -> 'a-small-red-circle'."""
     words = re.sub(r"\W+", "-", text[: 4 * most].lower()).strip("-_")
     return words[:most].rpartition("-")[0] or words[:most] if len(words) > most else words or "prompt"
 
 
 def grid_columns(job: Job) -> int | None:
-    """A row of the grid is a row of an interpolation, or the images of one prompt; None: as wide as high."""
+    """Returns the columns of the grid: frames of an interpolation or images of a prompt; None: a square grid."""
     if job.options.interpolate:
         return job.options.frames
     return job.each if 1 < job.each <= 10 else None
 
 
 def describe(pipe: "TextToImagePipeline", run: str, job: Job, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The content of manifest.json: all that is needed to make these images again."""
+    """Returns the content of manifest.json: everything that is needed to make these images again."""
     import torch
 
     source, knobs = pipe.manifest, job.knobs
@@ -220,7 +222,7 @@ def describe(pipe: "TextToImagePipeline", run: str, job: Job, entries: Sequence[
         "truncation": pipe.truncation if knobs["truncation"] is None else knobs["truncation"],
         "settings": pipe.sampler.tuned(job.options.settings).settings(),
         "interpolate": job.options.interpolate,
-        "given": None if job.given is None else job.given.described(),
+        "given": None if job.initial is None else job.initial.described(),
         "reranking": None if job.scorer is None else described_reranking(job.scorer, job.options.best_of),
         "device": str(pipe.device),
         "versions": {"t2i": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -229,14 +231,14 @@ def describe(pipe: "TextToImagePipeline", run: str, job: Job, entries: Sequence[
 
 
 def described_reranking(scorer: "Chooser", best_of: int) -> dict[str, Any]:
-    """Entry of the manifest: how many candidates there were, and what chose among them."""
+    """Returns the entry of the manifest with the number of candidates and the scorer."""
     from t2i.sampling.reranking import name_of
 
     return {"best_of": best_of, "scorer": name_of(scorer), "digest": scorer.digest()}
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image file; InputError when it cannot be decoded."""
+    """Reads an image file; raises InputError if it cannot be decoded."""
     try:
         return decode(path)
     except BrokenImage as error:
@@ -244,12 +246,12 @@ def read_image(path: Path) -> Image.Image:
 
 
 def prompt_in(path: Path) -> str | None:
-    """The prompt that `t2i sample` wrote into a PNG file; None: there is none."""
+    """Returns the prompt that `t2i sample` wrote into a PNG file, or None."""
     try:
         with open_regular(path) as file, Image.open(file, formats=["PNG"]) as image:
-            image.load()  # text may come behind the pixels
+            image.load()  # text may follow the pixels
             return getattr(image, "text", {}).get("prompt")
-    except (OSError, SyntaxError, ValueError):  # no PNG, or a damaged one: whoever reads its pixels says so
+    except (OSError, SyntaxError, ValueError):  # no PNG or a damaged one; `read_image` reports that
         return None
 
 

@@ -1,4 +1,4 @@
-"""Prompts as people write them: one by one, or in a file. Imports no torch, so that a mistake is reported at once."""
+"""Reads and cleans prompts, single ones and files of them. Imports no torch, so that mistakes are reported at once."""
 
 import csv
 import io
@@ -17,16 +17,16 @@ from t2i.text import TextEncoder
 
 MAX_BYTES = 64 * 1024 * 1024
 COLUMNS = ("prompt", "text", "caption", "prompts", "texts", "captions")
-OWN_SEED = 2**32  # smaller ones are what people choose; derived ones have 63 bits
+IMAGE_SEED = 2**32  # seeds from here on belong to a single image: derived seeds have 63 bits, people choose small ones
 
-Numbered = Iterator[tuple[int, str]]  # line or place in the file, prompt
+Numbered = Iterator[tuple[int, str]]  # line or position in the file, prompt
 
 
 def clean_prompt(prompt: str) -> str:
-    """The prompt as `clean_caption` leaves it, which is how training captions are read.
+    """Cleans a prompt like a training caption.
 
     Raises:
-        InputError: it is no text, too long, or nothing is left of it.
+        InputError: the prompt is not text, too long, or empty.
     """
     if not isinstance(prompt, str):
         raise InputError(f"a prompt must be text, got {type(prompt).__name__} {repr(prompt)[:40]}")
@@ -36,33 +36,35 @@ def clean_prompt(prompt: str) -> str:
         )
     cleaned = clean_caption(prompt)
     if not cleaned:
-        raise InputError(f"the prompt {prompt[:40]!r} is empty; say what to sample, as in 'a small red circle'")
+        raise InputError(f"the prompt {prompt[:40]!r} is empty; describe an image, as in 'a small red circle'")
     return cleaned
 
 
 def image_seed(seed: int, prompt: str, k: int) -> int:
-    """The seed of image k of a cleaned prompt; what else is sampled beside it has no part in it.
+    """Returns the seed of image k of a cleaned prompt. It does not depend on the other images that are sampled.
 
-    A seed of `OWN_SEED` or more is already that of one image, as outputs and manifests tell it: image 0 has that seed.
+    A seed of `IMAGE_SEED` or more, as outputs and manifests hold it, already belongs to one image, which is image 0.
     """
-    return seed if k == 0 and seed >= OWN_SEED else derive(seed, prompt, k)
+    return seed if k == 0 and seed >= IMAGE_SEED else derive(seed, prompt, k)
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The cleaned prompts of a file, in order.
+    """Reads and cleans the prompts of a file, in order.
 
     Args:
-        path: in UTF-8, or UTF-16 with its mark. `.txt` or no suffix: one prompt a line, blank lines skipped. `.jsonl`: one
-            object a line, as GenEval has them. `.json`: a list of texts or objects, or an object that holds or is one.
-            `.tsv`, `.csv`: a header and rows, as PartiPrompts, DrawBench and pandas have them. The key or column is called
-            prompt, text or caption, or their plural, in any case; of several captions in a list the first is taken.
+        path: a file in UTF-8, or in UTF-16 with a byte order mark. `.txt` or no suffix: one prompt a line, blank lines are
+            skipped. `.jsonl`: one object a line (GenEval). `.json`: a list of texts or objects, or an object that holds
+            such a list. `.tsv`, `.csv`: a header and rows (PartiPrompts, DrawBench, pandas). The key or column is named
+            prompt, text or caption, or a plural of these, in any case; the first of several captions in a list is used.
 
     Raises:
-        InputError: no such file, another kind of file, no prompts, or a bad line; the message names it.
+        InputError: the file does not exist, is of another kind, or holds no prompts or an invalid line, which is named.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"prompts file {path} is no {', '.join(filter(None, READERS))} file; make one prompt a line")
+        raise InputError(
+            f"prompts file {path} is no {', '.join(filter(None, READERS))} file; write a .txt file with one prompt a line"
+        )
     prompts: list[str] = []
     for number, prompt in reader(_text(path), shown(path)):
         try:
@@ -70,12 +72,12 @@ def read_prompts(path: Path) -> list[str]:
         except InputError as error:
             raise InputError(f"{path} line {number}: {error}") from None
     if not prompts:
-        raise InputError(f"prompts file {path} holds no prompt; write one a line")
+        raise InputError(f"prompts file {path} holds no prompt; write one prompt a line")
     return prompts
 
 
 def _text(path: Path) -> str:
-    """The text of a file with line ends of one kind."""
+    """Reads the text of a file and normalises its line ends."""
     try:
         data = read_regular(path, MAX_BYTES)
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -106,16 +108,17 @@ def _from_jsonl(text: str, name: str) -> Numbered:
 
 def _from_json(text: str, name: str) -> Numbered:
     try:
-        found = json.loads(text) if text.strip() else []
+        tree = json.loads(text) if text.strip() else []
     except (ValueError, RecursionError) as error:
         place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(f"{name} is not JSON{place}; write a list of prompts, or one a line as .txt") from None
-    while isinstance(found, dict):
-        held = next((value for value in (_field(found), found.get("annotations")) if value is not None), None)
-        values = list(found.values())
-        inner = values[0] if len(values) == 1 and _are_rows(values[0]) else values  # all under another name, or by id
-        found = inner if held is None else held
-    for number, row in enumerate([found] if isinstance(found, str) else found if isinstance(found, list) else [], 1):
+    while isinstance(tree, dict):
+        named = next((value for value in (_field(tree), tree.get("annotations")) if value is not None), None)
+        values = list(tree.values())
+        # a single value under any name, or prompts by id
+        inner = values[0] if len(values) == 1 and _are_rows(values[0]) else values
+        tree = inner if named is None else named
+    for number, row in enumerate([tree] if isinstance(tree, str) else tree if isinstance(tree, list) else [], 1):
         yield number, row if isinstance(row, str) else _prompt_of(row, f"{name} entry {number}")
 
 
@@ -129,10 +132,10 @@ def _field(row: dict[str, Any]) -> Any:
 
 
 def _prompt_of(row: Any, where: str) -> str:
-    found = _field(row) if isinstance(row, dict) else None
-    if isinstance(found, list) and len(found) > 1 and _field({key: row[key] for key in row if "prompt" in key.lower()}):
-        raise InputError(f"{where} has {len(found)} prompts; write each in an entry of its own")
-    first = found[0] if isinstance(found, list) and found else found  # of the captions of an image
+    value = _field(row) if isinstance(row, dict) else None
+    if isinstance(value, list) and len(value) > 1 and _field({key: row[key] for key in row if "prompt" in key.lower()}):
+        raise InputError(f"{where} has {len(value)} prompts; write one prompt in each entry")
+    first = value[0] if isinstance(value, list) and value else value  # of the captions of an image
     if not isinstance(first, str):
         raise InputError(f'{where} has no text under {", ".join(COLUMNS[:3])}; write {{"prompt": "..."}}')
     return first
@@ -151,10 +154,10 @@ def _from_tsv(text: str, name: str) -> Numbered:
 
 
 def _pandas_wrote(text: str) -> bool:
-    """True where quotes mark cells; false where they are part of prompts, as in PartiPrompts."""
+    """Returns True if quotes delimit cells, False if they belong to prompts, as in PartiPrompts."""
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
-    except csv.Error:  # a cell that begins with a quotation mark and goes on behind the next
+    except csv.Error:  # text follows the closing quotation mark of a cell
         return False
     return text.startswith('"') or '""' in text or any("\n" in cell or "\t" in cell for row in rows for cell in row)
 
@@ -180,7 +183,7 @@ def _cells(rows: Iterator[tuple[int, list[str]]], name: str) -> Numbered:
         raise InputError(f"{name} has no column {', '.join(COLUMNS[:3])} in its first line; add a header")
     for number, cells in rows:
         if any(cell.strip() for cell in cells[len(header) :]):
-            counts = f"{len(cells)} cells and the first line {len(header)}"
+            counts = f"{len(cells)} cells but the first line has {len(header)}"
             raise InputError(f"{name} line {number} has {counts}; put quotes around a prompt with a comma")
         yield number, cells[column] if column < len(cells) else ""
 
@@ -195,17 +198,17 @@ READERS: dict[str, Callable[[str, str], Numbered]] = {
 }
 
 
-def warn_of_unknown_words(encoder: TextEncoder, prompts: Sequence[str], data: str, named: Collection[str]) -> set[str]:
-    """Warns of words that a model has never seen, where its text encoder has a vocabulary; returns them.
+def warn_of_unknown_words(encoder: TextEncoder, prompts: Sequence[str], data: str, known: Collection[str]) -> set[str]:
+    """Warns of words that are missing from the vocabulary of the text encoder, if it has one; returns these words.
 
     Args:
-        data: address of what the model was trained on.
-        named: words that were warned of before.
+        data: address of the model's training data.
+        known: words without a warning.
     """
     unknown = getattr(encoder, "unknown_words", None)
-    words = [] if unknown is None else [word for word in unknown(prompts) if word not in named]
+    words = [] if unknown is None else [word for word in unknown(prompts) if word not in known]
     if words:
-        learned = "rendered shapes" if data.startswith("shapes-") else f"what {Path(data).name} shows"
+        learned = "rendered shapes" if data.startswith("shapes-") else f"the captions of {Path(data).name}"
         are = "is" if len(words) == 1 else "are"
         listed = some([repr(word[:40]) for word in words])
         warnings.warn(f"this model knows {learned}; {listed} {are} not among its words", stacklevel=4)

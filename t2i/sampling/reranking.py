@@ -1,6 +1,6 @@
-"""Keeps, of several candidates for each image, the one that fits its caption best: by an image-text encoder or a reader."""
+"""Selects the candidate that fits its caption best, by the scores of an image-text encoder or of a reader."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from t2i.seeding import derive
 
 
 def candidate_seed(seed: int, k: int) -> int:
-    """The seed of candidate k of an image; candidate 0 is the image that is made without re-ranking."""
+    """Returns the seed of candidate k of an image; candidate 0 is the image without re-ranking."""
     return derive(seed, "candidate", k) if k else seed
 
 
@@ -24,10 +24,10 @@ Chooser = ImageTextExtractor | JudgingReader
 
 
 def open_chooser(address: str | None, device: str) -> Chooser:
-    """Opens what chooses among candidates: `reader:RUN`, a run of `t2i train reader`, or what `open_image_text` opens.
+    """Opens the scorer of candidates: `reader:RUN`, a run of `t2i train reader`, or an address of `open_image_text`.
 
     Raises:
-        InputError: there is none, or it neither reads captions nor writes them.
+        InputError: there is no such scorer, or it is a reader that does not write captions.
     """
     path = Path(str(address).removeprefix("reader:")).expanduser()
     if address is None or not str(address).startswith("reader:"):
@@ -36,21 +36,21 @@ def open_chooser(address: str | None, device: str) -> Chooser:
     judge = open_judge(path, device)
     if not judge.reader.writes:
         raise InputError(
-            f"reader {path} finds no caption likely, as it only answers questions; name one that writes captions"
+            f"reader {path} only answers questions and cannot score captions; name one that writes captions"
         )
     return judge
 
 
 def name_of(chooser: Chooser) -> str:
-    """The name of a chooser in manifests and protocols."""
+    """Returns the name of a scorer in manifests and protocols."""
     return chooser.clip_name or chooser.name
 
 
 class BestOf:
-    """The best of `count` candidates for each caption, as they come.
+    """Keeps the best of `count` candidates for each caption, batch by batch.
 
     Attributes:
-        scores: of each candidate with its caption, a list an image: the cosine, or by a reader log p(caption | image).
+        scores: for each image the scores of its candidates: cosine similarities, or log p(caption | image) of a reader.
     """
 
     def __init__(self, scorer: Chooser | Reader, captions: Sequence[str], count: int) -> None:
@@ -65,10 +65,10 @@ class BestOf:
         self._images: list[ImageArray] = []
         self.scores: list[list[float]] = []
 
-    def hear(self, images_BHWC: ImageArray) -> None:
-        """Takes the next images: all candidates of the first caption, then of the second, and so on."""
-        heard = sum(map(len, self.scores))
-        rows = [(heard + k) // self.count for k in range(len(images_BHWC))]
+    def add(self, images_BHWC: ImageArray) -> None:
+        """Adds the next images: all candidates of the first caption, then of the second, and so on."""
+        start = sum(map(len, self.scores))
+        rows = [(start + k) // self.count for k in range(len(images_BHWC))]
         for image, row, score in zip(images_BHWC, rows, self._agreement(images_BHWC, rows), strict=True):
             if row == len(self.scores):
                 self.scores.append([])
@@ -78,7 +78,7 @@ class BestOf:
             self.scores[-1].append(score)
 
     def _agreement(self, images_BHWC: ImageArray, rows: Sequence[int]) -> list[float]:
-        """How well each image fits the caption at its row."""
+        """Returns the score of each image with the caption at its row."""
         if isinstance(self._scorer, JudgingReader):
             return self._scorer.agreement(images_BHWC, [self._captions[row] for row in rows]).tolist()
         assert self._text_ND is not None
@@ -88,10 +88,28 @@ class BestOf:
         ]
 
     def chosen(self) -> list[int]:
-        """The best candidate of each image whose candidates are all there, the first of equals."""
+        """Returns the index of the best candidate for each image whose candidates are complete; the first of equals."""
         return [scores.index(max(scores)) for scores in self.scores if len(scores) == self.count]
 
     def images(self) -> ImageArray:
-        """uint8 [N, H, W, 3], one for each that `chosen` names."""
-        whole = len(self.chosen())
-        return np.stack(self._images)[:whole]
+        """Returns the images of `chosen`, uint8 [N, H, W, 3], N >= 1."""
+        return np.stack(self._images)[: len(self.chosen())]
+
+
+def keep_best(
+    batches: Iterable[ImageArray], scorer: Chooser | Reader | None, captions: Sequence[str], count: int
+) -> tuple[list[ImageArray], list[int], list[list[float]]]:
+    """Selects the best of `count` candidates for each caption.
+
+    Args:
+        batches: all candidates of the first caption, then of the second, and so on; may end early.
+        scorer: None: the scorer that ships with the package.
+
+    Returns:
+        The selected images as at most one batch, their positions among all candidates, and the scores of the candidates.
+    """
+    best = BestOf(scorer or open_image_text(None), captions, count)
+    for images_BHWC in batches:
+        best.add(images_BHWC)
+    positions = [i * count + k for i, k in enumerate(best.chosen())]
+    return [best.images()] if positions else [], positions, best.scores[: len(positions)]

@@ -1,10 +1,10 @@
 """Reads and writes pipelines: a training run, a folder of components, a model on the hub.
 
 model_index.json            family, checkpoint manifest, sha256 of each file
-generator/config.json       one folder a component, as the family names them
+generator/config.json       one folder for each component of the family
 generator/model.safetensors
-text_encoder/               what `t2i.text.load_encoder` reads
-trained_on.safetensors      hashes of what it was trained on, where the run has them
+text_encoder/               files for `t2i.text.load_encoder`
+trained_on.safetensors      hashes of the training data, if the run has them
 README.md, grid.png         the model card
 """
 
@@ -24,37 +24,37 @@ from t2i import __version__
 from t2i.errors import InputError
 from t2i.families import CONFIG, WEIGHTS, Components, Sampler, sampler_class
 from t2i.files import memory_bytes, read_regular, write_text
-from t2i.sampling.hub import WANTED, download, one_line
+from t2i.sampling.hub import EXPECTED, download, one_line
 from t2i.text import TextEncoder, load_encoder, writing
 from t2i.trained import RECORD, checked, open_run, refuse_links
 from t2i.weights import INDEX, find, shared_text_encoder, shipped
 
 TEXT = "text_encoder"
-DEFAULTS = "sampling.json"  # in a run: the settings of a call that names none
+DEFAULTS = "sampling.json"  # in a run: default settings for sampling
 CLASS_NAME = "TextToImagePipeline"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Stored(NamedTuple):
-    """A pipeline on the disk, read and checked."""
+    """A pipeline on the disk, after it has been read and checked."""
 
     family: str
-    manifest: dict[str, Any]  # of the checkpoint that the weights come from
+    manifest: dict[str, Any]  # of the checkpoint that holds the weights
     components: Components
     text: TextEncoder
-    home: Path  # the run or the folder, which holds its scores too
+    home: Path  # the run or the saved folder, which also holds its scores
     is_run: bool
-    guidance_scale: float | None = None  # None: the sampler's own
+    guidance_scale: float | None = None  # None: the sampler's default
     truncation: float = 1.0
-    settings: Mapping[str, Any] = {}  # of the family; what is not named is the sampler's own
+    settings: Mapping[str, Any] = {}  # of the family; missing ones have the sampler's defaults
 
 
 class Defaults(BaseModel):
-    """sampling.json: found by `t2i eval sweep`, or written by hand."""
+    """sampling.json, written by `t2i eval sweep` or by hand."""
 
     model_config = ConfigDict(extra="forbid")
 
-    guidance_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # None: the sampler's own
+    guidance_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # None: the sampler's default
     truncation: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     settings: dict[str, Any] = {}
 
@@ -76,18 +76,19 @@ class _Index(BaseModel):
 
 
 def read(place: str | Path, subfolder: str | None = None, hub: Mapping[str, Any] = {}) -> Stored:
-    """Reads a run directory (its newest intact checkpoint), a saved pipeline, one that comes with the package by its
-    name, or `owner/name` from the hub.
+    """Reads a pipeline.
 
     Args:
+        place: a run directory (its newest intact checkpoint), a saved pipeline, the name of a model that ships with the
+            package, or `owner/name` on the hub.
         subfolder: the folder in `place` to read.
         hub: arguments of `huggingface_hub.snapshot_download`.
 
     Raises:
-        InputError: there is none of these, or it is damaged, incomplete or of an unknown family.
+        InputError: there is no pipeline, or it is damaged, incomplete or of an unknown family.
     """
     if not isinstance(place, str | Path) or not str(place):
-        raise InputError(f"no pipeline at {place!r}; {WANTED}")
+        raise InputError(f"no pipeline at {place!r}; {EXPECTED}")
     if subfolder is not None and not isinstance(subfolder, str):
         raise InputError(f"subfolder must be a folder's name, got {subfolder!r:.40}")
     path = find(place) / (subfolder or "")
@@ -98,10 +99,10 @@ def read(place: str | Path, subfolder: str | None = None, hub: Mapping[str, Any]
     if path.is_dir():
         return _read_run(path)
     if path.exists():
-        raise InputError(f"{path} is a file; {WANTED}")
-    # `runs/typo` looks like a model on the hub, but where there is a folder `runs` it was meant to be in it
+        raise InputError(f"{path} is a file; {EXPECTED}")
+    # `runs/typo` has the form of a hub id, but if there is a folder `runs`, the user meant a run in it
     if not _HUB_ID.fullmatch(str(place)) or Path(place).parent.is_dir():
-        raise InputError(f"{path} does not exist; {WANTED}")
+        raise InputError(f"{path} does not exist; {EXPECTED}")
     return _read_saved(download(str(place), subfolder, hub))
 
 
@@ -110,7 +111,7 @@ def read(place: str | Path, subfolder: str | None = None, hub: Mapping[str, Any]
 
 def _read_run(folder: Path) -> Stored:
     if not (folder / "checkpoints").is_dir() and not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder} is no run directory: it holds neither checkpoints nor {INDEX}; {WANTED}")
+        raise InputError(f"{folder} is no run directory: it holds neither checkpoints nor {INDEX}; {EXPECTED}")
     refuse_links(folder, "text", "tokenizer", DEFAULTS, "samples", RECORD)
     run = open_run(folder)
     components = sampler_class(run.family, run.checkpoint).components_of(run)
@@ -122,40 +123,38 @@ def _read_defaults(path: Path) -> tuple[float | None, float, dict[str, Any]]:
     if not path.exists():
         return None, 1.0, {}
     try:
-        found = Defaults.model_validate_json(read_regular(path))
+        defaults = Defaults.model_validate_json(read_regular(path))
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; mend or delete it") from error
+        raise InputError(f"cannot read {path}: {error.strerror or error}; correct or delete it") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise InputError(
-            f"{path} names no defaults for sampling ({where}: {first['msg']}); mend or delete it"
+            f"{path} holds no valid defaults for sampling ({where}: {first['msg']}); correct or delete it"
         ) from error
-    return found.guidance_scale, found.truncation, found.settings
+    return defaults.guidance_scale, defaults.truncation, defaults.settings
 
 
 def write_defaults(run: Path, defaults: Defaults) -> None:
-    """Makes them the settings of calls that name none, for this run.
-
-    Raises:
-        InputError: the run cannot be written.
-    """
+    """Writes the default settings of a run; raises InputError if the folder cannot be written."""
     write_text(run / DEFAULTS, json.dumps(defaults.model_dump(), indent=1) + "\n")
 
 
 def _read_text(folder: Path, digest: str | None) -> TextEncoder:
-    """The text encoder, which must be the one that the generator was trained with."""
+    """Reads the text encoder and checks that the generator was trained with it."""
     try:
         encoder = load_encoder(folder)
     except InputError:
         raise
-    # an encoder's files can be damaged in as many ways as there are encoders
+    # each kind of encoder raises other errors for damaged files
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"the text encoder in {folder} is damaged: {one_line(error)}; copy or train it anew"
+            f"the text encoder in {folder} is damaged: {one_line(error)}; copy or train it again"
         ) from error
     if digest is not None and encoder.digest() != digest:
-        raise InputError(f"{folder} holds another text encoder than the generator was trained with; put that one there")
+        raise InputError(
+            f"{folder} holds another text encoder than the generator was trained with; copy the original one there"
+        )
     return encoder
 
 
@@ -174,21 +173,21 @@ def _read_saved(folder: Path) -> Stored:
         try:
             components[name] = (_object(config), safetensors.torch.load(weights))
         except (ValueError, RecursionError, safetensors.SafetensorError) as error:
-            raise InputError(f"{folder / name} holds no component of t2i: {one_line(error)}; save it anew") from error
+            raise InputError(f"{folder / name} holds no component of t2i: {one_line(error)}; save it again") from error
     text = _read_text(text_folder(folder), index.text_digest)
     knobs = index.guidance_scale, index.truncation, index.settings
     return Stored(index.family, index.checkpoint, components, text, folder, False, *knobs)
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    found = json.loads(data)
-    if not isinstance(found, dict):
-        raise ValueError(f"its config is a {type(found).__name__}, not an object")
-    return found
+    config = json.loads(data)
+    if not isinstance(config, dict):
+        raise ValueError(f"its config is a {type(config).__name__}, not an object")
+    return config
 
 
 def text_folder(folder: Path) -> Path:
-    """The text encoder of a saved pipeline; the models of the package share one."""
+    """Returns the folder of the text encoder of a saved pipeline; the models that ship with the package share one."""
     own = folder / TEXT
     return own if own.exists() or folder not in shipped().values() else shared_text_encoder()
 
@@ -197,11 +196,11 @@ def _read_index(path: Path) -> _Index:
     try:
         index = _Index.model_validate_json(read_regular(path))
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; {WANTED}") from error
+        raise InputError(f"cannot read {path}: {error.strerror or error}; {EXPECTED}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InputError(f"{path} is no index of a t2i pipeline ({where}: {first['msg']}); {WANTED}") from error
+        raise InputError(f"{path} is no index of a t2i pipeline ({where}: {first['msg']}); {EXPECTED}") from error
     checked(index.checkpoint, path)
     return index
 
@@ -210,21 +209,21 @@ def _read_file(folder: Path, name: str, index: _Index) -> bytes:
     try:
         data = read_regular(folder / name, memory_bytes())
     except OSError as error:
-        raise InputError(f"cannot read {folder / name}: {error.strerror or error}; save the pipeline anew") from error
+        raise InputError(f"cannot read {folder / name}: {error.strerror or error}; save the pipeline again") from error
     if hashlib.sha256(data).hexdigest() != index.sha256.get(name):
-        raise InputError(f"{folder / name} is damaged: not the sha256 that {INDEX} names; copy or save it anew")
+        raise InputError(f"{folder / name} is damaged: its sha256 is not that in {INDEX}; copy or save it again")
     return data
 
 
 def write(folder: Path, stored: Stored, dtype: torch.dtype | None = None) -> None:
-    """Writes index, components and text encoder into an existing folder.
+    """Writes the index, the components, the text encoder and the hashes of the training data into an existing folder.
 
     Args:
-        dtype: of the components' floating-point tensors; None: as they are. The text encoder stays as it is, for its
-            digest is part of what the generator was trained with.
+        dtype: type of the components' floating-point tensors; None: unchanged. The text encoder is never converted, since
+            its digest must not change.
 
     Raises:
-        InputError: the disk is full or the folder read-only.
+        InputError: the disk is full or the folder is read-only.
     """
     digests: dict[str, str] = {}
     with writing(folder):
@@ -251,10 +250,12 @@ def write(folder: Path, stored: Stored, dtype: torch.dtype | None = None) -> Non
             "checkpoint": _published(stored.manifest),
         }
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", "utf-8")
+        if (record := stored.home / RECORD).is_file():
+            (folder / RECORD).write_bytes(record.read_bytes())
 
 
 def _published(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the folders above an absolute `path`, which are nobody's business and which nothing reads again."""
+    """Returns the tree with absolute paths cut to their last name: parent folders are private, and nothing reads them."""
     published: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -270,15 +271,14 @@ def _published(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    wanted = dtype if tensor.is_floating_point() else None
-    return tensor.detach().to("cpu", wanted, copy=True).contiguous()
+    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None, copy=True).contiguous()
 
 
 def build(stored: Stored) -> Sampler:
-    """Returns the sampler that the components of a pipeline make.
+    """Builds the sampler from the components of a pipeline.
 
     Raises:
-        InputError: they do not fit together, or make no model.
+        InputError: the components do not fit together, or no model can be built from them.
     """
     try:
         return sampler_class(stored.family, stored.home).load(stored.components, stored.text)
@@ -287,9 +287,9 @@ def build(stored: Stored) -> Sampler:
     except ValidationError as error:
         keys = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
         raise InputError(
-            f"{stored.home} has a config that this version of t2i does not read: {keys}; use the t2i that wrote it"
+            f"{stored.home} has a config that this version of t2i cannot read: {keys}; use the t2i that wrote it"
         ) from error
-    # a config can be well-formed and still ask for a network that cannot be built
+    # a valid config can still describe a network that cannot be built
     except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise InputError(f"{stored.home} holds no model that can be built ({why}); copy or save it anew") from error
+        raise InputError(f"{stored.home} holds no model that can be built ({why}); copy or save it again") from error

@@ -1,4 +1,4 @@
-"""Reads what a run starts from: a run, a saved model, one that comes with the package, or one of the hub."""
+"""Reads initial weights for a run: from another run, a saved model, a model that ships with the package, or the hub."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from t2i.trained import TrainedRun, open_run
 from t2i.weights import INDEX, find, scorer_dir, shared_text_encoder
 
 TOKENIZER = "tokenizer"  # the component of a saved model that codes images
-NOT_WEIGHTS = ("ema", "best", "patience")  # parts of a checkpoint whose weights are the main part's, or are none
+NOT_WEIGHTS = ("ema", "best", "patience")  # parts of a checkpoint that repeat the main part's weights, or hold none
 
 
 def open_source(address: str, family: str) -> Source:
     """Reads the weights at `address` for a run of `family`.
 
     Raises:
-        InputError: there is nothing, it is damaged, or holds no weights of this family.
+        InputError: there is no model, it is damaged, or it is of another family.
     """
     place = _folder(address, family)
     if (place / DESCRIPTION).is_file():
@@ -36,14 +36,17 @@ def open_source(address: str, family: str) -> Source:
         return _dual_encoder(address, stored.home, family, dual)
     _refuse_other(address, stored.family, family)
     (main,) = (tensors for name, (_, tensors) in stored.components.items() if name != TOKENIZER)
-    return Source(stored.home, address, stored.manifest, {FAMILIES[family].main: main}, stored.text)
+    manifest = dict(stored.manifest)
+    if TOKENIZER in stored.components:  # stored in half precision it is another than the one of the training
+        manifest["tokenizer_digest"] = load_tokenizer(stored.home / TOKENIZER).digest()
+    return Source(stored.home, address, manifest, {FAMILIES[family].main: main}, stored.text)
 
 
 def _folder(address: str, family: str) -> Path:
-    """The folder that an address names; the dual encoders of the package go by the names of their folders."""
-    own = {path.name: path for path in (scorer_dir(), shared_text_encoder() / "dual_encoder")}
-    if family == "align" and address in own and not Path(address).exists():
-        return own[address]
+    """Returns the folder of an address; the dual encoders that ship with the package have the names of their folders."""
+    shipped = {path.name: path for path in (scorer_dir(), shared_text_encoder() / "dual_encoder")}
+    if family == "align" and address in shipped and not Path(address).exists():
+        return shipped[address]
     return find(address)
 
 
@@ -83,5 +86,5 @@ def _tokenizer(address: str, place: Path, family: str, config: dict[str, Any], t
 def _refuse_other(address: str, found: str, family: str) -> None:
     if found != family:
         raise InputError(
-            f"init_from {address} holds a model of the family {found}, and this run is of {family}; name one of {family}"
+            f"init_from {address} holds a model of the family {found}, but this run trains {family}; name a model of {family}"
         )

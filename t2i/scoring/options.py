@@ -237,7 +237,9 @@ class ClassifyOptions(Options):
     train_n: int | None = option(5000, "Images of split train to learn from.", metavar="N", ge=2)
     n: int | None = option(1000, "Images of each split to score on.", metavar="N", short="-n", ge=1)
     c: float = option(1.0, "Inverse strength of the penalty on weights, as scikit-learn's C.", gt=0)
-    resolution: int = option(32, "Pixels a side at which images are read.", ge=16, le=1024)
+    resolution: int | None = option(
+        None, "Pixels a side at which images are read; default: the encoder's.", ge=16, le=1024
+    )
     out: Path | None = option(None, "JSON file of the scores.", metavar="FILE")
 
 

@@ -9,7 +9,7 @@ from t2i.align.mapped import MappedDualEncoder
 from t2i.errors import InputError, warn_truncated
 from t2i.text import Saved, TextConfig, TextFeatures, read_saved, writing
 from t2i.text.classical import split_words
-from t2i.weights import shared_text_encoder
+from t2i.weights import dual_encoder_in, shared_text_encoder
 
 FOLDER = "dual_encoder"
 
@@ -40,7 +40,7 @@ class AlignedEncoder:
             InputError: no path is given and the captions have words that the shipped encoder does not know.
         """
         if config.path is not None:
-            return cls(load_dual_encoder(Path(config.path)), config.max_tokens)
+            return cls(load_dual_encoder(dual_encoder_in(config.path)), config.max_tokens)
         shipped = cls.load(shared_text_encoder())
         if unknown := shipped.unknown_words(captions):
             raise InputError(

@@ -197,7 +197,7 @@ def prepare_tokenizer(path: str, resolution: int, run: Run) -> ImageTokenizer:
     Raises:
         InputError: it is none, or codes images of another size than `resolution`.
     """
-    tokenizer = own_copy(run, "tokenizer", path, lambda: load_tokenizer(Path(path)), save_tokenizer, load_tokenizer)
+    tokenizer = own_copy(run, "tokenizer", path, lambda: load_tokenizer(path), save_tokenizer, load_tokenizer)
     if tokenizer.resolution != resolution:
         raise InputError(
             f"data.resolution is {resolution}, but the tokenizer {path} codes images of "

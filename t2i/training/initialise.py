@@ -266,7 +266,8 @@ def _described(source: Source, fits: Mapping[str, Taken]) -> dict[str, Any]:
     """What manifests and model cards say of the start."""
     facts = {"from": source.address, "step": source.manifest.get("step"), "data": _data(source)}
     counts = {part: {"loaded": len(fit.loaded), "renewed": len(fit.renewed)} for part, fit in fits.items()}
-    return facts | {"tensors": counts}
+    fresh = {part: sorted(fit.renewed) for part, fit in fits.items() if fit.renewed}
+    return facts | {"tensors": counts, "fresh": fresh}
 
 
 def _data(source: Source) -> str | None:

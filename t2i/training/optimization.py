@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -160,6 +161,12 @@ def require_gradients(parameters: Sequence[nn.Parameter], needed: bool) -> None:
     """Has autograd compute the gradients of parameters, or leave them out while another network learns."""
     for parameter in parameters:
         parameter.requires_grad_(needed)
+
+
+def clip_gradients(module: nn.Module) -> Tensor:
+    """Shortens the gradients of a module that are longer than `MAX_GRADIENT`; returns their Euclidean norm before."""
+    norm = nn.utils.clip_grad_norm_(module.parameters(), MAX_GRADIENT)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def gradient_norm(module: nn.Module) -> Tensor:

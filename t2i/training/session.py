@@ -1,7 +1,8 @@
 """The processes of a training run in its directory: Accelerator, lock, journal, checkpoints."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,6 +20,7 @@ from t2i.training.journal import Journal
 from t2i.training.state.checkpoints import Checkpoints
 from t2i.training.state.identity import Identity, config_digest
 from t2i.training.state.parts import Part, Parts
+from t2i.training.state.sharding import is_sharded, shard, whole
 from t2i.training.trackers import Tracking
 
 LOGGING_SECONDS = 10.0  # between two lines on stderr, where that is no terminal
@@ -66,7 +68,7 @@ class Session:
         # The directory: the main process takes it, finds the newest checkpoint and opens the journal
         self.journal: Journal | None = None
         self._lock: papers.DirectoryLock | None = None
-        self.parts = Parts(self.accelerator.unwrap_model)
+        self.parts = Parts(self.accelerator.unwrap_model, self.is_main)
         self._checkpoints = Checkpoints(self.directory / "checkpoints", config, self.parts, self.ranks)
         self._tracking = Tracking(self.accelerator, config.report_to, self.directory)
         self._newest = self.on_main(self._open)
@@ -132,17 +134,35 @@ class Session:
 
     def prepare(self, module: M, compile: bool = False) -> M:
         """Wraps a module on its device for the processes and the precision of the run; compiles it when asked."""
-        prepared = self.accelerator.prepare(module)
+        if is_sharded(module):  # which exchanges its gradients itself
+            prepared: Any = self.accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
+        else:
+            prepared = self.accelerator.prepare(module)
         if compile:
             prepared.compile()
         return prepared
+
+    def shard(self, model: nn.Module, blocks: Iterable[nn.Module], average: nn.Module) -> None:
+        """Leaves each process its part of a model and of its average, as `state.sharding.shard`; one process keeps them whole."""
+        if self.num_processes == 1:
+            warnings.warn("sharding has no effect on one process; start several with torchrun", stacklevel=2)
+        else:
+            bf16 = self.accelerator.mixed_precision == "bf16"
+            self.ranks.each(lambda: shard(model, blocks, average, self.device, bf16))
+
+    def whole(self, average: M) -> M:
+        """Returns an average with all of its weights on the main process, for a validation there. Call it on every rank."""
+        return self.ranks.each(lambda: whole(average, self.is_main))
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of the run, for a network that `prepare` has not wrapped."""
         return self.accelerator.autocast()
 
     def accumulate(self, module: nn.Module, micros: Sequence[T]) -> Iterator[T]:
-        """Yields micro-batches to run backward on; processes exchange gradients of `module` at the last one alone."""
+        """Yields micro-batches to run backward on; processes exchange gradients of `module` at the last one alone.
+
+        Those of a sharded module meet at each, as whole ones have no room.
+        """
         for i, micro in enumerate(micros):
             with nullcontext() if i == len(micros) - 1 else self.accelerator.no_sync(module):
                 yield micro
@@ -166,4 +186,5 @@ class Session:
         """Returns what decides how sums are rounded, and nothing else of a run."""
         threads = {"threads": torch.get_num_threads()} if self.device.type == "cpu" else {}
         precision = {"device": self.device.type, "mixed_precision": self.accelerator.mixed_precision}
-        return precision | {"compile": self.config.compile} | threads
+        sharding = {"sharding": kind} if (kind := getattr(self.config, "sharding", "none")) != "none" else {}
+        return precision | {"compile": self.config.compile} | sharding | threads

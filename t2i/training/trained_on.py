@@ -33,6 +33,7 @@ from t2i.files import new_file, open_regular
 from t2i.images import TRANSFORM, BrokenImage, ImageArray
 from t2i.trained import RECORD
 from t2i.training.progress import now_and_then
+from t2i.weights import find
 
 if TYPE_CHECKING:
     from t2i.training.run import Run
@@ -133,7 +134,9 @@ def remember(
             counts too, where they tell. Other paths, and None, are passed over.
         start: what its weights come from, whose data counts likewise.
     """
-    paths = [Path(place) / RECORD for place in built_on if place is not None]
+    folders = [find(place) for place in built_on if place is not None]
+    # a tokenizer or an encoder inside of a saved model has its record beside it
+    paths = [path for folder in folders for path in (folder / RECORD, folder.parent / RECORD)]
     if start is not None:
         paths.append(start.place / RECORD)
         if run.is_main and not paths[-1].exists():

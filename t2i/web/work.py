@@ -22,7 +22,7 @@ from t2i.explain.page import overlay
 from t2i.explain.words import words_of
 from t2i.images import ImageArray, save_png
 from t2i.sampling.options import SampleOptions, Sampling
-from t2i.sampling.output import Job, describe, sampled, slug
+from t2i.sampling.output import Job, describe, sample_job, slug
 from t2i.sampling.prompts import clean_prompt, warn_of_unknown_words
 from t2i.web.models import Card, Models, WarmModel
 
@@ -125,11 +125,11 @@ class Work:
         if more.get("interpolate") == "caption":
             prompts.append(clean_prompt(_text("second prompt", given.get("second"))))
         options = options_of(given, loaded.card, more)
-        job = Job(prompts, options, kept=dict(kept or {}))
+        job = Job(prompts, options, initial_arguments=dict(kept or {}))
         with self._busy, _said() as said:
             data = str(loaded.pipe.manifest["config"]["data"]["address"])
             warn_of_unknown_words(loaded.pipe.text_encoder, prompts, data, ())  # every time, and not once for a process
-            made = list(sampled(loaded.pipe, job, lambda done: stop.heard(done / job.total(), hear)))
+            made = list(sample_job(loaded.pipe, job, lambda done: stop.heard(done / job.total(), hear)))
             images = [(str(path), label) for path, label in self._written(str(name), loaded, job, made)]
         return Made(images, command_of(str(name), prompts, options), list(dict.fromkeys(said)))
 

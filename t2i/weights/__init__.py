@@ -29,6 +29,21 @@ def find(place: str | Path) -> Path:
     return folder
 
 
+def tokenizer_in(place: str | Path) -> Path:
+    """The folder of the image tokenizer inside a shipped model, a saved model or a run; `place` where there is none."""
+    folder = find(place)
+    return inner if (inner := folder / "tokenizer").is_dir() else folder
+
+
+def dual_encoder_in(place: str | Path) -> Path:
+    """The folder of the dual encoder that a shipped model, a saved model or a run reads its text by; else `place`."""
+    folder = find(place)
+    if folder in shipped().values():
+        folder = shared_text_encoder()
+    inner = (folder / "dual_encoder", folder / "text_encoder" / "dual_encoder", folder / "text" / "dual_encoder")
+    return next((path for path in inner if path.is_dir()), folder)
+
+
 def shared_text_encoder() -> Path:
     """The folder of the text encoder that all shipped models were trained with."""
     return Path(t2i.__file__).parent / "weights" / "text_encoder"

@@ -134,15 +134,17 @@ def free_port() -> str:
         return str(server.getsockname()[1])
 
 
-def two_processes(action: Callable[[int], Any], port: str | None = None) -> list[int]:
-    """Forks ranks 0 and 1 of a job on the CPU, as torchrun starts them; their exit statuses."""
+def two_processes(
+    action: Callable[[int], Any], port: str | None = None, world: int = 2, seconds: float = 60.0
+) -> list[int]:
+    """Forks the ranks of a job on the CPU, as torchrun starts them; their exit statuses."""
     port = port or free_port()
 
     def rank(index: int) -> None:
-        os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(world)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         # a run of another test may have made this process's one Accelerate state already, for a single process
         AcceleratorState._reset_state(reset_partial_state=True)
         action(index)
 
-    return [wait(pid) for pid in [fork(lambda i=i: rank(i)) for i in range(2)]]
+    return [wait(pid, seconds) for pid in [fork(lambda i=i: rank(i)) for i in range(world)]]

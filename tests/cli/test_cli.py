@@ -15,6 +15,8 @@ import pytest
 import typer
 import yaml
 
+from builders.tiny_prior_run import save_random_tokenizer
+from t2i import hardware
 from t2i.cli import app, doctor, dry_run, quickstart, train
 from t2i.cli.fit.probe import Measured
 from t2i.config import load as config
@@ -115,7 +117,7 @@ def test_wrong_usage_exits_with_2(run, argv):
         ("sample a_run x -n -1", "'-n': must be greater than or equal to 1; see t2i sample --help"),
         ("sample a_run x --best-of 0", "'--best-of': must be greater than or equal to 1; see t2i sample --help"),
         ("sample a_run x --guidance nan", "--guidance nan: must be a finite number"),
-        ("sample a_run x --mask m.png", "--mask m.png needs the image that it is of; name that with --init"),
+        ("sample a_run x --mask m.png", "--mask m.png needs an image; name it with --init"),
         (
             "eval score a_run --resize fine",
             "'fine' is not one of 'clean', 'legacy', 'torch'; see t2i eval score --help",
@@ -303,6 +305,29 @@ def test_a_dry_run_prints_the_config_and_writes_nothing(run, trained, tmp_path, 
     assert load(config_class("cgan"), "again.yaml", []) == load(
         config_class("cgan"), None, ["seed=3", "data.limit=100"]
     )
+
+
+def test_a_dry_run_of_a_prior_estimates_its_memory_and_tries_no_steps_that_do_not_fit(
+    run: Any, tmp_path: Path, steps_measured: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_random_tokenizer(tmp_path / "tokenizer")
+    command = (
+        "train prior --set tokenizer.path=tokenizer --set data.resolution=16 --set text.encoder=bow --set data.limit=64"
+    )
+    status, out, _ = run(*command.split(), "--set", "mixed_precision=no", "--dry-run")
+    assert status == 0 and len(steps_measured) == 1
+    rows = [line.removeprefix("# ").strip() for line in out.splitlines() if "(weights " in line]
+    assert [row.partition(":")[0] for row in rows] == [
+        "1 x", "1 x, activation_checkpointing", "8 x", "8 x, sharded", "8 x, sharded, activation_checkpointing",
+    ]  # fmt: skip
+    totals = [float(row.partition(": ")[2].split()[0]) for row in rows]
+    assert totals[1] < totals[0] < totals[2] and totals[4] < totals[3] < totals[2]
+    count = int(out.partition("# sizes       ")[2].split()[0].replace(",", ""))
+    assert f"1 x: {totals[0]:.3g} (weights {4 * count / 1e9:.3g}, gradients" in out
+
+    monkeypatch.setattr(hardware, "free_memory", lambda: 1_000_000)
+    status, out, _ = run(*command.split(), "--dry-run")
+    assert status == 0 and len(steps_measured) == 1 and "0.001 GB are free" in out and "not measured" in out
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,13 @@ TINY_PRIOR = (
     "train_batch_size=4",
     "max_train_steps=2",
 )
+TINY_CVAE = (
+    "data.limit=200",
+    "model={width: 16, depth: 1, heads: 1, posterior_width: 8}",
+    "critic={start: 0.5, depth: 1}",
+    "train_batch_size=4",
+    "max_train_steps=2",
+)
 TINY_CGAN = (
     "data.limit=200",
     "generator={z_dim: 4, w_dim: 8, width: 8, width_limit: 8}",
@@ -147,6 +154,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
         patch.setattr(plan, "CGAN", (*TINY_CGAN, "max_train_steps=2"))
         patch.setattr(plan, "VQVAE", TINY_VQVAE)
         patch.setattr(plan, "PRIOR", TINY_PRIOR)
+        patch.setattr(plan, "CVAE", TINY_CVAE)
         patch.setattr(quickstart, "SHOWN", 3)
         patch.setattr(carrying, "NEIGHBOURS", 50)
         patch.setattr(gallery, "SHOWN", 3)
@@ -238,11 +246,15 @@ def test_longer_training_goes_on_and_all_that_follows_is_made_anew(first: Tour, 
     assert len(list(run.glob("pictures-cgan/*.png"))) == 6 + 1
 
 
-def test_the_other_family_goes_beside_it_on_the_page(first: Tour, tiny):
-    printed = io.StringIO()
-    with redirect_stdout(printed):
-        assert app.main(["quickstart", "--family", "prior", "--run-dir", str(first.run), "--minutes", "1"]) == 0
-    assert "finished before" not in printed.getvalue(), "the families share no step"
+def test_the_other_families_go_beside_it_on_the_page(first: Tour, tiny):
+    printed: dict[str, str] = {}
+    for family in ("cvae", "prior"):
+        with redirect_stdout(io.StringIO()) as said:
+            assert app.main(["quickstart", "--family", family, "--run-dir", str(first.run), "--minutes", "1"]) == 0
+        printed[family] = said.getvalue()
+    assert "finished before" not in printed["cvae"], "a GAN has no tokenizer"
+    assert re.findall(r"\] (.*): finished before", printed["prior"]) == ["tokenizer"]
+    assert "--family prior" in printed["cvae"] and "--family cvae" in printed["prior"]
     page = (first.run / "index.html").read_text("utf-8")
     for family in quickstart.NAMES:
         assert (first.run / f"pictures-{family}" / "grid.png").exists()
@@ -251,7 +263,8 @@ def test_the_other_family_goes_beside_it_on_the_page(first: Tour, tiny):
     for words in SPLITS.values():
         assert words in page
     assert "through the tokenizer" in page and "<summary>vqvae</summary>" in page
-    assert page.index('alt="prior, for: ') < page.index('alt="cgan, for: '), "what was asked for comes first"
+    places = [page.index(f'alt="{family}, for: ') for family in ("prior", "cvae", "cgan")]
+    assert places == sorted(places), "what was asked for comes first"
 
 
 # ---- when a command does not go through ----------------------------------------------------------------------------
@@ -346,7 +359,7 @@ def test_the_commands_to_try_next_are_commands(tmp_path, monkeypatch):
         words = shlex.split(line)
         assert Path(words[0]).name == "t2i"
         assert app.main(words[1:]) == 0, line
-    assert called == ["sample", "sample", "cgan runs/my run 30", "prior runs/my run 4", "fit FOLDER 60"]
+    assert called == ["sample", "sample", "cgan runs/my run 30", "cvae runs/my run 4", "fit FOLDER 60"]
 
 
 def test_the_command_can_be_typed_where_one_stands(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from t2i.cvae.config import Config
+from t2i.cvae.config import CRITIC_COST, Config
 from t2i.cvae.critic import Critic
 from t2i.cvae.network import ConditionalVAE, Shape, parameter_groups
 from t2i.cvae.step import calm, criticise, draw_micro, generate, rate, sharpening
@@ -45,6 +45,11 @@ def test_a_run_of_one_phase(start: float) -> None:
     assert sharpening(0, 200, config) == (start == 0) and sharpening(199, 200, config) == (start == 0)
 
 
+def test_a_limit_in_minutes_reckons_with_the_critics_slower_steps() -> None:
+    for start, cost in ((1.0, 1.0), (0.9, 0.9 + 0.1 * CRITIC_COST), (0.0, 1.0)):
+        assert tiny(critic={"start": start}).mean_cost == pytest.approx(cost)
+
+
 def test_random_numbers_belong_to_samples() -> None:
     config = tiny()
     both, alone = micro_of(config, np.array([7, 9])), micro_of(config, np.array([9]))
@@ -76,6 +81,30 @@ def test_the_critic_plays_only_when_asked_and_neither_player_moves_the_other() -
     assert {"critic_loss", "told_apart", "penalty"} == watch.keys()
     assert all(torch.equal(p.grad, moved[name]) for name, p in model.named_parameters() if name in moved)
     assert all(p.grad is not None for p in critic.parameters())
+
+
+def test_the_lead_may_rest_while_the_critic_plays() -> None:
+    """With `lead` 0 the generator's only gradient is the critic's: it scales with `weight`, and the posterior gets none."""
+    gradients = []
+    for weight in (1.0, 0.5):
+        torch.manual_seed(0)
+        config = tiny(critic={"weight": weight, "lead": 0.0})
+        model, critic = ConditionalVAE(config, SHAPE, TOKEN, POOLED, WORDS), Critic(config, SHAPE, TOKEN, WORDS)
+        for parameter in [*model.parameters(), *critic.parameters()]:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        loss, watch, _ = generate(model, critic, micro_of(config, np.arange(4)), config, nullcontext())
+        assert watch["loss"] > 0 and loss.item() == pytest.approx(weight * watch["deceived"].item(), rel=1e-6)
+        loss.backward()
+        assert all(p.grad is not None and not p.grad.any() for p in model.posterior.parameters())
+        gradient = model.generator.head.weight.grad
+        assert gradient is not None and gradient.any()
+        gradients.append(gradient)
+    torch.testing.assert_close(gradients[0], 2 * gradients[1])
+
+
+def test_a_run_that_nothing_teaches_is_refused() -> None:
+    with pytest.raises(ValueError, match="weight and lead are both 0"):
+        tiny(critic={"weight": 0.0, "lead": 0.0})
 
 
 def test_calm_shortens_the_first_moment_alone() -> None:

@@ -14,6 +14,7 @@ import torch
 
 from t2i.errors import InputError
 from t2i.extractors import EXTRACTORS, open_extractor
+from t2i.metrics import frechet
 from t2i.metrics.clip_score import clip_bounds, clip_score, derangement, refuse_training_encoder
 from t2i.metrics.diversity import within_prompt_diversity
 from t2i.metrics.faithfulness import ASPECTS, faithfulness
@@ -178,6 +179,24 @@ def test_an_impossible_distance_raises() -> None:
 
     with pytest.raises(ArithmeticError, match="Frechet distance -"):
         distance(Broken(good.mean, good.factor, 50), good)
+
+
+def test_the_fast_nuclear_norm_is_taken_only_where_it_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    full = rng.standard_normal((300, 200)) * np.logspace(0, -2, 200)
+    other = full + 0.1 * rng.standard_normal((300, 200)) * np.logspace(0, -2, 200)
+    few = rng.standard_normal((300, 20)) @ rng.standard_normal((20, 200))  # rank 20: its null space is rounding
+    calls = []
+    svd = torch.linalg.svdvals
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda m: calls.append(m) or svd(m))
+    for x, y, exact in ((full, other, 0), (few, few[::-1] + 1e-3, 1)):
+        sides = Gaussian.of(GaussianStats.of(x)), Gaussian.of(GaussianStats.of(y))
+        monkeypatch.setattr(frechet, "LARGE", 10**6)
+        expected = distance(*sides)
+        monkeypatch.setattr(frechet, "LARGE", 100)
+        calls.clear()
+        assert distance(*sides) == pytest.approx(expected, abs=1e-8 * (sides[0].trace + sides[1].trace))
+        assert len(calls) == exact
 
 
 def test_frechet_intervals_cover() -> None:

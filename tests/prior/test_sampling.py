@@ -175,7 +175,7 @@ def test_defaults_of_a_run(runs, pipes, tmp_path):
         draw(pipes["random"], PROMPT, 2, seed=0, guidance_scale=4, top_k=5),
     )
     for text, says in {
-        "[": "names no defaults for sampling",
+        "[": "holds no valid defaults for sampling",
         '{"guidance_scale": -1}': "guidance_scale: Input should be greater",
         '{"settings": {"colour": 1}}': "a prior has no setting 'colour'",
     }.items():
@@ -241,7 +241,7 @@ def test_a_cell_is_redrawn_where_a_masked_pixel_shows(how, size):
         try:
             found = touched(flags, _box(*size, 64, how), (8, 8))
         except InputError as error:
-            assert how == "center" and "within the square" in str(error)
+            assert how == "center" and "in the square that is cropped" in str(error)
             continue
         assert found.sum() >= 1
         if shown.max() > 0:
@@ -253,11 +253,19 @@ def test_a_cell_is_redrawn_where_a_masked_pixel_shows(how, size):
     ("name", "options", "says"),
     [
         ("cgan", {"init": (90, 50), "keep_rows": 1}, "this family cannot keep parts of an image"),
-        ("random", {"init": (90, 50)}, "give either a mask or a number of rows"),
-        ("random", {"init": (90, 50), "mask": (90, 50), "keep_rows": 1}, "give either a mask or a number of rows"),
-        ("random", {"mask": (90, 50)}, "need the image that they are of"),
-        ("random", {"init": (90, 50), "mask": (16, 16)}, "the mask has 16x16 pixels and its image 90x50; resize it"),
-        ("random", {"init": (90, 50), "mask": (90, 50), "level": 0}, "the mask marks nothing at all"),
+        ("random", {"init": (90, 50)}, "pass either a mask or a number of rows"),
+        ("random", {"init": (90, 50), "mask": (90, 50), "keep_rows": 1}, "pass either a mask or a number of rows"),
+        ("random", {"mask": (90, 50)}, "need an image; pass that too"),
+        (
+            "random",
+            {"init": (90, 50), "mask": (16, 16)},
+            "the mask has 16x16 pixels and its image 90x50; resize the mask",
+        ),
+        (
+            "random",
+            {"init": (90, 50), "mask": (90, 50), "level": 0},
+            "the mask is all black; paint the part to resample white",
+        ),
         ("random", {"init": (90, 50), "keep_rows": 4}, "images of this run have 4 rows of tokens; keep 1 to 3"),
         ("random", {"init": (90, 50), "keep_rows": 0}, "keep 1 to 3"),
         ("raster", {"init": (90, 50), "mask": (90, 50), "box": (0, 0, 60, 25)}, "trained with order raster"),
@@ -298,8 +306,8 @@ def test_the_best_candidate_is_kept(pipes, name):
 
 def test_the_first_of_equal_candidates_is_kept():
     best = BestOf(Brightness(), ["a", "a"], 2)
-    best.hear(np.stack([np.full((2, 2, 3), level, np.uint8) for level in (9, 9, 5)]))
-    best.hear(np.full((1, 2, 2, 3), 7, np.uint8))
+    best.add(np.stack([np.full((2, 2, 3), level, np.uint8) for level in (9, 9, 5)]))
+    best.add(np.full((1, 2, 2, 3), 7, np.uint8))
     assert best.chosen() == [0, 1] and best.images()[:, 0, 0, 0].tolist() == [9, 7]
     with pytest.raises(InputError, match="the best of 1 is no choice"):
         BestOf(Brightness(), ["a"], 1)
@@ -362,8 +370,8 @@ def test_who_chooses_after_having_taught_is_named(t2i, runs):
     checkpoint.save(taught / "checkpoints", manifest["step"], state, plain)
     status, _, err = t2i("sample", taught, PROMPT, "--best-of", 2, "--out", "a")
     assert status == 0 and len(err) == 2
-    assert "warning: the encoder that chooses was this run's guide" in err[0]
-    assert "knows rendered shapes, and this run learned folder:photos; name another with --scorer" in err[1]
+    assert "warning: the scorer was this run's guide in training" in err[0]
+    assert "knows rendered shapes, but this run was trained on folder:photos; name another with --scorer" in err[1]
 
 
 def test_the_command_fills_in_and_completes(t2i, runs, pipes, picture):
@@ -396,17 +404,17 @@ def _turned() -> Image.Exif:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("random --mask ok.png", "--mask ok.png needs the image that it is of; name that with --init"),
-        ("random --keep-rows 2", "--keep-rows 2 needs the image"),
-        ("random --init ok.png", "say which with one of --mask FILE, --keep-rows N and --edit"),
+        ("random --mask ok.png", "--mask ok.png needs an image; name it with --init"),
+        ("random --keep-rows 2", "--keep-rows 2 needs an image; name it"),
+        ("random --init ok.png", "choose them with one of --mask FILE, --keep-rows N and --edit"),
         ("random --init gone.png --keep-rows 2", "gone.png is no image that can be read"),
         ("random --init bad.png --keep-rows 2", "bad.png is no image that can be read"),
-        ("random --init ok.png --mask black.png", "the mask marks nothing at all"),
+        ("random --init ok.png --mask black.png", "the mask is all black; paint the part to resample white"),
         ("random --init ok.png --mask small.png", "the mask has 3x3 pixels and its image 20x20"),
-        ("random --init ok.png --keep-rows 9", "9 rows to keep: images of this run have 4 rows of tokens"),
+        ("random --init ok.png --keep-rows 9", "cannot keep 9 rows: images of this run have 4 rows of tokens"),
         ("cgan --init ok.png --keep-rows 2", "this family cannot keep parts of an image"),
         ("cgan --temperature 1", "a GAN has no setting 'temperature'"),
-        ("random --scorer x", "--scorer x chooses among candidates, and there is one"),
+        ("random --scorer x", "--scorer x chooses among candidates, and there is only one; set --best-of"),
         ("random --best-of 2 --scorer x", "x"),
         ("cgan --interpolate noise --best-of 2", "--best-of 2 does nothing with --interpolate"),
         ("random --interpolate caption --init ok.png --keep-rows 1 again", "--init does nothing with --interpolate"),

@@ -185,8 +185,8 @@ def test_the_best_of_several_is_the_one_whose_caption_is_likeliest(
     images = open_dataset("shapes-2", "val", View(16, limit=6)).images(range(6))
     captions = ["a red circle", "a blue star"]
     best = BestOf(judge, captions, 3)
-    best.hear(images[:2])
-    best.hear(images[2:])
+    best.add(images[:2])
+    best.add(images[2:])
     expected = judge.likelihoods(judge.features(images), [captions[k // 3] for k in range(6)]).reshape(2, 3)
     np.testing.assert_allclose(best.scores, expected, atol=1e-3)
     assert best.chosen() == expected.argmax(axis=1).tolist()

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from t2i.errors import InputError
-from t2i.sampling.prompts import OWN_SEED, image_seed, read_prompts
+from t2i.sampling.prompts import IMAGE_SEED, image_seed, read_prompts
 
 ODD = ['"STOP" reads the sign', "a cat, a dog; a fish", "tab\there", "two\nlines", 'he said "no"', "plain", "'quoted'"]
 CLEAN = ['"STOP" reads the sign', "a cat, a dog; a fish", "tab here", "two lines", 'he said "no"', "plain", "'quoted'"]
@@ -88,9 +88,13 @@ def test_quotes_of_partiprompts_stay(tmp_path):
         ("a.csv", "prompt,x\n,1\n", "a.csv line 2: the prompt '' is empty"),
         ("a.csv", "", "a.csv has no column"),
         ("a.csv", "prompt\n" + "x" * 200_000 + "\n", "a.csv line 2"),
-        ("a.csv", "prompt\na red circle, large\n", "a.csv line 2 has 2 cells and the first line 1; put quotes around"),
+        (
+            "a.csv",
+            "prompt\na red circle, large\n",
+            "a.csv line 2 has 2 cells but the first line has 1; put quotes around",
+        ),
         ("a.tsv", "Prompt\tn\na\tb\tc\n", "a.tsv line 2 has 3 cells"),
-        ("a.jsonl", '{"prompt": ["a", "b"]}\n', "a.jsonl line 1 has 2 prompts; write each in an entry of its own"),
+        ("a.jsonl", '{"prompt": ["a", "b"]}\n', "a.jsonl line 1 has 2 prompts; write one prompt in each entry"),
         ("a.json", '[{"prompts": ["a", "b"]}]', "a.json entry 1 has 2 prompts"),
         ("a.json", "{", r"a.json is not JSON \(line 1\)"),
         ("a.json", "[" * 100_000, "a.json is not JSON"),
@@ -122,4 +126,4 @@ def test_json_round_trip_of_odd_prompts(tmp_path):
 def test_seeds_of_images():
     assert image_seed(3, "a", 0) != image_seed(3, "a", 1) != image_seed(3, "b", 1)
     own = image_seed(3, "a", 2)
-    assert own >= OWN_SEED and image_seed(own, "a", 0) == own and image_seed(own, "a", 1) != own
+    assert own >= IMAGE_SEED and image_seed(own, "a", 0) == own and image_seed(own, "a", 1) != own

@@ -227,8 +227,8 @@ def test_lines_go_below_out_and_what_has_no_effect_is_refused(t2i, run, monkeypa
     ("argv", "says"),
     [
         (["--frames", "5"], "--frames 5 has no effect without --interpolate"),
-        (["--truncation", "0", "-n", "2"], "--truncation 0 takes the noise away"),
-        ([PROMPT], f"given twice: {PROMPT!r}"),
+        (["--truncation", "0", "-n", "2"], "--truncation 0 removes the noise"),
+        ([PROMPT], f"repeated prompt {PROMPT!r}"),
         (["a circle " * 60], "1 caption is longer than the 16 tokens that the text encoder bow reads"),
         (
             ["circle " * 60, "red circle " * 60, "red " * 60, "--batch-size", "1"],
@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_used(t2i, run):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ([], "no prompt; give one in quotes"),
+        ([], "no prompt; add one in quotes"),
         ([""], "the prompt '' is empty"),
         (["\u200b "], "is empty"),
         (["x" * 10_000], "has 10,000 characters; shorten it to at most 4,096"),

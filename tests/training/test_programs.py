@@ -411,6 +411,48 @@ def test_a_run_from_weights_resumes_bit_for_bit_without_them_and_keeps_what_is_f
         )
 
 
+def test_a_low_rank_run_resumes_bit_for_bit_and_keeps_the_frozen_weights(tmp_path: Path) -> None:
+    first, whole, parts = (tmp_path / name for name in ("first", "whole", "parts"))
+    assert app.main(command("prior", first, "max_train_steps=2")) == 0
+    sets = [f"init_from={json.dumps(str(first))}", "lora.rank=2"]
+    assert app.main(command("prior", whole, *sets, "max_train_steps=4", "checkpointing_steps=2")) == 0
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "step-00000004")
+    assert app.main(command("prior", parts, *sets, "max_train_steps=4", "checkpointing_steps=2")) == 0
+    assert digests(parts) == digests(whole)
+    start, _ = checkpoint.load(checkpoint.latest(first / "checkpoints"))  # type: ignore[arg-type]
+    end, _ = checkpoint.load(checkpoint.latest(whole / "checkpoints"))  # type: ignore[arg-type]
+    given = start.get("best", start["ema"])
+    weight = "blocks.0.qkv.parametrizations.weight"
+    assert torch.equal(end["model"][f"{weight}.original"], given["blocks.0.qkv.weight"])
+    assert end["model"][f"{weight}.0.up"].abs().sum() > 0
+    assert end["ema"].keys() == given.keys() and not torch.equal(
+        end["ema"]["blocks.0.qkv.weight"], given["blocks.0.qkv.weight"]
+    )
+    assert torch.equal(end["ema"]["code"], given["code"])
+
+
+def test_the_shipped_prior_is_adapted_to_an_own_folder_with_its_own_tokenizer_and_encoder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = own_folder(tmp_path / "data", 12)
+    sets = [
+        "init_from=prior",
+        "tokenizer.path=prior",
+        "text.path=prior",
+        "lora.rank=2",
+        "max_train_steps=1",
+        "device=cpu",
+    ]
+    sets += ["data.resolution=64", "data.limit=null", "validation_n=2", "train_batch_size=4", "mixed_precision=no"]
+    words = ["train", "prior", "--config", "prior-shapes64", "--data", str(data), "--run-dir", str(tmp_path / "run")]
+    assert app.main([*words, *(word for value in sets for word in ("--set", value))]) == 0
+    printed = capfd.readouterr().err
+    assert re.search(r"model +51 +0 +0 +0\n", printed), printed
+    record = read_record(tmp_path / "run" / "trained_on.safetensors")
+    assert record is not None and "shapes-3" in {entry["address"] for entry in record.data}
+
+
 def test_a_start_that_does_not_fit_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     assert app.main(command("align", other, "max_train_steps=1")) == 0

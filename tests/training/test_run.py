@@ -510,11 +510,13 @@ class Clock:
         return self.now
 
 
-def steps_of(monkeypatch, seconds: float, durations: Callable[[int], float], most: int = 100_000) -> tuple[int, int]:
+def steps_of(
+    monkeypatch, seconds: float, durations: Callable[[int], float], mean_cost: float = 1.0, most: int = 100_000
+) -> tuple[int, int]:
     """(steps that fit, the step at which that was known) when step k takes durations(k)."""
     clock = Clock()
     monkeypatch.setattr(timing, "time", clock)
-    budget = Budget(seconds)
+    budget = Budget(seconds, mean_cost)
     for step in range(most):
         total = budget.steps_that_fit(step)
         if total is not None:
@@ -531,6 +533,8 @@ def test_steps_that_fit_a_time(monkeypatch):
     assert 515 <= validated[0] <= 525
     lazy_penalty = steps_of(monkeypatch, 600, lambda step: 0.4 if step % 4 == 0 else 0.1)
     assert lazy_penalty[0] == pytest.approx(600 / 0.175, rel=0.03)
+    slower_later = steps_of(monkeypatch, 600, lambda step: 0.1, mean_cost=2.0)
+    assert slower_later[0] == pytest.approx(3000, rel=0.03)
     assert steps_of(monkeypatch, 60, lambda _: 100.0) == (1, 1)
     assert steps_of(monkeypatch, 3600, lambda _: 0.05)[1] == pytest.approx(0.02 * 3600 / 0.05, abs=20)
 

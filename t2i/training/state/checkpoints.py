@@ -65,17 +65,18 @@ class Checkpoints:
             InputError: on every rank, when the disk is full or a weight is not finite; older checkpoints are intact.
         """
         on_main = self._ranks.on_main
-        spoilt = self._ranks.broadcast(on_main(lambda: not_finite(self._parts.state(), step, self._folder)))
+        state = self._ranks.each(self._parts.state)
+        spoilt = self._ranks.broadcast(on_main(lambda: not_finite(state, step, self._folder)))
         if spoilt is not None:
             # skipped steps do not mend a weight that is not finite, so going back does not wait for the guard
             if not rollback():
                 raise InputError(spoilt)
-            self.sound = True
-        on_main(lambda: self._write(step, {**manifest(), "sound": self.sound, "rolled_back": self.rolled_back}))
+            self.sound, state = True, self._ranks.each(self._parts.state)
+        on_main(lambda: self._write(step, state, {**manifest(), "sound": self.sound, "rolled_back": self.rolled_back}))
         self.saved_step, self.saved_at = step, time.monotonic()
 
-    def _write(self, step: int, manifest: Mapping[str, Any]) -> None:
-        checkpoint.save(self._folder, step, self._parts.state(), manifest)
+    def _write(self, step: int, state: checkpoint.State, manifest: Mapping[str, Any]) -> None:
+        checkpoint.save(self._folder, step, state, manifest)
         pinned = [path for path in checkpoint.steps(self._folder) if (path / "keep").exists()]
         if not self.sound and (last := self._last_sound()):
             pinned.append(last)  # what `roll_back` goes back to

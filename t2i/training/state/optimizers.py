@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from t2i.checkpoint import OTHER_MODEL
 from t2i.errors import InputError
+from t2i.training.state.sharding import laid_out_as
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -63,7 +64,9 @@ def _fits(tensor: Tensor, parameter: Tensor) -> bool:
 def _placed(tensor: Tensor, parameter: Tensor, group: Mapping[str, Any], name: str) -> Tensor:
     if tensor.shape == parameter.shape and tensor.ndim:
         # strides of the parameter: kernels round alike only where they walk alike
-        return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(
+            laid_out_as(parameter, tensor)
+        )
     # torch keeps `step` on the CPU, where reading it costs no synchronisation, but for these two kinds of kernels
     on_cpu = name == "step" and not group.get("capturable") and not group.get("fused")
     return tensor.clone() if on_cpu else tensor.to(parameter.device, copy=True)

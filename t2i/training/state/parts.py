@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from t2i import checkpoint
 from t2i.training.state.optimizers import load_optimizer_state, optimizer_state
+from t2i.training.state.sharding import gathered, laid_out_as
 
 
 @runtime_checkable
@@ -29,10 +30,11 @@ class Parts:
 
     Args:
         plain: takes the wrappers of DDP and torch.compile off a module, which prefix the names of tensors.
+        keep: False on the processes that write no checkpoint, which only help to gather what is sharded.
     """
 
-    def __init__(self, plain: Callable[[nn.Module], nn.Module]):
-        self._plain = plain
+    def __init__(self, plain: Callable[[nn.Module], nn.Module], keep: bool):
+        self._plain, self._keep = plain, keep
         self._parts: dict[str, Part] = {}
 
     @property
@@ -47,7 +49,8 @@ class Parts:
         self._parts[name] = part
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        return {name: self._state_of(part) for name, part in self._parts.items()}
+        """Returns whole tensors by part; empty parts where they are not kept. Call it on every process."""
+        return {name: gathered(self._state_of(part), self._keep) for name, part in self._parts.items()}
 
     def _state_of(self, part: Part) -> dict[str, Tensor]:
         if isinstance(part, nn.Module):
@@ -62,6 +65,9 @@ class Parts:
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         for name, tensors in state.items():
             part = self._parts[name]
+            if not isinstance(part, Optimizer):
+                own = self._state_of(part)
+                tensors = {key: laid_out_as(own.get(key), tensor) for key, tensor in tensors.items()}
             if isinstance(part, nn.Module):
                 checkpoint.load_module(self._plain(part), tensors, name)
             elif isinstance(part, Optimizer):

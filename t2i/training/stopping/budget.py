@@ -11,8 +11,12 @@ class Budget:
     TIMED_STEPS = 10
     TIMED_SHARE = 0.02  # of the budget: a longer run is timed longer
 
-    def __init__(self, seconds: float):
-        self._seconds = seconds
+    def __init__(self, seconds: float, mean_cost: float = 1.0):
+        """
+        Args:
+            mean_cost: mean time of a step over the whole run, in units of the first ones.
+        """
+        self._seconds, self._mean_cost = seconds, mean_cost
         self._deadline = time.monotonic() + seconds
         self._previous: float | None = None
         self._durations: list[float] = []
@@ -30,4 +34,4 @@ class Budget:
             return None
         middle = statistics.median(timed)
         usual = [duration for duration in timed if duration <= 5 * middle]  # without a validation that fell in between
-        return step + max(0, int((self._deadline - now) / statistics.fmean(usual)))
+        return step + max(0, int((self._deadline - now) / statistics.fmean(usual) / self._mean_cost))

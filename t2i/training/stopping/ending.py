@@ -26,7 +26,7 @@ class Ending:
     def __init__(self, config: TrainConfig, ranks: Ranks, end_now: Callable[[str], None]):
         self.stopped, self.vanished = False, ""
         self.budget: Budget | None = None
-        self._minutes, self._ranks = config.max_train_minutes, ranks
+        self._minutes, self._mean_cost, self._ranks = config.max_train_minutes, config.mean_cost, ranks
         self._signals = StopSignals(announce=ranks.is_main)
         self._watchdog: Watchdog | None = None
         if ranks.num_processes > 1 or config.dataloader_num_workers:
@@ -34,7 +34,7 @@ class Ending:
 
     def start_budget(self, spent: float) -> None:
         """Starts the clock of `max_train_minutes`, of which so many seconds are spent."""
-        self.budget = None if self._minutes is None else Budget(60 * self._minutes - spent)
+        self.budget = None if self._minutes is None else Budget(60 * self._minutes - spent, self._mean_cost)
 
     def agree(self, step: int, late: bool) -> tuple[int | None, bool]:
         """Sets `stopped` as the processes agree on it; returns the number of steps once the budget tells it, and `late`.

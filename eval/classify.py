@@ -14,17 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from t2i.align.classifier import fit_logistic
+from t2i.align.classifier import fit_logistic, macro_f1, right_rows
 from t2i.cli import run_program
 from t2i.console import shown_progress, table
 from t2i.data import Dataset, View, open_dataset
-from t2i.data.labels import Labelled, Values, classes_of, labelled, values_of
+from t2i.data.tools.labels import Labelled, Values, classes_of, labelled, values_of
 from t2i.errors import InputError
 from t2i.extractors import ImageTextExtractor, open_image_text
 from t2i.files import refuse_unwritable
 from t2i.hardware import prepare_cpu
 from t2i.metrics import Features
-from t2i.metrics.classification import macro_f1, right_rows
 from t2i.metrics.intervals import wilson
 from t2i.metrics.score import Score, ScoreProtocol, rounded, write_scores
 from t2i.names import counted

@@ -28,11 +28,11 @@ from t2i.align.tokenizer import CaptionTokenizer
 from t2i.cli import run_program
 from t2i.data import Dataset
 from t2i.data.caption_checks import warn_of_colors
-from t2i.data.labels import class_numbers
 from t2i.data.loader import Batch, Loader, RowLoader, choose_captions
 from t2i.data.mixture import open_training
 from t2i.data.shapes.captions import meaning
 from t2i.data.swaps import exchanged
+from t2i.data.tools.labels import class_numbers
 from t2i.errors import InputError
 from t2i.families import Source
 from t2i.hardware import prepare_cpu

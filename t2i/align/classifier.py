@@ -1,4 +1,4 @@
-"""Logistic regression on features: multinomial where each row has one class, else one yes or no a class.
+"""Logistic regression on features (multinomial where each row has one class, else one yes or no a class) and its scores.
 
 Axes: N rows, D features, C classes.
 """
@@ -66,3 +66,15 @@ def fit_logistic(features_ND: Features, has_NC: NDArray[np.bool_], is_single: bo
     with torch.enable_grad():
         solver.step(loss)
     return LogisticRegression(weight.detach().numpy(), bias.detach().numpy(), is_single)
+
+
+def right_rows(predicted_NC: NDArray[np.bool_], true_NC: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[N]: all classes of the row are right, whose mean is the accuracy (of several classes: the exact-match ratio)."""
+    return (predicted_NC == true_NC).all(axis=1)
+
+
+def macro_f1(predicted_NC: NDArray[np.bool_], true_NC: NDArray[np.bool_]) -> float:
+    """Mean over classes of 2 TP / (2 TP + FP + FN); a class that neither has counts 0, as scikit-learn has it."""
+    both = (predicted_NC & true_NC).sum(axis=0)
+    total = predicted_NC.sum(axis=0) + true_NC.sum(axis=0)
+    return float((2 * both / np.maximum(total, 1)).mean())

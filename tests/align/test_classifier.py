@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from t2i.align.classifier import fit_logistic
-from t2i.metrics.classification import macro_f1, right_rows
+from t2i.align.classifier import fit_logistic, macro_f1, right_rows
 
 RNG = np.random.default_rng(0)
 CENTRES = RNG.normal(size=(4, 5))

@@ -8,9 +8,9 @@ from PIL import Image
 
 from builders import published_layouts as layouts
 from t2i.data import View, open_dataset
-from t2i.data.labels import class_numbers, classes_of, labelled, values_of
 from t2i.data.shapes.captions import parse
 from t2i.data.shapes.vocabulary import COLORS, SHAPES
+from t2i.data.tools.labels import class_numbers, classes_of, labelled, values_of
 from t2i.errors import InputError
 
 

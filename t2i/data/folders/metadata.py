@@ -19,7 +19,7 @@ METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 TEXT_COLUMNS = ("text", "caption")
-LABEL = "label"  # a column of classes, for t2i.data.labels
+LABEL = "label"  # a column of classes, for t2i.data.tools.labels
 
 
 EXAMPLE = '{"file_name": "0001.png", "text": "a red circle"}'

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from t2i.data import View
-from t2i.data.labels import Values
 from t2i.data.questions import Question
 from t2i.data.shapes.drawing import render
 from t2i.data.shapes.questions import SceneQuestions
 from t2i.data.shapes.scenes import draw_scenes
 from t2i.data.shapes.vocabulary import BACKGROUNDS, COLORS, LAYOUTS, SHAPES, SIZES
+from t2i.data.tools.labels import Values
 from t2i.errors import InputError
 from t2i.images import ImageArray
 

@@ -86,28 +86,37 @@ def discriminant_axes(x_ND: Array, class_N: NDArray[np.int64], count: int) -> Ar
     classes = int(class_N.max()) + 1
     sizes = np.bincount(class_N)
     means_CD = np.stack([x_ND[class_N == k].mean(axis=0) for k in range(classes)])
-    within = x_ND - means_CD[class_N]
-    whitening = _root(within.T @ within / len(x_ND), REGULARISATIONS[1])
+    within_ND = x_ND - means_CD[class_N]
+    values, axes = np.linalg.eigh(within_ND.T @ within_ND / len(x_ND))
+    whitening = axes / np.sqrt(np.maximum(values, 0.0) + REGULARISATIONS[1] * values.mean())
     between_CD = (means_CD @ whitening) * np.sqrt(sizes / len(x_ND))[:, None]
     return whitening @ principal_axes(between_CD, min(count, classes - 1))
 
 
-def _root(covariance_DD: Array, regularisation: float) -> Array:
-    """Returns the inverse square root of a covariance, after `regularisation` times its mean variance is added."""
-    return _powers(covariance_DD)(regularisation, -0.5)
+class Spectrum(NamedTuple):
+    """The axes along which centred features vary, their variances, and the mean variance of all D features."""
 
+    axes_DR: Array
+    variances_R: Array
+    mean: float
 
-def _powers(covariance_DD: Array) -> Callable[[float, float], Array]:
-    """Returns (regularisation, power) -> the covariance, regularised, to this power; its axes are found once."""
-    values, axes = np.linalg.eigh(covariance_DD)
-    values = np.maximum(values, 0.0)
-    if values.max() <= 0:
-        raise InputError("all features of one side are the same, so there is nothing to align; check the data")
+    @classmethod
+    def of(cls, x_ND: Array) -> "Spectrum":
+        """Raises InputError: they do not vary."""
+        count, dims = x_ND.shape
+        if count < dims:
+            _, values, axes = np.linalg.svd(x_ND, full_matrices=False)
+            variances, axes_DR = values**2 / count, axes.T
+        else:
+            variances, axes_DR = np.linalg.eigh(x_ND.T @ x_ND / count)
+        if variances.max() <= 0:
+            raise InputError("all features of one side are the same, so there is nothing to align; check the data")
+        kept = variances > variances.max() * max(count, dims) * np.finfo(float).eps
+        return cls(axes_DR[:, kept], variances[kept], float(variances[kept].sum() / dims))
 
-    def power(regularisation: float, exponent: float) -> Array:
-        return (axes * (values + regularisation * values.mean()) ** exponent) @ axes.T
-
-    return power
+    def divided(self, regularisation: float, power: float) -> Array:
+        """Returns the axes, each divided by its regularised variance to a power, [D, R]."""
+        return self.axes_DR / (self.variances_R + regularisation * self.mean) ** power
 
 
 # ---- aligners: each returns what makes maps of one regularisation ---------------------------------------------------
@@ -133,10 +142,11 @@ def procrustes(pairs: Pairing, dims: int) -> LinearMaps:
 def ridge(pairs: Pairing, dims: int) -> Solver:
     """Returns maps that predict image features from text features, in the principal axes of what is predicted."""
     text, text_NP, image, image_NQ = pairs.centred()
-    power, cross_PQ = _powers(text_NP.T @ text_NP / len(text_NP)), text_NP.T @ image_NQ / len(text_NP)
+    spectrum = Spectrum.of(text_NP)
+    cross_RQ = spectrum.axes_DR.T @ text_NP.T @ image_NQ / len(text_NP)
 
     def solve(regularisation: float) -> LinearMaps:
-        predict_PQ = power(regularisation, -1.0) @ cross_PQ
+        predict_PQ = spectrum.divided(regularisation, 1.0) @ cross_RQ
         axes_QE = principal_axes(text_NP @ predict_PQ, dims)
         return LinearMaps(text, predict_PQ @ axes_QE, image, axes_QE)
 
@@ -146,14 +156,16 @@ def ridge(pairs: Pairing, dims: int) -> Solver:
 def cca(pairs: Pairing, dims: int, power: float) -> Solver:
     """Returns maps onto the directions of largest correlation, each times its correlation to `power`."""
     text, text_NP, image, image_NQ = pairs.centred()
-    text_power, image_power = (_powers(x.T @ x / len(x)) for x in (text_NP, image_NQ))
-    cross_PQ = text_NP.T @ image_NQ / len(text_NP)
+    text_side, image_side = Spectrum.of(text_NP), Spectrum.of(image_NQ)
+    cross_RS = (text_NP @ text_side.axes_DR).T @ (image_NQ @ image_side.axes_DR) / len(text_NP)
 
     def solve(regularisation: float) -> LinearMaps:
-        text_PP, image_QQ = text_power(regularisation, -0.5), image_power(regularisation, -0.5)
-        left, correlations, right = np.linalg.svd(text_PP @ cross_PQ @ image_QQ, full_matrices=False)
+        roots = [(side.variances_R + regularisation * side.mean) ** -0.5 for side in (text_side, image_side)]
+        left, correlations, right = np.linalg.svd(roots[0][:, None] * cross_RS * roots[1], full_matrices=False)
         weights_E = correlations[:dims].clip(0, 1) ** power
-        return LinearMaps(text, text_PP @ left[:, :dims] * weights_E, image, image_QQ @ right[:dims].T * weights_E)
+        text_PE = text_side.divided(regularisation, 0.5) @ (left[:, :dims] * weights_E)
+        image_QE = image_side.divided(regularisation, 0.5) @ (right[:dims].T * weights_E)
+        return LinearMaps(text, text_PE, image, image_QE)
 
     return solve
 
@@ -169,10 +181,11 @@ def subspace(pairs: Pairing, dims: int) -> Solver:
         principal_axes(x, dims) if classes is None else discriminant_axes(x, classes, dims) for x in (text_NP, image_NQ)
     )
     text_NK, image_NK = text_NP @ text_PK, image_NQ @ image_QK
-    power, cross_KK = _powers(text_NK.T @ text_NK / len(text_NK)), text_NK.T @ image_NK / len(text_NK)
+    spectrum = Spectrum.of(text_NK)
+    cross_RK = spectrum.axes_DR.T @ text_NK.T @ image_NK / len(text_NK)
 
     def solve(regularisation: float) -> LinearMaps:
-        return LinearMaps(text, text_PK @ power(regularisation, -1.0) @ cross_KK, image, image_QK)
+        return LinearMaps(text, text_PK @ spectrum.divided(regularisation, 1.0) @ cross_RK, image, image_QK)
 
     return solve
 

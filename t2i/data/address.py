@@ -198,7 +198,7 @@ def _has(folder: Path, pattern: str, kind: str) -> bool:
 
 def _is_mark(path: Path, kind: str) -> bool:
     """Returns True unless the contents of the file show that it is something else."""
-    if kind in ("shards", "flowers"):
+    if kind in ("shards", "flowers", "mirflickr"):
         return path.is_file()
     try:
         if kind == "parquet":

@@ -32,7 +32,7 @@ def test_four_directions_are_scored_on_both_splits(run, tmp_path, capsys):
         for (name, split), score in scores.items()
         if "accuracy-background-image-to-image" in name and split == "val"
     )
-    assert one.value > 0.9 > one.bounds["commonest"] and one.interval is not None and one.protocol.n_real == 300
+    assert one.value > 0.8 > one.bounds["commonest"] and one.interval is not None and one.protocol.n_real == 300
     assert json.loads(out.read_text())["schema"] == 1
 
 
@@ -49,7 +49,7 @@ def test_several_annotations_an_image_are_learned_each(run, tmp_path, capsys):
         (["--data", "shapes-1", "--label", "breed"], "no label 'breed'; it has shape, colour"),
         (["--data", "shapes-1", "--label", "shape", "--train-n", "2"], "one image alone has the class"),
         (["--data", "CUB", "--label", "class", "--split", "test"], "no class of split test is one of split train"),
-        (["--data", "shapes-1", "--label", "shape", "--c", "0"], "--c 0: must be greater than 0"),
+        (["--data", "shapes-1", "--label", "shape", "--c", "0"], "--c 0.0: must be greater than 0"),
         (["--data", "shapes-1"], "--label"),
     ],
 )

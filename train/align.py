@@ -1,11 +1,11 @@
-"""Trains a small dual encoder on captioned images: a frozen text encoder and a CLIP-style scorer (Radford et al., 2021).
+"""Trains a small dual encoder on captioned images (CLIP, Radford et al., 2021). It serves as text encoder and as scorer.
 
     t2i train align --data shapes-2 --run-dir runs/align
     t2i train align --config align-cca --data shapes-2 --run-dir runs/cca
 
 The second brings frozen features together in seconds: `aligner` is procrustes, ridge, cca, subspace or adversarial.
 
-The run directory is what `text.path` and `guidance.path` of other programs name. To resume, run the same command again.
+Other programs take the run directory as `text.path` or `guidance.path`. To resume, run the same command again.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ from t2i.families import Source
 from t2i.hardware import prepare_cpu
 from t2i.images import ImageArray, to_model
 from t2i.metrics.retrieval import binding, retrieval
-from t2i.sampling.source import open_source
+from t2i.sampling.source import open_start
 from t2i.training.conditioning import own_vocabulary, pooled_pairs, prepare_images, prepare_text
 from t2i.training.initialise import Reads, initialise
 from t2i.training.optimization import clip_gradients, cosine
@@ -47,18 +47,18 @@ from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits
 
 WAYS, RECALLS = ("text_to_image", "image_to_text"), (1, 5, 10)
-CHUNK = 250  # pairs of a validation at once
+CHUNK = 250  # pairs embedded at once in validation
 FINAL_RATE = 0.02  # the cosine ends at this share of the peak learning rate
 
 
 def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
-    """Returns the training split, and the held-out splits that the data has."""
+    """Returns the training split and those held-out splits that the data has."""
     train = open_training(config.data, config.split, config.replayed)
     return train, open_held_out_splits(config.data, config.validation_n)
 
 
 def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokenizer:
-    """Returns the run's tokenizer: fitted on the captions when the run starts, and the same file ever after."""
+    """Returns the run's tokenizer, which is fitted to the captions when the run starts and read from its file on resume."""
     most = config.text_tower.max_tokens
 
     def fit() -> str:
@@ -69,11 +69,11 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
 
 
 def refuse_unseen(config: Config, source: Source | None) -> None:
-    """Raises InputError where a run on `train` starts from weights that have seen the held-out combinations of shapes."""
+    """Raises InputError if a run on `train` would start from weights trained on the held-out combinations of shapes."""
     if source is not None and source.manifest["config"].get("split") == "all" and config.split == "train":
         raise InputError(
-            f"init_from {source.address} was trained on split=all, with the held-out combinations; set split=all, or start "
-            "from a model of split=train"
+            f"init_from {source.address} was trained on split=all, which includes the held-out combinations; set split=all, "
+            "or start from a model trained on split=train"
         )
 
 
@@ -81,8 +81,11 @@ def refuse_unseen(config: Config, source: Source | None) -> None:
 def validate(
     dataset: Dataset, embed_images: Callable[[ImageArray], Tensor], embed_text: Callable[[Sequence[str]], Tensor]
 ) -> dict[str, float]:
-    """Returns Recall@1, 5 and 10 both ways among the rows of `dataset`, where captions that ask for the same count as hits,
-    and `binding`, the share of images nearer to their caption than to it with two attributes exchanged."""
+    """Returns retrieval scores among the rows of `dataset`.
+
+    Recall@1, 5 and 10 are computed in both directions; captions with the same meaning count as hits. `binding` is the share
+    of images that are closer to their caption than to the same caption with two attributes exchanged.
+    """
     captions = [options[0] for options in dataset.captions]
     parts = [range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)]
     images = np.concatenate([embed_images(dataset.images(rows)).cpu().numpy() for rows in parts])
@@ -92,13 +95,13 @@ def validate(
         return np.concatenate([embed_text(chunk).cpu().numpy() for chunk in chunks])
 
     texts, groups = embed(captions), [meaning(caption) for caption in captions]
-    found = retrieval(images, texts, groups, groups, ks=RECALLS)
-    scores = {f"{way}_recall@{k}": getattr(found, way).recall[k] for way in WAYS for k in RECALLS}
+    result = retrieval(images, texts, groups, groups, ks=RECALLS)
+    scores = {f"{way}_recall@{k}": getattr(result, way).recall[k] for way in WAYS for k in RECALLS}
     swapped = exchanged(captions)
     rows = [row for row, text in enumerate(swapped) if text is not None]
     if rows:
-        others = embed([text for text in swapped if text is not None])
-        scores["binding"] = binding(images[rows], texts[rows], others).value
+        swapped_texts = embed([text for text in swapped if text is not None])
+        scores["binding"] = binding(images[rows], texts[rows], swapped_texts).value
     return scores
 
 
@@ -118,21 +121,21 @@ def validate_towers(
 
 
 def prepare_pairs(config: Config, train: Dataset, tokenizer: CaptionTokenizer, batch: Batch, run: Run) -> Pairs:
-    """Puts the images, with a little noise, and one caption of each on the device."""
+    """Moves the images, with a little noise added, and one caption of each to the device."""
     chosen = choose_captions(train, batch.rows, batch.sample_ids, config.seed)
-    said = [train.captions[row][k] for row, k in chosen]
-    ids, mask, _ = tokenizer(said)
+    captions = [train.captions[row][k] for row, k in chosen]
+    ids, mask, _ = tokenizer(captions)
     images = to_model(batch.images_BHWC.numpy()).to(run.device)
     images = images + NOISE * torch.randn_like(images)
-    rows, keys = torch.from_numpy(batch.rows), torch.from_numpy(seeding.ids_of(said))
+    rows, keys = torch.from_numpy(batch.rows), torch.from_numpy(seeding.ids_of(captions))
     pairs = Pairs(images, *(x.to(run.device) for x in (ids, mask, rows, keys)))
     if not isinstance(config.negatives, SwapNegatives):
         return pairs
-    swapped = exchanged(said, batch.sample_ids.tolist(), config.seed)
+    swapped = exchanged(captions, batch.sample_ids.tolist(), config.seed)
     ids, mask, _ = tokenizer([text or "" for text in swapped])
-    has = torch.tensor([text is not None for text in swapped])
-    ids, mask, has = (x.to(run.device) for x in (ids, mask, has))
-    return pairs._replace(swapped_ids_BT=ids, swapped_mask_BT=mask, has_swap_B=has)
+    has_swap = torch.tensor([text is not None for text in swapped])
+    ids, mask, has_swap = (x.to(run.device) for x in (ids, mask, has_swap))
+    return pairs._replace(swapped_ids_BT=ids, swapped_mask_BT=mask, has_swap_B=has_swap)
 
 
 def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, Dataset], source: Source | None) -> None:
@@ -237,8 +240,8 @@ def main(config: Config, run_dir: Path) -> None:
     train, held_out = open_splits(config)
 
     with Run(run_dir, config, "align") as run:
-        # Data: what of it may contradict its captions, and a record of it for later scores
-        source = open_source(config.init_from, "align") if run.is_new and config.init_from else None
+        # Starting weights, and data with a record of it for later scores
+        source = open_start(run, config)
         refuse_unseen(config, source)
         warn_of_colors(config.data.augment, train)
         towers = [part.path for part in (config.text, config.image) if part is not None]

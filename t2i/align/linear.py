@@ -83,6 +83,9 @@ def principal_axes(x_ND: Array, count: int) -> Array:
 
 def discriminant_axes(x_ND: Array, class_N: NDArray[np.int64], count: int) -> Array:
     """Returns Fisher's axes (1936) of centred rows, which tell classes apart, [D, count], or as many as there are."""
+    if len(x_ND) < x_ND.shape[1]:  # the classes cannot differ where nothing varies
+        basis_DR = principal_axes(x_ND, len(x_ND))
+        return basis_DR @ discriminant_axes(x_ND @ basis_DR, class_N, count)
     classes = int(class_N.max()) + 1
     sizes = np.bincount(class_N)
     means_CD = np.stack([x_ND[class_N == k].mean(axis=0) for k in range(classes)])

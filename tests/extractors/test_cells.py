@@ -74,7 +74,7 @@ def test_classical_cells_follow_gradients_and_colours_by_hand() -> None:
     image = np.zeros((1, 64, 64, 3), np.uint8)
     image[:, :, 36:] = (255, 0, 0)  # an upright edge in the fifth column of cells; red to the right
     cells = encoder.encode(image).cells_BLD.reshape(8, 8, -1)[3]
-    assert cells[4, 0] > 0 and not cells[4, 1:9].any() and not cells[[0, 1, 2, 3, 5, 6, 7], :9].any()
+    assert cells[4, 0] > 0.1 and cells[4, 1:9].max() < 1e-5 and cells[[0, 1, 2, 3, 5, 6, 7], :9].max() < 1e-5
     torch.testing.assert_close(cells[7, 9:], torch.tensor([1.0, -1.0, -1.0]))
     turned = encoder.encode(image.transpose(0, 2, 1, 3)).cells_BLD.reshape(8, 8, -1)[4, 3]
     # upright to level is a quarter turn: halfway between the directions 4 and 5 of nine

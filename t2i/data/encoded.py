@@ -114,7 +114,7 @@ class EncodedImages(ABC):
         try:
             return images.decode(self.source(i), None if full else self.resolution)
         except images.BrokenImage as error:
-            raise images.BrokenImage(f"{self.place(i)}: {error}") from error
+            raise type(error)(f"{self.place(i)}: {error}") from error
 
     @property
     def redraws(self) -> bool:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from t2i.data import Augmentation, Dataset
 from t2i.data.augment import augment
 from t2i.errors import InputError
-from t2i.images import BrokenImage, ImageArray
+from t2i.images import BrokenImage, ImageArray, LostConnection
 from t2i.names import counted
 from t2i.seeding import permutation, uniform
 
@@ -246,7 +246,7 @@ class BatchReader(torch.utils.data.Dataset):
                     try:
                         image = self._images(np.array([row]), epoch[i : i + 1])
                     except (BrokenImage, OSError) as error:
-                        if self._vanished():
+                        if isinstance(error, LostConnection) or self._vanished():
                             found.append({"row": row, "vanished": True, "reason": " ".join(str(error).split())[:200]})
                             return None, rows, found
                         self._broken.add(row)

@@ -104,7 +104,7 @@ def verify_rendered(ids: Sequence[str], render: Callable[[Sequence[int]], images
 def place_of(address: str) -> str:
     """Returns the name of the index of images that are not separate files."""
     kind, _, place = address.partition(":")
-    return f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
+    return address if "://" in place else f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
 
 
 def known_broken(address: str) -> dict[str, str]:

@@ -225,6 +225,15 @@ def test_random_crops_are_noted_as_centre_crops(photos: Path, record: Record, tm
     assert kept is not None and kept.pixels.tolist() == record.pixels.tolist()
 
 
+def test_equal_records_are_equal_files(tmp_path: Path, record: Record) -> None:
+    files = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for file in files:
+        write_record(file, record)
+    assert len({file.read_bytes() for file in files}) == 1
+    back = read_record(files[0])
+    assert back is not None and back.data == record.data and np.array_equal(back.captions, record.captions)
+
+
 def test_a_damaged_record_is_named(tmp_path: Path, record: Record) -> None:
     path = tmp_path / RECORD
     assert read_record(path) is None

@@ -67,15 +67,20 @@ def write_page(
         {
             "word": word.text,
             "map": inline(overlay(maps.image_HWC, found)),
+            "attention": None if seen is None else inline(overlay(maps.image_HWC, seen)),
+            "share_of_attention": None if seen is None else f"{seen.max():.3g}",
             "peak": f"{found.max():.3g}",
             "others": " ".join(other or "nothing" for other in word.others),
             "share": f"{value:+.3f}",
             "width": round(100 * abs(value) / largest),
             "positive": bool(value >= 0),
         }
-        for word, found, value in zip(words, maps.words, shares.values, strict=True)
+        for word, found, seen, value in zip(
+            words, maps.words, maps.attention or [None] * len(words), shares.values, strict=True
+        )
     ]
     values = {"prompt": prompt, "image": inline(maps.image_HWC), "rows": rows, "unit": maps.unit, "facts": facts}
+    values["attends"] = maps.attention is not None
     sums = {"whole": f"{shares.whole:.3f}", "base": f"{shares.none:.3f}"}
     look = style("chart.css", "style.css")
     write_text(out, render("page.html", FOLDER, title=f"explain: {prompt}", style=look, **values, **sums))

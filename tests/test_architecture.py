@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("t2i.train", "t2i.sample", "t2i.eval"),
     ("t2i.cli",),
     ("t2i.web",),
-    ("t2i.export", "t2i.explain"),
+    ("t2i.export", "t2i.explain", "t2i.retrieval"),
     ("t2i.report",),
     ("t2i.scoring",),
     ("t2i.pipeline",),
@@ -69,13 +69,14 @@ FACES = {
     "t2i.text",
     "t2i.data",
     "t2i.extractors",
+    "t2i.families",
     "t2i.metrics",
     "t2i.weights",
     "t2i.vqvae.quantizers",
 }
 # modules that Windows has not
 UNIX = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
-# one in each family and in each architecture, which `families.py` and `architectures.py` find by name
+# one in each family and in each architecture, which `families` and `architectures.py` find by name
 FOUND_BY_NAME = {"Config", "Generator", "Discriminator"}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 

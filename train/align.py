@@ -1,8 +1,8 @@
-"""Trains a small dual encoder on captioned images: a frozen text encoder and a CLIP-style scorer (Radford et al., 2021).
+"""Trains a small dual encoder on captioned images (CLIP, Radford et al., 2021). It serves as text encoder and as scorer.
 
     t2i train align --data shapes-2 --run-dir runs/align
 
-The run directory is what `text.path` and `guidance.path` of other programs name. To resume, run the same command again.
+Other programs take the run directory as `text.path` or `guidance.path`. To resume, run the same command again.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from t2i.families import Source
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
 from t2i.metrics.retrieval import binding, retrieval
-from t2i.sampling.source import open_source
+from t2i.sampling.source import open_start
 from t2i.training.conditioning import own_vocabulary
 from t2i.training.initialise import Reads, initialise
 from t2i.training.optimization import clip_gradients, cosine
@@ -40,18 +40,18 @@ from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits
 
 WAYS, RECALLS = ("text_to_image", "image_to_text"), (1, 5, 10)
-CHUNK = 250  # pairs of a validation at once
+CHUNK = 250  # pairs embedded at once in validation
 FINAL_RATE = 0.02  # the cosine ends at this share of the peak learning rate
 
 
 def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
-    """Returns the training split, and the held-out splits that the data has."""
+    """Returns the training split and those held-out splits that the data has."""
     train = open_training(config.data, config.split, config.replayed)
     return train, open_held_out_splits(config.data, config.validation_n)
 
 
 def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokenizer:
-    """Returns the run's tokenizer: fitted on the captions when the run starts, and the same file ever after."""
+    """Returns the run's tokenizer, which is fitted to the captions when the run starts and read from its file on resume."""
     most = config.text_tower.max_tokens
 
     def fit() -> str:
@@ -62,11 +62,11 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
 
 
 def refuse_unseen(config: Config, source: Source | None) -> None:
-    """Raises InputError where a run on `train` starts from weights that have seen the held-out combinations of shapes."""
+    """Raises InputError if a run on `train` would start from weights trained on the held-out combinations of shapes."""
     if source is not None and source.manifest["config"].get("split") == "all" and config.split == "train":
         raise InputError(
-            f"init_from {source.address} was trained on split=all, with the held-out combinations; set split=all, or start "
-            "from a model of split=train"
+            f"init_from {source.address} was trained on split=all, which includes the held-out combinations; set split=all, "
+            "or start from a model trained on split=train"
         )
 
 
@@ -74,8 +74,11 @@ def refuse_unseen(config: Config, source: Source | None) -> None:
 def validate(
     model: DualEncoder, tokenizer: CaptionTokenizer, dataset: Dataset, device: torch.device
 ) -> dict[str, float]:
-    """Returns Recall@1, 5 and 10 both ways among the rows of `dataset`, where captions that ask for the same count as hits,
-    and `binding`, the share of images nearer to their caption than to it with two attributes exchanged."""
+    """Returns retrieval scores among the rows of `dataset`.
+
+    Recall@1, 5 and 10 are computed in both directions; captions with the same meaning count as hits. `binding` is the share
+    of images that are closer to their caption than to the same caption with two attributes exchanged.
+    """
     model.eval()
     captions = [options[0] for options in dataset.captions]
     parts = [range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)]
@@ -88,33 +91,33 @@ def validate(
         return np.concatenate([model.embed_text(ids.to(device), mask.to(device)).cpu().numpy() for ids, mask in chunks])
 
     texts, groups = embed(captions), [meaning(caption) for caption in captions]
-    found = retrieval(images, texts, groups, groups, ks=RECALLS)
-    scores = {f"{way}_recall@{k}": getattr(found, way).recall[k] for way in WAYS for k in RECALLS}
+    result = retrieval(images, texts, groups, groups, ks=RECALLS)
+    scores = {f"{way}_recall@{k}": getattr(result, way).recall[k] for way in WAYS for k in RECALLS}
     swapped = exchanged(captions)
     rows = [row for row, text in enumerate(swapped) if text is not None]
     if rows:
-        others = embed([text for text in swapped if text is not None])
-        scores["binding"] = binding(images[rows], texts[rows], others).value
+        swapped_texts = embed([text for text in swapped if text is not None])
+        scores["binding"] = binding(images[rows], texts[rows], swapped_texts).value
     model.train()
     return scores
 
 
 def prepare_pairs(config: Config, train: Dataset, tokenizer: CaptionTokenizer, batch: Batch, run: Run) -> Pairs:
-    """Puts the images, with a little noise, and one caption of each on the device."""
+    """Moves the images, with a little noise added, and one caption of each to the device."""
     chosen = choose_captions(train, batch.rows, batch.sample_ids, config.seed)
-    said = [train.captions[row][k] for row, k in chosen]
-    ids, mask, _ = tokenizer(said)
+    captions = [train.captions[row][k] for row, k in chosen]
+    ids, mask, _ = tokenizer(captions)
     images = to_model(batch.images_BHWC.numpy()).to(run.device)
     images = images + NOISE * torch.randn_like(images)
-    rows, keys = torch.from_numpy(batch.rows), torch.from_numpy(seeding.ids_of(said))
+    rows, keys = torch.from_numpy(batch.rows), torch.from_numpy(seeding.ids_of(captions))
     pairs = Pairs(images, *(x.to(run.device) for x in (ids, mask, rows, keys)))
     if not isinstance(config.negatives, SwapNegatives):
         return pairs
-    swapped = exchanged(said, batch.sample_ids.tolist(), config.seed)
+    swapped = exchanged(captions, batch.sample_ids.tolist(), config.seed)
     ids, mask, _ = tokenizer([text or "" for text in swapped])
-    has = torch.tensor([text is not None for text in swapped])
-    ids, mask, has = (x.to(run.device) for x in (ids, mask, has))
-    return pairs._replace(swapped_ids_BT=ids, swapped_mask_BT=mask, has_swap_B=has)
+    has_swap = torch.tensor([text is not None for text in swapped])
+    ids, mask, has_swap = (x.to(run.device) for x in (ids, mask, has_swap))
+    return pairs._replace(swapped_ids_BT=ids, swapped_mask_BT=mask, has_swap_B=has_swap)
 
 
 def main(config: Config, run_dir: Path) -> None:
@@ -122,15 +125,15 @@ def main(config: Config, run_dir: Path) -> None:
     train, held_out = open_splits(config)
 
     with Run(run_dir, config, "align") as run:
-        # Data: what of it may contradict its captions, a record of it for later scores, and the tokenizer fitted on it
-        source = open_source(config.init_from, "align") if run.is_new and config.init_from else None
+        # Starting weights, data (with a record of it for later scores), and the tokenizer fitted to its captions
+        source = open_start(run, config)
         refuse_unseen(config, source)
         warn_of_colors(config.data.augment, train)
         remember(run, train, config.data, start=source)
         run.identity.keep_held_out("val", held_out.get("val"))
         tokenizer = prepare_tokenizer(config, run, train)
 
-        # Both towers, a captioner that trains them better (CoCa) and is not kept in use, and AdamW
+        # Both towers, a captioner that is used in training alone and improves them (CoCa), and AdamW
         model = DualEncoder(config, len(tokenizer)).to(run.device)
         captioner = Captioner(config, len(tokenizer)).to(run.device)
         towers = {"model": model, "captioner": captioner}
@@ -140,7 +143,7 @@ def main(config: Config, run_dir: Path) -> None:
             parameter_groups(both, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
         )
 
-        # Parts of a checkpoint, and the newest one to go on from
+        # Parts of a checkpoint; the newest checkpoint is resumed
         run.register("model", model)
         run.register("captioner", captioner)
         run.register("optimizer", optimizer)
@@ -148,7 +151,7 @@ def main(config: Config, run_dir: Path) -> None:
         best = keep_best(run, model.state_dict, config.best_metric, names)
         run.resume()
 
-        # The model as the processes of the run share it, and the images from where the run left off
+        # The model wrapped for the run's processes, and a loader that starts at the run's position
         paired = run.prepare(both, config.compile)
         reading = config.dataloader_num_workers, run.quarantine, config.data.augment
         loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
@@ -157,17 +160,17 @@ def main(config: Config, run_dir: Path) -> None:
             # Validation, and a checkpoint
             if run.due(config.validation_steps):
                 for split, dataset in held_out.items():
-                    found = run.on_main(lambda: validate(model, tokenizer, dataset, run.device))  # noqa: B023
-                    note_validation(run, found, best if split == "val" else None, split)
+                    scores = run.on_main(lambda: validate(model, tokenizer, dataset, run.device))  # noqa: B023
+                    note_validation(run, scores, best if split == "val" else None, split)
             if run.due(config.checkpointing_steps):
                 run.save()
 
-            # Micro-batches of this step; none at the end of the run
+            # Micro-batches of this step; there are none at the end of the run
             micros = [prepare_pairs(config, train, tokenizer, batch, run) for batch in batches]
             if not micros:
                 break
 
-            # Step on the contrast of all pairs of the step, and on the captions
+            # Optimizer step on the contrastive loss over all pairs of the step and the captioning loss
             known = embed_all(paired, micros) if len(micros) > 1 else []
             losses: list[Tensor] = []
             for number in run.accumulate(paired, range(len(micros))):

@@ -78,7 +78,7 @@ class Config(StartConfig):
     embedding: int = Field(default=128, ge=8, description="dimensions that images and captions share")
     split: Literal["train", "all"] = Field(
         default="train",
-        description="`all` includes the held-out combinations of shapes: for a scorer, never for a generator's guide",
+        description="`all` includes what shapes and emoji hold out: for a scorer, never for a generator's guide",
     )
     validation_n: int = Field(
         default=1000, ge=2, description="pairs of each held-out split among which Recall@K is measured"

@@ -1,4 +1,4 @@
-"""Text encoders as a graph of ids, and what turns a caption into ids.
+"""Exports text encoders as graphs from ids to features, with a tokenizer from captions to ids.
 
 Axes: B captions, T tokens, V words, D width, P pooled.
 """
@@ -35,13 +35,13 @@ class TextPart(NamedTuple):
 
 
 def text_part(encoder: TextEncoder, examples: Sequence[str]) -> TextPart:
-    """The graph and the tokenizer of a text encoder.
+    """Returns the graph and the tokenizer of a text encoder.
 
     Args:
-        examples: captions, one a row of the graph's example.
+        examples: captions for the example inputs of the graph.
 
     Raises:
-        InputError: this encoder has none.
+        InputError: this encoder cannot be exported.
     """
     if encoder.name not in TEXTS:
         raise InputError(f"the text encoder {encoder.name} cannot be exported; {', '.join(TEXTS)} can")
@@ -49,7 +49,7 @@ def text_part(encoder: TextEncoder, examples: Sequence[str]) -> TextPart:
 
 
 class WordTable(nn.Module):
-    """Rows of a table; pooled: their mean, or the words' weights, of unit length. Padding is the row of zeros at the end."""
+    """Rows of a table; pooled: their mean, or the weighted word counts at unit length. Padding is the last row, all zeros."""
 
     def __init__(self, rows_VD: np.ndarray, weights_V: np.ndarray | None) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def _words(encoder: Any, examples: Sequence[str]) -> TextPart:
 
 
 class AlignedTextGraph(nn.Module):
-    """The text tower of a dual encoder; pooled has unit length."""
+    """The text tower of a dual encoder; the pooled vector has unit length."""
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def _aligned(encoder: Any, examples: Sequence[str]) -> TextPart:
 
 
 class PretrainedTextGraph(nn.Module):
-    """A tower of transformers with its rule of pooling."""
+    """A tower of transformers with its pooling."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ def _part(
     return TextPart(Graph(module, {"ids": ids, "mask": mask}, OUTPUTS), tokenize, described, file)
 
 
-# name of the encoder -> what makes its part
+# name of the encoder -> function that returns its part
 TEXTS: dict[str, Callable[[Any, Sequence[str]], TextPart]] = {
     "aligned": _aligned,
     **dict.fromkeys(("bow", "tfidf", "word2vec"), _words),

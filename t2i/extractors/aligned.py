@@ -1,7 +1,7 @@
-"""The dual encoder that ships with the package, or another one of `t2i train align`, as an extractor.
+"""Dual encoders as extractors: the one that ships with the package, or a run of `t2i train align`.
 
-The image embeddings of the embedded one give `fid-shapes` and `kid-shapes`, both towers `clip-aligned`. It was trained on
-rendered shapes and says little about other images. Another encoder appears in the names of its scores by its digest.
+Scores by the embedded encoder are named `fid-shapes`, `kid-shapes` and `clip-aligned`. It was trained on rendered shapes, so
+its scores say little about other images. Scores by other encoders have their digest in the name.
 """
 
 import os
@@ -27,18 +27,18 @@ BATCH = 64
 
 
 def open_embedded(path: str = "", resize: Resize = "clean", device: str = "cpu") -> "AlignedExtractor":
-    """For `EXTRACTORS`: the dual encoder that ships with the package."""
+    """Opens the dual encoder that ships with the package, for `EXTRACTORS`."""
     return open_aligned(str(scorer_dir()), resize, device)
 
 
 def open_aligned(path: str, resize: Resize = "clean", device: str = "cpu") -> "AlignedExtractor":
-    """For `EXTRACTORS`: `align:RUN`, a run of `t2i train align` or a saved dual encoder. It brings its own resizing."""
+    """Opens `align:RUN` for `EXTRACTORS`: a run of `t2i train align` or a saved dual encoder, with its own resizing."""
     is_embedded = os.path.realpath(path) == os.path.realpath(scorer_dir())
     return AlignedExtractor(load_dual_encoder(Path(path)), ("shapes", "aligned") if is_embedded else None)
 
 
 class AlignedExtractor:
-    """A frozen dual encoder as an `ImageTextExtractor`. Features are computed on the CPU, the same on every machine.
+    """A frozen dual encoder as an `ImageTextExtractor`. Features are computed on the CPU, so that all machines agree.
 
     Args:
         names: `name` and `clip_name`; None: `align-DIGEST` for both.
@@ -52,18 +52,18 @@ class AlignedExtractor:
         self.name, self.clip_name = names or 2 * (f"align-{self._digest[:8]}",)
         self.dim: int = dual.config.embedding
         self.scale = float(dual.model.scale())
-        side = dual.config.data.resolution
-        self.resize = f"antialiased bilinear to {side}x{side}"
+        self.side = dual.config.data.resolution
+        self.resize = f"antialiased bilinear to {self.side}x{self.side}"
 
     def digest(self) -> str:
         return self._digest
 
     def features(self, images_BHWC: ImageArray) -> Features:
-        """uint8 [B, H, W, 3] of any size -> unit-length float32 [B, D]."""
+        """Maps uint8 [B, H, W, 3] of any size to unit-length float32 [B, D]."""
         return in_fixed_batches(self._run, check_images(images_BHWC), BATCH, self.dim)
 
     def text_features(self, captions: Sequence[str]) -> Features:
-        """B captions -> unit-length float32 [B, D]. One warning a call counts the captions that were cut."""
+        """Maps B captions to unit-length float32 [B, D]. A warning has the number of captions that were cut."""
         limit = self._dual.tokenizer.max_tokens
         if cut := self._dual.tokenizer(captions)[2]:
             warnings.warn(

@@ -41,7 +41,7 @@ class ModelConfig(Section):
 
 
 class PriorLossConfig(Section):
-    """Cross-entropy of the codes, and three guards against learning small data by heart."""
+    """Cross-entropy of the codes, and four guards against learning small data by heart."""
 
     label_smoothing: float = Field(
         default=0.1, ge=0, lt=1, description="share of the target that is spread over all codes"
@@ -54,6 +54,12 @@ class PriorLossConfig(Section):
         ge=0,
         lt=1,
         description="share of captions that are replaced by the learned null caption, for guidance",
+    )
+    text_noise: float = Field(
+        default=0.0,
+        ge=0,
+        description="standard deviation of the noise on text features in training, beside their own: near words are then read "
+        "alike, so that a new caption gives what a known one near it would",
     )
 
 

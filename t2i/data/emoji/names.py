@@ -5,6 +5,7 @@ A key is the code points of an emoji in hex, joined by `-`, without variation se
 
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
@@ -34,6 +35,7 @@ _SAME: Mapping[int, int] = {
     0x1F57A: 0x1F483,  # dancers
     0x1F936: _SANTA,
 }
+_FLAG = "flag of "
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
@@ -78,13 +80,18 @@ def names() -> Mapping[str, Named]:
     return found
 
 
+def is_called(caption: str) -> bool:
+    """Returns True where some emoji is called by the words of a caption."""
+    return frozenset(words_of(caption)) in owners()
+
+
 def _words(code: str) -> str:
     return clean_caption(code.strip(":").replace("_", " "))
 
 
 def _name(text: str, name: str) -> str:
     flag = ord(text[0]) in _REGIONS or len(text) > 2 and ord(text[1]) >= 0xE0000
-    return f"flag of {name}" if flag else name
+    return f"{_FLAG}{name}" if flag else name
 
 
 @cache
@@ -99,6 +106,50 @@ def _groups() -> list[tuple[int, int, str]]:
     return rows
 
 
+def _called(key: str) -> list[str]:
+    """Returns name, aliases and the name in Unicode of an emoji that has a name."""
+    own, codes = names()[key], codes_of(key)
+    formal = _formal(codes[0]) if len(codes) == 1 else ""
+    return [own.name, *(other for other in (*own.aliases, formal) if _tells(other, own.name))]
+
+
+@cache
+def owners() -> Mapping[frozenset[str], set[str]]:
+    """Returns the concepts that are called by these words."""
+    found: dict[frozenset[str], set[str]] = defaultdict(set)
+    for key in names():
+        for caption in _called(key):
+            found[frozenset(words_of(caption))].add(concept_of(key))
+    return dict(found)
+
+
+def keywords_of(key: str) -> Sequence[str]:
+    """Returns words that go with an emoji beside its names, as "puppy" with the face of a dog."""
+    return [word for word in _keywords().get(key, ()) if frozenset(words_of(word)) not in owners()]
+
+
+@cache
+def _keywords() -> Mapping[str, Sequence[str]]:
+    lines = (
+        line.split(": ") for line in lines_of(Path(__file__).with_name("keywords.txt")) if not line.startswith("#")
+    )
+    return {key: words.split(", ") for key, words in lines}
+
+
+def with_article(caption: str) -> str:
+    """Returns "a slice of pizza" of "slice of pizza"; "" where a caption takes no article: a plural, a list, a flag."""
+    first, last = caption[:1].lower(), caption.split()[-1]
+    if (
+        "," in caption
+        or not caption[:1].islower()
+        or last.endswith("s")
+        and not last.endswith("ss")
+        or _FLAG in caption
+    ):
+        return ""
+    return f"an {caption}" if first in "aeiou" else f"a {caption}"
+
+
 def group_of(key: str) -> str:
     """Returns what an emoji is a kind of, as `fruit`; "" where that is not known."""
     first = codes_of(key)[0]
@@ -110,20 +161,18 @@ def group_of(key: str) -> str:
 def captions_of(key: str) -> list[str]:
     """Returns the captions of an emoji, its name first: name, aliases, the name in Unicode, the name with its group.
 
-    [] for one without a name.
+    [] for one without a name. What another concept is called too is left out, so that no caption is on two sides.
     """
     own = names().get(key)
     if own is None:
         return []
-    told = [own.name, *(alias for alias in own.aliases if _tells(alias, own.name))]
-    codes = codes_of(key)
-    if len(codes) == 1:
-        told += [formal] if (formal := _formal(codes[0])) and _tells(formal, own.name) else []
+    told = _called(key)
+    told = [told[0], *(caption for caption in told[1:] if owners()[frozenset(words_of(caption))] <= {concept_of(key)})]
     group = group_of(key)
     if group and not set(words_of(group)) <= set(words_of(own.name)):
         told.append(f"{own.name}, {group}")
     by_words = {frozenset(words_of(caption)): caption for caption in reversed(told)}
-    return [caption for caption in told if by_words[frozenset(words_of(caption))] == caption]
+    return [caption for caption in dict.fromkeys(told) if by_words[frozenset(words_of(caption))] == caption]
 
 
 def words_of(caption: str) -> list[str]:

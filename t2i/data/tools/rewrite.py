@@ -1,4 +1,4 @@
-"""Writes new folders of captioned images: `t2i data filter` chooses captions, `t2i data split` assigns splits.
+"""Writes new folders of captioned images: `t2i data filter` chooses captions and images, `t2i data split` assigns splits.
 
 The new folder holds hard links (symbolic links on another disk), or copies of images from shards or tables, and a
 metadata.jsonl for each split. Nothing is decoded, and the source is never touched.
@@ -13,22 +13,27 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from t2i.data import View, open_dataset
+from t2i.data import NO_CAPTION, Dataset, View, open_dataset
 from t2i.data.encoded import EncodedImages
 from t2i.data.splits import SPLITS, assign_splits
 from t2i.errors import InputError
 from t2i.files import new_folder, text_lines
 from t2i.images import BrokenImage, read_limited
 
+FAR = "images far from the words"
+
 
 class Kept(NamedTuple):
-    """One image, with the captions that it is to have."""
+    """One image, with the captions that it is to have, and other entries of its row of metadata.jsonl."""
 
     dataset: EncodedImages
     row: int
     captions: Sequence[str]
+    more: Mapping[str, object] = {}
 
 
 class Rules(NamedTuple):
@@ -46,33 +51,70 @@ class Rewritten(NamedTuple):
     left_out: dict[str, int]  # why -> how many captions or images
 
 
-def open_splits(address: str) -> dict[str, EncodedImages]:
-    """Returns all splits of an address that are there.
+def every_split(address: str, view: View, names: Sequence[str] | None = None) -> dict[str, Dataset]:
+    """Returns the splits of an address that are there.
+
+    Args:
+        names: of those that are wanted; None: all.
 
     Raises:
-        InputError: there is none, or its images are rendered.
+        InputError: none of them is there.
     """
-    opened: dict[str, EncodedImages] = {}
+    opened: dict[str, Dataset] = {}
     problem: InputError | None = None
-    for split in SPLITS:
+    for split in names or SPLITS:
         try:
-            dataset = open_dataset(address, split, View())
+            dataset = open_dataset(address, split, view)
         except InputError as error:
             problem = problem or error
             continue
-        if not isinstance(dataset, EncodedImages):
-            raise InputError(
-                f"data {address} is rendered and has no files; write it with `t2i data export {address} OUT`"
-            )
-        if dataset.split == split:  # `heldout` may have fallen back to another
+        if names or dataset.split == split:  # `heldout` may have fallen back to another
             opened[split] = dataset
     if not opened:
         raise problem or InputError(f"data {address} holds no split")
     return opened
 
 
-def filter_captions(address: str, out: Path, rules: Rules) -> Rewritten:
+def open_splits(address: str, view: View = View()) -> dict[str, EncodedImages]:
+    """Returns all splits of an address that are there, of images in files.
+
+    Raises:
+        InputError: there is none, or its images are rendered.
+    """
+    found: dict[str, EncodedImages] = {}
+    for split, dataset in every_split(address, view).items():
+        if not isinstance(dataset, EncodedImages):
+            raise InputError(
+                f"data {address} is rendered and has no files; write it with `t2i data export {address} OUT`"
+            )
+        found[split] = dataset
+    return found
+
+
+class Nearness(NamedTuple):
+    """Which images stay by what they show.
+
+    Attributes:
+        scores: of each image of these splits; NaN: it cannot be decoded.
+        least: score of the images that stay.
+    """
+
+    scores: Mapping[str, NDArray[np.float64]]
+    least: float
+
+
+def filter_captions(
+    address: str,
+    out: Path,
+    rules: Rules,
+    splits: Mapping[str, EncodedImages] | None = None,
+    near: Nearness | None = None,
+) -> Rewritten:
     """Writes the images whose captions follow the rules into a new folder, each split for itself.
+
+    Args:
+        splits: of the address, where they are open; None: all are opened.
+        near: removes images by what they show; those that stay have their `score` in metadata.jsonl.
 
     Raises:
         InputError: nothing stays, or `out` holds something or cannot be written.
@@ -81,8 +123,15 @@ def filter_captions(address: str, out: Path, rules: Rules) -> Rewritten:
     seen: set[str] = set()
     refusals = _refusals(rules, seen)
 
-    def kept(dataset: EncodedImages) -> Iterator[Kept]:
+    def kept(split: str, dataset: EncodedImages) -> Iterator[Kept]:
         for row, captions in enumerate(dataset.captions):
+            more: dict[str, object] = {}
+            if near is not None:
+                score = float(near.scores[split][row])
+                if not score >= near.least:
+                    left_out[FAR] = left_out.get(FAR, 0) + 1
+                    continue
+                more["score"] = round(score, 4)
             stay = []
             for caption in captions:
                 why = next((why for why, refuses in refusals.items() if refuses(caption)), "")
@@ -92,12 +141,14 @@ def filter_captions(address: str, out: Path, rules: Rules) -> Rewritten:
                     stay.append(caption)
                     seen.add(caption.lower())
             if stay:
-                yield Kept(dataset, row, stay)
+                yield Kept(dataset, row, stay, more)
 
-    parts = {split: list(kept(dataset)) for split, dataset in open_splits(address).items()}
+    opened = open_splits(address) if splits is None else splits
+    parts = {split: list(kept(split, dataset)) for split, dataset in opened.items()}
     if not any(parts.values()):
         told = ", ".join(f"{count:,} {why}" for why, count in left_out.items())
-        raise InputError(f"no caption of {address} passes the filters ({told}); loosen them")
+        what = "caption" if near is None else "image"
+        raise InputError(f"no {what} of {address} passes the filters ({told}); loosen them")
     return _write(out, parts, left_out)
 
 
@@ -114,7 +165,7 @@ def _refusals(rules: Rules, seen: set[str]) -> dict[str, Callable[[str], bool]]:
     if deny is not None:
         found["captions with a denied word"] = lambda caption: deny.search(caption) is not None
     if rules.unique:
-        found["captions that were there before"] = lambda caption: caption.lower() in seen
+        found["captions that were there before"] = lambda caption: caption != NO_CAPTION and caption.lower() in seen
     return found
 
 
@@ -186,7 +237,7 @@ def _write(out: Path, parts: Mapping[str, Sequence[Kept]], left_out: dict[str, i
                 for number, item in enumerate(items):
                     name = _place(item, folder / split / f"{number:0{digits}d}")
                     text = item.captions[0] if len(item.captions) == 1 else list(item.captions)
-                    row = {"file_name": name, "text": text, "id": item.dataset.ids[item.row]}
+                    row = {"file_name": name, "text": text, "id": item.dataset.ids[item.row], **item.more}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return Rewritten({split: len(items) for split, items in parts.items() if items}, left_out)
 

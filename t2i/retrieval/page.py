@@ -1,0 +1,41 @@
+"""The page of a search: the images that were found, with their scores, captions and places."""
+
+from pathlib import Path
+
+from t2i.files import write_text
+from t2i.report.template import inline, render, style
+from t2i.retrieval.searching import Results
+
+FOLDER = Path(__file__).parent
+CAPTIONS = 5  # of an image that are shown
+
+
+def write_page(out: Path, results: Results, by: str | None) -> None:
+    """Writes the page, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    collection = results.collection
+    facts = {
+        "data": collection.address,
+        "images": f"{collection.total:,}, of which {len(collection):,} differ",
+        "encoder": f"{by or 'embedded'} ({collection.encoder.clip_name})",
+    }
+    if results.recall is not None:
+        facts["search"] = f"approximate, recall {results.recall:.3f} on sampled queries"
+    rows = [
+        {
+            "rank": rank,
+            "image": inline(collection.pixels(hit.row)),
+            "score": f"{hit.score:.4f}",
+            "captions": hit.captions[:CAPTIONS],
+            "place": str(hit.places[0]),
+            "copies": [str(place) for place in hit.places[1:]],
+        }
+        for rank, hit in enumerate(results.hits, 1)
+    ]
+    asked = None if results.image is None else inline(results.image)
+    values = {"query": results.query, "asked": asked, "facts": facts, "rows": rows}
+    look = style("chart.css", "style.css")
+    write_text(out, render("page.html", FOLDER, title=f"search: {results.query}", style=look, **values))

@@ -108,6 +108,7 @@ DATASETS: dict[str, str] = {
     "flickr30k": "t2i.data.published.flickr:open_flickr30k",
     "cub": "t2i.data.published.cub:open_cub",
     "flowers": "t2i.data.published.flowers:open_flowers",
+    "mirflickr": "t2i.data.published.mirflickr:open_mirflickr",
     "vg": "t2i.data.published.visual_genome:open_visual_genome",
     "vqa2": "t2i.data.published.vqa2:open_vqa2",
     "shards": "t2i.data.packed.shards:open_shards",

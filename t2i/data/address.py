@@ -35,6 +35,7 @@ MARKS: Mapping[str, tuple[str, ...]] = {
     "flickr30k": ("results_20130124.token", "results.csv", "flickr30k_images/results.csv", "dataset_flickr30k.json"),
     "cub": ("images.txt", "CUB_200_2011/images.txt"),
     "flowers": ("jpg/image_*.jpg", "102flowers/jpg/image_*.jpg"),
+    "mirflickr": ("meta/tags/tags1.txt", "mirflickr/meta/tags/tags1.txt"),
     "vg": ("region_descriptions.json",),
     "vqa2": ("v2_OpenEnded_mscoco_*.json", "Questions/v2_OpenEnded_mscoco_*.json"),
     "hub": ("dataset_dict.json", "state.json"),
@@ -193,7 +194,7 @@ def _has(folder: Path, pattern: str, kind: str) -> bool:
 
 def _is_mark(path: Path, kind: str) -> bool:
     """Returns True unless the contents of the file show that it is something else."""
-    if kind in ("shards", "flowers"):
+    if kind in ("shards", "flowers", "mirflickr"):
         return path.is_file()
     try:
         if kind == "parquet":

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from t2i.align.mapped import MappedDualEncoder, Projections
 from t2i.errors import InputError
 from t2i.export.graphs import Graph
 from t2i.text import TextEncoder
@@ -98,6 +99,8 @@ class AlignedTextGraph(nn.Module):
 
 
 def _aligned(encoder: Any, examples: Sequence[str]) -> TextPart:
+    if isinstance(encoder.dual, MappedDualEncoder):
+        return _mapped(encoder, examples)
     tokenizer = encoder.dual.tokenizer
 
     def tokenize(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -106,6 +109,30 @@ def _aligned(encoder: Any, examples: Sequence[str]) -> TextPart:
     special = {"pad": tokenizer.PAD, "start": tokenizer.START, "end": tokenizer.END}
     described = {"kind": "byte-pairs", "rule": PAIRS_RULE, "max_tokens": encoder.max_tokens, **special}
     return _part(AlignedTextGraph(encoder.dual.model.text), tokenize, examples, described, tokenizer.json_text)
+
+
+class MappedTextGraph(nn.Module):
+    """A frozen text encoder, and its maps into the space that an aligner found."""
+
+    def __init__(self, inner: nn.Module, projections: Projections) -> None:
+        super().__init__()
+        self.inner, self.projections = inner, projections
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, pooled = self.inner(ids, mask)
+        return self.projections.tokens(tokens, mask), self.projections.text(pooled)
+
+
+def _mapped(encoder: Any, examples: Sequence[str]) -> TextPart:
+    dual = encoder.dual
+    if encoder.max_tokens != dual.max_tokens:
+        raise InputError(
+            f"text.max_tokens={encoder.max_tokens} cuts captions behind the aligned encoder, which reads {dual.max_tokens}; a "
+            "model that is to be exported is trained without it"
+        )
+    part = text_part(dual.encoder, examples)
+    module = MappedTextGraph(part.graph.module, dual.projections)
+    return part._replace(graph=part.graph._replace(module=module))
 
 
 class PretrainedTextGraph(nn.Module):

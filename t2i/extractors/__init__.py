@@ -167,6 +167,7 @@ class ImageEncoder(Protocol):
 # name -> "module:class"
 IMAGE_ENCODERS: dict[str, str] = {
     "aligned": "t2i.extractors.cells:AlignedCells",
+    "classical": "t2i.extractors.classical:ClassicalCells",
     "resnet": "t2i.extractors.cells:ResNetCells",
     "vit": "t2i.extractors.cells:ViTCells",
     "clip": "t2i.extractors.cells:CLIPCells",
@@ -178,13 +179,15 @@ def open_image_encoder(name: str, path: str | None = None) -> ImageEncoder:
     """Opens the image encoder `name` at `path`: a run of `t2i train align`, or a folder of transformers.
 
     Args:
-        path: None: for `aligned` the dual encoder that ships with the package.
+        path: None: for `aligned` the dual encoder that ships with the package; `classical` has none.
 
     Raises:
-        InputError: the path is missing, or does not hold such an encoder.
+        InputError: the path is missing, has no effect, or does not hold such an encoder.
     """
-    if path is None and name != "aligned":
+    if path is None and name not in ("aligned", "classical"):
         raise InputError(f"image.encoder={name} needs image.path: a folder of transformers with its preprocessing")
+    if path is not None and name == "classical":
+        raise InputError(f"image.path={path} has no effect with image.encoder=classical; remove it")
     return resolve(IMAGE_ENCODERS[name]).open(path or str(scorer_dir()))
 
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
+from t2i.align.frozen import AnyDualEncoder, load_dual_encoder
+from t2i.align.mapped import MappedDualEncoder, Projections
 from t2i.errors import InputError
 from t2i.extractors import SAVED_NAME, ImageFeatures
 from t2i.extractors.batches import exact_float32
@@ -24,7 +25,7 @@ from t2i.tensors import hash_bytes
 BATCH = 8
 
 
-class _Cells:
+class TowerCells:
     """Common part of all encoders. The encoder is no nn.Module, so only code that uses `tower` can train it."""
 
     name: str
@@ -79,14 +80,30 @@ class AlignedTower(nn.Module):
         return ImageFeatures(F.silu(self.image.norm(map_BCHW)).flatten(2).transpose(1, 2), pooled)
 
 
-class AlignedCells(_Cells):
+class MappedTower(nn.Module):
+    """The cells of a frozen image encoder; pooled: its features in the space that an aligner found, unit length."""
+
+    def __init__(self, tower: nn.Module, projections: Projections) -> None:
+        super().__init__()
+        self.tower, self.projections = tower, projections
+
+    def forward(self, images_BCHW: Tensor) -> ImageFeatures:
+        cells_BLD, pooled_BQ = self.tower(images_BCHW)
+        return ImageFeatures(cells_BLD, self.projections.image(pooled_BQ.float()))
+
+
+class AlignedCells(TowerCells):
     """A dual encoder of `t2i train align`."""
 
     name = "aligned"
 
-    def __init__(self, dual: FrozenDualEncoder) -> None:
-        self._dual = dual
-        super().__init__(AlignedTower(dual.model.image), dual.config.data.resolution)
+    def __init__(self, dual: AnyDualEncoder) -> None:
+        self.dual = dual
+        if isinstance(dual, MappedDualEncoder):
+            tower: nn.Module = MappedTower(dual.image_encoder.tower, dual.projections)
+        else:
+            tower = AlignedTower(dual.model.image)
+        super().__init__(tower, dual.config.data.resolution)
 
     @classmethod
     def open(cls, path: str) -> Self:
@@ -98,11 +115,11 @@ class AlignedCells(_Cells):
 
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._dual.save(directory / "dual_encoder")
+        self.dual.save(directory / "dual_encoder")
         self._note(directory)
 
     def _decisive(self) -> list[Any]:
-        return [self._dual.config.data.resolution]
+        return [self.dual.config.data.resolution]
 
 
 class TransformersTower(nn.Module):
@@ -129,7 +146,7 @@ class TransformersTower(nn.Module):
         return ImageFeatures(states[:, 1:], states[:, 0])  # the class token comes first
 
 
-class _Transformers(_Cells):
+class _Transformers(TowerCells):
     """A folder of transformers with the preprocessing of its images."""
 
     kinds: tuple[str, ...]  # accepted values of `model_type`

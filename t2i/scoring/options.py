@@ -223,6 +223,22 @@ class SweepOptions(Options):
         return ScoreOptions(target=self.run, **values)
 
 
+class ClassifyOptions(Options):
+    """Classify images and captions by logistic regression in a shared space: accuracy and macro F1 in four directions."""
+
+    run: str = argument("An align run, embedded, or clip:DIR.", metavar="RUN")
+    data: str = option("shapes-2", "Captioned images with labels.", metavar="ADDRESS")
+    label: str = option(..., "Which label: shape, colour, class, annotation, label, ...", metavar="NAME")
+    split: Names = option(("val", "heldout"), "Splits to score on.", metavar="A,B", commas=True)
+    train_n: int | None = option(5000, "Images of split train to learn from.", metavar="N", ge=2)
+    n: int | None = option(1000, "Images of each split to score on.", metavar="N", short="-n", ge=1)
+    c: float = option(1.0, "Inverse strength of the penalty on weights, as scikit-learn's C.", gt=0)
+    resolution: int | None = option(
+        None, "Pixels a side at which images are read; default: the encoder's.", ge=16, le=1024
+    )
+    out: Path | None = option(None, "JSON file of the scores.", metavar="FILE")
+
+
 def refuse_ignored(values: Mapping[str, object], why: str) -> None:
     """Raises InputError for options that would do nothing; `values` has a value for each flag."""
     for flag, value in values.items():

@@ -60,6 +60,10 @@ class BrokenImage(ValueError):
     """An image that cannot be decoded; the message gives the reason, and the caller adds the name of the file."""
 
 
+class LostConnection(BrokenImage):
+    """An image whose storage cannot be reached: nothing is known of the image itself."""
+
+
 def decode(source: Path | bytes, size: int | None = None) -> Image.Image:
     """Decodes one image to RGB with its EXIF orientation, transparency on white, and the first frame of an animation.
 

@@ -24,6 +24,7 @@ from t2i.data import Dataset
 from t2i.data.caption_checks import may_flip, warn_of_colors, warn_of_crops
 from t2i.data.loader import Batch, Loader
 from t2i.data.mixture import open_training
+from t2i.extractors.aligned import AlignedExtractor
 from t2i.hardware import prepare_cpu
 from t2i.images import grid, to_model
 from t2i.metrics.diversity import within_prompt_diversity
@@ -103,6 +104,8 @@ def main(config: Config, run_dir: Path) -> None:
         encoder = prepare_text(config.text, train, run)
         guide = make_guide(config.guidance, encoder)
         run.identity.keep("guide_digest", guide.digest() if guide else None, "guide")
+        if isinstance(guide, AlignedExtractor) and (others := guide.built_on()):
+            run.extra["guide_built_on"] = others
         captions = prepare_captions(encoder, train, run, tokens=config.generator.cross_attention)
         guiding = guide.embed_text(captions.flat) if guide else None
         validation = prepare_validation(config.data, config.validation_n, config.validation_extractor, encoder, run)

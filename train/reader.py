@@ -23,7 +23,6 @@ from t2i.data.caption_checks import warn_of_colors
 from t2i.data.loader import Batch, Loader, choose_captions
 from t2i.data.questions import Question, questions_of
 from t2i.errors import InputError
-from t2i.extractors import ImageEncoder, load_image_encoder, open_image_encoder
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
 from t2i.reader.config import Config, OwnImageConfig
@@ -34,7 +33,7 @@ from t2i.reader.scores import answer_scores, caption_scores
 from t2i.reader.step import NOISE, Losses, QuestionBatch, ReaderMicro
 from t2i.reader.vocabulary import Vocabulary
 from t2i.text import TextConfig, TextEncoder, fit_encoder, load_encoder
-from t2i.training.conditioning import own_copy, own_vocabulary
+from t2i.training.conditioning import own_copy, own_vocabulary, prepare_images
 from t2i.training.optimization import clip_gradients, cosine
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
@@ -90,22 +89,6 @@ def prepare_text(config: Config, run: Run, train: Dataset, questions: Questions)
     texts = [question.text for row in range(min(len(questions), QUESTIONED)) for question in questions[row]]
     texts += [caption for options in train.captions for caption in options]
     return own_copy(run, "text", text.path, lambda: fit_encoder(text, texts), lambda e, to: e.save(to), load_encoder)
-
-
-def prepare_images(config: Config, run: Run) -> ImageEncoder | None:
-    """Returns the run's copy of the image tower that the config names; None if the reader trains its own."""
-    image = config.image
-    if isinstance(image, OwnImageConfig):
-        return None
-    path = image.path
-    return own_copy(
-        run,
-        "image",
-        path,
-        lambda: open_image_encoder(image.encoder, path),
-        lambda e, to: e.save(to),
-        load_image_encoder,
-    )
 
 
 def draw_questions(config: Config, data: TrainingData, batch: Batch, run: Run) -> QuestionBatch:
@@ -174,7 +157,7 @@ def main(config: Config, run_dir: Path) -> None:
         gpt2 = open_gpt2(config.decoder.path, config.max_tokens) if config.decoder.path else None
         vocabulary = prepare_vocabulary(config, run, train, questions, gpt2)
         text = prepare_text(config, run, train, questions)
-        encoder = prepare_images(config, run)
+        encoder = None if isinstance(config.image, OwnImageConfig) else prepare_images(config.image, run)
 
         # The reader and AdamW
         network = ReaderNetwork(config, vocabulary.sizes(text), encoder)

@@ -36,7 +36,7 @@ def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
         "data",
         f"{data.address}: {counted(len(train), 'image')} with {counted(len(captions), 'caption')}, {side} x {side}",
     )
-    if hasattr(config, "text"):
+    if getattr(config, "text", None) is not None:  # of a dual encoder, where it is frozen
         yield "text", _text(config.text, captions)
     tokenizer = None
     if hasattr(config, "tokenizer"):

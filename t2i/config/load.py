@@ -63,7 +63,11 @@ def load(cls: type[ConfigT], source: Path | str | None, sets: Sequence[str] = ()
         ConfigError: lists all problems of the file, the overrides and the values.
     """
     tree, origins, problems = read_tree(source) if source is not None else ({}, {}, [])
-    for override in sets:
+    for name, field in cls.model_fields.items():
+        if field.discriminator is not None and isinstance(tree.get(name), str):  # a kind alone
+            tree[name] = {field.discriminator: tree[name]}
+    for given in sets:
+        override = _of_kind(cls, given)
         problems += _override(tree, origins, override)
         _leave_other_kinds(cls, tree, origins, override)
     family = cls.model_fields.get("family")
@@ -178,6 +182,15 @@ def _override(tree: dict[str, Any], origins: Origins, override: str) -> list[str
         del origins[known]
     origins[path] = f"--set {override if len(override) <= 80 else override[:77] + '...'}"
     return problems
+
+
+def _of_kind(cls: type[BaseModel], override: str) -> str:
+    """Writes `aligner=cca`, the kind of a section alone, as `aligner.kind=cca`."""
+    key, equals, text = override.partition("=")
+    field = cls.model_fields.get(key.strip())
+    if not equals or field is None or not isinstance(field.discriminator, str) or text.lstrip().startswith("{"):
+        return override
+    return f"{key.strip()}.{field.discriminator}={text}"
 
 
 def _leave_other_kinds(cls: type[BaseModel], tree: dict[str, Any], origins: Origins, override: str) -> None:

@@ -34,12 +34,14 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, values: Any) -> Any:
-        """Marks booleans in fields of other types, as pydantic would read `seed: true` as 1, and adds default kinds."""
+        """Marks booleans in fields of other types, as pydantic would read `seed: true` as 1, and adds kinds to unions."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
         for key, field in cls.model_fields.items():
-            if isinstance(field.discriminator, str) and isinstance(values.get(key), dict):
+            if isinstance(field.discriminator, str) and isinstance(values.get(key), str):
+                values[key] = {field.discriminator: values[key]}
+            elif isinstance(field.discriminator, str) and isinstance(values.get(key), dict):
                 values[key] = {field.discriminator: getattr(field.default, field.discriminator)} | values[key]
         fields = {key: field for key, field in cls.model_fields.items() if not _admits_bool(field.annotation)}
         return {key: _marked(value) if key in fields else value for key, value in values.items()}

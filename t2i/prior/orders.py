@@ -60,7 +60,8 @@ def two_stream_mask(prefix: int, sizes: Sequence[int], device: torch.device) -> 
     Content of group g attends to the prefix and to content of groups <= g; queries of group g attend to the prefix, to content
     of groups < g, and to each other. The last group has no content, as nothing would attend to it.
     """
-    group = torch.repeat_interleave(torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device))
+    numbers, total = torch.arange(len(sizes), device=device), sum(sizes)  # the sum, so that no device is waited for
+    group = torch.repeat_interleave(numbers, torch.tensor(sizes, device=device), output_size=total)
     content = group[: len(group) - sizes[-1]]
     start = torch.full((prefix,), -1, device=device)
     of = torch.cat([start, content, group])

@@ -5,9 +5,9 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from t2i.config.section import Section
+from t2i.config.towers import TextConfig, TunableImageConfig
 from t2i.config.training import TrainConfig
 from t2i.data import DataConfig
-from t2i.text import TextConfig
 
 
 class TasksConfig(Section):
@@ -29,20 +29,6 @@ class OwnImageConfig(Section):
     grid: Literal[4, 8, 16] = Field(default=8, description="cells per side that the image is divided into")
     path: ClassVar[None] = None
     trained: ClassVar[bool] = True
-
-
-class GivenImageConfig(Section):
-    """A pretrained image tower."""
-
-    encoder: Literal["aligned", "resnet", "vit", "clip"] = Field(
-        default="aligned", description="a name in t2i.extractors.IMAGE_ENCODERS"
-    )
-    path: str | None = Field(
-        default=None,
-        description="a run of t2i train align, or a folder of transformers with a preprocessor; null: for `aligned`, the "
-        "dual encoder that ships with the package, for the embedded shapes",
-    )
-    trained: bool = Field(default=False, description="train it together with the reader; else it is frozen")
 
 
 class OwnTextConfig(Section):
@@ -79,7 +65,7 @@ class Config(TrainConfig):
     family: Literal["reader"] = "reader"
     data: DataConfig = DataConfig()
     tasks: TasksConfig = TasksConfig()
-    image: Annotated[OwnImageConfig | GivenImageConfig, Field(discriminator="encoder")] = OwnImageConfig()
+    image: Annotated[OwnImageConfig | TunableImageConfig, Field(discriminator="encoder")] = OwnImageConfig()
     text: Annotated[OwnTextConfig | TextConfig, Field(discriminator="encoder")] = OwnTextConfig()
     decoder: DecoderConfig = DecoderConfig()
     fusion: FusionConfig = FusionConfig()

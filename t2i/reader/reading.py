@@ -284,6 +284,10 @@ def _open_reader(run: TrainedRun) -> Reader:
 
 
 def _open_align(run: TrainedRun) -> Reader:
+    if run.manifest["config"].get("aligner", {}).get("kind", "contrastive") != "contrastive":
+        raise InputError(
+            f"{run.folder} has maps between frozen encoders and no captioner; train a reader: t2i train reader"
+        )
     if "captioner" not in run.state:
         raise InputError(
             f"{run.folder} has no captioner in its checkpoint; train it again, or a reader: t2i train reader"

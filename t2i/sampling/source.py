@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from t2i.align.frozen import DESCRIPTION, FrozenDualEncoder, load_dual_encoder
+from t2i.align.frozen import DESCRIPTION, AnyDualEncoder, FrozenDualEncoder, load_dual_encoder
 from t2i.config.training import StartConfig
 from t2i.errors import InputError
 from t2i.families import FAMILIES, Source
@@ -83,9 +83,14 @@ def _parts(run: TrainedRun, family: str) -> dict[str, Any]:
 
 
 def _dual_encoder(
-    address: str, place: Path, family: str, dual: FrozenDualEncoder, run: TrainedRun | None = None
+    address: str, place: Path, family: str, dual: AnyDualEncoder, run: TrainedRun | None = None
 ) -> Source:
     _refuse_other(address, "align", family)
+    if not isinstance(dual, FrozenDualEncoder):
+        raise InputError(
+            f"init_from {address} has maps between frozen encoders (aligner={dual.config.aligner.kind}) and no towers to start "
+            "from; name a run of aligner=contrastive"
+        )
     parts = {"model": dual.model.state_dict()} if run is None else _parts(run, family)
     manifest = {"config": dual.config.model_dump(mode="json")} if run is None else run.manifest
     return Source(place, address, manifest, parts, vocabulary=dual.tokenizer.json_text)

@@ -6,48 +6,17 @@ Axes: B captions, T text tokens, D width of a token state, P width of the pooled
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from t2i.config.section import Section
+from t2i.config.towers import TextConfig
 from t2i.errors import InputError
 from t2i.names import resolve
 
 if TYPE_CHECKING:
     import torch
-
-
-class TextConfig(Section):
-    """The frozen encoder that reads the captions."""
-
-    encoder: Literal["aligned", "bow", "tfidf", "word2vec", "static", "clip", "t5", "bert", "gpt2"] = Field(
-        default="aligned", description="name of the text encoder"
-    )
-    path: str | None = Field(
-        default=None,
-        description="local directory or hub id of clip/t5/bert/gpt2, or of the model that `static` distils, or an align run "
-        "for `aligned` (null: the encoder of the shipped models, for the embedded shapes); classical encoders are fitted to "
-        "the training captions and have no path",
-    )
-    max_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        le=512,
-        description="maximum number of text tokens; null: 77 for clip/t5/bert/gpt2 (or their limit if that is lower, or that "
-        "of a sentence-transformers folder), the longest training caption for the others",
-    )
-    stop_words: Literal["english"] | None = Field(
-        default=None,
-        description="words that bow, tfidf and word2vec leave out; english: scikit-learn's list, which includes above, under "
-        "and two; null: none",
-    )
-    width: int | None = Field(
-        default=None,
-        ge=8,
-        le=1024,
-        description="principal components that `static` keeps, at most the width of its tower; null: 128; for `static` only",
-    )
 
 
 class TextFeatures(NamedTuple):

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
+from t2i.align.frozen import AnyDualEncoder, load_dual_encoder
+from t2i.align.mapped import MappedDualEncoder
 from t2i.errors import InputError, warn_truncated
 from t2i.text import Saved, TextConfig, TextFeatures, read_saved, writing
 from t2i.text.classical import split_words
@@ -21,15 +22,15 @@ class AlignedEncoder:
 
     name = "aligned"
 
-    def __init__(self, dual: FrozenDualEncoder, max_tokens: int | None = None) -> None:
+    def __init__(self, dual: AnyDualEncoder, max_tokens: int | None = None) -> None:
         self.dual = dual
-        limit = dual.config.text_tower.max_tokens
+        limit = dual.max_tokens
         if max_tokens is not None and not 3 <= max_tokens <= limit:
             raise InputError(
                 f"text.max_tokens={max_tokens} does not fit this aligned encoder, which reads 3 to {limit} tokens"
             )
         self.max_tokens = max_tokens or limit
-        self.token_dim, self.pooled_dim = dual.config.text_tower.width, dual.config.embedding
+        self.token_dim, self.pooled_dim = dual.token_dim, dual.pooled_dim
 
     @classmethod
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
@@ -61,6 +62,8 @@ class AlignedEncoder:
 
     def unknown_words(self, captions: Sequence[str]) -> list[str]:
         """Returns the words that no training caption has; an empty list if the vocabulary could not hold all of those."""
+        if isinstance(self.dual, MappedDualEncoder):
+            return self.dual.unknown_words(captions)
         if len(self.dual.tokenizer) >= self.dual.config.text_tower.vocabulary:
             return []
         words = dict.fromkeys(word for caption in captions for word in split_words(caption))

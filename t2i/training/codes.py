@@ -132,7 +132,10 @@ def encode_codes(
     ranks.each(encode_mine)
     shards = [shard for shard in map(cache.open, range(len(cache))) if shard is not None]
     if len(shards) < len(cache):
-        raise InputError(f"codes cannot be read back from the cache {folder}; check that disk")
+        raise InputError(
+            f"codes cannot be read back from the cache {folder}; check that disk, and on several machines let T2I_CACHE name a "
+            "folder that all of them share"
+        )
     misses = sum(cache.count(n) for n in missing)
     rows = torch.cat([torch.zeros(0, dtype=torch.int64), *(shard["rows"] for shard in shards)])
     return CachedCodes(len(dataset) - misses, misses, broken, [shard[form.name] for shard in shards], rows)

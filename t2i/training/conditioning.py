@@ -10,13 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from t2i.align.linear import Pairing
+from t2i.config.towers import GivenImageConfig
 from t2i.data import NO_CAPTION, Dataset
 from t2i.data.loader import choose_captions
+from t2i.extractors import ImageEncoder, load_image_encoder, open_image_encoder
 from t2i.files import read_regular, write_text
 from t2i.text import TextConfig, TextEncoder, fit_encoder, load_encoder
 from t2i.training.progress import report_progress
 from t2i.training.run import Run
 from t2i.training.text_features import CachedText, encode_cached
+
+IMAGES_AT_ONCE = 1000
 
 
 class Captions(NamedTuple):
@@ -112,6 +117,33 @@ def prepare_text(config: TextConfig, train: Dataset, run: Run) -> TextEncoder:
     return own_copy(
         run, "text", config.path, lambda: fit_encoder(config, flat), lambda e, folder: e.save(folder), load_encoder
     )
+
+
+def prepare_images(config: GivenImageConfig, run: Run) -> ImageEncoder:
+    """Returns the run's own copy of the image tower that a config names."""
+    name, path = config.encoder, config.path
+    return own_copy(
+        run, "image", path, lambda: open_image_encoder(name, path), lambda e, folder: e.save(folder), load_image_encoder
+    )
+
+
+def pooled_pairs(text: TextEncoder, image: ImageEncoder, train: Dataset, run: Run, seed: int) -> Pairing:
+    """Returns the pooled features of all images and of one caption of each, on every rank."""
+    rows = np.arange(len(train))
+    said = [train.captions[row][k] for row, k in choose_captions(train, rows, rows, seed)]
+    number = {caption: k for k, caption in enumerate(dict.fromkeys(said))}
+    progress = report_progress(run.say, "encoding images")
+
+    def images() -> Tensor:
+        parts = []
+        for start in range(0, len(train), IMAGES_AT_ONCE):
+            parts.append(image.encode(train.images(range(start, min(start + IMAGES_AT_ONCE, len(train))))).pooled_BP)
+            progress(min(start + IMAGES_AT_ONCE, len(train)), len(train))
+        return torch.cat(parts)
+
+    image_NQ = run.on_main(images).double().numpy()
+    text_NP = encode_cached(text, said, tokens=False, ranks=run.ranks).pooled_BP.double().numpy()
+    return Pairing(text_NP, image_NQ, np.array([number[caption] for caption in said]))
 
 
 def prepare_captions(encoder: TextEncoder, train: Dataset, run: Run, tokens: bool) -> Captions:

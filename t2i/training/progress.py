@@ -74,9 +74,8 @@ def announce_start(run: "Run") -> None:
     """Prints the device, the data, the number of parameters, the run directory and the length of a run."""
     config: Any = run.config
     if run.step >= run.total_steps:
-        run.say(
-            f"run {run.directory} is finished: {run.step:,} steps are done; set a higher max_train_steps to continue"
-        )
+        more = "" if run.is_whole else "; set a higher max_train_steps to continue"
+        run.say(f"run {run.directory} is finished: {counted(run.step, 'step')} done{more}")
         return
     processes = f", {run.num_processes} processes" if run.num_processes > 1 else ""
     precision = {"no": "fp32"}.get(run.accelerator.mixed_precision, run.accelerator.mixed_precision)
@@ -86,7 +85,8 @@ def announce_start(run: "Run") -> None:
         what = f"{data.address}, {data.resolution} px, " if data is not None else ""
         counts = describe_counts(run.identity.kept["data"])
         run.say(f"data: {what}{counts}; {counted(run.images_per_step, 'image')} per step")
-    run.say(f"parameters: {run.parts.sizes()}")
+    if sizes := run.parts.sizes():
+        run.say(f"parameters: {sizes}")
     saved = min(run.step + config.checkpointing_steps - run.step % config.checkpointing_steps, run.total_steps)
     minutes = f" or after {config.checkpointing_minutes:g} min" if config.checkpointing_minutes else ""
     run.say(f"run: {run.directory}, step {run.step:,} of {run.total_steps:,}; next checkpoint at {saved:,}{minutes}")

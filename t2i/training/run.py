@@ -53,6 +53,7 @@ class Run(Session):
         self._started, self._seconds_before = time.monotonic(), 0.0
         self._ending.start_budget(self._seconds_before)
         self._over = self._closed = False
+        self._images_per_step: int | None = None  # None: as the config says
         self._rate, self._sample_ids = 0.0, []  # learning rate and samples of the first micro-batch of this step
         torch.manual_seed(derive(config.seed, "init"))  # networks, made next, must be equal on every rank
 
@@ -139,9 +140,20 @@ class Run(Session):
         """The arguments of a loader that continues at this step: samples consumed, process index, number of processes."""
         return self.images_seen, self.process_index, self.num_processes
 
+    def see_all(self, images: int) -> None:
+        """Makes a step one look at so many images, as where a model is solved for. Call it before `resume`."""
+        self._images_per_step = images
+
+    @property
+    def is_whole(self) -> bool:
+        """True where a step sees all images."""
+        return self._images_per_step is not None
+
     @property
     def images_per_step(self) -> int:
         """Number of images in one optimizer step, over all processes."""
+        if self._images_per_step is not None:
+            return self._images_per_step
         return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.num_processes
 
     def steps(

@@ -255,10 +255,12 @@ def write_record(path: Path, record: Record) -> None:
     """
     arrays = {"captions": record.captions, "pixels": record.pixels}
     arrays |= {"hashes": record.looks.hashes_N, "colors": record.looks.colors_ND}
-    facts = json.dumps({"schema": SCHEMA, "shared": record.shared, "data": list(record.data)})
+    facts = {"schema": SCHEMA, "shared": record.shared, "data": list(record.data)}
+    facts["sha256"] = _digest(json.dumps(facts), arrays)
     try:
         with new_file(path, durable=True) as temporary:
-            temporary.write_bytes(save(arrays, {"trained_on": facts, "sha256": _digest(facts, arrays)}))
+            # a single entry, since safetensors writes several in random order, and equal records are equal files
+            temporary.write_bytes(save(arrays, {"trained_on": json.dumps(facts)}))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; free some space") from error
 
@@ -287,8 +289,9 @@ def read_record(path: Path) -> Record | None:
             arrays = {name: file.get_tensor(name) for name in file.keys()}
         facts = json.loads(metadata["trained_on"])
         captions, pixels, hashes, colors = (arrays[name] for name in ("captions", "pixels", "hashes", "colors"))
-        # records of version 0.1.0 have no checksum
-        if "sha256" in metadata and metadata["sha256"] != _digest(metadata["trained_on"], arrays):
+        # older records have their checksum beside the facts, or none
+        checksum = facts.pop("sha256", None) or metadata.get("sha256")
+        if checksum is not None and checksum != _digest(json.dumps(facts), arrays):
             raise ValueError("its checksum is wrong")
         if facts["schema"] != SCHEMA:
             raise InputError(f"{path} has schema {facts['schema']}, this t2i reads {SCHEMA}; upgrade t2i")

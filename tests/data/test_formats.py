@@ -138,7 +138,7 @@ def test_which_split_is_for_training_can_be_said_and_no_other_reads_it(tmp_path:
     for name in ("validation", "val"):
         assert sizes_of(f"parquet:{saved}?split={name}") in ({"train": 6}, {"train": 5, "val": 1})
     assert "no split 'tes'" in error_at(f"parquet:{saved}?split=tes")
-    assert "nothing there says" in error_at(f"flickr30k:{layouts.flickr30k(tmp_path / 'f')}?split=train")
+    assert "the data does not list splits" in error_at(f"flickr30k:{layouts.flickr30k(tmp_path / 'f')}?split=train")
 
 
 def test_a_share_of_train_is_for_validation_where_nothing_else_is(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_cider_d_by_hand() -> None:
     assert longer.value == pytest.approx((first + 5) / 2)
     several = cider_d(["red cat", "red dog"], [["red cat", "blue fish"], ["red dog"]])
     assert several.value == pytest.approx((2.5 + 5) / 2)
-    with pytest.raises(ValueError, match="one to one"):
+    with pytest.raises(ValueError, match="numbers differ, or a list is empty"):
         cider_d(["a"], [[]])
 
 

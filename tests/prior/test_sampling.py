@@ -333,7 +333,7 @@ def test_the_command_draws_with_all_settings(t2i, runs, pipes):
     assert all(len(entry["scores"]) == 3 for entry in manifest["pictures"])
     # what chose the pictures is no judge of them
     status, out, err = t2i("eval", "score", "drawn", "--against", "drawn", "--metrics", "clip-aligned")
-    assert status == 2 and "its encoder chose these images (best of 3 by aligned" in err[0] and len(err) == 1
+    assert status == 2 and "its encoder selected these images (best of 3 by aligned" in err[0] and len(err) == 1
     assert t2i("eval", "score", "drawn", "--against", "drawn", "--out", "s.json")[0] == 0
     found = json.loads(Path("s.json").read_text())["scores"]
     assert found and not [score for score in found if score["protocol"]["extractor"]]
@@ -349,10 +349,10 @@ def test_a_run_is_scored_by_another_encoder_than_the_one_that_chooses(runs):
         scores = scored(best_of=2)
     told = [str(one.message).partition(" (best of")[0] for one in warned]
     for name in ("fid-shapes", "kid-shapes", "clip-aligned"):
-        assert f"{name} is left out: its encoder chose these images" in told
+        assert f"{name} is left out: its encoder selected these images" in told
     assert {score.protocol.metric.partition("-")[0] for score in scores} == {"faithfulness", "diversity"}
     assert all(score.protocol.reranking.startswith("best of 2 by aligned ") for score in scores)
-    with pytest.raises(InputError, match="metric clip-aligned is not available here: its encoder chose"):
+    with pytest.raises(InputError, match="metric clip-aligned is not available here: its encoder selected"):
         scored("clip-aligned", best_of=2)
     (forced,) = scored("clip-aligned", best_of=2, force=True)
     (plain,) = scored("clip-aligned")

@@ -209,7 +209,7 @@ def test_one_command_scores_what_a_reader_writes_and_answers(runs: dict[str, Pat
     assert "shuffled images" in capsys.readouterr().out
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"candidate": "a", "references": ["b"]}) + "\n")
     assert app.main(["eval", "captions", str(tmp_path / "pairs.jsonl"), "--split", "val"]) == 2
-    assert "--split val does nothing of captions in" in capsys.readouterr().err
+    assert "--split val does nothing for captions in" in capsys.readouterr().err
     answers_only = make_reader_run(tmp_path / "vqa", tasks={"caption": 0, "answer": 1})
     folder = tmp_path / "folder"
     assert app.main(["data", "export", "shapes-2", str(folder), "-n", "6", "--size", "16", "--split", "val"]) == 0

@@ -37,6 +37,7 @@ PRIOR = [
 ]
 CVAE = [
     "model={width: 16, depth: 2, heads: 2, posterior_width: 8}",
+    "critic={start: 0.2, depth: 1}",  # it plays before and after a run of five steps is stopped
     "text={encoder: bow}",
     "flip=true",
     "validation_steps=2",

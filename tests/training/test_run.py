@@ -809,7 +809,7 @@ def test_a_run_says_what_it_trains_where_it_is_and_what_comes_next(tmp_path: Pat
     assert lines[4].startswith("step 1 of 5  loss ")
     assert wait(fork(lambda: train(tmp_path / "run", config(max_train_steps=5)))) == 0
     again = capfd.readouterr().err
-    assert again == f"run {tmp_path / 'run'} is finished: 5 steps are done; set a higher max_train_steps to continue\n"
+    assert again == f"run {tmp_path / 'run'} is finished: 5 steps done; set a higher max_train_steps to continue\n"
 
 
 def test_a_run_whose_terminal_hangs_up_is_saved(tmp_path: Path) -> None:

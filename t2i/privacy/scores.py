@@ -7,11 +7,11 @@ import numpy as np
 
 from t2i.families import Likelihood
 from t2i.images import ImageArray
-from t2i.metrics.membership import membership
 from t2i.metrics.score import Score, ScoreProtocol
 from t2i.metrics.statistics import Array
 from t2i.pipeline import TextToImagePipeline
 from t2i.privacy.attacks import Sides, by_critic, by_distance, by_likelihood, open_sides, sample_for
+from t2i.privacy.membership import membership
 from t2i.privacy.options import PrivacyOptions
 from t2i.scoring.images.collection import Tick
 

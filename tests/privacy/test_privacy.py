@@ -9,9 +9,9 @@ from builders.tiny_cvae_run import make_cvae_run
 from builders.tiny_prior_run import make_prior_run
 from builders.tiny_run import make_run
 from t2i.cli import app
-from t2i.metrics.membership import auc, found_at, membership
 from t2i.metrics.score import read_scores
 from t2i.privacy.attacks import by_distance, flat
+from t2i.privacy.membership import auc, found_at, membership
 
 
 def test_area_and_true_finds_by_hand() -> None:

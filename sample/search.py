@@ -3,7 +3,7 @@
     t2i search photos/ "a red star" --by clip:clip-vit-base-patch32
     t2i search shapes-2 --image star.png -k 50 --html found.html
 
-Each image is encoded once; its features are cached by its contents. docs/search.md has the details.
+Each image is encoded once; the cache identifies images by their contents. docs/search.md has the details.
 """
 
 import json
@@ -36,10 +36,10 @@ def main(options: SearchOptions) -> None:
     print("\n".join(lines_of(results.hits)))
     searched = results.collection
     copies = searched.total - len(searched)
-    folded = f", {counted(copies, 'image')} with the contents of another folded" if copies else ""
-    print(f"searched {counted(len(searched), 'image')} of {options.data}{folded}; {results.encoded:,} encoded now")
+    also = f" and {copies:,} {'copy' if copies == 1 else 'copies'}" if copies else ""
+    print(f"searched {counted(len(searched), 'image')}{also} in {options.data}; {results.encoded:,} encoded now")
     if results.recall is not None:
-        print(f"recall of the graph on sampled queries: {results.recall:.3f} of what the exact search finds")
+        print(f"recall of the graph on sampled queries: {results.recall:.3f} of the exact results")
 
     # The hits as a file
     if options.out is not None:

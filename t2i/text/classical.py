@@ -62,7 +62,8 @@ class _WordEncoder:
         self, vocabulary: Sequence[str], rows_VD: Matrix, pooled_dim: int, max_tokens: int, stop_words: StopWords
     ):
         self.vocabulary = list(vocabulary)
-        self.max_tokens, self.stop_words = max_tokens, stop_words
+        self.max_tokens = max_tokens
+        self.stop_words: StopWords = stop_words
         self.token_dim, self.pooled_dim = rows_VD.shape[1], pooled_dim
         self.rows_VD = rows_VD
         self._row_of = {word: row for row, word in enumerate(self.vocabulary)}

@@ -1,4 +1,4 @@
-"""One run on a GPU, within nine minutes: speed, utilisation, decoding, exactness and small trainings of every family.
+"""One run on a GPU, within ten minutes: speed, utilisation, decoding, exactness and small trainings of every family.
 
     python benchmarks/gpu.py --out results                # on a GPU; the same command goes on where a cut run ended
     python benchmarks/gpu.py --out results --rehearse     # every case at toy size, on a CPU in about two minutes
@@ -16,7 +16,8 @@ Cases, in order:
   graph launches a token (few launches mean that CUDA graphs run).
 - exact-FAMILY: a run stopped and resumed against an undisturbed one, tensor by tensor, and 20 losses on the GPU and the CPU.
 - features: Inception at 299 px and a text tower of MiniLM's size, rows/s.
-- shapes: shapes-3 at 64 px: tokenizer, prior and GAN trained for a minute or two each and scored; weights stay in OUT/weights.
+- shapes: shapes-3 at 64 px: tokenizer, prior, one-pass generator and GAN trained for a minute or two each and scored; weights
+  stay in OUT/weights.
 """
 
 import argparse
@@ -34,8 +35,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("align", "vqvae", "prior", "cgan")
-MINUTES = 9.0
+FAMILIES = ("align", "vqvae", "prior", "cvae", "cgan")
+MINUTES = 10.0
 # what makes a shipped config of any size small enough for a rehearsal
 TOY = {
     "align": ["text_tower={width: 16, depth: 1, heads: 2}", "image_tower={width: 16, width_limit: 16}", "embedding=16"],
@@ -45,6 +46,7 @@ TOY = {
         "discriminator={width: 8, halvings: 1}",
     ],
     "prior": ["model={width: 32, depth: 1, heads: 2, mlp_width: 32}"],
+    "cvae": ["model={width: 16, depth: 1, heads: 1, posterior_width: 8}", "critic={start: 0.5, depth: 1}"],
     "cgan": [
         "generator={width: 8, width_limit: 16, w_dim: 16, z_dim: 8}",
         "discriminator={width: 8, width_limit: 16, feature_dim: 16}",
@@ -67,6 +69,8 @@ def cases(rehearse: bool) -> dict[str, tuple[float, Callable[[], Result]]]:
         ("cgan", "base", False),
         ("vqvae", "base", False),
         ("align", "tiny", False),
+        ("cvae", "shapes64", False),
+        ("cvae", "shapes64", True),
         ("prior", "base", True),
         ("cgan", "small", True),
     ):
@@ -85,7 +89,7 @@ def cases(rehearse: bool) -> dict[str, tuple[float, Callable[[], Result]]]:
     for family in FAMILIES:
         found[f"exact-{family}"] = (60, lambda f=family: exactness(f))
     found["features"] = (45, lambda: features(rehearse))
-    found["shapes"] = (330, lambda: shapes(rehearse))
+    found["shapes"] = (400, lambda: shapes(rehearse))
     return found
 
 
@@ -265,7 +269,9 @@ def shapes(rehearse: bool) -> Result:
     """shapes-3 at 64 px: what a minute or two of this GPU gives."""
     from t2i.metrics.score import read_scores
 
-    minutes = {"vqvae": 0.05, "prior": 0.05, "cgan": 0.05} if rehearse else {"vqvae": 1.0, "prior": 2.0, "cgan": 1.0}
+    minutes = {"vqvae": 1.0, "prior": 2.0, "cvae": 1.0, "cgan": 1.0}
+    if rehearse:
+        minutes = dict.fromkeys(minutes, 0.05)
     limit = 500 if rehearse else 100_000
     out = Path(os.environ["GPU_OUT"]) / "weights"
     result: Result = {}
@@ -277,7 +283,8 @@ def shapes(rehearse: bool) -> Result:
             "text.encoder=bow",
         ]
         common = common[: 3 if family == "vqvae" else 4] + ["validation_n=64", "validation_steps=100000"]
-        extra = {"prior": [f"tokenizer.path={out / 'vqvae'}"], "cgan": ["guidance.encoder=none"], "vqvae": []}[family]
+        over_codes = [f"tokenizer.path={out / 'vqvae'}"]
+        extra = {"prior": over_codes, "cvae": over_codes, "cgan": ["guidance.encoder=none"], "vqvae": []}[family]
         if not (out / family / "checkpoints").exists():
             command(
                 "train",
@@ -377,11 +384,11 @@ def prepare(family: str, size: str, folder: Path, rehearse: bool) -> list[str]:
         changes.append("data.resolution=16")
     if family == "vqvae" and size == "base":
         changes.append("loss.lpips=0")
-    if family in ("cgan", "prior"):
+    if family in ("cgan", "cvae", "prior"):
         changes.append("text.encoder=bow")
     if family == "cgan":
         changes.append("guidance.encoder=none")
-    if family == "prior":
+    if family in ("cvae", "prior"):
         tokenizer = folder / "tokenizer"
         side = "tiny" if size == "tiny" or rehearse else size
         train("vqvae", side, tokenizer, [*prepare("vqvae", side, folder, rehearse), "max_train_steps=3"], rehearse)

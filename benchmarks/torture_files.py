@@ -472,7 +472,7 @@ def _readers() -> dict[str, tuple[Path | Callable[[Path], Path], Callable[[Path]
     from t2i.data import View, open_dataset
     from t2i.data.tools.check import check
     from t2i.extractors import open_extractor
-    from t2i.families import load_tokenizer, tokenizer_beside
+    from t2i.families.tokenizers import load_tokenizer, tokenizer_beside
     from t2i.metrics.score import read_scores
     from t2i.report.runs import open_run as open_shown
     from t2i.sampling import saved

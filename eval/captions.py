@@ -1,10 +1,10 @@
-"""Scores captions that a model wrote against references: corpus BLEU-4 and CIDEr-D; of a reader also its answers.
+"""Scores captions against references with corpus BLEU-4 and CIDEr-D, and the answers of a reader.
 
     t2i eval captions written.jsonl --out scores.json
     t2i eval captions runs/reader --data shapes-2 --split heldout -n 500
 
-A line for each image: {"candidate": "a red circle", "references": ["a red disc", "one red circle"]}. A reader writes them
-itself, and answers the questions that the data has.
+The file has a line for each image: {"candidate": "a red circle", "references": ["a red disc", "one red circle"]}. A reader
+writes its captions, and answers the questions of the data, if there are any.
 """
 
 from t2i.cli import run_program
@@ -18,11 +18,15 @@ def main(options: CaptionsOptions) -> None:
     out = options.out
     if out is not None:
         refuse_unwritable(out, "a JSON file", "--out")
+
+    # Scores, each with its interval and floor
     scores = score_captions(options)
     for score in scores:
         interval = "" if score.interval is None else " ({:.3f}..{:.3f})".format(*score.interval)
         floor = f"  shuffled images {score.bounds['shuffled']:.3f}" if "shuffled" in score.bounds else ""
         print(f"{score.name:<26}{score.value:.3f}{interval}{floor}")
+
+    # The same as a file
     if out is not None:
         write_scores(out, scores)
         print(f"wrote {out}")

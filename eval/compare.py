@@ -1,9 +1,9 @@
-"""Scores of several files side by side, each against the first.
+"""Compares score files with the first of them.
 
     t2i eval compare runs/a/scores-shapes-2-heldout-1000.json runs/b/scores-shapes-2-heldout-1000.json
 
-Differences of protocol are named. Scores that are a mean over images of the same captions are compared image by
-image: a paired bootstrap of prompts. A Frechet distance is one number of all images: it is shown, and not tested.
+Prints differences of protocol. Scores that are means over images of the same captions are tested with a paired bootstrap of
+prompts. A Frechet distance is one number for all images, and is not tested.
 """
 
 import re
@@ -18,7 +18,7 @@ from t2i.metrics.score import Score, rounded
 from t2i.scoring.comparison import Line, compare
 from t2i.scoring.options import CompareOptions
 
-SUPERSCRIPT = "*"  # behind a value whose protocol is another
+SUPERSCRIPT = "*"  # marks a value with another protocol
 
 
 def cell(score: Score | None, differing: Sequence[str] = ()) -> str:
@@ -26,60 +26,57 @@ def cell(score: Score | None, differing: Sequence[str] = ()) -> str:
 
 
 def row(line: Line) -> list[str]:
-    """Returns the name, the first value, then of each other file its value, the difference and p."""
+    """Returns the name and the first value, then value, difference and p for each other file."""
     cells = [line.name, cell(line.scores[0])]
-    for score, differing, found in zip(line.scores[1:], line.differing, line.differences, strict=True):
+    for score, differing, difference in zip(line.scores[1:], line.differing, line.differences, strict=True):
         cells.append(cell(score, differing))
-        if found is None:
+        if difference is None:
             cells += ["", ""]
         else:
-            low, high = map(rounded, found.interval)
-            cells += [f"{rounded(found.value)} ({low}..{high})", f"{found.p:.3f}" if found.p >= 0.001 else "<0.001"]
+            low, high = map(rounded, difference.interval)
+            p = f"{difference.p:.3f}" if difference.p >= 0.001 else "<0.001"
+            cells += [f"{rounded(difference.value)} ({low}..{high})", p]
     return cells
 
 
 def headings(paths: Sequence[Path]) -> list[str]:
-    """Returns the head of the table, with the files' names as short as they differ."""
+    """Returns the head of the table, with file names, or paths if two names are equal."""
     names = [path.stem for path in paths]
     names = names if len(set(names)) == len(names) else [str(path.with_suffix("")) for path in paths]
     return ["score", names[0], *(word for name in names[1:] for word in (name, "difference (95 %)", "p"))]
 
 
 def show(lines: Sequence[Line], head: Sequence[str]) -> None:
-    """Prints the table; of unseen combinations `strict` alone, as t2i eval score does."""
+    """Prints the table; for unseen combinations only `strict`, as t2i eval score does."""
     rows = [row(line) for line in lines if "-unseen-" not in line.name or "-strict-" in line.name]
     table(head, rows)
 
 
 def warn_differing(lines: Sequence[Line], paths: Sequence[Path]) -> None:
-    """Warns, for each file but the first, of differences of protocol, and in how many of the scores."""
+    """Warns of differences of protocol between the first file and each other one, with the number of scores they affect."""
     for k, path in enumerate(paths[1:]):
         counts = Counter(difference for line in lines for difference in line.differing[k])
         both = sum(line.scores[0] is not None and line.scores[k + 1] is not None for line in lines)
-        told = [f"{short(what)} ({'all' if n == both else n})" for what, n in counts.items()]
-        if told:
-            words = "; ".join(told)
-            print(
-                f"warning: {paths[0]} and {path} are of other protocols, and do not compare where they differ: {words}",
-                file=sys.stderr,
-            )
+        if counts:
+            listed = "; ".join(f"{short(what)} ({'all' if n == both else n})" for what, n in counts.items())
+            print(f"warning: scores of {paths[0]} and {path} have different protocols: {listed}", file=sys.stderr)
 
 
 def short(difference: str) -> str:
-    """Returns the text with digests cut to their first digits."""
+    """Cuts digests to their first 8 digits."""
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b", r"\1...", difference)
 
 
 def explain(lines: Sequence[Line], paths: Sequence[Path]) -> None:
     """Prints the reason for each score that is not tested."""
     for k, path in enumerate(paths[1:]):
-        why: dict[str, list[str]] = {}
+        names_by_reason: dict[str, list[str]] = {}
         for line in lines:
             if line.why[k]:
-                why.setdefault(line.why[k], []).append(line.name)
-        for reason, names in why.items():
-            beside = f" ({path})" if len(paths) > 2 else ""
-            print(f"not tested{beside}, {reason}: {', '.join(names)}")
+                names_by_reason.setdefault(line.why[k], []).append(line.name)
+        for reason, names in names_by_reason.items():
+            which = f" ({path})" if len(paths) > 2 else ""
+            print(f"not tested{which}, {reason}: {', '.join(names)}")
 
 
 def main(options: CompareOptions) -> None:

@@ -1,9 +1,9 @@
-"""Shows which word made which part of an image, and what each word adds to its score, on one HTML page.
+"""Explains an image on an HTML page: maps of the part that each word affects, and the word's share of the score.
 
     t2i explain prior "a small red star left of a large green ring"
     t2i explain runs/cgan "a red circle above a blue square" --seed 3 --out page.html
 
-The image is that of `t2i sample` with the same prompt and seed. docs/explain.md says how the maps are made.
+The image is the one that `t2i sample` makes for the same prompt and seed. docs/explain.md describes the maps.
 """
 
 from pathlib import Path
@@ -20,6 +20,7 @@ from t2i.sampling.prompts import clean_prompt
 
 
 def main(options: ExplainOptions) -> None:
+    # The prompt, its words, and a place for the page
     prompt = clean_prompt(options.prompt)
     words = words_of(prompt, options.replacements)
     place = options.out or Path(f"explain-{slug(prompt)}-seed{options.seed}.html")
@@ -27,27 +28,29 @@ def main(options: ExplainOptions) -> None:
         raise InputError(f"{place} exists; delete it, or name another file with --out")
     refuse_unwritable(place, "an HTML file", "--out" if options.out else "")
     prepare_cpu()
-    # slow to import: a mistake above is told first
+    # slow to import, so only after the checks
     from t2i.explain.maps import maps_of
     from t2i.explain.page import shares_of, write_page
     from t2i.extractors import open_image_text
     from t2i.pipeline import TextToImagePipeline
 
+    # Maps of the words, and their shares of the score
     with shown_progress():
         scorer = open_image_text(options.scorer)
         pipe = TextToImagePipeline.from_pretrained(options.run)
         pipe.warn_of_unknown_words([prompt])
         maps = maps_of(pipe, prompt, words, options.seed)
         shares = shares_of(scorer, maps.image_HWC, prompt, words)
-    scored = "the embedded scorer" if options.scorer is None else options.scorer
+
+    # The page, and a line for each word
     facts = {
         "model": f"{options.run}, step {pipe.manifest['step']:,}",
         "seed": str(options.seed),
-        "score": f"cosine by {scored}",
+        "score": f"cosine by {options.scorer or 'the embedded scorer'}",
     }
     write_page(place, facts, prompt, words, maps, shares)
-    for word, found, value in zip(words, maps.words, shares.values, strict=True):
-        print(f"{word.text:<16} peak {found.max():8.3g} {maps.unit}, {value:+.3f} of the score {shares.whole:.3f}")
+    for word, word_map, value in zip(words, maps.words, shares.values, strict=True):
+        print(f"{word.text:<16} peak {word_map.max():8.3g} {maps.unit}, {value:+.3f} of the score {shares.whole:.3f}")
     print(f"wrote {place}")
 
 

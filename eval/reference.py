@@ -1,9 +1,9 @@
-"""Makes statistics of real images once: any number of models are scored against them without reading the images again.
+"""Computes statistics of real images, to score any number of models against without reading the images again.
 
     t2i eval reference coco:/data/coco --split val -n 30000 --resolution 256 --inception weights.pth --out coco.safetensors
     t2i eval score runs/big --against coco.safetensors --inception weights.pth
 
-Without --resolution, images in a folder, a .tar or an .npz are taken as they are. docs/scoring.md says what is in the file.
+Without --resolution, images in a folder, a .tar or an .npz are not resized. docs/scoring.md describes the file.
 """
 
 from pathlib import Path
@@ -23,12 +23,12 @@ from t2i.scoring.selection import open_extractors
 
 
 def images_of(options: ReferenceOptions) -> Images:
-    """A data set at a resolution, or images as they are in a file or folder."""
+    """Opens a data set at a resolution, or the images of a file or folder without resizing them."""
     if options.resolution is not None:
         return dataset_images(options.data, options.split, options.n, View(options.resolution))
     if not Path(options.data).expanduser().exists():
         raise InputError(
-            f"{options.data} is no folder, .tar or .npz; of a data set say the size of its images by --resolution"
+            f"{options.data} is no folder, .tar or .npz; for a data set, set the size of its images with --resolution"
         )
     return open_images(options.data, options.n, options.skip_broken)
 
@@ -39,12 +39,14 @@ def main(options: ReferenceOptions) -> None:
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out}: statistics need the suffix .safetensors; name a .safetensors file")
     refuse_unwritable(out, "a .safetensors file", "--out")
+
+    # Images and extractors, then the statistics in one pass, by all processes
     with launched_ranks() as ranks, progress_of(ranks.is_main) as tick:
         images = images_of(options)
         opened = open_extractors(options, device())
         extractors = opened if options.embedded or options.scorer is not None else opened[1:]
         if not extractors:
-            raise InputError("no extractor is named; say --inception FILE, --clip DIR, --dinov2 DIR or --embedded")
+            raise InputError("no extractor is named; add --inception FILE, --clip DIR, --dinov2 DIR or --embedded")
         make_reference(images, extractors, out, options.save_features, tick, ranks)
         if ranks.is_main:
             names = ", ".join(extractor.name for extractor in extractors)

@@ -1,10 +1,10 @@
-"""Shows one or several runs side by side on one page: images beside prompts, scores, curves, configs.
+"""Writes a page with one or several runs side by side: images with their prompts, scores, curves, configs.
 
     t2i eval report runs/cgan
     t2i eval report runs/cgan runs/prior --out report.html
 
-Every run samples the same held-out captions with the same seed; a tokenizer shows its reconstructions. The scores are those
-that `t2i eval score` left in the runs.
+Every run samples the same held-out captions with the same seed; a tokenizer shows its reconstructions. The scores are read
+from the files that `t2i eval score` wrote into the runs.
 """
 
 from pathlib import Path
@@ -22,10 +22,10 @@ NAME = "report.html"
 
 
 def place_of(options: ReportOptions) -> Path:
-    """The file of the page; refused before any work if it cannot be written."""
-    own = [Path(run) for run in options.runs if run not in shipped()]
-    alone = len(options.runs) == len(own) == 1 and own[0].is_dir()
-    place = options.out or (own[0] if alone else Path()) / NAME
+    """Returns the file of the page; raises InputError if it cannot be written."""
+    run = options.runs[0]
+    inside = len(options.runs) == 1 and run not in shipped() and Path(run).is_dir()
+    place = options.out or (Path(run) if inside else Path()) / NAME
     if place.exists():
         raise InputError(f"{place} exists; delete it, or name another file with --out")
     refuse_unwritable(place, "an HTML file")

@@ -1,10 +1,10 @@
-"""Scores how well an image-text encoder finds images by their captions and captions by their images.
+"""Scores an image-text encoder by its retrieval of images by captions and of captions by images.
 
     t2i eval retrieval shapes-3 --split val
     t2i eval retrieval coco:/data/coco --by clip:clip-vit-base-patch32 -n 5000 --out scores.json
 
-Recall@1, 5 and 10 and the median rank both ways; `binding`, the share of images nearer to their caption than to the same words
-with two attributes exchanged, which recall among other captions cannot see.
+Computes Recall@1, 5 and 10 and the median rank in both directions, and `binding`, the share of images nearer to their caption
+than to the caption with two attributes swapped, which recall does not measure.
 """
 
 from t2i.cli import run_program
@@ -19,8 +19,9 @@ def main(options: RetrievalOptions) -> None:
     prepare_cpu()
     if options.out is not None:
         refuse_unwritable(options.out, "a JSON file", "--out")
-    from t2i.retrieval.scores import score_retrieval  # slow to import: a mistake above is told first
+    from t2i.retrieval.scores import score_retrieval  # slow to import, so only after the check
 
+    # Scores of both directions, with their intervals and chance
     with shown_progress(" images") as tick:
         scores = score_retrieval(options, device(), tick)
     rows = []
@@ -28,6 +29,8 @@ def main(options: RetrievalOptions) -> None:
         interval = "" if score.interval is None else "..".join(map(rounded, score.interval))
         rows.append([score.name, rounded(score.value), interval, rounded(score.bounds["chance"])])
     table(("score", "value", "95 % interval", "chance"), rows)
+
+    # The same as a file
     if options.out is not None:
         write_scores(options.out, scores)
         print(f"wrote {options.out}")

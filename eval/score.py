@@ -1,9 +1,9 @@
-"""Scores a run on captions it never saw, or images in a folder, a .tar or an .npz against others.
+"""Scores a run on held-out captions, or images in a folder, a .tar or an .npz against other images.
 
     t2i eval score runs/shapes --data shapes-2 --split heldout -n 1000
     t2i eval score generated/ --against real.safetensors --inception weights-inception-2015-12-05-6726825d.pth --clip vit-b-32
 
-A table, and a JSON file in which every score carries its protocol; beside it what each image scored (.safetensors), for
+Prints a table, and writes a JSON file in which every score has its protocol, the scores of single images (.safetensors) for
 `t2i eval compare`, and for a run a sheet of its first images. docs/scoring.md has the rules.
 """
 
@@ -42,7 +42,7 @@ def row(score: Score) -> list[str]:
 
 
 def show(scores: Sequence[Score]) -> None:
-    """Prints the table; of unseen combinations `strict` alone, the file has every aspect."""
+    """Prints the table; for unseen combinations only `strict`, while the file has every aspect."""
     shown = [score for score in scores if "-unseen-" not in score.name or "-strict-" in score.name]
     table(COLUMNS, [row(score) for score in shown])
     for score in shown:
@@ -52,7 +52,7 @@ def show(scores: Sequence[Score]) -> None:
 
 
 def file_name(scores: Sequence[Score], n: int | None) -> str:
-    """Returns e.g. scores-shapes-2-heldout-1000.json; of a folder or file its last name."""
+    """Returns e.g. scores-shapes-2-heldout-1000.json; for a folder or file, the last name of its path is used."""
     protocol = scores[0].protocol
     data = protocol.data
     word = re.sub(r"[^\w.-]+", "-", data if ":" not in data else Path(data).name)
@@ -60,8 +60,8 @@ def file_name(scores: Sequence[Score], n: int | None) -> str:
     return f"scores-{word}{split}-{n or max(score.protocol.n_fake for score in scores)}.json"
 
 
-def settled(options: ScoreOptions) -> ScoreOptions:
-    """Returns the options as their protocol sets them."""
+def apply_protocol(options: ScoreOptions) -> ScoreOptions:
+    """Returns the options with those of their protocol filled in."""
     if options.protocol is None:
         return options.model_copy(update={"split": options.split or "val"})
     metrics = None if options.metrics is None else list(options.metrics)
@@ -70,7 +70,7 @@ def settled(options: ScoreOptions) -> ScoreOptions:
 
 
 def refuse_settings_of_runs(options: ScoreOptions) -> None:
-    """Raises InputError for options that only a run reads, when images are scored."""
+    """Raises InputError for options that have an effect only on a run, when images are scored."""
     folder = Path(options.target)
     if folder.is_dir() and not holds_images(folder):
         raise InputError(
@@ -79,8 +79,22 @@ def refuse_settings_of_runs(options: ScoreOptions) -> None:
     knobs: dict[str, object] = {"truncation": options.truncation, "guidance": options.guidance, **options.settings}
     knobs |= {"reranker": options.reranker, "best-of": options.best_of if options.best_of > 1 else None}
     knobs |= {"prompts": options.prompts, "allow-leak": options.allow_leak}
-    given = {f"--{name.replace('_', '-')}": value for name, value in knobs.items()}
-    refuse_ignored(given, f"of images in {options.target}")
+    refuse_ignored(
+        {f"--{name.replace('_', '-')}": value for name, value in knobs.items()}, f"for images in {options.target}"
+    )
+
+
+def write_results(scores: Sequence[Score], samples: Samples, sheets: Sequence[Image.Image], out: Path) -> None:
+    """Writes the scores, those of single images and the sheet; prints the paths."""
+    write_scores(out, scores)
+    written = [out]
+    if samples.values:
+        samples.write(beside(out))
+        written.append(beside(out))
+    for sheet in sheets:
+        sheet.save(out.with_suffix(".png"))
+        written.append(out.with_suffix(".png"))
+    print(f"wrote {', '.join(map(str, written[:-1]))} and {written[-1]}" if written[1:] else f"wrote {out}")
 
 
 def main(options: ScoreOptions) -> None:
@@ -88,21 +102,20 @@ def main(options: ScoreOptions) -> None:
 
     # Options: a run or images, the protocol, and a place for the results
     target = options.target
-    folder = Path() if target in shipped() else Path(target)  # scores of a shipped model are written here
+    folder = Path() if target in shipped() else Path(target)  # scores of a shipped model go into the working directory
     run = is_run(target) or not folder.exists() and options.against is None
-    options = settled(options)
+    place = folder if run and folder.is_dir() else Path()
+    options = apply_protocol(options)
     if run and options.reranker is not None and options.best_of == 1:
         raise InputError(
-            f"--reranker {options.reranker} chooses among candidates, and there is one; ask for more with --best-of"
+            f"--reranker {options.reranker} chooses among candidates, and there is only one; set --best-of to 2 or more"
         )
     if not run:
         refuse_settings_of_runs(options)
-    if options.out is not None:
-        refuse_unwritable(options.out, "a JSON file", "--out")
-    elif run:
-        refuse_unwritable((folder if folder.is_dir() else Path()) / "scores.json", "a JSON file")
+    if options.out is not None or run:
+        refuse_unwritable(options.out or place / "scores.json", "a JSON file", "--out" if options.out else "")
 
-    # Scores of all processes, values of single images, and a sheet of the first ones
+    # Scores from all processes, scores of single images, and a sheet of the first ones
     sheets: list[Image.Image] = []
     samples = Samples()
 
@@ -121,23 +134,14 @@ def main(options: ScoreOptions) -> None:
     if weights := scores[0].protocol.weights:
         print(f"weights: {weights}")
     if store is not None:
-        read = f"; read from it and not made again: {', '.join(store.read)}" if store.read else ""
-        print(f"features are kept in {store.path}{read}")
-    if options.out is None and not run:
-        print("the table is all there is: name a JSON file with --out to keep the scores and their protocol")
-        return
+        reused = f"; reused from it: {', '.join(store.read)}" if store.read else ""
+        print(f"features are kept in {store.path}{reused}")
 
-    # Files: scores with their protocol, values of single images, the sheet
-    out = options.out or (folder if folder.is_dir() else Path()) / file_name(scores, options.n)
-    write_scores(out, scores)
-    written = [out]
-    if samples.values:
-        samples.write(beside(out))
-        written.append(beside(out))
-    for sheet in sheets:
-        sheet.save(out.with_suffix(".png"))
-        written.append(out.with_suffix(".png"))
-    print(f"wrote {', '.join(map(str, written[:-1]))} and {written[-1]}" if written[1:] else f"wrote {out}")
+    # Files: scores with their protocol, scores of single images, the sheet
+    if options.out is None and not run:
+        print("nothing was written; name a JSON file with --out to keep the scores and their protocol")
+        return
+    write_results(scores, samples, sheets, options.out or place / file_name(scores, options.n))
 
 
 if __name__ == "__main__":  # python -m t2i.eval.score

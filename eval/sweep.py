@@ -1,10 +1,10 @@
-"""Tries settings of sampling on a run: fidelity against faithfulness as a table, a JSON file and a chart.
+"""Tries settings of sampling on a run; shows fidelity against faithfulness as a table, a JSON file and a chart.
 
     t2i eval sweep runs/prior --guidance 1,1.5,2,3,5 --temperature 0.7,1
     t2i eval sweep runs/cgan --guidance 1,1.5,2 --truncation 0.6,0.8,1 --make-default
 
-On `val`, with the same captions and noise at each setting. With `--make-default` the run samples with the best one from then
-on: it is written into sampling.json in the run, which may be edited or deleted.
+Every setting samples the same captions of `val` with the same noise. `--make-default` makes the best setting the default of the
+run: it is written to sampling.json in the run, which may be edited or deleted.
 """
 
 import json
@@ -48,7 +48,7 @@ def show(points: Sequence[Point]) -> None:
 
 
 def place_of(options: SweepOptions, subject: str) -> Path:
-    """Returns the JSON file, and raises InputError if it cannot be written; the chart goes beside it."""
+    """Returns the path of the JSON file; raises InputError if it cannot be written. The chart is written beside it."""
     folder, word = Path(options.run), re.sub(r"[^\w.-]+", "-", subject)
     place = options.out or (folder if folder.is_dir() else Path()) / f"sweep-{word}.json"
     refuse_unwritable(place, "a JSON file", "--out" if options.out else "")
@@ -65,15 +65,15 @@ def main(options: SweepOptions) -> None:
         raise InputError(f"--make-default writes into a run directory, and {run} is none; leave it out")
     place_of(options, "")
 
-    # One point a setting
+    # A point for each setting
     points: list[Point] = []
     with shown_progress() as tick:
 
-        def tell(what: str, done: int, total: int) -> None:
-            at = f"setting {len(points) + 1} of {len(settings)}" if what == "generated images" else what
-            tick(at, done, total)
+        def report(what: str, done: int, total: int) -> None:
+            stage = f"setting {len(points) + 1} of {len(settings)}" if what == "generated images" else what
+            tick(stage, done, total)
 
-        for point in sweep(options, settings, tell):
+        for point in sweep(options, settings, report):
             points.append(point)
 
     # Table, JSON file and chart
@@ -87,12 +87,12 @@ def main(options: SweepOptions) -> None:
     print(f"best: {knobs_text(chosen)} ({RULE})")
 
     # The best setting as the default of the run
-    kept = defaults_of(chosen)
+    defaults = defaults_of(chosen)
     if options.make_default:
-        write_defaults(run, kept)
-        print(f"it is the default of this run now: {run / DEFAULTS}")
+        write_defaults(run, defaults)
+        print(f"it is now the default of this run: {run / DEFAULTS}")
     else:
-        print(f"to make it the default of this run, write into {run / DEFAULTS}: {kept.model_dump_json()}")
+        print(f"to make it the default of this run, write into {run / DEFAULTS}: {defaults.model_dump_json()}")
     print(f"wrote {place} and {place.with_suffix('.svg')}")
 
 

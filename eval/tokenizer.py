@@ -1,9 +1,10 @@
-"""Scores a tokenizer on held-out images: what its tokens lose.
+"""Scores the reconstructions of a tokenizer on held-out images.
 
     t2i eval tokenizer runs/vqvae --split heldout -n 1000
     t2i eval tokenizer runs/vqvae --inception weights-inception-2015-12-05-6726825d.pth --lpips vgg16-397923af.pth
 
-PSNR, SSIM, LPIPS, the Frechet distance of reconstructions (`rfid`), and of the embedded shapes what can still be read from them.
+Computes PSNR, SSIM, LPIPS, the Frechet distance of reconstructions (`rfid`), and for the embedded shapes the share of
+reconstructions that the oracle still reads correctly.
 """
 
 from t2i.cli import run_program

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 LAZY = {
     "Reader": "t2i.reader.reading",
     "TextToImagePipeline": "t2i.pipeline",
-}  # imported when asked for: they need torch
+}  # imported on first use, as they need torch
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""The cache directory: its place, its shards, and how to list and shrink it (`t2i cache list`, `t2i cache prune`).
+"""Finds the cache directory, writes its shards, lists it and prunes it (`t2i cache list`, `t2i cache prune`).
 
-Everything there can be made again, and no file needs another: a prune may be interrupted anywhere, and a process that has a
-removed file open continues to read it.
+All files can be created again, and no file depends on another: pruning may be interrupted at any time, and a process that has
+a deleted file open can still read it.
 """
 
 import os
@@ -36,22 +36,18 @@ KINDS = {
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
-
-
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([mhdw])", re.IGNORECASE)
-
-
 _SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
 
 class Entry(NamedTuple):
-    """All files that one data set, or one encoder, has in the cache."""
+    """All cached files of one data set or one encoder."""
 
     kind: str
     name: str
     files: int
     bytes: int
-    used: float  # seconds since the epoch, of the file that was used last
+    used: float  # time of the last use of any of the files, in seconds since the epoch
 
 
 class Pruned(NamedTuple):
@@ -61,27 +57,27 @@ class Pruned(NamedTuple):
 
 
 def entries() -> list[Entry]:
-    """Lists the cache, what was used last first."""
-    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    """Lists the cache; recently used entries come first."""
+    groups: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for path, size, used in _files():
         kind, name, *_ = path.relative_to(cache_dir()).parts + ("",)
-        found.setdefault((kind, Path(name).stem), []).append((size, used))
+        groups.setdefault((kind, Path(name).stem), []).append((size, used))
     rows = [
-        Entry(kind, name, len(own), sum(size for size, _ in own), max(used for _, used in own))
-        for (kind, name), own in found.items()
+        Entry(kind, name, len(files), sum(size for size, _ in files), max(used for _, used in files))
+        for (kind, name), files in groups.items()
     ]
     return sorted(rows, key=lambda row: -row.used)
 
 
 def prune(max_size: str | None = None, older_than: str | None = None) -> Pruned:
-    """Removes what was not used for long, then what was used longest ago, until the cache is small enough.
+    """Removes files that were not used for a given time, then the least recently used ones until the cache is small enough.
 
     Args:
-        max_size: of all that stays, as `10GB` or `500MB`.
-        older_than: goes in any case, as `30d` or `12h`.
+        max_size: maximum size of the remaining files, e.g. `10GB` or `500MB`.
+        older_than: removes all files that were not used for so long, e.g. `30d` or `12h`.
 
     Raises:
-        InputError: neither is given, one cannot be read, or a file cannot be removed.
+        InputError: both are None, one is not valid, or a file cannot be removed.
     """
     if max_size is None and older_than is None:
         raise InputError("nothing to prune by; name --max-size 10GB, --older-than 30d or both")
@@ -104,19 +100,19 @@ def prune(max_size: str | None = None, older_than: str | None = None) -> Pruned:
 
 
 def _files() -> Iterator[tuple[Path, int, float]]:
-    """Yields (file, bytes, time of last use) of the known kinds; other files are left alone."""
+    """Yields (file, bytes, time of last use) of the known kinds; other files are ignored."""
     for kind in KINDS:
         for path in (cache_dir() / kind).rglob("*"):
             with suppress(OSError):  # removed meanwhile
                 status = path.lstat()
-                # a file that is being written ends in .tmp; one a day old was left by a killed process
+                # files that are being written end in .tmp; one that is a day old was left by a killed process
                 written = path.suffix == ".tmp" and time.time() - status.st_mtime < _SECONDS["d"]
                 if path.is_file() and not path.is_symlink() and not written:
                     yield path, status.st_size, max(status.st_mtime, status.st_atime)
 
 
 def parse_size(text: str) -> int:
-    """`10GB` -> bytes, by thousands."""
+    """Converts `10GB` to bytes, where 1 GB is 10^9 bytes."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise InputError(f"--max-size {text!r} is not a size; write it as 10GB or 500MB")
@@ -124,7 +120,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_age(text: str) -> float:
-    """`30d` -> seconds."""
+    """Converts `30d` to seconds."""
     found = _AGE.fullmatch(text.strip())
     if found is None:
         raise InputError(f"--older-than {text!r} is not an age; write it as 30d, 12h or 2w")
@@ -135,7 +131,7 @@ _STALE_SECONDS = 24 * 3600
 
 
 def checksum(tensors: dict[str, "Tensor"]) -> str:
-    """Returns the crc32 over the bytes of all tensors, in the order of their names."""
+    """Returns the CRC-32 of the bytes of all tensors, in the order of their names."""
     import torch
 
     crc = 0
@@ -145,10 +141,10 @@ def checksum(tensors: dict[str, "Tensor"]) -> str:
 
 
 def write_shard(path: Path, tensors: dict[str, "Tensor"]) -> None:
-    """Writes one shard with a checksum, whole or not at all.
+    """Writes one shard with a checksum, atomically.
 
     Raises:
-        InputError: the disk is full or cannot be written.
+        InputError: the disk is full or not writable.
     """
     from safetensors.torch import save
 
@@ -163,7 +159,7 @@ def write_shard(path: Path, tensors: dict[str, "Tensor"]) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed writers left; the temporary file of a live one is younger than a day."""
+    """Removes the temporary files of killed writers, which are older than a day."""
     for leftover in folder.glob("*.tmp"):
         with suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:

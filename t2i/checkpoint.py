@@ -1,8 +1,8 @@
-"""Atomic, verified, self-describing checkpoints: safetensors + manifest.json, nothing to unpickle.
+"""Writes and reads atomic, verified, self-describing checkpoints of safetensors files and a manifest.json; no pickle.
 
-A checkpoint is one directory `step-00001234/`. It is written under a temporary name, every file is flushed to the disk,
-the manifest (schema, step, sha256 and size of each file, and a sha256 of itself) comes last, then the directory is
-renamed and its parent flushed. So a directory under its final name is whole, and what decays later is noticed.
+A checkpoint is one directory `step-00001234/`. It is written under a temporary name; every file is flushed to disk; the
+manifest (schema, step, size and SHA-256 of each file, and its own SHA-256) is written last; then the directory is renamed and
+its parent flushed. A directory under its final name is therefore complete, and later damage is detected.
 """
 
 import hashlib
@@ -33,22 +33,22 @@ State = Mapping[str, Mapping[str, Tensor]]
 
 
 def save(root: Path, step: int, state: State, manifest: Mapping[str, Any]) -> Path:
-    """Writes `root/step-XXXXXXXX/{name}.safetensors` and its manifest, whole or not at all.
+    """Writes `root/step-XXXXXXXX/{name}.safetensors` and its manifest atomically.
 
     Args:
-        root: the folder of a run's checkpoints, made when it is missing. One writer at a time: a half-written folder
-            that a killed writer left is removed.
-        step: names the checkpoint. One of this step that is intact stays as it is; a damaged one is replaced.
+        root: the folder of a run's checkpoints, created if it is missing. Only one process may write to it: half-written
+            folders of killed writers are removed.
+        step: names the checkpoint. An intact checkpoint of this step is kept as it is; a damaged one is replaced.
         state: name of a part -> its tensors, on any device and in any memory layout.
         manifest: further keys (config, config_hash, images_seen, family, ...), plain JSON values.
 
     Raises:
-        InputError: the disk is full or the folder cannot be written; older checkpoints are untouched.
+        InputError: the disk is full or the folder cannot be written; older checkpoints are unchanged.
     """
     if unfit := [name for name in state if not _NAME.fullmatch(name)]:
-        raise ValueError(f"names of parts are letters, digits and _, got {unfit}")
+        raise ValueError(f"names of parts must consist of letters, digits and _, got {unfit}")
     if clash := _RESERVED & manifest.keys():
-        raise ValueError(f"manifest keys {sorted(clash)} are the checkpoint's own")
+        raise ValueError(f"manifest keys {sorted(clash)} are reserved")
     final = root / f"step-{step:08d}"
     if verify(final) is None:
         return final
@@ -66,7 +66,7 @@ def save(root: Path, step: int, state: State, manifest: Mapping[str, Any]) -> Pa
         _remove_leftovers(root)
     except OSError as error:
         raise InputError(
-            f"cannot write checkpoint {final}: {error.strerror or error}; free some space or mend the folder, "
+            f"cannot write checkpoint {final}: {error.strerror or error}; free some space or repair the folder; "
             "older checkpoints are intact"
         ) from error
     finally:
@@ -77,7 +77,7 @@ def save(root: Path, step: int, state: State, manifest: Mapping[str, Any]) -> Pa
 def _fill(folder: Path, step: int, state: State, manifest: Mapping[str, Any]) -> None:
     files: dict[str, dict[str, Any]] = {}
     for name, tensors in state.items():
-        # clones: safetensors refuses tensors that share memory, and tied weights do
+        # copies, since safetensors refuses tensors that share memory, such as tied weights
         plain = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
         data = safetensors.torch.save(plain)
         files[f"{name}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -93,7 +93,7 @@ def _dump(manifest: Mapping[str, Any]) -> str:
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
-    """sha256 of a manifest without its own `sha256`."""
+    """Returns the SHA-256 of a manifest without its own `sha256`."""
     return hashlib.sha256(_dump({k: v for k, v in manifest.items() if k != "sha256"}).encode()).hexdigest()
 
 
@@ -111,7 +111,7 @@ def _check_space(root: Path, step: int, state: State) -> None:
     if free < needed:
         raise InputError(
             f"no room for checkpoint {step} in {root}: it needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; "
-            "free some space, older checkpoints are intact"
+            "free some space; older checkpoints are intact"
         )
 
 
@@ -124,13 +124,13 @@ def _remove_leftovers(root: Path) -> None:
 
 
 def steps(root: Path) -> list[Path]:
-    """Returns the checkpoints under `root`, newest first: damaged ones too, but none that was only half written."""
-    found = [(int(match[1]), path) for path in root.glob("step-*") if (match := _STEP.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    """Returns the checkpoints under `root`, newest first, including damaged ones but not half-written ones."""
+    numbered = [(int(match[1]), path) for path in root.glob("step-*") if (match := _STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered, reverse=True)]
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | str:
-    """Returns the manifest of a checkpoint, or why it cannot be trusted."""
+    """Returns the manifest of a checkpoint, or the reason why it cannot be trusted."""
     try:
         text = read_regular(path / MANIFEST, MAX_MANIFEST_BYTES).decode()
         manifest = json.loads(text)
@@ -139,10 +139,10 @@ def _read_manifest(path: Path) -> dict[str, Any] | str:
     except (ValueError, RecursionError):
         return f"{MANIFEST} is not JSON"
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), int) for key in ("schema", "step")):
-        return f"{MANIFEST} holds no schema and step"
+        return f"{MANIFEST} has no schema and step"
     if manifest["schema"] > SCHEMA:
         return f"{MANIFEST} has schema {manifest['schema']}, newer than this t2i reads ({SCHEMA}); upgrade t2i"
-    # the text too: a flipped bit can turn 1e-05 into 1E-05, which parses to the same number
+    # the text is compared too, since a flipped bit can turn 1e-05 into 1E-05, which is the same number
     try:
         same = text == _dump(manifest) and manifest.get("sha256") == _digest(manifest)
     except ValueError:  # NaN
@@ -151,21 +151,21 @@ def _read_manifest(path: Path) -> dict[str, Any] | str:
         return f"{MANIFEST} was changed after it was written"
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(map(_is_entry, files, files.values())):
-        return f"{MANIFEST} lists no files that a checkpoint has"
+        return f"{MANIFEST} does not list the files of a checkpoint"
     if path.resolve().name != f"step-{manifest['step']:08d}":
         return f"{MANIFEST} is of step {manifest['step']}"
     return manifest
 
 
 def _is_entry(name: str, entry: Any) -> bool:
-    """One file of the manifest: no path, so it cannot point outside its folder."""
+    """Returns True for a valid entry of the manifest; its name is not a path, so it cannot point outside the folder."""
     plain = name.endswith(".safetensors") and _NAME.fullmatch(name.removesuffix(".safetensors"))
     typed = isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
     return bool(plain) and typed
 
 
 def _read_files(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, bytes | str]]:
-    """(file name, its bytes or what is wrong with it) for every file of the manifest."""
+    """Yields (file name, its bytes or a message about its damage) for every file of the manifest."""
     for name, entry in manifest["files"].items():
         try:
             with open_regular(path / name) as file:
@@ -177,13 +177,13 @@ def _read_files(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, 
         if size != entry["bytes"]:
             yield name, f"{name} has {size:,} bytes, not {entry['bytes']:,}"
         elif hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            yield name, f"{name} has another sha256 than when it was written"
+            yield name, f"{name} has changed since it was written (another sha256)"
         else:
             yield name, data
 
 
 def verify(path: Path) -> str | None:
-    """Returns why a checkpoint is damaged, None when every byte is as it was written. Reads it all."""
+    """Returns why a checkpoint is damaged, None if every byte is as it was written. Reads all files."""
     manifest = _read_manifest(path)
     if isinstance(manifest, str):
         return manifest
@@ -191,7 +191,7 @@ def verify(path: Path) -> str | None:
 
 
 def latest(root: Path, fits: Callable[[Mapping[str, Any]], bool] = lambda manifest: True) -> Path | None:
-    """Returns the newest intact checkpoint under `root` whose manifest `fits`, or None; warns of each damaged one."""
+    """Returns the newest intact checkpoint under `root` whose manifest `fits`, or None; warns about each damaged one."""
     for path in steps(root):
         reason = verify(path)
         if reason is None:
@@ -206,7 +206,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Returns the manifest of one checkpoint, without reading its other files.
 
     Raises:
-        InputError: it is damaged, or no checkpoint.
+        InputError: the manifest is missing or damaged.
     """
     manifest = _read_manifest(path)
     if isinstance(manifest, str):
@@ -218,7 +218,7 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Reads one checkpoint as (part -> tensors on the CPU, manifest), from the bytes that were verified.
 
     Raises:
-        InputError: it is damaged, or no checkpoint.
+        InputError: the checkpoint is missing or damaged.
     """
     manifest = read_manifest(path)
     state: dict[str, dict[str, Tensor]] = {}
@@ -228,14 +228,16 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         try:
             state[name.removesuffix(".safetensors")] = safetensors.torch.load(data)
         except safetensors.SafetensorError as error:
-            raise InputError(f"checkpoint {path}: {name} is no safetensors file ({error}); use an older one") from error
+            raise InputError(
+                f"checkpoint {path}: {name} is not a safetensors file ({error}); use an older one"
+            ) from error
     return state, manifest
 
 
 def rotate(root: Path, limit: int, keep: Collection[Path] = ()) -> None:
-    """Deletes the oldest checkpoints until `limit` intact ones are left, never fewer than 2, never one of `keep`.
+    """Deletes the oldest checkpoints until `limit` (at least 2) intact ones are left; never deletes one of `keep`.
 
-    Every checkpoint that counts is read and verified first, so a damaged one never costs an intact one its place.
+    Checkpoints are verified before they are counted, so that a damaged one never displaces an intact one.
     """
     _remove_leftovers(root)
     intact = 0
@@ -247,7 +249,7 @@ def rotate(root: Path, limit: int, keep: Collection[Path] = ()) -> None:
             if reason is not None:
                 warnings.warn(f"checkpoint {path} is damaged: {reason}", stacklevel=2)
         elif path.resolve() not in pinned:
-            # renamed first: a kill half-way must not leave a torn folder under a good name
+            # renamed first, so that a process killed meanwhile never leaves an incomplete folder under a valid name
             doomed = path.with_name(f"{path.name}.tmp-old")
             os.rename(path, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
@@ -259,10 +261,10 @@ OTHER_MODEL = "name another run directory, or train with the config this one was
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Copies a state dict into a module; `what` names the part in the error.
+    """Copies a state dict into a module; `what` names the part in messages.
 
     Raises:
-        InputError: a tensor is missing, not the module's, or of another shape; the module is untouched.
+        InputError: a tensor is missing, unknown, or has another shape; the module is unchanged.
     """
     own = module.state_dict()
     for name in [*own, *(name for name in tensors if name not in own)]:
@@ -270,9 +272,9 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
         if name not in tensors:
             problem = f"has no tensor {name}"
         elif name not in own:
-            problem = f"holds {name}, which this model has not"
+            problem = f"has a tensor {name}, which this model does not have"
         elif own[name].shape != tensors[name].shape:
-            problem = f"holds {name} as {list(tensors[name].shape)}, this model as {list(own[name].shape)}"
+            problem = f"has {name} of shape {list(tensors[name].shape)}, this model of shape {list(own[name].shape)}"
         if problem:
             raise InputError(f"checkpoint of another model: {what} {problem}; {OTHER_MODEL}")
     module.load_state_dict(dict(tensors))

@@ -1,4 +1,4 @@
-"""Progress on stderr: bars on a terminal, else a line every few seconds; warnings as lines."""
+"""Shows progress on stderr, as bars on a terminal and otherwise as a line every few seconds; prints warnings and tables."""
 
 import sys
 import time
@@ -14,29 +14,29 @@ from rich.table import Table
 
 from t2i.errors import TruncationWarning
 
-LINE_SECONDS = 10.0  # between two lines on a stderr that is no terminal
-Tick = Callable[[str, float, int], None]  # what is going on, done, of how many
+LINE_SECONDS = 10.0  # time between two lines if stderr is not a terminal
+Tick = Callable[[str, float, int], None]  # called with (name of the task, amount done, total)
 
 
 @contextmanager
 def shown_progress(unit: str = "") -> Iterator[Tick]:
-    """One bar for each thing that goes on. `done` may be a fraction, and never goes back."""
+    """Shows one bar per task. The amount done may be fractional; a smaller amount than before is ignored."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bars: dict[str, Any] = {}
     most: dict[str, float] = {}
-    said = time.monotonic()
+    last = time.monotonic()
 
     def tick(what: str, done: float, total: int) -> None:
-        nonlocal said
+        nonlocal last
         if what not in bars:
             bars[what] = progress.add_task(what, total=total)
         before, most[what] = most.get(what, 0.0), max(done, most.get(what, 0.0))
         progress.update(bars[what], completed=most[what])
-        # images that are done, not those begun
+        # only finished images count
         new = int(most[what] + 1e-6) > int(before + 1e-6)
-        if new and not console.is_terminal and time.monotonic() - said > LINE_SECONDS:
-            said = time.monotonic()
+        if new and not console.is_terminal and time.monotonic() - last > LINE_SECONDS:
+            last = time.monotonic()
             line(console, f"{what}: {int(most[what] + 1e-6):,} of {total:,}{unit}")
 
     with (
@@ -48,7 +48,7 @@ def shown_progress(unit: str = "") -> Iterator[Tick]:
 
 @contextmanager
 def progress_of(main: bool) -> Iterator[Tick]:
-    """`shown_progress` on the main process of several; the others show nothing, and say no warning again."""
+    """Acts as `shown_progress` on the main process; the others show neither progress nor warnings."""
     if main:
         with shown_progress() as tick:
             yield tick
@@ -59,7 +59,7 @@ def progress_of(main: bool) -> Iterator[Tick]:
 
 @contextmanager
 def warnings_of(main: bool) -> Iterator[None]:
-    """`warnings_as_lines` on the main process of several; the others are silent."""
+    """Acts as `warnings_as_lines` on the main process; the others show no warnings."""
     if main:
         with warnings_as_lines(Console(stderr=True)):
             yield
@@ -70,15 +70,15 @@ def warnings_of(main: bool) -> Iterator[None]:
 
 @contextmanager
 def warnings_as_lines(console: Console) -> Iterator[None]:
-    """One line on stderr a warning, and the same one once; those of cut captions, one a batch, are added up."""
+    """Prints each warning once, as one line on stderr; the warnings about truncated captions of all batches are merged."""
     cut: list[TruncationWarning] = []
-    told: set[str] = set()
+    messages: set[str] = set()
 
     def show(message: Warning | str, *_: Any) -> None:
         if isinstance(message, TruncationWarning):
             cut.append(message)
-        elif str(message) not in told:
-            told.add(str(message))
+        elif str(message) not in messages:
+            messages.add(str(message))
             line(console, f"warning: {message}")
 
     with warnings.catch_warnings():
@@ -90,16 +90,16 @@ def warnings_as_lines(console: Console) -> Iterator[None]:
 
 
 def line(console: Console, text: str) -> None:
-    """One line as it is, however long."""
-    with suppress(OSError):  # the terminal has gone, which must not end what is under way
+    """Prints a line without wrapping it."""
+    with suppress(OSError):  # a closed terminal must not end the program
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], bold: int | None = None) -> None:
-    """Writes a table to stdout: ruled on a terminal, else in plain aligned columns.
+    """Writes a table to stdout: formatted on a terminal, otherwise in plain aligned columns.
 
     Args:
-        bold: number of the row to set off on a terminal.
+        bold: number of the row to highlight on a terminal.
     """
     if sys.stdout.isatty():
         ruled = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -1,4 +1,4 @@
-"""Decisions that the processes of one run take together, over a gloo group of its own: none waits for a GPU."""
+"""Lets the processes of one run take decisions together, over their own gloo group, without waiting for a GPU."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,21 +14,17 @@ from torch import Tensor
 from t2i.errors import InputError
 
 T = TypeVar("T")
-
-
-_ROWS = 4096  # sent at once
-
-
-PATIENCE = timedelta(hours=12)  # of a process for another that is still at its share
+_ROWS = 4096  # number of rows sent at a time
+PATIENCE = timedelta(hours=12)  # how long a process waits for another that is still working on its share
 
 
 class Ranks:
-    """Agreement between processes; with one process every answer is its own. All of them make the same calls.
+    """Collective operations between processes, which must all make the same calls. One process alone is supported too.
 
     Attributes:
-        waiting: True while the process is in a call that ends when the others make it too.
-        apart: True while it does work of its own that the others wait for, which may take long.
-        calls: how many calls it has made.
+        waiting: True while this process is in a call that waits for the others.
+        apart: True while this process does work that the others wait for, which may take long.
+        calls: number of calls so far.
     """
 
     def __init__(self, num_processes: int, is_main: bool, patience: timedelta | None = None):
@@ -65,7 +61,7 @@ class Ranks:
         return box[0]
 
     def on_main(self, action: Callable[[], T]) -> T | None:
-        """Runs `action` on the main process while the others wait (theirs is None); what it raises is raised on all."""
+        """Runs `action` on the main process and returns its result there, None elsewhere; its exceptions are raised on all."""
         result, failure = self._tried(action) if self.is_main else (None, None)
         problem = self.broadcast(str(failure) if failure else None)
         if failure is not None:
@@ -75,9 +71,10 @@ class Ranks:
         return result
 
     def each(self, action: Callable[[], T]) -> T:
-        """Runs `action` on every process at once; what it raises on one of them is raised on all."""
+        """Runs `action` on every process; an exception on one of them is raised on all."""
         result, failure = self._tried(action)
-        problem = next((said for said in self.everyone(str(failure) if failure else None) if said is not None), None)
+        messages = self.everyone(str(failure) if failure else None)
+        problem = next((message for message in messages if message is not None), None)
         if failure is not None:
             raise failure
         if problem is not None:
@@ -100,16 +97,16 @@ class Ranks:
         return self._reduce(values, dist.ReduceOp.MAX)
 
     def all(self, mine: bool) -> bool:
-        """Returns True when `mine` is true on every rank."""
+        """Returns True if `mine` is true on every rank."""
         return bool(self._reduce([float(mine)], dist.ReduceOp.MIN)[0])
 
     def share(self, count: int) -> range:
-        """The rows of this process among `count`: one stretch each, in the order of the ranks."""
+        """Returns this process's part of `count` rows; the parts are contiguous and in the order of the ranks."""
         rank = 0 if self._group is None else dist.get_rank(self._group)
         return range(count * rank // self.num_processes, count * (rank + 1) // self.num_processes)
 
     def gather(self, mine: list[T]) -> list[T]:
-        """On the main process the lists of all as one, in the order of the ranks; elsewhere its own."""
+        """Returns the concatenated lists of all ranks on the main process, and `mine` elsewhere."""
         if self._group is None:
             return mine
         boxes: Any = [None] * self.num_processes if self.is_main else None
@@ -117,7 +114,7 @@ class Ranks:
         return [one for box in boxes for one in box] if self.is_main else mine
 
     def gather_rows(self, mine: np.ndarray, out: np.ndarray) -> None:
-        """Fills `out` [N, D] on the main process with the rows that are each one's `share`."""
+        """Fills `out` [N, D] on the main process with the rows of all processes; `mine` are those of this one's `share`."""
         if self._group is None:
             out[:] = mine
         elif not self.is_main:
@@ -133,7 +130,7 @@ class Ranks:
                     out[start : start + len(block)] = block.numpy()
 
     def sum_array(self, mine: np.ndarray) -> np.ndarray:
-        """The sum over all processes, float64."""
+        """Returns the sum over all processes, float64."""
         if self._group is None:
             return mine
         total = torch.from_numpy(mine.copy())
@@ -151,18 +148,18 @@ class Ranks:
 
 @contextmanager
 def launched_ranks() -> Iterator[Ranks]:
-    """The processes that torchrun started, or this one alone, of a program that trains nothing.
+    """Yields the processes that torchrun started, or this one alone, for a program that does not train.
 
     Raises:
-        InputError: the environment speaks of several processes that cannot find each other.
+        InputError: the launch variables of torchrun are incomplete.
     """
-    words = os.environ.get("WORLD_SIZE", "1")
-    world = int(words) if words.isdecimal() else 0
+    size = os.environ.get("WORLD_SIZE", "1")
+    world = int(size) if size.isdecimal() else 0
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if world < 1 or world > 1 and missing:
         raise InputError(
-            f"WORLD_SIZE is {words}, which is no whole launch by torchrun ({', '.join(missing)} not set); unset it, or start "
-            "with torchrun --nproc_per_node 2 -m t2i.cli ..."
+            f"WORLD_SIZE is {size}, but this is not a complete launch by torchrun ({', '.join(missing)} not set); unset it, or "
+            "start with torchrun --nproc_per_node 2 -m t2i.cli ..."
         )
     if world == 1:
         yield Ranks(1, True)
@@ -175,7 +172,7 @@ def launched_ranks() -> Iterator[Ranks]:
 
 
 class Means:
-    """Means of scalars over steps, and over ranks when they are taken. Tensors stay where they are until then."""
+    """Running means of scalars over steps and ranks. Tensors stay on their device until the means are taken."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float | Tensor, int]] = {}
@@ -187,10 +184,10 @@ class Means:
             self._sums[name] = total + plain, times + 1
 
     def take(self, ranks: Ranks, device: torch.device, keep: bool = False) -> dict[str, float]:
-        """Returns the means, which start anew unless `keep`; tensors meet on `device`. All ranks must have the same names."""
+        """Returns the means and resets them unless `keep`; tensors are moved to `device`. Ranks must have the same names."""
         names = list(self._sums)
         tensors = {name: total for name, (total, _) in self._sums.items() if isinstance(total, Tensor)}
-        # one transfer for all
+        # one transfer for all tensors
         moved = torch.stack([total.to(device) for total in tensors.values()]).tolist() if tensors else []
         values = dict(zip(tensors, moved, strict=True))
         sums = {name: values.get(name, total) for name, (total, _) in self._sums.items()}

@@ -1,18 +1,14 @@
-"""The one exception for mistakes of the user: the command line prints its message in one line and exits with status 2."""
+"""The exception for invalid input: the command line prints its message as one line and exits with status 2."""
 
 import warnings
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 class InputError(ValueError):
-    """Bad input: the message names the value, the file and the fix."""
+    """Invalid input; the message names the value, the file and the fix."""
 
 
 class TruncationWarning(UserWarning):
-    """Captions were longer than the encoder reads; one warning an `encode` call."""
+    """Captions were longer than the encoder's limit; given once per `encode` call."""
 
     def __init__(self, count: int, name: str, limit: int):
         self.count = count
@@ -25,6 +21,6 @@ class TruncationWarning(UserWarning):
 
 
 def warn_truncated(count: int, name: str, limit: int) -> None:
-    """Warns the caller of `encode` when `count` captions were cut."""
+    """Warns the caller of `encode` that `count` captions were cut off."""
     if count:
         warnings.warn(TruncationWarning(count, name, limit), stacklevel=3)

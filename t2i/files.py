@@ -1,4 +1,4 @@
-"""Files that are opened only when they are plain and small enough; files and folders that appear whole or not at all."""
+"""Reads only regular files of limited size, and writes files and folders atomically."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from t2i.errors import InputError
 from t2i.names import shown
 
-MAX_TEXT_BYTES = 1 << 30  # a text or JSON file that is read whole
+MAX_TEXT_BYTES = 1 << 30  # size of a text or JSON file that is read at once
 MAX_LINE_BYTES = 1 << 26
 _CHUNK = 1 << 20
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -32,15 +32,15 @@ _KINDS = (
 
 
 def open_regular(path: Path | str, limit: int | None = None) -> BufferedReader:
-    """Opens a plain file for reading; links are followed.
+    """Opens a regular file for reading; links are followed.
 
-    Nothing is read from a pipe or a device, which would block or never end.
+    Pipes and devices are refused, as reading them could block or never end.
 
     Args:
-        limit: the most bytes that the file may have; None: any number.
+        limit: maximum size in bytes; None: any size.
 
     Raises:
-        OSError: it cannot be opened, is not a plain file, or is larger than `limit`; `strerror` says which.
+        OSError: the file cannot be opened, is not a regular file, or is larger than `limit`; `strerror` says which.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     status = os.fstat(descriptor)
@@ -56,23 +56,23 @@ def open_regular(path: Path | str, limit: int | None = None) -> BufferedReader:
 
 
 def read_regular(path: Path | str, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """Returns the bytes of a plain file of at most `limit` bytes; raises as `open_regular` does."""
+    """Returns the bytes of a regular file of at most `limit` bytes; raises the errors of `open_regular`."""
     with open_regular(path, limit) as file:
-        return file.read(os.fstat(file.fileno()).st_size)  # `read(limit)` would allocate so much
+        return file.read(os.fstat(file.fileno()).st_size)  # `read(limit)` would allocate `limit` bytes
 
 
 def memory_bytes() -> int:
-    """Memory of this machine: a larger file cannot be read whole."""
+    """Returns the size of this machine's memory."""
     import psutil
 
     return psutil.virtual_memory().total
 
 
 def check_file(path: Path, limit: int | None = None) -> None:
-    """Refuses what must not be read: pipes, devices, Git LFS pointers, files that do not fit into memory.
+    """Refuses pipes, devices, Git LFS pointers and files that are too large.
 
     Args:
-        limit: most bytes; None: as many as the machine has memory.
+        limit: maximum size in bytes; None: the size of the machine's memory.
 
     Raises:
         InputError: `path` is one of these, or cannot be opened.
@@ -82,17 +82,17 @@ def check_file(path: Path, limit: int | None = None) -> None:
             if file.read(len(_LFS)) == _LFS:
                 raise InputError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` there")
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; put the model's own file there") from error
+        raise InputError(f"cannot read {path}: {error.strerror or error}; replace it by the model's file") from error
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a UTF-8 file without their ends; a byte order mark is dropped.
+    """Yields the lines of a UTF-8 file without line ends and without a byte order mark.
 
     Raises:
-        OSError: it cannot be read or is not a plain file.
+        OSError: the file cannot be read or is not a regular file.
         InputError: a line is not UTF-8 or too long; the message names file and line.
     """
-    number, parts = 1, list[bytes]()  # of a line that has not ended yet
+    number, parts = 1, list[bytes]()  # number and parts of the line that has not ended yet
     with open_regular(path) as file:
         while chunk := file.read(_CHUNK):
             whole, end, rest = chunk.rpartition(b"\n")
@@ -108,7 +108,7 @@ def text_lines(path: Path) -> Iterator[str]:
 
 
 def _decoded(path: Path, line: int, data: bytes) -> str:
-    """The text of lines of a file, the first of which has the number `line`."""
+    """Decodes lines of a file, of which the first has the number `line`."""
     try:
         return data.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -122,10 +122,10 @@ def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> InputError:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yields a folder beside `out` that becomes `out` on success and is removed otherwise.
+    """Yields a folder beside `out` that is renamed to `out` on success and removed otherwise.
 
     Raises:
-        InputError: `out` is a file or holds something, or cannot be written.
+        InputError: `out` is a file, is not empty, or cannot be written.
     """
     out = Path(os.path.abspath(out))
     refuse_used(out)
@@ -136,26 +136,26 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield partial
         if os.name == "nt" and out.exists():
             out.rmdir()
-        partial.rename(out)  # elsewhere it replaces an empty folder, whose name is free at no moment
+        partial.rename(out)  # replaces an empty folder, except on Windows
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"cannot write {out}: {why}; free some space or name another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # not empty: they hold the new folder
+        with suppress(OSError):  # they are not empty if the new folder was written
             for folder in above:
                 folder.rmdir()
 
 
 @contextmanager
 def new_file(out: Path, durable: bool = False) -> Iterator[Path]:
-    """Yields a name ending in `.tmp` beside `out`; the file written there replaces `out` on success, else it is removed.
+    """Yields a path ending in `.tmp` beside `out`; the file written there replaces `out` on success and is removed otherwise.
 
     Args:
-        durable: flush the file and its folder entry to the disk, so that a power cut loses neither.
+        durable: flush the file and its folder entry to disk, so that they survive a power failure.
 
     Raises:
-        OSError: it cannot be written; `out` is unchanged.
+        OSError: the file cannot be written; `out` is unchanged.
     """
     temporary = out.with_name(f".{out.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -171,10 +171,10 @@ def new_file(out: Path, durable: bool = False) -> Iterator[Path]:
 
 
 def write_text(out: Path, text: str, durable: bool = False) -> None:
-    """Writes a text file in UTF-8 whole or not at all; lone surrogates become `?`.
+    """Writes a UTF-8 text file atomically; lone surrogates become `?`.
 
     Raises:
-        InputError: it cannot be written; `out` is unchanged.
+        InputError: the file cannot be written; `out` is unchanged.
     """
     try:
         with new_file(out, durable) as temporary:
@@ -185,7 +185,7 @@ def write_text(out: Path, text: str, durable: bool = False) -> None:
 
 
 def flush(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Waits until a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -194,14 +194,14 @@ def flush(path: Path) -> None:
 
 
 def refuse_unwritable(out: Path, kind: str, option: str = "") -> None:
-    """Refuses, before any work, a file that could not be written in the end.
+    """Raises InputError if a file cannot be written; call it before the work whose result the file will hold.
 
     Args:
-        kind: of the file, as `a JSON file`.
-        option: the option that named it; "": none did.
+        kind: kind of the file, e.g. `a JSON file`.
+        option: the option that named the file; "": none.
 
     Raises:
-        InputError: it is a folder, or its folder does not exist or cannot be written.
+        InputError: `out` is a folder, or its folder does not exist or cannot be written.
     """
     why = ""
     if out.is_dir():
@@ -220,14 +220,14 @@ def refuse_unwritable(out: Path, kind: str, option: str = "") -> None:
 
 
 def refuse_used(out: Path) -> None:
-    """Raises InputError when `out` is a file or is not empty; call it before any work is done."""
+    """Raises InputError if `out` is a file or is not empty; call it before any work is done."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "holds files" if out.is_dir() else "is a file"
         raise InputError(f"output folder {out} {what}; name a new or an empty folder")
 
 
 def walk(root: Path, enter: Callable[[str], None] = lambda folder: None) -> Iterable[str]:
-    """Yields the paths of all files below `root`, with `/`; hidden ones are skipped, each folder is entered once.
+    """Yields the paths of all files below `root`, with `/`; skips hidden files and enters each folder once.
 
     Args:
         enter: called with each folder, as `` or `a/b/`, before it is listed.
@@ -250,7 +250,7 @@ def walk(root: Path, enter: Callable[[str], None] = lambda folder: None) -> Iter
                         continue
                     if entry.is_dir():
                         pending.append(f"{folder}{entry.name}/")
-                    elif entry.is_file() or entry.is_symlink():  # a dangling link is a broken image; a pipe is skipped
+                    elif entry.is_file() or entry.is_symlink():  # dangling links count as broken images
                         yield folder + entry.name
         except OSError as error:
             why = f"{error.strerror or error}; check its permissions"
@@ -261,7 +261,7 @@ def lines_of(path: Path) -> list[str]:
     """Returns the lines of a text file that are not empty.
 
     Raises:
-        InputError: it cannot be read, or is not UTF-8.
+        InputError: the file cannot be read, or is not UTF-8.
     """
     try:
         return [line for line in text_lines(path) if line.strip()]
@@ -273,7 +273,7 @@ def read_json(path: Path) -> Any:
     """Returns the content of a JSON file.
 
     Raises:
-        InputError: it cannot be read, is cut off, or is not JSON.
+        InputError: the file cannot be read or is not valid JSON.
     """
     try:
         return json.loads(read_utf8(path))
@@ -283,14 +283,14 @@ def read_json(path: Path) -> Any:
         if isinstance(error, InputError):
             raise
         why = f"{error.msg} at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise InputError(f"{path} is not whole JSON ({why}); download it again") from error
+        raise InputError(f"{path} is not valid JSON ({why}); download it again") from error
 
 
 def read_utf8(path: Path) -> str:
-    """The text of a file of at most `MAX_TEXT_BYTES`.
+    """Returns the text of a file of at most `MAX_TEXT_BYTES`.
 
     Raises:
-        OSError: it cannot be read, is not a plain file, or is too large.
-        InputError: it is not UTF-8.
+        OSError: the file cannot be read, is not a regular file, or is too large.
+        InputError: the file is not UTF-8.
     """
     return _decoded(path, 1, read_regular(path))

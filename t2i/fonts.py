@@ -1,4 +1,4 @@
-"""Writes text of any script on images: each run of characters in a font that has them, else told in words instead of boxes."""
+"""Writes text of any script on images, in fonts that have the characters; characters without a font are described in words."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from PIL import ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-MOST_FONTS = 300  # looked into for one character
+MOST_FONTS = 300  # number of fonts searched for a character
 # names of upright sans-serif fonts that cover many scripts, tried before all others
 PREFERRED = (
     "dejavusans.", "notosans-regular", "liberationsans-regular", "notosanscjk-regular", "notosanssc", "notosansjp", "wqy",
@@ -29,18 +29,18 @@ class Pen:
         self.ascent = _ascent(_default(size))
 
     def spelled(self, text: str) -> str:
-        """The text with what no font here has in words: `:cat face:` for a symbol, `(2 CJK characters)` for letters."""
+        """Returns text in which words replace characters without a font: `:cat face:`, `(2 CJK characters)`."""
         parts = []
         for font, run in self._runs(text):
             parts.append(run if font is not None else _in_words(run, _default(self.size)))
         return " ".join("".join(parts).split())
 
     def length(self, text: str) -> float:
-        """Pixels that a spelled text is wide."""
+        """Returns the width of a spelled text in pixels."""
         return sum(font.getlength(run) for font, run in self._runs(text) if font is not None)
 
     def write(self, draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, fill: str) -> None:
-        """Writes a spelled text, its top left corner at `place`."""
+        """Writes a spelled text with its top left corner at `place`."""
         x, y = place
         for font, run in self._runs(text):
             if isinstance(font, ImageFont.FreeTypeFont):
@@ -51,7 +51,7 @@ class Pen:
                 x += font.getlength(run)
 
     def wrapped(self, text: str, width: int, most: int = 5) -> list[str]:
-        """The first lines of a text, spelled; words that are wider than a line are cut."""
+        """Returns the first lines of a text, spelled; breaks words that are wider than a line."""
         lines: list[str] = [""]
         for word in self.spelled(text[:400]).split():
             longer = f"{lines[-1]} {word}".strip()
@@ -67,7 +67,7 @@ class Pen:
         return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " ..."]
 
     def _runs(self, text: str) -> Iterator[tuple[Font | None, str]]:
-        """Stretches of one font; None: no font here has them."""
+        """Yields runs of characters with their font, None if no font has them."""
         fonts: list[Font | None] = []
         for letter in text:
             follows = unicodedata.category(letter) in ("Mn", "Me", "Mc", "Cf") and bool(fonts)
@@ -78,14 +78,14 @@ class Pen:
 
 
 def _in_words(run: str, font: Font) -> str:
-    """Returns a replacement for characters that no font has: letters without accents, else their names."""
+    """Returns a replacement for characters without a font: letters without accents, else their names."""
     plain = "".join(
         "-" if unicodedata.category(letter) == "Pd" else letter for letter in unicodedata.normalize("NFKD", run)
     )
     plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
     if all(_has(font, letter) for letter in plain):
         return plain
-    # neither accents, joiners nor skin tones
+    # without accents, joiners and skin tones
     letters = [x for x in run if unicodedata.category(x)[0] not in "MC" and unicodedata.category(x) != "Sk"]
     parts = []
     for symbol, group in groupby(letters, key=lambda letter: unicodedata.category(letter)[0] in "SPN"):
@@ -123,12 +123,12 @@ def _font_of(letter: str, size: int) -> Font | None:
 def _open(path: Path, size: int) -> ImageFont.FreeTypeFont | None:
     try:
         return ImageFont.truetype(path, size)
-    except (OSError, ValueError):  # a damaged file, or pixels of another size alone
+    except (OSError, ValueError):  # a damaged file, or a bitmap font without this size
         return None
 
 
 def _has(font: Font, letter: str) -> bool:
-    """True unless the font shows the character as it shows one that no font has."""
+    """Returns False if the font shows the same glyph for the character as for one that does not exist."""
     try:
         found, none = font.getmask(letter), font.getmask("\U0010fffe")
     except (OSError, ValueError, UnicodeEncodeError):
@@ -138,7 +138,7 @@ def _has(font: Font, letter: str) -> bool:
 
 @cache
 def system_fonts() -> tuple[Path, ...]:
-    """Font files of this machine, those that cover many scripts first."""
+    """Returns the font files of this machine; those that cover many scripts come first."""
     home = Path.home()
     folders = {
         "darwin": [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts"],

@@ -1,7 +1,7 @@
-"""Conversions between image files, arrays and tensors; the only file that knows them.
+"""Converts between image files, arrays and tensors.
 
-Contract: an image is uint8 RGB, HWC (numpy) or NHWC for a batch; a model sees float32 in [-1, 1], BCHW. Quantisation
-to uint8 rounds half up and happens once, at the model's boundary.
+An image is uint8 RGB, HWC (numpy), or NHWC for a batch; models take float32 in [-1, 1], BCHW. Quantisation to uint8 rounds
+half up and happens once, at the model's output.
 """
 
 import io
@@ -23,21 +23,21 @@ from t2i.fonts import Pen
 if TYPE_CHECKING:
     import torch
 
-MAX_PIXELS = 120_000_000  # a telephone's camera makes 108 million
+MAX_PIXELS = 120_000_000  # phone cameras take images of 108 million
 MAX_SIDE = 16_384
 MAX_BYTES = 64 * 1024 * 1024
-TRANSFORM = 2  # raised when an image on disk comes to mean other pixels, so that nothing made of the old ones is used
+TRANSFORM = 2  # version of the decoder: incremented when a file decodes to other pixels, which invalidates caches
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp")
-# images that are not read, but named where they are found
+# image formats that are not supported, but mentioned in messages
 OTHER_SUFFIXES = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".svg", ".jp2", ".psd", ".tga", ".ppm")
 Fit = Literal["center", "random", "squash", "pad"]
 
 ImageArray = NDArray[np.uint8]
 
 _LARGE_PIXELS = 25_000_000
-_LARGE = Semaphore(2)  # decoders of large images at one time: each takes up to a gigabyte
+_LARGE = Semaphore(2)  # limits the number of large images decoded at a time, as each takes up to a gigabyte
 
-# EXIF orientation -> what turns the stored pixels upright
+# EXIF orientation -> operation that turns the stored pixels upright
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,34 +48,38 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Set once, as `catch_warnings` around each decode would race between threads. Pillow's bomb limit is above MAX_PIXELS
-# and that is checked right after; its other warnings speak of damaged metadata, which no pixel depends on.
+# Set once, as `catch_warnings` around each decode would race between threads. Pillow's limit for decompression bombs is
+# higher than MAX_PIXELS, which is checked anyway; its other warnings are about damaged metadata, which does not affect pixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# Text and colour profiles over Pillow's limit of a megabyte would make whole pixels count as broken.
+# Otherwise intact images with text or colour profiles over Pillow's limit of a megabyte would count as broken.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_BYTES
 
 
 class BrokenImage(ValueError):
-    """An image that cannot be decoded; the message says why, the caller names the file."""
+    """An image that cannot be decoded; the message gives the reason, and the caller adds the name of the file."""
+
+
+class LostConnection(BrokenImage):
+    """An image whose storage cannot be reached: nothing is known of the image itself."""
 
 
 def decode(source: Path | bytes, size: int | None = None) -> Image.Image:
-    """Decodes one image to RGB: EXIF orientation applied, transparency on white, first frame of an animation.
+    """Decodes one image to RGB with its EXIF orientation, transparency on white, and the first frame of an animation.
 
-    The result's `format` still names the file's own: PNG, JPEG, ...
+    The result's `format` is that of the file: PNG, JPEG, ...
 
     Args:
-        size: what `fit` will bring it to: a JPEG of at least 4 times that may come out at 1/2, 1/4 or 1/8 of its own
-            size, never under twice `size`, which with the scaling takes about half the time.
+        size: the size that `fit` will scale to. A JPEG of at least 4 times this size may then be decoded at 1/2, 1/4 or 1/8
+            of its size, but at least twice `size`, which together with the scaling takes about half the time.
 
     Raises:
-        BrokenImage: the file is unreadable, truncated, not an image, or over the limits of this module.
+        BrokenImage: the file is unreadable, truncated, not an image, or exceeds the limits of this module.
     """
     try:
         image = _open(source if isinstance(source, bytes) else read_limited(source))
         if size is not None:
-            image.draft(None, (2 * size, 2 * size))  # does nothing but to a JPEG
+            image.draft(None, (2 * size, 2 * size))  # has an effect on JPEG only
         with _LARGE if image.width * image.height > _LARGE_PIXELS else nullcontext():
             image.load()
             upright = _to_rgb(image)
@@ -86,7 +90,7 @@ def decode(source: Path | bytes, size: int | None = None) -> Image.Image:
         return upright
     except BrokenImage:
         raise
-    # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, DecompressionBombError, ... on damage
+    # for damaged files, Pillow raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError, ...
     except Exception as error:
         raise BrokenImage(f"{type(error).__name__}: {str(error) or 'cannot be decoded'}"[:200]) from error
 
@@ -102,7 +106,7 @@ def _open(data: bytes) -> Image.Image:
         raise BrokenImage(f"not a PNG, JPEG, WEBP, GIF or BMP image: it begins with {data[:12]!r}") from error
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise BrokenImage(f"{width}x{height} pixels, over the limit of {MAX_PIXELS:,} pixels or {MAX_SIDE} a side")
+        raise BrokenImage(f"{width}x{height} pixels, over the limit of {MAX_PIXELS:,} pixels or {MAX_SIDE} per side")
     return image
 
 
@@ -110,7 +114,7 @@ def read_limited(path: Path) -> bytes:
     """Returns the bytes of a file, at most one more than `decode` accepts.
 
     Raises:
-        OSError: it cannot be read, or is not a plain file.
+        OSError: the file cannot be read, or is not a regular file.
     """
     with open_regular(path) as file:
         return file.read(MAX_BYTES + 1)
@@ -119,7 +123,7 @@ def read_limited(path: Path) -> bytes:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(0x0112, 1)
-    except Exception:  # a damaged EXIF block raises anything; the pixels are whole
+    except Exception:  # a damaged EXIF block can raise any error, but the pixels are intact
         return 1
 
 
@@ -135,14 +139,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int, how: Fit = "center", offset: tuple[float, float] = (0.5, 0.5)) -> ImageArray:
-    """Brings an image to [size, size, 3] with Pillow's antialiased bicubic filter.
+    """Scales an image to [size, size, 3] with Pillow's antialiased bicubic filter.
 
     Args:
         image: RGB, any size.
-        size: pixels a side.
-        how: `center`/`random`: the largest square, cut at `offset`, is scaled; `squash`: both sides are scaled;
-            `pad`: the longest side becomes `size`, white around it.
-        offset: place of the crop, (x, y) in [0, 1]; 0.5 is the centre. The caller draws it for `random`.
+        size: pixels per side.
+        how: `center`/`random`: crops the largest square at `offset`, then scales it; `squash`: scales both sides;
+            `pad`: scales the longest side to `size` and fills the rest with white.
+        offset: position of the crop, (x, y) in [0, 1]; 0.5 is the centre. For `random`, the caller draws it.
     """
     width, height = image.size
     if width == height == size:
@@ -155,7 +159,7 @@ def fit(image: Image.Image, size: int, how: Fit = "center", offset: tuple[float,
         canvas = Image.new("RGB", (size, size), "white")
         canvas.paste(image.resize(new, Image.Resampling.BICUBIC), ((size - new[0]) // 2, (size - new[1]) // 2))
         return np.asarray(canvas)
-    # only the cut square is scaled: the whole of a 1 x 16384 strip would need gigabytes
+    # only the cropped square is scaled, since scaling a whole 1 x 16384 strip would need gigabytes
     side = min(width, height)
     left, top = round((width - side) * offset[0]), round((height - side) * offset[1])
     box = (left, top, left + side, top + side)
@@ -163,14 +167,14 @@ def fit(image: Image.Image, size: int, how: Fit = "center", offset: tuple[float,
 
 
 def to_model(images_BHWC: ImageArray) -> "torch.Tensor":
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1], channels_last in memory."""
+    """Converts uint8 [B, H, W, 3] to float32 [B, 3, H, W] in [-1, 1], channels_last in memory."""
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(images_BHWC)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def to_uint8(images_BCHW: "torch.Tensor") -> ImageArray:
-    """float [B, 3, H, W] in [-1, 1] (clipped) -> uint8 [B, H, W, 3], rounded half up."""
+    """Converts float [B, 3, H, W] in [-1, 1] (clipped) to uint8 [B, H, W, 3], rounding half up."""
     import torch
 
     levels = images_BCHW.detach().float().clamp(-1, 1).add(1).mul(127.5).add(0.5).floor().clamp(0, 255)
@@ -178,7 +182,7 @@ def to_uint8(images_BCHW: "torch.Tensor") -> ImageArray:
 
 
 def save_png(image_HWC: ImageArray, path: Path, text: dict[str, str] | None = None) -> None:
-    """Writes one image as PNG, with `text` (prompt, seed, ...) in its metadata."""
+    """Writes an image as PNG, with `text` (prompt, seed, ...) in its metadata."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -197,13 +201,13 @@ def grid(
     columns: int | None = None,
     cell: int | None = None,
 ) -> Image.Image:
-    """A contact sheet: images in rows, each enlarged to `cell` pixels (nearest neighbour), its label wrapped below.
+    """Returns a sheet of images in rows, each enlarged to `cell` pixels (nearest neighbour) with its label wrapped below.
 
     Args:
-        images: uint8 HWC, all of one size.
-        labels: one an image, drawn under it; None for no text.
-        columns: images a row; None for a sheet about as wide as high.
-        cell: pixels a side of each image in the sheet; None: at least 128.
+        images: uint8 HWC, all of the same size.
+        labels: one per image; None: no text.
+        columns: images per row; None: as many as make the sheet about square.
+        cell: pixels per side of each image in the sheet; None: at least 128.
     """
     if not images:
         raise InputError("a grid needs at least one image, got none")

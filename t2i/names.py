@@ -1,4 +1,4 @@
-"""Names of things: resolving `module:name`, suggesting the nearest known name, fitting names and counts into a message."""
+"""Resolves `module:name`, suggests the nearest known name, and formats names and counts for messages."""
 
 import difflib
 import re
@@ -9,34 +9,34 @@ from typing import Any
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """Returns ` (did you mean X?)` where a known word is close, else an empty string."""
+    """Returns ` (did you mean X?)` if a known word is similar, else an empty string."""
     close = difflib.get_close_matches(word, list(words), 1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 def shown(name: str | Path) -> str:
-    """Returns a file name fit for one line of a message: line ends and bytes that are not text are escaped."""
+    """Returns a file name that fits on one line of a message: line ends and bytes that are not text are escaped."""
     name = str(name)
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
-    """Returns the first few of many names, e.g. `a.png, b.png, c.png and 4 more`."""
+    """Returns the first names of a list as text, e.g. `a.png, b.png, c.png and 4 more`."""
     rest = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(shown, names[:most])) + rest
 
 
 def counted(count: int, noun: str) -> str:
-    """Returns a count with its noun in the right number, e.g. `1 image` or `5,000 images`."""
+    """Returns a count with its noun in singular or plural, e.g. `1 image` or `5,000 images`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def numbered(count: int, things: str) -> str:
-    """Returns a count with things named in the plural, e.g. `1 caption without an image` for `captions without an image`."""
+    """Returns a count with a plural phrase, in singular if needed: `1 caption without an image` for `captions without ...`."""
     return f"{count:,} {re.sub(r'(?<=[a-z])s(?![a-z])', '', things, count=1) if count == 1 else things}"
 
 
 def resolve(target: str) -> Any:
-    """Imports the object that `module:name` names."""
+    """Imports and returns the object `module:name`."""
     module, _, name = target.partition(":")
     return getattr(import_module(module), name)

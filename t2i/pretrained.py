@@ -1,7 +1,8 @@
-"""Models that others made: folders of transformers, local or from the hub.
+"""Loads pretrained models from folders of transformers, local or from the hub.
 
-This file alone knows transformers. A folder is checked before transformers sees it: regular files of this folder only,
-safetensors only, nothing unpickled, no code of the folder run. What is loaded is whole and finite, or refused in one line.
+No other file imports transformers' loaders. A folder is checked before transformers reads it: its weights must be safetensors
+in regular files of this folder; nothing is unpickled and no code in the folder is run. Models that are incomplete or have
+weights that are not finite are refused.
 """
 
 import hashlib
@@ -33,15 +34,15 @@ _SETTINGS_BYTES = 2**28
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A checked folder as `save_pretrained` of transformers writes it."""
+    """A checked model folder, as written by transformers' `save_pretrained`."""
 
     path: Path
-    label: str  # names it in messages, e.g. `CLIP folder models/vit-b`
+    label: str  # its name in messages, e.g. `CLIP folder models/vit-b`
     config: dict[str, Any]
     weights: tuple[str, ...]  # file names
 
     def digest(self) -> str:
-        """sha256 over the names and contents of the files that decide what the model computes; no others count."""
+        """Returns the SHA-256 of the names and contents of those files that the model's outputs depend on."""
         total = hashlib.sha256()
         index = () if _WEIGHTS in self.weights else (_INDEX,)
         for name in sorted({*self.weights, *index, *_SETTINGS}):
@@ -53,15 +54,15 @@ class ModelFolder:
 
 
 def open_folder(place: str | Path, label: str, kinds: Collection[str], advice: Callable[[str], str]) -> ModelFolder:
-    """Finds and checks a model folder; a name such as `owner/model` that is no local folder is downloaded from the hub.
+    """Finds and checks a model folder; a name such as `owner/model` without a local folder is downloaded from the hub.
 
     Args:
-        label: names it in messages.
-        kinds: values of `model_type` in config.json that the caller reads.
-        advice: what to do about a model of another `model_type`.
+        label: its name in messages.
+        kinds: the values of `model_type` in config.json that the caller supports.
+        advice: returns what to do about a model of another `model_type`.
 
     Raises:
-        InputError: there is none, it holds another kind of model, or weights that are pickled, damaged or not there.
+        InputError: the folder does not exist or holds another kind of model, or its weights are missing, pickled or damaged.
     """
     path = find_folder(place, label)
     if not (path / "config.json").exists():
@@ -69,16 +70,18 @@ def open_folder(place: str | Path, label: str, kinds: Collection[str], advice: C
     for name in _SETTINGS:
         if (path / name).exists() or (path / name).is_symlink():
             check_file(path / name, _SETTINGS_BYTES)
-            if name.endswith(".json") and name != "tokenizer.json":  # which is large, and parsed with a limit of depth
+            if name.endswith(".json") and name != "tokenizer.json":  # which is large and parsed safely by tokenizers
                 read_json(path / name)
     config = read_json(path / "config.json")
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(found, str):
-        raise InputError(f"{label} names no model_type in its config.json; name a folder that holds {HOLDS}")
-    if found not in kinds:
-        raise InputError(f"{label} holds a {found!r} model, {advice(found)}{_nearby(path, kinds)}")
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str):
+        raise InputError(f"{label} has no model_type in its config.json; name a folder that holds {HOLDS}")
+    if kind not in kinds:
+        raise InputError(f"{label} holds a {kind!r} model, {advice(kind)}{_nearby(path, kinds)}")
     if (path / "adapter_config.json").exists():
-        raise InputError(f"{label} holds an adapter (adapter_config.json), not a whole model; merge it and save that")
+        raise InputError(
+            f"{label} holds an adapter (adapter_config.json), not a whole model; merge it and save the merged model"
+        )
     weights = _weight_names(path, label, config)
     for name in weights:
         check_file(path / name)
@@ -86,29 +89,30 @@ def open_folder(place: str | Path, label: str, kinds: Collection[str], advice: C
             with safe_open(path / name, "pt") as file:
                 file.keys()
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path / name} is damaged or cut off ({error}); download it again") from error
+            raise InputError(f"{path / name} is damaged or incomplete ({error}); download it again") from error
     return ModelFolder(path, label, config, weights)
 
 
 def load_model(
     folder: ModelFolder, class_name: str, optional: Collection[str] = (), **options: Any
 ) -> tuple[Any, set[str]]:
-    """Returns the model in float32, frozen and in eval mode, and which of the `optional` weights the files lack.
+    """Returns the model in float32, frozen and in eval mode, and the names of missing `optional` weights.
 
     Args:
-        class_name: of transformers.
-        optional: weights that need not be there.
+        class_name: a class of transformers.
+        optional: names of weights that may be missing.
 
     Raises:
-        InputError: files that do not fit or do not fill the model, or weights that are not finite.
+        InputError: the files do not fit the model, lack some of its weights, or hold weights that are not finite.
     """
     model, report = _load(
         folder, class_name, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
     )
     missing = set(report["missing_keys"])
-    if absent := sorted(missing - set(optional)):  # transformers would fill them with random numbers
+    if absent := sorted(missing - set(optional)):  # transformers would initialise them randomly
         raise InputError(
-            f"{folder.label} lacks {len(absent)} of the model's tensors (first: {absent[0]}); name a folder with the whole model"
+            f"{folder.label} lacks {len(absent)} of the model's tensors (first: {absent[0]}); name a folder with the whole "
+            "model"
         )
     for name, tensor in model.state_dict().items():
         if name not in missing and not tensor.isfinite().all():
@@ -117,74 +121,74 @@ def load_model(
 
 
 def load_config(folder: ModelFolder) -> Any:
-    """Returns the config object of transformers."""
+    """Returns transformers' config object."""
     return _load(folder, "AutoConfig")
 
 
 def load_image_processor(folder: ModelFolder) -> Any:
-    """Returns the preprocessing that the folder names, by Pillow.
+    """Returns the folder's image processor, which uses Pillow.
 
     Raises:
-        InputError: it names none.
+        InputError: the folder has none.
     """
     if not any((folder.path / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-        raise InputError(f"{folder.label} has no preprocessor_config.json; put the model's own there")
+        raise InputError(f"{folder.label} has no preprocessor_config.json; add that of the model")
     return _load(folder, "AutoImageProcessor", backend="pil")
 
 
 def load_text_tokenizer(folder: ModelFolder, tower: Any) -> Any:
-    """Returns the tokenizer of a text tower, padding and cutting on the right.
+    """Returns the tokenizer of a text tower, with padding and truncation on the right.
 
-    In a pipeline folder of diffusers it is in the folder beside the text encoder.
+    In a pipeline folder of diffusers, the tokenizer is in a folder beside the text encoder.
 
     Raises:
-        InputError: there is none, or one whose ids the tower does not read.
+        InputError: there is no tokenizer, or its ids do not fit the tower.
     """
     beside = folder.path.with_name(folder.path.name.replace("text_encoder", "tokenizer"))
     place = next((one for one in (folder.path, beside) if any((one / name).is_file() for name in _VOCABULARIES)), None)
     if place is None:
-        raise InputError(f"{folder.label} has no tokenizer; put tokenizer.json and tokenizer_config.json there")
+        raise InputError(f"{folder.label} has no tokenizer; add tokenizer.json and tokenizer_config.json")
     vocabularies = [name for name in _VOCABULARIES if (place / name).is_file()]
     if vocabularies[0].endswith(".model") and not _is_installed("sentencepiece", "google.protobuf"):
         raise InputError(
-            f"{folder.label} has its tokenizer only as {vocabularies[0]}, which needs sentencepiece: "
+            f"{folder.label} has its tokenizer only as {vocabularies[0]}, which requires sentencepiece: "
             "pip install sentencepiece protobuf"
         )
     tokenizer = _load(folder, "AutoTokenizer", place)
     tokenizer.padding_side = tokenizer.truncation_side = "right"
-    if tokenizer.pad_token is None:  # GPT-2 has none; the mask hides what takes its place
+    if tokenizer.pad_token is None:  # as for GPT-2; the mask hides the substitute
         tokenizer.pad_token = tokenizer.eos_token
     _refuse_other_tokens(tokenizer, tower, folder.label)
     return tokenizer
 
 
 def _refuse_other_tokens(tokenizer: Any, tower: Any, label: str) -> None:
-    """Raises InputError when a tokenizer has no vocabulary, or ids that the tower does not read."""
+    """Raises InputError if a tokenizer has no vocabulary or its ids do not fit the tower."""
     ids = tokenizer.get_vocab()
-    # transformers makes a tokenizer of special tokens alone when a file of the vocabulary is missing, and says nothing
+    # if a vocabulary file is missing, transformers silently makes a tokenizer with special tokens only
     words = ids.keys() - set(tokenizer.all_special_tokens) - tokenizer.get_added_vocab().keys()
     if len(words) < 2 or not hasattr(tokenizer, "backend_tokenizer"):
-        raise InputError(f"{label} has no tokenizer; put tokenizer.json and tokenizer_config.json there")
+        raise InputError(f"{label} has no tokenizer; add tokenizer.json and tokenizer_config.json")
     highest, embedded = max(ids.values()), tower.get_input_embeddings().num_embeddings
     if highest >= embedded:
         raise InputError(
             f"the tokenizer of {label} has token {highest}, but the model embeds only {embedded}; "
-            "put the model's own tokenizer there"
+            "replace it by the model's tokenizer"
         )
     if tower.config.model_type == "clip_text_model":
-        # CLIP pools where it finds this id, and silently at the first token when there is none. The first CLIP configs
-        # say 2, which means the highest id.
+        # CLIP pools at the position of this id, and silently at the first token without it. The first CLIP configs have 2,
+        # which means the highest id.
         end = highest if tower.config.eos_token_id == 2 else tower.config.eos_token_id
         if tokenizer.eos_token_id != end:
             raise InputError(
-                f"the tokenizer of {label} ends captions with token {tokenizer.eos_token_id}, the model expects "
-                f"{end} (eos_token_id in config.json); put the model's own tokenizer there"
+                f"the tokenizer of {label} ends captions with token {tokenizer.eos_token_id}, but the model expects "
+                f"{end} (eos_token_id in config.json); replace it by the model's tokenizer"
             )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences progress bars and load reports of transformers."""
+    """Silences transformers' progress bars and load reports."""
     from transformers.utils import logging
 
     level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -199,12 +203,12 @@ def quiet() -> Iterator[None]:
 
 
 def save_copies(folder: Path, model: Any, *others: Any) -> None:
-    """Writes a model, and its tokenizer or preprocessing, for whoever the umask lets read files."""
+    """Saves a model with its tokenizer or preprocessor, with file permissions that follow the umask."""
     with quiet():
         for part in (model, *others):
             part.save_pretrained(folder)
     mode = (folder / "config.json").stat().st_mode
-    for file in folder.iterdir():  # safetensors leaves weights that only their owner can read
+    for file in folder.iterdir():  # safetensors writes files that only their owner can read
         file.chmod(mode)
 
 
@@ -213,12 +217,12 @@ def _load(folder: ModelFolder, class_name: str, place: Path | None = None, **opt
 
     loader = getattr(transformers, class_name)
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):  # models draw initial weights from the caller's generator
-            # trust_remote_code=False and not its default None, which asks at the keyboard whether to run a folder's code
+        with quiet(), torch.random.fork_rng(devices=[]):  # initialising weights would use the caller's generator
+            # trust_remote_code=False, since its default None asks on the terminal whether to run code of the folder
             return loader.from_pretrained(
                 str(place or folder.path), local_files_only=True, trust_remote_code=False, **options
             )
-    # transformers raises OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, ... on bad folders
+    # for bad folders, transformers raises OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, ...
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
@@ -227,7 +231,7 @@ def _load(folder: ModelFolder, class_name: str, place: Path | None = None, **opt
 
 
 def find_folder(place: str | Path, label: str) -> Path:
-    """The local folder `place`, or the one that the hub gives for such a name; raises InputError when there is none."""
+    """Returns the local folder `place`, or a downloaded one of the hub; raises InputError if neither exists."""
     path = Path(place).expanduser()
     if path.is_dir():
         return path
@@ -239,15 +243,16 @@ def find_folder(place: str | Path, label: str) -> Path:
 
     try:
         return Path(snapshot_download(str(place), allow_patterns=_FROM_HUB))
-    # no network, no such model, not allowed, offline: huggingface_hub has an error for each, and requests its own
+    # huggingface_hub and requests raise many kinds of errors: no network, no such model, no permission, offline, ...
     except Exception as error:
         raise InputError(
-            f"{label}: no such folder, and the hub gave no such model ({type(error).__name__}); name a folder that holds {HOLDS}"
+            f"{label}: no such folder, and no such model could be downloaded from the hub ({type(error).__name__}); name a "
+            f"folder that holds {HOLDS}"
         ) from error
 
 
 def _weight_names(path: Path, label: str, config: dict[str, Any]) -> tuple[str, ...]:
-    """Returns plain names of the weight files, all in this folder and all safetensors."""
+    """Returns the names of the weight files, which must all be safetensors files in this folder."""
     if named := config.get("transformers_weights"):
         names = {named}
     elif (path / _WEIGHTS).exists():
@@ -263,23 +268,23 @@ def _weight_names(path: Path, label: str, config: dict[str, Any]) -> tuple[str, 
         pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLED)
         if pickled:
             raise InputError(
-                f"{label} has only pickled weights ({pickled[0]}), which can run code when they are loaded; convert them "
-                f"where you trust them: AutoModel.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
+                f"{label} has only pickled weights ({pickled[0]}), which can run code when they are loaded; if you trust "
+                f"them, convert them: AutoModel.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
             )
         raise InputError(f"{label} has no {_WEIGHTS}; name a folder that holds {HOLDS}")
     for name in sorted(map(str, names)):
         if not name.endswith(".safetensors"):
             raise InputError(f"{label} names {name!r} as its weights; only .safetensors files are read")
         if Path(name).name != name:
-            raise InputError(f"{label} names {name!r} as its weights, which is outside of it; download it again")
+            raise InputError(f"{label} names {name!r} as its weights, which is outside the folder; download it again")
         if not (path / name).exists():
-            raise InputError(f"{label} lacks {name}, a part of its weights; download it again")
+            raise InputError(f"{label} lacks {name}, which holds part of its weights; download it again")
     return tuple(sorted(map(str, names)))
 
 
 def _nearby(path: Path, kinds: Collection[str]) -> str:
-    """Names the folder below `path` that holds such a model, as in pipelines, hub caches and sentence-transformers."""
-    below = (found for depth in range(1, 5) for found in sorted(path.glob("/".join(["*"] * depth) + "/config.json")))
+    """Suggests a folder below `path` that holds such a model, as in pipelines, hub caches and sentence-transformers."""
+    below = (file for depth in range(1, 5) for file in sorted(path.glob("/".join(["*"] * depth) + "/config.json")))
     for count, file in enumerate(below):
         if count == 200:
             break
@@ -289,7 +294,7 @@ def _nearby(path: Path, kinds: Collection[str]) -> str:
         except InputError:
             continue
         if isinstance(config, dict) and config.get("model_type") in kinds:
-            return f"; {file.parent} holds a {config['model_type']!r} model: name that"
+            return f"; {file.parent} holds a {config['model_type']!r} model: name that folder"
     return ""
 
 

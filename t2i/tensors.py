@@ -1,4 +1,4 @@
-"""Files of tensors: safetensors with a header of JSON, and weight files that others saved. Nothing is unpickled."""
+"""Reads and writes safetensors files, and reads weight files that torch saved. Nothing is unpickled."""
 
 import json
 from collections.abc import Sequence
@@ -24,18 +24,18 @@ def read_header(path: Path, name: str, kind: str) -> dict[str, Any]:
     """Returns the JSON object under `name` in the header of a safetensors file.
 
     Args:
-        kind: in words, what such a file holds; for the message.
+        kind: the contents of such a file, in words, for the message.
 
     Raises:
-        InputError: it cannot be read, or has no such object.
+        InputError: the file cannot be read, or has no such object.
     """
     try:
         open_regular(path).close()
         with safe_open(path, "np") as file:
-            found = json.loads((file.metadata() or {})[name])
-        if not isinstance(found, dict):
-            raise ValueError("no object")
-        return found
+            header = json.loads((file.metadata() or {})[name])
+        if not isinstance(header, dict):
+            raise ValueError("not an object")
+        return header
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; check its name and permissions") from error
     except (SafetensorError, KeyError, ValueError) as error:
@@ -43,39 +43,39 @@ def read_header(path: Path, name: str, kind: str) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns the named tensors of a safetensors file; raises InputError when one is absent or cannot be read."""
+    """Returns the named tensors of a safetensors file; raises InputError if one is missing or cannot be read."""
     try:
         open_regular(path).close()
         with safe_open(path, "np") as file:
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and make it anew") from error
+        raise InputError(f"{path} is damaged ({error}); delete it and create it again") from error
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file whole or not at all.
+    """Writes a safetensors file atomically.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     try:
         with new_file(path) as partial:
-            # not save_file, whose files only their owner can read
-            partial.write_bytes(save({name: np.ascontiguousarray(its) for name, its in tensors.items()}, metadata))
+            # `save_file` would write a file that only its owner can read
+            partial.write_bytes(save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata))
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write {path}: {why}; free some space or name another folder") from error
 
 
 def hash_values(total: "Hash", tensors: "Mapping[str, Tensor]") -> None:
-    """Adds names and values, as float32: the same for weights that were saved in another precision without loss."""
+    """Adds names and float32 values to a hash, which thus does not depend on the precision of lossless copies."""
     for name, tensor in sorted(tensors.items()):
         total.update(name.encode())
         total.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
 
 
 def hash_bytes(total: "Hash", tensors: "Mapping[str, Tensor]") -> None:
-    """Adds names, types, shapes and the bytes of the values."""
+    """Adds names, types, shapes and the bytes of the values to a hash."""
     import torch
 
     for name, tensor in sorted(tensors.items()):
@@ -84,14 +84,14 @@ def hash_bytes(total: "Hash", tensors: "Mapping[str, Tensor]") -> None:
 
 
 def read_state_dict(path: Path, label: str, advice: str) -> "dict[str, Tensor]":
-    """Names and tensors of a `.safetensors` file, or of another that torch saved; no code in it is run.
+    """Returns the tensors of a `.safetensors` file, or of a state dict that torch saved; no code in it is run.
 
     Args:
-        label: names it in messages, e.g. `Inception weights`.
+        label: its name in messages, e.g. `Inception weights`.
         advice: which file to name instead.
 
     Raises:
-        InputError: no such file, no state dict, or weights that are not finite.
+        InputError: the file does not exist, is not a state dict, or has weights that are not finite.
     """
     import torch
 
@@ -108,20 +108,25 @@ def read_state_dict(path: Path, label: str, advice: str) -> "dict[str, Tensor]":
             weights = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    # damaged files raise SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError, ... according to where
+    # damaged files raise SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError, ...
     except Exception as error:
-        words = str(error)
-        if "TorchScript" in words or "GLOBAL" in words:
-            what = "a TorchScript program" if "TorchScript" in words else "pickled objects beside tensors"
-            raise InputError(
-                f"{label} holds {what}, which could run code; save its state dict where you trust it "
-                f"(torch.save(model.state_dict(), 'weights.pth')), or {advice}"
-            ) from error
-        first = "" if "weights_only" in words else words.partition("\n")[0].partition(". ")[0]
-        reason = ": ".join(filter(None, (type(error).__name__, shorten(first, 100, placeholder="..."))))
-        raise InputError(f"{label} cannot be read as weights ({reason}); {advice}") from error
+        raise InputError(f"{label} {_refusal(error, advice)}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise InputError(f"{label} holds no state dict (names to tensors); {advice}")
+        raise InputError(f"{label} is not a state dict (names to tensors); {advice}")
     if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
         raise InputError(f"{label} has weights that are not finite ({bad}); {advice}")
     return weights
+
+
+def _refusal(error: Exception, advice: str) -> str:
+    """Explains why a file could not be loaded as weights."""
+    message = str(error)
+    if "TorchScript" in message or "GLOBAL" in message:
+        what = "a TorchScript program" if "TorchScript" in message else "pickled objects besides tensors"
+        return (
+            f"holds {what}, which could run code; if you trust it, save its state dict "
+            f"(torch.save(model.state_dict(), 'weights.pth')), or {advice}"
+        )
+    first = "" if "weights_only" in message else message.partition("\n")[0].partition(". ")[0]
+    reason = ": ".join(filter(None, (type(error).__name__, shorten(first, 100, placeholder="..."))))
+    return f"cannot be read as weights ({reason}); {advice}"

@@ -1,6 +1,6 @@
-"""Reads what a training run left: its newest intact checkpoint, the config in it, and the weights to use.
+"""Opens a training run for use: reads its newest intact checkpoint with config and weights.
 
-Pipelines, tokenizers, dual encoders and reports all open a run here.
+Pipelines, tokenizers, dual encoders and reports open runs with this module.
 """
 
 import os
@@ -18,12 +18,12 @@ from t2i.errors import InputError
 from t2i.names import shown
 
 Tensors = Mapping[str, Tensor]
-RECORD = "trained_on.safetensors"  # in a run or a saved pipeline: hashes of what it was trained on
-PREFERRED = ("best", "ema", "model")  # best by a score on val, averaged, last
+RECORD = "trained_on.safetensors"  # hashes of the training data, in a run or a saved pipeline
+PREFERRED = ("best", "ema", "model")  # the best weights by a score on val, the averaged ones, the last ones
 
 
 class _Odd(BaseModel):
-    """A JSON object of which some keys are checked and the others kept as they are."""
+    """A JSON object of which some keys are checked; others are allowed."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
@@ -49,7 +49,7 @@ class _Versions(_Odd):
 
 
 class Manifest(_Odd):
-    """The keys of a checkpoint's manifest that readers of a finished run use."""
+    """The keys of a checkpoint's manifest that are used after training."""
 
     family: str
     step: int = Field(ge=0)
@@ -66,11 +66,11 @@ class Manifest(_Odd):
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run directory, read and checked.
+    """A run directory that was read and checked.
 
     Attributes:
         checkpoint: the folder of its newest intact checkpoint.
-        manifest: of that checkpoint: family, step, config, digests, versions.
+        manifest: the manifest of that checkpoint: family, step, config, digests, versions.
         state: name of a part -> its tensors.
     """
 
@@ -85,7 +85,7 @@ class TrainedRun:
 
     @property
     def weights(self) -> Tensors:
-        """The best weights, else the averaged ones, else the last.
+        """The best weights; without them the averaged ones, else the last ones.
 
         Raises:
             InputError: the checkpoint has none of these.
@@ -95,7 +95,7 @@ class TrainedRun:
                 return self.state[part]
         raise InputError(
             f"checkpoint {self.checkpoint} of the family {self.family} has no part {' or '.join(PREFERRED)}; "
-            "train the run anew"
+            "train the run again"
         )
 
 
@@ -116,10 +116,10 @@ def open_run(folder: Path) -> TrainedRun:
 
 
 def checked(manifest: dict[str, Any], where: Path) -> dict[str, Any]:
-    """The manifest with defaults for what it lacks, once the keys that readers use have the right types.
+    """Checks the types of a manifest's keys and returns it with defaults for missing ones.
 
     Raises:
-        InputError: one is of another type, or what nothing can do without is missing; the message names `where`.
+        InputError: a key has the wrong type, or a required key is missing; the message names `where`.
     """
     try:
         full = Manifest.model_validate(manifest)
@@ -127,7 +127,8 @@ def checked(manifest: dict[str, Any], where: Path) -> dict[str, Any]:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"{where} is no manifest that this version of t2i reads ({key}: {first['msg']}); train or save the model anew"
+            f"{where} is not a manifest that this version of t2i can read ({key}: {first['msg']}); train or save the model "
+            "again"
         ) from error
     filled = full.model_dump(include={"images_seen", "sha256", "config_hash", "versions"})
     return filled | manifest | {"versions": filled["versions"]}
@@ -138,10 +139,10 @@ def _newest(root: Path) -> Path:
         warnings.simplefilter("always")
         newest = checkpoint.latest(root)
     if newest is None and skipped:
-        raise InputError(f"no checkpoint in {root} is intact, the newest: {skipped[0].message}; train the run anew")
+        raise InputError(f"no checkpoint in {root} is intact, the newest: {skipped[0].message}; train the run again")
     if newest is None:
         raise InputError(
-            f"run {root.parent} has no checkpoint yet; train on to its first (config key checkpointing_steps)"
+            f"run {root.parent} has no checkpoint yet; train until its first one (config key checkpointing_steps)"
         )
     for warning in skipped:
         warnings.warn(warning.message, stacklevel=4)
@@ -149,21 +150,23 @@ def _newest(root: Path) -> Path:
 
 
 def refuse_links(folder: Path, *names: str) -> None:
-    """Refuses what would make reading or writing in `folder` reach outside it, or wait for ever.
+    """Refuses files with which reading or writing in `folder` would reach outside it or block forever.
 
     Args:
-        names: files and folders below `folder`, walked whole; missing ones are passed over.
+        names: files and folders below `folder`, which are walked recursively; missing ones are ignored.
 
     Raises:
-        InputError: one is, or holds, a link that leads outside `folder`, a pipe or a device.
+        InputError: one of them is, or holds, a pipe, a device, or a link that leads outside `folder`.
     """
-    home = Path(os.path.realpath(folder))  # unlike `resolve`, it does not raise where links lead in a circle
-    # the hub's cache keeps each file once, in `blobs` beside `snapshots`
+    home = Path(os.path.realpath(folder))  # unlike `resolve`, it does not raise for circular links
+    # the hub's cache stores files in `blobs`, beside the links in `snapshots`
     home = next((above.parent for above in home.parents if above.name == "snapshots"), home)
     for name in names:
         top = folder / name
         for path in [top, *(top.rglob("*") if top.is_dir() else ())]:
             if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
-                raise InputError(f"{shown(path)} is a link that leads out of {folder}; put the files themselves there")
+                raise InputError(
+                    f"{shown(path)} is a link that leads out of {folder}; replace it by the files themselves"
+                )
             if path.exists() and not path.is_file() and not path.is_dir():
-                raise InputError(f"{shown(path)} is a pipe or a device and no file; delete it")
+                raise InputError(f"{shown(path)} is a pipe or a device, not a file; delete it")

@@ -69,13 +69,14 @@ FACES = {
     "t2i.text",
     "t2i.data",
     "t2i.extractors",
+    "t2i.families",
     "t2i.metrics",
     "t2i.weights",
     "t2i.vqvae.quantizers",
 }
 # modules that Windows has not
 UNIX = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
-# one in each family and in each architecture, which `families.py` and `architectures.py` find by name
+# one in each family and in each architecture, which `families` and `architectures.py` find by name
 FOUND_BY_NAME = {"Config", "Generator", "Discriminator"}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 

@@ -359,7 +359,7 @@ def test_a_forged_manifest_reaches_no_file_outside(tmp_path, files):
     folder = tmp_path / "step-00000001"
     folder.mkdir()
     (folder / "manifest.json").write_text(checkpoint._dump(manifest))
-    assert checkpoint.verify(folder) == "manifest.json lists no files that a checkpoint has"
+    assert checkpoint.verify(folder) == "manifest.json does not list the files of a checkpoint"
 
 
 @pytest.mark.parametrize(
@@ -477,8 +477,8 @@ def test_another_model_is_refused_in_one_line_and_nothing_changes():
     extra = before | {"9.weight": torch.zeros(1)}
     missing = {key: tensor for key, tensor in before.items() if key != "3.bias"}
     for tensors, what in (
-        (large.state_dict(), r"generator holds 0\.weight as \[8, 3, 3, 3\], this model as \[5, 3, 3, 3\]"),
-        (extra, r"generator holds 9\.weight, which this model has not"),
+        (large.state_dict(), r"generator has 0\.weight of shape \[8, 3, 3, 3\], this model of shape \[5, 3, 3, 3\]"),
+        (extra, r"generator has a tensor 9\.weight, which this model does not have"),
         (missing, r"generator has no tensor 3\.bias"),
     ):
         with pytest.raises(InputError, match=f"^checkpoint of another model: {what}; name another[^\n]+$"):

@@ -173,7 +173,7 @@ def test_guidance_needs_the_mean_latent(run):
     pipe = TextToImagePipeline.from_pretrained(run)
     pipe.sampler.generator.w_average.zero_()
     sampled(pipe, PROMPT)
-    with pytest.raises(InputError, match="guidance 1.5 has no mean latent"):
+    with pytest.raises(InputError, match="guidance 1.5 needs the mean latent"):
         pipe(PROMPT, guidance_scale=1.5)
 
 
@@ -557,7 +557,7 @@ def rewrite_checkpoint(run: Path, parts: tuple[str, ...] = ("ema",), **changes) 
 
 def test_checkpoints_that_draw_nothing(copy):
     rewrite_checkpoint(copy, family="align")
-    refused(copy, "family 'align', which makes no images", "cgan, cvae, prior")
+    refused(copy, "family 'align', which does not generate images", "cgan, cvae, prior")
     rewrite_checkpoint(copy, family="cgan", config={**tiny_config().model_dump(mode="json"), "family": "vqvae"})
     refused(copy, "a config that this version of t2i cannot read: family")
     rewrite_checkpoint(copy, config=tiny_config(generator={"width": 16}).model_dump(mode="json"))
@@ -685,7 +685,7 @@ def test_damaged_text_and_index(saved):
     refused(saved, "holds another text encoder")
     index = json.loads((saved / "model_index.json").read_text())
     (saved / "model_index.json").write_text(json.dumps(index | {"family": "vqvae"}))
-    refused(saved, "family 'vqvae', which makes no images")
+    refused(saved, "family 'vqvae', which does not generate images")
     (saved / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionPipeline"}))
     refused(saved, "model_index.json is no index of a t2i pipeline (_class_name")
     (saved / "model_index.json").write_text("[")

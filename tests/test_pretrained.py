@@ -98,25 +98,25 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "sparse tokenizer": (instead("tokenizer.json", sparse), "over the limit"),
     "pointer as weights": (replaced("model.safetensors", POINTER), "Git LFS pointer"),
     "pointer as tokenizer": (replaced("tokenizer.json", POINTER), "Git LFS pointer"),
-    "deep config": (replaced("config.json", DEEP), "config.json is not whole JSON"),
-    "deep tokenizer config": (replaced("tokenizer_config.json", DEEP), "tokenizer_config.json is not whole JSON"),
+    "deep config": (replaced("config.json", DEEP), "config.json is not valid JSON"),
+    "deep tokenizer config": (replaced("tokenizer_config.json", DEEP), "tokenizer_config.json is not valid JSON"),
     "deep tokenizer": (replaced("tokenizer.json", DEEP), "cannot be loaded"),
-    "list as config": (replaced("config.json", b"[]"), "names no model_type"),
-    "list as model type": (edited("config.json", model_type=["clip"]), "names no model_type"),
-    "index beside": (sharded_to("../outside.safetensors"), "outside of it"),
-    "index far away": (sharded_to("/etc/outside.safetensors"), "outside of it"),
+    "list as config": (replaced("config.json", b"[]"), "has no model_type"),
+    "list as model type": (edited("config.json", model_type=["clip"]), "has no model_type"),
+    "index beside": (sharded_to("../outside.safetensors"), "outside the folder"),
+    "index far away": (sharded_to("/etc/outside.safetensors"), "outside the folder"),
     "index to nothing": (sharded_to("part.safetensors"), "lacks part.safetensors"),
     "index without map": (
         lambda f: (sharded_to("x")(f), replaced("model.safetensors.index.json", b"{}")(f))[1],
         "maps no weights",
     ),
-    "other weights by name": (edited("config.json", transformers_weights="../outside.safetensors"), "outside of it"),
+    "other weights by name": (edited("config.json", transformers_weights="../outside.safetensors"), "outside the folder"),
     "pickled weights": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin") and None, "only pickled weights"),
     "adapter": (edited("adapter_config.json", base_model_name_or_path="x"), "holds an adapter"),
     "nan": (poisoned(float("nan")), "not finite"),
     "infinity": (poisoned(float("-inf")), "not finite"),
-    "cut weights": (lambda f: os.truncate(f / "model.safetensors", 9000), "damaged or cut off"),
-    "empty weights": (replaced("model.safetensors", b""), "damaged or cut off"),
+    "cut weights": (lambda f: os.truncate(f / "model.safetensors", 9000), "damaged or incomplete"),
+    "empty weights": (replaced("model.safetensors", b""), "damaged or incomplete"),
     "no tokenizer": (lambda f: [path.unlink() for path in f.glob("token*")] and None, "no tokenizer"),
     "small embedding": (edited("config.json", text_config={"eos_token_id": 5, "vocab_size": 8}), "cannot be loaded"),
     "width of another": (edited("config.json", projection_dim=7), "cannot be loaded"),
@@ -186,7 +186,7 @@ def test_the_folder_that_fits_is_named(layout: str, clip: Path, bert: Path, tmp_
     for door in (as_extractor, as_text):
         with pytest.raises(InputError) as error:
             door(tmp_path)
-        assert f"{tmp_path / inner} holds a 'clip' model: name that" in str(error.value)
+        assert f"{tmp_path / inner} holds a 'clip' model: name that folder" in str(error.value)
 
 
 def test_a_pipeline_has_its_tokenizer_beside_the_text_encoder(clip: Path, tmp_path: Path) -> None:
@@ -286,11 +286,11 @@ def test_bad_weight_files_are_refused_in_one_line(tmp_path: Path, monkeypatch) -
     expected = {
         "nan.pth": "not finite (a.weight)",
         "inf.safetensors": "not finite (a.weight)",
-        "exploit.pth": "holds pickled objects beside tensors",
-        "module.pth": "holds pickled objects beside tensors",
+        "exploit.pth": "holds pickled objects besides tensors",
+        "module.pth": "holds pickled objects besides tensors",
         "program.pt": "holds a TorchScript program",
-        "list.pth": "holds no state dict",
-        "nested.pth": "holds no state dict",
+        "list.pth": "is not a state dict",
+        "nested.pth": "is not a state dict",
         "pointer.safetensors": "Git LFS pointer",
         "pointer.pth": "Git LFS pointer",
         "garbage.pth": "cannot be read as weights",

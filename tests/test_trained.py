@@ -67,7 +67,9 @@ def test_an_odd_manifest_is_refused_by_its_key(change, key):
     assert checked(WANTED | {"versions": {"torch": "2"}}, Path("m.json")) == WANTED | {
         "versions": {"torch": "2", "t2i": "unknown"}, "images_seen": 0, "sha256": "", "config_hash": "",
     }  # fmt: skip
-    with pytest.raises(InputError, match=rf"m.json is no manifest that this version of t2i reads \({key}: ") as error:
+    with pytest.raises(
+        InputError, match=rf"m.json is not a manifest that this version of t2i can read \({key}: "
+    ) as error:
         checked(WANTED | change, Path("m.json"))
     assert "\n" not in str(error.value)
 

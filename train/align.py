@@ -1,11 +1,14 @@
-"""Trains a small dual encoder on captioned images: a frozen text encoder and a CLIP-style scorer (Radford et al., 2021).
+"""Trains a small dual encoder on captioned images (CLIP, Radford et al., 2021). It serves as text encoder and as scorer.
 
     t2i train align --data shapes-2 --run-dir runs/align
+    t2i train align --config align-cca --data shapes-2 --run-dir runs/cca
 
-The run directory is what `text.path` and `guidance.path` of other programs name. To resume, run the same command again.
+The second brings frozen features together in seconds: `aligner` is procrustes, ridge, cca, subspace or adversarial.
+
+Other programs take the run directory as `text.path` or `guidance.path`. To resume, run the same command again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +17,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from t2i import seeding
-from t2i.align.config import Config, SwapNegatives
+from t2i.align.config import Config, SubspaceAligner, SwapNegatives
 from t2i.align.dual_encoder import Captioner, DualEncoder
+from t2i.align.fitting import fitting_of
 from t2i.align.frozen import TOKENIZER
+from t2i.align.linear import Pairing
+from t2i.align.mapped import MappedDualEncoder
 from t2i.align.step import NOISE, Paired, Pairs, embed_all, micro_loss, parameter_groups
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.cli import run_program
 from t2i.data import Dataset
 from t2i.data.caption_checks import warn_of_colors
-from t2i.data.loader import Batch, Loader, choose_captions
+from t2i.data.loader import Batch, Loader, RowLoader, choose_captions
 from t2i.data.mixture import open_training
 from t2i.data.shapes.captions import meaning
 from t2i.data.swaps import exchanged
+from t2i.data.tools.labels import class_numbers
 from t2i.errors import InputError
 from t2i.families import Source
 from t2i.hardware import prepare_cpu
-from t2i.images import to_model
+from t2i.images import ImageArray, to_model
 from t2i.metrics.retrieval import binding, retrieval
-from t2i.sampling.source import open_source
-from t2i.training.conditioning import own_vocabulary
+from t2i.sampling.source import open_start
+from t2i.training.conditioning import own_vocabulary, pooled_pairs, prepare_images, prepare_text
 from t2i.training.initialise import Reads, initialise
 from t2i.training.optimization import clip_gradients, cosine
 from t2i.training.run import Run
@@ -40,18 +47,18 @@ from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits
 
 WAYS, RECALLS = ("text_to_image", "image_to_text"), (1, 5, 10)
-CHUNK = 250  # pairs of a validation at once
+CHUNK = 250  # pairs embedded at once in validation
 FINAL_RATE = 0.02  # the cosine ends at this share of the peak learning rate
 
 
 def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
-    """Returns the training split, and the held-out splits that the data has."""
+    """Returns the training split and those held-out splits that the data has."""
     train = open_training(config.data, config.split, config.replayed)
     return train, open_held_out_splits(config.data, config.validation_n)
 
 
 def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokenizer:
-    """Returns the run's tokenizer: fitted on the captions when the run starts, and the same file ever after."""
+    """Returns the run's tokenizer, which is fitted to the captions when the run starts and read from its file on resume."""
     most = config.text_tower.max_tokens
 
     def fit() -> str:
@@ -62,59 +69,170 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
 
 
 def refuse_unseen(config: Config, source: Source | None) -> None:
-    """Raises InputError where a run on `train` starts from weights that have seen the held-out combinations of shapes."""
+    """Raises InputError if a run on `train` would start from weights trained on the held-out combinations of shapes."""
     if source is not None and source.manifest["config"].get("split") == "all" and config.split == "train":
         raise InputError(
-            f"init_from {source.address} was trained on split=all, with the held-out combinations; set split=all, or start "
-            "from a model of split=train"
+            f"init_from {source.address} was trained on split=all, which includes the held-out combinations; set split=all, "
+            "or start from a model trained on split=train"
         )
 
 
 @torch.no_grad()
 def validate(
-    model: DualEncoder, tokenizer: CaptionTokenizer, dataset: Dataset, device: torch.device
+    dataset: Dataset, embed_images: Callable[[ImageArray], Tensor], embed_text: Callable[[Sequence[str]], Tensor]
 ) -> dict[str, float]:
-    """Returns Recall@1, 5 and 10 both ways among the rows of `dataset`, where captions that ask for the same count as hits,
-    and `binding`, the share of images nearer to their caption than to it with two attributes exchanged."""
-    model.eval()
+    """Returns retrieval scores among the rows of `dataset`.
+
+    Recall@1, 5 and 10 are computed in both directions; captions with the same meaning count as hits. `binding` is the share
+    of images that are closer to their caption than to the same caption with two attributes exchanged.
+    """
     captions = [options[0] for options in dataset.captions]
     parts = [range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)]
-    images = np.concatenate([
-        model.embed_images(to_model(dataset.images(rows)).to(device)).cpu().numpy() for rows in parts
-    ])  # fmt: skip
+    images = np.concatenate([embed_images(dataset.images(rows)).cpu().numpy() for rows in parts])
 
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:
-        chunks = (tokenizer(texts[start : start + CHUNK])[:2] for start in range(0, len(texts), CHUNK))
-        return np.concatenate([model.embed_text(ids.to(device), mask.to(device)).cpu().numpy() for ids, mask in chunks])
+        chunks = (texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK))
+        return np.concatenate([embed_text(chunk).cpu().numpy() for chunk in chunks])
 
     texts, groups = embed(captions), [meaning(caption) for caption in captions]
-    found = retrieval(images, texts, groups, groups, ks=RECALLS)
-    scores = {f"{way}_recall@{k}": getattr(found, way).recall[k] for way in WAYS for k in RECALLS}
+    result = retrieval(images, texts, groups, groups, ks=RECALLS)
+    scores = {f"{way}_recall@{k}": getattr(result, way).recall[k] for way in WAYS for k in RECALLS}
     swapped = exchanged(captions)
     rows = [row for row, text in enumerate(swapped) if text is not None]
     if rows:
-        others = embed([text for text in swapped if text is not None])
-        scores["binding"] = binding(images[rows], texts[rows], others).value
+        swapped_texts = embed([text for text in swapped if text is not None])
+        scores["binding"] = binding(images[rows], texts[rows], swapped_texts).value
+    return scores
+
+
+def validate_towers(
+    model: DualEncoder, tokenizer: CaptionTokenizer, dataset: Dataset, device: torch.device
+) -> dict[str, float]:
+    """Returns the scores of towers that are being trained."""
+
+    def embed_text(captions: Sequence[str]) -> Tensor:
+        ids, mask, _ = tokenizer(captions)
+        return model.embed_text(ids.to(device), mask.to(device))
+
+    model.eval()
+    scores = validate(dataset, lambda images: model.embed_images(to_model(images).to(device)), embed_text)
     model.train()
     return scores
 
 
 def prepare_pairs(config: Config, train: Dataset, tokenizer: CaptionTokenizer, batch: Batch, run: Run) -> Pairs:
-    """Puts the images, with a little noise, and one caption of each on the device."""
+    """Moves the images, with a little noise added, and one caption of each to the device."""
     chosen = choose_captions(train, batch.rows, batch.sample_ids, config.seed)
-    said = [train.captions[row][k] for row, k in chosen]
-    ids, mask, _ = tokenizer(said)
+    captions = [train.captions[row][k] for row, k in chosen]
+    ids, mask, _ = tokenizer(captions)
     images = to_model(batch.images_BHWC.numpy()).to(run.device)
     images = images + NOISE * torch.randn_like(images)
-    rows, keys = torch.from_numpy(batch.rows), torch.from_numpy(seeding.ids_of(said))
+    rows, keys = torch.from_numpy(batch.rows), torch.from_numpy(seeding.ids_of(captions))
     pairs = Pairs(images, *(x.to(run.device) for x in (ids, mask, rows, keys)))
     if not isinstance(config.negatives, SwapNegatives):
         return pairs
-    swapped = exchanged(said, batch.sample_ids.tolist(), config.seed)
+    swapped = exchanged(captions, batch.sample_ids.tolist(), config.seed)
     ids, mask, _ = tokenizer([text or "" for text in swapped])
-    has = torch.tensor([text is not None for text in swapped])
-    ids, mask, has = (x.to(run.device) for x in (ids, mask, has))
-    return pairs._replace(swapped_ids_BT=ids, swapped_mask_BT=mask, has_swap_B=has)
+    has_swap = torch.tensor([text is not None for text in swapped])
+    ids, mask, has_swap = (x.to(run.device) for x in (ids, mask, has_swap))
+    return pairs._replace(swapped_ids_BT=ids, swapped_mask_BT=mask, has_swap_B=has_swap)
+
+
+def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, Dataset], source: Source | None) -> None:
+    # The tokenizer, both towers, a captioner that trains them better (CoCa) and is not kept in use, and AdamW
+    tokenizer = prepare_tokenizer(config, run, train)
+    model = DualEncoder(config, len(tokenizer)).to(run.device)
+    captioner = Captioner(config, len(tokenizer)).to(run.device)
+    towers = {"model": model, "captioner": captioner}
+    initialise(run, config, source, towers, Reads(vocabulary=tokenizer.json_text))
+    both = Paired(model, captioner)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(both, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
+    )
+
+    # Parts of a checkpoint, and the newest one to go on from
+    run.register("model", model)
+    run.register("captioner", captioner)
+    run.register("optimizer", optimizer)
+    names = [f"{way}_recall@{k}" for way in WAYS for k in RECALLS] if "val" in held_out else None
+    best = keep_best(run, model.state_dict, config.best_metric, names)
+    run.resume()
+
+    # The model as the processes of the run share it, and the images from where the run left off
+    paired = run.prepare(both, config.compile)
+    reading = config.dataloader_num_workers, run.quarantine, config.data.augment
+    loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
+
+    for batches in run.steps(loader, optimizer, schedule=cosine(config, FINAL_RATE)):
+        # Validation, and a checkpoint
+        if run.due(config.validation_steps):
+            for split, dataset in held_out.items():
+                found = run.on_main(lambda: validate_towers(model, tokenizer, dataset, run.device))  # noqa: B023
+                note_validation(run, found, best if split == "val" else None, split)
+        if run.due(config.checkpointing_steps):
+            run.save()
+
+        # Micro-batches of this step; none at the end of the run
+        micros = [prepare_pairs(config, train, tokenizer, batch, run) for batch in batches]
+        if not micros:
+            break
+
+        # Step on the contrast of all pairs of the step, and on the captions
+        known = embed_all(paired, micros) if len(micros) > 1 else []
+        losses: list[Tensor] = []
+        for number in run.accumulate(paired, range(len(micros))):
+            loss, watch = micro_loss(paired, micros, number, known, config.negatives, run.num_processes)
+            run.accelerator.backward(loss)
+            losses.append(loss)
+            run.note(watch)
+        norm = clip_gradients(both)
+        if run.judge(*losses, norm):
+            optimizer.step()
+        optimizer.zero_grad()
+        run.note({"temperature": 1 / model.scale(), "gradient_norm": norm})
+
+
+def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, Dataset]) -> None:
+    # Frozen encoders of the run's own, features of pairs, and what learns the maps between them
+    assert config.text is not None and config.image is not None
+    text, image = prepare_text(config.text, train, run), prepare_images(config.image, run)
+    if config.is_solved:
+        run.see_all(len(train))
+    elif run.num_processes > 1:
+        raise InputError("aligner=adversarial plays on one process; start it without torchrun")
+
+    def read_pairs() -> Pairing:
+        pairs = pooled_pairs(text, image, train, run, config.seed)
+        label = config.aligner.label if isinstance(config.aligner, SubspaceAligner) else None
+        return pairs if label is None else pairs._replace(class_N=class_numbers(train, label))
+
+    fitting = fitting_of(config, read_pairs, run.device)
+
+    # Parts of a checkpoint, and the newest one to go on from
+    run.register("model", fitting)
+    for name, extra in fitting.parts.items():
+        run.register(name, extra)
+    run.resume()
+
+    for batches in run.steps(
+        RowLoader(train, config.train_batch_size, config.seed, *run.position), *fitting.optimizers
+    ):
+        # Validation, and a checkpoint
+        if run.due(config.validation_steps):
+            dual = MappedDualEncoder(config, text, image, fitting.state_tensors())
+            for split, dataset in held_out.items():
+                found = run.on_main(lambda: validate(dataset, dual.images, dual.text))  # noqa: B023
+                note_validation(run, found, None, split)
+        if run.due(config.checkpointing_steps):
+            run.save()
+
+        # One step; none at the end of the run
+        micros = list(batches)
+        if not micros:
+            break
+        losses = fitting.step(torch.from_numpy(micros[0].rows))
+        run.judge(*losses.values(), torch.zeros(1))
+        run.note(losses)
 
 
 def main(config: Config, run_dir: Path) -> None:
@@ -122,64 +240,18 @@ def main(config: Config, run_dir: Path) -> None:
     train, held_out = open_splits(config)
 
     with Run(run_dir, config, "align") as run:
-        # Data: what of it may contradict its captions, a record of it for later scores, and the tokenizer fitted on it
-        source = open_source(config.init_from, "align") if run.is_new and config.init_from else None
+        # Starting weights, and data with a record of it for later scores
+        source = open_start(run, config)
         refuse_unseen(config, source)
         warn_of_colors(config.data.augment, train)
-        remember(run, train, config.data, start=source)
+        towers = [part.path for part in (config.text, config.image) if part is not None]
+        remember(run, train, config.data, towers, start=source)
         run.identity.keep_held_out("val", held_out.get("val"))
-        tokenizer = prepare_tokenizer(config, run, train)
 
-        # Both towers, a captioner that trains them better (CoCa) and is not kept in use, and AdamW
-        model = DualEncoder(config, len(tokenizer)).to(run.device)
-        captioner = Captioner(config, len(tokenizer)).to(run.device)
-        towers = {"model": model, "captioner": captioner}
-        initialise(run, config, source, towers, Reads(vocabulary=tokenizer.json_text))
-        both = Paired(model, captioner)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(both, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
-        )
-
-        # Parts of a checkpoint, and the newest one to go on from
-        run.register("model", model)
-        run.register("captioner", captioner)
-        run.register("optimizer", optimizer)
-        names = [f"{way}_recall@{k}" for way in WAYS for k in RECALLS] if "val" in held_out else None
-        best = keep_best(run, model.state_dict, config.best_metric, names)
-        run.resume()
-
-        # The model as the processes of the run share it, and the images from where the run left off
-        paired = run.prepare(both, config.compile)
-        reading = config.dataloader_num_workers, run.quarantine, config.data.augment
-        loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
-
-        for batches in run.steps(loader, optimizer, schedule=cosine(config, FINAL_RATE)):
-            # Validation, and a checkpoint
-            if run.due(config.validation_steps):
-                for split, dataset in held_out.items():
-                    found = run.on_main(lambda: validate(model, tokenizer, dataset, run.device))  # noqa: B023
-                    note_validation(run, found, best if split == "val" else None, split)
-            if run.due(config.checkpointing_steps):
-                run.save()
-
-            # Micro-batches of this step; none at the end of the run
-            micros = [prepare_pairs(config, train, tokenizer, batch, run) for batch in batches]
-            if not micros:
-                break
-
-            # Step on the contrast of all pairs of the step, and on the captions
-            known = embed_all(paired, micros) if len(micros) > 1 else []
-            losses: list[Tensor] = []
-            for number in run.accumulate(paired, range(len(micros))):
-                loss, watch = micro_loss(paired, micros, number, known, config.negatives, run.num_processes)
-                run.accelerator.backward(loss)
-                losses.append(loss)
-                run.note(watch)
-            norm = clip_gradients(both)
-            if run.judge(*losses, norm):
-                optimizer.step()
-            optimizer.zero_grad()
-            run.note({"temperature": 1 / model.scale(), "gradient_norm": norm})
+        if config.is_frozen:
+            align_frozen(config, run, train, held_out)
+        else:
+            train_towers(config, run, train, held_out, source)
 
 
 if __name__ == "__main__":  # python -m t2i.train.align

@@ -24,10 +24,11 @@ from t2i.data import Dataset
 from t2i.data.caption_checks import may_flip, warn_of_colors, warn_of_crops
 from t2i.data.loader import Batch, Loader
 from t2i.data.mixture import open_training
+from t2i.extractors.aligned import AlignedExtractor
 from t2i.hardware import prepare_cpu
 from t2i.images import grid, to_model
 from t2i.metrics.diversity import within_prompt_diversity
-from t2i.sampling.source import open_source
+from t2i.sampling.source import open_start
 from t2i.seeding import noise
 from t2i.text import TextFeatures
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
@@ -37,11 +38,11 @@ from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, Validation, keep_best, note_validation, prepare_validation
 
-SHOWN, DIVERSE = 24, 4  # prompts of the sample grid; images of each prompt that the diversity is measured on
+SHOWN, DIVERSE = 24, 4  # prompts in the sample grid; images per prompt for measuring diversity
 
 
 def validate(model: nn.Module, validation: Validation, run: Run) -> tuple[dict[str, float], float]:
-    """Samples held-out prompts with fixed seeds and saves the grid; returns the scores and the diversity within a prompt."""
+    """Samples held-out prompts with fixed seeds and saves a grid; returns the scores and the diversity within a prompt."""
     prompts, text = validation.held_out.captions, validation.text
     parts = [range(len(prompts))[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
     sampled = []
@@ -49,9 +50,7 @@ def validate(model: nn.Module, validation: Validation, run: Run) -> tuple[dict[s
         features = TextFeatures(*(x[rows] for x in text))
         sampled.append(sample_uint8(model, noise(rows, model.config.z_dim), features))  # type: ignore
     images = np.concatenate(sampled)
-    (run.directory / "samples").mkdir(exist_ok=True)
-    sheet = grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6)
-    sheet.save(run.directory / "samples" / f"step-{run.step:08d}.png")
+    run.save_samples(grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6))
     repeated = TextFeatures(*(x[:SHOWN].repeat_interleave(DIVERSE, dim=0) for x in text))
     several = sample_uint8(model, noise(range(len(repeated.pooled_BP)), model.config.z_dim), repeated)  # type: ignore
     owner = np.arange(min(SHOWN, len(prompts))).repeat(DIVERSE)
@@ -62,21 +61,21 @@ def validate(model: nn.Module, validation: Validation, run: Run) -> tuple[dict[s
 def prepare_micro(
     config: Config, train: Dataset, captions: Captions, guiding: Tensor | None, batch: Batch, run: Run
 ) -> GanMicro:
-    """Puts images, captions and the step's mismatched captions of one micro-batch on the device.
+    """Moves images, captions and the step's mismatched captions of one micro-batch to the device.
 
     Args:
-        guiding: the guide's embeddings of all captions.
+        guiding: the guide's embeddings of all captions; None without a guide.
     """
     index = captions.chosen(train, batch.rows, batch.sample_ids, config.seed)
-    labelled = captions.are_said(index)
-    # for an image without a caption one is made up, and the image is judged without it
+    labelled = captions.have_text(index)
+    # an image without a caption borrows one for the generator; the discriminator judges that image unconditionally
     borrowed = seeding.uniform(config.seed, "borrowed", batch.sample_ids, 1)[:, 0]
-    index = np.where(labelled, index, captions.said[(borrowed * len(captions.said)).astype(np.int64)])
+    index = np.where(labelled, index, captions.with_text[(borrowed * len(captions.with_text)).astype(np.int64)])
     text = TextFeatures(*(x.to(run.device) for x in captions.text.rows(index, tokens=config.generator.cross_attention)))
 
-    # The pool of the step: captions that serve every image as mismatches, unless they are its own or read the same
+    # The pool of the step: captions used as mismatches for every image, except its own captions and identical ones
     uniforms = seeding.uniform(config.seed, f"pool/{run.step}", np.arange(config.loss.negatives), 1)[:, 0]
-    pool = captions.said[(uniforms * len(captions.said)).astype(np.int64)]
+    pool = captions.with_text[(uniforms * len(captions.with_text)).astype(np.int64)]
     pool_rows = np.searchsorted(captions.first, pool, side="right") - 1
     same = captions.same[index][:, None] == captions.same[pool]
     same |= torch.from_numpy(batch.rows[:, None] == pool_rows)
@@ -94,24 +93,26 @@ def main(config: Config, run_dir: Path) -> None:
     train = open_training(config.data, replay=config.replayed)
 
     with Run(run_dir, config, "cgan") as run:
-        # Data: what of it may contradict its captions, and a record of it, and of what the run starts from, for later scores
-        source = open_source(config.init_from, "cgan") if run.is_new and config.init_from else None
+        # Starting weights, data, and a record of both for later scores
+        source = open_start(run, config)
         warn_of_crops(config.data.fit, train)
         warn_of_colors(config.data.augment, train)
         config = config.model_copy(update={"flip": may_flip(config.flip, train)})
         remember(run, train, config.data, [config.text.path, config.guidance.path], source)
 
-        # Text: the frozen encoder, the features of all captions, and the frozen guide if there is one
+        # Text: the frozen encoder, the features of all captions, and the frozen guide if the config has one
         encoder = prepare_text(config.text, train, run)
         guide = make_guide(config.guidance, encoder)
         run.identity.keep("guide_digest", guide.digest() if guide else None, "guide")
+        if isinstance(guide, AlignedExtractor) and (others := guide.built_on()):
+            run.extra["guide_built_on"] = others
         captions = prepare_captions(encoder, train, run, tokens=config.generator.cross_attention)
         guiding = guide.embed_text(captions.flat) if guide else None
         validation = prepare_validation(config.data, config.validation_n, config.validation_extractor, encoder, run)
         if guide:
             guide.to(run.device)
 
-        # Networks, the averaged generator, and an Adam for each player
+        # Networks, the averaged generator, and one Adam for each network
         models = build(config, encoder.pooled_dim, encoder.token_dim)
         plain_generator, plain_discriminator = (model.to(run.device) for model in models)
         players = {"generator": plain_generator, "discriminator": plain_discriminator}
@@ -122,7 +123,7 @@ def main(config: Config, run_dir: Path) -> None:
         generator_optimizer = torch.optim.Adam(plain_generator.parameters(), rate, betas)
         discriminator_optimizer = torch.optim.Adam(plain_discriminator.parameters(), rate, betas)
 
-        # Parts of a checkpoint, and the newest one to go on from
+        # Parts of a checkpoint; the newest checkpoint is resumed
         run.register("generator", plain_generator)
         run.register("discriminator", plain_discriminator)
         run.register("ema", ema)
@@ -132,7 +133,7 @@ def main(config: Config, run_dir: Path) -> None:
         best = keep_best(run, ema.state_tensors, config.best_metric, names)
         run.resume()
 
-        # Both networks as the processes of the run share them, and the images from where the run left off
+        # Both networks wrapped for the run's processes, and a loader that starts at the run's position
         generator, discriminator = (run.prepare(model, config.compile) for model in models)
         reading = config.dataloader_num_workers, run.quarantine, config.data.augment
         loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
@@ -140,12 +141,12 @@ def main(config: Config, run_dir: Path) -> None:
         for batches in run.steps(loader, generator_optimizer, discriminator_optimizer):
             # Validation of the averaged generator, and a checkpoint
             if validation and run.due(config.validation_steps):
-                found, diversity = run.on_main(lambda: validate(ema.module, validation, run))  # type: ignore[arg-type]
-                note_validation(run, found, best, diversity=diversity)
+                scores, diversity = run.on_main(lambda: validate(ema.module, validation, run))  # type: ignore[arg-type]
+                note_validation(run, scores, best, diversity=diversity)
             if run.due(config.checkpointing_steps):
                 run.save()
 
-            # Micro-batches of this step; none at the end of the run
+            # Micro-batches of this step; there are none at the end of the run
             micros = [prepare_micro(config, train, captions, guiding, batch, run) for batch in batches]
             if not micros:
                 break
@@ -156,19 +157,19 @@ def main(config: Config, run_dir: Path) -> None:
             condition = min(1.0, run.step / (config.condition_ramp * run.total_steps)) if config.condition_ramp else 1.0
             run.note({"gamma": gamma})
 
-            # Noise whose image is already nearest to the real one, where that distance is trained on
+            # For the reconstruction loss: the noise whose image is nearest to the real one
             if config.loss.reconstruction:
                 with run.autocast():
                     micros = [micro._replace(z=nearest_noise(plain_generator, config, micro)) for micro in micros]
 
-            # Discriminator step; a step of one micro-batch keeps its generated images for the generator
+            # Discriminator step; if the step has one micro-batch, its generated images are reused for the generator
             shared = len(micros) == 1
-            made: list[Tensor] = []
+            fakes: list[Tensor] = []
             losses: list[Tensor] = []
             for micro in run.accumulate(discriminator, micros):
                 with torch.set_grad_enabled(shared):
-                    made = [generator(micro.z, micro.text)]
-                loss, watch = discriminate(discriminator, micro, made[0], config, gamma, condition)
+                    fakes = [generator(micro.z, micro.text)]
+                loss, watch = discriminate(discriminator, micro, fakes[0], config, gamma, condition)
                 run.accelerator.backward(loss)
                 losses.append(watch["d_loss"])
                 run.note(watch)
@@ -179,11 +180,11 @@ def main(config: Config, run_dir: Path) -> None:
             discriminator_optimizer.zero_grad()
             run.note({"d_gradient": norm})
 
-            # Generator step, against the discriminator of now
+            # Generator step, against the updated discriminator
             require_gradients(judging, False)
             losses = []
             for micro in run.accumulate(generator, micros):
-                fake = made[0] if shared else generator(micro.z, micro.text)
+                fake = fakes[0] if shared else generator(micro.z, micro.text)
                 loss, watch = generate(plain_discriminator, micro, fake, config, condition, guide, run.autocast)
                 run.accelerator.backward(loss)
                 losses.append(loss)
@@ -196,7 +197,7 @@ def main(config: Config, run_dir: Path) -> None:
             generator_optimizer.zero_grad()
             run.note({"g_gradient": norm})
 
-            # Averages over steps: the mean latent, and the weights that are sampled from
+            # Averages over steps: the mean latent, and the weights used for sampling
             if sound:
                 track_mean_latent(plain_generator, micros[0], run.step + 1)
                 ema.update(plain_generator, run.images_per_step, run.images_seen + run.images_per_step)

@@ -28,7 +28,7 @@ from t2i.data.mixture import open_training
 from t2i.families import ImageTokenizer
 from t2i.hardware import prepare_cpu
 from t2i.images import grid
-from t2i.sampling.source import open_source
+from t2i.sampling.source import open_start
 from t2i.seeding import noise
 from t2i.text import TextFeatures
 from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
@@ -53,9 +53,7 @@ def validate(
         codes = sample_codes(model, latents, z_BZ, TextFeatures(*(x[rows] for x in validation.text)))
         sampled.append(tokenizer.decode(codes.cpu()[..., None]))
     images = np.concatenate(sampled)
-    (run.directory / "samples").mkdir(exist_ok=True)
-    sheet = grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6)
-    sheet.save(run.directory / "samples" / f"step-{run.step:08d}.png")
+    run.save_samples(grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6))
     return validation.held_out.scores(images)
 
 
@@ -77,7 +75,7 @@ def main(config: Config, run_dir: Path) -> None:
 
     with Run(run_dir, config, "cvae") as run:
         # Data: what of it may contradict its captions, and a record of it, and of what the run starts from, for later scores
-        source = open_source(config.init_from, "cvae") if run.is_new and config.init_from else None
+        source = open_start(run, config)
         warn_of_crops(config.data.fit, train)
         config = config.model_copy(update={"flip": may_flip(config.flip, train)})
         remember(run, train, config.data, [config.tokenizer.path, config.text.path], source)

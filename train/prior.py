@@ -30,7 +30,7 @@ from t2i.prior.decoding import decode
 from t2i.prior.low_rank import Merged, add_low_rank
 from t2i.prior.step import BITS, PriorMicro, bits_per_token, draw_micro, parameter_groups
 from t2i.prior.transformer import Grid, Prior
-from t2i.sampling.source import open_source
+from t2i.sampling.source import open_start
 from t2i.text import TextEncoder, TextFeatures
 from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
@@ -40,12 +40,12 @@ from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
 
-MEASURED = 1000  # held-out images whose likelihood is measured; fewer are sampled
-SHOWN = 24  # prompts of the sample grid
+MEASURED = 1000  # held-out images for measuring likelihood; images are sampled for fewer of them
+SHOWN = 24  # prompts in the sample grid
 
 
 class PriorValidation(NamedTuple):
-    """One held-out split: the captions that are sampled with their scores, all text features, the codes of all images."""
+    """One held-out split: captions to sample and score, the text features of all captions, the codes of all images."""
 
     held_out: HeldOut
     text: TextFeatures
@@ -53,7 +53,7 @@ class PriorValidation(NamedTuple):
 
 
 def check_top_k(config: Config, tokenizer: ImageTokenizer) -> None:
-    """Raises InputError when sampling would choose among more codes than there are."""
+    """Raises InputError if `sampling.top_k` is larger than the codebook."""
     top_k = config.sampling.top_k
     if top_k is not None and top_k > tokenizer.codebook_size:
         raise InputError(
@@ -64,7 +64,7 @@ def check_top_k(config: Config, tokenizer: ImageTokenizer) -> None:
 def prepare_validation(
     config: Config, encoder: TextEncoder, tokenizer: ImageTokenizer, run: Run
 ) -> PriorValidation | None:
-    """Returns the images of `val` with one caption each; None where the data has no such split."""
+    """Returns the images of `val` with one caption each; None if the data has no such split."""
     dataset = open_held_out(config.data, "val", max(MEASURED, config.validation_n))
     run.identity.keep_held_out("val", dataset)
     if dataset is None:
@@ -79,16 +79,15 @@ def prepare_validation(
 
 
 def validate(model: Prior, validation: PriorValidation, tokenizer: ImageTokenizer, run: Run) -> dict[str, float]:
-    """Returns bits per token and the scores of held-out prompts, sampled with fixed seeds at the run's own settings."""
+    """Samples held-out prompts with fixed seeds and the run's sampling settings, and saves a grid; returns bits per token
+    and the scores of the samples."""
     prompts, sampled = validation.held_out.captions, []
     for rows in (range(len(prompts))[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)):
         text = TextFeatures(*(x[rows] for x in validation.text))
         codes = decode(model, text, rows, model.config.sampling)
         sampled.append(tokenizer.decode(codes.view(len(codes), -1, tokenizer.codebooks)))
     images = np.concatenate(sampled)
-    (run.directory / "samples").mkdir(exist_ok=True)
-    sheet = grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6)
-    sheet.save(run.directory / "samples" / f"step-{run.step:08d}.png")
+    run.save_samples(grid(list(images[:SHOWN]), prompts[:SHOWN], columns=6))
     bits = bits_per_token(model, validation.codes_BS, validation.text)
     return {"bits_per_token": bits} | validation.held_out.scores(images)
 
@@ -96,14 +95,14 @@ def validate(model: Prior, validation: PriorValidation, tokenizer: ImageTokenize
 def prepare_micro(
     config: Config, train: Dataset, captions: Captions, codes: CachedCodes, batch: Rows, run: Run
 ) -> PriorMicro:
-    """Puts codes and captions of one micro-batch on the device, with all that chance decides of them."""
+    """Moves codes and captions of one micro-batch to the device, together with its random draws."""
     index = captions.chosen(train, codes.shown(batch.rows), batch.sample_ids, config.seed)
     text = TextFeatures(*(x.to(run.device) for x in captions.text.rows(index)))
     mirrored = (seeding.uniform(config.seed, "flip", batch.sample_ids, 1)[:, 0] < 0.5).astype(np.int64) * config.flip
     codes_BS = codes.at(batch.rows, mirrored).flatten(1).to(run.device)
     micro = draw_micro(config, codes_BS, text, batch.sample_ids, run.step)
-    # an image without a caption is always under the null caption
-    micro.draws.caption_B[torch.from_numpy(~captions.are_said(index)).to(run.device)] = -1.0
+    # an image without a caption always trains with the null caption
+    micro.draws.caption_B[torch.from_numpy(~captions.have_text(index)).to(run.device)] = -1.0
     return micro
 
 
@@ -112,13 +111,13 @@ def main(config: Config, run_dir: Path) -> None:
     train = open_training(config.data, replay=config.replayed)
 
     with Run(run_dir, config, "prior") as run:
-        # Data: what of it may contradict its captions, and a record of it, and of what the run starts from, for later scores
-        source = open_source(config.init_from, "prior") if run.is_new and config.init_from else None
+        # Starting weights, data, and a record of both for later scores
+        source = open_start(run, config)
         warn_of_crops(config.data.fit, train)
         config = config.model_copy(update={"flip": may_flip(config.flip, train)})
         remember(run, train, config.data, [config.tokenizer.path, config.text.path], source)
 
-        # Codes and text: the frozen tokenizer and encoder, and what they make of all images and captions
+        # Codes and text: the frozen tokenizer and encoder, the codes of all images, the features of all captions
         tokenizer = prepare_tokenizer(config.tokenizer.path, config.data.resolution, run)
         check_top_k(config, tokenizer)
         encoder = prepare_text(config.text, train, run)
@@ -139,7 +138,7 @@ def main(config: Config, run_dir: Path) -> None:
         groups = parameter_groups(plain, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.95))
 
-        # Parts of a checkpoint, and the newest one to go on from
+        # Parts of a checkpoint; the newest checkpoint is resumed
         for name, part in {"model": plain, "ema": ema, "optimizer": optimizer}.items():
             run.register(name, part)
         names = ("bits_per_token", *validation.held_out.names) if validation else None
@@ -147,37 +146,35 @@ def main(config: Config, run_dir: Path) -> None:
         run.resume()
         run.extra["grid"] = list(shape)
 
-        # The model as the processes of the run share it, and the rows from where the run left off
+        # The model wrapped for the run's processes, and a loader of rows that starts at the run's position
         model = run.prepare(plain, config.compile)
         loader = RowLoader(train, config.train_batch_size, config.seed, *run.position)
 
         for batches in run.steps(loader, optimizer):
             # Validation of the averaged model, and a checkpoint
             if validation and run.due(config.validation_steps):
-                found = run.on_main(partial(validate, run.whole(ema.module), validation, tokenizer, run))  # type: ignore[arg-type]
-                note_validation(run, found, best)
+                scores = run.on_main(partial(validate, run.whole(ema.module), validation, tokenizer, run))  # type: ignore[arg-type]
+                note_validation(run, scores, best)
             if run.due(config.checkpointing_steps):
                 run.save()
 
-            # An early end, where the validations no longer get better
+            # Early stopping, once validation scores no longer improve
             if best and config.patience is not None and best.misses >= config.patience:
-                run.say(
-                    f"{best.metric} on val: no better for {best.misses} validations: stopping with the best weights"
-                )
+                run.say(f"{best.metric} on val has not improved for {best.misses} validations; stopping")
                 break
 
-            # Micro-batches of this step; none at the end of the run
+            # Micro-batches of this step; there are none at the end of the run
             micros = [prepare_micro(config, train, captions, codes, batch, run) for batch in batches]
             if not micros:
                 break
 
-            # Step on the likelihood of the codes
+            # Optimizer step on the negative log likelihood of the codes
             losses: list[Tensor] = []
             for micro in run.accumulate(model, micros):
-                made = model(*micro)
-                run.accelerator.backward(made.loss)
-                losses += [made.loss, made.nll_B]
-                run.note({"loss": made.loss, "bits_per_token": made.nll_B.mean() * BITS})
+                output = model(*micro)
+                run.accelerator.backward(output.loss)
+                losses += [output.loss, output.nll_B]
+                run.note({"loss": output.loss, "bits_per_token": output.nll_B.mean() * BITS})
             norm = clip_gradients(plain)
             sound = run.judge(*losses, norm)
             if sound:

@@ -1,8 +1,8 @@
-"""Trains a reader: it writes captions of images, tells how likely a caption is, and answers questions.
+"""Trains a reader, which captions images, scores the likelihood of captions and answers questions about images.
 
     t2i train reader --config reader-caption --data shapes-2 --run-dir runs/reader
 
-`t2i read`, `t2i data caption` and `t2i eval score --reader` name the run. To resume, run the same command again.
+`t2i read`, `t2i data caption` and `t2i eval score --reader` take the run directory. To resume, run the same command again.
 """
 
 from collections import Counter
@@ -23,57 +23,57 @@ from t2i.data.caption_checks import warn_of_colors
 from t2i.data.loader import Batch, Loader, choose_captions
 from t2i.data.questions import Question, questions_of
 from t2i.errors import InputError
-from t2i.extractors import ImageEncoder, load_image_encoder, open_image_encoder
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
 from t2i.reader.config import Config, OwnImageConfig
 from t2i.reader.gpt2 import GPT2, open_gpt2
 from t2i.reader.network import ReaderNetwork, Tokens
-from t2i.reader.reading import Reader, Vocabulary
+from t2i.reader.reading import Reader
 from t2i.reader.scores import answer_scores, caption_scores
-from t2i.reader.step import NOISE, Asked, Losses, ReaderMicro
+from t2i.reader.step import NOISE, Losses, QuestionBatch, ReaderMicro
+from t2i.reader.vocabulary import Vocabulary
 from t2i.text import TextConfig, TextEncoder, fit_encoder, load_encoder
-from t2i.training.conditioning import own_copy, own_vocabulary
+from t2i.training.conditioning import own_copy, own_vocabulary, prepare_images
 from t2i.training.optimization import clip_gradients, cosine
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits
 
-LOOKED_AT = 10_000  # images whose questions decide words and answers, at most, where questions are made
+QUESTIONED = 10_000  # at most so many images provide the questions that words and answers are collected from
 FINAL_RATE = 0.02  # the cosine ends at this share of the peak learning rate
 
 Questions = Sequence[Sequence[Question]]
 
 
-class Learned(NamedTuple):
-    """What the batches of a run are made of."""
+class TrainingData(NamedTuple):
+    """The sources of a run's batches."""
 
     train: Dataset
-    questions: Questions  # of each image; none where answers are not learned
+    questions: Questions  # of each image; empty if the reader does not learn to answer
     reader: Reader
 
 
 def prepare_questions(config: Config, dataset: Dataset) -> Questions:
-    """Returns the questions of a split; none where answers are not learned."""
+    """Returns the questions of each image of a split; empty if the reader does not learn to answer."""
     return questions_of(dataset) if config.tasks.answer else ()
 
 
 def prepare_vocabulary(config: Config, run: Run, train: Dataset, questions: Questions, gpt2: GPT2 | None) -> Vocabulary:
-    """Returns the tokens of captions and questions, and the answers: the most frequent ones, in the order of the alphabet."""
-    several = [questions[row] for row in range(min(len(questions), LOOKED_AT))]
-    counts = Counter(answer for one in several for question in one for answer in question.answers)
+    """Returns the tokenizer of captions and questions, and the most frequent answers in alphabetical order."""
+    sample = [question for row in range(min(len(questions), QUESTIONED)) for question in questions[row]]
+    counts = Counter(answer for question in sample for answer in question.answers)
     answers = tuple(sorted(answer for answer, _ in counts.most_common(config.answers)))
     if config.tasks.answer and len(answers) < 2:
         raise InputError(
-            f"the questions of {train.address} have {len(answers)} answers; there must be two to choose from"
+            f"the questions of {train.address} have {len(answers)} answers; at least two are needed to choose from"
         )
 
     def fit() -> str:
         if gpt2 is not None:
             return gpt2.tokenizer
-        words = [caption for options in train.captions for caption in options] if config.tasks.caption else []
-        words += [question.text for one in several for question in one]
-        return CaptionTokenizer.fit(words, config.vocabulary, config.max_tokens).json_text
+        texts = [caption for options in train.captions for caption in options] if config.tasks.caption else []
+        texts += [question.text for question in sample]
+        return CaptionTokenizer.fit(texts, config.vocabulary, config.max_tokens).json_text
 
     text = own_vocabulary(run, TOKENIZER, fit)
     if gpt2 is None:
@@ -82,37 +82,21 @@ def prepare_vocabulary(config: Config, run: Run, train: Dataset, questions: Ques
 
 
 def prepare_text(config: Config, run: Run, train: Dataset, questions: Questions) -> TextEncoder | None:
-    """Returns the run's own copy of the frozen encoder of questions; None: the reader has its own."""
+    """Returns the run's copy of the frozen encoder of questions; None if the reader trains its own."""
     text = config.text
     if not config.tasks.answer or not isinstance(text, TextConfig):
         return None
-    words = [question.text for row in range(min(len(questions), LOOKED_AT)) for question in questions[row]]
-    words += [caption for options in train.captions for caption in options]
-    return own_copy(run, "text", text.path, lambda: fit_encoder(text, words), lambda e, to: e.save(to), load_encoder)
+    texts = [question.text for row in range(min(len(questions), QUESTIONED)) for question in questions[row]]
+    texts += [caption for options in train.captions for caption in options]
+    return own_copy(run, "text", text.path, lambda: fit_encoder(text, texts), lambda e, to: e.save(to), load_encoder)
 
 
-def prepare_images(config: Config, run: Run) -> ImageEncoder | None:
-    """Returns the run's own copy of the image tower that the config names; None: the reader has its own."""
-    image = config.image
-    if isinstance(image, OwnImageConfig):
-        return None
-    path = image.path
-    return own_copy(
-        run,
-        "image",
-        path,
-        lambda: open_image_encoder(image.encoder, path),
-        lambda e, to: e.save(to),
-        load_image_encoder,
-    )
-
-
-def prepare_asked(config: Config, learned: Learned, batch: Batch, run: Run) -> Asked:
-    """Draws questions of each image, those that the reader can answer first, with the credit of each answer."""
-    chosen, images, place = [], [], {answer: k for k, answer in enumerate(learned.reader.answers)}
+def draw_questions(config: Config, data: TrainingData, batch: Batch, run: Run) -> QuestionBatch:
+    """Draws questions about each image among those with a known answer, and the credit of each answer."""
+    chosen, images, place = [], [], {answer: k for k, answer in enumerate(data.reader.answers)}
     draws = seeding.hash64(config.seed, "questions", batch.sample_ids, 1)[:, 0].tolist()
     for number, (row, start) in enumerate(zip(batch.rows.tolist(), draws, strict=True)):
-        known = [question for question in learned.questions[row] if place.keys() & question.answers.keys()]
+        known = [question for question in data.questions[row] if place.keys() & question.answers.keys()]
         order = seeding.permutation(start, 0, len(known)).tolist()[: config.questions_per_image]
         chosen += [known[k] for k in order]
         images += [number] * len(order)
@@ -122,37 +106,37 @@ def prepare_asked(config: Config, learned: Learned, batch: Batch, run: Run) -> A
             if answer in place:
                 target[k, place[answer]] = credit
     target = target / target.sum(dim=1, keepdim=True)
-    asked = learned.reader.words([question.text for question in chosen])
-    return Asked(asked, torch.tensor(images, device=run.device), target.to(run.device))
+    text = data.reader.words([question.text for question in chosen])
+    return QuestionBatch(text, torch.tensor(images, device=run.device), target.to(run.device))
 
 
-def prepare_micro(config: Config, learned: Learned, batch: Batch, run: Run) -> ReaderMicro:
-    """Puts the images of a micro-batch, with a little noise, a caption and some questions of each on the device."""
+def prepare_micro(config: Config, data: TrainingData, batch: Batch, run: Run) -> ReaderMicro:
+    """Moves images with a little noise added to the device, with a caption and some questions for each."""
     images = to_model(batch.images_BHWC.numpy()).to(run.device)
     images = images + NOISE * torch.randn_like(images)
-    said = None
+    captions = None
     if config.tasks.caption:
-        chosen = choose_captions(learned.train, batch.rows, batch.sample_ids, config.seed)
-        ids, mask, _ = learned.reader.tokenizer([learned.train.captions[row][k] for row, k in chosen])
-        said = Tokens(ids.to(run.device), mask.to(run.device))
-    return ReaderMicro(images, said, prepare_asked(config, learned, batch, run) if config.tasks.answer else None)
+        chosen = choose_captions(data.train, batch.rows, batch.sample_ids, config.seed)
+        ids, mask, _ = data.reader.tokenizer([data.train.captions[row][k] for row, k in chosen])
+        captions = Tokens(ids.to(run.device), mask.to(run.device))
+    return ReaderMicro(images, captions, draw_questions(config, data, batch, run) if config.tasks.answer else None)
 
 
 def validate(config: Config, reader: Reader, dataset: Dataset) -> dict[str, float]:
-    """Returns the scores of the reader on a held-out split."""
-    images, found = dataset.images(range(len(dataset))), {}
+    """Returns the reader's scores on a held-out split."""
+    images, scores = dataset.images(range(len(dataset))), {}
     reader.network.eval()
     if config.tasks.caption:
-        found |= caption_scores(reader, images, [options[0] for options in dataset.captions])
+        scores |= caption_scores(reader, images, [options[0] for options in dataset.captions])
     if config.tasks.answer:
         questions = questions_of(dataset)
-        found |= answer_scores(reader, images, [questions[row] for row in range(len(dataset))])
+        scores |= answer_scores(reader, images, [questions[row] for row in range(len(dataset))])
     reader.network.train()
-    return found
+    return scores
 
 
 def score_names(config: Config, held_out: dict[str, Dataset]) -> list[str] | None:
-    """Returns the names of scores on val that can choose weights; None where the data has no val."""
+    """Returns the names of the scores on val that the best weights can be chosen by; None if the data has no val."""
     if "val" not in held_out:
         return None
     return [*["caption_nll", "caption_strict"] * bool(config.tasks.caption), *["answers"] * bool(config.tasks.answer)]
@@ -164,16 +148,16 @@ def main(config: Config, run_dir: Path) -> None:
     held_out = open_held_out_splits(config.data, config.validation_n)
 
     with Run(run_dir, config, "reader") as run:
-        # Data: captions, questions, and a record of them for later scores
+        # Captions, questions, and a record of the data for later scores
         warn_of_colors(config.data.augment, train)
         questions = prepare_questions(config, train)
         remember(run, train, config.data, [config.image.path, config.text.path])
 
-        # Words and answers, and the frozen networks that the reader is built on
+        # Vocabulary, and the frozen networks that the reader is built on
         gpt2 = open_gpt2(config.decoder.path, config.max_tokens) if config.decoder.path else None
         vocabulary = prepare_vocabulary(config, run, train, questions, gpt2)
         text = prepare_text(config, run, train, questions)
-        encoder = prepare_images(config, run)
+        encoder = None if isinstance(config.image, OwnImageConfig) else prepare_images(config.image, run)
 
         # The reader and AdamW
         network = ReaderNetwork(config, vocabulary.sizes(text), encoder)
@@ -185,16 +169,16 @@ def main(config: Config, run_dir: Path) -> None:
         groups = parameter_groups(network, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
 
-        # Parts of a checkpoint, and the newest one to go on from
+        # Parts of a checkpoint; the newest checkpoint is resumed
         run.register("model", network)
         run.register("optimizer", optimizer)
         best = keep_best(run, network.state_dict, config.best_metric, score_names(config, held_out))
         run.resume()
         run.extra["reader"] = vocabulary.kept()
 
-        # The reader as the processes of the run share it, and the images from where the run left off
+        # The reader wrapped for the run's processes, and a loader that starts at the run's position
         shared = run.prepare(losses_of, config.compile)
-        learned = Learned(train, questions, reader)
+        data = TrainingData(train, questions, reader)
         reading = config.dataloader_num_workers, run.quarantine, config.data.augment
         loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
 
@@ -202,23 +186,23 @@ def main(config: Config, run_dir: Path) -> None:
             # Validation, and a checkpoint
             if run.due(config.validation_steps):
                 for split, dataset in held_out.items():
-                    found = run.on_main(lambda: validate(config, reader, dataset))  # noqa: B023
-                    note_validation(run, found, best if split == "val" else None, split)
+                    scores = run.on_main(lambda: validate(config, reader, dataset))  # noqa: B023
+                    note_validation(run, scores, best if split == "val" else None, split)
             if run.due(config.checkpointing_steps):
                 run.save()
 
-            # Micro-batches of this step; none at the end of the run
-            micros = [prepare_micro(config, learned, batch, run) for batch in batches]
+            # Micro-batches of this step; there are none at the end of the run
+            micros = [prepare_micro(config, data, batch, run) for batch in batches]
             if not micros:
                 break
 
-            # Step on the weighted losses of all tasks
+            # Optimizer step on the weighted losses of all tasks
             losses: list[Tensor] = []
             for micro in run.accumulate(shared, micros):
-                loss, watched = shared(micro)
+                loss, parts = shared(micro)
                 run.accelerator.backward(loss)
                 losses.append(loss)
-                run.note({"loss": loss.detach(), **watched})
+                run.note({"loss": loss.detach(), **parts})
             norm = clip_gradients(network)
             if run.judge(*losses, norm):
                 optimizer.step()

@@ -1,10 +1,10 @@
-"""Trains an image tokenizer (VQ-VAE): images become a grid of codes and come back. Captions serve validation alone: any folder
-of images will do.
+"""Trains an image tokenizer (VQ-VAE), which encodes an image as a grid of codes and decodes it again. Captions are only used
+in validation, so any folder of images will do.
 
     t2i train vqvae --config vqvae-tiny --data shapes-2 --run-dir runs/vqvae
     torchrun --nproc_per_node 2 -m t2i.cli train vqvae --config vqvae-tiny --data shapes-2 --run-dir runs/vqvae
 
-The run directory is what `tokenizer.path` of a prior names. To resume, run the same command again.
+`t2i train prior` takes the run directory as `tokenizer.path`. To resume, run the same command again.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ from t2i.hardware import prepare_cpu
 from t2i.images import ImageArray, grid, to_model, to_uint8
 from t2i.metrics.reconstruction import psnr, ssim
 from t2i.names import counted
-from t2i.sampling.source import open_source
+from t2i.sampling.source import open_start
 from t2i.training.initialise import Reads, initialise
 from t2i.training.optimization import EMA, clip_gradients, gradient_norm
 from t2i.training.run import Run
@@ -36,12 +36,12 @@ from t2i.vqvae.discriminator import PatchDiscriminator
 from t2i.vqvae.perceptual import load_lpips
 from t2i.vqvae.step import Judges, autoencoder_loss, discriminator_loss
 
-CHUNK = 50  # images of a validation at once
-SHOWN, COLUMNS = 24, 12  # images of the sample grid
+CHUNK = 50  # images reconstructed at once in validation
+SHOWN, COLUMNS = 24, 12  # images in the sample grid
 
 
 def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
-    """Returns the training split, and the held-out splits that the data has.
+    """Returns the training split and those held-out splits that the data has.
 
     Raises:
         InputError: the codebook has more codes than the data has tokens.
@@ -54,35 +54,33 @@ def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
         if config.quantizer.kind == "scalar":
             key = f"levels {config.quantizer.levels}, {codes} codes,"
         raise InputError(
-            f"quantizer.{key} is more than the {tokens} tokens of all {counted(len(train), 'training image')} of "
-            f"{config.data.address}, which cannot fill it; lower it"
+            f"quantizer.{key} is more than the {tokens} tokens in all {counted(len(train), 'training image')} of "
+            f"{config.data.address}, so some codes would never be used; lower it"
         )
     return train, open_held_out_splits(config.data, config.validation_n, bare=True)
 
 
 @torch.no_grad()
 def reconstruct(model: Autoencoder, images_BHWC: ImageArray, device: torch.device) -> ImageArray:
-    """Returns uint8 images after a way through the tokens and back."""
+    """Returns uint8 images that were encoded to tokens and decoded again."""
     parts = [to_model(images_BHWC[i : i + CHUNK]).to(device) for i in range(0, len(images_BHWC), CHUNK)]
     return np.concatenate([to_uint8(model.decode(model.encode(part))) for part in parts])
 
 
 def validate(model: Autoencoder, split: str, dataset: Dataset, run: Run) -> dict[str, float]:
-    """Returns PSNR, SSIM and, of rendered shapes, what can be read from the reconstructions; saves the sheet of `val`."""
+    """Returns PSNR, SSIM and, for rendered shapes, the oracle's scores of the reconstructions; saves a grid for `val`."""
     images = dataset.images(range(len(dataset)))
     training = model.training
     model.eval()
-    made = reconstruct(model, images, run.device)
+    decoded = reconstruct(model, images, run.device)
     model.train(training)
-    found = {"psnr": float(psnr(made, images).mean()), "ssim": float(ssim(made, images).mean())}
-    found |= oracle_scores(made, [options[0] for options in dataset.captions])
+    scores = {"psnr": float(psnr(decoded, images).mean()), "ssim": float(ssim(decoded, images).mean())}
+    scores |= oracle_scores(decoded, [options[0] for options in dataset.captions])
     if split == "val":
-        (run.directory / "samples").mkdir(exist_ok=True)
         rows = range(0, min(SHOWN, len(images)), COLUMNS)
-        above_and_below = [x for i in rows for part in (images, made) for x in part[i : min(i + COLUMNS, SHOWN)]]
-        sheet = grid(above_and_below, columns=min(COLUMNS, len(images)))
-        sheet.save(run.directory / "samples" / f"step-{run.step:08d}.png")
-    return found
+        above_and_below = [x for i in rows for part in (images, decoded) for x in part[i : min(i + COLUMNS, SHOWN)]]
+        run.save_samples(grid(above_and_below, columns=min(COLUMNS, len(images))))
+    return scores
 
 
 def main(config: Config, run_dir: Path) -> None:
@@ -91,11 +89,12 @@ def main(config: Config, run_dir: Path) -> None:
     lpips = load_lpips(config.loss.lpips_path) if config.loss.lpips else None
 
     with Run(run_dir, config, "vqvae") as run:
-        source = open_source(config.init_from, "vqvae") if run.is_new and config.init_from else None
+        # Starting weights, and a record of the data for later scores
+        source = open_start(run, config)
         remember(run, train, config.data, start=source)
         run.identity.keep_held_out("val", held_out.get("val"))
 
-        # Autoencoder and its average, and the networks that judge reconstructions
+        # Autoencoder, its average, and the networks that its reconstructions are judged by
         plain = Autoencoder(config).to(run.device)
         critic = PatchDiscriminator(config.discriminator).to(run.device) if config.loss.adversarial else None
         parts: dict[str, Any] = {"model": plain} | ({"discriminator": critic} if critic else {})
@@ -106,7 +105,7 @@ def main(config: Config, run_dir: Path) -> None:
         critic_optimizer = torch.optim.Adam(critic.parameters(), config.learning_rate, (0.5, 0.9)) if critic else None
         judges = Judges(lpips.to(run.device) if lpips else None, critic)
 
-        # Parts of a checkpoint, and the newest one to go on from
+        # Parts of a checkpoint; the newest checkpoint is resumed
         parts |= {"optimizer": optimizer, "ema": ema, "discriminator_optimizer": critic_optimizer}
         for name, part in parts.items():
             if part is not None:
@@ -116,7 +115,7 @@ def main(config: Config, run_dir: Path) -> None:
         best = keep_best(run, averaged.state_dict, config.best_metric, names)
         run.resume()
 
-        # Networks as the processes of the run share them, and the images from where the run left off
+        # Networks wrapped for the run's processes, and a loader that starts at the run's position
         model = run.prepare(plain, config.compile)
         shared_critic = run.prepare(critic, config.compile) if critic else None
         reading = config.dataloader_num_workers, run.quarantine, config.data.augment
@@ -125,37 +124,38 @@ def main(config: Config, run_dir: Path) -> None:
 
         optimizers = [optimizer] if critic_optimizer is None else [optimizer, critic_optimizer]
         for batches in run.steps(loader, *optimizers):
-            # Use of the codebook, validation, and a checkpoint
+            # Codebook usage, validation, and a checkpoint
             if run.due(config.validation_steps):
                 used, perplexity = use.read()
                 run.record({"use": used, "perplexity": perplexity})
                 for split, dataset in held_out.items():
-                    found = run.on_main(lambda: validate(averaged, split, dataset, run))  # type: ignore[arg-type]  # noqa: B023
-                    note_validation(run, found, best if split == "val" else None, split)
+                    scores = run.on_main(lambda: validate(averaged, split, dataset, run))  # type: ignore[arg-type]  # noqa: B023
+                    note_validation(run, scores, best if split == "val" else None, split)
                 if run.step > getattr(config.quantizer, "warmup_steps", 0):
                     use.judge(used, perplexity, run.step, warn=run.is_main)
             if run.due(config.checkpointing_steps):
                 run.save()
 
-            # Real images of this step; none at the end of the run
+            # Real images of this step; there are none at the end of the run
             reals = [to_model(batch.images_BHWC.numpy()).to(run.device) for batch in batches]
             if not reals:
                 break
 
-            # Autoencoder step; the codebook follows the latents only if they are finite too, or it would keep what is not
+            # Autoencoder step; the codebook's running averages must never take in latents that are not finite
             passes: list[Reconstruction] = []
             losses: list[Tensor] = []
             for real in run.accumulate(model, reals):
-                made = model(real)
-                place = plain.decoder.last_weight, config.loss, run.step, run.autocast
-                loss, watch = autoencoder_loss(made, real, judges, *place)
+                output = model(real)
+                loss, watch = autoencoder_loss(
+                    output, real, judges, plain.decoder.last_weight, config.loss, run.step, run.autocast
+                )
                 run.accelerator.backward(loss)
-                passes.append(Reconstruction(*(x.detach() for x in made)))
+                passes.append(Reconstruction(*(x.detach() for x in output)))
                 losses.append(loss)
                 run.note(watch)
             norm = clip_gradients(plain)
-            latents = torch.cat([made.latents_BCHW for made in passes])
-            indices = torch.cat([made.indices_BLQ for made in passes])
+            latents = torch.cat([output.latents_BCHW for output in passes])
+            indices = torch.cat([output.indices_BLQ for output in passes])
             sound = run.judge(*losses, norm, latents)
             if sound:
                 optimizer.step()
@@ -167,8 +167,8 @@ def main(config: Config, run_dir: Path) -> None:
             # Discriminator step, on the same reconstructions
             if shared_critic and critic_optimizer and sound:
                 losses = []
-                for real, made in run.accumulate(shared_critic, list(zip(reals, passes, strict=True))):
-                    loss, watch = discriminator_loss(shared_critic, real, made.images_BCHW)
+                for real, output in run.accumulate(shared_critic, list(zip(reals, passes, strict=True))):
+                    loss, watch = discriminator_loss(shared_critic, real, output.images_BCHW)
                     run.accelerator.backward(loss)
                     losses.append(loss)
                     run.note(watch)

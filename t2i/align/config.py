@@ -1,10 +1,12 @@
 """Config of the dual encoder. Imports no torch, so that a wrong key is reported at once."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from t2i.config.section import Section
+from t2i.config.towers import GivenImageConfig, TextConfig
 from t2i.config.training import StartConfig
 from t2i.data import DataConfig
 
@@ -67,15 +69,107 @@ class SwapNegatives(Section):
 NegativesConfig = BatchNegatives | HardNegatives | SoftNegatives | SwapNegatives
 
 
+class ContrastiveAligner(Section):
+    """Both towers are trained, against each other."""
+
+    kind: Literal["contrastive"] = Field(default="contrastive", description="trains both towers")
+
+
+class ProcrustesAligner(Section):
+    """Frozen features in their principal axes, and the rotation of one onto the other."""
+
+    kind: Literal["procrustes"] = Field(default="procrustes", description="a rotation between principal axes")
+
+
+class _Regularised(Section):
+    regularisation: float | None = Field(
+        default=None,
+        gt=0,
+        description="added to the variances, in units of their mean; null: chosen on every fifth pair",
+    )
+
+
+class RidgeAligner(_Regularised):
+    """Image features predicted from text features."""
+
+    kind: Literal["ridge"] = Field(default="ridge", description="image features predicted from text features")
+
+
+class CCAAligner(_Regularised):
+    """Canonical correlation analysis (Hotelling, 1936)."""
+
+    kind: Literal["cca"] = Field(default="cca", description="canonical correlation analysis")
+    power: float = Field(
+        default=2.0,
+        ge=0,
+        description="each direction weighs its correlation to this power (Gong et al., IJCV 2014); 0: all alike",
+    )
+
+
+class SubspaceAligner(_Regularised):
+    """A basis of each side, then one mapped onto the other from pairs."""
+
+    kind: Literal["subspace"] = Field(default="subspace", description="a basis of each side, mapped from pairs")
+    basis: Literal["pca", "lda"] = Field(
+        default="pca", description="principal axes, or the axes that tell the classes of `label` apart"
+    )
+    label: str | None = Field(default=None, description="name of the label, as t2i eval classify takes it; for lda")
+
+    @model_validator(mode="after")
+    def _has_classes_to_tell_apart(self) -> Self:
+        if self.basis == "lda" and self.label is None:
+            raise ValueError("aligner.basis=lda tells classes apart; name their label with aligner.label")
+        if self.basis == "pca" and self.label is not None:
+            raise ValueError(f"aligner.label={self.label} has no effect with aligner.basis=pca; remove it, or set lda")
+        return self
+
+
+class AdversarialAligner(Section):
+    """A rotation that a discriminator cannot see, then refined by Procrustes (MUSE, Conneau et al., ICLR 2018)."""
+
+    kind: Literal["adversarial"] = Field(default="adversarial", description="a rotation against a discriminator")
+    anchors: int = Field(
+        default=50, ge=0, description="pairs that are known; of the others image and caption are parted"
+    )
+    anchor_weight: float = Field(
+        default=4.0, gt=0, description="weight of a known pair in the refinement against one that is found"
+    )
+    regularisation: float = Field(default=0.03, gt=0, description="as of cca, for the variances of each side")
+    hidden: int = Field(default=256, ge=8, description="width of the discriminator")
+    refinements: int = Field(default=10, ge=0, description="rounds of mutual neighbours and Procrustes after the game")
+
+
+AlignerConfig = (
+    ContrastiveAligner | ProcrustesAligner | RidgeAligner | CCAAligner | SubspaceAligner | AdversarialAligner
+)
+OF_TRAINED_TOWERS = (
+    "text_tower", "image_tower", "negatives", "init_from", "freeze", "replay", "compile", "best_metric", "lr_warmup_steps",
+    "weight_decay", "gradient_accumulation_steps",
+)  # fmt: skip
+OF_STEPS = ("train_batch_size", "learning_rate")
+STEPS_OF_A_GAME, RATE_OF_A_GAME = 300, 2e-4
+
+
 class Config(StartConfig):
-    """A dual encoder trained with the symmetric contrastive loss."""
+    """A dual encoder trained with the symmetric contrastive loss, or frozen features that are brought together."""
 
     family: Literal["align"] = "align"
     data: DataConfig = DataConfig()
+    aligner: Annotated[AlignerConfig, Field(discriminator="kind")] = ContrastiveAligner()
+    text: TextConfig | None = Field(
+        default=None, description="frozen text encoder of the other aligners than contrastive; null: bow"
+    )
+    image: GivenImageConfig | None = Field(
+        default=None, description="frozen image tower of the other aligners than contrastive; null: aligned"
+    )
     text_tower: TextTowerConfig = TextTowerConfig()
     image_tower: ImageTowerConfig = ImageTowerConfig()
     negatives: Annotated[NegativesConfig, Field(discriminator="kind")] = BatchNegatives()
-    embedding: int = Field(default=128, ge=8, description="dimensions that images and captions share")
+    embedding: int = Field(
+        default=128,
+        ge=8,
+        description="dimensions that images and captions share; of frozen features at most as many as either side has",
+    )
     split: Literal["train", "all"] = Field(
         default="train",
         description="`all` includes what shapes and emoji hold out: for a scorer, never for a generator's guide",
@@ -89,7 +183,9 @@ class Config(StartConfig):
         description="images of one micro-batch on one process; all pairs of a step are negatives of each other, "
         "whatever gradient_accumulation_steps is",
     )
-    max_train_steps: int = Field(default=250, ge=1, description="optimizer steps of the whole run")
+    max_train_steps: int = Field(
+        default=250, ge=1, description="optimizer steps of the whole run; 1 of an aligner that is solved"
+    )
     learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate of AdamW")
     lr_warmup_steps: int = Field(
         default=20,
@@ -99,3 +195,48 @@ class Config(StartConfig):
     weight_decay: float = Field(
         default=0.02, ge=0, description="weight decay of matrices; gains, biases and embeddings have none"
     )
+
+    @property
+    def is_frozen(self) -> bool:
+        """True where both towers are frozen and the space between them is learned."""
+        return not isinstance(self.aligner, ContrastiveAligner)
+
+    @property
+    def is_solved(self) -> bool:
+        """True where that is done in closed form."""
+        return self.is_frozen and not isinstance(self.aligner, AdversarialAligner)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _frozen_towers_have_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        given = values.get("aligner", "contrastive")
+        kind = given.get("kind", "contrastive") if isinstance(given, Mapping) else getattr(given, "kind", given)
+        if kind == "contrastive":
+            return values
+        is_game = kind == "adversarial"
+        length = (
+            {"max_train_steps": STEPS_OF_A_GAME, "learning_rate": RATE_OF_A_GAME} if is_game else {"max_train_steps": 1}
+        )
+        text = values.get("text") or {}
+        towers = {"text": {"encoder": "bow", **text} if isinstance(text, Mapping) else text}
+        return length | dict(values) | towers | {"image": values.get("image") or {}}
+
+    @model_validator(mode="after")
+    def _no_key_is_without_effect(self) -> Self:
+        if not self.is_frozen:
+            given = [name for name in ("text", "image") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)}: no effect with aligner=contrastive, which trains its own towers; remove what is there, "
+                    "or set aligner=cca"
+                )
+            return self
+        names = (*OF_TRAINED_TOWERS, *OF_STEPS * self.is_solved)
+        idle = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        idle += ["data.augment"] * bool(self.data.augment)
+        idle += [f"max_train_steps={self.max_train_steps}"] * (self.is_solved and self.max_train_steps != 1)
+        if idle:
+            raise ValueError(f"{', '.join(idle)} has no effect with aligner={self.aligner.kind}; remove it")
+        return self

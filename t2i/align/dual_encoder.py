@@ -62,7 +62,7 @@ class TowerBlock(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Maps ids to token states and to their mean, projected."""
+    """LinearMaps ids to token states and to their mean, projected."""
 
     def __init__(self, config: TextTowerConfig, vocabulary: int, embedding: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def last_map(images_BCHW: Tensor, resolution: int, stem: nn.Module, stages: Iter
 
 
 class ImageTower(nn.Module):
-    """Maps an image in [-1, 1] to its embedding. The last 4 x 4 map is flattened, not averaged: places carry meaning."""
+    """LinearMaps an image in [-1, 1] to its embedding. The last 4 x 4 map is flattened, not averaged: places carry meaning."""
 
     def __init__(self, config: ImageTowerConfig, resolution: int, embedding: int) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from torch import Tensor
 from t2i import checkpoint
 from t2i.align.config import Config
 from t2i.align.dual_encoder import DualEncoder
+from t2i.align.mapped import DESCRIPTION, WEIGHTS, MappedDualEncoder, load_mapped
 from t2i.align.tokenizer import CaptionTokenizer, length_batches
 from t2i.errors import InputError
 from t2i.files import open_regular, read_regular
@@ -21,7 +22,7 @@ from t2i.images import ImageArray, to_model
 from t2i.tensors import hash_values
 from t2i.trained import Tensors, open_run
 
-DESCRIPTION, WEIGHTS, TOKENIZER = "dual_encoder.json", "model.safetensors", "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 CHUNK, TEXT_CHUNK = 256, 64
 
 
@@ -36,12 +37,20 @@ class FrozenDualEncoder:
         if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
             raise ValueError(f"its weights are not finite: {bad}")
         self.model.eval().requires_grad_(False)
+        self.max_tokens, self.token_dim = config.text_tower.max_tokens, config.text_tower.width
+        self.pooled_dim, self.scale = config.embedding, float(self.model.scale())
+        side = config.data.resolution
+        self.resizing = f"antialiased bilinear to {side}x{side}"
 
     def images(self, images_BHWC: ImageArray) -> Tensor:
         """Returns unit-length embeddings [B, E] of uint8 images of any square size."""
         parts = [images_BHWC[start : start + CHUNK] for start in range(0, len(images_BHWC), CHUNK)]
         with torch.no_grad():
             return torch.cat([self.model.embed_images(to_model(part)) for part in parts])
+
+    def embed_images(self, images_BCHW: Tensor) -> Tensor:
+        """Returns unit-length embedding_BE of images in [-1, 1], with gradients to them."""
+        return self.model.embed_images(images_BCHW)
 
     def text(self, captions: Sequence[str]) -> Tensor:
         """Returns unit-length embeddings [B, E] of captions."""
@@ -65,6 +74,14 @@ class FrozenDualEncoder:
             embeddings[rows[:count]] = F.normalize(embedding[:count], dim=-1)
         return tokens, mask, embeddings, cut
 
+    def to(self, device: torch.device) -> None:
+        """Moves what `embed_images` needs."""
+        self.model.image.to(device)
+
+    def built_on(self) -> list[str]:
+        """Returns the digests of dual encoders that this one is made of: none."""
+        return []
+
     def digest(self) -> str:
         """Returns the sha256 of the weights and the tokenizer."""
         total = hashlib.sha256(self.tokenizer.json_text.encode())
@@ -80,7 +97,10 @@ class FrozenDualEncoder:
         (directory / DESCRIPTION).write_text(json.dumps(description))
 
 
-def load_dual_encoder(path: Path) -> FrozenDualEncoder:
+AnyDualEncoder = FrozenDualEncoder | MappedDualEncoder
+
+
+def load_dual_encoder(path: Path) -> AnyDualEncoder:
     """Reads a run of `t2i train align`, or a folder that `FrozenDualEncoder.save` wrote.
 
     Raises:
@@ -98,19 +118,23 @@ def load_dual_encoder(path: Path) -> FrozenDualEncoder:
         ) from error
 
 
-def _read(path: Path) -> FrozenDualEncoder:
+def _read(path: Path) -> AnyDualEncoder:
     if (path / DESCRIPTION).is_file():
         description = json.loads(read_regular(path / DESCRIPTION))
         open_regular(path / WEIGHTS).close()
         weights = {name: tensor.float() for name, tensor in safetensors.torch.load_file(path / WEIGHTS).items()}
         config = Config.kept(description["config"])
+        if config.is_frozen:
+            return load_mapped(config, path, weights)
         return FrozenDualEncoder(config, _tokenizer(description["tokenizer"], config), weights)
-    if not (path / TOKENIZER).is_file():
+    if not (path / TOKENIZER).is_file() and not (path / "image").is_dir():
         raise InputError(
             f"{path} is no dual encoder: it holds neither {DESCRIPTION} nor {TOKENIZER}; train one: t2i train align"
         )
     run = open_run(path)
     config = Config.kept(run.manifest["config"])
+    if config.is_frozen:
+        return load_mapped(config, path, run.weights)
     return FrozenDualEncoder(config, _tokenizer(read_regular(path / TOKENIZER).decode(), config), run.weights)
 
 

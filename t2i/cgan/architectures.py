@@ -1,4 +1,4 @@
-"""Networks from a config: the one place that reads `ARCHITECTURES`."""
+"""Builds the networks of a config from `ARCHITECTURES`."""
 
 from importlib import import_module
 
@@ -8,7 +8,7 @@ from t2i.cgan.config import Config
 
 
 def build(config: Config, pooled_dim: int, token_dim: int) -> tuple[nn.Module, nn.Module]:
-    """(generator, discriminator) for an encoder of these widths, freshly initialised from torch's generator."""
+    """Returns (generator, discriminator) for text features of these widths, initialised with torch's generator."""
     module = import_module(ARCHITECTURES[config.architecture])
     resolution = config.data.resolution
     return (

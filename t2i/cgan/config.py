@@ -1,4 +1,4 @@
-"""Config of the conditional GAN. Imports no torch, so that a wrong key is reported at once."""
+"""Config of the conditional GAN. Imports no torch, so that config errors are reported quickly."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -11,17 +11,19 @@ from t2i.text import TextConfig
 
 
 class GeneratorConfig(Section):
-    """A learned 4 x 4 map of caption and noise, then residual stages that each double the side of the image."""
+    """A 4 x 4 feature map computed from caption and noise, then residual stages that each double the side of the image."""
 
     z_dim: int = Field(default=64, ge=1, description="dimensions of the noise")
     w_dim: int = Field(
-        default=256, ge=8, description="dimensions of the latent w, which the mapping network makes of noise and text"
+        default=256,
+        ge=8,
+        description="dimensions of the latent w, which the mapping network computes from noise and text",
     )
     width: int = Field(
         default=32, ge=8, multiple_of=8, description="channels at full resolution, doubled at each halving of the side"
     )
     width_limit: int = Field(default=256, ge=8, multiple_of=8, description="largest number of channels of a stage")
-    depth: int = Field(default=1, ge=1, le=4, description="residual blocks of each stage")
+    depth: int = Field(default=1, ge=1, le=4, description="residual blocks per stage")
     cross_attention: bool = Field(
         default=False,
         description="attend to the words of the caption: gated cross-attention over token states at 8 x 8 and 16 x 16",
@@ -29,25 +31,25 @@ class GeneratorConfig(Section):
 
 
 class DiscriminatorConfig(Section):
-    """Residual stages that each halve the side of the image, ending in a projection on the caption."""
+    """Residual stages that each halve the side of the image, then a projection on the caption."""
 
     width: int = Field(
         default=32, ge=8, multiple_of=8, description="channels at full resolution, doubled at each halving of the side"
     )
     width_limit: int = Field(default=256, ge=8, multiple_of=8, description="largest number of channels of a stage")
-    depth: int = Field(default=1, ge=1, le=4, description="residual blocks of each stage")
+    depth: int = Field(default=1, ge=1, le=4, description="residual blocks per stage")
     feature_dim: int = Field(
         default=256, ge=8, description="dimensions of the image features phi(x) that the caption is projected on"
     )
 
 
 class _Loss(Section):
-    negatives: int = Field(default=64, ge=1, description="captions of other images that each step brings as mismatches")
+    negatives: int = Field(default=64, ge=1, description="captions of other images used as mismatches in each step")
     reconstruction: float = Field(
         default=0.0,
         ge=0,
         description="weight of the squared distance between a caption's real image and the nearest of a few generated ones "
-        "(conditional IMLE), which leads a short run; 0: off",
+        "(conditional IMLE), which helps short runs; 0: off",
     )
 
 
@@ -55,7 +57,7 @@ class RelativisticLoss(_Loss):
     """Relativistic pairing of real and generated images with R1 and R2 penalties (R3GAN)."""
 
     kind: Literal["relativistic"] = Field(default="relativistic", description="relativistic pairing, R1 and R2 (R3GAN)")
-    gamma: float = Field(default=0.05, ge=0, description="weight of R1 and R2; falls to a tenth over the run")
+    gamma: float = Field(default=0.05, ge=0, description="weight of R1 and R2, which falls to a tenth over the run")
     penalty: Literal["finite_difference", "autograd"] = Field(
         default="finite_difference", description="how the gradient norm is estimated; autograd is the slower reference"
     )
@@ -75,12 +77,12 @@ LossConfig = RelativisticLoss | HingeLoss
 
 class _Guidance(Section):
     weight: float = Field(
-        default=0.5, ge=0, description="weight of the contrastive loss of generated images and captions"
+        default=0.5, ge=0, description="weight of the contrastive loss between generated images and captions"
     )
 
 
 class NoGuidance(Section):
-    """The generator's loss has no guidance term."""
+    """No guidance term in the generator's loss."""
 
     encoder: Literal["none"] = Field(default="none", description="no guidance")
     path: ClassVar[None] = None
@@ -88,21 +90,21 @@ class NoGuidance(Section):
 
 
 class TextGuidance(_Guidance):
-    """Image-text similarity by the run's own text encoder, which must have an image tower (aligned, clip)."""
+    """Image-text similarity by the run's text encoder, which must have an image tower (aligned)."""
 
-    encoder: Literal["text"] = Field(default="text", description="the run's own text encoder")
+    encoder: Literal["text"] = Field(default="text", description="the run's text encoder")
     path: ClassVar[None] = None
 
 
 class AlignedGuidance(_Guidance):
-    """Image-text similarity by a dual encoder. It may not score the run afterwards."""
+    """Image-text similarity by a dual encoder, which may not score the run afterwards."""
 
     encoder: Literal["aligned"] = Field(default="aligned", description="a dual encoder trained by t2i train align")
     path: str = Field(description="run directory of t2i train align")
 
 
 class CLIPGuidance(_Guidance):
-    """Image-text similarity by a CLIP model. It may not score the run afterwards."""
+    """Image-text similarity by a CLIP model, which may not score the run afterwards."""
 
     encoder: Literal["clip"] = Field(default="clip", description="a CLIP model")
     path: str = Field(description="folder of a CLIP model")
@@ -130,22 +132,23 @@ class Config(DrawingConfig):
         default=(), description="differentiable augmentation of real and generated images (DiffAugment), for small data"
     )
     flip: bool = Field(
-        default=False, description="mirror training images at random; switched off where captions say left or right"
+        default=False, description="mirror training images at random; switched off if captions mention left or right"
     )
     condition_ramp: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share of the run over which the caption fades in; 0.1 to 0.2 helps on small data",
+        description="share of the run over which conditioning on the caption is ramped up; 0.1 to 0.2 helps on small data",
     )
     train_batch_size: int = Field(default=64, ge=2, description="images of one micro-batch on one process")
-    max_train_steps: int = Field(default=4000, ge=1, description="optimizer steps of each player")
-    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of both players")
+    max_train_steps: int = Field(default=4000, ge=1, description="optimizer steps of each network")
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of both networks")
     adam_beta2: float = Field(
         default=0.9,
         ge=0,
         lt=1,
-        description="beta2 of both Adams, beta1 is 0; at 0.99 a rare large gradient may move a weight by 10 learning rates",
+        description="beta2 of both Adam optimizers (beta1 is 0); at 0.99 a rare large gradient may move a weight by 10 "
+        "learning rates",
     )
     ema_halflife_images: int = Field(
         default=100_000,

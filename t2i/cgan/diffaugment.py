@@ -1,6 +1,6 @@
-"""Differentiable augmentation of reals and fakes alike (Zhao et al., DiffAugment, NeurIPS 2020).
+"""Augments real and generated images differentiably (DiffAugment; Zhao et al., NeurIPS 2020).
 
-Every draw comes from the caller as uniforms in [0, 1), so an augmentation is a function of (seed, step, sample).
+The caller passes all random draws as uniform numbers in [0, 1), so an augmentation is a function of (seed, step, sample).
 Axes: B batch, C channels, H W image.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-DRAWS = 8  # uniforms an image
+DRAWS = 8  # uniform numbers per image
 
 
 def augment(images_BCHW: Tensor, kinds: Sequence[str], draws_BU: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def augment(images_BCHW: Tensor, kinds: Sequence[str], draws_BU: Tensor) -> Tens
 
     Args:
         images_BCHW: in [-1, 1].
-        draws_BU: uniforms [B, 8].
+        draws_BU: uniform numbers [B, 8].
     """
     for kind in kinds:
         images_BCHW = KINDS[kind](images_BCHW, draws_BU)
@@ -25,7 +25,7 @@ def augment(images_BCHW: Tensor, kinds: Sequence[str], draws_BU: Tensor) -> Tens
 
 
 def color(x: Tensor, u: Tensor) -> Tensor:
-    """Brightness +-0.5, saturation 0 to 2, contrast 0.5 to 1.5. It contradicts captions that name colours."""
+    """Changes brightness by +-0.5, saturation by 0 to 2, contrast by 0.5 to 1.5. Contradicts captions with colours."""
     brightness, saturation, contrast = (u[:, k, None, None, None].to(x.dtype) for k in range(3))
     x = x + (brightness - 0.5)
     grey = x.mean(dim=1, keepdim=True)
@@ -47,7 +47,7 @@ def translation(x: Tensor, u: Tensor, ratio: float = 0.125) -> Tensor:
 
 
 def cutout(x: Tensor, u: Tensor, ratio: float = 0.5) -> Tensor:
-    """Blanks one square of each image."""
+    """Erases one square of each image."""
     height, width = x.shape[2:]
     half_y, half_x = height * ratio / 2, width * ratio / 2
     y = torch.arange(height, device=x.device) - u[:, 5, None] * height
@@ -60,5 +60,5 @@ KINDS = {"color": color, "translation": translation, "cutout": cutout}
 
 
 def flip(images_BCHW: Tensor, draws_BU: Tensor) -> Tensor:
-    """Mirrors half the images (the last of the draws)."""
+    """Mirrors each image with probability 1/2, by the last of its draws."""
     return torch.where((draws_BU[:, 7] < 0.5)[:, None, None, None], images_BCHW.flip(3), images_BCHW)

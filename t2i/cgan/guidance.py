@@ -1,7 +1,7 @@
-"""Frozen image-text similarity as a training signal: the dual encoder of `t2i train align`, or a CLIP folder.
+"""Provides a frozen image-text encoder as a training signal: a dual encoder of `t2i train align`, or a CLIP model.
 
-Gradients flow to the images and never to the encoder. An encoder used here has been optimised against, so its digest is
-kept with the run and it is refused as that run's scorer.
+Gradients flow to the images, not to the encoder. Since the run is optimised for this encoder, its digest is stored with the
+run and scoring refuses it.
 """
 
 from t2i.cgan.config import GuidanceConfig, NoGuidance, TextGuidance
@@ -11,10 +11,10 @@ from t2i.text import TextEncoder
 
 
 def make_guide(config: GuidanceConfig, encoder: TextEncoder) -> ImageTextExtractor | None:
-    """Returns the guide that a config asks for, on the CPU; None for `none`.
+    """Returns the guide that a config names, on the CPU; None for `none`.
 
     Raises:
-        InputError: the text encoder has no image tower, or the path holds none.
+        InputError: the text encoder, or the model at the path, has no image tower.
     """
     if isinstance(config, NoGuidance) or config.weight == 0:
         return None

@@ -1,8 +1,7 @@
 """A residual text-conditional GAN without normalisation layers.
 
-Blocks and initialisation after R3GAN (Huang et al., NeurIPS 2024), text fusion by affine layers after DF-GAN (Tao et al.,
-CVPR 2022), projection discriminator after Miyato & Koyama (ICLR 2018), gated word attention after GigaGAN (Kang et al.,
-CVPR 2023).
+Blocks and initialisation follow R3GAN (Huang et al., NeurIPS 2024), text fusion by affine layers DF-GAN (Tao et al., CVPR
+2022), the projection discriminator Miyato & Koyama (ICLR 2018), gated word attention GigaGAN (Kang et al., CVPR 2023).
 
 Axes: B batch, C channels, H W image, T text tokens, D token width, P pooled text, Z noise, W latent.
 """
@@ -28,7 +27,7 @@ def unit_rms(x: Tensor) -> Tensor:
 
 
 def unit_energy(x_BCHW: Tensor) -> Tensor:
-    """Scales each image's features to a mean square of one over channels and places, so contrasts in it stay."""
+    """Scales the features of each image to a mean square of one over channels and positions, which keeps contrasts."""
     return x_BCHW * torch.rsqrt(x_BCHW.float().square().mean(dim=(1, 2, 3), keepdim=True) + 1e-4).to(x_BCHW.dtype)
 
 
@@ -37,7 +36,7 @@ def activate(x: Tensor) -> Tensor:
 
 
 def conv3x3(channels_in: int, channels_out: int, gain: float = 1.0) -> nn.Conv2d:
-    """He initialisation for the leaky ReLU; gain 0 makes a residual branch start as nothing (Fixup)."""
+    """Returns a convolution with He initialisation for the leaky ReLU; gain 0 starts a residual branch at zero (Fixup)."""
     layer = nn.Conv2d(channels_in, channels_out, 3, padding=1)
     nn.init.normal_(layer.weight, std=gain * math.sqrt(2 / (1 + SLOPE**2) / (9 * channels_in)))
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -45,7 +44,7 @@ def conv3x3(channels_in: int, channels_out: int, gain: float = 1.0) -> nn.Conv2d
 
 
 def conv1x1(channels_in: int, channels_out: int) -> nn.Module:
-    """Returns a projection of a skip path to other channels; the identity where they are equal."""
+    """Returns the projection of a skip path; the identity if the numbers of channels are equal."""
     if channels_in == channels_out:
         return nn.Identity()
     layer = nn.Conv2d(channels_in, channels_out, 1, bias=False)
@@ -54,15 +53,15 @@ def conv1x1(channels_in: int, channels_out: int) -> nn.Module:
 
 
 def stage_widths(width: int, limit: int, resolution: int) -> list[int]:
-    """Channels from full resolution down to 4 x 4."""
+    """Returns the channels of all stages, from full resolution down to 4 x 4."""
     return [min(width * 2**i, limit) for i in range((resolution // 4).bit_length())]
 
 
 class Affine(nn.Module):
-    """Scale and shift of the channels by the latent (DF-GAN), of features brought to unit mean square before.
+    """Scales and shifts channels by the latent (DF-GAN), after scaling the features to unit mean square.
 
-    Without that, scales that multiply from block to block make the output grow without bound at the learning rates that a
-    short run needs: fitted to images alone, at 1e-3, the generator diverged in three of three trials, and in none with it.
+    Without this normalisation, the scales multiply from block to block and the output grows without bound at the learning
+    rates of short runs: fitted to images alone at 1e-3, the generator diverged in three of three trials, and in none with it.
     """
 
     def __init__(self, w_dim: int, channels: int) -> None:
@@ -77,7 +76,7 @@ class Affine(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """Residual pair of 3x3 convolutions, each after an affine layer."""
+    """A residual pair of 3x3 convolutions, each after an affine layer."""
 
     def __init__(self, channels_in: int, channels_out: int, w_dim: int) -> None:
         super().__init__()
@@ -91,7 +90,7 @@ class GeneratorBlock(nn.Module):
 
 
 class WordAttention(nn.Module):
-    """Attention of pixels to token states, padding excluded; the gate starts at 0, as if there were none."""
+    """Attention of pixels to token states, without padding; the gate starts at 0, so it has no effect at first."""
 
     def __init__(self, channels: int, token_dim: int, heads: int = 4) -> None:
         super().__init__()
@@ -111,10 +110,10 @@ class WordAttention(nn.Module):
 
 
 class Generator(nn.Module):
-    """(noise, text) -> image in [-1, 1]; `mapping` and `synthesis` are its two halves."""
+    """Generates images in [-1, 1] from noise and text; `mapping` and `synthesis` are its two halves."""
 
     w_average: Tensor
-    # what columns stand for, where a run starts from other weights (t2i.training.initialise)
+    # meaning of the columns, for starting from other weights (t2i.training.initialise)
     roles: ClassVar[dict[str, str]] = {"text.weight": "pooled", "words.*.kv.weight": "tokens"}
 
     def __init__(self, config: GeneratorConfig, resolution: int, pooled_dim: int, token_dim: int) -> None:
@@ -139,18 +138,18 @@ class Generator(nn.Module):
             }
         )
         self.to_rgb = conv3x3(widths[-1], 3, gain=0.3)
-        # mean latent over training captions, for guidance: the null caption of a GAN
+        # the mean latent over training captions, which guidance uses in place of a null caption
         self.register_buffer("w_average", torch.zeros(config.w_dim))
         self.to(memory_format=torch.channels_last)
 
     def mapping(self, z_BZ: Tensor, pooled_BP: Tensor) -> Tensor:
-        """w_BW, of unit mean square. Noise and text enter with equal weight."""
+        """Returns w_BW, of unit mean square. Noise and text have equal weight."""
         text = unit_rms(self.text(unit_rms(pooled_BP)))
         hidden = activate(self.map_1(torch.cat([unit_rms(z_BZ), text], dim=1)))
         return unit_rms(activate(self.map_2(hidden)))
 
     def synthesis(self, w_BW: Tensor, text: TextFeatures) -> Tensor:
-        """images_BCHW, roughly in [-1, 1]; not clipped, so that gradients never vanish."""
+        """Returns images_BCHW, roughly in [-1, 1]; they are not clipped, so that gradients never vanish."""
         x = self.start(w_BW).view(w_BW.shape[0], -1, 4, 4).contiguous(memory_format=torch.channels_last)
         for i, stage in enumerate(self.stages):
             if i:
@@ -166,7 +165,7 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual pair of 3x3 convolutions, then halved."""
+    """A residual pair of 3x3 convolutions."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -178,7 +177,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """logit(x, t) = u(phi(x)) + <phi(x), P t> / sqrt(d): other captions of the same image cost no second pass."""
+    """Computes logit(x, t) = u(phi(x)) + <phi(x), P t> / sqrt(d), so that further captions of an image need no second pass."""
 
     roles: ClassVar[dict[str, str]] = {"text_1.weight": "pooled"}
 
@@ -198,13 +197,13 @@ class Discriminator(nn.Module):
         self.unconditional = nn.Linear(config.feature_dim, 1)
         self.text_1 = nn.Linear(pooled_dim, config.feature_dim)
         self.text_2 = nn.Linear(config.feature_dim, config.feature_dim)
-        for head in (self.unconditional, self.text_2):  # every logit starts at 0, every relativistic loss at ln 2
+        for head in (self.unconditional, self.text_2):  # logits start at 0, and relativistic losses at ln 2
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images_NCHW: Tensor, pooled_MP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Runs all images and all captions of a step in one pass, so that it may be wrapped for several processes.
+        """Processes all images and captions of a step in one pass, as DistributedDataParallel requires.
 
         Returns:
             unconditional u(phi(x)) [N], features phi(x) [N, F], projected captions P t / sqrt(F) [M, F]. The logit of image

@@ -1,8 +1,8 @@
-"""The objective of each player in one step, and nothing else.
+"""The training objectives of generator and discriminator.
 
-Captions enter as pooled vectors. Each step brings a pool of M captions of other images; an image of the batch with a
-caption of the pool is a mismatched pair, unless the two say the same. The pool is drawn for the step, not from the batch, so
-a step means the same however it is cut into micro-batches and processes.
+Captions are pooled vectors. Each step has a pool of M captions of other images; an image of the batch and a caption of the
+pool form a mismatched pair, unless its own caption is the same. The pool is drawn for the step, not from the batch, so the
+objective does not depend on how a step is divided into micro-batches and processes.
 
 Axes: B batch, C channels, H W image, P pooled text, M captions of the pool, F discriminator features.
 """
@@ -18,24 +18,24 @@ from t2i.cgan.config import HingeLoss, LossConfig
 
 MISMATCHED = 0.5  # weight of real images with captions of other images
 CENTERING = 0.01  # weight of (D(real) + D(fake))^2, which keeps logits from drifting
-PROBE = 0.01  # step of the finite difference, in units of pixels in [-1, 1]
+PROBE = 0.01  # step of the finite difference, for pixels in [-1, 1]
 MA_GP = 2.0  # weight of the matching-aware gradient penalty, as in DF-GAN
 
 
 class CaptionPool(NamedTuple):
-    """Text of one micro-batch and the step's pool."""
+    """The captions of one micro-batch and the step's pool."""
 
     pooled_BP: Tensor
     pool_MP: Tensor
-    same_BM: Tensor  # True where caption m of the pool belongs to image b or reads the same: no mismatch
-    labelled_B: Tensor | None = None  # False: the image has no caption and is judged without one; None: all have
+    same_BM: Tensor  # True if caption m of the pool belongs to image b or equals its caption: not a mismatch
+    labelled_B: Tensor | None = None  # False for images without a caption, judged without one; None: all have captions
 
     def condition(self, condition: float) -> float | Tensor:
-        """How much the caption of each image counts."""
+        """Returns the weight of each image's caption."""
         return condition if self.labelled_B is None else condition * self.labelled_B
 
     def no_mismatch(self) -> Tensor:
-        """[B, M], True where image b with caption m is no mismatched pair."""
+        """Returns [B, M], True if image b and caption m are not a mismatched pair."""
         return self.same_BM if self.labelled_B is None else self.same_BM | ~self.labelled_B[:, None]
 
 
@@ -44,17 +44,17 @@ def _pairwise(u_B: Tensor, features_BF: Tensor, text_F: Tensor, condition: float
 
 
 def mismatched_mean(values_BM: Tensor, same_BM: Tensor) -> Tensor:
-    """Returns the mean over pairs, where matching pairs count as 0: so means of micro-batches average to that of the batch."""
+    """Returns the mean over all pairs, with 0 for matching pairs, so that the means of micro-batches average to the batch's."""
     return (values_BM * ~same_BM).mean()
 
 
 def penalised(config: LossConfig, batch: int) -> int:
-    """Returns how many images of a batch R1 and R2 are computed on."""
+    """Returns the number of images of a batch that R1 and R2 are computed on."""
     return 0 if isinstance(config, HingeLoss) else max(1, round(config.penalty_fraction * batch))
 
 
 def has_probes(config: LossConfig) -> bool:
-    """Returns whether the penalties need noise: those by finite differences do."""
+    """Returns True if the penalties need noise, which finite differences do."""
     return not isinstance(config, HingeLoss) and config.penalty == "finite_difference"
 
 
@@ -71,12 +71,13 @@ def discriminator_loss(
     """Returns the discriminator's loss and scalars for the journal.
 
     Args:
-        real_BCHW, fake_BCHW: in [-1, 1], augmented alike; no gradient flows to the generator.
-        noise: standard normals [n, C, H, W] for the penalty on n reals and n fakes; None with the autograd penalty.
+        real_BCHW, fake_BCHW: augmented images in [-1, 1]; no gradient flows to the generator.
+        noise: standard normal numbers [n, C, H, W] for the penalties on n real and n generated images; None with the autograd
+            penalty.
         gamma: weight of R1 + R2 at this step.
-        condition: 0 ignores the captions, 1 uses them (the ramp on small data).
+        condition: 0 ignores the captions, 1 uses them; ramped up on small data.
     """
-    batch, own = len(real_BCHW), captions.condition(condition)
+    batch, weight = len(real_BCHW), captions.condition(condition)
     count = penalised(config, batch)
     exact = not has_probes(config)
     real, fake = real_BCHW.detach().requires_grad_(exact), fake_BCHW.detach().requires_grad_(exact)
@@ -86,8 +87,8 @@ def discriminator_loss(
         images += [real[:count] + PROBE * noise[0], fake[:count] + PROBE * noise[1]]
     u, features, projected = discriminator(torch.cat(images), torch.cat([pooled, captions.pool_MP]))
     text, pool = projected[:batch], projected[batch:]
-    real_B = _pairwise(u[:batch], features[:batch], text, own)
-    fake_B = _pairwise(u[batch : 2 * batch], features[batch : 2 * batch], text, own)
+    real_B = _pairwise(u[:batch], features[:batch], text, weight)
+    fake_B = _pairwise(u[batch : 2 * batch], features[batch : 2 * batch], text, weight)
     mismatched_BM = u[:batch, None] + condition * features[:batch] @ pool.T
     watch = {
         "d_real": real_B.mean(),
@@ -109,7 +110,7 @@ def discriminator_loss(
         watch["r2"] = losses.gradient_penalty_autograd(fake_B[:count], fake)
     else:
         rows = slice(2 * batch, 2 * batch + count), slice(2 * batch + count, 2 * batch + 2 * count)
-        few = own[:count] if isinstance(own, Tensor) else own
+        few = weight[:count] if isinstance(weight, Tensor) else weight
         probed = [_pairwise(u[part], features[part], text[:count], few) for part in rows]
         watch["r1"] = losses.gradient_penalty_finite_difference(real_B[:count], probed[0], PROBE)
         watch["r2"] = losses.gradient_penalty_finite_difference(fake_B[:count], probed[1], PROBE)
@@ -125,18 +126,18 @@ def generator_loss(
     condition: float = 1.0,
 ) -> Tensor:
     """Returns the generator's adversarial loss; gradients reach the generator through `fake_BCHW` alone."""
-    batch, own = len(fake_BCHW), captions.condition(condition)
+    batch, weight = len(fake_BCHW), captions.condition(condition)
     if isinstance(config, HingeLoss):
         u, features, text = discriminator(fake_BCHW, captions.pooled_BP)
-        return losses.hinge_generator(_pairwise(u, features, text, own))
+        return losses.hinge_generator(_pairwise(u, features, text, weight))
     u, features, text = discriminator(torch.cat([fake_BCHW, real_BCHW.detach()]), captions.pooled_BP)
-    fake_B = _pairwise(u[:batch], features[:batch], text, own)
-    real_B = _pairwise(u[batch:], features[batch:], text, own)
+    fake_B = _pairwise(u[:batch], features[:batch], text, weight)
+    real_B = _pairwise(u[batch:], features[batch:], text, weight)
     return losses.relativistic(fake_B, real_B.detach())
 
 
 def guidance_loss(image_BE: Tensor, text_BE: Tensor, pool_ME: Tensor, same_BM: Tensor, scale: float) -> Tensor:
-    """Contrastive loss of generated images against their own caption and the pool's, through a frozen dual encoder.
+    """Returns the contrastive loss of generated images against their captions and the pool's, by a frozen dual encoder.
 
     Args:
         image_BE, text_BE, pool_ME: unit-length embeddings.

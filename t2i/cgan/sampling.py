@@ -1,10 +1,9 @@
-"""Turns text and noise into images, with the two knobs of a GAN's latent space.
+"""Samples images from text and noise, with truncation and guidance in the GAN's latent space.
 
 Axes: B batch, Z noise, W latent, P pooled text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, cast
 
 import numpy as np
@@ -17,24 +16,24 @@ from t2i.cgan.config import Config
 from t2i.cgan.resnet import Generator
 from t2i.errors import InputError
 from t2i.families import Components
-from t2i.hardware import one_thread_each
+from t2i.hardware import one_by_one
 from t2i.images import ImageArray, to_uint8
-from t2i.seeding import noise, slerp
+from t2i.seeding import noise, noise_between
 from t2i.text import TextEncoder, TextFeatures
 from t2i.trained import TrainedRun
 
-MEAN_DRAWS = 16  # noises that the mean latent of a caption is taken over
+MEAN_DRAWS = 16  # number of noise vectors that the mean latent of a caption is taken over
 
 
 @torch.no_grad()
 def latents(
     generator: Generator, z_BZ: Tensor, pooled_BP: Tensor, truncation: float = 1.0, guidance: float = 1.0
 ) -> Tensor:
-    """w_BW of noise and text.
+    """Returns w_BW for noise and text.
 
     Args:
-        truncation: 1 leaves w alone, 0 gives every noise the mean latent of its caption (less variety, safer images).
-        guidance: 1 leaves w alone; above 1 moves it away from the mean latent of all captions (GAT, 2025).
+        truncation: 1 does not change w; 0 replaces it by the mean latent of its caption (less variety, safer images).
+        guidance: 1 does not change w; above 1 moves it away from the mean latent of all captions (GAT, 2025).
     """
     w = generator.mapping(z_BZ, pooled_BP)
     if truncation != 1:
@@ -52,7 +51,7 @@ def latents(
 def sample(
     generator: Generator, z_BZ: Tensor, text: TextFeatures, truncation: float = 1.0, guidance: float = 1.0
 ) -> Tensor:
-    """images_BCHW, roughly in [-1, 1]."""
+    """Returns images_BCHW, roughly in [-1, 1]."""
     return generator.synthesis(latents(generator, z_BZ, text.pooled_BP, truncation, guidance), text)
 
 
@@ -64,39 +63,31 @@ def sample_uint8(
     guidance: float = 1.0,
     on_step: Callable[[float], None] | None = None,
 ) -> ImageArray:
-    """uint8 [B, H, W, 3] of noise and text, both on any device.
+    """Samples images, uint8 [B, H, W, 3], from noise and text on any device.
 
-    On a CPU each image is sampled alone, by one thread, as many at once as torch has threads. So it has the same bits
-    whatever is sampled beside it, while a batch would round by its size and by the place of an image in it. On two cores
-    that makes 220 images/s at 64 px, where batches of 64 fall out of the caches and give 187, but 462 at 32 px against
-    1,168. Elsewhere all B images are one batch: enough work for a GPU, but they may differ by rounding with B.
+    On a CPU the images are sampled one by one (`one_by_one`). On two cores this gives 220 images/s at 64 px, where batches of
+    64 do not fit into the caches and give 187, but 462 instead of 1,168 at 32 px. On other devices, all B images are one
+    batch, and their rounding may depend on B.
 
     Args:
-        on_step: is given the share that is done, after each image or after the batch.
+        on_step: called with the share of images that are done.
     """
-    count, device = len(z_BZ), generator.w_average.device
-    if device.type != "cpu":
-        z, features = z_BZ.to(device), TextFeatures(*(x.to(device) for x in text))
-        images = to_uint8(sample(generator, z, features, truncation, guidance))
-        if on_step is not None:
-            on_step(1.0)
-        return images
+    device = generator.w_average.device
 
-    def one(i: int) -> ImageArray:
-        features = TextFeatures(*(x[[i]] for x in text))
-        return to_uint8(sample(generator, z_BZ[[i]], features, truncation, guidance))
+    def images_of(rows: list[int] | slice) -> ImageArray:
+        features = TextFeatures(*(x[rows].to(device) for x in text))
+        return to_uint8(sample(generator, z_BZ[rows].to(device), features, truncation, guidance))
 
-    images = []
-    with one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
-        for image in pool.map(one, range(count)):
-            images.append(image)
-            if on_step is not None:
-                on_step(len(images) / count)
-    return np.concatenate(images)
+    if device.type == "cpu":
+        return np.concatenate(one_by_one(images_of, len(z_BZ), on_step))
+    images = images_of(slice(None))
+    if on_step is not None:
+        on_step(1.0)
+    return images
 
 
 class CganSampler:
-    """The averaged generator of a run; `t2i.families.Sampler` says what each method does."""
+    """The averaged generator of a run; the methods are documented in `t2i.families.Sampler`."""
 
     parts = ("generator",)
     guidance = 1.0
@@ -112,7 +103,7 @@ class CganSampler:
     def load(cls, components: Components, text: TextEncoder) -> Self:
         values, tensors = components["generator"]
         config = Config.kept(values)
-        with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
+        with torch.random.fork_rng(devices=[]):  # initialising weights must not use the caller's generator
             generator, _ = build(config, text.pooled_dim, text.token_dim)
         checkpoint.load_module(generator, tensors, "generator")
         return cls(config, cast(Generator, generator))
@@ -125,7 +116,7 @@ class CganSampler:
 
     def tuned(self, settings: Mapping[str, Any]) -> Self:
         if settings:
-            raise InputError(f"a GAN has no setting {min(settings)!r}; it has guidance and truncation alone")
+            raise InputError(f"a GAN has no setting {min(settings)!r}; it only has guidance and truncation")
         return self
 
     def settings(self) -> dict[str, Any]:
@@ -150,8 +141,7 @@ class CganSampler:
         truncation: float = 1.0,
         guidance: float = 1.0,
     ) -> ImageArray:
-        a_Z, b_Z = noise(seeds, self.config.generator.z_dim)
-        z_BZ = slerp(a_Z, b_Z, weights)
+        z_BZ = noise_between(seeds, weights, self.config.generator.z_dim)
         return self._sample(z_BZ, text, truncation, guidance, None)
 
     def _sample(
@@ -164,7 +154,7 @@ class CganSampler:
     ) -> ImageArray:
         if guidance != 1 and not self.generator.w_average.any():
             raise InputError(
-                f"guidance {guidance:g} has no mean latent to lead away from: this checkpoint was saved before one was "
-                "measured; use guidance 1, or train on to the next checkpoint"
+                f"guidance {guidance:g} needs the mean latent, which this early checkpoint does not have; use guidance 1, or "
+                "train until the next checkpoint"
             )
         return sample_uint8(self.generator, z_BZ, text, truncation, guidance, on_step)

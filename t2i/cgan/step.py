@@ -1,4 +1,4 @@
-"""The arithmetic of one optimizer step of the GAN: what is drawn for it, and the loss of each player.
+"""Random draws and losses of one optimizer step of the GAN.
 
 Axes: B batch, C channels, H W image, Z noise, N candidate images.
 """
@@ -20,23 +20,23 @@ from t2i.cgan.diffaugment import DRAWS, augment, flip
 from t2i.extractors import ImageTextExtractor
 from t2i.text import TextFeatures
 
-CANDIDATES = 4  # noises tried for each caption; the one whose image is nearest to the real one is trained on
+CANDIDATES = 4  # noise vectors tried per caption; the one whose image is nearest to the real one is used
 
 Watched = dict[str, Tensor]  # scalars for the journal
 
 
 class GanMicro(NamedTuple):
-    """One micro-batch on the device, with every random number that its step needs."""
+    """One micro-batch on the device, with all random numbers of its step."""
 
     sample_ids: NDArray[np.int64]
     real: Tensor
-    real_shown: Tensor  # augmented, as the discriminator sees it
+    real_shown: Tensor  # augmented, for the discriminator
     text: TextFeatures
     captions: rules.CaptionPool
     guide: tuple[Tensor, Tensor] | None  # the guide's embeddings of the captions and of the pool
     z: Tensor
-    fake_draws: Tensor  # uniforms for the augmentation of generated images
-    probes: tuple[Tensor, Tensor] | None  # normals for the finite-difference penalties
+    fake_draws: Tensor  # uniform numbers for the augmentation of generated images
+    probes: tuple[Tensor, Tensor] | None  # normal numbers for the finite-difference penalties
 
 
 def draw_micro(
@@ -47,7 +47,7 @@ def draw_micro(
     guide: tuple[Tensor, Tensor] | None,
     sample_ids: NDArray[np.int64],
 ) -> GanMicro:
-    """Draws noise, augmentations and probes for a micro-batch of real images, keyed by sample."""
+    """Draws noise, augmentations and probes for a micro-batch of real images, by sample id."""
     device, seed = real_BCHW.device, config.seed
     real_draws, fake_draws = (
         torch.from_numpy(seeding.uniform(seed, f"augment/{who}", sample_ids, DRAWS)).float().to(device)
@@ -73,11 +73,11 @@ def draw_micro(
 
 @torch.no_grad()
 def nearest_noise(generator: nn.Module, config: Config, micro: GanMicro) -> Tensor:
-    """Returns z_BZ: of `CANDIDATES` noises for each caption, the one whose image is nearest to the real one.
+    """Returns z_BZ: of `CANDIDATES` noise vectors per caption, the one whose image is nearest to the real image.
 
-    Conditional IMLE (Li et al., IJCV 2020): pulling only the nearest towards the real image leaves the noise to decide what
-    the caption leaves open, where pulling every one would give the mean of all. Compared at half size, because finer
-    detail is not for the noise to choose.
+    This is conditional IMLE (Li et al., IJCV 2020). Since only the nearest image is pulled towards the real one, the noise can
+    decide what the caption does not determine; pulling all of them would yield the mean. Images are compared at half size, as
+    the noise should not decide finer details.
     """
     others = [
         torch.from_numpy(seeding.normal(config.seed, f"train/z/{k}", micro.sample_ids, config.generator.z_dim))
@@ -85,8 +85,8 @@ def nearest_noise(generator: nn.Module, config: Config, micro: GanMicro) -> Tens
     ]
     z_NZ = torch.cat([micro.z, *(z.to(micro.z.device) for z in others)])
     text = TextFeatures(*(x.repeat(CANDIDATES, *[1] * (x.ndim - 1)) for x in micro.text))
-    made = F.avg_pool2d(generator(z_NZ, text).float(), 2).flatten(1).view(CANDIDATES, len(micro.z), -1)
-    nearest_B = (made - F.avg_pool2d(micro.real, 2).flatten(1)).square().mean(dim=2).argmin(dim=0)
+    candidates = F.avg_pool2d(generator(z_NZ, text).float(), 2).flatten(1).view(CANDIDATES, len(micro.z), -1)
+    nearest_B = (candidates - F.avg_pool2d(micro.real, 2).flatten(1)).square().mean(dim=2).argmin(dim=0)
     return z_NZ.view(CANDIDATES, len(micro.z), -1)[nearest_B, torch.arange(len(micro.z), device=nearest_B.device)]
 
 
@@ -126,7 +126,7 @@ def generate(
     watch = {"g_loss": loss.detach()}
     if config.loss.reconstruction:
         distance = (fake_BCHW.float() - micro.real).square()
-        labelled_B = micro.captions.labelled_B  # the others' captions are not of their images
+        labelled_B = micro.captions.labelled_B  # other images only have a borrowed caption
         distance = distance.mean() if labelled_B is None else (distance.mean(dim=(1, 2, 3)) * labelled_B).mean()
         watch["reconstruction"] = distance.detach()
         loss = loss + config.loss.reconstruction * distance
@@ -141,6 +141,6 @@ def generate(
 
 @torch.no_grad()
 def track_mean_latent(generator: nn.Module, micro: GanMicro, step: int) -> None:
-    """Moves the buffer `w_average` to the mean latent over captions: what guidance in sampling leads away from."""
+    """Updates the buffer `w_average`, the mean latent over captions that guidance in sampling moves away from."""
     mean = generator.mapping(micro.z, micro.text.pooled_BP).mean(dim=0)  # type: ignore[operator]
     generator.w_average.lerp_(mean, max(0.02, 1 / step))  # type: ignore[union-attr,operator]

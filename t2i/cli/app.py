@@ -1,7 +1,7 @@
-"""The `t2i` command: a table of commands, and what becomes of a mistake.
+"""The `t2i` command: the table of commands, and the handling of errors.
 
-Exit status: 0 done; 2 the input is wrong, said in one line; 85 a run stopped early and the same command resumes it;
-130 interrupted. Anything else that goes wrong is a bug and shows its traceback.
+Exit status: 0 success; 2 invalid input, explained in one line; 85 a run that stopped early and that the same command resumes;
+130 interrupted. Any other error is a bug and shows its traceback.
 """
 
 import errno
@@ -20,7 +20,7 @@ from t2i.cli.options import Command, group
 from t2i.errors import InputError
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-PATIENCE_SECONDS = 5.0  # torchrun ends the other processes within this time when the first one stops
+PATIENCE_SECONDS = 5.0  # torchrun ends the other processes within this time after the first one stops
 
 DATA = group(
     "Check, export, caption and rewrite images.",
@@ -34,7 +34,7 @@ DATA = group(
     },
 )
 CACHE = group(
-    "Show or shrink what is kept on disk to save time.",
+    "Show or prune the cache.",
     {
         "list": Command("t2i.cli.cache:CacheListOptions", "t2i.cli.cache:list_cache"),
         "prune": Command("t2i.cli.cache:PruneOptions", "t2i.cli.cache:prune_cache"),
@@ -49,6 +49,7 @@ EVAL = group(
         "report": Command("t2i.report.options:ReportOptions", "t2i.eval.report:main"),
         "tokenizer": Command("t2i.scoring.options:TokenizerOptions", "t2i.eval.tokenizer:main"),
         "captions": Command("t2i.scoring.options:CaptionsOptions", "t2i.eval.captions:main"),
+        "classify": Command("t2i.scoring.options:ClassifyOptions", "t2i.eval.classify:main"),
         "retrieval": Command("t2i.retrieval.options:RetrievalOptions", "t2i.eval.retrieval:main"),
         "sweep": Command("t2i.scoring.options:SweepOptions", "t2i.eval.sweep:main"),
     },
@@ -100,10 +101,10 @@ def root(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status; `argv` as in sys.argv[1:]."""
-    # Spinning OpenMP threads cost a factor of 18 beside one busy neighbour; the setting is read when torch is imported.
+    """Runs one command and returns its exit status; `argv` is like sys.argv[1:]."""
+    # Spinning OpenMP threads can be 18 times slower next to one busy process; torch reads this setting on import.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # A short spin before sleeping: small steps on 2 free cores run 1.6 times as fast as with none (LOG.md).
+    # With a short spin before sleeping, small steps on 2 free cores are 1.6 times as fast as without (LOG.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     keep_freed_memory()
     try:
@@ -116,21 +117,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         problem = str(error)
     except OSError as error:
-        problem = _of_the_disk(error)
+        problem = _disk_error(error)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # click's mistakes of usage have it, whichever package holds click
+        if not hasattr(
+            error, "format_message"
+        ):  # an attribute of click's usage errors, whichever package provides click
             raise
-        problem = _of_the_usage(error)
+        problem = _usage_error(error)
     if problem:
         report(problem)
     return 2
 
 
 def report(problem: str) -> None:
-    """Prints a mistake once, however many processes torchrun started.
+    """Prints an error once, even if torchrun started several processes.
 
-    All processes usually meet the same mistake. The first one prints it and stops, whereupon torchrun ends the others;
-    one that is still there after a while met a mistake of its own.
+    All processes usually have the same error. The first one prints it and stops, whereupon torchrun ends the others; a process
+    that is still alive after a while has an error of its own.
     """
     if not is_first():
         time.sleep(PATIENCE_SECONDS)
@@ -138,18 +141,18 @@ def report(problem: str) -> None:
     print(f"error: {problem}", file=sys.stderr)
 
 
-def _of_the_disk(error: OSError) -> str:
+def _disk_error(error: OSError) -> str:
     where = str(error.filename or f"while working in {Path.cwd()}")
     if error.errno == errno.ENAMETOOLONG:
-        return f"{where[:60]}... is too long to name a file or folder; give a shorter one"
+        return f"{where[:60]}... is too long for the name of a file or folder; use a shorter one"
     if error.errno in DISK_ERRORS:
         return f"{where}: {os.strerror(error.errno)}; free some space or name another folder"
     raise error
 
 
-def _of_the_usage(error: Any) -> str:
-    """One line; empty where the help was printed instead."""
-    said = (
+def _usage_error(error: Any) -> str:
+    """Returns the error in one line; an empty string if the help was printed instead."""
+    message = (
         " ".join(error.format_message().split())
         .rstrip(".")
         .replace("Input should ", "must ")
@@ -158,4 +161,4 @@ def _of_the_usage(error: Any) -> str:
     if type(error).__name__ == "NoArgsIsHelpError":
         return ""
     command = f"{error.ctx.command_path} --help" if getattr(error, "ctx", None) else "t2i --help"
-    return f"{said[:1].lower()}{said[1:]}; see {command}"
+    return f"{message[:1].lower()}{message[1:]}; see {command}"

@@ -1,4 +1,4 @@
-"""`t2i cache`: what is in the cache, and how to make it smaller."""
+"""`t2i cache`: lists and prunes the cache."""
 
 import time
 
@@ -9,14 +9,14 @@ from t2i.config.options import Options, option
 
 
 class CacheListOptions(Options):
-    """Print what is in the cache, last used first."""
+    """List the cache; recently used entries come first."""
 
 
 class PruneOptions(Options):
-    """Remove files of the cache; what is needed again is made again."""
+    """Remove files from the cache; files that are needed later are created again."""
 
-    max_size: str | None = option(None, "Remove what was used longest ago, down to e.g. 10GB.", metavar="SIZE")
-    older_than: str | None = option(None, "Remove what was not used for so long, e.g. 30d.", metavar="AGE")
+    max_size: str | None = option(None, "Remove the least recently used files, down to e.g. 10GB.", metavar="SIZE")
+    older_than: str | None = option(None, "Remove files that were not used for so long, e.g. 30d.", metavar="AGE")
 
 
 def list_cache(options: CacheListOptions) -> None:
@@ -30,5 +30,5 @@ def list_cache(options: CacheListOptions) -> None:
 
 
 def prune_cache(options: PruneOptions) -> None:
-    done = prune(options.max_size, options.older_than)
-    typer.echo(f"removed {done.files:,} files, {done.bytes / 1e6:,.1f} MB; {done.left / 1e6:,.1f} MB stay")
+    pruned = prune(options.max_size, options.older_than)
+    typer.echo(f"removed {pruned.files:,} files, {pruned.bytes / 1e6:,.1f} MB; {pruned.left / 1e6:,.1f} MB remain")

@@ -15,11 +15,11 @@ class ShowOptions(Options):
     """Print the resolved config: every key with its value."""
 
     name: str = argument("A shipped config, a file, a run or a family.", metavar="NAME")
-    sets: tuple[str, ...] = option((), "Override one key, as data.limit=9.", metavar="KEY=VALUE", flag="--set")
+    sets: tuple[str, ...] = option((), "Override a key, e.g. data.limit=9.", metavar="KEY=VALUE", flag="--set")
 
 
 class SchemaOptions(Options):
-    """Print the JSON schema: every key with type, range, default and meaning."""
+    """Print the JSON schema: every key with type, range, default and description."""
 
     family: str = argument(f"{', '.join(FAMILIES)}.", metavar="FAMILY")
 
@@ -27,8 +27,8 @@ class SchemaOptions(Options):
 class DiffOptions(Options):
     """Print the keys in which two configs differ."""
 
-    a: str = argument("As in t2i config show.", metavar="A")
-    b: str = argument("The other one.", metavar="B")
+    a: str = argument("A shipped config, a file, a run or a family.", metavar="A")
+    b: str = argument("Another one.", metavar="B")
 
 
 class ListOptions(Options):
@@ -54,7 +54,7 @@ def list_configs(options: ListOptions) -> None:
 
 
 def _open(name: str, sets: Sequence[str] = ()) -> Section:
-    """A family's defaults, a shipped config, a file or a run directory."""
+    """Reads a family's defaults, a shipped config, a file or the config of a run."""
     if name in FAMILIES:
         return load.load(config_class(name), None, sets)
     return load.load(config_class(family_of(name)), name, sets)

@@ -1,4 +1,4 @@
-"""`t2i data`: checks, exports and rewrites captioned images."""
+"""`t2i data`: checks, captions, exports and rewrites images."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,15 +23,15 @@ class ExportOptions(Options):
 
     address: str = argument("E.g. shapes-2, or a folder.", metavar="ADDRESS")
     out: Path = argument(OUT, metavar="OUT")
-    n: int | None = option(None, "Images of each split.", metavar="N", short="-n", ge=1)
-    size: int = option(64, "Pixels a side.", ge=1)
+    n: int | None = option(None, "Number of images per split.", metavar="N", short="-n", ge=1)
+    size: int = option(64, "Pixels per side.", ge=1)
     split: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = option(
-        ("train",), "Several splits go into a folder each.", metavar="A,B", commas=True
+        ("train",), "Splits; several are written to one folder each.", metavar="A,B", commas=True
     )
 
 
 class CheckOptions(Options):
-    """Decode everything; report counts, sizes, captions, duplicates, broken files, captions shared between splits."""
+    """Decode all images; report counts, sizes, captions, duplicates, broken files and captions shared between splits."""
 
     address: str = argument(ADDRESS, metavar="ADDRESS")
     sheet: Path | None = option(None, "Also write a contact sheet with captions.", metavar="FILE.png")
@@ -46,7 +46,7 @@ class FilterOptions(Options):
     max_words: int | None = option(None, "Remove captions with more words.", metavar="N", ge=1)
     unique: bool = option(False, "Keep only the first of equal captions.")
     allow: Path | None = option(
-        None, "Keep only captions with one of the words in this file, one a line.", metavar="FILE"
+        None, "Keep only captions with one of the words in this file (one word per line).", metavar="FILE"
     )
     deny: Path | None = option(None, "Remove captions with one of the words in this file.", metavar="FILE")
     near: str | None = option(None, "Keep only images near these words, captioned or not.", metavar="TEXT")
@@ -70,40 +70,40 @@ class FilterOptions(Options):
 
 
 class SplitOptions(Options):
-    """Divide data anew and write the splits as folders of links; equal files come into one split."""
+    """Divide data into new splits and write them as folders of links; equal files are put into the same split."""
 
     address: str = argument(ADDRESS, metavar="ADDRESS")
     out: Path = argument(OUT, metavar="OUT")
     train: float = option(0.9, "Share of train.", ge=0, le=1)
     val: float = option(0.05, "Share of val.", ge=0, le=1)
     test: float = option(0.05, "Share of test.", ge=0, le=1)
-    seed: int = option(0, "Decides the split, with the contents of each file.", ge=0)
+    seed: int = option(0, "Determines the split, together with the contents of each file.", ge=0)
 
 
 class PackOptions(Options):
-    """Write WebDataset shards, a table beside each; the same command again goes on where it was stopped."""
+    """Write WebDataset shards, with a table for each; the same command continues after an interruption."""
 
     address: str = argument(ADDRESS, metavar="ADDRESS")
-    shards: Path = option(..., "Folder of the shards; new, or one to go on with.", metavar="OUT")
-    size: int = option(256, "Pixels of the shorter side at most; 0: files as they are.", ge=0)
-    suffix: Literal["jpg", "png"] = option("jpg", "Format of images that are resized.")
-    pictures: int = option(1000, "Images of a shard.", metavar="N", ge=1)
+    shards: Path = option(..., "Folder of the shards; new, or one to continue.", metavar="OUT")
+    size: int = option(256, "Maximum of the shorter side in pixels; 0: copy files unchanged.", ge=0)
+    suffix: Literal["jpg", "png"] = option("jpg", "Format of resized images.")
+    pictures: int = option(1000, "Images per shard.", metavar="N", ge=1)
 
 
 class CaptionOptions(Options):
-    """Write captions of images: a folder of links and a metadata.jsonl. The same command again goes on where it was stopped."""
+    """Caption images: write a folder of links with a metadata.jsonl. The same command continues after an interruption."""
 
     address: str = argument("A folder of images, captioned or not, or any data.", metavar="ADDRESS")
-    out: Path = argument("A new or empty folder, or one to go on with.", metavar="OUT")
+    out: Path = argument("A new or empty folder, or one to continue.", metavar="OUT")
     by: Path = option(..., "A run of t2i train reader, or of t2i train align.", metavar="RUN")
-    keep: bool = option(False, "Images that have captions keep them.")
+    keep: bool = option(False, "Keep the captions of images that have some.")
     min_likelihood: float | None = option(
         None,
-        "Leave out images whose caption has a lower mean log-likelihood a token, in nats, as -0.5.",
+        "Leave out images whose caption has a lower mean log likelihood per token, in nats, e.g. -0.5.",
         metavar="X",
         le=0,
     )
-    beams: int = option(1, "Beams of the search; 1: the likeliest token each time.", metavar="N", ge=1, le=64)
+    beams: int = option(1, "Number of beams; 1: greedy decoding.", metavar="N", ge=1, le=64)
 
 
 def export(options: ExportOptions) -> None:
@@ -112,7 +112,7 @@ def export(options: ExportOptions) -> None:
     from t2i.data.tools.export import export_splits
 
     if not options.split:
-        raise InputError("--split names no split; give one or several, as --split train,val")
+        raise InputError("--split names no split; give one or several, e.g. --split train,val")
     tell_address(options.address)
     view = View(resolution=options.size, limit=options.n)
     opened = {name: open_dataset(options.address, name, view) for name in options.split}
@@ -130,7 +130,7 @@ def check(options: CheckOptions) -> None:
 
     sheet = options.sheet
     if sheet is not None and not sheet.parent.is_dir():
-        raise InputError(f"--sheet {sheet}: there is no folder {sheet.parent}; make it or name another file")
+        raise InputError(f"--sheet {sheet}: there is no folder {sheet.parent}; create it or name another file")
     with _decoding():
         here = gather(options.address)
     report = examine(here)
@@ -229,7 +229,7 @@ def caption_data(options: CaptionOptions) -> None:
 
 @contextmanager
 def _decoding() -> Iterator[Callable[[str, float, int], None]]:
-    """Shows how many images are decoded."""
+    """Shows the progress of decoding images."""
     from t2i.console import shown_progress
     from t2i.data.verify import watched
 

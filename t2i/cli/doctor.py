@@ -1,4 +1,4 @@
-"""`t2i doctor`: finds faults of this installation and machine, and says how to mend them."""
+"""`t2i doctor`: finds problems of this installation and machine, and explains how to fix them."""
 
 import os
 import platform
@@ -25,11 +25,11 @@ REINSTALL = "reinstall both from one place: uv pip install --reinstall torch tor
 
 
 class DoctorOptions(Options):
-    """Check this installation and machine; every problem comes with its fix."""
+    """Check this installation and machine; for every problem, print a fix."""
 
 
 class Finding(NamedTuple):
-    """One line of the report; `fix` says what to do and is empty when all is well."""
+    """One line of the report; `fix` is empty if there is no problem."""
 
     name: str
     ok: bool
@@ -48,7 +48,7 @@ def main(options: DoctorOptions) -> None:
 
 
 def examine() -> list[Finding]:
-    """Runs every check; one that breaks is a finding, not a crash."""
+    """Runs every check; an exception in a check is reported as a problem."""
     findings: list[Finding] = []
     for check in CHECKS:
         try:
@@ -56,7 +56,7 @@ def examine() -> list[Finding]:
         except Exception as error:
             detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             findings.append(
-                Finding(check.__name__, False, detail, "repair what the message names, then run this again")
+                Finding(check.__name__, False, detail, "fix the problem in the message, then run this again")
             )
     return findings
 
@@ -68,7 +68,7 @@ def python() -> Finding:
 
 
 def packages() -> Finding:
-    """Checks the version of every library that the package asks for; imports none of them."""
+    """Checks the version of every required library without importing it."""
     try:
         required = metadata.requires("t2i") or []
     except metadata.PackageNotFoundError:
@@ -76,16 +76,17 @@ def packages() -> Finding:
     wrong: list[str] = []
     versions: dict[str, str] = {}
     for line in required:
-        wanted = Requirement(line)
-        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
+        name = requirement.name
         try:
-            versions[wanted.name] = metadata.version(wanted.name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            wrong.append(f"{wanted.name} is missing")
+            wrong.append(f"{name} is missing")
             continue
-        if not wanted.specifier.contains(versions[wanted.name], prereleases=True):
-            wrong.append(f"{wanted.name} {versions[wanted.name]} is not {wanted.specifier}")
+        if not requirement.specifier.contains(versions[name], prereleases=True):
+            wrong.append(f"{name} {versions[name]} is not {requirement.specifier}")
     if wrong:
         return Finding("packages", False, "; ".join(wrong), "uv pip install --upgrade t2i (in a checkout: -e .)")
     main = ("torch", "torchvision", "transformers", "accelerate")
@@ -93,7 +94,7 @@ def packages() -> Finding:
 
 
 def imports() -> Finding:
-    """Checks `import t2i` in this folder: a folder named t2i may hide an editable installation from Python started here."""
+    """Checks `import t2i` in this folder, where a folder named t2i can hide an editable installation."""
     here = Path.cwd() / "t2i"
     found = PathFinder.find_spec("t2i", [str(Path.cwd()), *sys.path[1:]])
     package = Path(t2i.__file__)
@@ -101,7 +102,7 @@ def imports() -> Finding:
     if found is None or any(place.exists() and place.samefile(package) or place == package.parent for place in places):
         return Finding("imports", True, f"t2i from {package.parent}")
     detail = f"`import t2i` in {Path.cwd()} finds {here}, which hides the package in {package.parent}"
-    return Finding("imports", False, detail, "work in another folder, or give the folder t2i another name")
+    return Finding("imports", False, detail, "work in another folder, or rename the folder t2i")
 
 
 def device() -> Finding:
@@ -121,10 +122,10 @@ def device() -> Finding:
     if not (Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")):
         return Finding("device", True, detail)
     if torch.version.cuda is None:
-        return Finding("device", False, f"{detail}; a GPU driver is here, but torch is a CPU build", REINSTALL)
-    fix = "see whether nvidia-smi lists the GPU and CUDA_VISIBLE_DEVICES is unset; if so, update the driver"
+        return Finding("device", False, f"{detail}; there is a GPU driver, but torch is a CPU build", REINSTALL)
+    fix = "check that nvidia-smi lists the GPU and CUDA_VISIBLE_DEVICES is unset; if so, update the driver"
     return Finding(
-        "device", False, f"{detail}; torch (CUDA {torch.version.cuda}) finds no GPU though a driver is here", fix
+        "device", False, f"{detail}; torch (CUDA {torch.version.cuda}) finds no GPU, although there is a driver", fix
     )
 
 
@@ -133,16 +134,16 @@ def _cores() -> int:
 
 
 def _cpu_bf16(cpuinfo: Path) -> str:
-    """Names the bf16 instructions of the CPU."""
+    """Returns the names of the CPU's bf16 instructions."""
     words = set(cpuinfo.read_text(errors="replace").split()) if cpuinfo.exists() else set()
     found = [name for name in ("avx512_bf16", "amx_bf16") if name in words]
     return f"bf16 by {' and '.join(found)}" if found else "no bf16 instructions"
 
 
 def operators() -> Finding:
-    """Checks torchvision's compiled operators: pip may pair a CPU torch with a CUDA torchvision, which cannot load them.
+    """Checks torchvision's compiled operators, which cannot be loaded if pip has installed a CPU torch and a CUDA torchvision.
 
-    Only the library of the operators is loaded; importing torchvision itself takes seconds.
+    Only the library of operators is loaded, as importing torchvision takes seconds.
     """
     import torch
 
@@ -180,7 +181,7 @@ def writable() -> Finding:
         except OSError as error:
             refused.append(f"{path} ({error.strerror})")
     if refused:
-        fix = "work in a folder of your own, and set T2I_CACHE to one"
+        fix = "work in a folder that you can write to, and set T2I_CACHE to such a folder"
         return Finding("writable", False, f"cannot write {', '.join(refused)}", fix)
     return Finding("writable", True, "this folder and the cache")
 
@@ -198,7 +199,7 @@ def _existing(path: Path) -> Path:
 
 def memory() -> Finding:
     total = psutil.virtual_memory().total / GIB
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's share
+    limit = Path("/sys/fs/cgroup/memory.max")  # the limit of a container
     words = limit.read_text().strip() if limit.exists() else "max"
     usable = min(total, int(words) / GIB) if words.isdigit() else total
     ok = usable >= MIN_MEMORY_GIB
@@ -207,7 +208,7 @@ def memory() -> Finding:
 
 
 def threads() -> Finding:
-    """Checks that OpenMP threads sleep: spinning ones cost a factor of 18 beside one busy process."""
+    """Checks that OpenMP threads sleep; spinning ones can be 18 times slower next to one busy process."""
     policy = os.environ.get("OMP_WAIT_POLICY", "unset")
     ok = policy.lower() == "passive"
     fix = "export OMP_WAIT_POLICY=passive"

@@ -14,7 +14,7 @@ from t2i.cli.fit.probe import MOST_MINUTES, STEPS, images_for, measured
 from t2i.config.load import to_yaml
 from t2i.data import NO_CAPTION
 from t2i.data.mixture import open_training
-from t2i.families import FAMILIES, ImageTokenizer, load_tokenizer
+from t2i.families import FAMILIES, ImageTokenizer
 from t2i.names import counted
 
 GB = 1e9
@@ -36,10 +36,13 @@ def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
         "data",
         f"{data.address}: {counted(len(train), 'image')} with {counted(len(captions), 'caption')}, {side} x {side}",
     )
-    if hasattr(config, "text"):
+    if getattr(config, "text", None) is not None:  # of a dual encoder, where it is frozen
         yield "text", _text(config.text, captions)
-    tokenizer = load_tokenizer(config.tokenizer.path) if hasattr(config, "tokenizer") else None
-    if tokenizer is not None:
+    tokenizer = None
+    if hasattr(config, "tokenizer"):
+        from t2i.families.tokenizers import load_tokenizer
+
+        tokenizer = load_tokenizer(config.tokenizer.path)
         yield "tokenizer", _tokenizer(config.tokenizer.path, tokenizer, data.resolution)
     yield "training", _length(config, len(train))
     yield "checkpoints", f"every {counted(config.checkpointing_steps, 'step')}, in {run_dir}"

@@ -1,4 +1,4 @@
-"""The process that a command runs in: its rank, its memory, and what it says about its data."""
+"""Settings of the process that a command runs in: rank, memory, and the message about its data address."""
 
 import ctypes
 import os
@@ -8,13 +8,13 @@ KEPT_BYTES = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Lets glibc hand freed blocks of up to 1 GiB out again instead of returning each to the kernel.
+    """Has glibc reuse freed blocks of up to 1 GiB instead of returning them to the kernel.
 
-    By default a tensor of over 32 MiB (at first, of 128 KiB) is mapped afresh each time, and every page of it faults: on a
-    training step of small networks that is a third of the time (LOG.md). The process then stays as large as it once was.
+    By default a tensor of over 32 MiB (initially 128 KiB) is mapped each time it is allocated, and each of its pages faults,
+    which takes a third of the time of a training step of small networks (LOG.md). The process never shrinks then.
 
     Returns:
-        True where the C library accepts the settings; only glibc knows them.
+        True if the C library accepts the settings, as only glibc does.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -24,12 +24,12 @@ def keep_freed_memory() -> bool:
 
 
 def is_first() -> bool:
-    """True in the first of torchrun's processes, and in a process that runs alone."""
+    """Returns True for the first of torchrun's processes, and for a process that runs alone."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def tell_address(address: str) -> None:
-    """Prints how a bare path was understood, on one process of a run."""
+    """Prints how a bare path was interpreted, on one process of a run."""
     import sys
 
     from t2i.data import parse_address

@@ -1,6 +1,6 @@
-"""Commands from settings models: the fields become arguments and options, the docstring becomes the help.
+"""Creates commands from settings models: fields become arguments and options, the docstring becomes the help text.
 
-A command is imported when it is asked for, so `t2i --help` needs few modules and no torch.
+A command is imported when it is used, so that `t2i --help` needs few modules and no torch.
 """
 
 import inspect
@@ -17,14 +17,14 @@ from t2i.names import resolve
 
 
 class Command(NamedTuple):
-    """A command of the table: "module:class" of its options, and "module:function" that takes them."""
+    """A command: "module:class" of its options, and "module:function" of the function that takes them."""
 
     options: str
     program: str
 
 
 def group(help: str, commands: Mapping[str, "Command | typer.Typer"], completion: bool = False) -> typer.Typer:
-    """A command with subcommands, each of which is made when it is asked for."""
+    """Returns a command with subcommands, each of which is created when it is used."""
 
     class Commands(TyperGroup):
         def list_commands(self, ctx: Any) -> list[str]:
@@ -32,9 +32,9 @@ def group(help: str, commands: Mapping[str, "Command | typer.Typer"], completion
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             if cmd_name in commands and self.commands.get(cmd_name) is None:
-                made = typer.main.get_command(as_typer(cmd_name, commands[cmd_name]))
-                made.name = cmd_name
-                self.commands[cmd_name] = made
+                command = typer.main.get_command(as_typer(cmd_name, commands[cmd_name]))
+                command.name = cmd_name
+                self.commands[cmd_name] = command
             return super().get_command(ctx, cmd_name)
 
         def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -50,13 +50,13 @@ def group(help: str, commands: Mapping[str, "Command | typer.Typer"], completion
 
 
 def as_typer(name: str, command: "Command | typer.Typer") -> typer.Typer:
-    """The command as typer takes it."""
+    """Converts a command to a typer app."""
     if isinstance(command, typer.Typer):
         return command
     options: type[Options] = resolve(command.options)
 
-    def run(**given: Any) -> None:
-        resolve(command.program)(options(**{key: value for key, value in given.items() if value is not None}))
+    def run(**values: Any) -> None:
+        resolve(command.program)(options(**{key: value for key, value in values.items() if value is not None}))
 
     parameters = [_parameter(options, *named) for named in _in_order(options)]
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
@@ -67,41 +67,41 @@ def as_typer(name: str, command: "Command | typer.Typer") -> typer.Typer:
 
 
 def _in_order(options: type[Options]) -> list[tuple[str, FieldInfo]]:
-    """Fields without a panel first, then the panels, each in the order of the model."""
+    """Returns fields without a panel first, then those of the panels, each in the order of the model."""
     return sorted(options.model_fields.items(), key=lambda item: _panel(options, item[0]) != "")
 
 
 def _panel(options: type[Options], name: str) -> str:
-    """The heading of the class that declares a field."""
+    """Returns the panel of the class that declares a field."""
     owners = [cls for cls in options.__mro__ if issubclass(cls, Options) and name in cls.model_fields]
     return owners[-1].__dict__.get("panel", "")
 
 
 def _parameter(options: type[Options], name: str, field: FieldInfo) -> inspect.Parameter:
-    """The parameter of a function that typer reads."""
-    noted = details(field)
+    """Returns the function parameter from which typer creates the option."""
+    extra = details(field)
     limits = {key: getattr(limit, key) for limit in field.metadata for key in ("ge", "le") if hasattr(limit, key)}
     shared: dict[str, Any] = {
         "help": field.description,
-        "metavar": noted.get("metavar"),
+        "metavar": extra.get("metavar"),
         "min": limits.get("ge"),
         "max": limits.get("le"),
         "rich_help_panel": _panel(options, name) or None,
     }
-    if noted.get("argument"):
+    if extra.get("argument"):
         information: Any = typer.Argument(**shared)
     else:
-        information = typer.Option(flag_of(name, field), *filter(None, [noted.get("short")]), **shared)
-    kind = str if noted.get("commas") else _plain(field.annotation)
+        information = typer.Option(flag_of(name, field), *filter(None, [extra.get("short")]), **shared)
+    kind = str if extra.get("commas") else _plain(field.annotation)
     default = (
-        inspect.Parameter.empty if field.is_required() else _shown_default(field.default, bool(noted.get("commas")))
+        inspect.Parameter.empty if field.is_required() else _shown_default(field.default, bool(extra.get("commas")))
     )
     annotation = Annotated[kind | None if default is None else kind, information]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _plain(annotation: Any) -> Any:
-    """The type that typer converts to: without None, and a list for a tuple."""
+    """Returns the type for typer: without None, and a list for a tuple."""
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     if get_origin(annotation) is tuple:
         return list[_plain(kinds[0])]

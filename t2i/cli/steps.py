@@ -22,7 +22,7 @@ VQVAE: tuple[str, ...] = (
 )
 PRIOR: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=40000")
 CVAE: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=40000")
-# minutes until images are recognisable, on two free cores with bf16 (LOG.md)
+# minutes until images are recognisable, on two free cores with bf16 (LOG.md); that of the cvae is estimated from shapes-2
 LEAST_MINUTES = {"prior": 2.0, "cvae": 3.0, "cgan": 2.0}
 FAST = 0.65  # of the reference speed; below it the tokenizer gets fewer steps and the data is smaller
 

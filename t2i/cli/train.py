@@ -1,4 +1,4 @@
-"""`t2i train`: finds the program and its config, and hands over."""
+"""`t2i train`: resolves the config and runs the training program."""
 
 import json
 from collections.abc import Sequence
@@ -18,25 +18,25 @@ from t2i.names import nearest
 
 
 class TrainOptions(Options):
-    """Train one model. The same command again resumes the run.
+    """Train a model. The same command resumes the run.
 
-    In a run directory that exists, the run's own config is used unless -c names one. What can be set: t2i config schema FAMILY.
+    In an existing run directory, the run's config is used unless -c names one. All keys: t2i config schema FAMILY.
     """
 
     family: str = argument(f"{', '.join(FAMILIES)}.", metavar="FAMILY")
     source: str | None = option(
         None, "A shipped config (t2i config list) or a YAML file.", metavar="NAME|FILE", flag="--config", short="-c"
     )
-    sets: tuple[str, ...] = option((), "Override one key, as data.limit=9.", metavar="KEY=VALUE", flag="--set")
+    sets: tuple[str, ...] = option((), "Override a key, e.g. data.limit=9.", metavar="KEY=VALUE", flag="--set")
     data: str | None = option(None, "Short for --set data.address=ADDRESS.", metavar="ADDRESS")
-    # not --run: torchrun reads the options behind -m too, and takes that for its own --run-path
+    # not --run, which torchrun would take as an abbreviation of its --run-path
     run: Path | None = option(
         None, "Run directory; default: runs/ and the config's name.", metavar="DIR", flag="--run-dir"
     )
     dry_run: bool = option(False, "Open all, time a few steps, print config, sizes, time and memory, and stop.")
 
     def overrides(self) -> list[str]:
-        """`--set`, then `--data` as if it were one."""
+        """Returns the values of `--set`, followed by that of `--data` in the same form."""
         data = [] if self.data is None else [f"data.address={json.dumps(self.data, ensure_ascii=False)}"]
         return [*self.sets, *data]
 
@@ -51,22 +51,22 @@ def main(options: TrainOptions) -> None:
         if options.dry_run:
             from t2i.cli.dry_run import describe
 
-            told = [f"# {what:<12}{text}\n" for what, text in describe(config, run_dir)]
-            typer.echo("".join(told) + to_yaml(config), nl=False)
+            lines = [f"# {what:<12}{text}\n" for what, text in describe(config, run_dir)]
+            typer.echo("".join(lines) + to_yaml(config), nl=False)
             return
         tell_address(config.data.address)  # pyright: ignore[reportAttributeAccessIssue]  # every family has it
         import_module(f"t2i.train.{name}").main(config, run_dir)
 
 
 def programs(kind: str) -> list[str]:
-    """Names of the programs in `train/`, `sample/` or `eval/`: the files that are there, none of them imported."""
+    """Returns the names of the programs in `train/`, `sample/` or `eval/` without importing them."""
     spec = find_spec(f"t2i.{kind}")
     places = spec.submodule_search_locations if spec else None
     return sorted(module.name for module in iter_modules(places or []) if not module.name.startswith("_"))
 
 
 def program(kind: str, name: str) -> str:
-    """`name` if there is such a program; InputError names the nearest one."""
+    """Returns `name` if there is such a program; raises InputError with the nearest name otherwise."""
     known = programs(kind)
     if name not in known:
         raise InputError(
@@ -76,10 +76,10 @@ def program(kind: str, name: str) -> str:
 
 
 def resolve(cls: type[ConfigT], source: str | None, sets: Sequence[str], run_dir: Path) -> ConfigT:
-    """The config of a new or resumed run: `source` or the run's own or the defaults, then `sets`.
+    """Returns the config of a new or resumed run: `source`, else the run's config or the defaults, with `sets` applied.
 
     Raises:
-        InputError: the run directory is a file, or holds a run whose config differs in what it learns.
+        InputError: the run directory is a file, or holds a run whose config differs in keys that may not change.
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"run directory {run_dir} is a file; name a folder with --run-dir")
@@ -87,11 +87,11 @@ def resolve(cls: type[ConfigT], source: str | None, sets: Sequence[str], run_dir
     if not own.is_file():
         return load(cls, source, sets)
     before = load(cls, own, [])
-    wanted = load(cls, source or own, sets)
-    changed = [row for row in differences(before, wanted) if row[0] not in (*CHANGEABLE_ON_RESUME, *VERIFIED_ON_RESUME)]
+    config = load(cls, source or own, sets)
+    changed = [row for row in differences(before, config) if row[0] not in (*CHANGEABLE_ON_RESUME, *VERIFIED_ON_RESUME)]
     if changed:
-        rows = "".join(f"\n  {key}: {old!r} in the run, {new!r} asked for" for key, old, new in changed)
+        rows = "".join(f"\n  {key}: {old!r} in the run, {new!r} requested" for key, old, new in changed)
         raise InputError(
-            f"{run_dir} holds a run with another config; name a new folder with --run-dir, or drop what differs:{rows}"
+            f"{run_dir} holds a run with another config; name a new folder with --run-dir, or remove the differences:{rows}"
         )
-    return wanted
+    return config

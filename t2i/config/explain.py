@@ -1,4 +1,4 @@
-"""Config errors in words: which key, what is wrong, the value, where it came from, the nearest valid key."""
+"""Explains config errors: the key, the problem, the value, its origin, and the nearest valid key."""
 
 import difflib
 import re
@@ -16,7 +16,7 @@ from t2i.errors import InputError
 
 
 class ConfigError(InputError):
-    """All that is wrong with a config, one line an error: key, what, value, where it came from, nearest valid key."""
+    """All problems of a config, one line each: key, problem, value, origin, nearest valid key."""
 
     def __init__(self, problems: Sequence[str]):
         self.problems = tuple("".join(c if c.isprintable() else "?" for c in problem) for problem in problems)
@@ -28,24 +28,24 @@ Origins = dict[KeyPath, str]
 
 
 def describe(cls: type[BaseModel], error: ValidationError, tree: dict[str, Any], origins: Origins) -> list[str]:
-    """One line a key; the alternatives of a union are joined."""
-    found: dict[KeyPath, list[str]] = {}
+    """Returns one line per key; the problems of a union's alternatives are joined."""
+    problems: dict[KeyPath, list[str]] = {}
     tails: dict[KeyPath, str] = {}
     for detail in _with_strangers(cls, error.errors(include_url=False)):
         path = _path_of(detail, tree)
         what, tail = _explain(cls, detail, path)
-        if what not in found.setdefault(path, []):
-            found[path].append(what)
+        if what not in problems.setdefault(path, []):
+            problems[path].append(what)
         above = (origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins)
         below = (origin for key, origin in origins.items() if key[: len(path)] == path)
         origin = next(chain(above, below), None) if path else None
         single = detail["type"] != "missing" and not isinstance(detail["input"], dict)
         tails[path] = (got(detail["input"], origin) if single else f" ({origin})" if origin else "") + tail
-    return [f"{'.'.join(path) or 'config'}: {' or '.join(whats)}{tails[path]}" for path, whats in found.items()]
+    return [f"{'.'.join(path) or 'config'}: {' or '.join(whats)}{tails[path]}" for path, whats in problems.items()]
 
 
 def _with_strangers(cls: type[BaseModel], details: list[ErrorDetails]) -> Iterator[ErrorDetails]:
-    """Adds the unknown keys of sections whose kind is unknown too, which pydantic does not look into."""
+    """Adds the unknown keys of sections whose kind is unknown too, since pydantic does not check these sections."""
     for detail in details:
         yield detail
         if detail["type"].startswith("union_tag") and isinstance(detail["input"], dict):
@@ -56,7 +56,7 @@ def _with_strangers(cls: type[BaseModel], details: list[ErrorDetails]) -> Iterat
 
 
 def _path_of(detail: ErrorDetails, tree: Any) -> KeyPath:
-    """The keys a user wrote: pydantic's location without the names of a union's alternatives."""
+    """Returns the keys that the user wrote: pydantic's location without the names of a union's alternatives."""
     path: list[str] = []
     for part in detail["loc"]:
         if isinstance(tree, dict) and part in tree or isinstance(tree, list) and isinstance(part, int):
@@ -68,7 +68,7 @@ def _path_of(detail: ErrorDetails, tree: Any) -> KeyPath:
 
 
 def _explain(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple[str, str]:
-    """(what is wrong, what follows the value) of one error of pydantic."""
+    """Returns the problem, and the text to print after the value, for one of pydantic's errors."""
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         return _unknown(cls, detail, path)
@@ -85,25 +85,25 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple
         close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", detail.get("ctx", {})["expected"]), 1)
         return what, f"; did you mean {close[0]}?" if close else ""
     if kind == "string_type" and value is not None:
-        return what, "; put a text in quotes"
+        return what, "; put text in quotes"
     if isinstance(value, Stray):
         return f"{what}, not a boolean", ""
     return what, ""
 
 
 def _unknown(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple[str, str]:
-    """A key that is not there: fixed since an older version, of another kind, or misspelt."""
+    """Explains an unknown key: one that was removed, one of another kind of section, or a misspelt one."""
     family = cls.model_fields.get("family")
     fixed = FIXED.get(family.default, {}) if family is not None else {}
     key = ".".join(path)
     if key in fixed:
-        return "is no key any more", f"; it is always {shown(fixed[key])} now, remove it"
+        return "is no longer a key", f"; it is now always {shown(fixed[key])}, remove it"
     if path[-1] in _keys_at(cls, path[:-1]):
         return f"has no effect on {detail['loc'][-2]}", "; remove it, or choose another kind"
     return "unknown key", _suggestion(cls, path)
 
 
-# names that other packages use -> keys here
+# names that other packages use -> config keys of t2i
 USUAL_NAMES = {
     "lr": "learning_rate",
     "batch_size": "train_batch_size",
@@ -137,9 +137,9 @@ USUAL_NAMES = {
 
 
 def _suggestion(cls: type[BaseModel], path: KeyPath) -> str:
-    """The nearest key: a sibling, or the same word in another section."""
+    """Suggests the nearest key: a sibling, or the same word in another section."""
     if "." in path[-1]:
-        return "; a dot means a section in --set only, in YAML write the section and indent its keys"
+        return "; dots separate sections only in --set; in YAML write the section and indent its keys"
     siblings = _keys_at(cls, path[:-1])
     everywhere = [".".join(key) for key in _all_keys(cls)]
     usual = USUAL_NAMES.get(path[-1].lower())
@@ -165,7 +165,7 @@ def _keys_at(cls: type[BaseModel], path: KeyPath) -> list[str]:
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models inside `Data`, `Data | None`, `Annotated[A | B, ...]`."""
+    """Yields the models in an annotation such as `Data`, `Data | None` or `Annotated[A | B, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):

@@ -1,4 +1,7 @@
-"""YAML + `--set a.b=c` -> frozen pydantic models, with every error reported at once. Imports no torch."""
+"""Reads YAML files and `--set a.b=c` overrides into frozen pydantic models, and reports all errors together.
+
+Imports no torch.
+"""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +16,9 @@ from t2i.config.explain import ConfigError, Origins, describe, got, shown
 from t2i.errors import InputError
 from t2i.names import nearest
 
-# What may differ between a run and its resumption: how long it is, how it is watched and where it is computed, never what
-# is learned. Of what only rounds sums otherwise (device, mixed_precision, compile, sharding) `Run.resume` warns.
+# Keys that may change when a run is resumed: its length, its reports and its hardware, but nothing that affects what is
+# learned. `Run.resume` warns about those that change how sums are rounded (device, mixed_precision,
+# compile, sharding).
 CHANGEABLE_ON_RESUME: tuple[str, ...] = (
     "max_train_steps",
     "max_train_minutes",
@@ -32,7 +36,7 @@ CHANGEABLE_ON_RESUME: tuple[str, ...] = (
     "log_steps",
 )
 
-# Places that may be spelled otherwise, as after a move: key -> the manifest's key for the digest of what is found there
+# Paths that may change on resume, e.g. after a move: key -> the manifest's key for the digest of the contents
 VERIFIED_ON_RESUME: dict[str, str] = {
     "data.address": "data",
     "text.path": "text_digest",
@@ -44,7 +48,6 @@ VERIFIED_ON_RESUME: dict[str, str] = {
 
 MAX_BYTES = 1_000_000
 
-
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
@@ -52,21 +55,25 @@ def load(cls: type[ConfigT], source: Path | str | None, sets: Sequence[str] = ()
     """Reads one config.
 
     Args:
-        cls: the model that decides keys, types, ranges and defaults.
+        cls: the model that defines keys, types, ranges and defaults.
         source: a YAML file, a folder that holds `config.yaml`, or the name of a shipped config; None: defaults only.
-        sets: `a.b=c` overrides, later ones win; `c` is read as YAML, so `null`, `[1, 2]` and `true` mean what they say.
+        sets: overrides `a.b=c`, of which later ones win; `c` is parsed as YAML, e.g. `null`, `[1, 2]` or `true`.
 
     Raises:
-        ConfigError: with all problems of file, overrides and values together.
+        ConfigError: lists all problems of the file, the overrides and the values.
     """
     tree, origins, problems = read_tree(source) if source is not None else ({}, {}, [])
-    for override in sets:
+    for name, field in cls.model_fields.items():
+        if field.discriminator is not None and isinstance(tree.get(name), str):  # a kind alone
+            tree[name] = {field.discriminator: tree[name]}
+    for given in sets:
+        override = _of_kind(cls, given)
         problems += _override(tree, origins, override)
         _leave_other_kinds(cls, tree, origins, override)
     family = cls.model_fields.get("family")
     if family is not None and "family" in tree and tree["family"] not in get_args(family.annotation):
-        wanted = ", ".join(map(str, get_args(family.annotation)))
-        raise ConfigError([f"family: must be {wanted}{got(tree['family'], origins.get(('family',)))}"])
+        allowed = ", ".join(map(str, get_args(family.annotation)))
+        raise ConfigError([f"family: must be {allowed}{got(tree['family'], origins.get(('family',)))}"])
     try:
         config = cls.model_validate(tree)
     except ValidationError as error:
@@ -77,39 +84,45 @@ def load(cls: type[ConfigT], source: Path | str | None, sets: Sequence[str] = ()
 
 
 def shipped() -> list[str]:
-    """Names of the configs that come with the package."""
+    """Returns the names of the configs that are installed with the package."""
     return sorted(entry.name.removesuffix(".yaml") for entry in files("t2i.configs").iterdir() if _is_yaml(entry.name))
 
 
 def to_yaml(config: BaseModel) -> str:
-    """The resolved config; `load` reads the same config back from it."""
+    """Returns the YAML text of a config, from which `load` reads the same config."""
     return yaml.dump(config.model_dump(mode="json"))
 
 
 def flat(config: BaseModel) -> dict[str, Any]:
-    """Every value by its dotted key, in the order of the model; lists count as one value."""
+    """Returns every value by its dotted key, in the order of the model; a list is one value."""
     return dict(_leaves(config.model_dump(mode="json"), ""))
 
 
 def differences(a: BaseModel, b: BaseModel) -> list[tuple[str, Any, Any]]:
-    """(key, value in a, value in b) where two configs differ; a key of one alone (in an optional section) has None."""
+    """Returns (key, value in a, value in b) for each difference; a key that one of them lacks has the value None."""
     left, right = flat(a), flat(b)
     keys = [*left, *(key for key in right if key not in left)]
     return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
 
 
 def schema(cls: type[BaseModel]) -> dict[str, Any]:
-    """JSON schema of a config: types, ranges, defaults and the description of every key."""
+    """Returns the JSON schema of a config: types, ranges, defaults and descriptions of all keys."""
     return cls.model_json_schema()
 
 
-class _Read(NamedTuple):
+class _Tree(NamedTuple):
     tree: dict[str, Any]
     origins: Origins
     problems: list[str]
 
 
-def read_tree(source: Path | str) -> _Read:
+def read_tree(source: Path | str) -> _Tree:
+    """Reads a config file without validating it; returns its values, where each comes from, and problems such as keys that
+    occur twice.
+
+    Raises:
+        ConfigError: the file cannot be read or is not YAML.
+    """
     name, text = _text_of(source)
     try:
         value, lines, problems = yaml.parse(text, name)
@@ -117,11 +130,11 @@ def read_tree(source: Path | str) -> _Read:
         raise ConfigError([str(error)]) from error
     if not isinstance(value, dict | None):
         raise ConfigError([f"{name}: must hold `key: value` lines, got {type(value).__name__} {shown(value)}"])
-    return _Read(value or {}, {path: f"{name} line {line}" for path, line in lines.items()}, problems)
+    return _Tree(value or {}, {path: f"{name} line {line}" for path, line in lines.items()}, problems)
 
 
 def _text_of(source: Path | str) -> tuple[str, str]:
-    """(name for messages, text) of a file, a folder with config.yaml or a shipped config."""
+    """Returns the name for messages and the text of a file, of a folder with config.yaml, or of a shipped config."""
     path = Path(source) / "config.yaml" if os.path.isfile(Path(source) / "config.yaml") else Path(source)
     name = str(path)
     if not os.path.isfile(path):
@@ -130,23 +143,25 @@ def _text_of(source: Path | str) -> tuple[str, str]:
         if name not in known:
             near = nearest(name, known)
             raise ConfigError(
-                [f"config {shown(str(source))} is no file and no shipped config{near}; shipped: {', '.join(known)}"]
+                [
+                    f"config {shown(str(source))} is neither a file nor a shipped config{near}; shipped: {', '.join(known)}"
+                ]
             )
         path = files("t2i.configs") / f"{name}.yaml"
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise ConfigError([f"{name}: over {MAX_BYTES:,} bytes, which is no config; name a small YAML file"])
+            raise ConfigError([f"{name}: over {MAX_BYTES:,} bytes, too large for a config; name a YAML file"])
         return name, data.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError([f"{name}: cannot be read ({error.strerror or error})"]) from error
     except UnicodeDecodeError as error:
-        raise ConfigError([f"{name}: is not UTF-8 text, so it is no YAML file"]) from error
+        raise ConfigError([f"{name}: is not UTF-8 text and therefore not YAML"]) from error
 
 
 def _override(tree: dict[str, Any], origins: Origins, override: str) -> list[str]:
-    """Writes one `a.b=c` into the tree; returns what is wrong with it."""
+    """Writes one `a.b=c` into the tree; returns its problems."""
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
@@ -161,7 +176,7 @@ def _override(tree: dict[str, Any], origins: Origins, override: str) -> list[str
             section[part] = {}
         section = section[part]
         if not isinstance(section, dict):
-            return [f"{key}: {'.'.join(path[:i])} is no section but {shown(section)} (--set {override})"]
+            return [f"{key}: {'.'.join(path[:i])} is not a section but {shown(section)} (--set {override})"]
     section[path[-1]] = value
     for known in [known for known in origins if known[: len(path)] == path]:
         del origins[known]
@@ -169,10 +184,19 @@ def _override(tree: dict[str, Any], origins: Origins, override: str) -> list[str
     return problems
 
 
-def _leave_other_kinds(cls: type[BaseModel], tree: dict[str, Any], origins: Origins, override: str) -> None:
-    """Drops keys of the file that only its kind of a section has, when an override names another kind.
+def _of_kind(cls: type[BaseModel], override: str) -> str:
+    """Writes `aligner=cca`, the kind of a section alone, as `aligner.kind=cca`."""
+    key, equals, text = override.partition("=")
+    field = cls.model_fields.get(key.strip())
+    if not equals or field is None or not isinstance(field.discriminator, str) or text.lstrip().startswith("{"):
+        return override
+    return f"{key.strip()}.{field.discriminator}={text}"
 
-    So `--set quantizer.kind=scalar` goes with a config of another kind, and keys without effect are still refused.
+
+def _leave_other_kinds(cls: type[BaseModel], tree: dict[str, Any], origins: Origins, override: str) -> None:
+    """If an override changes the kind of a section, removes the keys of the file that only the old kind has.
+
+    `--set quantizer.kind=scalar` can thus be used with a config of another kind, while keys without effect are still refused.
     """
     name, _, key = override.partition("=")[0].strip().partition(".")
     field, section = cls.model_fields.get(name), tree.get(name)

@@ -1,4 +1,4 @@
-"""The base class of every part of a config."""
+"""The base class of all parts of a config."""
 
 from typing import Any, Self, get_args
 
@@ -8,17 +8,17 @@ from t2i.errors import InputError
 
 
 class Section(BaseModel):
-    """A part of a config: frozen, no unknown keys, defaults validated too; no boolean passes for another type."""
+    """A part of a config: frozen, without unknown keys, with validated defaults; booleans are not taken for numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def kept(cls, values: Any) -> Self:
-        """The config that is kept with trained weights, for a reader that would take any odd one for damage.
+        """Validates a config that is stored with trained weights.
 
         Raises:
-            InputError: it has keys that this version does not know, so a newer one wrote it.
-            ValidationError: it is damaged otherwise.
+            InputError: it has unknown keys, so a newer version of t2i wrote it.
+            ValidationError: it is invalid for another reason.
         """
         try:
             return cls.model_validate(values)
@@ -27,26 +27,28 @@ class Section(BaseModel):
             if not newer:
                 raise
             raise InputError(
-                f"the config kept with the model has {', '.join(newer[:3])}, which this version does not know: a newer t2i "
-                "wrote it; install that"
+                f"the config stored with the model has {', '.join(newer[:3])}, which this version does not know; install the "
+                "newer t2i that wrote it"
             ) from None
 
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, values: Any) -> Any:
-        """Marks stray booleans, as pydantic turns `seed: true` into 1 without a word, and names the kind of each union."""
+        """Marks booleans in fields of other types, as pydantic would read `seed: true` as 1, and adds kinds to unions."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
         for key, field in cls.model_fields.items():
-            if isinstance(field.discriminator, str) and isinstance(values.get(key), dict):
+            if isinstance(field.discriminator, str) and isinstance(values.get(key), str):
+                values[key] = {field.discriminator: values[key]}
+            elif isinstance(field.discriminator, str) and isinstance(values.get(key), dict):
                 values[key] = {field.discriminator: getattr(field.default, field.discriminator)} | values[key]
         fields = {key: field for key, field in cls.model_fields.items() if not _admits_bool(field.annotation)}
         return {key: _marked(value) if key in fields else value for key, value in values.items()}
 
 
 class Stray:
-    """A boolean in a place for another type: no type accepts it, and messages show it as it was."""
+    """A boolean in a field of another type: no type accepts it, and messages show its value."""
 
     def __init__(self, value: bool):
         self.value = value

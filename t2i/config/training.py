@@ -1,4 +1,4 @@
-"""The part of a config that every training program shares. Imports no torch."""
+"""The config keys that training programs share. Imports no torch."""
 
 from typing import Any, ClassVar, Literal, Self
 
@@ -9,16 +9,16 @@ from t2i.config.upgrade import upgraded
 
 
 class ReplayConfig(Section):
-    """Data of the run before, shown again so that it is not forgotten."""
+    """Data of an earlier run that is mixed into training, so that it is not forgotten."""
 
-    address: str = Field(description="data whose training images are shown again, as data.address takes it")
-    share: float = Field(default=0.2, gt=0, lt=1, description="share of the samples that are of this data")
+    address: str = Field(description="data whose training images are mixed in, in the form of data.address")
+    share: float = Field(default=0.2, gt=0, lt=1, description="share of the samples that come from this data")
 
 
 class TrainConfig(Section):
-    """Length, hardware and records of a run; the names are those of diffusers' and Accelerate's training scripts."""
+    """Length, hardware and logging of a run; keys are named as in the training scripts of diffusers and Accelerate."""
 
-    takes_unlabelled: ClassVar[bool] = False  # data.unlabelled has a use
+    takes_unlabelled: ClassVar[bool] = False  # True if the family can use data.unlabelled
 
     @model_validator(mode="before")
     @classmethod
@@ -38,49 +38,51 @@ class TrainConfig(Section):
     lr_warmup_steps: int = Field(
         default=100,
         ge=0,
-        description="steps over which the learning rate rises linearly to its peak; a cosine falls after it",
+        description="steps over which the learning rate rises linearly to its peak, before it falls along a cosine",
     )
     max_train_minutes: float | None = Field(
         default=None,
         gt=0,
-        description="wall-clock limit; the run times its first steps, fixes the number that fits, at most "
-        "max_train_steps, and keeps that number in its checkpoints; null: no limit",
+        description="wall-clock limit; the run times its first steps, fixes the number of steps that fit (at most "
+        "max_train_steps) and stores it in its checkpoints; null: no limit",
     )
-    seed: int = Field(default=0, ge=0, description="seed of every random draw of the run")
+    seed: int = Field(default=0, ge=0, description="seed of all random draws of the run")
     mixed_precision: Literal["auto", "no", "bf16"] = Field(
         default="auto",
         description="auto: bf16 on CUDA and on a CPU with bf16 instructions, else no; "
         "fp16 is not offered, as its range overflows in GAN training",
     )
-    checkpointing_steps: int = Field(default=1000, ge=1, description="a checkpoint every so many steps, and at the end")
+    checkpointing_steps: int = Field(
+        default=1000, ge=1, description="steps between checkpoints; one is also saved at the end"
+    )
     checkpointing_minutes: float | None = Field(
-        default=10.0, gt=0, description="also a checkpoint when so many minutes have passed since the last; null: never"
+        default=10.0, gt=0, description="also save a checkpoint if the last is older than so many minutes; null: never"
     )
     checkpoints_total_limit: int = Field(
-        default=3, ge=2, description="intact checkpoints kept; a folder that holds a file named `keep` is never deleted"
+        default=3,
+        ge=2,
+        description="intact checkpoints to keep; a folder that holds a file named `keep` is never deleted",
     )
     validation_steps: int = Field(
-        default=1000, ge=1, description="samples and scores every so many steps, and at the end"
+        default=1000, ge=1, description="steps between validations, which sample and score; one is also done at the end"
     )
     validation_n: int = Field(
-        default=200, ge=2, description="images of val that a validation scores, always the same ones"
+        default=200, ge=2, description="images of val that a validation uses, always the same ones"
     )
     best_metric: str | None = Field(
         default=None,
-        description="score on val whose best weights are kept beside the last and used for sampling: a name in the "
-        "journal without val_; null: the last weights are used",
+        description="score on val by which the best weights are kept and used for sampling: a name in the journal without "
+        "val_; null: the last weights are used",
     )
-    log_steps: int = Field(default=50, ge=1, description="a line in journal.jsonl every so many steps")
+    log_steps: int = Field(default=50, ge=1, description="steps between lines in journal.jsonl")
     report_to: Literal[
         "none", "tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab"
-    ] = Field(
-        default="none", description="tracker that gets the scalars of journal.jsonl, validation scores and sample grids"
-    )
+    ] = Field(default="none", description="tracker that receives the scalars of journal.jsonl and sample grids")
     compile: bool = Field(
         default=False, description="compile the networks with torch.compile: faster on a GPU, no gain on a CPU"
     )
     dataloader_num_workers: int = Field(
-        default=0, ge=0, description="processes that decode images; 0: the main process does"
+        default=0, ge=0, description="processes that decode images; 0: the main process decodes them"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="auto: CUDA if there is a GPU, else MPS, else the CPU"
@@ -97,11 +99,11 @@ class TrainConfig(Section):
         if unlabelled is not None and not self.takes_unlabelled:
             family = getattr(self, "family", "")
             how = (
-                "it reads no captions: name them as data.address"
+                "which ignores captions: name the images as data.address"
                 if family == "vqvae"
-                else "it learns from captions alone"
+                else "which needs a caption for every image"
             )
-            raise ValueError(f"data.unlabelled {unlabelled} has no use for {family}, as {how}; cgan and prior take it")
+            raise ValueError(f"data.unlabelled {unlabelled} has no effect on {family}, {how}; cgan and prior use it")
         return self
 
 
@@ -113,18 +115,18 @@ class LowRankConfig(Section):
 
 
 class StartConfig(TrainConfig):
-    """The part that programs share which can start from the weights of another model."""
+    """The config keys of programs that can start from the weights of another model."""
 
     init_from: str | None = Field(
         default=None,
         description="run, saved model, hub id or shipped name whose weights the run starts from, as far as they fit; null: "
-        "fresh weights",
+        "random weights",
     )
     freeze: tuple[str, ...] = Field(
         default=(),
-        description="parts of what init_from brings that are not trained on, as model.text or discriminator.stem",
+        description="parts loaded by init_from that stay frozen, e.g. model.text or discriminator.stem",
     )
-    replay: ReplayConfig | None = Field(default=None, description="data of the run before, shown again; null: none")
+    replay: ReplayConfig | None = Field(default=None, description="data of an earlier run to mix in; null: none")
 
     @property
     def replayed(self) -> tuple[str, float] | None:
@@ -134,15 +136,15 @@ class StartConfig(TrainConfig):
     @model_validator(mode="after")
     def _frozen_weights_were_trained_before(self) -> Self:
         if self.freeze and self.init_from is None:
-            raise ValueError(f"freeze {', '.join(self.freeze)} keeps fresh weights as they are; name init_from too")
+            raise ValueError(f"freeze {', '.join(self.freeze)} would freeze random weights; set init_from too")
         return self
 
 
 class DrawingConfig(StartConfig):
-    """The part that every program shares which trains a generator of images from captions."""
+    """The config keys of programs that train a generator of images from captions."""
 
     validation_extractor: str | None = Field(
         default=None,
         description="address of the extractor that scores validations: inception:FILE, clip:FOLDER or dinov2:FOLDER, "
-        "preferably another than the guide's; null: the embedded one, on rendered shapes",
+        "preferably not the guide's network; null: the embedded one, for rendered shapes",
     )

@@ -1,11 +1,11 @@
-"""Configs that t2i 0.1 kept with runs and weights, brought to the keys of today."""
+"""Upgrades configs that t2i 0.1 stored with runs and weights to the present keys."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-MARK = "logging_seconds"  # a key of every config that 0.1 kept, and of none since
+MARK = "logging_seconds"  # a key that every config of version 0.1 has, and no later one
 
-# family -> keys that are constants now, with the value that they are fixed at
+# family -> keys that have become constants, and their values
 FIXED: dict[str, dict[str, Any]] = {
     "cgan": {
         MARK: 10.0,
@@ -34,7 +34,7 @@ FIXED: dict[str, dict[str, Any]] = {
 _CODEBOOK = ("quantizer.codebook_size", "quantizer.dim")
 _AVERAGES = ("warmup_steps", "ema_decay", "revival_steps", "revive_below")
 _FOLLOWING = tuple(f"quantizer.{name}" for name in _AVERAGES)
-# (family, key that names the kind, kind) -> keys that 0.1 kept beside it, and that this kind never read
+# (family, key of the kind, kind) -> keys that version 0.1 stored although this kind never read them
 UNREAD: dict[tuple[str, str, str], tuple[str, ...]] = {
     ("cgan", "loss.kind", "hinge"): ("loss.gamma", "loss.penalty", "loss.penalty_fraction"),
     ("cgan", "guidance.encoder", "none"): ("guidance.path", "guidance.weight"),
@@ -47,7 +47,7 @@ UNREAD: dict[tuple[str, str, str], tuple[str, ...]] = {
 
 
 def upgraded(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config that 0.1 kept without the keys that are gone; any other config as it is."""
+    """Removes keys that no longer exist from a config of version 0.1; returns any other config unchanged."""
     if MARK not in values:
         return dict(values)
     unread = [
@@ -58,7 +58,7 @@ def upgraded(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trained_otherwise(family: str, values: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns keys of a kept config that are constants now, where it had another value: key -> (that value, constant)."""
+    """Returns the keys of a stored config that have become constants of another value: key -> (old value, constant)."""
     fixed = {key: now for key, now in FIXED.get(family, {}).items() if key != MARK}
     before = {key: _at(values, key) for key in fixed if _holds(values, key)}
     return {key: (then, fixed[key]) for key, then in before.items() if then != fixed[key]}

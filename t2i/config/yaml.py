@@ -1,4 +1,4 @@
-"""The YAML of a config: plain values as in YAML 1.2, the line of every key, no duplicates, aliases or objects."""
+"""Parses the YAML of a config: scalars as in YAML 1.2, the line of every key, and no duplicates, aliases or objects."""
 
 import re
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ KeyPath = tuple[str, ...]
 
 
 class Document(NamedTuple):
-    """One parsed document: its value, the line of every key, and the keys that occur twice (one message each)."""
+    """A parsed document: its value, the line of every key, and one message for each key that occurs twice."""
 
     value: Any
     lines: dict[KeyPath, int]
@@ -19,14 +19,14 @@ class Document(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with the plain values of YAML 1.2: `1e-3` and `010` are numbers as people mean them, `no`, `off`,
-    `12:30` and `2024-01-01` stay text (which a boolean key still takes), true and false alone are booleans."""
+    """The safe loader with the scalars of YAML 1.2: `1e-3` and `010` are decimal numbers; `no`, `off`, `12:30` and
+    `2024-01-01` are text (boolean keys still accept `no` and `off`); only true and false are booleans."""
 
     yaml_implicit_resolvers = {}
 
 
 class _Dumper(yaml.SafeDumper):
-    """The safe dumper, which also quotes a text that `_Loader` would take for a number."""
+    """The safe dumper, which also quotes text that `_Loader` would read as a number."""
 
 
 _FLOAT = re.compile(r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$")
@@ -40,7 +40,7 @@ for _side in (_Loader, _Dumper):
 
 
 def dump(tree: dict[str, Any]) -> str:
-    """YAML text that `parse` and any other YAML reader take for the same values."""
+    """Returns YAML text that `parse` and every other YAML reader read as the same values."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -48,11 +48,11 @@ def parse(text: str, name: str) -> Document:
     """Reads one document; the value of an empty one is None.
 
     Args:
-        text: the YAML.
-        name: what messages call it, e.g. the path.
+        text: the YAML text.
+        name: its name in messages, e.g. the path.
 
     Raises:
-        InputError: the text is not YAML, or holds aliases, tags or keys that are no words; with the line.
+        InputError: the text is not YAML, or has aliases, tags or keys that are not scalars; the message names the line.
     """
     try:
         loader = _Loader(text)
@@ -67,7 +67,7 @@ def parse(text: str, name: str) -> Document:
 
 
 class _Builder:
-    """Turns nodes into values, as the safe constructor does, and notes lines and duplicates on the way."""
+    """Builds values from nodes as the safe constructor does, and records lines and duplicate keys."""
 
     def __init__(self, loader: _Loader, name: str):
         self.loader, self.name = loader, name
@@ -79,14 +79,16 @@ class _Builder:
         return Document(self.build(root, ()), self.lines, self.problems)
 
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
-        # an alias gives the same node twice; expanding them is how a 1 kB file fills the memory
+        # an alias returns the same node again; expanding aliases would let a 1 kB file fill the memory
         if id(node) in self.seen:
-            raise yaml.MarkedYAMLError(None, None, "aliases (*name) are not read; repeat the value", node.start_mark)
+            raise yaml.MarkedYAMLError(
+                None, None, "aliases (*name) are not supported; repeat the value", node.start_mark
+            )
         self.seen.add(id(node))
         if isinstance(node, yaml.ScalarNode):
             return self.loader.construct_object(node)
         if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
-            raise yaml.MarkedYAMLError(None, None, f"the tag {node.tag} is not read", node.start_mark)
+            raise yaml.MarkedYAMLError(None, None, f"the tag {node.tag} is not supported", node.start_mark)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, str(i))) for i, item in enumerate(node.value)]
         out: dict[str, Any] = {}

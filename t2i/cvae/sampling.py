@@ -4,7 +4,6 @@ Axes: B batch, L places, C channels of a latent, K codes, Z noise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,10 +15,11 @@ from t2i import checkpoint
 from t2i.cvae.config import Config
 from t2i.cvae.network import ConditionalVAE, Shape
 from t2i.errors import InputError
-from t2i.families import Components, ImageTokenizer, tokenizer_beside, tokenizer_class
-from t2i.hardware import one_thread_each
+from t2i.families import Components, ImageTokenizer
+from t2i.families.tokenizers import tokenizer_beside, tokenizer_class
+from t2i.hardware import one_by_one
 from t2i.images import ImageArray
-from t2i.seeding import noise, slerp
+from t2i.seeding import noise, noise_between
 from t2i.text import TextEncoder, TextFeatures
 from t2i.trained import TrainedRun
 
@@ -57,32 +57,26 @@ def sample_codes(
     text: TextFeatures,
     on_step: Callable[[float], None] | None = None,
 ) -> Tensor:
-    """indices_BL of noise and text, both on any device.
+    """Returns indices_BL for noise and text on any device.
 
-    On a CPU each image is made alone, by one thread, as many at once as torch has threads, so that it has the same bits
-    whatever is made beside it. Elsewhere all are one batch.
+    On a CPU the images are sampled one by one (`one_by_one`), on other devices as one batch.
 
     Args:
-        on_step: hears after each image, or after the batch, which share is done.
+        on_step: called with the share of images that are done.
     """
-    count, device = len(z_BZ), latents.vectors_KC.device
-    if device.type != "cpu":
-        made = model.generator(TextFeatures(*(x.to(device) for x in text)), z_BZ.to(device))
-        if on_step is not None:
-            on_step(1.0)
-        return latents.nearest(made)
+    device = latents.vectors_KC.device
 
-    @torch.no_grad()  # which is a thread's own
-    def one(i: int) -> Tensor:
-        return latents.nearest(model.generator(TextFeatures(*(x[[i]] for x in text)), z_BZ[[i]]))
+    @torch.no_grad()  # applies to the present thread only
+    def indices_of(rows: list[int] | slice) -> Tensor:
+        features = TextFeatures(*(x[rows].to(device) for x in text))
+        return latents.nearest(model.generator(features, z_BZ[rows].to(device)))
 
-    indices = []
-    with one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
-        for row in pool.map(one, range(count)):
-            indices.append(row)
-            if on_step is not None:
-                on_step(len(indices) / count)
-    return torch.cat(indices)
+    if device.type == "cpu":
+        return torch.cat(one_by_one(indices_of, len(z_BZ), on_step))
+    indices_BL = indices_of(slice(None))
+    if on_step is not None:
+        on_step(1.0)
+    return indices_BL
 
 
 class CvaeSampler:
@@ -152,8 +146,7 @@ class CvaeSampler:
         truncation: float = 1.0,
         guidance: float = 1.0,
     ) -> ImageArray:
-        first_Z, last_Z = noise(seeds, self.config.model.z_dim)
-        z_BZ = slerp(first_Z, last_Z, weights)
+        z_BZ = noise_between(seeds, weights, self.config.model.z_dim)
         return self._sample(z_BZ, text, truncation, guidance, None)
 
     def _sample(

@@ -3,6 +3,7 @@
 Axes: B batch, L places, C channels of a latent, Z noise.
 """
 
+import math
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -47,12 +48,17 @@ def draw_micro(
 
 def sharpening(step: int, total: int, config: Config) -> bool:
     """Returns True in the last part of a run, in which the critic plays."""
-    return step >= config.critic.start * total
+    return step >= first_of_the_critic(total, config)
+
+
+def first_of_the_critic(total: int, config: Config) -> int:
+    """Returns the step at which the critic joins; `total` where it never does."""
+    return min(total, math.ceil(config.critic.start * total))
 
 
 def rate(step: int, total: int, config: Config) -> float:
     """Returns the learning rate of all players: in each of the two phases a rise, a plateau, and a linear fall."""
-    begin = round(config.critic.start * total)
+    begin = first_of_the_critic(total, config)
     if sharpening(step, total, config):
         peak, done, steps = config.critic.learning_rate, step - begin, total - begin
     else:

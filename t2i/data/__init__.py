@@ -1,7 +1,7 @@
 """Captioned images behind one protocol. A new kind of data is one file, one line in `DATASETS`, one paragraph in docs/data.md.
 
-An address names a data set in one word: `shapes-2`, `emoji`, `coco:/path?split=train2014`, or a bare path, which address.py
-recognises by what is there.
+An address names a data set: `shapes-2`, `emoji`, `coco:/path?split=train2014`, or a bare path, whose kind address.py recognises
+by its contents.
 """
 
 from collections.abc import Sequence
@@ -19,34 +19,32 @@ if TYPE_CHECKING:
     from t2i.data.address import Address
     from t2i.images import Fit, ImageArray
 
-NO_CAPTION = ""  # the caption of an image that has none, where images without captions are asked for
+NO_CAPTION = ""  # the caption of images without one, in data that includes such images
 
 Split = Literal["train", "val", "test", "heldout"]
 Augmentation = Literal["color", "grey", "rotate", "zoom", "shift", "noise"]
 
 
 class DataConfig(Section):
-    """The captioned images, and how they are brought to the model's size."""
+    """The captioned images, and how they are scaled to the model's size."""
 
     address: str = Field(default="shapes-2", description="shapes-1, shapes-2, shapes-3, emoji, a folder, or kind:place")
-    resolution: int = Field(default=32, ge=16, le=1024, description="pixels a side, a power of two times 4")
+    resolution: int = Field(default=32, ge=16, le=1024, description="pixels per side, a power of two")
     fit: Literal["center", "random", "squash", "pad"] = Field(
         default="center",
-        description="how other sizes and aspects become square: crop at the centre or at random, squash, pad",
+        description="how images of other sizes and aspect ratios are made square: crop at the centre or at random, squash, pad",
     )
     limit: int | None = Field(default=None, ge=1, description="use the first N training images only; null: all")
-    split_seed: int = Field(
-        default=0, ge=0, description="decides the split of a folder that has no train/val/test folders"
-    )
+    split_seed: int = Field(default=0, ge=0, description="seed of the split of a folder without train/val/test folders")
 
     unlabelled: str | None = Field(
         default=None,
-        description="address of images without captions, such as any folder of images: half of the samples, under the null "
-        "caption; for cgan and prior; null: none",
+        description="address of images without captions, e.g. any folder of images, which become half of the samples, with the "
+        "null caption; for cgan and prior; null: none",
     )
     augment: tuple[Augmentation, ...] = Field(
         default=(),
-        description="how training images are changed at random: color, grey, rotate (10 degrees), zoom (1.2), shift (a tenth), "
+        description="random augmentations of training images: color, grey, rotate (10 degrees), zoom (1.2), shift (a tenth), "
         "noise; not for a prior",
     )
 
@@ -58,32 +56,32 @@ class DataConfig(Section):
         return value
 
     def view(self, limit: int | None = None, bare: bool = False) -> "View":
-        """Returns the view of a split other than `train`, or of `train` with its own limit; `bare` as in `View`."""
+        """Returns the view for opening a split; `limit` and `bare` are those of `View`."""
         return View(self.resolution, self.fit, limit, self.split_seed, bare)
 
 
 @dataclass(frozen=True)
 class View:
-    """The size and cut that images get, and the share of a split that is used."""
+    """Resolution and crop of images, and which images of a split are used."""
 
     resolution: int = 32
     fit: "Fit" = "center"
     limit: int | None = None  # first N images of the split; None: all (for shapes: the default size of the split)
-    seed: int = 0  # decides the seeded split of a folder without split folders, and random crops
-    bare: bool = False  # images of a folder that have no caption are rows too, with NO_CAPTION
+    seed: int = 0  # seed of the split of a folder without split folders, and of random crops
+    bare: bool = False  # True: images of a folder without captions are included, with NO_CAPTION
 
 
 class Dataset(Protocol):
-    """One split of a captioned collection, opened at one resolution. Rows are in a fixed order.
+    """One split of captioned images, opened at one resolution, with rows in a fixed order.
 
-    An image that cannot be decoded is never silently replaced: `broken` lists it, and it is not among the rows.
+    Images that cannot be decoded are not among the rows, but listed in `broken`.
     """
 
     address: str
     split: str
     resolution: int
-    ids: Sequence[str]  # one an image, unique, stable between machines
-    captions: Sequence[Sequence[str]]  # all captions of image i, at least one
+    ids: Sequence[str]  # one per image, unique, the same on every machine
+    captions: Sequence[Sequence[str]]  # all captions of each image, at least one
 
     def __len__(self) -> int: ...
 
@@ -92,11 +90,11 @@ class Dataset(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Returns the sha256 of ids, contents, captions, split and transform, which decide the pixels."""
+        """Returns the SHA-256 of everything that pixels depend on: ids, contents, captions, split and transform."""
         ...
 
     def digest(self) -> str:
-        """Returns the sha256 of ids, contents and captions: equal for a copy under another path, at any resolution."""
+        """Returns the SHA-256 of ids, contents and captions, which does not depend on path and resolution."""
         ...
 
 
@@ -110,6 +108,7 @@ DATASETS: dict[str, str] = {
     "flickr30k": "t2i.data.published.flickr:open_flickr30k",
     "cub": "t2i.data.published.cub:open_cub",
     "flowers": "t2i.data.published.flowers:open_flowers",
+    "mirflickr": "t2i.data.published.mirflickr:open_mirflickr",
     "vg": "t2i.data.published.visual_genome:open_visual_genome",
     "vqa2": "t2i.data.published.vqa2:open_vqa2",
     "shards": "t2i.data.packed.shards:open_shards",
@@ -120,11 +119,12 @@ DATASETS: dict[str, str] = {
 
 
 def parse_address(address: str) -> "Address":
-    """`shapes-2` -> ("shapes", "2"), `coco:/a?split=train2014` -> ("coco", "/a", {"split": "train2014"}); a bare path is
-    recognised by what is there.
+    """Parses `shapes-2` to ("shapes", "2"), and `coco:/a?split=train2014` to ("coco", "/a", {"split": "train2014"}).
+
+    The kind of a bare path is recognised by its contents.
 
     Raises:
-        InputError: the kind is unknown, or nothing known is at that path; the message says what was looked for.
+        InputError: the kind is unknown, or no known data is at that path; the message says what was looked for.
     """
     from t2i.data.address import Address, recognise, split_options
     from t2i.names import nearest
@@ -152,16 +152,16 @@ def open_dataset(address: str, split: str = "train", view: View = View()) -> Dat
     """Opens one split of the data at `address`.
 
     Raises:
-        InputError: the address, an option, the split or the captions are not there; the message says what was looked for.
+        InputError: the address, an option, the split or the captions do not exist; the message says what was looked for.
     """
     from t2i.data.address import typed_options
 
-    found = parse_address(address)
-    function = resolve(DATASETS[found.kind])
-    options = typed_options(found, function)
+    parsed = parse_address(address)
+    function = resolve(DATASETS[parsed.kind])
+    options = typed_options(parsed, function)
     try:
-        return function(found.place, split, view, **options)
+        return function(parsed.place, split, view, **options)
     except InputError as error:
-        if not found.notice or found.place in str(error) and f"folder:{found.place}" in str(error):
+        if not parsed.notice or parsed.place in str(error) and f"folder:{parsed.place}" in str(error):
             raise
-        raise InputError(f"{error} ({found.notice.removeprefix('data ')})") from error
+        raise InputError(f"{error} ({parsed.notice.removeprefix('data ')})") from error

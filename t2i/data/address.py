@@ -21,27 +21,28 @@ class Address(NamedTuple):
     kind: str
     place: str
     options: Mapping[str, str]
-    notice: str = ""  # of a bare path: what it was taken for, and why
+    notice: str = ""  # for a bare path: its recognised kind, and why
 
     def __str__(self) -> str:
         options = "&".join(f"{key}={value}" for key, value in self.options.items())
         return f"{self.kind}:{self.place}" + (f"?{options}" if options else "")
 
 
-# kind -> names that a data set of that kind has, any of them, as patterns below its folder; the first kind that fits wins
+# kind -> patterns of file names below the folder, of which a data set of that kind has one; the first matching kind is used
 MARKS: Mapping[str, tuple[str, ...]] = {
     "coco": ("annotations/captions_*.json", "captions_*.json", "annotations/dataset_coco.json", "dataset_coco.json"),
     "flickr8k": ("Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt", "dataset_flickr8k.json", "captions.txt"),
     "flickr30k": ("results_20130124.token", "results.csv", "flickr30k_images/results.csv", "dataset_flickr30k.json"),
     "cub": ("images.txt", "CUB_200_2011/images.txt"),
     "flowers": ("jpg/image_*.jpg", "102flowers/jpg/image_*.jpg"),
+    "mirflickr": ("meta/tags/tags1.txt", "mirflickr/meta/tags/tags1.txt"),
     "vg": ("region_descriptions.json",),
     "vqa2": ("v2_OpenEnded_mscoco_*.json", "Questions/v2_OpenEnded_mscoco_*.json"),
     "hub": ("dataset_dict.json", "state.json"),
     "shards": ("*.tar", "train/*.tar"),
     "parquet": ("*.parquet", "data/*.parquet", "train/*.parquet"),
 }
-# what a file begins with, by the name of the file: another file of that name is no mark
+# file name -> pattern of the beginning of the file, since other files may have the same name
 _BEGINS: Mapping[str, str] = {
     r"captions_(train|val)20\d\d\.json": r'\s*\{.*"(images|annotations|info)"\s*:',
     r"v2_OpenEnded_mscoco_.*\.json": r'\s*\{.*"(questions|info|data_subtype)"\s*:',
@@ -54,18 +55,15 @@ _BEGINS: Mapping[str, str] = {
     r"dataset_dict\.json": r'\s*\{.*"splits"\s*:',
     r"state\.json": r'\s*\{.*"_data_files"\s*:',
 }
-_READ = 1 << 16  # bytes of the beginning of a file
-_LOOKED_THROUGH = 20_000  # files of a folder, in search of images with captions
-
+_READ = 1 << 16  # number of bytes read from the beginning of a file
+_LOOKED_THROUGH = 20_000  # number of files searched for images with captions
 
 _FILES = {".tar": "shards", ".parquet": "parquet"}
-
-
 _PACKED = (".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 
 
 def split_options(text: str) -> tuple[str, dict[str, str]]:
-    """`/a?b=c&d=e` -> ("/a", {"b": "c", "d": "e"}); a path that exists as it is written has no options."""
+    """Splits `/a?b=c&d=e` into ("/a", {"b": "c", "d": "e"}); an existing path with `?` in its name has no options."""
     place, mark, tail = text.partition("?")
     if not mark or Path(text).exists():
         return text, {}
@@ -83,7 +81,7 @@ def typed_options(address: Address, function: Callable[..., object]) -> dict[str
     """Returns the options of an address as keyword arguments of the function that opens it.
 
     Raises:
-        InputError: the kind has no such option, or the value is not of its type.
+        InputError: the kind has no such option, or the value has the wrong type.
     """
     hints = get_type_hints(function)
     words = inspect.signature(function).parameters.values()
@@ -113,10 +111,10 @@ def _typed(value: str, hint: Any, where: str) -> Any:
 
 
 def recognise(place: str) -> tuple[str, str]:
-    """Returns (kind, a sentence that says so) of a bare path.
+    """Returns the kind of data at a bare path, and a message about it.
 
     Raises:
-        InputError: nothing known is there; the message names what was looked for and what was found.
+        InputError: there is no known data; the message says what was looked for and what was found.
     """
     path = Path(place).expanduser()
     lower = path.name.lower()
@@ -148,8 +146,7 @@ def recognise(place: str) -> tuple[str, str]:
 
 
 def _has_captioned_images(root: Path) -> bool:
-    """Returns True if an image has a .txt beside it, or there are images and a metadata file: whatever else is there,
-    these are meant."""
+    """Returns True if an image has a .txt file beside it, or there are images and a metadata file; these take precedence."""
     suffixes: dict[str, set[bool]] = {}  # path without suffix -> whether it is an image, a text
     metadata = image = False
     for path in islice(walk(root), _LOOKED_THROUGH):
@@ -197,7 +194,7 @@ def _has(folder: Path, pattern: str, kind: str) -> bool:
 
 def _is_mark(path: Path, kind: str) -> bool:
     """Returns True unless the contents of the file show that it is something else."""
-    if kind in ("shards", "flowers"):
+    if kind in ("shards", "flowers", "mirflickr"):
         return path.is_file()
     try:
         if kind == "parquet":

@@ -1,6 +1,6 @@
-"""Augmentation of training images by name, as a function of (seed, sample): the same on every process, worker and resume.
+"""Augments training images as a function of (seed, sample), so that results do not depend on processes, workers or resuming.
 
-Reals alone see these. A GAN on little data wants `augment` of its own config, which reals and fakes see alike.
+Only real images are augmented. For a GAN on small data use `augment` of its config, which also changes generated images.
 Axes: B batch, H W image, C channels.
 """
 
@@ -17,26 +17,20 @@ from t2i.data import Augmentation
 from t2i.images import ImageArray
 from t2i.seeding import uniform
 
-SHARE_GREY = 0.1  # of the images lose their colours by `grey`
-
-
-ROTATED, ZOOMED, SHIFTED = math.radians(10), 1.2, 0.1  # largest change, either way; zoom from 1; shift in sides
-
-
-STRENGTH, NOISE = 0.2, 8.0  # of the colours, times 1 +- that; largest standard deviation in grey levels
-
-
+SHARE_GREY = 0.1  # share of the images that `grey` makes grey
+ROTATED, ZOOMED, SHIFTED = math.radians(10), 1.2, 0.1  # maximum angle, zoom, and shift as a share of the side
+STRENGTH, NOISE = 0.2, 8.0  # maximum relative change of colours; maximum standard deviation in grey levels
 LUMA = (0.299, 0.587, 0.114)
 
 
 def augment(
     images_BHWC: ImageArray, names: Sequence[Augmentation], seed: int, sample_ids: NDArray[np.int64]
 ) -> ImageArray:
-    """Applies the named augmentations, each drawn anew for every sample; `rotate`, `zoom` and `shift` are one resampling.
+    """Applies the named augmentations, drawn for each sample; `rotate`, `zoom` and `shift` are one resampling.
 
     Args:
         images_BHWC: uint8.
-        sample_ids: of the images; the draws depend on the seed, the name and these alone.
+        sample_ids: sample ids of the images, which determine the draws together with seed and name.
     """
     if not names:
         return images_BHWC
@@ -56,7 +50,7 @@ def augment(
 
 
 def _move(x_BCHW: Tensor, draws: dict[Augmentation, Tensor]) -> Tensor:
-    """Turned, enlarged and shifted about the middle; what enters repeats the border."""
+    """Rotates, enlarges and shifts images about the centre, and repeats the border."""
     still = torch.full((len(x_BCHW), 3), 0.5)
     angle = (2 * draws.get("rotate", still)[:, 0] - 1) * ROTATED
     zoom = ZOOMED ** -draws.get("zoom", torch.zeros(len(x_BCHW), 3))[:, 0]
@@ -72,7 +66,7 @@ def _luma(x_BCHW: Tensor) -> Tensor:
 
 
 def _color(x_BCHW: Tensor, u_BU: Tensor) -> Tensor:
-    """Brightness, contrast and saturation."""
+    """Changes brightness, contrast and saturation."""
     brightness, contrast, saturation = (1 + STRENGTH * (2 * u_BU - 1)).T[:, :, None, None, None]
     x = x_BCHW * brightness
     mean = _luma(x).mean(dim=(1, 2, 3), keepdim=True)
@@ -86,6 +80,4 @@ def _grey(x_BCHW: Tensor, u_BU: Tensor) -> Tensor:
 
 
 COLOURS: dict[Augmentation, Callable[[Tensor, Tensor], Tensor]] = {"color": _color, "grey": _grey}
-
-
 MOVES: tuple[Augmentation, ...] = ("rotate", "zoom", "shift")

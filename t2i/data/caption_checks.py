@@ -1,4 +1,4 @@
-"""Captions in step with their images: a mirror swaps left and right, and a crop may cut off what a caption mentions."""
+"""Checks if random changes of images may contradict captions: mirroring, random crops, changed colours."""
 
 import re
 import warnings
@@ -15,34 +15,31 @@ _SIDES = re.compile(
 _PLACES = re.compile(r"\b(?:left|right|top|bottom|upper|lower|corner|edge|above|below|background)\b", re.IGNORECASE)
 
 
-def may_flip(wanted: bool, dataset: Dataset) -> bool:
-    """Returns True if training may mirror the images: where it is `wanted` and no caption mentions left or right (in English).
-
-    A warning quotes the first caption that does.
-    """
-    caption = first_caption(_SIDES, dataset) if wanted else None
+def may_flip(configured: bool, dataset: Dataset) -> bool:
+    """Returns True if mirroring is configured and no caption mentions left or right (in English); warns if one does."""
+    caption = first_caption(_SIDES, dataset) if configured else None
     if caption is not None:
         warnings.warn(
-            f"flip is off: captions of {dataset.address} mention left or right, as {caption[:80]!r}; a mirrored image "
+            f"flip is off: captions of {dataset.address} mention left or right, e.g. {caption[:80]!r}; a mirrored image "
             "would contradict them",
             stacklevel=2,
         )
-    return wanted and caption is None
+    return configured and caption is None
 
 
 def warn_of_crops(fit: str, dataset: Dataset) -> None:
-    """Warns where images are cut at random and captions say where things are."""
+    """Warns if images are cropped at random although captions mention positions."""
     caption = first_caption(_PLACES, dataset) if fit == "random" else None
     if caption is not None:
         warnings.warn(
-            f"data.fit=random may cut off what captions of {dataset.address} mention, as {caption[:80]!r}; "
-            "data.fit=pad keeps all of a image, center always the same part",
+            f"data.fit=random may cut off what captions of {dataset.address} mention, e.g. {caption[:80]!r}; "
+            "data.fit=pad keeps the whole image, center always the same part",
             stacklevel=2,
         )
 
 
 def first_caption(pattern: re.Pattern[str], dataset: Dataset) -> str | None:
-    """Returns the first caption in which `pattern` is found."""
+    """Returns the first caption that matches `pattern`."""
     captions: Iterable[str] = (caption for own in dataset.captions for caption in own)
     return next((caption for caption in captions if pattern.search(caption)), None)
 
@@ -53,12 +50,12 @@ _COLOURS = re.compile(
 
 
 def warn_of_colors(names: Sequence[Augmentation], dataset: Dataset) -> None:
-    """Warns where colours are changed and captions name them."""
+    """Warns if colours are changed although captions name them."""
     changing = [name for name in names if name in COLOURS]
     caption = first_caption(_COLOURS, dataset) if changing else None
     if caption is not None:
         warnings.warn(
-            f"data.augment {', '.join(changing)} changes the colours that captions of {dataset.address} name, as "
+            f"data.augment {', '.join(changing)} changes the colours that captions of {dataset.address} name, e.g. "
             f"{caption[:80]!r}",
             stacklevel=2,
         )

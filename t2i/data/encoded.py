@@ -1,4 +1,4 @@
-"""The part that all data sets of files share: images are decoded on demand, brought to size, and kept in memory."""
+"""Base class of data sets in files, which decodes images on demand, scales them, and keeps them in memory."""
 
 import hashlib
 import json
@@ -18,17 +18,13 @@ from t2i.data import View
 from t2i.data.verify import workers
 from t2i.images import TRANSFORM, ImageArray
 
-MEMORY_BYTES = 2**30  # decoded images kept by one dataset
-
-
+MEMORY_BYTES = 2**30  # size of the decoded images that a dataset keeps
 BLOCK_BYTES = 2**25
-
-
-_ADDING = Lock()  # not the store's own, which goes to workers by pickle
+_ADDING = Lock()  # not an attribute of the store, which is pickled for workers
 
 
 class _Store:
-    """Decoded images by row, up to a number of bytes, in large blocks: single arrays would be mapped page by page."""
+    """Keeps decoded images by row, up to a number of bytes, in large blocks, as single arrays would be mapped page by page."""
 
     def __init__(self, most_bytes: int, rows: int, resolution: int) -> None:
         self._shape = resolution, resolution, 3
@@ -58,7 +54,7 @@ class _Store:
 
 
 class EncodedImages(ABC):
-    """One split of captioned images in files or tables; decoded ones are kept up to `MEMORY_BYTES`."""
+    """One split of captioned images in files or tables; up to `MEMORY_BYTES` of decoded images are kept."""
 
     def __init__(
         self, address: str, split: str, view: View, ids: Sequence[str], captions: Sequence[Sequence[str]]
@@ -79,7 +75,7 @@ class EncodedImages(ABC):
         """Returns the file of row i, or its bytes."""
 
     def place(self, i: int) -> str:
-        """Returns the name of row i for a message."""
+        """Returns the name of row i for messages."""
         return self.ids[i]
 
     @abstractmethod
@@ -87,46 +83,46 @@ class EncodedImages(ABC):
         """Returns a JSON value for each row that changes with the contents of its image.
 
         Args:
-            lasting: the value is the same for a copy of the data elsewhere, and before and after `t2i data check`.
+            lasting: return values that are the same for a copy of the data, and before and after `t2i data check`.
         """
 
     def fingerprint(self) -> str:
-        """sha256 of what decides the pixels: ids, contents, captions, split and transform."""
+        """Returns the SHA-256 of everything that pixels depend on: ids, contents, captions, split and transform."""
         view = self._view
         transform = [TRANSFORM, view.resolution, view.fit, view.seed if view.fit == "random" else None]
         return self._hash([self.split, *transform], self.contents())
 
     def digest(self) -> str:
-        """sha256 of what the split holds, at any resolution: ids, contents, captions."""
+        """Returns the SHA-256 of ids, contents and captions, which does not depend on the resolution."""
         return self._hash([self.split], self.contents(lasting=True))
 
     def _hash(self, first: Any, contents: Iterable[Any]) -> str:
-        found = hashlib.sha256(json.dumps(first).encode())
+        total = hashlib.sha256(json.dumps(first).encode())
         for row in zip(self.ids, contents, self.captions, strict=True):
-            found.update(json.dumps(row).encode())
-        return found.hexdigest()
+            total.update(json.dumps(row).encode())
+        return total.hexdigest()
 
     def image(self, i: int, full: bool = False) -> Image.Image:
-        """Returns row i decoded, upright and RGB.
+        """Returns row i decoded to upright RGB.
 
         Args:
-            full: of its own size; otherwise a large JPEG may come smaller, but at least twice `resolution` a side.
+            full: at full size; otherwise a large JPEG may be decoded smaller, but at least twice `resolution` per side.
 
         Raises:
-            BrokenImage: it cannot be read or decoded; the message names it.
+            BrokenImage: the image cannot be read or decoded; the message names it.
         """
         try:
             return images.decode(self.source(i), None if full else self.resolution)
         except images.BrokenImage as error:
-            raise images.BrokenImage(f"{self.place(i)}: {error}") from error
+            raise type(error)(f"{self.place(i)}: {error}") from error
 
     @property
     def redraws(self) -> bool:
-        """True if an image is cut anew in each epoch."""
+        """True if images are cropped differently in each epoch."""
         return self._view.fit == "random"
 
     def images(self, indices: Sequence[int], epoch: int = 0) -> ImageArray:
-        """uint8 [B, resolution, resolution, 3] of the rows `indices`, cut as in this epoch.
+        """Returns the rows `indices` as uint8 [B, resolution, resolution, 3], cropped for this epoch.
 
         Raises:
             BrokenImage: a file was removed or damaged since the data was opened; the message names it.
@@ -134,7 +130,7 @@ class EncodedImages(ABC):
         """
         rows = [range(len(self))[int(i)] for i in indices]
         out_BHWC = np.empty((len(rows), self.resolution, self.resolution, 3), np.uint8)
-        missing = {}  # row -> its first place in the batch
+        missing = {}  # row -> its first position in the batch
         for k, i in enumerate(rows):
             if i in self._kept:
                 out_BHWC[k] = self._kept[i]
@@ -151,7 +147,7 @@ class EncodedImages(ABC):
         for k, i in enumerate(rows):
             if missing.get(i, k) != k:
                 out_BHWC[k] = out_BHWC[missing[i]]
-        if not self.redraws and parent_process() is None:  # each worker would keep its own
+        if not self.redraws and parent_process() is None:  # otherwise each worker would keep copies
             for i, k in missing.items():
                 self._kept.add(i, out_BHWC[k])
         return out_BHWC

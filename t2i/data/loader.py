@@ -1,9 +1,8 @@
-"""Batches in an order that is a pure function of (seed, samples consumed), so a resumed run goes on bit for bit.
+"""Yields batches in an order that is a pure function of (seed, samples consumed), so a resumed run continues bit for bit.
 
-Position p of training shows row `permutation(seed, p // N)[p % N]`; of a mixture, a draw of its own first decides which of the
-data sets it shows. A global batch covers the next batch_size x
-num_processes positions, crossing the border of an epoch where it falls, and process r takes the r-th slice of it.
-Neither the number of processes nor that of workers changes which sample comes when.
+Position p of training shows row `permutation(seed, p // N)[p % N]`; for a mixture, a random draw first chooses the data set. A
+global batch covers the next batch_size x num_processes positions, across the borders of epochs, and process r takes its r-th
+slice. The order of samples thus does not depend on the numbers of processes and workers.
 """
 
 import signal
@@ -22,31 +21,31 @@ from numpy.typing import NDArray
 from t2i.data import Augmentation, Dataset
 from t2i.data.augment import augment
 from t2i.errors import InputError
-from t2i.images import BrokenImage, ImageArray
+from t2i.images import BrokenImage, ImageArray, LostConnection
 from t2i.names import counted
 from t2i.seeding import permutation, uniform
 
-DYING_SECONDS = 5.0  # that a killed process may take to be gone
-PROBES = 8  # images looked for before one that cannot be read is taken for a broken one
-MAX_BROKEN = 0.01  # share of the rows that may turn out undecodable while training
+DYING_SECONDS = 5.0  # how long a killed process may take to disappear
+PROBES = 8  # images that are probed if one cannot be read, to detect vanished data
+MAX_BROKEN = 0.01  # maximum share of rows that cannot be decoded
 Broken = Mapping[str, Any]
 
 
 class LoadingEnded(InputError):
-    """No more batches come: the data has vanished, or a data worker has died. What is trained so far is sound."""
+    """Loading has ended, as the data has vanished or a data worker has died; the training so far is sound."""
 
 
 class Batch(NamedTuple):
-    """One micro-batch of one process; axis B of all four is the same images."""
+    """One micro-batch of one process; all four have the same images along axis B."""
 
     images_BHWC: torch.Tensor  # uint8
     rows: NDArray[np.int64]  # of the data set, after substitution
-    sample_ids: NDArray[np.int64]  # positions since the start of training: unique, the key of all random draws
+    sample_ids: NDArray[np.int64]  # positions since the start of training: unique, the keys of all random draws
     epoch: NDArray[np.int64]
 
 
 class Rows(NamedTuple):
-    """A micro-batch of a process whose images are not read: their codes are known."""
+    """A micro-batch without images, for training on cached codes."""
 
     rows: NDArray[np.int64]
     sample_ids: NDArray[np.int64]
@@ -54,7 +53,7 @@ class Rows(NamedTuple):
 
 
 class RowLoader(Iterator[Rows]):
-    """The order of `Loader` without the images; the arguments are the same."""
+    """Yields the same order as `Loader` without images; the arguments are the same."""
 
     def __init__(
         self,
@@ -76,10 +75,10 @@ class RowLoader(Iterator[Rows]):
 
 
 class _Order:
-    """Rows of batch g of one process as item g."""
+    """Maps g to the rows of batch g of one process."""
 
     def __init__(self, dataset: Sized, batch_size: int, seed: int, start: int, stride: int):
-        self._others: Sequence[tuple[int, float]] = getattr(dataset, "others", ())  # as those of a mixture
+        self._others: Sequence[tuple[int, float]] = getattr(dataset, "others", ())  # of a `Mixture`
         self._count = len(dataset) - sum(count for count, _ in self._others)
         self._batch_size, self._seed, self._start, self._stride = batch_size, seed, start, stride
         self._permutations: dict[int, tuple[int, NDArray[np.int64]]] = {}
@@ -100,7 +99,7 @@ class _Order:
     def _of(
         self, number: int, count: int, sample_ids: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows of one data set, and the epoch of each."""
+        """Returns rows of one data set, and the epoch of each."""
         epoch, places = np.divmod(sample_ids, count)
         rows = np.empty_like(sample_ids)
         for one in np.unique(epoch).tolist():
@@ -111,22 +110,22 @@ class _Order:
 
 
 class Loader(Iterator[Batch]):
-    """Endless batches of one data set.
+    """Yields endless batches of one data set.
 
     Args:
         dataset: its `images` is called with whole batches.
-        batch_size: images a batch on this process.
-        seed: of the order.
-        samples_consumed: over all processes since the start of training: 0, or `Run.images_seen` of a resumed run.
-        process_index: which slice of each global batch.
-        num_processes: slices of each global batch.
-        num_workers: processes that decode ahead; 0: decoded when asked for.
-        on_broken: called once with {"row", "id", "reason"} of each row that cannot be decoded.
-        augmented: how images are changed (`t2i.data.augment`).
+        batch_size: images per batch on this process.
+        seed: seed of the order.
+        samples_consumed: samples of all processes since the start of training: 0, or `Run.images_seen` of a resumed run.
+        process_index: number of this process's slice of each global batch.
+        num_processes: number of slices of each global batch.
+        num_workers: processes that decode in advance; 0: this process decodes.
+        on_broken: called once with {"row", "id", "reason"} for each row that cannot be decoded.
+        augmented: names of augmentations (`t2i.data.augment`).
 
     Attributes:
-        wait_seconds: spent so far in waiting for batches.
-        quarantine: the rows that could not be decoded. Each is replaced by the next row that can be.
+        wait_seconds: time spent waiting for batches so far.
+        quarantine: the rows that cannot be decoded; each is replaced by the next row that can be.
 
     Raises:
         InputError: while iterating, when over 1 % of the rows are broken.
@@ -164,7 +163,7 @@ class Loader(Iterator[Batch]):
         started = time.perf_counter()
         try:
             batch, broken = next(self._batches)
-        # of a dead worker torch tells by RuntimeError, or its half-sent batch by an error of the connection
+        # a dead worker causes a RuntimeError of torch, or an error of the connection during a batch
         except (RuntimeError, OSError, EOFError) as error:
             ends = [worker.sentinel for worker in getattr(self._batches, "_workers", ())]
             if not connection.wait(ends, DYING_SECONDS):
@@ -199,7 +198,7 @@ def _too_many(broken: int, total: int) -> bool:
 
 
 class BatchReader(torch.utils.data.Dataset):
-    """Batch g of one process as item g; sent to the workers, where each keeps its own list of broken rows."""
+    """Maps g to batch g of one process; it is sent to the workers, each of which keeps a list of broken rows."""
 
     def __init__(
         self,
@@ -215,7 +214,7 @@ class BatchReader(torch.utils.data.Dataset):
         self._broken: set[int] = set()
 
     def __getitem__(self, index: int) -> tuple[Batch | None, list[Broken]]:
-        """Returns the batch, None when too much is broken, and the rows found broken for the first time."""
+        """Returns the batch, None if too many rows are broken, and the rows that were found broken for the first time."""
         rows, sample_ids, epoch = self._order[index]
         images, rows, broken = self.read(rows, epoch)
         if images is None:
@@ -226,12 +225,12 @@ class BatchReader(torch.utils.data.Dataset):
     def read(
         self, rows: NDArray[np.int64], epoch: NDArray[np.int64] | None = None
     ) -> tuple[ImageArray | None, NDArray[np.int64], list[Broken]]:
-        """Returns (images, rows they show, newly broken): the batch at once, one by one only where that fails.
+        """Returns (images, rows they show, newly broken rows); images are None if too many rows are broken.
 
-        No images are returned when too many rows are broken.
+        The batch is read at once, and image by image only if that fails.
 
         Args:
-            epoch: of each row, where images are cut anew in each epoch; None: the first.
+            epoch: epoch of each row, for random crops; None: the first.
         """
         epoch = np.zeros_like(rows) if epoch is None else epoch
         found: list[Broken] = []
@@ -247,7 +246,7 @@ class BatchReader(torch.utils.data.Dataset):
                     try:
                         image = self._images(np.array([row]), epoch[i : i + 1])
                     except (BrokenImage, OSError) as error:
-                        if self._vanished():
+                        if isinstance(error, LostConnection) or self._vanished():
                             found.append({"row": row, "vanished": True, "reason": " ".join(str(error).split())[:200]})
                             return None, rows, found
                         self._broken.add(row)
@@ -260,7 +259,7 @@ class BatchReader(torch.utils.data.Dataset):
             return np.concatenate(parts), rows, found
 
     def _vanished(self) -> bool:
-        """Returns True when none of a few images from all over the data can be read, decoded before or not."""
+        """Returns True if none of a few images, spread over the data, can be read."""
         source = getattr(self._dataset, "source", None)
         if source is None:
             return False
@@ -285,7 +284,7 @@ class BatchReader(torch.utils.data.Dataset):
         return joined
 
     def _substitute(self, row: int) -> int:
-        """Returns the row itself or, for a broken one, the next that is not known as broken: the same in every process."""
+        """Returns the row, or for a broken row the next one that is not known to be broken."""
         while row in self._broken:
             row = (row + 1) % len(self._dataset)
         return row
@@ -303,7 +302,7 @@ def _in_workers(reader: BatchReader, num_workers: int) -> Iterator[Any]:
             worker_init_fn=_leave_signals_to_the_main_process,
         )
     )
-    # torch's handler raises in the middle of a step when a worker dies; without it the next batch tells
+    # torch's handler would raise in the middle of a step if a worker dies; without it, reading the next batch fails
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
     return batches
@@ -314,9 +313,9 @@ def _unchanged(item: Any) -> Any:
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process still needs batches to finish its step."""
+    """Ignores signals in a worker: Ctrl-C reaches the whole process group, but the main process has to finish its step."""
     for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
-        if hasattr(signal, name):  # Windows has the first alone
+        if hasattr(signal, name):  # Windows only has the first
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -1,4 +1,4 @@
-"""Training data of several sources: the captioned images of a run, others that are replayed, and images without captions."""
+"""Combines training data: the captioned images of a run, replayed data, and images without captions."""
 
 import hashlib
 from bisect import bisect_right
@@ -12,22 +12,22 @@ from t2i.data import NO_CAPTION, DataConfig, Dataset, open_dataset
 from t2i.errors import InputError
 from t2i.images import ImageArray
 
-UNLABELLED_SHARE = 0.5  # of the samples of a run are images without captions, where it has any
+UNLABELLED_SHARE = 0.5  # share of the samples that are images without captions, if a run has any
 
 T = TypeVar("T")
 
 
 class Other(NamedTuple):
-    """A source beside the captioned images of a run."""
+    """A source other than the captioned images of a run."""
 
-    name: str  # what its ids begin with
+    name: str  # prefix of its ids
     dataset: Dataset
-    share: float  # of the samples
+    share: float  # share of the samples
     captioned: bool
 
 
 class Joined(Sequence[T]):
-    """Sequences one after another, without a copy."""
+    """Concatenated sequences, without a copy."""
 
     def __init__(self, parts: Sequence[Sequence[T]]) -> None:
         self._parts = parts
@@ -49,11 +49,11 @@ class Joined(Sequence[T]):
 
 
 class Mixture:
-    """A `Dataset` of several: the rows of the first, then those of each other one.
+    """A `Dataset` with the rows of several data sets in sequence.
 
     Attributes:
-        members: all of them, in order.
-        others: (rows, share of the samples) of each but the first, which `t2i.data.loader` draws them by.
+        members: the data sets, in order.
+        others: (rows, share of the samples) of each data set but the first, by which `t2i.data.loader` draws rows.
     """
 
     def __init__(self, main: Dataset, others: Sequence[Other]) -> None:
@@ -63,8 +63,10 @@ class Mixture:
         self.others = [(len(other.dataset), other.share) for other in others]
         names = [[f"{other.name}:{one}" for one in other.dataset.ids] for other in others]
         self.ids: Sequence[str] = Joined([main.ids, *names])
-        said = [other.dataset.captions if other.captioned else [(NO_CAPTION,)] * len(other.dataset) for other in others]
-        self.captions: Sequence[Sequence[str]] = Joined([main.captions, *said])
+        captions = [
+            other.dataset.captions if other.captioned else [(NO_CAPTION,)] * len(other.dataset) for other in others
+        ]
+        self.captions: Sequence[Sequence[str]] = Joined([main.captions, *captions])
         self._starts = np.cumsum([0, *map(len, self.members)])
 
     def __len__(self) -> int:
@@ -72,26 +74,26 @@ class Mixture:
 
     @property
     def redraws(self) -> bool:
-        """True if an image is cut anew in each epoch."""
+        """True if images are cropped differently in each epoch."""
         return any(getattr(member, "redraws", False) for member in self.members)
 
     def images(self, indices: Sequence[int], epoch: int = 0) -> ImageArray:
-        """uint8 [B, resolution, resolution, 3] of the rows `indices`."""
+        """Returns the rows `indices` as uint8 [B, resolution, resolution, 3]."""
         rows = np.array([range(len(self))[int(i)] for i in indices], dtype=np.int64)
         out_BHWC = np.empty((len(rows), self.resolution, self.resolution, 3), np.uint8)
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(owner).tolist():
             member: Any = self.members[number]
             own = (rows[owner == number] - self._starts[number]).tolist()
-            drawn = getattr(member, "redraws", False)
-            out_BHWC[owner == number] = member.images(own, epoch) if drawn else member.images(own)
+            redraws = getattr(member, "redraws", False)
+            out_BHWC[owner == number] = member.images(own, epoch) if redraws else member.images(own)
         return out_BHWC
 
     def source(self, i: int) -> Path | bytes | None:
-        """Returns the file of row i, or its bytes; None where it has none, as a rendered image."""
+        """Returns the file of row i, or its bytes; None for a rendered image."""
         number = bisect_right(self._starts.tolist(), i) - 1
-        found: Callable[[int], Path | bytes] | None = getattr(self.members[number], "source", None)
-        return None if found is None else found(i - int(self._starts[number]))
+        source: Callable[[int], Path | bytes] | None = getattr(self.members[number], "source", None)
+        return None if source is None else source(i - int(self._starts[number]))
 
     def fingerprint(self) -> str:
         return self._hash(member.fingerprint() for member in self.members)
@@ -106,20 +108,22 @@ class Mixture:
 def open_training(
     data: DataConfig, split: str = "train", replay: tuple[str, float] | None = None, bare: bool = False
 ) -> Dataset:
-    """Opens the training images of a run, with those that are replayed and those without captions.
+    """Opens the training images of a run, including replayed data and images without captions.
 
     Args:
-        replay: address and share of the samples of the data that is replayed.
-        bare: images of a folder without captions will do.
+        replay: address of the replayed data, and its share of the samples.
+        bare: include images of a folder that have no captions.
 
     Raises:
-        InputError: as `open_dataset`, or one source is named twice.
+        InputError: as `open_dataset`, or a source is named twice.
     """
     main = open_dataset(data.address, split, data.view(data.limit, bare))
     others: list[Other] = []
     if replay is not None:
         if replay[0] == data.address:
-            raise InputError(f"replay.address {replay[0]} is data.address itself; name the data of the run before")
+            raise InputError(
+                f"replay.address {replay[0]} is the same as data.address; name the data of the earlier run"
+            )
         others.append(Other("replay", open_dataset(replay[0], "train", data.view(bare=bare)), replay[1], True))
     if data.unlabelled is not None:
         share = UNLABELLED_SHARE * (1 - (replay[1] if replay else 0.0))
@@ -128,7 +132,7 @@ def open_training(
 
 
 def members_of(dataset: Dataset) -> list[tuple[Dataset, bool]]:
-    """Returns the data sets that a training set is made of, each with True if its captions are trained on."""
+    """Returns the data sets of a training set, each with True if its captions are used in training."""
     if isinstance(dataset, Mixture):
         return list(zip(dataset.members, dataset.captioned, strict=True))
     return [(dataset, True)]

@@ -1,4 +1,4 @@
-"""Questions about images and their answers, whatever they come from: scene facts, VQAv2, TIFA or DSG. Imports no torch."""
+"""Questions about images and their answers, from scene facts, VQAv2, TIFA or DSG. Imports no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -11,10 +11,10 @@ class Question(NamedTuple):
     """One question about an image.
 
     Attributes:
-        answers: each accepted answer with its credit in (0, 1]; 1 is a right answer.
-        kind: what it asks about: `count`, `colour`, `relation`, ...
-        parents: places, in the list of the image's questions, of those that make no sense unless the answer to them is right.
-        choices: the answers to choose from; none: any.
+        answers: each accepted answer with its credit in (0, 1]; 1 for a correct answer.
+        kind: subject of the question: `count`, `colour`, `relation`, ...
+        parents: positions, in the list of the image's questions, of those that must be answered correctly for this one to count.
+        choices: the answers to choose from; empty: any answer.
     """
 
     text: str
@@ -25,7 +25,7 @@ class Question(NamedTuple):
 
 
 def normal_answer(answer: str) -> str:
-    """An answer without what does not change its meaning: case, white space, a full stop, a number as a word."""
+    """Returns an answer without differences that do not change its meaning: case, white space, full stop, number words."""
     words = " ".join(answer.lower().strip(" .").split())
     return _NUMBERS.get(words, words)
 
@@ -36,7 +36,7 @@ _NUMBERS = {
 
 
 def vqa_credit(answers: Iterable[str]) -> dict[str, float]:
-    """The credit of each answer by how many people gave it: min(n / 3, 1) (Antol et al., ICCV 2015)."""
+    """Returns the credit of each answer by the number n of people who gave it: min(n / 3, 1) (Antol et al., ICCV 2015)."""
     counts: dict[str, int] = {}
     for answer in map(normal_answer, answers):
         counts[answer] = counts.get(answer, 0) + 1
@@ -44,15 +44,15 @@ def vqa_credit(answers: Iterable[str]) -> dict[str, float]:
 
 
 def questions_of(dataset: Dataset) -> Sequence[Sequence[Question]]:
-    """The questions of each image of a data set, in the order of its rows; those of scenes are made when asked for.
+    """Returns the questions of each image of a data set, in the order of its rows; those of scenes are generated when used.
 
     Raises:
         InputError: the data has no questions with answers.
     """
-    found = getattr(dataset, "questions", None)
-    if found is None:
+    questions = getattr(dataset, "questions", None)
+    if questions is None:
         raise InputError(
             f"data {dataset.address} has no questions with answers; give shapes-1, shapes-2, shapes-3 or vqa2:/path, or "
             "train captions alone with --set tasks.answer=0"
         )
-    return found
+    return questions

@@ -1,4 +1,4 @@
-"""The names of splits, and how images are divided among them."""
+"""Names of splits, and the division of images among them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,15 +9,9 @@ from t2i.errors import InputError
 from t2i.names import nearest
 
 SPLITS = ("train", "val", "test", "heldout")
-
-
 SPLIT_FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
-
-
 SEEDED_SHARES = {"train": 0.90, "val": 0.05, "test": 0.05}
-
-
-VAL_SHARE = 0.05  # of train, where a data set lists its splits and none is for validation
+VAL_SHARE = 0.05  # share of train, if a data set lists its splits and has none for validation
 
 
 def assign_splits(ids: Sequence[str], seed: int, shares: Mapping[str, float] = SEEDED_SHARES) -> list[str]:
@@ -43,7 +37,7 @@ def split_of_parts(
     """
     if parts is None:
         if train is not None:
-            raise InputError(f"data {address}: no split {train!r}: nothing there says which image is in which split")
+            raise InputError(f"data {address}: no split {train!r}: the data does not list splits")
         return None
     if train is not None:
         there = sorted(set(parts.values()))

@@ -1,7 +1,7 @@
-"""Captions with two attributes exchanged: the same words, another image.
+"""Exchanges two attributes in captions, which then have the same words but describe another image.
 
-A bag of words cannot tell the two apart (Yuksekgonul et al., "When and why vision-language models behave like bags-of-words",
-ICLR 2023). Only words of one kind change places, so that the sentence stays grammatical.
+A bag of words cannot distinguish the two (Yuksekgonul et al., "When and why vision-language models behave like bags-of-words",
+ICLR 2023). Only words of the same kind are exchanged, so that the sentence stays grammatical.
 """
 
 import re
@@ -28,26 +28,26 @@ _WORD = re.compile(r"\w+")
 
 
 def exchanges(caption: str) -> list[str]:
-    """Returns the caption with two attributes of one kind exchanged, once for each pair that changes what is asked for.
+    """Returns the caption with two attributes of one kind exchanged, for each pair of attributes that changes its meaning.
 
-    A caption of rendered shapes stays one: its shapes have no colours of backgrounds.
+    The result for a caption of rendered shapes is a caption of the same grammar.
     """
-    found = [(match, _KIND_OF[match[0].lower()]) for match in _WORD.finditer(caption) if match[0].lower() in _KIND_OF]
-    said, rendered, swapped = meaning(caption), parse(caption) is not None, {}
-    for (a, kind), (b, other) in combinations(found, 2):
+    words = [(match, _KIND_OF[match[0].lower()]) for match in _WORD.finditer(caption) if match[0].lower() in _KIND_OF]
+    original, rendered, swapped = meaning(caption), parse(caption) is not None, {}
+    for (a, kind), (b, other) in combinations(words, 2):
         if kind != other or a[0].lower() == b[0].lower():
             continue
         text = caption[: a.start()] + b[0] + caption[a.end() : b.start()] + a[0] + caption[b.end() :]
-        if meaning(text) != said and (not rendered or parse(text) is not None):
+        if meaning(text) != original and (not rendered or parse(text) is not None):
             swapped[text] = None
     return list(swapped)
 
 
 def exchanged(captions: Sequence[str], sample_ids: Sequence[int] | None = None, seed: int = 0) -> list[str | None]:
-    """Returns one exchange of each caption, None where it has no two attributes of one kind.
+    """Returns one exchange of each caption, None for captions without two attributes of one kind.
 
     Args:
-        sample_ids: decide with the seed which exchange is drawn; None: the captions themselves do, for evaluation.
+        sample_ids: determine the exchange together with the seed; None: the captions do, for evaluation.
     """
     ids = seeding.ids_of(captions) if sample_ids is None else sample_ids
     draws = seeding.uniform(seed, "exchange", ids, 1)[:, 0].tolist()

@@ -1,6 +1,6 @@
-"""Finds broken images: each is decoded once, and what was found is kept in the cache directory (index.py).
+"""Finds broken images by decoding each image once; results are stored in the cache directory (verified_index.py).
 
-A second pass over an unchanged folder costs one `stat` a file. Nothing is written into the folder itself.
+A second pass over an unchanged folder needs one `stat` per file. Nothing is written to the folder itself.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ from t2i.data.phash import signatures
 from t2i.data.verified_index import MIN_SIDE, Index, Verified
 from t2i.names import counted
 
-_RACE_NS = 2_000_000_000  # a file this young may change again without a new time stamp (FAT keeps even seconds)
-_KEEP_EVERY_S = 20.0  # what a kill may cost
+_RACE_NS = 2_000_000_000  # a younger file may change again without a new time stamp (FAT stores even seconds)
+_KEEP_EVERY_S = 20.0  # maximum time of work that is lost if the process is killed
 _HASHED_SIDE = 64
-_AT_ONCE = 256  # images between two readings of the clock
+_AT_ONCE = 256  # images between two checks of the time
 Progress = Callable[[int, int], None]
 _progress: ContextVar[Progress | None] = ContextVar("progress of verification", default=None)
 
 
 @contextmanager
 def watched(progress: Progress) -> Iterator[None]:
-    """Within, verification tells `progress(images done, images to do)` how far it has come."""
+    """Has verification call `progress(images done, images to do)` within the block."""
     token = _progress.set(progress)
     try:
         yield
@@ -42,21 +42,21 @@ def watched(progress: Progress) -> Iterator[None]:
 
 
 def workers() -> int:
-    """Threads for decoding: Pillow releases the interpreter lock."""
+    """Returns the number of threads for decoding, during which Pillow releases the interpreter lock."""
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def verify(root: Path, files: Mapping[str, str], wanted: Sequence[str], most: int | None = None) -> dict[str, Verified]:
-    """Decodes the images `wanted` that are not known from before.
+    """Decodes those of the images `wanted` that are not in the index yet.
 
     Args:
         root: the folder.
-        files: all images of the folder, id -> path under `root`; entries of other ids leave the index.
+        files: all images of the folder, id -> path under `root`; entries of other ids are removed from the index.
         wanted: ids to verify, keys of `files`.
-        most: None: all; otherwise nothing is decoded where more than so many images are not known.
+        most: decode nothing if more than so many images are unknown; None: no limit.
 
     Returns:
-        one `Verified` for each id of `wanted`; with an empty `sha256` and `reason` for what was not decoded.
+        one `Verified` for each id of `wanted`; `sha256` and `reason` are empty for images that were not decoded.
     """
     index = Index(root.resolve())
     known = index.load()
@@ -72,11 +72,11 @@ def verify(root: Path, files: Mapping[str, str], wanted: Sequence[str], most: in
 
 
 def verify_packed(address: str, ids: Sequence[str], read: Callable[[int], bytes | Path]) -> dict[str, Verified]:
-    """As `verify`, of images that are no files of their own.
+    """Does the same as `verify` for images that are not separate files.
 
     Args:
-        address: of the data.
-        read: gives the bytes of the image with the number i, or its file; raises BrokenImage or OSError.
+        address: address of the data.
+        read: returns the bytes or the file of image number i; raises BrokenImage or OSError.
     """
     index = Index(place_of(address))
     known = index.load()
@@ -87,7 +87,7 @@ def verify_packed(address: str, ids: Sequence[str], read: Callable[[int], bytes 
 
 
 def verify_rendered(ids: Sequence[str], render: Callable[[Sequence[int]], images.ImageArray]) -> dict[str, Verified]:
-    """As `verify`, of images that are no files: they are whole, and nothing is kept."""
+    """Does the same as `verify` for rendered images, which are never broken; nothing is stored."""
     found: dict[str, Verified] = {}
     progress = _progress.get() or (lambda done, total: None)
     for start in range(0, len(ids), _AT_ONCE):
@@ -102,13 +102,13 @@ def verify_rendered(ids: Sequence[str], render: Callable[[Sequence[int]], images
 
 
 def place_of(address: str) -> str:
-    """Names the index of images that are no files of their own."""
+    """Returns the name of the index of images that are not separate files."""
     kind, _, place = address.partition(":")
-    return f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
+    return address if "://" in place else f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
 
 
 def known_broken(address: str) -> dict[str, str]:
-    """sha256 -> reason of the images that a check of this address found broken."""
+    """Returns SHA-256 -> reason for the images that a check of this address found broken."""
     import pyarrow.compute as pc
 
     bad: dict[str, str] = {}
@@ -119,7 +119,7 @@ def known_broken(address: str) -> dict[str, str]:
 
 
 def warn_unverified(address: str, count: int) -> None:
-    """Says that images were not decoded for their opening."""
+    """Warns that `count` images have not been verified."""
     if count:
         warnings.warn(
             f"{counted(count, 'image')} of {address} have not been looked at: `t2i data check` does, and training then "
@@ -129,7 +129,7 @@ def warn_unverified(address: str, count: int) -> None:
 
 
 def warn_damaged(address: str, captions: Sequence[str]) -> None:
-    """Warns of captions with U+FFFD in the place of letters."""
+    """Warns about captions with U+FFFD in place of letters."""
     if captions:
         warnings.warn(
             f"{counted(len(captions), 'caption')} of {address} with U+FFFD in the place of letters, as {captions[0][:80]!r}: "
@@ -145,7 +145,7 @@ def _examine(
     one: Callable[[str], Verified],
     members: Collection[str] | None,
 ) -> None:
-    """Puts what `one` finds of each image into `known` and into the index."""
+    """Verifies each image by `one` and adds the results to `known` and to the index."""
     progress = _progress.get() or (lambda done, total: None)
     new: dict[str, Verified] = {}
     kept = time.monotonic()
@@ -161,7 +161,7 @@ def _examine(
                 if time.monotonic() - kept > _KEEP_EVERY_S:
                     index.add(new)
                     kept, new = time.monotonic(), {}
-    finally:  # an interrupt keeps what was done
+    finally:  # also after an interruption
         index.add(new)
     gone = members is not None and any(name not in members for name in known)
     if len(index) > 1 or gone:
@@ -200,7 +200,7 @@ def _verify_packed(read: Callable[[int], bytes | Path], i: int, before: Verified
 
 
 def _decoded(data: bytes, found: Verified) -> Verified:
-    """Decodes one image, whose size, time and sha256 are known."""
+    """Decodes one image and adds the result to its size, time and SHA-256."""
     try:
         image = images.decode(data)
     except images.BrokenImage as error:

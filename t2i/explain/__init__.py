@@ -1,1 +1,1 @@
-"""Which word made what: maps of an image by word, Shapley values of words for a score, and edits of the cells of a word."""
+"""Explains images by words: maps of an image for each word, Shapley values of words for a score, and edits of words."""

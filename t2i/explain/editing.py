@@ -1,4 +1,4 @@
-"""The cells of an image that a word made: those that are sampled anew when the word is replaced."""
+"""Finds the cells of an image to resample when a word of its prompt is replaced."""
 
 from collections.abc import Sequence
 
@@ -14,23 +14,24 @@ from t2i.images import Fit
 from t2i.pipeline import TextToImagePipeline
 from t2i.sampling.inpainting import painted
 
-SHARE = 0.1  # of the largest change, from which on a cell is the word's
-LEAST = 0.5  # nats: below this a cell is nobody's
+SHARE = 0.1  # a cell belongs to the word if its change is at least this share of the largest change
+LEAST = 0.5  # and at least this many nats
 
 
 def mask_of_edit(pipe: TextToImagePipeline, image: Image.Image, before: str, after: str) -> Image.Image:
-    """A mask of the cells of an image that become unlikely when its prompt changes, and of those that touch them.
+    """Returns a mask of the cells that become less likely when the prompt changes, and of their neighbours.
 
     Args:
-        image: of any size; `before` says what it shows.
+        image: an image of any size, with the prompt `before`.
 
     Raises:
-        InputError: the family keeps no parts of an image, or the prompts make no difference to this one.
+        InputError: the family cannot keep parts of an image, or no cell changes.
     """
     sampler = pipe.sampler
     if not isinstance(sampler, Likelihood) or not isinstance(sampler, Completes):
         raise InputError(
-            f"a {pipe.family} cannot redraw parts of an image (--edit); sample from a run of t2i train prior with order=random"
+            f"a {pipe.family} cannot resample parts of an image (--edit); sample from a run of t2i train prior with "
+            "order=random"
         )
     data = pipe.manifest["config"]["data"]
     view: tuple[int, Fit] = data["resolution"], data["fit"]
@@ -40,14 +41,14 @@ def mask_of_edit(pipe: TextToImagePipeline, image: Image.Image, before: str, aft
 
 
 def cells_of(change_hw: NDArray[np.float64], before: str, after: str) -> NDArray[np.bool_]:
-    """Flags of the cells that change much, and of their eight neighbours: an edge is shared.
+    """Returns flags of the cells with a large change, and of their eight neighbours, which share edges with them.
 
     Raises:
-        InputError: no cell does.
+        InputError: no cell changes enough.
     """
     if change_hw.max() < LEAST:
         raise InputError(
-            f"nothing in this image is due to the words that differ between {before[:80]!r} and {after[:80]!r}"
+            f"no part of this image depends on the words that differ between {before[:80]!r} and {after[:80]!r}"
         )
     flags = np.pad(change_hw >= max(LEAST, SHARE * change_hw.max()), 1)
     rows, columns = change_hw.shape

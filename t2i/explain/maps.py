@@ -1,8 +1,7 @@
-"""One map of an image for each word of its prompt.
+"""Maps of an image for each word of its prompt, by occlusion (Zeiler & Fergus, 2014) with other words.
 
-Of a sampler that knows the likelihood of cells (a prior): the log-likelihood of each cell of the image under the prompt, minus
-that with another word in its place, the mean over several. Of another: the mean squared change of pixels at equal noise, over
-several words. Both are occlusion (Zeiler & Fergus, 2014) by words.
+A prior has likelihoods of cells: the map is the log-likelihood of each cell under the prompt minus that with another word,
+averaged over several words. For other samplers the map is the mean squared change of pixels at equal noise.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ Map = NDArray[np.float64]
 
 
 class Maps(NamedTuple):
-    """An image and the part of each word in it."""
+    """An image and a map for each word."""
 
     image_HWC: ImageArray
     words: list[Map]  # [rows, columns] of cells or pixels, in the order of the words
@@ -29,26 +28,27 @@ class Maps(NamedTuple):
 
 
 def maps_of(pipe: TextToImagePipeline, prompt: str, words: Sequence[Word], seed: int) -> Maps:
-    """Maps of image 0 of a cleaned prompt, as `t2i sample` makes it."""
+    """Returns maps of image 0 of a cleaned prompt, which `t2i sample` would make."""
     replaced = [without(prompt, word) for word in words]
-    own = image_seed(seed, prompt, 0)
+    noise_seed = image_seed(seed, prompt, 0)
     if isinstance(pipe.sampler, Likelihood):
-        codes, image = pipe.sampler.sample_with_codes(pipe.text_encoder.encode([prompt]), own, pipe.guidance_scale)
+        text = pipe.text_encoder.encode([prompt])
+        codes, image = pipe.sampler.sample_with_codes(text, noise_seed, pipe.guidance_scale)
         return Maps(image, likelihood_maps(pipe, codes, prompt, replaced), "nats a cell")
     every = [prompt, *(text for texts in replaced for text in texts)]
-    made = pipe(every, seed=[own] * len(every), output_type="uint8").images.astype(np.float64)
-    maps, at = [], 1
+    images = pipe(every, seed=[noise_seed] * len(every), output_type="uint8").images.astype(np.float64)
+    maps, start = [], 1
     for texts in replaced:
-        change = made[at : at + len(texts)] - made[0]
+        change = images[start : start + len(texts)] - images[0]
         maps.append((change**2).mean(axis=(0, 3)))
-        at += len(texts)
-    return Maps(made[0].astype(np.uint8), maps, "squared levels a pixel")
+        start += len(texts)
+    return Maps(images[0].astype(np.uint8), maps, "squared levels a pixel")
 
 
 def likelihood_maps(
     pipe: TextToImagePipeline, codes: NDArray[np.int64], prompt: str, replaced: Sequence[Sequence[str]]
 ) -> list[Map]:
-    """For each list of other prompts: how much less likely each cell is under them, the mean over the list."""
+    """Returns for each list of other prompts the decrease of each cell's log-likelihood, averaged over the list."""
     sampler = pipe.sampler
     assert isinstance(sampler, Likelihood)
     every = list(dict.fromkeys([prompt, *(text for texts in replaced for text in texts)]))

@@ -1,4 +1,4 @@
-"""The page of one prompt: its image, a map for each word, and what each word adds to the score of an image-text encoder."""
+"""Writes the page of a prompt: its image, a map for each word, and the Shapley value of each word for a score."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,33 +17,33 @@ from t2i.metrics.statistics import unit_rows
 from t2i.report.template import inline, render, style
 
 FOLDER = Path(__file__).parent
-HEAT = np.array([235.0, 84.0, 16.0])  # the colour of a map at its peak
+HEAT = np.array([235.0, 84.0, 16.0])  # colour of a map at its peak
 
 
 def shares_of(scorer: ImageTextExtractor, image_HWC: ImageArray, prompt: str, words: Sequence[Word]) -> Shares:
-    """Shapley values of the words for the cosine of the image and the prompt; a word that does not take part is left out."""
-    (own_D,) = unit_rows(scorer.features(image_HWC[None]))
+    """Computes Shapley values of the words for the cosine of image and prompt; absent words are removed from the prompt."""
+    (image_D,) = unit_rows(scorer.features(image_HWC[None]))
 
     def score(sets: Sets) -> list[float]:
-        texts = [_kept(prompt, words, members) for members in sets]
+        texts = [_subset(prompt, words, members) for members in sets]
         unique = list(dict.fromkeys(texts))
-        found = dict(zip(unique, unit_rows(scorer.text_features(unique)) @ own_D, strict=True))
-        return [float(found[text]) for text in texts]
+        cosine = dict(zip(unique, unit_rows(scorer.text_features(unique)) @ image_D, strict=True))
+        return [float(cosine[text]) for text in texts]
 
     return shapley(len(words), score)
 
 
-def _kept(prompt: str, words: Sequence[Word], members: frozenset[int]) -> str:
-    """The prompt without the words that are no members."""
-    kept, at = "", 0
+def _subset(prompt: str, words: Sequence[Word], members: frozenset[int]) -> str:
+    """Returns the prompt with only those of the words that are members."""
+    text, position = "", 0
     for i, word in enumerate(words):
-        kept += prompt[at : word.end if i in members else word.start]
-        at = word.end
-    return " ".join((kept + prompt[at:]).split())
+        text += prompt[position : word.end if i in members else word.start]
+        position = word.end
+    return " ".join((text + prompt[position:]).split())
 
 
 def overlay(image_HWC: ImageArray, map_hw: Map) -> ImageArray:
-    """The image in pale grey, under the positive part of a map from clear to HEAT at its peak."""
+    """Draws the positive part of a map over the image in pale grey, from transparent to HEAT at its peak."""
     share = np.clip(map_hw, 0, None) / max(float(map_hw.max()), 1e-12)
     size = image_HWC.shape[1], image_HWC.shape[0]
     alpha = np.asarray(Image.fromarray(share.astype(np.float32)).resize(size, Image.Resampling.NEAREST))[..., None]
@@ -54,10 +54,10 @@ def overlay(image_HWC: ImageArray, map_hw: Map) -> ImageArray:
 def write_page(
     out: Path, facts: dict[str, str], prompt: str, words: Sequence[Word], maps: Maps, shares: Shares
 ) -> None:
-    """Writes the page, whole or not at all.
+    """Writes the page atomically.
 
     Args:
-        facts: what the page says of the model, by name.
+        facts: facts about the model, by name.
 
     Raises:
         InputError: `out` cannot be written.
@@ -66,16 +66,16 @@ def write_page(
     rows: list[dict[str, Any]] = [
         {
             "word": word.text,
-            "map": inline(overlay(maps.image_HWC, found)),
-            "peak": f"{found.max():.3g}",
+            "map": inline(overlay(maps.image_HWC, word_map)),
+            "peak": f"{word_map.max():.3g}",
             "others": " ".join(other or "nothing" for other in word.others),
             "share": f"{value:+.3f}",
             "width": round(100 * abs(value) / largest),
             "positive": bool(value >= 0),
         }
-        for word, found, value in zip(words, maps.words, shares.values, strict=True)
+        for word, word_map, value in zip(words, maps.words, shares.values, strict=True)
     ]
     values = {"prompt": prompt, "image": inline(maps.image_HWC), "rows": rows, "unit": maps.unit, "facts": facts}
     sums = {"whole": f"{shares.whole:.3f}", "base": f"{shares.none:.3f}"}
-    look = style("chart.css", "style.css")
-    write_text(out, render("page.html", FOLDER, title=f"explain: {prompt}", style=look, **values, **sums))
+    css = style("chart.css", "style.css")
+    write_text(out, render("page.html", FOLDER, title=f"explain: {prompt}", style=css, **values, **sums))

@@ -1,1 +1,1 @@
-"""Models as graphs that run without this package: ONNX files or exported programs of torch, and a manifest that says how."""
+"""Exports models as graphs that run without this package: ONNX files or torch.export programs, with a manifest."""

@@ -1,11 +1,11 @@
-"""A pipeline becomes a folder of graphs; the folder is run and compared with the pipeline.
+"""Exports a pipeline to a folder of graphs, and compares their outputs with those of the pipeline's modules.
 
-manifest.json               inputs, outputs, shapes and types of each graph; how captions become ids; how codes are sampled
+manifest.json               inputs, outputs, shapes and types of each graph; rules for tokenizing and for sampling codes
 tokenizer.json              words or byte pairs and their ids
 text.onnx                   ids, mask -> tokens, pooled
-generator.onnx              tokens, mask, pooled, noise -> images: all that a cgan or a cvae is
-prefill.onnx, step.onnx     a prior: captions -> keys and values; settled codes -> logits of the next slots
-decoder.onnx                codes -> images
+generator.onnx              cgan, cvae: tokens, mask, pooled, noise -> images
+prefill.onnx, step.onnx     prior: captions -> keys and values; settled codes -> logits of the next slots
+decoder.onnx                prior: codes -> images
 """
 
 from pathlib import Path
@@ -24,15 +24,15 @@ from t2i.export.writing import WrittenGraph, write_graph, write_manifest
 from t2i.pipeline import TextToImagePipeline
 
 IMAGES = "float32 [batch, 3, height, width]; clip to -1 ... 1, then (x + 1) * 127.5 is the level of a pixel"
-PROMPTS = ("a small red circle", "a photo of a bird", "two dogs on a beach")  # examples: any captions do
+PROMPTS = ("a small red circle", "a photo of a bird", "two dogs on a beach")  # example inputs
 BATCHES = (1, EXAMPLES)
 
 
 class Exported(NamedTuple):
-    """A folder that was written, part by part."""
+    """The written graphs, by name."""
 
     parts: dict[str, WrittenGraph]
-    differences: dict[str, float]  # the largest of a part's outputs, at the batch sizes BATCHES
+    differences: dict[str, float]  # largest difference of any output from the module's, at the batch sizes BATCHES
 
     @property
     def bytes(self) -> int:
@@ -40,15 +40,15 @@ class Exported(NamedTuple):
 
 
 def export(pipe: TextToImagePipeline, options: ModelExportOptions, folder: Path, tick: Tick) -> Exported:
-    """Writes an existing empty folder, and runs each graph beside the module that it was made of.
+    """Writes the graphs into an existing empty folder, and compares each with its module.
 
     Raises:
         InputError: this family or this text encoder cannot be exported.
     """
     examples = list(PROMPTS)
     text = text_part(pipe.text_encoder, examples)
-    found = parts_of(pipe, pipe.text_encoder.encode(examples))
-    graphs = {"text": text.graph, **found.graphs}
+    sampler = parts_of(pipe, pipe.text_encoder.encode(examples))
+    graphs = {"text": text.graph, **sampler.graphs}
     written: dict[str, WrittenGraph] = {}
     for name, graph in graphs.items():
         tick("graphs", len(written), len(graphs))
@@ -65,7 +65,7 @@ def export(pipe: TextToImagePipeline, options: ModelExportOptions, folder: Path,
         "text": {"file": "tokenizer.json", **text.described},
         "graphs": {name: part.described for name, part in written.items()},
         "images": IMAGES,
-        "sampling": found.sampling,
+        "sampling": sampler.sampling,
     }
     write_manifest(folder, manifest)
     model = ExportedModel(folder)
@@ -73,16 +73,16 @@ def export(pipe: TextToImagePipeline, options: ModelExportOptions, folder: Path,
 
 
 def difference(graph: Graph, name: str, model: ExportedModel) -> float:
-    """The largest difference of any output from the module's own, over the batch sizes BATCHES."""
-    worst = 0.0
+    """Returns the largest difference of any output from that of the module, over the batch sizes BATCHES."""
+    largest = 0.0
     for batch in BATCHES:
-        given = {key: value[:batch] for key, value in graph.inputs.items()}
+        inputs = {key: value[:batch] for key, value in graph.inputs.items()}
         with torch.no_grad():
-            found = graph.module(*given.values())
-        own = dict(zip(graph.outputs, found if isinstance(found, tuple) else (found,), strict=True))
-        theirs = model.run(name, **{key: value.numpy() for key, value in given.items()})
-        for key, value in own.items():
-            if value.shape != theirs[key].shape:
-                raise RuntimeError(f"{name}: {key} has the shape {theirs[key].shape} and not {tuple(value.shape)}")
-            worst = max(worst, float(np.abs(value.float().numpy() - theirs[key].astype(np.float32)).max()))
-    return worst
+            output = graph.module(*inputs.values())
+        expected = dict(zip(graph.outputs, output if isinstance(output, tuple) else (output,), strict=True))
+        actual = model.run(name, **{key: value.numpy() for key, value in inputs.items()})
+        for key, value in expected.items():
+            if value.shape != actual[key].shape:
+                raise RuntimeError(f"{name}: {key} has the shape {actual[key].shape} and not {tuple(value.shape)}")
+            largest = max(largest, float(np.abs(value.float().numpy() - actual[key].astype(np.float32)).max()))
+    return largest

@@ -1,11 +1,11 @@
-"""The parts of a sampler as modules of plain tensors: what is exported, with examples of their inputs.
+"""Splits samplers into modules of plain tensors that can be exported, with example inputs.
 
-The sizes that an input's `free` axes have in the example mean nothing; all other sizes are fixed. Axes: B images (rows of the
-prior: captions, and null captions for guidance), T text tokens, D width of a token, P pooled text, Z noise, S slots of an image,
-C codes that join the cache, Q slots that are asked for, N places of the cache, K codes, H heads.
+Sizes of `free` axes may differ from those of the examples; all other sizes are fixed. Axes: B images (rows of the prior:
+captions, and null captions for guidance), T text tokens, D width of a token, P pooled text, Z noise, S slots of an image, C codes
+that are added to the cache, Q queried slots, N places of the cache, K codes, H heads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -30,29 +30,29 @@ EXAMPLES = 3  # rows of each example
 
 
 class Graph(NamedTuple):
-    """One module and what goes in and out of it; axis 0 of every input and output is the batch."""
+    """A module with its inputs and outputs; axis 0 of all of them is the batch."""
 
     module: nn.Module
     inputs: dict[str, Tensor]  # examples, EXAMPLES rows each
     outputs: tuple[str, ...]
-    free: dict[str, dict[int, str]] = {}  # input -> axis -> name of its size, beside the batch
+    free: dict[str, dict[int, str]] = {}  # input -> axis -> name of a free size, in addition to the batch
 
 
 class SamplerGraphs(NamedTuple):
-    """The graphs of a sampler, and what the program that runs them must know."""
+    """The graphs of a sampler, and the settings for the program that runs them."""
 
     graphs: dict[str, Graph]
     sampling: dict[str, object]
 
 
 def parts_of(pipe: TextToImagePipeline, text: TextFeatures) -> SamplerGraphs:
-    """The graphs that make images of text features.
+    """Returns the graphs that make images from text features.
 
     Args:
-        text: of EXAMPLES captions.
+        text: features of EXAMPLES captions.
 
     Raises:
-        InputError: this family has none.
+        InputError: this family cannot be exported.
     """
     if pipe.family not in PARTS:
         raise InputError(f"{pipe.home} is a {pipe.family}, which cannot be exported; {', '.join(PARTS)} can")
@@ -67,7 +67,7 @@ def text_inputs(text: TextFeatures) -> dict[str, Tensor]:
 
 
 class WholeGan(nn.Module):
-    """(text, noise) -> images; truncation and guidance are those of the pipeline."""
+    """Maps (text, noise) to images, with the truncation and guidance of the pipeline."""
 
     def __init__(self, generator: Generator, truncation: float, guidance: float) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def _gan(pipe: TextToImagePipeline, text: TextFeatures) -> SamplerGraphs:
 
 
 class WholeCvae(nn.Module):
-    """(text, noise) -> images, through the nearest codes and the tokenizer's decoder."""
+    """Maps (text, noise) to images: generator, nearest codes, and the tokenizer's decoder."""
 
     def __init__(self, sampler: CvaeSampler, truncation: float) -> None:
         super().__init__()
@@ -95,8 +95,8 @@ class WholeCvae(nn.Module):
         self.decoder, self.truncation = CodeDecoder(sampler.tokenizer), truncation
 
     def forward(self, tokens: Tensor, mask: Tensor, pooled: Tensor, noise: Tensor) -> Tensor:
-        made = self.generator(TextFeatures(tokens, mask, pooled), noise * self.truncation)
-        return self.decoder(self.latents.nearest(made))
+        latents = self.generator(TextFeatures(tokens, mask, pooled), noise * self.truncation)
+        return self.decoder(self.latents.nearest(latents))
 
 
 def _cvae(pipe: TextToImagePipeline, text: TextFeatures) -> SamplerGraphs:
@@ -110,9 +110,9 @@ def _cvae(pipe: TextToImagePipeline, text: TextFeatures) -> SamplerGraphs:
 
 
 class PriorPrefill(nn.Module):
-    """Captions -> keys and values of the prefix, all that `PriorStep` needs; rows of `null` have the learned null caption.
+    """Maps captions to keys and values of the prefix, for `PriorStep`; rows of `null` have the learned null caption.
 
-    A raster prior also has the logits of slot 0.
+    For a raster prior, also returns the logits of slot 0.
     """
 
     def __init__(self, prior: Prior) -> None:
@@ -123,7 +123,7 @@ class PriorPrefill(nn.Module):
         prefix = self.prior.prefix(TextFeatures(tokens, mask, pooled), null, whole=True)
         x, visible = prefix.x_BPD, cast(Tensor, prefix.visible_BP)
         head_dim = self.prior.config.model.width // self.prior.config.model.heads
-        turn = F.pad(x.new_ones(x.shape[1], 1, head_dim // 2, 1), (0, 1))  # text does not turn
+        turn = F.pad(x.new_ones(x.shape[1], 1, head_dim // 2, 1), (0, 1))  # text is not rotated
         keys, values = [], []
         for block in self.prior.blocks:
             x, k, v = block(x, prefix.modulation_MB1D, turn, visible[:, None, None, :])
@@ -139,10 +139,10 @@ class PriorPrefill(nn.Module):
 
 
 class PriorStep(nn.Module):
-    """Codes that are settled join the cache; logits of the slots that come next.
+    """Adds settled codes to the cache, and returns logits of the next slots.
 
-    Those of a prior of order random are of `queries`, slots of one group, which may be any number. Those of a raster prior are of
-    the slot after each of `slots`.
+    For a prior with order random these are the logits of `queries`, any number of slots; for a raster prior, of the slot after
+    each of `slots`.
     """
 
     def __init__(self, prior: Prior) -> None:
@@ -168,9 +168,9 @@ class PriorStep(nn.Module):
             places = torch.cat([slots, queries], dim=1)
         n = places.shape[1]
         column, row, prefix = torch.arange(past + n), torch.arange(n), visible.shape[1]
-        # by index, as a concatenation of a size that differs would rule out sizes
+        # by index: a concatenation along a free axis would restrict its sizes
         seen = visible[:, column.clamp(max=prefix - 1)] | (column >= prefix)
-        unseen = (row < content)[:, None] & (column >= past + content)[None]  # queries, by codes
+        unseen = (row < content)[:, None] & (column >= past + content)[None]  # codes do not attend to queries
         mask = seen[:, None, None, :] & ~unseen
         turn, scales = cast(Tensor, self.turn)[places][:, :, None], modulation.movedim(1, 0)[:, :, None]
         new_keys, new_values = [], []
@@ -183,7 +183,7 @@ class PriorStep(nn.Module):
 
 
 class CodeDecoder(nn.Module):
-    """Codes of an image, by slot -> the image."""
+    """Maps the codes of an image, in the order of slots, to the image."""
 
     def __init__(self, tokenizer: ImageTokenizer) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class CodeDecoder(nn.Module):
 
 def _prior(pipe: TextToImagePipeline, text: TextFeatures) -> SamplerGraphs:
     sampler = cast(PriorSampler, pipe.sampler)
-    prior, grid, settings = sampler.prior, sampler.prior.grid, sampler.sampling
+    prior, grid = sampler.prior, sampler.prior.grid
     random = prior.query is not None
     null = torch.arange(EXAMPLES) == 0
     prefill = Graph(
@@ -225,23 +225,29 @@ def _prior(pipe: TextToImagePipeline, text: TextFeatures) -> SamplerGraphs:
         free |= {"codes": {1: "codes"}, "slots": {1: "codes"}, "queries": {1: "queries"}}
     step = Graph(PriorStep(prior), inputs, ("logits", "new_keys", "new_values"), free)
     decoder = Graph(CodeDecoder(sampler.tokenizer), {"codes": codes}, ("images",))
-    sizes = (
-        group_sizes(settings.steps or grid.slots, grid.slots, settings.group_schedule) if random else (1,) * grid.slots
-    )
-    tuned = settings.model_copy(update={"guidance": pipe.guidance_scale})
+    graphs = {"prefill": prefill, "step": step, "decoder": decoder}
+    return SamplerGraphs(graphs, _prior_sampling(sampler, pipe.guidance_scale))
+
+
+def _prior_sampling(sampler: PriorSampler, guidance: float) -> dict[str, object]:
+    """Returns the settings of sampling for the manifest."""
+    grid, settings = sampler.prior.grid, sampler.sampling.model_copy(update={"guidance": guidance})
+    random = sampler.prior.query is not None
+    sizes: Sequence[int] = (1,) * grid.slots
+    if random:
+        sizes = group_sizes(settings.steps or grid.slots, grid.slots, settings.group_schedule)
     starts = [sum(sizes[:i]) / grid.slots for i in range(len(sizes))]
-    sampling = {
+    return {
         "slots": grid.slots,
         "codes": grid.codes,
         "order": settings.decoding_order if random else "raster",
         "queries": random,
         "groups": list(sizes),
-        "guidance": [guidance_at(share, tuned) for share in starts],
+        "guidance": [guidance_at(share, settings) for share in starts],
         "temperature": settings.temperature,
         "top_k": settings.top_k,
         "top_p": settings.top_p,
     }
-    return SamplerGraphs({"prefill": prefill, "step": step, "decoder": decoder}, sampling)
 
 
 # family -> what makes its parts

@@ -1,4 +1,4 @@
-"""What an image of a model costs, as it is and exported: time, memory, and how many images show what their captions say."""
+"""Measures a model and its export: time and memory per image, and the share of correct images."""
 
 import json
 import subprocess
@@ -25,16 +25,16 @@ from t2i.sampling.prompts import image_seed
 
 
 class MeasuredModel(NamedTuple):
-    """What one image costs, and how many show their captions; None: no data says what captions ask for."""
+    """Size, time and memory of a model, and its strict faithfulness."""
 
     bytes: int
-    seconds: np.ndarray  # an image
+    seconds: np.ndarray  # for each image
     memory: int  # bytes of the whole process
-    strict: float | None
+    strict: float | None  # None: the oracle cannot read the captions
 
 
 def captions_of(pipe: TextToImagePipeline, n: int) -> list[str]:
-    """Captions of the embedded data that the run was not trained on, else a few of no data."""
+    """Returns held-out captions of the embedded data, or repeated example prompts for other data."""
     address = str(pipe.manifest["config"]["data"]["address"])
     if address.startswith("shapes-"):
         data = open_dataset(address, "val", View(limit=n))
@@ -43,7 +43,7 @@ def captions_of(pipe: TextToImagePipeline, n: int) -> list[str]:
 
 
 def measure_pipeline(pipe: TextToImagePipeline, captions: Sequence[str]) -> MeasuredModel:
-    """The model itself, in this process, an image at a time."""
+    """Measures the model in this process, one image at a time."""
     images, seconds = [], []
     pipe(captions[0], seed=0)
     for caption in captions:
@@ -56,17 +56,17 @@ def measure_pipeline(pipe: TextToImagePipeline, captions: Sequence[str]) -> Meas
 
 
 def measure_export(pipe: TextToImagePipeline, folder: Path, captions: Sequence[str], size: int) -> MeasuredModel:
-    """The exported folder, in a process of its own without this package's networks, an image at a time.
+    """Measures the exported folder in another process without this package's networks, one image at a time.
 
     Raises:
-        InputError: it does not run on this machine.
+        InputError: the export does not run on this machine.
     """
     ids, mask = text_part(pipe.text_encoder, captions[:1]).tokenize(captions)
     seeds = [image_seed(0, caption, 0) for caption in captions]
-    asked = {"ids": ids.tolist(), "mask": mask.tolist(), "seeds": seeds, "threads": torch.get_num_threads()}
+    inputs = {"ids": ids.tolist(), "mask": mask.tolist(), "seeds": seeds, "threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as place:
         request, result = Path(place) / "request.json", Path(place) / "result.npz"
-        request.write_text(json.dumps(asked))
+        request.write_text(json.dumps(inputs))
         code = "import sys; from t2i.export.runner import measure; measure(*sys.argv[1:])"
         argv = [sys.executable, "-c", code, str(folder), str(request), str(result)]
         done = subprocess.run(argv, capture_output=True, text=True)
@@ -75,13 +75,13 @@ def measure_export(pipe: TextToImagePipeline, folder: Path, captions: Sequence[s
             raise InputError(
                 f"{folder} does not run on this machine ({why}); export it with another --format or --quantize"
             )
-        with np.load(result) as found:
-            images, seconds, memory = found["images"], found["seconds"], int(found["memory"])
+        with np.load(result) as arrays:
+            images, seconds, memory = arrays["images"], arrays["seconds"], int(arrays["memory"])
     return MeasuredModel(size, seconds, memory, strict(list(to_uint8(torch.from_numpy(images))), captions))
 
 
 def strict(images: Sequence[ImageArray], captions: Sequence[str]) -> float | None:
-    """The share of images in which everything that the caption says is right; None: no oracle reads the captions."""
+    """Returns the share of images that match their whole caption, or None if the oracle cannot read the captions."""
     specs = [parse(caption) for caption in captions]
     if any(spec is None for spec in specs):
         return None

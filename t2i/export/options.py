@@ -1,4 +1,4 @@
-"""The options of `t2i export`. Imports no torch."""
+"""Options of `t2i export`. Imports no torch."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,13 +10,13 @@ Quantize = Literal["none", "fp16", "int8"]
 
 
 class ModelExportOptions(Options):
-    """Write a model as graphs that run without t2i, and measure them beside the model itself."""
+    """Export a model as graphs that run without t2i, and compare them with the model."""
 
     run: str = argument(
         "A run of cgan, cvae or prior, a saved pipeline, or a model that ships with t2i.", metavar="RUN"
     )
     out: Path = argument("The folder to write, which must not exist.", metavar="OUT")
     format: Format = option("onnx", "ONNX files, or programs of torch.export.")
-    quantize: Quantize = option("none", "Bits of the stored weights; they are computed with in float32.")
-    page: bool = option(False, "Also a page that samples in a browser, by onnxruntime-web; docs/export.md.")
-    n: int = option(50, "Images that time, memory and scores are measured on; 0: none.", metavar="N", short="-n", ge=0)
+    quantize: Quantize = option("none", "Type of the stored weights; the model computes in float32.")
+    page: bool = option(False, "Add a page that samples in a browser with onnxruntime-web; see docs/export.md.")
+    n: int = option(50, "Images to measure time, memory and scores on; 0: none.", metavar="N", short="-n", ge=0)

@@ -1,4 +1,4 @@
-"""The page that samples in a browser: HTML, a script, and the versions of the two packages that it needs."""
+"""Writes the page that samples in a browser: HTML, a script, and the versions of the two packages that it needs."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from t2i.pipeline import TextToImagePipeline
 from t2i.report.template import render, style
 
 FOLDER = Path(__file__).parent
-# the script takes them from node_modules beside it, else from a CDN
+# the script loads them from node_modules beside it, or else from a CDN
 PACKAGES = {"onnxruntime-web": "1.30.0", "@huggingface/tokenizers": "0.2.0"}
 
 
@@ -17,7 +17,7 @@ def write_page(folder: Path, pipe: TextToImagePipeline, prompt: str) -> None:
     """Writes index.html, page.js and package.json beside the exported graphs.
 
     Args:
-        prompt: stands in the prompt's field at first.
+        prompt: initial value of the prompt field.
     """
     facts = {"words": FAMILIES[pipe.family].words, "resolution": pipe.manifest["config"]["data"]["resolution"]}
     page = render(

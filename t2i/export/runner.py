@@ -1,4 +1,4 @@
-"""Runs an exported model: numpy, and onnxruntime or torch for its graphs. Reads nothing but the folder.
+"""Runs an exported model from its folder, with numpy, and onnxruntime or torch for the graphs.
 
 Axes: B images, R rows of the prior (B captions, then B null captions), S slots, K codes.
 """
@@ -27,11 +27,11 @@ def _open_onnx(path: Path, threads: int) -> Run:
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its own errors share no narrower class
+    except Exception as error:  # onnxruntime's errors have no common class
         why = " ".join(str(error).split())[:160]
         raise InputError(f"onnxruntime cannot run {path.name} on this machine ({why}); use --format torch") from error
-    taken = {one.name for one in session.get_inputs()}  # an input that nothing depends on is not part of the file
-    return lambda given: session.run(None, {name: value for name, value in given.items() if name in taken})
+    known = {one.name for one in session.get_inputs()}  # the file does not have inputs that no output depends on
+    return lambda inputs: session.run(None, {name: value for name, value in inputs.items() if name in known})
 
 
 def _open_torch(path: Path, threads: int) -> Run:
@@ -40,10 +40,10 @@ def _open_torch(path: Path, threads: int) -> Run:
     torch.set_num_threads(threads)
     module = torch.export.load(path).module()
 
-    def run(given: Mapping[str, Array]) -> Sequence[Array]:
+    def run(inputs: Mapping[str, Array]) -> Sequence[Array]:
         with torch.no_grad():
-            found = module(*(torch.from_numpy(np.ascontiguousarray(value)) for value in given.values()))
-        return [one.numpy() for one in (found if isinstance(found, tuple | list) else (found,))]
+            output = module(*(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values()))
+        return [one.numpy() for one in (output if isinstance(output, tuple | list) else (output,))]
 
     return run
 
@@ -52,21 +52,21 @@ OPENERS: dict[str, Callable[[Path, int], Run]] = {"onnx": _open_onnx, "torch": _
 
 
 class ExportedModel:
-    """The graphs of a folder that `t2i export` wrote."""
+    """An exported model: the graphs of a folder that `t2i export` wrote."""
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self.manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         opener = OPENERS[self.manifest["format"]]
-        self._graphs = {name: opener(folder / told["file"], threads) for name, told in self.manifest["graphs"].items()}
+        self._graphs = {name: opener(folder / spec["file"], threads) for name, spec in self.manifest["graphs"].items()}
 
-    def run(self, name: str, **given: Array) -> dict[str, Array]:
-        """The outputs of one graph by name."""
-        told = self.manifest["graphs"][name]
-        ordered = {key: given[key] for key in told["inputs"]}
-        return dict(zip(told["outputs"], self._graphs[name](ordered), strict=True))
+    def run(self, name: str, **inputs: Array) -> dict[str, Array]:
+        """Runs a graph; returns its outputs by name."""
+        spec = self.manifest["graphs"][name]
+        ordered = {key: inputs[key] for key in spec["inputs"]}
+        return dict(zip(spec["outputs"], self._graphs[name](ordered), strict=True))
 
     def images(self, ids_BT: Array, mask_BT: Array, seeds: Sequence[int]) -> Array:
-        """float32 [B, 3, H, W], about -1 to 1; the noise is that of `t2i sample` with these seeds of images."""
+        """Samples float32 [B, 3, H, W] in about [-1, 1]; the noise is that of `t2i sample` for these seeds of images."""
         text, sampling = {**self.run("text", ids=ids_BT, mask=mask_BT), "mask": mask_BT}, self.manifest["sampling"]
         if "decoder" in self._graphs:
             return self.run("decoder", codes=self.codes(text, seeds))["images"]
@@ -74,7 +74,7 @@ class ExportedModel:
         return self.run("generator", **text, noise=np.stack(noise))["images"]
 
     def codes(self, text: Mapping[str, Array], seeds: Sequence[int]) -> Array:
-        """int64 [B, S]: the codes of a prior, one group of slots after the other."""
+        """Samples the codes of a prior, int64 [B, S], one group of slots after the other."""
         plan, count = self.manifest["sampling"], len(seeds)
         branches = 2 if any(g != 1 for g in plan["guidance"]) else 1
         null = np.repeat(np.arange(branches) == 1, count)
@@ -86,13 +86,14 @@ class ExportedModel:
         for size, guidance in zip(plan["groups"], plan["guidance"], strict=True):
             now = order[:, start : start + size]
             if logits is None or start:
-                asked = {"queries": np.concatenate([now] * branches)} if plan["queries"] else {}
                 settled = np.take_along_axis(codes, before, axis=1)
-                fed = {"codes": np.concatenate([settled] * branches), "slots": np.concatenate([before] * branches)}
-                found = self.run("step", **fed, **state, **asked)
-                logits, state = found["logits"], {**state, "keys": found["new_keys"], "values": found["new_values"]}
+                inputs = {"codes": np.concatenate([settled] * branches), "slots": np.concatenate([before] * branches)}
+                if plan["queries"]:
+                    inputs["queries"] = np.concatenate([now] * branches)
+                step = self.run("step", **inputs, **state)
+                logits, state = step["logits"], {**state, "keys": step["new_keys"], "values": step["new_values"]}
             caption, other = logits[:count], logits[-count:]
-            np.put_along_axis(codes, now, self._drawn(other + guidance * (caption - other), now, seeds), axis=1)
+            np.put_along_axis(codes, now, self._draw(other + guidance * (caption - other), now, seeds), axis=1)
             before, start = now, start + size
         return codes
 
@@ -103,8 +104,8 @@ class ExportedModel:
         draws = [seeding.uniform(seed, "sample/order", [0], plan["slots"])[0] for seed in seeds]
         return np.argsort(np.stack(draws), axis=1, kind="stable")
 
-    def _drawn(self, logits: Array, slots: NDArray[np.int64], seeds: Sequence[int]) -> NDArray[np.int64]:
-        """Codes of logits [B, n, K]: the arg max of logits and Gumbel noise among the codes that top-k and top-p keep."""
+    def _draw(self, logits: Array, slots: NDArray[np.int64], seeds: Sequence[int]) -> NDArray[np.int64]:
+        """Draws codes from logits [B, n, K]: the arg max of logits plus Gumbel noise among the codes of top-k and top-p."""
         plan = self.manifest["sampling"]
         temperature, scores = plan["temperature"], logits
         if temperature:
@@ -119,17 +120,17 @@ class ExportedModel:
 
 
 def measure(folder: str, request: str, result: str) -> None:
-    """Makes the images of a request one at a time; writes them, the seconds of each and the memory of this process.
+    """Samples the images of a request one at a time; writes the images, the seconds of each and the peak memory.
 
     Args:
-        request: a JSON file: ids, mask and seeds of captions, and the number of threads.
+        request: a JSON file with ids, mask and seeds of captions, and the number of threads.
         result: an .npz file.
     """
-    asked = json.loads(Path(request).read_text("utf-8"))
-    model = ExportedModel(Path(folder), asked["threads"])
-    ids, mask, seeds = np.array(asked["ids"], np.int64), np.array(asked["mask"], bool), asked["seeds"]
+    inputs = json.loads(Path(request).read_text("utf-8"))
+    model = ExportedModel(Path(folder), inputs["threads"])
+    ids, mask, seeds = np.array(inputs["ids"], np.int64), np.array(inputs["mask"], bool), inputs["seeds"]
     images, seconds, memory = [], [], 0
-    model.images(ids[:1], mask[:1], seeds[:1])  # the first run of a session also plans its memory
+    model.images(ids[:1], mask[:1], seeds[:1])  # warm-up: the first run of a session also plans its memory
     for i in range(len(seeds)):
         start = time.perf_counter()
         images.append(model.images(ids[i : i + 1], mask[i : i + 1], seeds[i : i + 1])[0])

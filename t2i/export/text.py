@@ -1,4 +1,4 @@
-"""Text encoders as a graph of ids, and what turns a caption into ids.
+"""Exports text encoders as graphs from ids to features, with a tokenizer from captions to ids.
 
 Axes: B captions, T tokens, V words, D width, P pooled.
 """
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from t2i.align.mapped import MappedDualEncoder, Projections
 from t2i.errors import InputError
 from t2i.export.graphs import Graph
 from t2i.text import TextEncoder
@@ -35,13 +36,13 @@ class TextPart(NamedTuple):
 
 
 def text_part(encoder: TextEncoder, examples: Sequence[str]) -> TextPart:
-    """The graph and the tokenizer of a text encoder.
+    """Returns the graph and the tokenizer of a text encoder.
 
     Args:
-        examples: captions, one a row of the graph's example.
+        examples: captions for the example inputs of the graph.
 
     Raises:
-        InputError: this encoder has none.
+        InputError: this encoder cannot be exported.
     """
     if encoder.name not in TEXTS:
         raise InputError(f"the text encoder {encoder.name} cannot be exported; {', '.join(TEXTS)} can")
@@ -49,7 +50,7 @@ def text_part(encoder: TextEncoder, examples: Sequence[str]) -> TextPart:
 
 
 class WordTable(nn.Module):
-    """Rows of a table; pooled: their mean, or the words' weights, of unit length. Padding is the row of zeros at the end."""
+    """Rows of a table; pooled: their mean, or the weighted word counts at unit length. Padding is the last row, all zeros."""
 
     def __init__(self, rows_VD: np.ndarray, weights_V: np.ndarray | None) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ def _words(encoder: Any, examples: Sequence[str]) -> TextPart:
 
 
 class AlignedTextGraph(nn.Module):
-    """The text tower of a dual encoder; pooled has unit length."""
+    """The text tower of a dual encoder; the pooled vector has unit length."""
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
@@ -98,6 +99,8 @@ class AlignedTextGraph(nn.Module):
 
 
 def _aligned(encoder: Any, examples: Sequence[str]) -> TextPart:
+    if isinstance(encoder.dual, MappedDualEncoder):
+        return _mapped(encoder, examples)
     tokenizer = encoder.dual.tokenizer
 
     def tokenize(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -108,8 +111,32 @@ def _aligned(encoder: Any, examples: Sequence[str]) -> TextPart:
     return _part(AlignedTextGraph(encoder.dual.model.text), tokenize, examples, described, tokenizer.json_text)
 
 
+class MappedTextGraph(nn.Module):
+    """A frozen text encoder, and its maps into the space that an aligner found."""
+
+    def __init__(self, inner: nn.Module, projections: Projections) -> None:
+        super().__init__()
+        self.inner, self.projections = inner, projections
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, pooled = self.inner(ids, mask)
+        return self.projections.tokens(tokens, mask), self.projections.text(pooled)
+
+
+def _mapped(encoder: Any, examples: Sequence[str]) -> TextPart:
+    dual = encoder.dual
+    if encoder.max_tokens != dual.max_tokens:
+        raise InputError(
+            f"text.max_tokens={encoder.max_tokens} cuts captions behind the aligned encoder, which reads {dual.max_tokens}; a "
+            "model that is to be exported is trained without it"
+        )
+    part = text_part(dual.encoder, examples)
+    module = MappedTextGraph(part.graph.module, dual.projections)
+    return part._replace(graph=part.graph._replace(module=module))
+
+
 class PretrainedTextGraph(nn.Module):
-    """A tower of transformers with its rule of pooling."""
+    """A tower of transformers with its pooling."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -148,7 +175,7 @@ def _part(
     return TextPart(Graph(module, {"ids": ids, "mask": mask}, OUTPUTS), tokenize, described, file)
 
 
-# name of the encoder -> what makes its part
+# name of the encoder -> function that returns its part
 TEXTS: dict[str, Callable[[Any, Sequence[str]], TextPart]] = {
     "aligned": _aligned,
     **dict.fromkeys(("bow", "tfidf", "word2vec"), _words),

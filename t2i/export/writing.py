@@ -1,7 +1,7 @@
-"""Writes graphs: ONNX files or programs of torch.export, with weights in 32, 16 or 8 bits, and the manifest.
+"""Writes graphs as ONNX files or torch.export programs, with weights in 32, 16 or 8 bits, and the manifest.
 
-Weights of fewer bits are widened inside the graph and computed with in float32, so no processor lacks an operator for them.
-onnxruntime widens them once, when a file is opened: it then runs as fast as with whole weights, and takes as much memory.
+Graphs convert narrow weights to float32 and compute in float32, which every processor supports. onnxruntime converts them once,
+when it opens a file, so speed and memory are those of float32 weights.
 """
 
 import json
@@ -25,12 +25,12 @@ from t2i.export.options import Format, Quantize
 SUFFIX: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
 NEEDED: dict[Format, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 MANIFEST = "manifest.json"
-LEAST = 1024  # values of a weight that is worth fewer bits
-INLINE_BYTES = 2**30  # protobuf holds 2 GiB; beyond this an ONNX file keeps its weights in a file beside it
+LEAST = 1024  # smaller weights stay in float32
+INLINE_BYTES = 2**30  # protobuf holds 2 GiB; larger ONNX files have their weights in a second file
 
 
 def refuse_missing(format: Format) -> None:
-    """Raises InputError when a package is missing that writes or runs this format."""
+    """Raises InputError if a package that this format needs is missing."""
     if missing := [name for name in NEEDED[format] if find_spec(name) is None]:
         raise InputError(
             f"--format {format} needs {', '.join(missing)}: pip install 't2i[export]'; --format torch needs nothing more"
@@ -38,28 +38,28 @@ def refuse_missing(format: Format) -> None:
 
 
 class Narrow(nn.Module):
-    """A module whose large weights are stored in 16 or 8 bits and widened when it runs.
+    """A module whose large weights are stored in 16 or 8 bits and converted to float32 when it runs.
 
-    In 8 bits, each output channel of a matrix, kernel or table has a scale of its own and codes -127 ... 127.
+    With 8 bits, each output channel of a matrix, kernel or table has its own scale, and codes in -127 ... 127.
     """
 
     def __init__(self, module: nn.Module, quantize: Quantize) -> None:
         super().__init__()
-        self._held = [module]  # in a list, as no submodule: its own weights are not part of the graph
+        self._held = [module]  # in a list, so that it is no submodule and its weights are not part of the graph
         self._scaled: dict[str, str] = {}
-        kept = module.state_dict()  # what is not, is computed: angles, which would lose more than they save
+        weights = module.state_dict()  # without computed buffers such as angles, whose rounding would cost too much
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            tensor, own = tensor.detach(), name.replace(".", "__")
-            narrow = name in kept and tensor.dtype == torch.float32 and tensor.numel() >= LEAST
+            tensor, buffer = tensor.detach(), name.replace(".", "__")
+            narrow = name in weights and tensor.dtype == torch.float32 and tensor.numel() >= LEAST
             if narrow and quantize == "int8" and tensor.ndim > 1:
                 scale = tensor.flatten(1).abs().amax(dim=1).clamp(min=1e-12) / 127
                 scale = scale.view(-1, *[1] * (tensor.ndim - 1))
-                self.register_buffer(f"{own}__scale", scale)
-                self._scaled[name] = f"{own}__scale"
+                self.register_buffer(f"{buffer}__scale", scale)
+                self._scaled[name] = f"{buffer}__scale"
                 tensor = (tensor / scale).round().to(torch.int8)
             elif narrow:
                 tensor = tensor.half()
-            self.register_buffer(own, tensor.contiguous())
+            self.register_buffer(buffer, tensor.contiguous())
 
     def forward(self, *inputs: Tensor) -> Any:
         module = self._held[0]
@@ -82,13 +82,13 @@ class WrittenGraph(NamedTuple):
 
 
 def write_graph(graph: Graph, path: Path, format: Format, quantize: Quantize) -> WrittenGraph:
-    """Writes one graph with a free batch size; `path` has no suffix yet."""
+    """Writes a graph with a free batch size to `path` plus the suffix of the format."""
     path = path.with_name(path.name + SUFFIX[format])
     module = graph.module if quantize == "none" else Narrow(graph.module, quantize)
     free = {name: {0: "batch", **graph.free.get(name, {})} for name in graph.inputs}
     sizes = {name: torch.export.Dim(name) for axes in free.values() for name in axes.values()}
     shapes = tuple({axis: sizes[size] for axis, size in axes.items()} for axes in free.values())
-    # strides that tell nothing of sizes, or the program would ask for sizes that differ from them
+    # contiguous, since torch.export would derive constraints on sizes from other strides
     examples = tuple(value.clone(memory_format=torch.contiguous_format) for value in graph.inputs.values())
     with torch.no_grad(), _quiet():
         shapes = shapes if not isinstance(module, Narrow) else (shapes,)
@@ -101,38 +101,38 @@ def write_graph(graph: Graph, path: Path, format: Format, quantize: Quantize) ->
 
 
 def _write_onnx(program: torch.export.ExportedProgram, graph: Graph, path: Path) -> None:
-    made = torch.onnx.export(
+    onnx_program = torch.onnx.export(
         program, dynamo=True, input_names=list(graph.inputs), output_names=list(graph.outputs), verbose=False
     )
-    assert made is not None
+    assert onnx_program is not None
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
-    made.save(path, external_data=size > INLINE_BYTES)
+    onnx_program.save(path, external_data=size > INLINE_BYTES)
 
 
 def _size(path: Path) -> int:
-    """Bytes of a graph's files: weights may be in a second one."""
+    """Returns the bytes of a graph's files; weights may be in a second file."""
     return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
 
 
 def _described(
     graph: Graph, program: torch.export.ExportedProgram, free: Mapping[str, Mapping[int, str]], file: str
 ) -> dict[str, Any]:
-    """Names, types and shapes of inputs and outputs; a free size is a name or a sum of names."""
+    """Returns names, types and shapes of inputs and outputs; a free size is a name or a sum of names."""
     names: dict[str, str] = {}
     nodes = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
     inputs = {name: nodes[used] for name, used in zip(graph.inputs, program.graph_signature.user_inputs, strict=True)}
     for name, axes in free.items():
         names |= {str(inputs[name].shape[axis]): size for axis, size in axes.items()}
 
-    def told(value: Any) -> dict[str, Any]:
+    def described(value: Any) -> dict[str, Any]:
         shape = [size if isinstance(size, int) else _renamed(str(size), names) for size in value.shape]
         return {"dtype": str(value.dtype).removeprefix("torch."), "shape": shape}
 
     outputs = zip(graph.outputs, program.graph_signature.user_outputs, strict=True)
     return {
         "file": file,
-        "inputs": {name: told(value) for name, value in inputs.items()},
-        "outputs": {name: told(nodes[used]) for name, used in outputs},
+        "inputs": {name: described(value) for name, value in inputs.items()},
+        "outputs": {name: described(nodes[used]) for name, used in outputs},
     }
 
 
@@ -144,7 +144,7 @@ def _renamed(size: str, names: Mapping[str, str]) -> str:
 
 @contextmanager
 def _quiet() -> Any:
-    """Without the exporter's progress and its notes on its own parts."""
+    """Suppresses progress and warnings of the exporter."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
-"""The dual encoder that ships with the package, or another one of `t2i train align`, as an extractor.
+"""Dual encoders as extractors: the one that ships with the package, or a run of `t2i train align`.
 
-The image embeddings of the embedded one give `fid-shapes` and `kid-shapes`, both towers `clip-aligned`. It was trained on
-rendered shapes and says little about other images. Another encoder appears in the names of its scores by its digest.
+Scores by the embedded encoder are named `fid-shapes`, `kid-shapes` and `clip-aligned`. It was trained on rendered shapes, so
+its scores say little about other images. Scores by other encoders have their digest in the name.
 """
 
 import os
@@ -12,11 +12,10 @@ from typing import Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
+from t2i.align.frozen import AnyDualEncoder, load_dual_encoder
 from t2i.extractors import Resize
 from t2i.extractors.batches import check_images, exact_float32, in_fixed_batches
 from t2i.images import ImageArray
@@ -27,18 +26,18 @@ BATCH = 64
 
 
 def open_embedded(path: str = "", resize: Resize = "clean", device: str = "cpu") -> "AlignedExtractor":
-    """For `EXTRACTORS`: the dual encoder that ships with the package."""
+    """Opens the dual encoder that ships with the package, for `EXTRACTORS`."""
     return open_aligned(str(scorer_dir()), resize, device)
 
 
 def open_aligned(path: str, resize: Resize = "clean", device: str = "cpu") -> "AlignedExtractor":
-    """For `EXTRACTORS`: `align:RUN`, a run of `t2i train align` or a saved dual encoder. It brings its own resizing."""
+    """Opens `align:RUN` for `EXTRACTORS`: a run of `t2i train align` or a saved dual encoder, with its own resizing."""
     is_embedded = os.path.realpath(path) == os.path.realpath(scorer_dir())
     return AlignedExtractor(load_dual_encoder(Path(path)), ("shapes", "aligned") if is_embedded else None)
 
 
 class AlignedExtractor:
-    """A frozen dual encoder as an `ImageTextExtractor`. Features are computed on the CPU, the same on every machine.
+    """A frozen dual encoder as an `ImageTextExtractor`. Features are computed on the CPU, so that all machines agree.
 
     Args:
         names: `name` and `clip_name`; None: `align-DIGEST` for both.
@@ -46,41 +45,44 @@ class AlignedExtractor:
 
     classes: NDArray[np.float32] | None = None
 
-    def __init__(self, dual: FrozenDualEncoder, names: tuple[str, str] | None = None) -> None:
+    def __init__(self, dual: AnyDualEncoder, names: tuple[str, str] | None = None) -> None:
         self._dual = dual
         self._digest = dual.digest()
         self.name, self.clip_name = names or 2 * (f"align-{self._digest[:8]}",)
-        self.dim: int = dual.config.embedding
-        self.scale = float(dual.model.scale())
-        self.side = dual.config.data.resolution
-        self.resize = f"antialiased bilinear to {self.side}x{self.side}"
+        self.dim, self.scale, self.resize = dual.pooled_dim, dual.scale, dual.resizing
+        self.side: int = dual.config.data.resolution
 
     def digest(self) -> str:
         return self._digest
 
+    def built_on(self) -> list[str]:
+        """Digests of other dual encoders that it is made of."""
+        return self._dual.built_on()
+
     def features(self, images_BHWC: ImageArray) -> Features:
-        """uint8 [B, H, W, 3] of any size -> unit-length float32 [B, D]."""
+        """Maps uint8 [B, H, W, 3] of any size to unit-length float32 [B, D]."""
         return in_fixed_batches(self._run, check_images(images_BHWC), BATCH, self.dim)
 
     def text_features(self, captions: Sequence[str]) -> Features:
-        """B captions -> unit-length float32 [B, D]. One warning a call counts the captions that were cut."""
-        limit = self._dual.tokenizer.max_tokens
-        if cut := self._dual.tokenizer(captions)[2]:
+        """Maps B captions to unit-length float32 [B, D]. A warning has the number of captions that were cut."""
+        with exact_float32("cpu"):
+            *_, pooled, cut = self._dual.states(captions)
+        if cut:
+            limit = self._dual.max_tokens
             warnings.warn(
                 f"{cut} of {len(captions)} captions are over the {limit} tokens of {self.clip_name} and were cut",
                 stacklevel=2,
             )
-        with exact_float32("cpu"):
-            return self._dual.text(captions).numpy()
+        return pooled.numpy()
 
     def embed_images(self, images_BCHW: Tensor) -> Tensor:
-        return F.normalize(self._dual.model.image(images_BCHW).float(), dim=-1)
+        return self._dual.embed_images(images_BCHW)
 
     def embed_text(self, captions: Sequence[str]) -> Tensor:
         return self._dual.text(captions)
 
     def to(self, device: torch.device) -> Self:
-        self._dual.model.image.to(device)
+        self._dual.to(device)
         return self
 
     def _run(self, images_BHWC: ImageArray) -> Features:

@@ -1,7 +1,7 @@
-"""Fixed batches, exact float32 and named resizes, which all extractors share.
+"""Fixed batches, exact float32 and named resizes for all extractors.
 
-The last bits of features depend on the size of the batch, so networks see batches of one fixed size, the last one filled
-up: the same image has the same features, bit for bit, in any company.
+The last bits of features depend on the batch size. Networks therefore see batches of one fixed size, the last one padded, so
+that an image always has bit-equal features.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,26 +21,26 @@ from t2i.metrics import Features
 
 
 def batch_size(device: str) -> int:
-    """Returns how many images a network sees at once: enough to fill the device, and always as many."""
+    """Returns the fixed batch size for a device, large enough to use it well."""
     return 8 if torch.device(device).type == "cpu" else 64
 
 
 def check_resize(resize: str) -> Resize:
     """Returns `resize`; raises InputError unless it is one of the named resizes."""
     if resize not in get_args(Resize):
-        raise InputError(f"resize {resize!r} is unknown: give {', '.join(get_args(Resize))}")
+        raise InputError(f"resize {resize!r} is unknown: choose {', '.join(get_args(Resize))}")
     return cast(Resize, resize)
 
 
 def check_images(images_BHWC: ImageArray) -> ImageArray:
-    """Returns the images; raises ValueError unless uint8 [B, H, W, 3]: whoever makes float images quantises them, once."""
+    """Returns the images; raises ValueError unless they are uint8 [B, H, W, 3]. Generators quantise their float images."""
     if images_BHWC.dtype != np.uint8 or images_BHWC.ndim != 4 or images_BHWC.shape[3] != 3:
         raise ValueError(f"images must be uint8 [B, H, W, 3], got {images_BHWC.dtype} {list(images_BHWC.shape)}")
     return images_BHWC
 
 
 def in_fixed_batches(run: Callable[[Any], Features], rows: np.ndarray, size: int, dim: int) -> Features:
-    """Runs [size, ...] rows at a time, the last batch filled with its last row; returns [len(rows), dim]."""
+    """Runs batches of `size` rows, the last one padded with its last row; returns [len(rows), dim]."""
     out = np.zeros((len(rows), dim), dtype=np.float32)
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
@@ -51,7 +51,7 @@ def in_fixed_batches(run: Callable[[Any], Features], rows: np.ndarray, size: int
 
 @contextmanager
 def exact_float32(device: str) -> Iterator[None]:
-    """Turns off gradients, autocast and TF32, whose 10 bits of mantissa are too few to score with; restores them at the end."""
+    """Turns off gradients, autocast and TF32, whose 10 bits of mantissa are too few for scores; restores them at the end."""
     convolution = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
     backends: list[Any] = [torch.backends.cuda.matmul, convolution]
     before = [backend.fp32_precision for backend in backends]
@@ -76,13 +76,13 @@ def resize_images(images_BHWC: ImageArray, size: int, how: Resize) -> Tensor:
 
 
 def _clean(image_HWC: ImageArray, size: int) -> np.ndarray:
-    # Each channel in Pillow's float mode: bicubic overshoots, and 8-bit mode would round what it clips.
+    # Each channel in Pillow's float mode, since bicubic overshoots, and 8-bit mode would round and clip in between.
     channels = [Image.fromarray(image_HWC[:, :, c].astype(np.float32)) for c in range(3)]
     return np.stack([np.asarray(c.resize((size, size), Image.Resampling.BICUBIC)) for c in channels]).clip(0, 255)
 
 
 def _legacy(x: Tensor, size: int, axis: int) -> Tensor:
-    """Applies TensorFlow 1's bilinear filter along one axis: pixel i samples at i * scale, not at pixel centres, in float32."""
+    """Applies TensorFlow 1's bilinear filter along one axis in float32; pixel i samples at i * scale, not at pixel centres."""
     length = x.shape[axis]
     position = torch.arange(size, dtype=torch.float32) * torch.tensor(length / size, dtype=torch.float32)
     low = position.long()

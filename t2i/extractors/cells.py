@@ -1,4 +1,4 @@
-"""Networks that give the cells of an image: the map of an align run, and ResNet, ViT and CLIP folders of transformers.
+"""Image encoders: the feature map of an align run, and ResNet, ViT and CLIP folders of transformers.
 
 Axes: B images, C channels, H W image, L cells, D width of a cell, P width of the pooled vector.
 """
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
+from t2i.align.frozen import AnyDualEncoder, load_dual_encoder
+from t2i.align.mapped import MappedDualEncoder, Projections
 from t2i.errors import InputError
 from t2i.extractors import SAVED_NAME, ImageFeatures
 from t2i.extractors.batches import exact_float32
@@ -24,8 +25,8 @@ from t2i.tensors import hash_bytes
 BATCH = 8
 
 
-class _Cells:
-    """The part that all share; `tower` alone is an nn.Module, so nothing trains it but who asks for it."""
+class TowerCells:
+    """Common part of all encoders. The encoder is no nn.Module, so only code that uses `tower` can train it."""
 
     name: str
     tower: nn.Module
@@ -39,14 +40,14 @@ class _Cells:
         self.cell_dim, self.pooled_dim = cells.shape[2], pooled.shape[1]
 
     def encode(self, images_BHWC: ImageArray) -> ImageFeatures:
-        """Cells and pooled vectors of uint8 images of any square size, in batches of one size."""
+        """Returns cells and pooled vectors of uint8 images of any square size, computed in fixed batches."""
         parts = []
         for start in range(0, len(images_BHWC), BATCH):
             images = to_model(images_BHWC[start : start + BATCH])
             filler = images[-1:].expand(BATCH - len(images), -1, -1, -1)
             with exact_float32("cpu"):
-                found = self.tower(torch.cat([images, filler]))
-            parts.append([part[: len(images)].clone() for part in found])
+                features = self.tower(torch.cat([images, filler]))
+            parts.append([part[: len(images)].clone() for part in features])
         if not parts:
             return ImageFeatures(
                 torch.zeros(0, *self.grid, self.cell_dim).flatten(1, 2), torch.zeros(0, self.pooled_dim)
@@ -54,7 +55,7 @@ class _Cells:
         return ImageFeatures(*map(torch.cat, zip(*parts, strict=True)))
 
     def digest(self) -> str:
-        """sha256 of the weights and of what is done to images before them."""
+        """Returns the sha256 of weights and preprocessing."""
         total = hashlib.sha256(json.dumps([self.name, *self._decisive()]).encode())
         hash_bytes(total, self.tower.state_dict())
         return total.hexdigest()
@@ -67,7 +68,7 @@ class _Cells:
 
 
 class AlignedTower(nn.Module):
-    """The image tower of a dual encoder up to its 4 x 4 map, normed; pooled: its embedding, unit length."""
+    """The normalised 4 x 4 map of the image tower of a dual encoder; pooled: its unit-length embedding."""
 
     def __init__(self, image: Any) -> None:
         super().__init__()
@@ -79,14 +80,30 @@ class AlignedTower(nn.Module):
         return ImageFeatures(F.silu(self.image.norm(map_BCHW)).flatten(2).transpose(1, 2), pooled)
 
 
-class AlignedCells(_Cells):
+class MappedTower(nn.Module):
+    """The cells of a frozen image encoder; pooled: its features in the space that an aligner found, unit length."""
+
+    def __init__(self, tower: nn.Module, projections: Projections) -> None:
+        super().__init__()
+        self.tower, self.projections = tower, projections
+
+    def forward(self, images_BCHW: Tensor) -> ImageFeatures:
+        cells_BLD, pooled_BQ = self.tower(images_BCHW)
+        return ImageFeatures(cells_BLD, self.projections.image(pooled_BQ.float()))
+
+
+class AlignedCells(TowerCells):
     """A dual encoder of `t2i train align`."""
 
     name = "aligned"
 
-    def __init__(self, dual: FrozenDualEncoder) -> None:
-        self._dual = dual
-        super().__init__(AlignedTower(dual.model.image), dual.config.data.resolution)
+    def __init__(self, dual: AnyDualEncoder) -> None:
+        self.dual = dual
+        if isinstance(dual, MappedDualEncoder):
+            tower: nn.Module = MappedTower(dual.image_encoder.tower, dual.projections)
+        else:
+            tower = AlignedTower(dual.model.image)
+        super().__init__(tower, dual.config.data.resolution)
 
     @classmethod
     def open(cls, path: str) -> Self:
@@ -98,15 +115,15 @@ class AlignedCells(_Cells):
 
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._dual.save(directory / "dual_encoder")
+        self.dual.save(directory / "dual_encoder")
         self._note(directory)
 
     def _decisive(self) -> list[Any]:
-        return [self._dual.config.data.resolution]
+        return [self.dual.config.data.resolution]
 
 
 class TransformersTower(nn.Module):
-    """A vision model of transformers behind its own size and normalisation; images are squashed, not cropped."""
+    """A vision model of transformers with its size and normalisation; images are resized, not cropped."""
 
     mean: Tensor
     deviation: Tensor
@@ -126,19 +143,19 @@ class TransformersTower(nn.Module):
         if states.ndim == 4:  # a map of a convolutional network; its mean is the pooled vector
             cells = states.flatten(2).transpose(1, 2)
             return ImageFeatures(cells, cells.mean(dim=1))
-        return ImageFeatures(states[:, 1:], states[:, 0])  # behind the class token
+        return ImageFeatures(states[:, 1:], states[:, 0])  # the class token comes first
 
 
-class _Transformers(_Cells):
+class _Transformers(TowerCells):
     """A folder of transformers with the preprocessing of its images."""
 
-    kinds: tuple[str, ...]  # of `model_type`
+    kinds: tuple[str, ...]  # accepted values of `model_type`
     class_name: str
-    decisive: tuple[str, ...] = ()  # config keys that change the cells and no weight's shape
+    decisive: tuple[str, ...] = ()  # config keys that change the cells but not the shape of a weight
     options: dict[str, Any] = {}
 
     def __init__(self, folder: ModelFolder) -> None:
-        """Raises InputError: weights that do not fill the model, or no preprocessing."""
+        """Raises InputError if weights or preprocessing are missing."""
         model, _ = load_model(folder, self.class_name, self._optional(folder), **self.options)
         self._processor = load_image_processor(folder)
         self._settings = [
@@ -182,7 +199,7 @@ class ResNetCells(_Transformers):
 
 
 class ViTCells(_Transformers):
-    """ViT (Dosovitskiy et al., ICLR 2021) or DeiT: the tokens of patches; pooled: the class token."""
+    """ViT (Dosovitskiy et al., ICLR 2021) or DeiT: the patch tokens; pooled: the class token."""
 
     name, kinds, class_name = "vit", ("vit",), "ViTModel"
     options = {"add_pooling_layer": False}
@@ -190,24 +207,26 @@ class ViTCells(_Transformers):
 
 
 class CLIPCells(_Transformers):
-    """The image tower of CLIP (Radford et al., ICML 2021): tokens of patches; pooled: the class token."""
+    """The image tower of CLIP (Radford et al., ICML 2021): the patch tokens; pooled: the class token."""
 
     name, kinds, class_name = "clip", ("clip", "clip_vision_model"), "CLIPVisionModel"
     decisive = ("num_attention_heads", "hidden_act", "layer_norm_eps")
 
 
 def _side(processor: Any, config: Any) -> int:
-    """Pixels a side that a model reads: its config's, else what its preprocessing ends in.
+    """Returns the pixels a side of a model's images, from its config or its preprocessing.
 
     Raises:
-        InputError: neither says.
+        InputError: neither has a size.
     """
     for size in (getattr(config, "image_size", None), processor.crop_size, processor.size):
-        found = (
+        side = (
             size
             if isinstance(size, int)
             else next((size[k] for k in ("height", "shortest_edge") if size and k in size), None)
         )
-        if found:
-            return int(found)
-    raise InputError("the image tower names no image size in its preprocessor_config.json; put the model's own there")
+        if side:
+            return int(side)
+    raise InputError(
+        "the preprocessor_config.json of the image tower has no image size; copy the model's own file there"
+    )

@@ -1,4 +1,4 @@
-"""CLIP as an extractor (Radford et al., 2021): both towers of a folder as transformers writes it, or of a model on the hub."""
+"""CLIP as an extractor (Radford et al., 2021): both towers of a folder of transformers, or of a model on the hub."""
 
 import warnings
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ from t2i.pretrained import (
 
 
 def open_clip(path: str, resize: Resize = "clean", device: str = "cpu") -> "CLIPExtractor":
-    """For `EXTRACTORS`: `clip:FOLDER` or `clip:OWNER/NAME`. It brings its own preprocessing."""
+    """Opens `clip:FOLDER` or `clip:OWNER/NAME` for `EXTRACTORS`; CLIP has its own preprocessing."""
     return CLIPExtractor(clip_folder(path), device)
 
 
 def clip_folder(path: str) -> ModelFolder:
-    """Raises InputError: no such folder, or another kind of model."""
+    """Opens a CLIP folder; raises InputError if it does not exist or holds another kind of model."""
     return open_folder(path, f"CLIP folder {path}", ["clip"], lambda found: "not CLIP; name a whole CLIP model")
 
 
@@ -40,9 +40,9 @@ class CLIPExtractor:
     classes: NDArray[np.float32] | None = None
 
     def __init__(self, folder: ModelFolder, device: str = "cpu") -> None:
-        """Raises InputError: weights that do not fill the model, no preprocessing, or no tokenizer of its own."""
+        """Raises InputError if weights, preprocessing or tokenizer are missing."""
         self._device = device
-        # eager: scaled_dot_product_attention takes another way, with other last bits, where no caption of a batch is padded
+        # eager: scaled_dot_product_attention has another kernel, with other last bits, for batches without padding
         attention = {"text_config": "eager", "vision_config": "sdpa"}
         self._model: Any = load_model(folder, "CLIPModel", attn_implementation=attention)[0]
         self._tokenizer = load_text_tokenizer(folder, self._model.text_model)
@@ -51,7 +51,7 @@ class CLIPExtractor:
         self._max_tokens: int = self._model.config.text_config.max_position_embeddings
         self.dim: int = self._model.config.projection_dim
         self.scale = float(self._model.logit_scale.exp())
-        # The class tells Pillow's resize from torchvision's, which differ by a grey level.
+        # The class distinguishes Pillow's resize from torchvision's, which differ by up to a grey level.
         self.resize = f"preprocessor_config.json by {type(self._processor).__name__}"
         self._digest = folder.digest()
         vision = self._model.config.vision_config
@@ -63,13 +63,13 @@ class CLIPExtractor:
         return self._digest
 
     def features(self, images_BHWC: ImageArray) -> Features:
-        """uint8 [B, H, W, 3] -> float32 [B, D], not normalised."""
+        """Maps uint8 [B, H, W, 3] to float32 [B, D], not normalised."""
         return in_fixed_batches(self._run_images, check_images(images_BHWC), batch_size(self._device), self.dim)
 
     def text_features(self, captions: Sequence[str]) -> Features:
-        """B captions -> float32 [B, D], not normalised.
+        """Maps B captions to float32 [B, D], not normalised.
 
-        Captions over the tower's limit are cut before their end token; one warning a call counts them.
+        Captions over the tower's limit are cut before their end token; a warning has their number.
         """
         features = np.zeros((len(captions), self.dim), dtype=np.float32)
         if not captions:
@@ -87,12 +87,12 @@ class CLIPExtractor:
         for rows, count, length in length_batches(mask_BT.bool(), batch_size(self._device)):
             ids, mask = (x[rows, :length].to(self._device) for x in (ids_BT, mask_BT))
             with exact_float32(self._device):
-                found = _pooled(self._model.get_text_features(input_ids=ids, attention_mask=mask))
-            features[rows[:count].numpy()] = found[:count].cpu().numpy()
+                pooled = _pooled(self._model.get_text_features(input_ids=ids, attention_mask=mask))
+            features[rows[:count].numpy()] = pooled[:count].cpu().numpy()
         return features
 
     def embed_images(self, images_BCHW: Tensor) -> Tensor:
-        """Resizes and normalises by the folder's own numbers, differentiably: bicubic with antialiasing, no cropping."""
+        """Resizes (antialiased bicubic, no cropping), normalises like the folder's preprocessor, and embeds, differentiably."""
         pixels = F.interpolate((images_BCHW + 1) / 2, (self.side, self.side), mode="bicubic", antialias=True)
         mean, deviation = (
             torch.tensor(numbers, device=pixels.device).view(1, 3, 1, 1)
@@ -117,5 +117,5 @@ class CLIPExtractor:
 
 
 def _pooled(output: Any) -> Tensor:
-    # transformers returns the projected features inside an output object since 5.0, as a bare tensor before.
+    # transformers returns the projected features in an output object since 5.0, and as a tensor before.
     return getattr(output, "pooler_output", output)

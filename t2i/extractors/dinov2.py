@@ -1,7 +1,7 @@
 """DINOv2 as an extractor (Oquab et al., 2023), for `fd-dinov2` (Stein et al., 2023): the normalised class token.
 
-Images are squashed to 224x224 by a named resize and normalised as ImageNet; the folder's own preprocessor, which crops,
-is not used.
+Images are resized to 224x224 without cropping and normalised like ImageNet. The folder's own preprocessor, which crops, is not
+used.
 """
 
 from typing import Any
@@ -29,19 +29,19 @@ _SIZES = {384: "s", 768: "b", 1024: "l", 1536: "g"}
 
 
 def open_dinov2(path: str, resize: Resize = "clean", device: str = "cpu") -> "DINOv2Extractor":
-    """For `EXTRACTORS`: `dinov2:FOLDER` or `dinov2:facebook/dinov2-large`."""
+    """Opens `dinov2:FOLDER` or `dinov2:facebook/dinov2-large` for `EXTRACTORS`."""
     folder = open_folder(path, f"DINOv2 folder {path}", ["dinov2"], lambda found: "not DINOv2; name a DINOv2 model")
     return DINOv2Extractor(folder, resize, device)
 
 
 class DINOv2Extractor:
-    """The class token after the last normalisation, 1024 features of ViT-L/14."""
+    """The class token after the last normalisation; ViT-L/14 has 1024 features."""
 
     clip_name: str | None = None
     classes: NDArray[np.float32] | None = None
 
     def __init__(self, folder: ModelFolder, resize: Resize = "clean", device: str = "cpu") -> None:
-        """Raises InputError: weights that do not fill the model, or an unknown resize."""
+        """Raises InputError if weights are missing, or the resize is unknown."""
         self._how: Resize = check_resize(resize)
         self.resize = f"{resize} to {IMAGE_SIZE}x{IMAGE_SIZE}"
         self._device = device
@@ -55,7 +55,7 @@ class DINOv2Extractor:
         return self._digest
 
     def features(self, images_BHWC: ImageArray) -> Features:
-        """uint8 [B, H, W, 3] of any size -> float32 [B, D]."""
+        """Maps uint8 [B, H, W, 3] of any size to float32 [B, D]."""
         return in_fixed_batches(self._run, check_images(images_BHWC), batch_size(self._device), self.dim)
 
     def _run(self, images_BHWC: ImageArray) -> Features:

@@ -22,12 +22,12 @@ from t2i.metrics.score import FID_INCEPTION_DIGEST
 
 
 def open_inception(path: str, resize: Resize = "clean", device: str = "cpu") -> "InceptionExtractor":
-    """For `EXTRACTORS`: `inception:FILE`, or `inception:auto` for the published file, which is downloaded once."""
+    """Opens `inception:FILE` for `EXTRACTORS`; `inception:auto` is the published file, which is downloaded once."""
     return InceptionExtractor(published_inception() if path == "auto" else Path(path), resize, device)
 
 
 class InceptionExtractor:
-    """2048 features of the FID Inception's last pooling."""
+    """The 2048 features after the last pooling of the FID Inception."""
 
     dim = DIM
     clip_name: str | None = None
@@ -45,13 +45,13 @@ class InceptionExtractor:
         return self._digest
 
     def features(self, images_BHWC: ImageArray) -> Features:
-        """uint8 [B, H, W, 3] of any size -> float32 [B, 2048]."""
+        """Maps uint8 [B, H, W, 3] of any size to float32 [B, 2048]."""
         return in_fixed_batches(self._run, check_images(images_BHWC), batch_size(self._device), self.dim)
 
     def _run(self, images_BHWC: ImageArray) -> Features:
         pixels_BCHW = resize_images(images_BHWC, IMAGE_SIZE, self._how)
         pixels_BCHW = pixels_BCHW.to(self._device, memory_format=torch.channels_last)
-        # The TensorFlow graph subtracts 128; pytorch-fid, whose protocol `torch` is, maps [0, 255] to [-1, 1].
+        # The TensorFlow graph subtracts 128; pytorch-fid (`torch`) maps [0, 255] to [-1, 1].
         centred = pixels_BCHW / 127.5 - 1 if self._how == "torch" else (pixels_BCHW - 128) / 128
         with exact_float32(self._device):
             return self._network(centred).cpu().numpy()

@@ -1,8 +1,8 @@
 """The FID Inception: TensorFlow's graph of 2015-12-05 up to its last pooling, in PyTorch (Szegedy et al., 2015).
 
-It is not torchvision's Inception v3: the weights are others, average pooling leaves the padding out of the mean, and
-the last block pools by maximum. Folding batch normalisation into the convolutions, with memory in channels_last and weights
-laid out once, doubles the speed on a CPU; features are equal to 1e-4.
+It differs from torchvision's Inception v3 in its weights, in average pooling, which excludes the padding, and in the last block,
+which has max pooling. Folded batch normalisation, channels_last memory and pre-packed weights double the speed on a CPU;
+features are equal to 1e-4.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ _BN_EPS = 1e-3
 
 Kernel = int | tuple[int, int]
 Pool = Literal["average", "max", "reduce"]
-# A branch is a chain of convolutions (width, kernel); a list at its end is a fork whose ends are concatenated.
+# A branch is a chain of convolutions (width, kernel); a list at its end is a fork whose outputs are concatenated.
 Conv = tuple[int, Kernel]
 Branch = list[Conv | list[Conv]]
 
 
 class ConvNormReLU(nn.Module):
-    """Convolution, batch normalisation with fixed statistics, ReLU; one convolution once folded."""
+    """Convolution, batch normalisation with fixed statistics, ReLU; `fold` merges the first two."""
 
     def __init__(self, width_in: int, width: int, kernel: Kernel, stride: int = 1, padding: Kernel = 0) -> None:
         super().__init__()
@@ -45,14 +45,14 @@ class ConvNormReLU(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches of convolutions and one of pooling, concatenated. Their names are the keys of the weights file."""
+    """Concatenated branches of convolutions and one of pooling. Their names are the keys of the weights file."""
 
     def __init__(self, width_in: int, branches: Mapping[str, Branch], pool: Pool, pool_width: int = 0) -> None:
         """Builds the branches.
 
         Args:
-            pool: `reduce` halves the grid, here and in the last convolution of each branch.
-            pool_width: of the convolution after the pooling, which `reduce` lacks.
+            pool: `reduce` halves the grid, in the pooling and in the last convolution of each branch.
+            pool_width: width of the convolution after the pooling; `reduce` does not have one.
         """
         super().__init__()
         self.pool = pool
@@ -127,7 +127,7 @@ def _block_e(width_in: int, pool: Pool) -> Mixed:
 
 
 class Inception(nn.Module):
-    """float32 [B, 3, 299, 299] about [-1, 1] -> float32 [B, 2048], the mean over the last grid."""
+    """Maps float32 [B, 3, 299, 299] in about [-1, 1] to float32 [B, 2048], the mean over the last grid."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Inception(nn.Module):
 
 
 class PackedConvReLU(nn.Module):
-    """A folded `ConvNormReLU` with its weights laid out for oneDNN once, where a plain one does it in each call."""
+    """A folded `ConvNormReLU` whose weights are packed for oneDNN once, not in each call."""
 
     def __init__(self, layer: ConvNormReLU, input_shape: torch.Size) -> None:
         super().__init__()
@@ -182,10 +182,9 @@ class PackedConvReLU(nn.Module):
 
 @torch.no_grad()
 def pack(network: Inception, batch: int) -> Inception:
-    """Packs every convolution of a folded network on a CPU, in place; best for batches of this size.
+    """Packs every convolution of a folded network on a CPU in place, for batches of this size; a third faster.
 
-    A third faster. These are the operators that torch.compile makes of convolutions; where torch has none the network stays
-    as it is.
+    Uses the operators that torch.compile generates for convolutions. Without these the network is returned unchanged.
     """
     operators = ("_reorder_convolution_weight", "_convolution_pointwise")
     if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in operators):

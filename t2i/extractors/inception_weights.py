@@ -1,7 +1,7 @@
-"""Weights of the FID Inception from a file that the user names, in any of the layouts in circulation.
+"""Reads weights of the FID Inception in any common layout.
 
-These are the layouts of pytorch-fid's and torch-fidelity's files (the same), of pytorch-fid's module, and of the state dict
-of StyleGAN's TorchScript file. Nothing is downloaded, and no code in a file is run.
+Known layouts are those of pytorch-fid's and torch-fidelity's files (the same), of pytorch-fid's module, and of the state dict
+of StyleGAN's TorchScript file. No code in a file is run.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from t2i.extractors.inception_network import Inception, Mixed
 from t2i.files import open_regular
 from t2i.tensors import read_state_dict
 
-_FILE = "weights-inception-2015-12-05-6726825d.pth"  # of torch-fidelity; pytorch-fid calls it pt_inception-...
+_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name; pytorch-fid's is pt_inception-...
 
-# pytorch-fid's module groups the layers between poolings: `blocks.2.3` is the fourth layer of the third group.
+# pytorch-fid's module groups layers between poolings: `blocks.2.3` is the fourth layer of the third group.
 _GROUPS = (
     ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"),
     ("Conv2d_3b_1x1", "Conv2d_4a_3x3"),
@@ -32,7 +32,7 @@ _GROUPS = (
 
 class Loaded(NamedTuple):
     network: Inception  # frozen, folded and channels_last
-    classes: NDArray[np.float32] | None  # [1008, 2048]: the last layer without its bias; None: the file has none
+    classes: NDArray[np.float32] | None  # [1008, 2048]: the last layer without its bias, if the file has it
     digest: str  # sha256 of the file
 
 
@@ -40,26 +40,25 @@ def load_inception(path: Path, device: str = "cpu") -> Loaded:
     """Reads the FID Inception's weights.
 
     Args:
-        path: `.safetensors`, or `.pth` (read without running any code in it). Keys are named as in torch-fidelity's and
-            pytorch-fid's files, as in pytorch-fid's module, or as in the state dict of StyleGAN's TorchScript file.
+        path: a `.safetensors` or `.pth` file, in one of the layouts above.
 
     Raises:
-        InputError: no such file, not weights, or weights of another network.
+        InputError: the file does not exist, or holds no weights or those of another network.
     """
     data = read_state_dict(path, "Inception weights", f"download {_FILE} and name it")
-    with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
+    with torch.random.fork_rng(devices=[]):  # random initial weights must not advance the caller's generator
         network = Inception()
     weights = _from_tensorflow(data, network) if any(k.startswith("layers.") for k in data) else _rename(data)
     expected = network.state_dict()
     if weights.get("fc.bias", torch.empty(0)).numel() == 1000 or any(key.startswith("AuxLogits.") for key in weights):
         raise InputError(f"{path} holds torchvision's ImageNet classifier, not the FID Inception; name {_FILE}")
-    wanted = {key: weights.get(key) for key in expected if not key.endswith("num_batches_tracked")}
-    for key, tensor in wanted.items():
+    state = {key: weights.get(key) for key in expected if not key.endswith("num_batches_tracked")}
+    for key, tensor in state.items():
         if tensor is None or tensor.shape != expected[key].shape:
             shape = list(expected[key].shape)
-            found = "is missing" if tensor is None else f"has shape {list(tensor.shape)}, not {shape}"
-            raise InputError(f"{path} is not the FID Inception: {key} {found}; name {_FILE}")
-    network.load_state_dict(cast(dict[str, Tensor], wanted), strict=False)
+            problem = "is missing" if tensor is None else f"has shape {list(tensor.shape)}, not {shape}"
+            raise InputError(f"{path} is not the FID Inception: {key} {problem}; name {_FILE}")
+    network.load_state_dict(cast(dict[str, Tensor], state), strict=False)
     network.requires_grad_(False).eval().fold()
     network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     classes = weights.get("fc.weight")
@@ -77,7 +76,7 @@ def _rename(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-# The state dict of StyleGAN's file keeps the names of TensorFlow's graph. Leaves as one or the other module spells them.
+# The state dict of StyleGAN's file has the names of TensorFlow's graph, with several spellings of the leaves.
 _TENSORFLOW_LEAVES = {
     "conv.weight": ("conv_weight", "weight"),
     "bn.weight": ("bn_weight",),
@@ -99,13 +98,13 @@ def _from_tensorflow(weights: Mapping[str, Tensor], network: Inception) -> dict[
             )
             for leaf, spellings in _TENSORFLOW_LEAVES.items():
                 renamed |= {f"{to}.{leaf}": flat[f"{at}_{one}"] for one in spellings if f"{at}_{one}" in flat}
-            if f"{to}.bn.bias" in renamed:  # their batch normalisation has no scale
+            if f"{to}.bn.bias" in renamed:  # TensorFlow's batch normalisation has no scale
                 renamed.setdefault(f"{to}.bn.weight", torch.ones_like(renamed[f"{to}.bn.bias"]))
     return renamed
 
 
 def _tensorflow_paths(block: Mixed) -> dict[str, str]:
-    """TensorFlow's names of a block's convolutions -> ours: longer branches and the pooling are towers, numbered."""
+    """Maps TensorFlow's names of a block's convolutions to ours: longer branches and the pooling are numbered towers."""
     towers = [chain for chain in block.chains if len(chain) > 1]
     paths = {}
     for chain in block.chains:

@@ -1,11 +1,11 @@
-"""Scores one can trust: pure functions of features, statistics or the judgement of an oracle, with their uncertainty.
+"""Metrics: pure functions of features, statistics or verdicts of an oracle, with their uncertainty.
 
-- a statistic condenses features (`statistics`: count, mean, covariance, in one pass over any number of shards);
-- a metric turns `Inputs` into scores; `METRICS` names them;
-- `score` binds a value to its protocol: everything that decided it. No score is reported without one.
+- `statistics` condenses features to count, mean and covariance, in one pass over any number of shards.
+- A metric turns `Inputs` into scores. `METRICS` lists all metrics.
+- `score` combines a value with its protocol, everything that decided it. Every score has a protocol.
 
 A new metric is one file with a `Metric` and one line in `METRICS`. Axes: N generated images, M real ones, D features, B
-images of one call. Imports no torch and knows no network.
+images of one call. Imports no torch and no network.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -23,40 +23,40 @@ if TYPE_CHECKING:
 
 Features = NDArray[np.float32]
 
-# What a metric reads of an image: features of any extractor, of one that also reads captions, of one that classifies,
-# the judgement of the oracle of the embedded data, or what a reader of images finds likely or answers.
+# Input of a metric: features of any extractor, of one that also reads captions, of one with a classifier, verdicts of the
+# oracle of the embedded data, or likelihoods or answers of a reader.
 Reads = Literal["features", "text", "classes", "oracle", "likelihood", "answers"]
 
-# What it needs beside generated images: a caption of each, captions that the oracle understands, captions
-# with two attributes that can be exchanged, questions about captions,
-# several images of each caption, the training images, features of the real images or at least their `GaussianStats`.
-Need = Literal["captions", "drawn", "exchanged", "asked", "several", "train", "real", "moments"]
+# Needs of a metric besides generated images: captions, captions that the oracle can read, captions with two attributes to
+# swap, questions about captions, several images of each caption, the training images, features of the real images, or at
+# least their `GaussianStats`.
+Need = Literal["captions", "rendered", "exchanged", "questions", "several", "train", "real", "moments"]
 
 NO_PROTOCOL = ScoreProtocol()
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a metric in one scoring, from one extractor. A field that the metric does not ask for may be absent.
+    """Inputs of a metric in one scoring, from one extractor. Fields that the metric does not need may be missing.
 
     Attributes:
-        fake: [N, D] of the generated images; for a `condensed` metric they may be `GaussianStats`.
-        real: [M, D] of the real ones; for a metric that needs no more than `moments` they may be `GaussianStats`.
-        captions: [N] of the generated images; images of one prompt share theirs.
-        meanings: [N] labels of what the captions ask for: equal for other words of the same meaning.
-        text: [N, D] of the captions.
-        swapped: [N, D] of the captions with two attributes exchanged, NaN where they have no two of one kind.
-        partners: [N, D] of the real image of each caption; None: not all have one.
-        classes: [classes, D] of the extractor's classifier.
-        train: [T, D] of the images that the generator was trained on.
-        outcomes: judgements of the oracle, of the generated images (`fake`) and of others to compare with:
-            aspect -> [N] bool each.
-        groups: name -> [N] bool, captions that are counted apart.
-        judged: values of a reader, of the generated images (`fake`) and of others to compare with: aspect -> [N] each, NaN
-            where an image is not counted; the aspect "" is all of them.
-        seed: decides subsets and bootstraps.
-        force: go on with fewer images than the rules ask for.
-        protocol: of the scores, but for the name of the metric.
+        fake: [N, D] features of the generated images; for a `condensed` metric they may be `GaussianStats`.
+        real: [M, D] features of the real images; for a metric that needs only `moments` they may be `GaussianStats`.
+        captions: [N] captions of the generated images.
+        meanings: [N] labels of the captions, equal for captions of the same meaning.
+        text: [N, D] features of the captions.
+        swapped: [N, D] features of the captions with two attributes swapped, NaN for captions without two of one kind.
+        partners: [N, D] features of the real image of each caption; None: not all captions have one.
+        classes: [classes, D] weights of the extractor's classifier.
+        train: [T, D] features of the training images.
+        outcomes: verdicts of the oracle on the generated images (`fake`) and on others to compare with, each aspect ->
+            [N] bool.
+        groups: name -> [N] bool, subgroups of captions.
+        judged: values of a reader for the generated images (`fake`) and for others to compare with, each aspect -> [N],
+            with NaN for images that do not count; the aspect "" is the whole.
+        seed: seed of subsets and bootstraps.
+        force: allows fewer images than a metric requires.
+        protocol: protocol of the scores, without the name of the metric.
     """
 
     fake: Features
@@ -76,11 +76,11 @@ class Inputs:
     protocol: ScoreProtocol = NO_PROTOCOL
 
     def score(self, metric: str, value: float, counts: tuple[int, int | None] | None = None, **more: Any) -> Score:
-        """A score under this protocol.
+        """Returns a score with this protocol.
 
         Args:
-            counts: generated and real images, where they are not all.
-            more: further fields of `Score`.
+            counts: numbers of generated and real images, if not all were used.
+            more: other fields of `Score`.
         """
         sizes = {} if counts is None else {"n_fake": counts[0], "n_real": counts[1]}
         return Score(value, replace(self.protocol, metric=metric, **sizes), **more)
@@ -88,20 +88,20 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric; `METRICS` names it, and a scoring binds it to an extractor and a protocol.
+    """A metric of `METRICS`. A scoring adds its extractor and protocol.
 
     Attributes:
-        version: counts changes of the values.
-        measure: all its scores, each under the metric's name or one that begins with it and a hyphen. Metrics that share
-            their work share one `Metric`, which gives the scores of all.
-        needs: what must be there for all images.
-        usual: scored where no metric is named.
+        version: incremented when the values change.
+        measure: returns all scores; the name of a score is the metric's name, or starts with it and a hyphen. Metrics that
+            are computed together share one `Metric`, which returns the scores of all.
+        needs: inputs that all images must have.
+        usual: scored by default.
         check: refuses too few images before any is read; called with N, M, D and `force`.
-        least_meanings: captions of different meanings that it needs.
-        condensed: from so many features on, it reads no more of images than their `GaussianStats`.
-        name: in `METRICS`.
-        extractor: None: it reads pixels, or what the oracle read.
-        protocol: of its scores.
+        least_meanings: required number of captions with different meanings.
+        condensed: number of features from which on the metric reads only `GaussianStats`.
+        name: key in `METRICS`.
+        extractor: None: the metric reads pixels, or the oracle.
+        protocol: protocol of the scores.
     """
 
     version: int
@@ -118,7 +118,7 @@ class Metric:
 
     @property
     def title(self) -> str:
-        """Its name as in a score's, without N: `fid-shapes`."""
+        """Returns the name of the score without N, e.g. `fid-shapes`."""
         return score_name(self.protocol).rpartition("@")[0]
 
 
@@ -146,5 +146,5 @@ METRICS: dict[str, str] = {
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of a name in `METRICS`."""
+    """Returns the metric of a name in `METRICS`."""
     return replace(resolve(METRICS[name]), name=name)

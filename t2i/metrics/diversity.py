@@ -1,6 +1,6 @@
-"""Diversity within a prompt.
+"""Diversity of images of the same prompt.
 
-A generator that ignores its noise makes one image a prompt, and neither FID nor CLIP score sees it.
+A generator that ignores its noise makes the same image again and again, which neither FID nor CLIP score detects.
 """
 
 import numpy as np
@@ -14,10 +14,10 @@ from t2i.metrics.statistics import checked
 
 
 def within_prompt_diversity(features: NDArray[np.floating], prompts: Labels) -> Estimate:
-    """Mean Euclidean distance between images of the same prompt, averaged over prompts; 0 for a collapsed generator.
+    """Computes the mean Euclidean distance between images of the same prompt, averaged over prompts.
 
     Args:
-        features: [N, D] of the generated images.
+        features: [N, D] features of the generated images.
         prompts: [N] the prompt of each image.
 
     Raises:
@@ -28,9 +28,9 @@ def within_prompt_diversity(features: NDArray[np.floating], prompts: Labels) -> 
         raise ValueError(f"{len(x)} images, {len(index)} prompts")
     sizes = np.bincount(index)
     if (sizes < 2).any():
-        lonely = prompts[int(np.flatnonzero(sizes[index] < 2)[0])]
+        prompt = prompts[int(np.flatnonzero(sizes[index] < 2)[0])]
         raise InputError(
-            f"diversity needs at least 2 images a prompt; {str(lonely)[:80]!r} has one: sample with -n 2 or more"
+            f"diversity needs at least 2 images of each prompt; {str(prompt)[:80]!r} has one: sample with -n 2 or more"
         )
     rows = np.split(np.argsort(index, kind="stable"), np.cumsum(sizes)[:-1])
     return mean_estimate([_mean_pair_distance(x[members]) for members in rows])
@@ -42,13 +42,13 @@ def _mean_pair_distance(x: NDArray[np.float64]) -> float:
 
 
 def _measure(given: Inputs) -> list[Score]:
-    """The bound is the diversity of different prompts, which a generator that ignores captions has within a prompt."""
+    """Scores the diversity; its bound is the diversity of different prompts, which a generator that ignores captions has."""
     _, first = np.unique(group_index(given.captions), return_index=True)
     bounds = {}
     if len(first) > 1:
         bounds["different prompts"] = within_prompt_diversity(given.fake[first], [0] * len(first)).value
-    found = within_prompt_diversity(given.fake, given.captions)
-    return [given.score("diversity", found.value, (len(given.fake), None), bounds=bounds, **found.described())]
+    estimate = within_prompt_diversity(given.fake, given.captions)
+    return [given.score("diversity", estimate.value, (len(given.fake), None), bounds=bounds, **estimate.described())]
 
 
 DIVERSITY = Metric(1, _measure, needs=("captions", "several"))

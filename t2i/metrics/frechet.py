@@ -1,8 +1,8 @@
 """Frechet distance between Gaussians fitted to features (Heusel et al., 2017: FID, with the FID Inception's features).
 
 d^2 = |mu_f - mu_r|^2 + tr(S_f) + tr(S_r) - 2 nuc(L_f^T L_r), with S = L L^T and nuc the sum of singular values.
-Neither a matrix square root nor the eigenvalues of the unsymmetric product S_f S_r: both lose half the digits where a
-covariance is rank deficient, and turn negative on sets that are nearly equal.
+A matrix square root, or the eigenvalues of the unsymmetric product S_f S_r, would lose half the digits if a covariance is rank
+deficient, and become negative for nearly equal sets.
 """
 
 import warnings
@@ -25,7 +25,7 @@ ROUNDING = 1e-8  # error, relative to the total variance, that a distance may ha
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A Gaussian as (mean, factor): covariance = factor @ factor.T. Made of the real images once for all models."""
+    """A Gaussian as (mean, factor) with covariance = factor @ factor.T. That of the real images serves for many models."""
 
     mean: Array  # [D]
     factor: Array  # [D, at most min(N, D)]
@@ -33,10 +33,10 @@ class Gaussian:
 
     @classmethod
     def of(cls, data: GaussianStats | NDArray[np.floating]) -> Self:
-        """The Gaussian of [N, D] features or of their statistics.
+        """Fits a Gaussian to [N, D] features, or to their statistics.
 
-        Up to N = D features are their own factor, which is exact; beyond, it is the covariance's Cholesky factor, or
-        where there is none its eigenvectors.
+        For N <= D the factor is the centred features, which is exact. For N > D it is the Cholesky factor of the
+        covariance, or its scaled eigenvectors if it is singular.
         """
         if isinstance(data, GaussianStats):
             return cls(data.mean, _factor(data.covariance, data.count - 1), data.count)
@@ -54,24 +54,24 @@ class Gaussian:
 
     @property
     def trace(self) -> float:
-        """Total variance: the trace of the covariance."""
+        """Returns the total variance: the trace of the covariance."""
         return float(np.square(self.factor).sum())
 
 
 def frechet_distance(fake: GaussianStats | NDArray[np.floating], reference: Gaussian, *, force: bool = False) -> float:
-    """Squared Frechet distance of generated images from the reference, >= 0 up to rounding, never clipped.
+    """Computes the squared Frechet distance of generated images from the reference, >= 0 up to rounding, not clipped.
 
-    It is biased upward by about c/N: below 10,000 images it warns, and only scores of the same N compare.
+    It is biased upward by about c/N, so only scores of the same N are comparable. Warns below 10,000 images.
 
     Args:
         fake: features [N, D] of the generated images, or their statistics.
         reference: the real images' Gaussian.
-        force: go on with fewer than 2 D images on a side, where the value says more about N than about the model.
+        force: allows fewer than 2 D images on a side, for which the value depends more on N than on the model.
 
     Raises:
-        InputError: fewer than 2 D images on a side and not forced.
-        ValueError: another D than the reference's.
-        ArithmeticError: the value is below -1e-6 of the total variance, which rounding cannot do.
+        InputError: there are fewer than 2 D images on a side, and `force` is False.
+        ValueError: D differs from the reference's.
+        ArithmeticError: the value is below -1e-6 of the total variance, which rounding cannot explain.
     """
     dim = len(fake.shift) if isinstance(fake, GaussianStats) else np.shape(fake)[1]
     if dim != reference.dim:
@@ -81,7 +81,7 @@ def frechet_distance(fake: GaussianStats | NDArray[np.floating], reference: Gaus
 
 
 def distance(fake: Gaussian, real: Gaussian) -> float:
-    """The formula alone, without the rules about N."""
+    """Computes the distance without checks of N."""
     nuclear = _nuclear_norm(fake.factor.T @ real.factor, ROUNDING * (fake.trace + real.trace))
     value = float(np.square(fake.mean - real.mean).sum() + fake.trace + real.trace - 2.0 * nuclear)
     if not value >= -1e-6 * (fake.trace + real.trace):
@@ -90,17 +90,17 @@ def distance(fake: Gaussian, real: Gaussian) -> float:
 
 
 def _factor(covariance: Array, rank: int) -> Array:
-    """[D, D] -> [D, at most rank] with factor @ factor.T = covariance."""
+    """Factors [D, D] into [D, at most rank] with factor @ factor.T = covariance."""
     import torch
 
-    # torch brings the LAPACK that stays fast when other processes share the cores
+    # torch's LAPACK stays fast when other processes share the cores
     matrix = torch.from_numpy(covariance)
     if rank >= len(covariance):
         lower, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
             return lower.numpy()
     values, vectors = (part.numpy() for part in torch.linalg.eigh(matrix))
-    # N images span N - 1 directions; the rest are rounding, whose square roots would cost half the digits.
+    # N images span N - 1 directions; the other eigenvalues are rounding errors, whose square roots would be large.
     kept = slice(-min(rank, len(values)), None)
     return vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0.0))
 
@@ -124,13 +124,13 @@ def _nuclear_norm(matrix: Array, tolerance: float) -> float:
 
 
 def check_sample_size(n_fake: int, n_real: int, dim: int, force: bool = False) -> None:
-    """Refuses a Frechet distance of fewer than 2 D images on a side, warns below 10,000."""
+    """Refuses a Frechet distance with fewer than 2 D images on a side, and warns below 10,000."""
     fewest = min(n_fake, n_real)
     counts = f"{n_fake:,} generated and {n_real:,} real images"
     if fewest < 2 * dim and not force:
         raise InputError(
-            f"FID of {counts} with {dim} features means nothing: "
-            f"give at least {2 * dim:,} on each side, use KID, or say --force"
+            f"FID of {counts} with {dim} features is meaningless: "
+            f"score at least {2 * dim:,} on each side, use KID, or add --force"
         )
     if fewest < FEW_IMAGES:
         warnings.warn(
@@ -139,23 +139,21 @@ def check_sample_size(n_fake: int, n_real: int, dim: int, force: bool = False) -
         )
 
 
-BOOTSTRAPPED_DIM = 512  # the 100 draws of a wider Frechet distance take minutes
-
-
-SIZES = 15  # of subsets, from a quarter of the images to all
+BOOTSTRAPPED_DIM = 512  # with more features the 100 draws take minutes
+SIZES = 15  # subset sizes of `fid_infinity`, from a quarter of the images to all
 
 
 def fid_infinity(fake: NDArray[np.floating], reference: Gaussian, *, seed: int = 0) -> float:
-    """The Frechet distance of [N, D] features extrapolated to infinitely many generated images.
+    """Extrapolates the Frechet distance of [N, D] features to infinitely many generated images.
 
-    The line is fitted to nested random subsets, drawn from `seed`. Of equal distributions chance can take it below 0; with
-    fewer than 8 D images its mean is below 0 (-1 where the distance is 0 and N = 2 D, D = 16).
+    A line in 1/N is fitted to nested random subsets, drawn from `seed`. For equal distributions the result can be below 0; with
+    fewer than 8 D images its mean is below 0 (-1 for a distance of 0, N = 2 D and D = 16).
 
     Raises:
-        ValueError: fewer than 8 images.
+        ValueError: there are fewer than 8 images.
     """
     if len(fake) < 8:
-        raise ValueError(f"a quarter of {len(fake)} images has no covariance")
+        raise ValueError(f"FID-infinity needs at least 8 images, got {len(fake)}")
     order = np.random.default_rng(seed).permutation(len(fake))
     sizes = np.unique(np.linspace(len(fake) / 4, len(fake), SIZES).round().astype(int))
     values = [distance(Gaussian.of(fake[order[:size]]), reference) for size in sizes]
@@ -163,11 +161,11 @@ def fid_infinity(fake: NDArray[np.floating], reference: Gaussian, *, seed: int =
 
 
 def check_for_infinity(n_fake: int, n_real: int, dim: int, force: bool = False) -> None:
-    """Refuses an extrapolation whose smallest subset, a quarter of the images, has fewer than 2 D: it falls below 0."""
+    """Refuses an extrapolation whose smallest subset, a quarter of the images, has fewer than 2 D, as it is too low."""
     if n_fake < 8 * dim and not force:
         raise InputError(
-            f"FID-infinity of {n_fake:,} generated images with {dim} features is extrapolated from subsets too small for a "
-            f"Frechet distance, and comes out too low: give at least {8 * dim:,}, use KID, or say --force"
+            f"FID-infinity of {n_fake:,} generated images with {dim} features is extrapolated from subsets that are too small "
+            f"for a Frechet distance, and is too low: score at least {8 * dim:,}, use KID, or add --force"
         )
     check_sample_size(n_fake, n_real, dim, force)
 
@@ -194,25 +192,25 @@ FID_INFINITY = Metric(1, _measure_infinity, needs=("moments",), check=check_for_
 
 @dataclass(frozen=True)
 class FrechetIntervals:
-    """Bootstrap estimates of one Frechet distance. The reference is held fixed."""
+    """Bootstrap estimates of one Frechet distance, for a fixed reference."""
 
     standard_deviation: float
-    expected: Interval  # of E[FID_N], the biased score around which samples of this N scatter: to compare models
-    distance: Interval  # of the distance itself, with the bias of N taken off
+    expected: Interval  # of E[FID_N], the expectation of the biased score at this N: to compare models
+    distance: Interval  # of the distance without the bias of N
 
 
 def frechet_intervals(
     fake: NDArray[np.floating], reference: Gaussian, *, draws: int = 100, seed: int = 0, confidence: float = 0.95
 ) -> FrechetIntervals:
-    """Bootstrap intervals of the Frechet distance of [N, D] features.
+    """Computes bootstrap intervals of the Frechet distance of [N, D] features.
 
-    A percentile interval covers 2-60 % instead of 95 %, because resampling adds the bias a second time. The estimate
-    -+ z bootstrap deviations covers E[FID_N], and 2 estimate - mean(bootstrap) -+ z deviations covers the distance.
+    A percentile interval would cover 2-60 % instead of 95 %, because resampling adds the bias a second time. estimate -+ z
+    bootstrap deviations covers E[FID_N]; 2 estimate - mean(bootstrap) -+ z deviations covers the distance.
 
     Args:
         fake: features of the generated images.
         reference: the real images' Gaussian.
-        draws: bootstrap samples, drawn as multinomial weights from `seed`.
+        draws: number of bootstrap samples, drawn as multinomial weights from `seed`.
     """
     x = checked(fake) - reference.mean
     projected = x @ reference.factor
@@ -230,13 +228,13 @@ def frechet_intervals(
 
 
 def _weighted_distance(weights: Array, x: Array, projected: Array, trace_real: float) -> float:
-    """Frechet distance where image i counts weights[i] times; x less the reference's mean, projected = x @ factor."""
+    """Computes the distance with image i repeated weights[i] times; x is centred at the reference, projected = x @ factor."""
     n = weights.sum()
     mean = weights @ x / n
     trace = (weights @ np.square(x).sum(axis=1) - n * mean @ mean) / (n - 1)
-    drawn = weights > 0
-    rows = np.sqrt(weights[drawn] / (n - 1))[:, None] * (projected[drawn] - weights @ projected / n)
-    # Half the digits are plenty for a spread, and the smaller Gram matrix costs a fraction of the singular values.
+    present = weights > 0
+    rows = np.sqrt(weights[present] / (n - 1))[:, None] * (projected[present] - weights @ projected / n)
+    # Half the digits suffice for a standard deviation, and the smaller Gram matrix is much faster than singular values.
     gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
     nuclear = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0)).sum()
     return float(mean @ mean + trace + trace_real - 2.0 * nuclear)

@@ -1,7 +1,7 @@
-"""Inception Score (Salimans et al., 2016): are images each of one class, and all together of many?
+"""Inception Score (Salimans et al., 2016): high if each image has a clear class and all images have many classes.
 
-exp of the mean KL divergence of an image's classes from the mean over images, in [1, classes]. With the FID
-Inception's 1008 classes, without the bias of the last layer, as in the first implementation.
+The score is exp of the mean KL divergence of an image's class distribution from the mean over images, in [1, classes]. It uses
+the FID Inception's 1008 classes without the bias of the last layer, like the first implementation.
 """
 
 from itertools import pairwise
@@ -18,16 +18,16 @@ SPLITS = 10
 
 
 def inception_score(logits: NDArray[np.floating], splits: int = SPLITS) -> tuple[float, float]:
-    """Mean and standard deviation over `splits` parts of the images, in their order: shuffle what is sorted.
+    """Returns mean and standard deviation over `splits` consecutive parts of the images.
 
     Args:
-        logits: [N, classes].
+        logits: [N, classes], in random order.
 
     Raises:
-        ValueError: fewer images than parts.
+        ValueError: there are fewer images than parts.
     """
     if len(logits) < splits:
-        raise ValueError(f"{len(logits)} images cannot be {splits} parts")
+        raise ValueError(f"{len(logits)} images cannot be divided into {splits} parts")
     ends = [k * len(logits) // splits for k in range(splits + 1)]
     scores = [_score(logits[start:end]) for start, end in pairwise(ends)]
     return float(np.mean(scores)), float(np.std(scores))
@@ -55,7 +55,7 @@ def _shuffled(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 def _check(n_fake: int, n_real: int, dim: int, force: bool) -> None:
     if min(n_fake, n_real) < SPLITS * 2:
         raise InputError(
-            f"the Inception Score of {min(n_fake, n_real)} images in {SPLITS} parts: give at least {SPLITS * 2}"
+            f"too few images for an Inception Score in {SPLITS} parts, {min(n_fake, n_real)}: score at least {SPLITS * 2}"
         )
 
 

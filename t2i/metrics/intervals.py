@@ -1,4 +1,4 @@
-"""Confidence intervals: Wilson for rates, normal for means (clustered by prompt), the bootstrap for anything else."""
+"""Confidence intervals: Wilson for rates, normal for means (clustered by prompt), bootstrap for other statistics."""
 
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -11,7 +11,7 @@ from scipy.special import ndtri
 
 from t2i.metrics.statistics import Array
 
-Labels = Sequence[Hashable] | NDArray  # anything hashable, one a row
+Labels = Sequence[Hashable] | NDArray  # a hashable label for each row
 
 
 class Interval(NamedTuple):
@@ -26,18 +26,18 @@ class Estimate:
     value: float
     standard_error: float
     count: int
-    samples: Array | None = field(default=None, compare=False, repr=False)  # [count] of which it is the mean
+    samples: Array | None = field(default=None, compare=False, repr=False)  # [count], whose mean is `value`
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """value -+ z standard errors."""
+        """Returns value -+ z standard errors."""
         return around(self.value, self.standard_error, confidence)
 
     def described(self) -> dict[str, Any]:
-        """Fields of a `Score`: samples, and the interval unless a single prompt says nothing about others."""
+        """Returns fields of a `Score`: samples, and the interval unless there is only one prompt."""
         return {**self.described_interval("normal, clustered by prompt"), "samples": self.samples}
 
     def described_interval(self, method: str) -> dict[str, Any]:
-        """Fields of a `Score`: the interval, where there is one."""
+        """Returns fields of a `Score`: the interval, if there is one."""
         return {"interval": self.interval(), "interval_method": method} if math.isfinite(self.standard_error) else {}
 
 
@@ -47,10 +47,10 @@ def around(value: float, deviation: float, confidence: float) -> Interval:
 
 
 def wilson(successes: float, count: float, confidence: float = 0.95) -> Interval:
-    """Score interval of a rate (Wilson, 1927): right near 0 and 1 too, where the normal interval has no width.
+    """Computes the score interval of a rate (Wilson, 1927), which is valid near 0 and 1, unlike the normal interval.
 
     Raises:
-        ValueError: not 0 <= successes <= count, or count is 0.
+        ValueError: not 0 <= successes <= count, or count < 1.
     """
     if not 0 <= successes <= count or count < 1:
         raise ValueError(f"{successes} successes of {count}")
@@ -58,20 +58,20 @@ def wilson(successes: float, count: float, confidence: float = 0.95) -> Interval
     rate = successes / count
     centre = (rate + z2 / (2 * count)) / (1 + z2 / count)
     reach = np.sqrt(z2 * rate * (1 - rate) / count + (z2 / (2 * count)) ** 2) / (1 + z2 / count)
-    # At the ends one bound is exactly 0 or 1; rounding would leave it a hair off.
+    # At the ends a bound is exactly 0 or 1, but for rounding.
     low = 0.0 if successes == 0 else float(centre - reach)
     return Interval(low, 1.0 if successes == count else float(centre + reach))
 
 
 def mean_estimate(values: ArrayLike, groups: Labels | None = None) -> Estimate:
-    """Mean of [N] values with the standard error clustered by group.
+    """Computes the mean of [N] values and its standard error, clustered by group.
 
     Args:
-        values: one an image.
-        groups: [N] the prompt of each image: images of one prompt are not independent. None: all are.
+        values: a value for each image.
+        groups: [N] the prompt of each image, since images of one prompt are not independent. None: all are independent.
 
     Returns:
-        The error is NaN where there is a single group: nothing is known about other prompts then.
+        The estimate; its error is NaN if there is only one group.
     """
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) == 0:
@@ -89,11 +89,11 @@ def mean_estimate(values: ArrayLike, groups: Labels | None = None) -> Estimate:
 def bootstrap_interval(
     measure: Callable[..., float], *strata: Labels, seed: int, draws: int = 1000, confidence: float = 0.95
 ) -> Interval:
-    """Percentile interval of a statistic, by drawing whole groups with replacement.
+    """Computes the percentile interval of a statistic, from bootstrap samples of whole groups.
 
     Args:
-        measure: called with the rows drawn of each stratum.
-        strata: group of each row, of each sample that is drawn for itself.
+        measure: called with the sampled rows of each stratum.
+        strata: for each independent sample, the group of each of its rows.
     """
     rng = np.random.default_rng(seed)
     members = []
@@ -101,7 +101,7 @@ def bootstrap_interval(
         index = group_index(groups)
         members.append(np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1]))
     values = [
-        measure(*(np.concatenate([own[k] for k in rng.integers(0, len(own), len(own))]) for own in members))
+        measure(*(np.concatenate([rows[k] for k in rng.integers(0, len(rows), len(rows))]) for rows in members))
         for _ in range(draws)
     ]
     low, high = np.quantile(values, ((1 - confidence) / 2, (1 + confidence) / 2)).tolist()
@@ -109,6 +109,6 @@ def bootstrap_interval(
 
 
 def group_index(groups: Labels) -> NDArray[np.int64]:
-    """[N] any hashable labels -> [N] integers 0..G-1 in order of first appearance."""
+    """Maps [N] hashable labels to [N] integers 0..G-1 in order of first appearance."""
     seen: dict[Hashable, int] = {}
     return np.array([seen.setdefault(label, len(seen)) for label in groups], dtype=np.int64)

@@ -1,8 +1,8 @@
-"""Squared maximum mean discrepancies: the mean kernel within each set less that across, by blocks, in float64.
+"""Squared maximum mean discrepancies: the mean kernel within each set minus that across, in blocks and in float64.
 
-KID (Binkowski et al., 2018): k(x, y) = (x.y / D + 1)^3, the unbiased estimate over all pairs: no random subsets, so no
-seed. CMMD (Jayasumana et al., 2024): k(x, y) = exp(-|x - y|^2 / 2 s^2) of unit features, s = 10, times 1000, with the
-diagonal; it never reaches 0, and its bias depends on N.
+KID (Binkowski et al., 2018): k(x, y) = (x.y / D + 1)^3, the unbiased estimate over all pairs, without random subsets.
+CMMD (Jayasumana et al., 2024): k(x, y) = exp(-|x - y|^2 / 2 s^2) of unit features, s = 10, times 1000, including the
+diagonal; it is above 0 for equal distributions, by a bias that depends on N.
 """
 
 from collections.abc import Callable
@@ -22,15 +22,15 @@ Kernel = Callable[[NDArray[np.floating], NDArray[np.floating]], Array]
 
 
 def kernel_distance(fake: NDArray[np.floating], real: NDArray[np.floating], *, block: int = 1024) -> float:
-    """Unbiased KID of [N, D] generated from [M, D] real features. About zero, of either sign, for equal distributions.
+    """Computes the unbiased KID of [N, D] generated and [M, D] real features; about 0, of either sign, if they are alike.
 
     Args:
         fake: features of the generated images, at least 2.
-        real: features of the real images, at least 2, as many dimensions.
-        block: rows held at once; decides memory and speed, not the value.
+        real: features of the real images, at least 2.
+        block: rows in memory; affects memory and speed, not the value.
 
     Raises:
-        ValueError: fewer than 2 images, other dimensions, or values that are not finite.
+        ValueError: there are fewer than 2 images, dimensions differ, or values are not finite.
     """
     kernel = partial(_of_rows, cubic, checked)
     return (
@@ -41,10 +41,10 @@ def kernel_distance(fake: NDArray[np.floating], real: NDArray[np.floating], *, b
 
 
 def cmmd(fake: NDArray[np.floating], real: NDArray[np.floating], *, block: int = 1024) -> float:
-    """CMMD of [N, D] generated from [M, D] real features, in [0, 2000].
+    """Computes the CMMD of [N, D] generated and [M, D] real features, in [0, 2000].
 
     Raises:
-        ValueError: as `kernel_distance`, or a feature is zero.
+        ValueError: as in `kernel_distance`, or a feature is zero.
     """
     kernel = partial(_of_rows, gaussian, unit_rows)
     inside = _within(kernel, fake, block, diagonal=True) + _within(kernel, real, block, diagonal=True)
@@ -57,23 +57,23 @@ def _of_rows(
     x: NDArray[np.floating],
     y: NDArray[np.floating],
 ) -> Array:
-    """A kernel of blocks that become float64 only here: the features themselves may lie in a file."""
+    """Applies a kernel to blocks, which become float64 only here, since features may be mapped from a file."""
     return kernel(rows(x), rows(y))
 
 
 def cubic(x: Array, y: Array) -> Array:
-    """k(x, y) = (x.y / D + 1)^3 of all rows of x with all rows of y."""
+    """Computes k(x, y) = (x.y / D + 1)^3 for all pairs of rows."""
     base = x @ y.T / x.shape[1] + 1.0
     return base * base * base
 
 
 def gaussian(x: Array, y: Array) -> Array:
-    """k(x, y) = exp(-|x - y|^2 / 2 s^2) of all unit rows of x with all unit rows of y."""
+    """Computes k(x, y) = exp(-|x - y|^2 / 2 s^2) for all pairs of unit rows."""
     return np.exp((x @ y.T - 1.0) / CMMD_SIGMA**2)
 
 
 def _within(kernel: Kernel, x: NDArray[np.floating], block: int, diagonal: bool) -> float:
-    """Mean of k over pairs of rows, of different ones or of all; blocks below the diagonal are counted by symmetry."""
+    """Returns the mean of k over all pairs of rows, or of different rows; blocks below the diagonal follow by symmetry."""
     if len(x) < 2:
         raise ValueError(f"a kernel distance needs at least 2 images on each side, got {len(x)}")
     total = 0.0
@@ -85,7 +85,7 @@ def _within(kernel: Kernel, x: NDArray[np.floating], block: int, diagonal: bool)
 
 
 def _across(kernel: Kernel, x: NDArray[np.floating], y: NDArray[np.floating], block: int) -> float:
-    """Twice the mean of k over pairs of a row of x and one of y."""
+    """Returns twice the mean of k over pairs of a row of x and a row of y."""
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"{x.shape[1]} features generated, {y.shape[1]} real")
     total = sum(kernel(x[i : i + block], y[j : j + block]).sum() for i in _starts(x, block) for j in _starts(y, block))

@@ -1,4 +1,7 @@
-"""Distances between all rows of two sets, by blocks: the matrix of all never exists."""
+"""Metrics of nearest neighbours: precision, recall, density and coverage, and memorisation.
+
+Distances are computed in blocks, so memory does not grow with the number of pairs.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,16 +19,16 @@ BLOCK = 512  # rows against rows in float64: 2 MB
 
 
 def squared_distances(x: NDArray[np.floating], y: NDArray[np.floating]) -> Iterator[tuple[int, int, Array]]:
-    """Squared Euclidean distances of [N, D] from [M, D] rows, as (first row of x, first row of y, block).
+    """Yields squared Euclidean distances of [N, D] from [M, D] rows, as (first row of x, first row of y, block).
 
     Exact to about 1e-14 of the squared spread of both sets.
 
     Raises:
-        ValueError: not two matrices of as many columns, or a value is not finite.
+        ValueError: shapes do not fit, or a value is not finite.
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or not len(x) or not len(y):
         raise ValueError(f"features of {x.shape} and {y.shape}: they must be [N, D] and [M, D]")
-    middle = y.mean(axis=0, dtype=np.float64)  # less the mean the squares are small, and little cancels
+    middle = y.mean(axis=0, dtype=np.float64)  # centred rows have small squares, so little cancels
     for i in range(0, len(x), BLOCK):
         a = x[i : i + BLOCK] - middle
         a2 = np.square(a).sum(axis=1)[:, None]
@@ -54,10 +57,10 @@ def radii(x: NDArray[np.floating], ks: tuple[int, ...]) -> list[Array]:
     """Returns, for each k, the squared distance [N] of each row of x from its k-th nearest other row.
 
     Raises:
-        InputError: no more rows than the largest k.
+        InputError: there are not more rows than the largest k.
     """
     if len(x) <= max(ks):
-        raise InputError(f"{len(x)} images have no {max(ks)} neighbours each; give at least {max(ks) + 1}")
+        raise InputError(f"{len(x)} images do not have {max(ks)} neighbours each; score at least {max(ks) + 1}")
     near = np.full((len(x), max(ks)), np.inf)
     for i, j, block in squared_distances(x, x):
         if i == j:
@@ -75,30 +78,32 @@ SHARE = 0.05  # share of held-out images that count as near
 def memorised(
     fake: NDArray[np.floating], real: NDArray[np.floating], train: NDArray[np.floating]
 ) -> tuple[NDArray[np.bool_], float]:
-    """Returns the share of generated images nearer to a training image than 95 % of the held-out ones are, and mean distances.
+    """Finds generated images that are nearer to a training image than 95 % of the held-out images are.
 
     Args:
         fake, real, train: features [N, D] of generated, [M, D] of held-out and [T, D] of training images.
 
     Returns:
-        [N] flags, of which a generator that copies nothing has about 5 %; and the median distance of generated images
-        from their nearest training image over that of held-out ones: about 1, and near 0 for copies.
+        Flags [N], True for about 5 % of the images if the generator copies nothing; and a ratio of medians: the distance
+        of generated images from their nearest training image over that of held-out images, about 1, and 0 for copies.
 
     Raises:
         InputError: half of the held-out images are training images.
     """
-    ours, theirs = nearest(fake, train)[1], nearest(real, train)[1]
-    middle = float(np.median(theirs))
-    if middle == 0:
-        raise InputError("half of the real images are training images, and cannot tell copies; score held-out ones")
-    return ours < np.quantile(theirs, SHARE), float(np.median(ours)) / middle
+    of_fake, of_real = nearest(fake, train)[1], nearest(real, train)[1]
+    median = float(np.median(of_real))
+    if median == 0:
+        raise InputError(
+            "half of the real images are training images, so copies cannot be detected; score held-out ones"
+        )
+    return of_fake < np.quantile(of_real, SHARE), float(np.median(of_fake)) / median
 
 
 def _measure_memorised(given: Inputs) -> list[Score]:
     assert given.train is not None
     near, ratio = memorised(given.fake, given.real, given.train)
     share = float(near.mean())
-    # the threshold is a quantile of the held-out images, as uncertain as the share itself where they are as few
+    # the threshold is a quantile of the held-out images, and as uncertain as the share if they are as few
     count = len(near) * len(given.real) / (len(near) + len(given.real))
     interval = wilson(share * count, count)
     how = {"interval": interval, "interval_method": "wilson, of both sides", "samples": near.astype(np.float64)}
@@ -111,10 +116,7 @@ def _measure_memorised(given: Inputs) -> list[Score]:
 MEMORISATION = Metric(1, _measure_memorised, needs=("train", "real"))
 
 
-NEIGHBOUR = 3  # of precision and recall
-
-
-NEIGHBOUR_OF_DENSITY = 5
+NEIGHBOUR, NEIGHBOUR_OF_DENSITY = 3, 5  # k of precision and recall, of density and coverage
 
 
 @dataclass(frozen=True)
@@ -126,14 +128,14 @@ class PRDC:
 
 
 def prdc(fake: NDArray[np.floating], real: NDArray[np.floating]) -> PRDC:
-    """Returns all four scores of [N, D] generated and [M, D] real features, in three passes over pairs.
+    """Computes all four scores of [N, D] generated and [M, D] real features, in three passes over pairs.
 
-    An image on the edge of a ball is in it: on sets of equal images all are 1 (density: M / k), where `<` gives 0.
+    A ball includes its edge, so for sets of equal images all scores are 1 (density: M / k).
 
     Raises:
         InputError: fewer than 6 real or 4 generated images.
     """
-    # The same distance comes out of different sums in the last digits, and edges are hit wherever images repeat.
+    # The last digits of a distance depend on the order of the sum, and repeated images lie exactly on edges.
     slack = 1e-12 * float(np.square(real - real.mean(axis=0, dtype=np.float64)).sum(axis=1).mean())
     real_3, real_5 = (r + slack for r in radii(real, (NEIGHBOUR, NEIGHBOUR_OF_DENSITY)))
     fake_3 = radii(fake, (NEIGHBOUR,))[0] + slack
@@ -157,7 +159,9 @@ def _measure_prdc(given: Inputs) -> list[Score]:
 def _check_prdc(n_fake: int, n_real: int, dim: int, force: bool) -> None:
     fewest = NEIGHBOUR_OF_DENSITY + 1
     if min(n_fake, n_real) < fewest:
-        raise InputError(f"neighbours among {n_fake} generated and {n_real} real images: give at least {fewest}")
+        raise InputError(
+            f"too few images for neighbours, {n_fake} generated and {n_real} real: score at least {fewest}"
+        )
 
 
 PRDC_METRIC = Metric(1, _measure_prdc, needs=("real",), check=_check_prdc)

@@ -1,6 +1,6 @@
-"""What a reader of images makes of them: how likely it finds their captions, and how many questions it answers right.
+"""Metrics by a reader of images: the likelihood of captions given their images, and the share of correct answers.
 
-Both are read against the real images of the same captions (ceiling) and against other captions' words or questions (floor).
+Both are compared with the real images of the same captions (ceiling) and with shuffled captions or questions (floor).
 """
 
 import numpy as np
@@ -11,24 +11,24 @@ from t2i.metrics.score import Score
 
 
 def _measure(metric: str, given: Inputs) -> list[Score]:
-    """One score over all, and one for each aspect, of values one an image; NaN is not counted."""
-    found = []
+    """Returns the mean over images for each aspect, without NaN; the aspect "" is the whole."""
+    scores = []
     for aspect, values in given.judged["fake"].items():
         counted = np.isfinite(values)
         if not counted.any():
             continue
-        prompts = [caption for caption, its in zip(given.captions, counted.tolist(), strict=True) if its]
+        prompts = [given.captions[row] for row in np.flatnonzero(counted).tolist()]
         estimate = mean_estimate(values[counted], prompts)
         bounds = {
-            whose: float(np.nanmean(theirs[aspect]))
-            for whose, theirs in given.judged.items()
-            if whose != "fake" and aspect in theirs and np.isfinite(theirs[aspect]).any()
+            bound: float(np.nanmean(aspects[aspect]))
+            for bound, aspects in given.judged.items()
+            if bound != "fake" and aspect in aspects and np.isfinite(aspects[aspect]).any()
         }
         count = int(counted.sum())
         more = {**estimate.described_interval("normal, clustered by prompt"), "samples": values, "bounds": bounds}
         counts = count, count if "real" in bounds else None
-        found.append(given.score(f"{metric}-{aspect}" if aspect else metric, estimate.value, counts, **more))
-    return found
+        scores.append(given.score(f"{metric}-{aspect}" if aspect else metric, estimate.value, counts, **more))
+    return scores
 
 
 def _likelihood(given: Inputs) -> list[Score]:
@@ -40,4 +40,4 @@ def _questions(given: Inputs) -> list[Score]:
 
 
 CAPTION_LIKELIHOOD = Metric(1, _likelihood, reads="likelihood", needs=("captions",), usual=True)
-QUESTIONS = Metric(1, _questions, reads="answers", needs=("captions", "asked"), usual=True)
+QUESTIONS = Metric(1, _questions, reads="answers", needs=("captions", "questions"), usual=True)

@@ -1,7 +1,7 @@
-"""Retrieval both ways: does the caption find its image among all, and the image its caption?
+"""Retrieval of images by captions and of captions by images, R-precision, and binding of attributes to objects.
 
-Captions of equal meaning are hits of each other's images, and an item as similar as the hit counts as ranked before
-it: an encoder that maps everything to one point scores nothing.
+Captions of equal meaning are hits for each other's images. Items as similar as the hit rank before it, so an encoder that
+maps everything to one point scores 0.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from t2i.metrics.intervals import Estimate, Labels, group_index, mean_estimate
 from t2i.metrics.score import Score
 from t2i.metrics.statistics import Array, unit_rows
 
-# The same cosine comes out of a matrix product with different last digits in different columns.
+# The last digits of a cosine differ between columns of a matrix product.
 TIE = 1e-12
-BINDING_TIE = 1e-6  # two captions that are one to the encoder, in float32
+BINDING_TIE = 1e-6  # the same for float32 features
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Recall:
     """One direction of retrieval."""
 
     recall: dict[int, float]  # K -> share of queries with a hit among the first K, in [0, 1]
-    median_rank: float  # of the first hit, from 1
+    median_rank: float  # median rank of the first hit, from 1
     queries: int
     ranks: NDArray[np.int64] = field(compare=False, repr=False)  # [queries]
 
@@ -47,18 +47,17 @@ def retrieval(
     ks: Sequence[int] = (1, 5, 10),
     block: int = 1024,
 ) -> Retrieval:
-    """Recall@K and median rank by cosine similarity.
+    """Computes Recall@K and median rank by cosine similarity.
 
     Args:
         images: [N, D] image features.
         captions: [M, D] text features of the same encoder.
-        image_groups: [N] what each image shows: its id, or its meaning.
-        caption_groups: [M] what each caption says, in the same labels; a caption is a hit for an image when they are
-            equal.
-        block: queries compared at once; decides memory, not the value.
+        image_groups: [N] a label of each image: its id or its meaning.
+        caption_groups: [M] a label of each caption; it is a hit for images with the same label.
+        block: queries compared at once; affects memory, not the value.
 
     Raises:
-        ValueError: other shapes, a zero feature, or a query without any hit.
+        ValueError: shapes do not fit, a feature is zero, or a query has no hit.
     """
     x, y = unit_rows(images), unit_rows(captions)
     if x.shape[1] != y.shape[1] or len(x) != len(image_groups) or len(y) != len(caption_groups):
@@ -78,28 +77,28 @@ def binding(
     swapped: NDArray[np.floating],
     prompts: Labels | None = None,
 ) -> Estimate:
-    """Share of images nearer to their caption than to the same words with two attributes exchanged, by cosine similarity.
+    """Computes the share of images nearer to their caption than to the caption with two attributes swapped, by cosine.
 
-    Recall among other captions cannot see which attribute belongs to which object: a bag of words reaches .94 there, and ties
-    here, which counts as wrong. Chance is .5.
+    Recall does not measure which attribute belongs to which object: a bag of words reaches a recall of .94, but ties here, which
+    counts as wrong. Chance is .5.
 
     Args:
         images, captions, swapped: [N, D] features of the same encoder, row by row.
-        prompts: [N] labels of the prompts, where several images share one; the standard error is clustered by them.
+        prompts: [N] labels of the prompts; the standard error is clustered by them.
     """
     x, y, z = unit_rows(images), unit_rows(captions), unit_rows(swapped)
     if not x.shape == y.shape == z.shape:
-        raise ValueError(f"features of images {x.shape}, captions {y.shape}, exchanged {z.shape}: they must be triples")
+        raise ValueError(f"features of images {x.shape}, captions {y.shape}, swapped {z.shape}: shapes must be equal")
     return mean_estimate(((x * y).sum(axis=1) > (x * z).sum(axis=1) + BINDING_TIE).astype(float), prompts)
 
 
 def ranks(
     queries: Array, items: Array, query_labels: NDArray, item_labels: NDArray, block: int = 1024
 ) -> NDArray[np.int64]:
-    """[Q] rank of the first item with the query's label, from 1; of items equally similar, hits come last.
+    """Returns the rank [Q] of the first item with the query's label, from 1; among equally similar items hits rank last.
 
     Raises:
-        ValueError: no item has the label of some query.
+        ValueError: no item has the label of a query.
     """
     out = np.empty(len(queries), dtype=np.int64)
     for start in range(0, len(queries), block):
@@ -107,7 +106,7 @@ def ranks(
         hits = query_labels[start : start + block, None] == item_labels[None, :]
         if not hits.any(axis=1).all():
             row = start + int(np.flatnonzero(~hits.any(axis=1))[0])
-            raise ValueError(f"query {row} has no item of its group: it cannot be found")
+            raise ValueError(f"query {row} has no item with its label")
         best = np.where(hits, similarity, -np.inf).max(axis=1, keepdims=True)
         out[start : start + block] = 1 + ((similarity >= best - TIE) & ~hits).sum(axis=1)
     return out
@@ -119,20 +118,20 @@ def _recall(rank: NDArray[np.int64], ks: Sequence[int]) -> Recall:
 
 def _measure(given: Inputs) -> list[Score]:
     assert given.text is not None
-    ours = _flat(given.fake, given.text, given.meanings)
+    fake = _flat(given.fake, given.text, given.meanings)
     real = {} if given.partners is None else _flat(given.partners, given.text, given.meanings)
-    return [given.score(name, value, bounds={"real": real[name]} if real else {}) for name, value in ours.items()]
+    return [given.score(name, value, bounds={"real": real[name]} if real else {}) for name, value in fake.items()]
 
 
 def _flat(images: NDArray[np.floating], text: NDArray[np.floating], meanings: Labels) -> dict[str, float]:
-    """Both directions; of captions with one meaning the first, as they would be found together."""
+    """Returns the scores of both directions by name, with the first caption of each meaning as query or item."""
     labels = group_index(meanings)
     groups, first = np.unique(labels, return_index=True)
-    found = retrieval(images, text[first], labels, groups)
+    result = retrieval(images, text[first], labels, groups)
     flat = {}
-    for way, one in (("text-to-image", found.text_to_image), ("image-to-text", found.image_to_text)):
-        flat |= {f"retrieval-{way}-r{k}": share for k, share in one.recall.items()}
-        flat[f"retrieval-{way}-median-rank"] = one.median_rank
+    for direction, recall in (("text-to-image", result.text_to_image), ("image-to-text", result.image_to_text)):
+        flat |= {f"retrieval-{direction}-r{k}": share for k, share in recall.recall.items()}
+        flat[f"retrieval-{direction}-median-rank"] = recall.median_rank
     return flat
 
 
@@ -148,15 +147,15 @@ _BLOCK = 1024
 def r_precision(
     images: NDArray[np.floating], captions: NDArray[np.floating], meanings: Labels, mismatched: int = MISMATCHED
 ) -> Estimate:
-    """Expected R-precision in [0, 1], by cosine similarity; a mismatched caption as near as the own one beats it.
+    """Computes the expected R-precision in [0, 1], by cosine similarity; in a tie the mismatched caption wins.
 
     Args:
         images: [N, D] image features.
-        captions: [N, D] text features of the same encoder, row i the caption of image i.
-        meanings: [N] labels, equal for captions that ask for the same; of these the first is a candidate for others.
+        captions: [N, D] text features of the same encoder; row i is the caption of image i.
+        meanings: [N] labels, equal for captions of the same meaning; only the first of these is a mismatched caption.
 
     Raises:
-        InputError: an image with fewer than `mismatched` captions of another meaning.
+        InputError: an image has fewer than `mismatched` captions of another meaning.
     """
     x, y = unit_rows(images), unit_rows(captions)
     if x.shape != y.shape or len(x) != len(meanings):
@@ -165,8 +164,7 @@ def r_precision(
     others = len(labels) - 1
     if others < mismatched:
         raise InputError(
-            f"R-precision sets {mismatched} captions of other meanings beside each, and there are {others}; "
-            "score more captions"
+            f"R-precision needs {mismatched} captions of other meanings, got {others}; score more captions"
         )
     index, candidates = group_index(meanings), y[first]
     beaten = np.empty(len(x), np.int64)
@@ -183,8 +181,8 @@ def _measure_r_precision(given: Inputs) -> list[Score]:
     bounds = {"chance": 1 / (MISMATCHED + 1)}
     if given.partners is not None:
         bounds["real"] = r_precision(given.partners, given.text, given.meanings).value
-    found = r_precision(given.fake, given.text, given.meanings)
-    return [given.score("r-precision", found.value, bounds=bounds, **found.described())]
+    estimate = r_precision(given.fake, given.text, given.meanings)
+    return [given.score("r-precision", estimate.value, bounds=bounds, **estimate.described())]
 
 
 R_PRECISION = Metric(1, _measure_r_precision, reads="text", needs=("captions",), least_meanings=MISMATCHED + 1)
@@ -192,15 +190,14 @@ R_PRECISION = Metric(1, _measure_r_precision, reads="text", needs=("captions",),
 
 def _measure_binding(given: Inputs) -> list[Score]:
     assert given.text is not None and given.swapped is not None
-    has = np.flatnonzero(np.isfinite(given.swapped).all(axis=1))
-    prompts = [given.captions[row] for row in has.tolist()]
-    found = binding(given.fake[has], given.text[has], given.swapped[has], prompts)
+    rows = np.flatnonzero(np.isfinite(given.swapped).all(axis=1))
+    prompts = [given.captions[row] for row in rows.tolist()]
+    estimate = binding(given.fake[rows], given.text[rows], given.swapped[rows], prompts)
     bounds = {"chance": 0.5}
     if given.partners is not None:
-        bounds["real"] = binding(given.partners[has], given.text[has], given.swapped[has], prompts).value
-    return [
-        given.score("binding", found.value, bounds=bounds, **found.described_interval("normal, clustered by prompt"))
-    ]
+        bounds["real"] = binding(given.partners[rows], given.text[rows], given.swapped[rows], prompts).value
+    interval = estimate.described_interval("normal, clustered by prompt")
+    return [given.score("binding", estimate.value, bounds=bounds, **interval)]
 
 
 BINDING = Metric(1, _measure_binding, reads="text", needs=("captions", "exchanged"), usual=True)

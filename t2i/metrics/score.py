@@ -1,7 +1,7 @@
-"""A score is a number and its protocol: everything that decided it, in the name and in the file.
+"""Scores with their protocols, and score files. A protocol has everything that decided a score.
 
-The name `fid` (and the others in `BARE`) belongs to the FID Inception of 2015-12-05 alone, recognised by the digest of its
-weights; every other extractor is part of the name, and so is N: `fid@30000`, `fid-shapes@1000`, `clip-aligned@1000`.
+The name of a score has the metric, the extractor and N: `fid-shapes@1000`, `clip-aligned@1000`. Names in `BARE`, such as
+`fid@30000`, are reserved for the FID Inception of 2015-12-05, which is recognised by the digest of its weights.
 """
 
 import json
@@ -27,13 +27,13 @@ _LIBRARIES = ("t2i", "torch", "torchvision", "transformers", "numpy", "pillow")
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries behind a score, without importing any of them."""
+    """Returns the versions of the libraries that affect scores, without importing them."""
     return {name: metadata.version(name) for name in _LIBRARIES}
 
 
 @dataclass(frozen=True)
 class ScoreProtocol:
-    """Everything that decides a score. None: does not apply."""
+    """Everything that decides a score. None: not applicable."""
 
     metric: str = ""  # `fid`, `kid`, `clip`, `faithfulness-strict`, ...
     metric_version: int = 0
@@ -44,7 +44,7 @@ class ScoreProtocol:
     data: str = ""  # address of the captioned images, e.g. `shapes-2`
     data_digest: str = ""  # fingerprint of their ids, captions and transform
     split: str | None = None
-    captions: str | None = None  # which caption of an image, and how many images a caption: `first, 1 picture each`
+    captions: str | None = None  # choice of captions, and images per caption: `first, 1 picture each`
     resize: str | None = None
     resolution: int | None = None
     seed: int | None = None
@@ -57,28 +57,29 @@ class ScoreProtocol:
     leak: str | None = None  # the part of the data that the run was trained on, if that was allowed
     libraries: Mapping[str, str] = field(default_factory=library_versions)
     run: str | None = None  # digest of the run's resolved config; None: a folder of images
-    checkpoint: str | None = None  # its digest; of a folder: that of its images
-    sizes: str | None = None  # sizes of the images, where they differ and the extractor resizes them
-    formats: str | None = None  # file formats of both sides, where they differ
+    checkpoint: str | None = None  # digest of the checkpoint, or of the images of a folder
+    sizes: str | None = None  # sizes of the images, if they differ and the extractor resizes them
+    formats: str | None = None  # file formats of both sides, if they differ
     skipped: str | None = None  # number of broken images that were left out
     forced: str | None = None  # the rule that was broken
-    weights: str | None = None  # the score and step by which they were chosen; None: the last ones
-    named: str | None = None  # name of the protocol in `t2i.scoring.protocols` that decided all this
+    weights: str | None = None  # validation score and step by which the weights were selected; None: the last ones
+    named: str | None = None  # name of the protocol in `t2i.scoring.protocols`
 
 
-# The subject of a score, not its method: two models under one protocol differ here, and compare.
+# Fields of the scored model. Scores of two models that differ only in these are comparable.
 _SUBJECT = ("run", "checkpoint", "weights", "named")
 
 
 @dataclass(frozen=True)
 class Score:
-    """A value with all that is needed to read it.
+    """A value with its protocol, interval and bounds.
 
     Attributes:
-        interval: of 95 %.
+        interval: 95 % confidence interval.
         interval_method: e.g. `wilson`, `normal, clustered by prompt`.
-        bounds: values to read it against: `real`, `shuffled`, ...
-        samples: [N] one an image, whose mean the value is; NaN: an image that is not counted. Kept in a file of its own.
+        bounds: values to compare with: `real`, `shuffled`, ...
+        samples: [N] scores of single images, whose mean is the value; NaN for images that do not count. Stored in another
+            file.
     """
 
     value: float
@@ -93,13 +94,13 @@ class Score:
         return score_name(self.protocol)
 
     def entry(self) -> dict[str, Any]:
-        """As a score file has it."""
+        """Returns the entry of a score file."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "samples"}
         return {"name": self.name, **values, "protocol": asdict(self.protocol)}
 
 
 def score_name(protocol: ScoreProtocol) -> str:
-    """`metric-extractor@N`; the extractor is left out where the metric has none, and for the FID Inception."""
+    """Returns `metric-extractor@N`, without the extractor if there is none, and for names in `BARE` by the FID Inception."""
     known = protocol.extractor_digest == FID_INCEPTION_DIGEST
     if protocol.extractor is None and protocol.metric in BARE:
         raise ValueError(f"{protocol.metric} without an extractor")
@@ -107,13 +108,13 @@ def score_name(protocol: ScoreProtocol) -> str:
         return f"{protocol.metric}@{protocol.n_fake}"
     if protocol.metric.startswith("fid") and protocol.extractor.startswith("dinov2"):  # its published name
         return f"{protocol.metric.replace('fid', 'fd', 1)}-{protocol.extractor}@{protocol.n_fake}"
-    # A CLIP folder is called clip-...: its CLIP score is clip-..., its FID fid-clip-...
+    # The extractor of a CLIP folder is named clip-...; its CLIP score is clip-..., its FID fid-clip-...
     words = protocol.extractor.removeprefix(f"{protocol.metric}-")
     return f"{protocol.metric}-{words}@{protocol.n_fake}"
 
 
 def differences(a: Score, b: Score) -> list[str]:
-    """The parts of the protocols that differ, a line each; two scores without any compare."""
+    """Returns a line for each field in which the protocols differ; scores without differences are comparable."""
     first, second = _flat(a.protocol), _flat(b.protocol)
     keys = [key for key in {**first, **second} if key not in _SUBJECT]
     return [f"{key}: {first.get(key)} / {second.get(key)}" for key in keys if first.get(key) != second.get(key)]
@@ -126,7 +127,7 @@ def _flat(protocol: ScoreProtocol) -> dict[str, object]:
 
 
 def write_scores(path: Path, scores: Sequence[Score]) -> None:
-    """Writes a score file, whole or not at all.
+    """Writes a score file atomically.
 
     Raises:
         InputError: the folder cannot be written.
@@ -141,12 +142,12 @@ def read_scores(path: Path) -> list[Score]:
     """Reads a score file.
 
     Raises:
-        InputError: no such file, not a score file, or one whose names and protocols disagree.
+        InputError: the file does not exist, is no score file, or a name in it contradicts the protocol.
     """
     try:
         document = json.loads(read_regular(path))
         if document["schema"] != SCHEMA:
-            raise InputError(f"{path}: score file of schema {document['schema']}, {SCHEMA} is read here; score again")
+            raise InputError(f"{path}: score file of schema {document['schema']}, expected {SCHEMA}; score again")
         return [_parse(path, entry) for entry in document["scores"]]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; name a score file") from error
@@ -165,10 +166,12 @@ def _parse(path: Path, entry: dict[str, Any]) -> Score:
     }
     score = Score(**values)
     if score.name != entry["name"]:
-        raise InputError(f"{path}: the score named {entry['name']!r} is a {score.name!r} by its protocol; score again")
+        raise InputError(
+            f"{path}: the score {entry['name']!r} should be named {score.name!r} by its protocol; score again"
+        )
     return score
 
 
 def rounded(value: float) -> str:
-    """Returns a value as tables show it: three decimals of a share, three digits of anything else."""
+    """Formats a value for tables: three decimals for shares, three significant digits for others."""
     return f"{value:.3f}" if 0.001 <= abs(value) < 1 or value == 0 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Mean and covariance of features in one pass: float64, constant memory, and shards that merge by plain addition."""
+"""Mean and covariance of features in one pass, in float64 and constant memory; statistics of shards can be added."""
 
 from typing import Self
 
@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-_BLOCK = 4096  # rows held in float64 at once
+_BLOCK = 4096  # rows in float64
 
 
 def checked(features: NDArray[np.floating]) -> Array:
-    """[N, D] features as float64.
+    """Returns [N, D] features as float64.
 
     Raises:
-        ValueError: not a matrix, or a value is not finite; the message names the first such row.
+        ValueError: the features are no matrix, or a value is not finite; the message has the first such row.
     """
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2:
@@ -25,7 +25,7 @@ def checked(features: NDArray[np.floating]) -> Array:
 
 
 def unit_rows(features: NDArray[np.floating]) -> Array:
-    """[N, D] rows scaled to length 1.
+    """Scales [N, D] rows to length 1.
 
     Raises:
         ValueError: a row is zero or not finite.
@@ -34,20 +34,20 @@ def unit_rows(features: NDArray[np.floating]) -> Array:
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     if not (norms > 0).all():
         raise ValueError(
-            f"the features of row {int(np.flatnonzero(norms[:, 0] == 0)[0])} are zero: it has no direction"
+            f"the features of row {int(np.flatnonzero(norms[:, 0] == 0)[0])} are zero and have no direction"
         )
     return x / norms
 
 
 class GaussianStats:
-    """Count, sum and sum of outer products of features less a fixed shift.
+    """Count, sum and sum of outer products of features minus a fixed shift.
 
-    The shift is near the mean, so nothing cancels; it is the same in every shard, so statistics add. For many
-    processes: the first batch's mean of one process, broadcast; then one all-reduce of `count`, `total` and `outer`.
+    A shift near the mean avoids cancellation. Statistics with the same shift can be added. With many processes, one of them
+    broadcasts the mean of its first batch as shift; at the end `count`, `total` and `outer` are summed over processes.
     """
 
     def __init__(self, shift: NDArray[np.floating]) -> None:
-        """Starts empty; `shift` [D] is subtracted from every row, and near the mean it keeps the most digits."""
+        """Starts empty; `shift` [D] is subtracted from every row."""
         self.shift: Array = np.array(shift, dtype=np.float64)
         self.count = 0
         self.total: Array = np.zeros_like(self.shift)
@@ -55,7 +55,7 @@ class GaussianStats:
 
     @classmethod
     def of(cls, features: NDArray[np.floating], shift: NDArray[np.floating] | None = None) -> Self:
-        """Statistics of [N, D] features; the shift defaults to the mean of the first block."""
+        """Returns statistics of [N, D] features; the default shift is the mean of the first block."""
         stats = cls(np.asarray(features[:_BLOCK], dtype=np.float64).mean(axis=0) if shift is None else shift)
         for start in range(0, len(features), _BLOCK):
             stats.update(features[start : start + _BLOCK])
@@ -65,24 +65,24 @@ class GaussianStats:
         """Adds a batch of [B, D] features.
 
         Raises:
-            ValueError: another D, or values that are not finite.
+            ValueError: D differs, or values are not finite.
         """
         x = checked(features)
         if x.shape[1] != len(self.shift):
-            raise ValueError(f"these statistics are of {len(self.shift)} features, the batch has {x.shape[1]}")
+            raise ValueError(f"these statistics have {len(self.shift)} features, the batch has {x.shape[1]}")
         x = x - self.shift
         self.count += len(x)
         self.total += x.sum(axis=0)
         self.outer += x.T @ x
 
     def __add__(self, other: Self) -> Self:
-        """Statistics of both shards together.
+        """Returns the statistics of both shards.
 
         Raises:
-            ValueError: the shards were started with different shifts.
+            ValueError: the shifts differ.
         """
         if not np.array_equal(self.shift, other.shift):
-            raise ValueError("statistics add only when every shard was started with the same shift")
+            raise ValueError("statistics with different shifts cannot be added")
         merged = type(self)(self.shift)
         merged.count = self.count + other.count
         merged.total = self.total + other.total
@@ -91,15 +91,15 @@ class GaussianStats:
 
     @property
     def mean(self) -> Array:
-        """[D]."""
+        """Returns the mean [D]."""
         return self.shift + self.total / self.count
 
     @property
     def covariance(self) -> Array:
-        """[D, D], symmetric, divided by N - 1.
+        """Returns the covariance [D, D], symmetric, divided by N - 1.
 
         Raises:
-            ValueError: fewer than two images.
+            ValueError: there are fewer than two images.
         """
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 images, got {self.count}")

@@ -1,1 +1,1 @@
-"""The autoregressive prior: a transformer over the codes of a tokenizer, conditioned by a frozen text encoder."""
+"""The autoregressive prior, a transformer over the codes of a tokenizer, conditioned on text."""

@@ -1,7 +1,7 @@
-"""Decoding of codes from captions: one pass over the caption, then a step for each group of slots, with keys and values cached.
+"""Decodes codes from captions: one pass over the caption, then one step per group of slots, with cached keys and values.
 
-Guidance runs both branches as one batch: logits = null + g (caption - null) (Ho & Salimans, 2021). Codes are drawn as the
-arg max of logits and Gumbel noise, and the noise is a function of an image's seed and the slot alone.
+Guidance runs both branches as one batch: logits = null + g (caption - null) (Ho & Salimans, 2021). Codes are sampled as the
+argmax of logits plus Gumbel noise, and the noise is a function of an image's seed and the slot alone.
 
 Axes: B images, S slots, n tokens of a step, K codes.
 """
@@ -28,20 +28,20 @@ from t2i.seeding import gumbel
 from t2i.text import TextFeatures
 
 CHUNK = 16  # images of one batch on a CPU
-SLACK = 1e-4  # batches of different sizes differ by a sixth of this in a logit: see `decode`
-NOISE_VALUES = 2**21  # Gumbel draws that are made at once
-LARGE = 2**25  # bytes of weights from which on one image takes all threads
+SLACK = 1e-4  # six times the difference that the size of a batch makes in a logit: see `decode`
+NOISE_VALUES = 2**21  # Gumbel noise values computed at a time
+LARGE = 2**25  # size of a model's weights, in bytes, above which one image uses all threads
 
 
 class Known(NamedTuple):
-    """Codes that are given and stay."""
+    """Given codes, which decoding does not change."""
 
-    mask_BS: Tensor  # True where the code is given and stays
+    mask_BS: Tensor  # True if the code is given
     codes_BS: Tensor
 
 
 def guidance_at(done: float, sampling: SamplingConfig) -> float:
-    """Returns the guidance after a share `done` of the tokens; 1 is none."""
+    """Returns the guidance scale after a share `done` of the tokens; 1 is no guidance."""
     if done >= sampling.guidance_until:
         return 1.0
     if sampling.guidance_schedule == "constant":
@@ -49,12 +49,12 @@ def guidance_at(done: float, sampling: SamplingConfig) -> float:
     return 1 + (sampling.guidance - 1) * (1 - math.cos(math.pi * done**sampling.guidance_power)) / 2
 
 
-def kept(logits: Tensor, sampling: SamplingConfig, slack: float = 0.0) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Returns bounds on the logits [..., 1] for top-k, then top-p of the rest; None keeps every code.
+def bounds_of(logits: Tensor, sampling: SamplingConfig, slack: float = 0.0) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Returns bounds on the logits [..., 1] for top-k, then top-p of the rest; None if every code is kept.
 
     Returns:
-        (floor, lowest, certain): codes from `floor` on are kept. If every logit may be off by `slack`, those under `lowest`
-        are surely out, and those above `certain` surely in.
+        (floor, lowest, certain): codes with logits of at least `floor` are kept. If every logit may be off by `slack`, codes
+        below `lowest` are certainly excluded, and codes above `certain` are certainly kept.
     """
     nucleus = sampling.top_p < 1 and sampling.temperature > 0
     every = logits.shape[-1]
@@ -77,15 +77,15 @@ def kept(logits: Tensor, sampling: SamplingConfig, slack: float = 0.0) -> tuple[
 def choose(
     logits: Tensor, noise: Tensor | None, sampling: SamplingConfig, slack: float
 ) -> tuple[Tensor, Tensor | None]:
-    """Chooses (codes [...], unsure [...]) from guided logits [..., K]; with slack 0 `unsure` is None.
+    """Returns (codes [...], unsure [...]) chosen by guided logits [..., K]; `unsure` is None if `slack` is 0.
 
     Args:
-        slack: `unsure` is True where logits that each move by half of this could give another code.
+        slack: `unsure` is True if changing each logit by half of this could give another code.
     """
     scores = logits if noise is None else torch.add(logits, noise, alpha=sampling.temperature)
-    bounds = kept(logits, sampling, slack)
-    drawn = scores if bounds is None else scores.masked_fill(logits < bounds[0], -math.inf)
-    codes = drawn.argmax(dim=-1)
+    bounds = bounds_of(logits, sampling, slack)
+    allowed = scores if bounds is None else scores.masked_fill(logits < bounds[0], -math.inf)
+    codes = allowed.argmax(dim=-1)
     if not slack:
         return codes, None
     possible = scores if bounds is None else scores.masked_fill(logits < bounds[1], -math.inf)
@@ -97,17 +97,17 @@ def choose(
 
 
 class _Job(NamedTuple):
-    """Images that are decoded together: the same slots of each are given."""
+    """Images that are decoded together and have the same slots given."""
 
     text: TextFeatures
     seeds: Sequence[int]
     codes_BS: Tensor  # given codes, 0 elsewhere
     given_S: Tensor
-    ranked_BS: Tensor  # slots in the order of decoding, the given ones first (raster: in place)
+    ranked_BS: Tensor  # slots in decoding order, given ones first (raster: in place)
 
 
 def _noise(job: _Job, start: int, grid: Grid, codes: int) -> Iterator[Tensor]:
-    """Yields Gumbel noise [B, K] of rank start, start + 1, ..., made for many ranks at a time."""
+    """Yields Gumbel noise [B, K] for ranks start, start + 1, ..., computed for many ranks at a time."""
     block = max(1, NOISE_VALUES // (len(job.seeds) * codes))
     ranked = job.ranked_BS.cpu().numpy()
     for first in range(start, grid.slots, block):
@@ -144,8 +144,8 @@ def _decode_job(
         values = None if noise is None else torch.stack([next(noise) for _ in range(end - begin)], dim=1)
         if not (raster and is_given[begin]):
             allowed = slack * max(1.0, 2 * guidance[i] - 1)
-            drawn, unsure = choose(decoder.guide(x, guidance[i]), values, sampling, allowed)
-            codes_BS.scatter_(1, now, drawn)
+            chosen, unsure = choose(decoder.guide(x, guidance[i]), values, sampling, allowed)
+            codes_BS.scatter_(1, now, chosen)
             if unsure is not None:
                 unsure_B |= unsure.any(dim=1)
         if raster and end < slots:
@@ -158,10 +158,12 @@ def _decode_job(
 def _check(model: Prior, sampling: SamplingConfig, known: Known | None) -> None:
     codes, slots = model.grid.codes, model.grid.slots
     if sampling.top_k is not None and sampling.top_k > codes:
-        raise InputError(f"top_k {sampling.top_k:,} is above the {codes:,} codes of the tokenizer; use {codes} or less")
+        raise InputError(
+            f"top_k {sampling.top_k:,} is more than the {codes:,} codes of the tokenizer; use {codes} or less"
+        )
     if model.query is None and sampling.steps not in (None, slots):
         raise InputError(
-            f"steps {sampling.steps}: this prior was trained with order raster and draws one token a step; leave steps "
+            f"steps {sampling.steps}: this prior was trained with order=raster and samples one token per step; leave steps "
             "out, or train one with order=random"
         )
     if known is not None:
@@ -170,17 +172,39 @@ def _check(model: Prior, sampling: SamplingConfig, known: Known | None) -> None:
             raise InputError(f"given codes reach {int(inside.max())}; the tokenizer has codes 0 to {codes - 1}")
 
 
-def _orders(model: Prior, sampling: SamplingConfig, seeds: Sequence[int], given_S: Tensor) -> Tensor:
-    """Returns ranked_BS, the order of decoding of images whose given slots are the same."""
-    slots = model.grid.slots
-    raster = np.arange(slots)
-    if model.query is None:
-        return torch.from_numpy(np.tile(raster, (len(seeds), 1)))
-    if sampling.decoding_order == "random":
-        draws = np.concatenate([seeding.uniform(seed, "sample/order", [0], slots) for seed in seeds])
-    else:
-        draws = np.tile(raster / slots, (len(seeds), 1))
-    return torch.from_numpy(np.argsort(draws - given_S.cpu().numpy(), axis=1, kind="stable"))
+class _Request(NamedTuple):
+    """All images of one call of `decode`; the given codes are on the CPU."""
+
+    model: Prior
+    sampling: SamplingConfig
+    text: TextFeatures
+    seeds: Sequence[int]
+    known: Known
+
+    def chunks(self, most: int) -> list[list[int]]:
+        """Returns the rows in lists of at most `most`, each of which has the same slots given."""
+        groups: dict[bytes, list[int]] = {}
+        for row in range(len(self.seeds)):
+            groups.setdefault(self.known.mask_BS[row].numpy().tobytes(), []).append(row)
+        return [rows[i : i + most] for rows in groups.values() for i in range(0, len(rows), most)]
+
+    def job(self, rows: list[int]) -> _Job:
+        device, seeds, given_S = self.model.code.device, [self.seeds[row] for row in rows], self.known.mask_BS[rows[0]]
+        features = TextFeatures(*(x[rows] for x in self.text))
+        ranked_BS = self._orders(seeds, given_S).to(device)
+        return _Job(features, seeds, self.known.codes_BS[rows].to(device), given_S, ranked_BS)
+
+    def _orders(self, seeds: Sequence[int], given_S: Tensor) -> Tensor:
+        """Returns ranked_BS, the decoding order of images that have the same slots given."""
+        slots = self.model.grid.slots
+        raster = np.arange(slots)
+        if self.model.query is None:
+            return torch.from_numpy(np.tile(raster, (len(seeds), 1)))
+        if self.sampling.decoding_order == "random":
+            draws = np.concatenate([seeding.uniform(seed, "sample/order", [0], slots) for seed in seeds])
+        else:
+            draws = np.tile(raster / slots, (len(seeds), 1))
+        return torch.from_numpy(np.argsort(draws - given_S.numpy(), axis=1, kind="stable"))
 
 
 @torch.inference_mode()
@@ -193,86 +217,74 @@ def decode(
     on_step: Callable[[float], None] | None = None,
     compile: bool = False,
 ) -> Tensor:
-    """Returns indices_BS (int64, on the model's device), one image for each caption and seed; given codes stay as they are.
+    """Returns indices_BS (int64, on the model's device) of one image per caption and seed; given codes are not changed.
 
-    An image's codes do not depend on what is decoded beside it. Batches of other sizes round logits differently: by up to
-    1.6e-5 measured, where logits have a standard deviation of 5, times 2 g - 1 with guidance g. So on a CPU a batch also
-    asks at each code whether SLACK, in the same measure, could have changed it; if so (one code in 10,000) that image is
-    decoded again, alone, and that is what counts. A batch so gives what each image alone would, and 16 images come
-    four to five times as fast as one by one. Elsewhere all images are one batch, and may differ by rounding with its size.
+    An image's codes do not depend on the other images. Batches of different sizes round logits differently: by up to 1.6e-5
+    measured, for logits with a standard deviation of 5, times 2 g - 1 with guidance g. On a CPU, a batch therefore checks for
+    each code if a difference of SLACK, in the same units, could have changed it; if so (one code in 10,000), the image is
+    decoded again alone. A batch thus gives the same codes as single images, and 16 images take a fourth to a fifth of the time
+    of decoding them one by one. On other devices all images are one batch, whose size may affect rounding.
 
-    On a CPU each thread decodes a batch of its own: the operators of a step take tens of microseconds, as long as it takes
-    two threads to meet. Only one image of a model of LARGE weights takes all threads.
+    On a CPU each thread decodes its own batch: the operators of a step take tens of microseconds, as long as synchronising two
+    threads. Only a single image of a model with more than LARGE bytes of weights uses all threads.
 
     Args:
         text: features on any device.
-        sampling: its `steps` and `decoding_order` are for models of order `random`.
-        known: codes of an inpainting or a completion; a raster model is fed with them in place.
-        on_step: hears after each step, on a CPU from the thread that did it, which share is done.
+        sampling: `steps` and `decoding_order` apply to models of order `random`.
+        known: given codes, for inpainting or completion; a raster model reads them in place.
+        on_step: called with the share of the work that is done, after each step (on a CPU from the thread that did it).
         compile: CUDA graphs of `static_step`; no effect on a CPU.
 
     Raises:
-        InputError: `top_k` is above K, `steps` is set for a raster model, a given code is no code.
+        InputError: `top_k` is above K, `steps` is set for a raster model, or a given code is out of range.
     """
     _check(model, sampling, known)
     model.eval()
-    device, slots = model.code.device, model.grid.slots
-    cpu, count = device.type == "cpu", len(seeds)
-    text = TextFeatures(*(x.to(device) for x in text))
-    mask_BS = torch.zeros(count, slots, dtype=torch.bool) if known is None else known.mask_BS.cpu()
-    given_BS = torch.zeros(count, slots, dtype=torch.long) if known is None else known.codes_BS.cpu() * mask_BS
-    found = given_BS.to(device, copy=True)
+    device, count = model.code.device, len(seeds)
+    cpu, shape = device.type == "cpu", (count, model.grid.slots)
+    known = known or Known(torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.long))
+    known = Known(known.mask_BS.cpu(), known.codes_BS.cpu() * known.mask_BS.cpu())
+    codes_BS = known.codes_BS.to(device, copy=True)
     if not count:
-        return found
-
-    def job(rows: list[int]) -> _Job:
-        own = [seeds[row] for row in rows]
-        ranked = _orders(model, sampling, own, mask_BS[rows[0]])
-        features = TextFeatures(*(x[rows] for x in text))
-        return _Job(features, own, given_BS[rows].to(device), mask_BS[rows[0]], ranked.to(device))
-
-    alike: dict[bytes, list[int]] = {}
-    for row in range(count):
-        alike.setdefault(mask_BS[row].numpy().tobytes(), []).append(row)
-    workers = torch.get_num_threads() if cpu else 1
-    limit = min(CHUNK, -(-count // workers)) if cpu else count
-    chunks = [rows[i : i + limit] for rows in alike.values() for i in range(0, len(rows), limit)]
+        return codes_BS
+    request = _Request(model, sampling, TextFeatures(*(x.to(device) for x in text)), seeds, known)
+    chunks = request.chunks(min(CHUNK, -(-count // torch.get_num_threads())) if cpu else count)
     progress = _Progress(on_step, [len(rows) for rows in chunks])
 
-    @torch.inference_mode()  # which is a thread's own
+    @torch.inference_mode()  # applies to the present thread only
     def run(number: int) -> None:
-        rows, heard = chunks[number], progress.of(number)
-        if mask_BS[rows[0]].all():
-            heard(1.0)
+        rows, report = chunks[number], progress.of(number)
+        if known.mask_BS[rows[0]].all():
+            report(1.0)
             return
         slack = SLACK if cpu and len(rows) > 1 else 0.0
-        codes, unsure = _decode_job(model, job(rows), sampling, slack, compile and not cpu, heard)
-        found[rows] = codes
-        for i in unsure.nonzero()[:, 0].tolist():
-            found[rows[i]] = _decode_job(model, job([rows[i]]), sampling, 0.0, False, lambda share: None)[0][0]
+        codes_BS[rows], unsure_B = _decode_job(model, request.job(rows), sampling, slack, compile and not cpu, report)
+        for i in unsure_B.nonzero()[:, 0].tolist():
+            alone = request.job([rows[i]])
+            codes_BS[rows[i]] = _decode_job(model, alone, sampling, 0.0, False, lambda share: None)[0][0]
 
     if not cpu or (len(chunks) == 1 and sum(p.nbytes for p in model.parameters()) > LARGE):
         for number in range(len(chunks)):
             run(number)
     else:
-        weights_of(model)  # packed once, before the threads would
+        weights_of(model)  # packs the weights once, before the threads need them
         with one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
             list(pool.map(run, range(len(chunks))))
-    return found
+    return codes_BS
 
 
 class _Progress:
-    """The share of all images that is decoded, reported by several threads at a time."""
+    """Sums up the shares of work that several threads have done."""
 
     def __init__(self, on_step: Callable[[float], None] | None, sizes: Sequence[int]) -> None:
         self.on_step, self.sizes, self.shares, self.lock = on_step, sizes, [0.0] * len(sizes), Lock()
 
     def of(self, number: int) -> Callable[[float], None]:
-        def heard(share: float) -> None:
+        def report(share: float) -> None:
             if self.on_step is not None:
                 with self.lock:
                     self.shares[number] = share
                     done = sum(map(math.prod, zip(self.shares, self.sizes, strict=True)))
                     self.on_step(done / sum(self.sizes))
 
-        return heard
+        return report

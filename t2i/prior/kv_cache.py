@@ -1,7 +1,6 @@
-"""A step of the transformer with cached keys and values.
+"""Runs steps of the transformer with cached keys and values.
 
-Axes: B images, R rows (B, or 2B with the null branch), S slots, n tokens of a step, D width, K codes, N places of the
-cache.
+Axes: B images, R rows (B, or 2B with the null branch), S slots, n tokens of a step, D width, K codes, N cache positions.
 """
 
 import math
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from t2i.prior.kernels import onednn, onednn_available
-from t2i.prior.transformer import EPS, Prior, rotate, rotation
+from t2i.prior.transformer import EPS, Prior, PriorPrefix, rotate, rotation
 from t2i.text import TextFeatures
 
 
@@ -35,7 +34,7 @@ class Layer(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The matrices of a model, in the layout that a step multiplies with."""
+    """The matrices of a model in the layout that a step uses."""
 
     blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]]
     head: Tensor
@@ -46,10 +45,10 @@ _packed: WeakKeyDictionary[Prior, tuple[Tensor, Weights]] = WeakKeyDictionary()
 
 
 def weights_of(model: Prior, packed: bool = True) -> Weights:
-    """Returns the model's own matrices or, if `packed` and on a CPU, copies in the blocked layout of oneDNN, kept between calls.
+    """Returns the model's matrices or, if `packed` and on a CPU, cached copies in oneDNN's blocked layout.
 
-    In that layout one core multiplies all matrices of a 5 M prior with 1 / 2 / 16 rows in 0.70 / 0.90 / 1.67 ms, where
-    `F.linear` takes 1.5 / 2.0 / 3.4. Packing takes 15 ms; the sums of the weights show that they have changed since.
+    With that layout, one core multiplies all matrices of a prior with 5 M parameters by 1 / 2 / 16 rows in 0.70 / 0.90 / 1.67
+    ms; `F.linear` takes 1.5 / 2.0 / 3.4 ms. Packing takes 15 ms and is repeated if the sums of the weights have changed.
     """
     names = ("qkv", "out", "gate_up", "down")
     blocks = [tuple(block.get_submodule(name).weight for name in names) for block in model.blocks]
@@ -61,7 +60,7 @@ def weights_of(model: Prior, packed: bool = True) -> Weights:
     if model not in _packed or not torch.equal(_packed[model][0], sums):
 
         def pack(weight: Any) -> Tensor:
-            return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 16)  # for 16 rows: good for 1 to 64
+            return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 16)  # for 16 rows; works well for 1 to 64
 
         copies = [tuple(map(pack, block)) for block in blocks]
         _packed[model] = sums, Weights(copies, pack(head), onednn)  # type: ignore[arg-type]
@@ -77,15 +76,15 @@ def step(
     content: int,
     bias: Tensor | None,
 ) -> Tensor:
-    """Returns x_RnD after all blocks. Its keys and values go to places `at`... of the cache, over those of former queries.
+    """Returns x_RnD after all blocks, and writes its keys and values to cache positions from `at` on, over former queries.
 
-    Attention is two batched products: with keys stored as columns they take 0.6 of the time of torch's fused kernel for a
-    query or a few.
+    Attention is computed as two batched products: with keys stored as columns, these take 0.6 of the time of torch's fused
+    kernel for one or a few queries.
 
     Args:
         turn: complex, [R, n, 1, head_dim / 2].
-        content: the first rows, which do not see the others; these see everything.
-        bias: [R, 1, 1, N], added to the attention logits; None: nothing is padded.
+        content: number of leading tokens, which do not attend to the others; the others attend to all.
+        bias: [R, 1, 1, N], added to the attention logits; None: no padding.
     """
     rows, n, width = x.shape
     heads, head_dim = layers[0].keys.shape[1], layers[0].keys.shape[3]
@@ -93,7 +92,7 @@ def step(
     shape, scale = (rows, n, 2 * heads, head_dim // 2, 2), 1 / math.sqrt(head_dim)
     if bias is not None:
         bias = bias[:, 0, :, :end].repeat_interleave(heads, dim=0)
-    turn = turn * turn.new_tensor([scale, 1.0]).repeat_interleave(heads)[:, None]  # the queries' part scaled
+    turn = turn * turn.new_tensor([scale, 1.0]).repeat_interleave(heads)[:, None]  # also scales the queries
     for w_qkv, w_out, w_gate_up, w_down, gain, scale_1, shift_1, scale_2, shift_2, keys, values in layers:
         h = torch.addcmul(shift_1, F.layer_norm(x, (width,), None, None, EPS), scale_1)
         qkv = product(h, w_qkv)
@@ -118,11 +117,11 @@ def step(
 
 
 def static_step(layers: Sequence[Layer], x: Tensor, turn: Tensor, places: Tensor, bias: Tensor) -> Tensor:
-    """`step` with shapes that do not change from step to step, for CUDA graphs: attention over the whole cache.
+    """Does the same as `step` with constant shapes, for CUDA graphs: attention covers the whole cache.
 
     Args:
-        places: int64 [n], where keys and values go.
-        bias: [R, 1, n, N], -inf at every place that a row does not see.
+        places: int64 [n], cache positions of the keys and values.
+        bias: [R, 1, n, N], -inf at each position that a token does not attend to.
     """
     rows, n, width = x.shape
     heads, head_dim = layers[0].keys.shape[1], layers[0].keys.shape[3]
@@ -144,68 +143,82 @@ def static_step(layers: Sequence[Layer], x: Tensor, turn: Tensor, places: Tensor
 class CachedDecoder:
     """Decodes a few images with cached keys and values, with and without their captions.
 
-    `run` feeds codes that are final and queries for the slots that come next; `guide` turns the result into logits.
+    `run` processes final codes and queries for the next slots; `guide` computes logits from the result.
     """
 
     def __init__(self, model: Prior, text: TextFeatures, guided: bool, static: bool = False) -> None:
-        """Runs the prefix.
+        """Computes keys and values of the prefix.
 
         Args:
-            guided: keep a null branch beside each caption.
-            static: run `static_step`.
+            guided: also decode a null branch for each caption.
+            static: use `static_step`.
         """
         self.model, self.static = model, static
         self.images, self.guided = len(text.pooled_BP), guided
         self._stepper = _compiled() if static and text.pooled_BP.is_cuda else static_step
-        config = model.config.model
-        caption = model.prefix(text)
-        rows, self.length, width = caption.x_BPD.shape
-        capacity, head_dim = self.length + model.grid.slots, width // config.heads
-        every = rows * (2 if guided else 1)
-        zeros = caption.x_BPD.new_zeros
-        self.turns = rotation(model.grid, head_dim, caption.x_BPD.device)
+        branches = self._branches(text)
+        self.length = self.used = branches[0][1].x_BPD.shape[1]
+        self.turns = rotation(model.grid, model.config.model.width // model.config.model.heads, text.pooled_BP.device)
         self.positions = model.positions()
-        self._bias: Tensor | None = None
-        branches = [(slice(0, rows), caption)]
-        if guided:  # the null caption is one token: it is run once, and goes to the end of the prefix
-            null = model.prefix(
-                TextFeatures(*(x[:1, :1] if x.dim() > 2 else x[:1] for x in text))._replace(
-                    mask_BT=text.mask_BT[:1, :1]
-                ),
-                torch.ones(1, dtype=torch.bool, device=self.positions.device),
-            )
-            branches.append((slice(rows, every), null))
-        seen = zeros(every, 1, 1, capacity)
-        modulation = torch.cat([b.modulation_MB1D.expand(-1, rows, -1, -1) for _, b in branches], dim=1)
-        self.layers = []
         self.weights = weights_of(model, packed=not static)
-        for block, weights in zip(model.blocks, self.weights.blocks, strict=True):
+        self.layers = self._empty_layers(branches)
+        self.first_RD, bias = self._run_prefix(branches)
+        self.bias = bias if static or bias.any() else None
+
+    def _branches(self, text: TextFeatures) -> list[tuple[slice, PriorPrefix]]:
+        """Returns the prefixes with the rows that they belong to: the captions and, with guidance, the null caption.
+
+        The null caption is a single token, which is computed once and placed at the end of the prefix.
+        """
+        branches = [(slice(0, self.images), self.model.prefix(text))]
+        if self.guided:
+            first = TextFeatures(*(x[:1, :1] if x.dim() > 2 else x[:1] for x in text))._replace(
+                mask_BT=text.mask_BT[:1, :1]
+            )
+            null_B = torch.ones(1, dtype=torch.bool, device=text.pooled_BP.device)
+            branches.append((slice(self.images, 2 * self.images), self.model.prefix(first, null_B)))
+        return branches
+
+    def _empty_layers(self, branches: list[tuple[slice, PriorPrefix]]) -> list[Layer]:
+        """Returns the layers with modulation and an empty cache for all rows."""
+        config, capacity = self.model.config.model, self.length + self.model.grid.slots
+        rows, heads, head_dim = self.images * len(branches), config.heads, config.width // config.heads
+        modulation = torch.cat([b.modulation_MB1D.expand(-1, self.images, -1, -1) for _, b in branches], dim=1)
+        layers = []
+        for block, weights in zip(self.model.blocks, self.weights.blocks, strict=True):
             scales = (modulation + block.table[:, None]).unbind(0)  # type: ignore[operator,index]
-            keys, values = zeros(2, every, config.heads, capacity, head_dim).unbind(0)
-            if not static:
-                keys = keys.view(every, config.heads, head_dim, capacity).transpose(2, 3)
-            self.layers.append(Layer(*weights, block.qk_gain, *scales, keys, values))  # type: ignore[arg-type]
-        last = []
-        for where, branch in branches:
+            keys, values = branches[0][1].x_BPD.new_zeros(2, rows, heads, capacity, head_dim).unbind(0)
+            if not self.static:
+                keys = keys.view(rows, heads, head_dim, capacity).transpose(2, 3)
+            layers.append(Layer(*weights, block.qk_gain, *scales, keys, values))  # type: ignore[arg-type]
+        return layers
+
+    def _run_prefix(self, branches: list[tuple[slice, PriorPrefix]]) -> tuple[Tensor, Tensor]:
+        """Fills the cache with keys and values of the prefixes.
+
+        Returns:
+            (hidden states [R, D] of the start token, bias [R, 1, 1, N] of the attention logits, which hides padding).
+        """
+        capacity, last = self.length + self.model.grid.slots, []
+        bias = branches[0][1].x_BPD.new_zeros(self.images * len(branches), 1, 1, capacity)
+        for rows, branch in branches:
             x, here = branch.x_BPD, branch.x_BPD.shape[1]
-            seen[where, ..., : self.length - here] = -math.inf
+            bias[rows, ..., : self.length - here] = -math.inf
             mask = None
             if branch.visible_BP is not None:
                 mask = branch.visible_BP[:, None, None, :]
-                seen[where, ..., self.length - here : self.length].masked_fill_(~mask, -math.inf)
-            turn = self.turns.new_ones(here, 1, head_dim // 2)
-            for i, (block, layer) in enumerate(zip(model.blocks, self.layers, strict=True)):
+                bias[rows, ..., self.length - here : self.length].masked_fill_(~mask, -math.inf)
+            turn = self.turns.new_ones(here, 1, self.turns.shape[1])
+            for i, (block, layer) in enumerate(zip(self.model.blocks, self.layers, strict=True)):
                 start = here - 1 if i == len(self.layers) - 1 else 0
                 x, k, v = block(x, branch.modulation_MB1D, turn, mask, start)
-                layer.keys[where, :, self.length - here : self.length] = k
-                layer.values[where, :, self.length - here : self.length] = v
-            last.append(x.expand(rows, -1, -1))
-        self.first_RD = torch.cat(last)[:, -1]
-        self.used = self.length
-        self.bias = seen if static or seen.any() else None
+                layer.keys[rows, :, self.length - here : self.length] = k
+                layer.values[rows, :, self.length - here : self.length] = v
+            last.append(x.expand(self.images, -1, -1))
+        return torch.cat(last)[:, -1], bias
 
     def drop_null(self) -> None:
-        """Stops guidance: the null branch is no longer computed."""
+        """Stops guidance; the null branch is no longer computed."""
         count, self.guided = self.images, False
         self.layers = [Layer(*x[:5], *(y[:count] for y in x[5:])) for x in self.layers]
         self.bias = None if self.bias is None else self.bias[:count]
@@ -214,7 +227,7 @@ class CachedDecoder:
         return self.model.contents(codes, slots) + self.positions[slots]
 
     def run(self, x_BnD: Tensor, slots: Tensor, content: int) -> Tensor:
-        """Runs one step of tokens at `slots` [B, n], the first `content` of them codes to keep, the others queries."""
+        """Runs one step of tokens at `slots` [B, n], of which the first `content` are codes and the others queries."""
         turn = self.turns[slots][:, :, None]
         if self.guided:
             x_BnD, turn = x_BnD.repeat(2, 1, 1), turn.repeat(2, 1, 1, 1)
@@ -232,7 +245,7 @@ class CachedDecoder:
         return x
 
     def guide(self, x_RnD: Tensor, guidance: float) -> Tensor:
-        """Returns guided logits [B, n, K] of hidden states of all rows."""
+        """Returns guided logits [B, n, K] from the hidden states of all rows."""
         if not self.guided or guidance == 1:
             return self._read_out(x_RnD[: self.images])
         caption, null = self._read_out(x_RnD).chunk(2)
@@ -248,6 +261,6 @@ _COMPILED: dict[str, Callable[..., Tensor]] = {}
 
 def _compiled() -> Callable[..., Tensor]:
     if not _COMPILED:
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # a shape for each group
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # one shape per group
         _COMPILED["step"] = torch.compile(static_step, mode="reduce-overhead", dynamic=False, fullgraph=True)
     return _COMPILED["step"]

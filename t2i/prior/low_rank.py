@@ -1,7 +1,7 @@
-"""Low-rank fine-tuning (LoRA; Hu et al., ICLR 2022): loaded weights stay frozen, and each linear layer learns a small difference.
+"""Low-rank fine-tuning (LoRA; Hu et al., ICLR 2022): loaded weights are frozen, and each linear layer learns a difference.
 
-A layer computes with W + alpha / rank * up @ down, where `up` starts at zero, so the first step sees the loaded model. The
-average of the run is taken over these sums: it is a plain model of the same config, which is what `t2i sample` reads.
+The weight of a layer is W + alpha / rank * up @ down. `up` is initialised with zeros, so training starts from the loaded model.
+The run's average is taken over these sums; it is a plain model of the same config, as `t2i sample` expects.
 """
 
 import copy
@@ -31,10 +31,10 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(model: nn.Module, config: LowRankConfig, fresh: Collection[str]) -> None:
-    """Freezes a loaded model and gives each of its linear layers a low-rank difference.
+    """Freezes a loaded model and adds a low-rank difference to each of its linear layers.
 
     Args:
-        fresh: names of tensors that were not loaded; they are trained as they are.
+        fresh: names of tensors that were not loaded, which are trained directly.
 
     Raises:
         InputError: no linear layer was loaded.
@@ -43,15 +43,15 @@ def add_low_rank(model: nn.Module, config: LowRankConfig, fresh: Collection[str]
         parameter.requires_grad_(name in fresh)
     layers = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and f"{name}.weight" not in fresh]
     if not layers:
-        raise InputError("lora: init_from brought no linear layer to adapt; train without lora")
+        raise InputError("lora: no linear layer was loaded from init_from; train without lora")
     for layer in layers:
         parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, config))
 
 
 class Merged:
-    """A plain copy of a model; `update` sets it to the weights that the model computes with.
+    """A plain copy of a model, to which `update` copies the sums of weights and low-rank differences.
 
-    Make it before `add_low_rank`. For a model without low-rank differences `update` returns the model itself.
+    Create it before `add_low_rank`. Without low-rank differences, `update` returns the model itself.
     """
 
     def __init__(self, model: nn.Module, low_rank: bool) -> None:

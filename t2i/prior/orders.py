@@ -1,6 +1,6 @@
-"""Orders and groups in which slots are trained and decoded. Pure functions of their arguments.
+"""Computes the orders and groups in which slots are trained and decoded.
 
-A slot is one code of an image: slot = cell * Q + depth, cells row by row. Slots of one group are drawn at once.
+A slot is one code of an image: slot = cell * Q + depth, with cells row by row. The slots of a group are sampled together.
 
 Axes: B batch, S slots, N tokens of a sequence.
 """
@@ -16,37 +16,37 @@ Schedule = Literal["arccos", "linear"]
 
 
 class Order(NamedTuple):
-    """Groups of slots, one after the other."""
+    """A decoding order of slots, divided into groups."""
 
-    permutation_BS: Tensor  # int64: the slot that comes r-th
-    sizes: tuple[int, ...]  # slots of each group, the same for the whole batch; they add up to S
+    permutation_BS: Tensor  # int64: the r-th slot
+    sizes: tuple[int, ...]  # number of slots of each group, the same for the whole batch; they sum to S
 
 
 def group_sizes(steps: int, slots: int, schedule: Schedule) -> tuple[int, ...]:
-    """Returns the sizes of min(steps, slots) groups that add up to `slots`, none empty.
+    """Returns the sizes of min(steps, slots) groups, which are not empty and sum to `slots`.
 
-    `linear` makes them equal; with `arccos` the share that is known after a share t of the steps is 2/pi arcsin(t), so few
-    slots come first, when little is known, and many last (MaskGIT, Chang et al., CVPR 2022, turned round).
+    `linear` makes them equal. With `arccos`, a share 2/pi arcsin(t) of the slots is known after a share t of the steps, so the
+    first groups, when little is known, are small and the last ones large (the reverse of MaskGIT, Chang et al., CVPR 2022).
     """
     steps = min(steps, slots)
     ends, last = [], 0
     for i in range(1, steps + 1):
         t = i / steps
         share = t if schedule == "linear" else 1 - 2 / math.pi * math.acos(t)
-        # at least one slot a group, and at least one left for each group to come
+        # at least one slot per group, including the remaining groups
         last = min(max(round(share * slots), last + 1), slots - (steps - i))
         ends.append(last)
     return tuple(end - start for start, end in zip([0, *ends[:-1]], ends, strict=True))
 
 
 def training_order(uniforms_BS: Tensor, uniforms_2: Sequence[float]) -> Order:
-    """Returns a random order for each image and one cut into groups for the batch.
+    """Returns a random order for each image, divided into the same groups for the whole batch.
 
-    The number of groups is log-uniform from 1 to S, so that a model learns one token a step and a whole image a step alike.
+    The number of groups is log-uniform from 1 to S, so that a model learns to decode both token by token and in a single step.
 
     Args:
-        uniforms_BS: in [0, 1), one row an image (derive them from sample ids: then they do not depend on the batch).
-        uniforms_2: in [0, 1), one pair a step (the same on every process).
+        uniforms_BS: uniform numbers in [0, 1), one row per image, derived from sample ids.
+        uniforms_2: uniform numbers in [0, 1), one pair per step, the same on every process.
     """
     slots = uniforms_BS.shape[1]
     steps = max(1, min(slots, round(slots ** uniforms_2[0])))
@@ -55,12 +55,13 @@ def training_order(uniforms_BS: Tensor, uniforms_2: Sequence[float]) -> Order:
 
 
 def two_stream_mask(prefix: int, sizes: Sequence[int], device: torch.device) -> Tensor:
-    """Returns mask_NN of [prefix | content | queries], True where row may see column; it depends on the group sizes alone.
+    """Returns mask_NN of [prefix | content | queries], True if the row attends to the column.
 
-    Content of group g sees the prefix and content of groups <= g; queries of group g see the prefix, content of groups < g
-    and each other. The last group has no content, as nothing could see it.
+    Content of group g attends to the prefix and to content of groups <= g; queries of group g attend to the prefix, to content
+    of groups < g, and to each other. The last group has no content, as nothing would attend to it.
     """
-    group = torch.repeat_interleave(torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device))
+    numbers, total = torch.arange(len(sizes), device=device), sum(sizes)  # the sum, so that no device is waited for
+    group = torch.repeat_interleave(numbers, torch.tensor(sizes, device=device), output_size=total)
     content = group[: len(group) - sizes[-1]]
     start = torch.full((prefix,), -1, device=device)
     of = torch.cat([start, content, group])

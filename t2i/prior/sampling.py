@@ -1,4 +1,4 @@
-"""The sampler of a prior: text to codes, and codes to images by its tokenizer."""
+"""Samples images from a prior: codes from text, and images from codes by its tokenizer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from t2i import checkpoint, seeding
 from t2i.errors import InputError
-from t2i.families import Components, ImageTokenizer, tokenizer_beside, tokenizer_class
+from t2i.families import Components, ImageTokenizer
+from t2i.families.tokenizers import tokenizer_beside, tokenizer_class
 from t2i.images import ImageArray
 from t2i.prior.config import Config, SamplingConfig
 from t2i.prior.decoding import Known, decode
@@ -22,12 +23,12 @@ from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextEncoder, TextFeatures
 from t2i.trained import TrainedRun
 
-ORDERS = 8  # that the likelihood of cells is averaged over
-SHARE_OF_DECODING = 0.95  # of the work, as progress counts it; the rest is the tokenizer's
+ORDERS = 8  # number of orders that the likelihood of cells is averaged over
+SHARE_OF_DECODING = 0.95  # share of the progress that counts for decoding codes; the tokenizer has the rest
 
 
 class PriorSampler:
-    """The averaged prior of a run and its tokenizer; `t2i.families.Sampler` says what each method does."""
+    """The averaged prior of a run and its tokenizer; the methods are documented in `t2i.families`."""
 
     parts = ("prior", "tokenizer")
 
@@ -35,7 +36,7 @@ class PriorSampler:
         self.config, self.prior, self.tokenizer = config, prior.eval().requires_grad_(False), tokenizer
         self.sampling, self.compile = config.sampling, False
         self.cells = prior.grid.height, prior.grid.width
-        self._kept: Known | None = None  # one row, for all images
+        self._known: Known | None = None  # one row, for all images
 
     @classmethod
     def components_of(cls, run: TrainedRun) -> Components:
@@ -48,13 +49,15 @@ class PriorSampler:
         values, tensors = components["prior"]
         config = Config.kept({key: value for key, value in values.items() if key != "grid"})
         grid = TypeAdapter(Grid).validate_python(values.get("grid"))
-        with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
+        with torch.random.fork_rng(devices=[]):  # initialising weights must not use the caller's generator
             prior = Prior(config, grid, text.token_dim, text.pooled_dim, text.max_tokens)
         checkpoint.load_module(prior, tensors, "prior")
         family = str(components["tokenizer"][0].get("family"))
         tokenizer = tokenizer_class(family, Path("tokenizer")).load({"tokenizer": components["tokenizer"]})
         if (tokenizer.grid, tokenizer.codebooks, tokenizer.codebook_size) != (grid.width, grid.depth, grid.codes):
-            raise InputError("the tokenizer of this model has another grid or codebook than its prior was trained on")
+            raise InputError(
+                "the tokenizer of this model has another grid or codebook than the one its prior was trained on"
+            )
         return cls(config, prior, tokenizer)
 
     @property
@@ -71,7 +74,7 @@ class PriorSampler:
         self.tokenizer.to(device)
 
     def tuned(self, settings: Mapping[str, Any]) -> Self:
-        """Settings are the keys of `SamplingConfig` but guidance, and `compile`: CUDA graphs, on a GPU."""
+        """Settings are the keys of `SamplingConfig` except guidance, and `compile` (CUDA graphs on a GPU)."""
         known = {*SamplingConfig.model_fields, "compile"} - {"guidance"}
         if unknown := sorted(set(settings) - known):
             raise InputError(f"a prior has no setting {unknown[0]!r}; it has {', '.join(sorted(known))}")
@@ -84,20 +87,20 @@ class PriorSampler:
         redraw_S = np.repeat(redraw_hw.ravel(), self.prior.grid.depth)
         if self.config.order == "raster" and redraw_S.argmax() + redraw_S.sum() < len(redraw_S):
             raise InputError(
-                "this prior was trained with order raster and sees only what is above: it can keep rows at the top and "
-                "nothing else; to fill in a mask train one with order=random"
+                "this prior was trained with order=raster, so it can keep only rows at the top; to fill in a mask, train one "
+                "with order=random"
             )
         other = copy(self)
-        other._kept = Known(torch.from_numpy(~redraw_S)[None], self.tokenizer.encode(image_HWC[None]).flatten(1))
+        other._known = Known(torch.from_numpy(~redraw_S)[None], self.tokenizer.encode(image_HWC[None]).flatten(1))
         return other
 
     def _with(self, settings: Mapping[str, Any]) -> SamplingConfig:
         try:
             return SamplingConfig.model_validate(self.sampling.model_dump() | dict(settings))
         except ValidationError as error:
-            told = error.errors()[0]
-            name = ".".join(map(str, told["loc"]))
-            raise InputError(f"{name} {settings.get(name)}: {told['msg'].lower()}") from error
+            detail = error.errors()[0]
+            name = ".".join(map(str, detail["loc"]))
+            raise InputError(f"{name} {settings.get(name)}: {detail['msg'].lower()}") from error
 
     def settings(self) -> dict[str, Any]:
         return {key: value for key, value in self.sampling.model_dump().items() if key != "guidance"}
@@ -112,7 +115,7 @@ class PriorSampler:
     ) -> ImageArray:
         if truncation != 1:
             raise InputError(
-                f"truncation {truncation:g} is a setting of a GAN; of a prior set temperature, top_k or top_p"
+                f"truncation {truncation:g} is a setting of a GAN; for a prior set temperature, top_k or top_p"
             )
         return self.decode(self.sample_codes(text, seeds, guidance, on_step))
 
@@ -123,11 +126,11 @@ class PriorSampler:
         guidance: float,
         on_step: Callable[[float], None] | None = None,
     ) -> Tensor:
-        """Returns indices_BS, one image for each row of `text`."""
-        sampling, kept = self._with({"guidance": guidance}), self._kept
-        known = None if kept is None else Known(*(part.expand(len(seeds), -1) for part in kept))
-        heard = None if on_step is None else (lambda share: on_step(SHARE_OF_DECODING * share))
-        codes_BS = decode(self.prior, text, seeds, sampling, known, heard, self.compile)
+        """Returns indices_BS, one image per row of `text`."""
+        sampling, known = self._with({"guidance": guidance}), self._known
+        known = None if known is None else Known(*(part.expand(len(seeds), -1) for part in known))
+        report = None if on_step is None else (lambda share: on_step(SHARE_OF_DECODING * share))
+        codes_BS = decode(self.prior, text, seeds, sampling, known, report, self.compile)
         if on_step is not None:
             on_step(1.0)
         return codes_BS
@@ -141,8 +144,8 @@ class PriorSampler:
 
     @torch.no_grad()
     def log_likelihood(self, text: TextFeatures, codes: NDArray[np.int64]) -> NDArray[np.float64]:
-        """A prior of order random: the mean over ORDERS orders, each one code a step, so that a cell is met with few others
-        known and with many. The orders are the same for all captions."""
+        """For order=random, averages over ORDERS orders of single codes, in which a cell comes early and late. The orders are
+        the same for all captions."""
         grid, device, count = self.prior.grid, self.prior.code.device, len(text.pooled_BP)
         codes_BS = torch.from_numpy(codes).to(device).expand(count, -1)
         features = TextFeatures(*(part.to(device) for part in text))
@@ -151,11 +154,11 @@ class PriorSampler:
             draws = [seeding.uniform(k, "likelihood/order", [0], grid.slots) for k in range(ORDERS)]
             ranked = [torch.from_numpy(np.argsort(draw, axis=1)).to(device).expand(count, -1) for draw in draws]
             orders = [Order(one, (1,) * grid.slots) for one in ranked]
-        found = torch.zeros(count, grid.slots, dtype=torch.float64, device=device)
+        total = torch.zeros(count, grid.slots, dtype=torch.float64, device=device)
         for order in orders:
             log_p = self.prior.logits(codes_BS, features, order).double().log_softmax(dim=-1)
-            found += log_p.gather(-1, codes_BS[..., None])[..., 0] / len(orders)
-        return found.view(count, grid.height, grid.width, grid.depth).sum(dim=-1).cpu().numpy()
+            total += log_p.gather(-1, codes_BS[..., None])[..., 0] / len(orders)
+        return total.view(count, grid.height, grid.width, grid.depth).sum(dim=-1).cpu().numpy()
 
     def decode(self, codes_BS: Tensor) -> ImageArray:
         """Returns the images of codes."""

@@ -1,4 +1,4 @@
-"""Random draws, parameter groups and held-out likelihood for training a prior.
+"""Random draws, parameter groups and validation likelihood for training a prior.
 
 Axes: B batch, S slots.
 """
@@ -16,8 +16,8 @@ from t2i.prior.orders import Order, training_order
 from t2i.prior.transformer import Prior, PriorDraws
 from t2i.text import TextFeatures
 
-CHUNK = 50  # images whose likelihood is measured at once
-BITS = float(np.log2(np.e))  # bits of a nat
+CHUNK = 50  # images whose likelihood is computed at a time
+BITS = float(np.log2(np.e))  # bits per nat
 
 
 class PriorMicro(NamedTuple):
@@ -32,7 +32,7 @@ class PriorMicro(NamedTuple):
 def draw_micro(
     config: Config, codes_BS: Tensor, text: TextFeatures, sample_ids: NDArray[np.int64], step: int
 ) -> PriorMicro:
-    """Draws what is hidden from the model and in which order it decodes, keyed by sample; the groups by `step`."""
+    """Draws dropped captions, dropped tokens and the decoding order by sample id, and the groups by step."""
     device, seed, slots = codes_BS.device, config.seed, codes_BS.shape[1]
     caption_B = torch.from_numpy(seeding.uniform(seed, "caption_dropout", sample_ids, 1)[:, 0])
     token_BS = torch.from_numpy(seeding.uniform(seed, "token_dropout", sample_ids, slots))
@@ -60,7 +60,7 @@ def blurred(text: TextFeatures, share: float, seed: int, sample_ids: NDArray[np.
 
 
 def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Returns AdamW's groups: weight decay for the matrices of linear layers, none for gains and embeddings."""
+    """Returns AdamW's parameter groups: weight decay for matrices of linear layers, none for gains and embeddings."""
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     decayed = [p for p in model.parameters() if id(p) in matrices]
     rest = [p for p in model.parameters() if id(p) not in matrices]
@@ -69,9 +69,9 @@ def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def bits_per_token(model: Prior, codes_BS: Tensor, text: TextFeatures) -> float:
-    """Returns the mean negative log-likelihood of codes given their captions, in bits a slot.
+    """Returns the mean negative log likelihood of codes given their captions, in bits per slot.
 
-    Each slot is given all before it, in raster order or in a random order fixed by its row.
+    Each slot is conditioned on all earlier ones, in raster order or in a random order that depends on the row.
     """
     nll, device = [], next(model.parameters()).device
     for start in range(0, len(codes_BS), CHUNK):

@@ -1,12 +1,12 @@
-"""A transformer over the slots of an image, in raster order or in any order, conditioned by a frozen text encoder.
+"""A transformer over the slots of an image, in raster order or in any order, conditioned on a frozen text encoder.
 
-Pre-norm blocks with SwiGLU, normalised queries and keys and 2-D rotary positions after LlamaGen (Sun et al., 2024), adaptive
-norms with one shared projection and a table a block after PixArt-alpha (Chen et al., ICLR 2024), position queries and
-parallel groups after RandAR (Pang et al., CVPR 2025) and LPD (Zhang et al., ICLR 2026), two streams after XLNet (2019).
+Pre-norm blocks with SwiGLU, normalised queries and keys and 2-D rotary positions follow LlamaGen (Sun et al., 2024); adaptive
+norms with one shared projection and a table per block PixArt-alpha (Chen et al., ICLR 2024); position queries and parallel
+groups RandAR (Pang et al., CVPR 2025) and LPD (Zhang et al., ICLR 2026); two streams XLNet (2019).
 
-The norms are layer norms without a shift. On a centred residual stream that is the RMS norm (Jiang et al., NeurIPS 2023),
-and torch has it as one kernel on every device: 2.5 ms against 12 ms of `rms_norm` on a CPU, forward and backward, for 4,608
-tokens of 256 channels.
+The norms are layer norms without shift. On a centred residual stream they equal the RMS norm (Jiang et al., NeurIPS 2023), and
+torch computes them with one kernel on every device: 2.5 ms instead of 12 ms for `rms_norm` on a CPU, forward and backward, for
+4,608 tokens of 256 channels.
 
 Axes: B batch, S slots, T text tokens, P prefix (text and a start token), N tokens of a sequence, D width, K codes.
 """
@@ -30,11 +30,11 @@ MODULATIONS = 4  # scale and shift before attention, scale and shift before the 
 
 
 class Grid(NamedTuple):
-    """The codes of one image. Slot s is the code at depth s % depth of cell s // depth; cells go row by row."""
+    """The grid of an image's codes. Slot s is the code at depth s % depth of cell s // depth; cells are row by row."""
 
     height: int
     width: int
-    depth: int  # codebooks in depth: 1 but for residual tokenizers
+    depth: int  # number of codebooks: 1 except for residual tokenizers
     codes: int  # K
 
     @property
@@ -43,31 +43,31 @@ class Grid(NamedTuple):
 
 
 class PriorDraws(NamedTuple):
-    """Uniforms in [0, 1) that decide what a training step hides."""
+    """Uniform numbers in [0, 1) that decide what a training step drops."""
 
     caption_B: Tensor  # below `caption_dropout` the caption is replaced by the null caption
-    token_BS: Tensor  # below `token_dropout` a slot's code is hidden where it is an input
+    token_BS: Tensor  # below `token_dropout` a slot's code is hidden from the input
 
 
 class PriorLoss(NamedTuple):
     loss: Tensor  # scalar: cross-entropy with label smoothing
-    nll_B: Tensor  # nats a slot without smoothing; no gradient
+    nll_B: Tensor  # nats per slot without smoothing; no gradient
 
 
 class PriorPrefix(NamedTuple):
-    """Captions as the blocks read them, before any code."""
+    """Captions as input of the blocks, before any code."""
 
     x_BPD: Tensor
-    visible_BP: Tensor | None  # False at padding; None: there is none
+    visible_BP: Tensor | None  # False at padding; None: no padding
     modulation_MB1D: Tensor  # M = MODULATIONS
 
 
 @lru_cache(maxsize=32)
 def rotation(grid: Grid, head_dim: int, device: torch.device) -> Tensor:
-    """Complex [S, head_dim / 2]: half of the pairs turn with the row of the slot's cell, half with its column."""
+    """Returns complex rotations [S, head_dim / 2]: half of the pairs depend on the row of the slot's cell, half on its column."""
     cell = torch.arange(grid.slots) // grid.depth
     pairs = head_dim // 4
-    # a grid is short: wavelengths from 2 pi to a few grids, where language models go to 10,000
+    # grids are short, so wavelengths range from 2 pi to a few grids instead of 10,000 as in language models
     frequency = 100.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
     rows, columns = (cell // grid.width)[:, None] * frequency, (cell % grid.width)[:, None] * frequency
     angle = torch.cat([rows, columns], dim=1)
@@ -75,9 +75,9 @@ def rotation(grid: Grid, head_dim: int, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turns neighbouring channels as pairs; `turn` is complex with half as many channels.
+    """Rotates neighbouring channels as pairs; `turn` is complex with half as many channels.
 
-    A real `turn` holds cosine and sine on a last axis: for compilers and for ONNX, which has no complex ones.
+    A real `turn` has cosine and sine on its last axis, for compilers and for ONNX, which has no complex numbers.
     """
     if not turn.is_complex():
         even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
@@ -88,7 +88,7 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention; on a CPU always in float32, where torch's kernel takes 70 ms for what takes it 110 in bfloat16."""
+    """Computes attention; on a CPU always in float32, as torch's kernel takes 70 ms instead of 110 ms in bfloat16."""
     if q.device.type != "cpu" or torch.compiler.is_exporting():
         return F.scaled_dot_product_attention(q.type_as(v), k.type_as(v), v, attn_mask=mask)
     with torch.autocast("cpu", enabled=False):
@@ -96,7 +96,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def linear(inputs: int, outputs: int, gain: float = 1.0) -> Linear:
-    """Makes a linear layer that keeps the variance, times gain squared."""
+    """Returns a linear layer initialised to scale the variance by gain squared."""
     layer = Linear(inputs, outputs)
     nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs))
     return layer
@@ -107,7 +107,7 @@ def embedding(*shape: int) -> nn.Parameter:
 
 
 class PriorBlock(nn.Module):
-    """Attention and SwiGLU. Its norms are scaled and shifted by the caption plus a table of its own."""
+    """Attention and SwiGLU, with norms that are scaled and shifted by the caption plus a learned table."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -131,10 +131,10 @@ class PriorBlock(nn.Module):
         """Returns x from row `start` on, and keys and values [B, heads, N, head_dim] of all rows.
 
         Args:
-            turn: as `rotate` takes it, [N or B x N, 1, head_dim / 2].
-            mask: bool, broadcast to [B, heads, N, N]; True where row may see column.
-            start: rows before it are only seen, their own result is not needed (the last block).
-            past: keys and values of rows before `x_BND`; those that are returned begin with them.
+            turn: rotations for `rotate`, [N or B x N, 1, head_dim / 2].
+            mask: bool, broadcast to [B, heads, N, N]; True if the row attends to the column.
+            start: rows before it are attended to, but have no output (in the last block).
+            past: keys and values of earlier rows, which the returned ones begin with.
         """
         scale_1, shift_1, scale_2, shift_2 = modulation_MB1D + self.table[:, None]
         width = x_BND.shape[-1]
@@ -158,7 +158,7 @@ class PriorBlock(nn.Module):
 class Prior(nn.Module):
     """p(codes | caption) as a product over slots (raster) or over groups of slots in any order (random)."""
 
-    # what rows and columns stand for, where a run starts from other weights (t2i.training.initialise)
+    # meaning of rows and columns, for starting from other weights (t2i.training.initialise)
     roles: ClassVar[dict[str, str]] = {
         "text.0.weight": "tokens", "pooled.0.weight": "pooled", "text_position": "order", "rows": "line", "columns": "line",
         "code": "codes", "head.weight": "codes",
@@ -167,7 +167,7 @@ class Prior(nn.Module):
     def __init__(self, config: Config, grid: Grid, token_dim: int, pooled_dim: int, max_tokens: int) -> None:
         """
         Args:
-            token_dim, pooled_dim, max_tokens: of the text encoder.
+            token_dim, pooled_dim, max_tokens: sizes of the text encoder's features.
         """
         super().__init__()
         width = config.model.width
@@ -186,7 +186,7 @@ class Prior(nn.Module):
         self.gain = nn.Parameter(torch.ones(width))
         self.head = Linear(width, grid.codes)
         nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.head.weight)  # so the first loss is ln K
+        nn.init.zeros_(self.head.weight)  # the initial loss is ln K
 
     def forward(
         self, codes_BS: Tensor, text: TextFeatures, order: Order | None = None, draws: PriorDraws | None = None
@@ -195,8 +195,8 @@ class Prior(nn.Module):
 
         Args:
             codes_BS: int64 in [0, K), by slot.
-            order: for a model of order `random` alone; `t2i.prior.orders.training_order` makes one.
-            draws: None drops neither captions nor codes (validation). Dropout inside blocks draws from torch's generator.
+            order: for a model of order `random`, see `t2i.prior.orders.training_order`; None for raster.
+            draws: None: drop neither captions nor codes (validation). Dropout inside blocks uses torch's generator.
         """
         assert codes_BS.shape[1] == self.grid.slots, f"{codes_BS.shape[1]} slots, not {self.grid.slots}"
         loss = self.config.loss
@@ -214,21 +214,21 @@ class Prior(nn.Module):
     def logits(
         self, codes_BS: Tensor, text: TextFeatures, order: Order | None = None, null_B: Tensor | None = None
     ) -> Tensor:
-        """Returns logits_BSK by slot, each given what comes before it in the order; nothing is dropped."""
+        """Returns logits_BSK by slot, each conditioned on the earlier slots of the order, without dropout."""
         logits = self._logits(codes_BS, self.prefix(text, null_B), order, None)
         if order is None:
             return logits
         return torch.empty_like(logits).scatter_(1, order.permutation_BS[..., None].expand_as(logits), logits)
 
     def prefix(self, text: TextFeatures, null_B: Tensor | None = None, whole: bool = False) -> PriorPrefix:
-        """Returns captions as prefix and modulation; those of `null_B` are replaced by the learned null caption.
+        """Returns captions as prefix and modulation; captions in `null_B` are replaced by the learned null caption.
 
         Args:
-            whole: keeps the padding beyond the longest caption, as every device but a CPU does.
+            whole: keep the padding after the longest caption, as on devices other than a CPU.
         """
         tokens, mask, pooled = text
         whole = whole or mask.device.type != "cpu"
-        if not whole:  # elsewhere it would cost a synchronisation, and a shape to compile for
+        if not whole:  # on other devices this would cost a synchronisation and variable shapes
             longest = max(1, int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0)
             tokens, mask = tokens[:, :longest], mask[:, :longest]
         x = self.text(F.layer_norm(tokens, tokens.shape[-1:])) + self.text_position[: tokens.shape[1]]
@@ -245,19 +245,19 @@ class Prior(nn.Module):
         return PriorPrefix(x, visible if padded else None, modulation)
 
     def positions(self) -> Tensor:
-        """Returns position_SD, which is added to the content and to the query of each slot."""
+        """Returns position_SD, which is added to content and queries of each slot."""
         cells = (self.rows[:, None] + self.columns).flatten(0, 1)
         return cells if self.depth is None else (cells[:, None] + self.depth).flatten(0, 1)
 
     def contents(self, codes_BN: Tensor, slots: Tensor) -> Tensor:
-        """Returns embeddings of the codes of these slots, without position: each depth has a table of its own."""
+        """Returns embeddings of the codes of these slots, without position; each depth has its own table."""
         return F.embedding(codes_BN + slots % self.grid.depth * self.grid.codes, self.code)
 
     def read_out(self, x: Tensor) -> Tensor:
         return self.head(F.layer_norm(x, x.shape[-1:], self.gain, None, EPS))
 
     def _logits(self, codes_BS: Tensor, prefix: PriorPrefix, order: Order | None, hidden_BS: Tensor | None) -> Tensor:
-        """logits_BSK in the order of decoding."""
+        """Returns logits_BSK in decoding order."""
         assert (order is None) == (self.query is None), f"a model of order {self.config.order} got order={order}"
         slots, device, length = self.grid.slots, codes_BS.device, prefix.x_BPD.shape[1]
         if order is None:

@@ -1,7 +1,7 @@
-"""Writes captions of images that have none: a folder of links and a metadata.jsonl, which training opens.
+"""Writes captions for images that have none: creates a data folder with links to the images and a metadata.jsonl.
 
-A notebook in the new folder has what was written so far, so the same command goes on where it was stopped, and another
-threshold needs no image to be read again.
+A file in the new folder records the captions written so far, so that the same command continues after an interruption, and
+changing the threshold does not require captioning again.
 """
 
 import json
@@ -28,7 +28,7 @@ Source = Callable[[], Path | bytes]
 
 
 class Item(NamedTuple):
-    """One image: its name below the new folder, where it comes from, and the captions that it has."""
+    """An image: its name in the new folder, its source, and its captions."""
 
     name: str
     source: Source
@@ -36,35 +36,35 @@ class Item(NamedTuple):
 
 
 class Captioned(NamedTuple):
-    """What became of the images."""
+    """The numbers of images by what became of them."""
 
     written: int  # images with a new caption
-    kept: int  # images whose own captions stay
-    before: int  # of those written, how many an earlier start had written
+    kept: int  # images that keep their captions
+    before: int  # images captioned by an earlier, interrupted call
     dropped: int  # images whose caption was too unlikely
     broken: list[tuple[str, str]]  # name, reason
 
 
 def image_files(places: Sequence[Path]) -> list[Path]:
-    """The image files named, or in the folders named, in order.
+    """Returns image files and the image files in folders, in order.
 
     Raises:
-        InputError: a place is not there, is no image, or is a folder that holds none.
+        InputError: a path does not exist, is not an image, or is a folder without images.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for place in (place.expanduser() for place in places):
         if place.is_dir():
             inside = sorted(name for name in walk(place) if name.lower().endswith(SUFFIXES))
             if not inside:
                 raise InputError(f"{place} holds no images ({' '.join(SUFFIXES)}); name a folder that does")
-            found += [place / name for name in inside]
+            files += [place / name for name in inside]
         elif not place.exists():
             raise InputError(f"{place} does not exist; name an image or a folder of images")
         elif place.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{place} is no image that is read ({' '.join(SUFFIXES)}); convert it, or name another")
+            raise InputError(f"{place} is not a supported image ({' '.join(SUFFIXES)}); convert it, or name another")
         else:
-            found.append(place)
-    return found
+            files.append(place)
+    return files
 
 
 def write_captions(
@@ -76,28 +76,28 @@ def write_captions(
     beams: int = 1,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Captioned:
-    """Writes a caption of every image at `address`; the folder `out` then is a data set.
+    """Writes a caption for every image at `address` and creates the data folder `out`.
 
     Args:
-        keep: images that have captions keep them.
-        minimum: least mean log-likelihood of a token, in nats; an image whose caption is less likely is left out.
-        tick: told how many images are done, and of how many.
+        keep: keep the captions of images that have some.
+        minimum: least mean log likelihood per token, in nats; images with a less likely caption are left out.
+        tick: called with (images done, number of images).
 
     Raises:
-        InputError: no images there, `out` holds something else, nothing is likely enough, or the reader writes no captions.
+        InputError: there are no images, `out` holds other files, no caption is likely enough, or the reader writes none.
     """
     items = list(_items(address))
     if not items:
         raise InputError(f"data {address} holds no images; name a folder that does")
-    wanted = [item for item in items if not (keep and item.captions)]
-    if wanted and not reader.writes:
+    uncaptioned = [item for item in items if not (keep and item.captions)]
+    if uncaptioned and not reader.writes:
         raise InputError(
             f"reader {reader.name} writes no captions; train one that does: t2i train reader --config reader-caption"
         )
-    notes = _Notes(out, {"reader": reader.digest(), "beams": beams})
-    todo = [item for item in wanted if item.name not in notes.rows]
-    before, broken = len(wanted) - len(todo), []
-    tick(before, len(wanted))
+    record = _Record(out, {"reader": reader.digest(), "beams": beams})
+    todo = [item for item in uncaptioned if item.name not in record.rows]
+    before, broken = len(uncaptioned) - len(todo), []
+    tick(before, len(uncaptioned))
     for start in range(0, len(todo), BATCH):
         batch, decoded = [], []
         for item in todo[start : start + BATCH]:
@@ -107,9 +107,9 @@ def write_captions(
             except (images.BrokenImage, OSError) as error:
                 broken.append((item.name, str(error)))
         if batch:
-            notes.add([item.name for item in batch], reader.write(decoded, beams))
-        tick(before + min(start + BATCH, len(todo)), len(wanted))
-    return _finish(out, items, keep, minimum, notes, before, broken)
+            record.add([item.name for item in batch], reader.write(decoded, beams))
+        tick(before + min(start + BATCH, len(todo)), len(uncaptioned))
+    return _finish(out, items, keep, minimum, record, before, broken)
 
 
 def _finish(
@@ -117,11 +117,11 @@ def _finish(
     items: Sequence[Item],
     keep: bool,
     minimum: float | None,
-    notes: "_Notes",
+    record: "_Record",
     before: int,
     broken: list[tuple[str, str]],
 ) -> Captioned:
-    """Writes metadata.jsonl, puts the images that stay beside it, and takes away those that an earlier threshold let in."""
+    """Writes metadata.jsonl, links the images, and removes images that an earlier, lower threshold had let in."""
     rows: list[str] = []
     written = kept = dropped = 0
     likeliest = -float("inf")
@@ -130,8 +130,8 @@ def _finish(
         if keep and item.captions:
             kept += 1
             row = {"file_name": item.name, "text": item.captions[0] if len(item.captions) == 1 else list(item.captions)}
-        elif item.name in notes.rows:
-            text, likelihood = notes.rows[item.name]
+        elif item.name in record.rows:
+            text, likelihood = record.rows[item.name]
             likeliest = max(likeliest, likelihood)
             if not text or minimum is not None and likelihood < minimum:
                 dropped += 1
@@ -144,18 +144,17 @@ def _finish(
         _place(item, out / item.name)
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")
     if not rows:
-        why = (
-            f"none of {dropped:,} captions is likely enough: the likeliest has {likeliest:.2f}"
-            if dropped
-            else "no image can be read"
+        if not dropped:
+            raise InputError(f"no image can be read: {broken[0][0]}: {broken[0][1]}")
+        raise InputError(
+            f"none of {dropped:,} captions is likely enough: the likeliest has {likeliest:.2f}; lower --min-likelihood"
         )
-        raise InputError(f"{why}; lower --min-likelihood" if dropped else f"{why}: {broken[0][0]}: {broken[0][1]}")
     write_text(out / METADATA, "".join(rows))
     return Captioned(written, kept, before, dropped, broken)
 
 
-class _Notes:
-    """Captions written so far, in a file that grows by a line an image."""
+class _Record:
+    """The captions written so far, in a file with one line per image."""
 
     def __init__(self, out: Path, head: dict[str, Any]) -> None:
         self._path, self.rows = out / NOTES, dict[str, tuple[str, float]]()
@@ -167,7 +166,7 @@ class _Notes:
             first, *lines = read_utf8(self._path).split("\n")
             if json.loads(first) != head:
                 raise InputError(f"{out} holds captions by another reader or search; name a new folder")
-            for line in filter(None, lines[:-1]):  # the last one is empty, or was cut off
+            for line in filter(None, lines[:-1]):  # the last line is empty or incomplete
                 name, text, likelihood = json.loads(line)
                 self.rows[name] = text, likelihood
             if lines and lines[-1]:
@@ -176,7 +175,7 @@ class _Notes:
             if isinstance(error, InputError):
                 raise
             why = getattr(error, "strerror", None) or error
-            raise InputError(f"cannot go on in {out} ({why}); name a new folder") from error
+            raise InputError(f"cannot continue in {out} ({why}); name a new folder") from error
 
     def add(self, names: Sequence[str], written: Sequence[tuple[str, float]]) -> None:
         lines = [
@@ -191,10 +190,10 @@ class _Notes:
 
 
 def _items(address: str) -> Iterator[Item]:
-    """The images at an address, with captions or without."""
-    found = parse_address(address)
-    if found.kind == "folder":
-        index = index_folder(found.place, "")
+    """Yields the images at an address, with or without captions."""
+    parsed = parse_address(address)
+    if parsed.kind == "folder":
+        index = index_folder(parsed.place, "")
         for name, path in index.files.items():
             yield Item(path, lambda path=path: index.root / path, index.captions.get(name, ()))
         return
@@ -214,7 +213,7 @@ def _name_of(dataset: EncodedImages, split: str, row: int) -> str:
 
 
 def _place(item: Item, path: Path) -> None:
-    """Puts the image there by a link or a copy, unless it is there."""
+    """Links or copies the image to a path, unless it exists."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +224,7 @@ def _place(item: Item, path: Path) -> None:
             return
         try:
             os.link(os.path.realpath(source), path)
-        except OSError:  # another disk, or one without hard links
+        except OSError:  # another file system, or one without hard links
             path.symlink_to(os.path.realpath(source))
     except OSError as error:
         raise InputError(f"cannot write {shown(path)}: {error.strerror}; free some space and start again") from error

@@ -1,6 +1,6 @@
 """GPT-2's decoder (Radford et al., 2019) with cross-attention to the cells of an image after each self-attention.
 
-Without a past it reads whole captions at once; with one it reads the next tokens alone.
+It processes whole captions at once, or only the next tokens if keys and values of earlier ones are given.
 
 Axes: B captions, T tokens, D width, L cells, M width of a cell, K tokens of the vocabulary, N heads.
 """
@@ -11,26 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STD = 0.02  # of fresh weights, as in GPT-2
+STD = 0.02  # standard deviation of initial weights, as in GPT-2
 
 
 class Past(NamedTuple):
-    """What a decoder keeps of the tokens so far: keys and values of each block, [B, N, T, D / N]."""
+    """Keys and values of each block for the tokens so far, [B, N, T, D / N]."""
 
     own: tuple[tuple[Tensor, Tensor], ...]  # of the tokens
-    cells: tuple[tuple[Tensor, Tensor], ...]  # of the image: the same at every token
+    cells: tuple[tuple[Tensor, Tensor], ...]  # of the image, constant over tokens
 
     @property
     def length(self) -> int:
         return self.own[0][0].shape[2]
 
     def rows(self, rows: Tensor) -> "Past":
-        """The past of these rows, any number of times each."""
+        """Returns the past of the given rows, which may be repeated."""
         return Past(*(tuple((k[rows], v[rows]) for k, v in part) for part in self))
 
 
 class CrossAttention(nn.Module):
-    """Tokens read the cells."""
+    """Attention of tokens to cells."""
 
     def __init__(self, width: int, memory: int, heads: int) -> None:
         super().__init__()
@@ -43,12 +43,11 @@ class CrossAttention(nn.Module):
         return split(k, self.heads), split(v, self.heads)
 
     def forward(self, x_BTD: Tensor, keys: tuple[Tensor, Tensor], allowed: Tensor | None = None) -> Tensor:
-        read = attend(split(self.query(x_BTD), self.heads), *keys, allowed)
-        return self.out(merge(read))
+        return self.out(merge(attend(split(self.query(x_BTD), self.heads), *keys, allowed)))
 
 
 class DecoderBlock(nn.Module):
-    """Self-attention, cross-attention, MLP, each behind a norm and added."""
+    """Self-attention, cross-attention and MLP, each pre-normalised and residual."""
 
     def __init__(self, width: int, memory: int, heads: int) -> None:
         super().__init__()
@@ -61,7 +60,7 @@ class DecoderBlock(nn.Module):
     def forward(
         self, x_BTD: Tensor, cells: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Returns the states, and the keys and values of all tokens so far."""
+        """Returns the states, and keys and values of all tokens so far."""
         q, k, v = (split(part, self.heads) for part in self.qkv(self.norm_attention(x_BTD)).chunk(3, dim=-1))
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
@@ -73,7 +72,7 @@ class DecoderBlock(nn.Module):
 
 
 class CaptionDecoder(nn.Module):
-    """Next-token logits of captions, given the cells of their images; embeddings and read-out share their weights."""
+    """Computes next-token logits of captions given the cells of their images; embedding and output weights are tied."""
 
     def __init__(self, vocabulary: int, max_tokens: int, width: int, depth: int, heads: int, memory: int) -> None:
         super().__init__()
@@ -86,26 +85,26 @@ class CaptionDecoder(nn.Module):
                 nn.init.normal_(parameter, std=STD * residual)
 
     def start(self, cells_BLM: Tensor) -> Past:
-        """The past before the first token."""
+        """Returns the past before the first token."""
         keys = tuple(block.cross.keys(cells_BLM) for block in self.blocks)  # pyright: ignore
         empty = keys[0][0][:, :, :0]
         return Past(tuple((empty, empty) for _ in keys), keys)
 
     def forward(self, ids_BT: Tensor, past: Past) -> tuple[Tensor, Past]:
-        """Returns logits_BTK of the token after each of `ids`, and the past with them."""
+        """Returns logits_BTK for the token after each of `ids`, and the past including `ids`."""
         at = torch.arange(past.length, past.length + ids_BT.shape[1], device=ids_BT.device)
         x, own = self.tokens(ids_BT) + self.positions(at), []
         for block, cells, before in zip(self.blocks, past.cells, past.own, strict=True):
-            x, kept = block(x, cells, before)
-            own.append(kept)
+            x, after = block(x, cells, before)
+            own.append(after)
         return F.linear(self.norm(x), self.tokens.weight), Past(tuple(own), past.cells)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """Attention [B, N, T, D / N]; `allowed` is True where a query may see a key, None: everywhere.
+    """Returns attention outputs [B, N, T, D / N]; `allowed` is True if a query attends to a key, None: to all.
 
-    On a CPU two batched products, whose backward takes a fraction of that of torch's fused kernel for a few dozen tokens
-    (LOG.md).
+    On a CPU it is computed as two batched products, whose backward pass takes a fraction of the time of torch's fused kernel
+    for a few dozen tokens (LOG.md).
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
@@ -116,10 +115,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Te
 
 
 def split(x_BTD: Tensor, heads: int) -> Tensor:
-    """[B, T, D] -> [B, N, T, D / N]."""
+    """Converts [B, T, D] to [B, N, T, D / N]."""
     return x_BTD.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def merge(x_BNTd: Tensor) -> Tensor:
-    """[B, N, T, D / N] -> [B, T, D]."""
+    """Converts [B, N, T, D / N] to [B, T, D]."""
     return x_BNTd.transpose(1, 2).flatten(2)

@@ -1,8 +1,8 @@
-"""Ways to bring the cells of an image and the words of a question together, behind one contract:
+"""Modules that combine the cells of an image with the words of a question, with one interface:
 
     (image_BLD, text_BTD, mask_BT) -> joint_BTD
 
-`cells` of an image carry their places. A new one is a class and a line in `FUSIONS`.
+The cells of an image include position codes. A new module is a class and a line in `FUSIONS`.
 
 Axes: B questions, L cells, T words (mask True at real ones), D width.
 """
@@ -16,11 +16,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from t2i.reader.decoder import CrossAttention, attend, merge, split
 
-NARROW = 16  # numbers a cell keeps where all cells become one vector
+NARROW = 16  # width of a cell before all cells are concatenated
 
 
 class WholeImage(nn.Module):
-    """One vector of all cells that still knows which is where: each is narrowed, and they are joined, not averaged."""
+    """Computes one vector from all cells; they are narrowed and concatenated, not averaged, to keep positions."""
 
     def __init__(self, width: int, cells: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class WholeImage(nn.Module):
 
 
 class _Mlps(nn.Module):
-    """Residual MLPs over each word."""
+    """Residual MLPs, applied to each word."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _Mlps(nn.Module):
 
 
 class Sum(nn.Module):
-    """W_I h(image) + W_T h(word)."""
+    """Computes W_I h(image) + W_T h(word)."""
 
     def __init__(self, width: int, cells: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Sum(nn.Module):
 
 
 class Gated(nn.Module):
-    """A gate for each number mixes image and word (gated multimodal unit, Arevalo et al., 2017)."""
+    """Mixes image and word by a gate per channel (gated multimodal unit; Arevalo et al., 2017)."""
 
     def __init__(self, width: int, cells: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Gated(nn.Module):
 
 
 class Concat(nn.Module):
-    """An MLP over image and word side by side."""
+    """An MLP over the concatenation of image and word."""
 
     def __init__(self, width: int, cells: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Concat(nn.Module):
 
 
 class Search(CrossAttention):
-    """Cross-attention with a place that stands for nothing: how much a word finds tells whether it is there at all."""
+    """Cross-attention with an additional learned key and value, which a word can attend to if the image does not show it."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, width, heads)
@@ -100,7 +100,7 @@ class Search(CrossAttention):
 
 
 class AttentionBlock(nn.Module):
-    """Words attend to each other, then to the cells, then an MLP."""
+    """Self-attention of words, cross-attention to cells, and an MLP."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class CoAttention(nn.Module):
 
 
 class BiLSTM(nn.Module):
-    """A two-way LSTM over the words, each beside the whole image."""
+    """A bidirectional LSTM over the words, each concatenated with the whole image."""
 
     def __init__(self, width: int, cells: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class BiLSTM(nn.Module):
         return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=text_BTD.shape[1])[0]
 
 
-# name -> a class that takes width, number of cells, depth, heads
+# name -> class with the arguments width, number of cells, depth, heads
 FUSIONS: dict[str, Callable[[int, int, int, int], nn.Module]] = {
     "sum": Sum,
     "gated": Gated,

@@ -1,4 +1,4 @@
-"""GPT-2 as the start of a caption decoder: its tokens and its weights, from a folder of transformers."""
+"""Initialises a caption decoder with tokenizer and weights of a GPT-2, from a folder of transformers."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from t2i.errors import InputError
 from t2i.pretrained import load_model, load_text_tokenizer, open_folder
 from t2i.reader.decoder import CaptionDecoder
 
-# tensors of a block: GPT-2's name -> the decoder's; GPT-2 keeps matrices the other way round
+# tensors of a block: GPT-2's name -> the decoder's; GPT-2 stores matrices transposed
 _OF_A_BLOCK = {
     "ln_1": "norm_attention", "attn.c_attn": "qkv", "attn.c_proj": "out",
     "ln_2": "norm_mlp", "mlp.c_fc": "up", "mlp.c_proj": "down",
@@ -16,13 +16,13 @@ _OF_A_BLOCK = {
 
 
 class GPT2(NamedTuple):
-    """A GPT-2 without its classes.
+    """Tokenizer and weights of a GPT-2.
 
     Attributes:
         tokenizer: JSON of the `tokenizers` library.
-        end: the id of its end-of-text token, which also starts and pads.
-        shape: most tokens, width, depth, heads.
-        weights: by the names of `CaptionDecoder`.
+        end: id of the end-of-text token, which is also the start and padding token.
+        shape: maximum number of tokens, width, depth, heads.
+        weights: tensors by their names in `CaptionDecoder`.
     """
 
     tokenizer: str
@@ -31,7 +31,7 @@ class GPT2(NamedTuple):
     weights: dict[str, Tensor]
 
     def fill(self, decoder: CaptionDecoder) -> None:
-        """Copies all weights; attention to the cells, which GPT-2 lacks, stays as it is."""
+        """Copies all weights; cross-attention to cells, which GPT-2 does not have, is not changed."""
         own = decoder.state_dict()
         for name, tensor in self.weights.items():
             own[name].copy_(tensor[: len(own[name])])
@@ -41,7 +41,7 @@ def open_gpt2(path: str, max_tokens: int) -> GPT2:
     """Reads a GPT-2 folder.
 
     Raises:
-        InputError: it is none, is damaged, or has an option that the decoder lacks.
+        InputError: it is not a GPT-2, is damaged, or has an option that the decoder does not support.
     """
     label = f"decoder.path={path!r}"
     folder = open_folder(path, label, ["gpt2"], lambda found: "not GPT-2; name a GPT-2 folder")
@@ -49,7 +49,9 @@ def open_gpt2(path: str, max_tokens: int) -> GPT2:
     tokenizer = load_text_tokenizer(folder, model)
     config: Any = model.config
     if config.scale_attn_by_inverse_layer_idx or config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
-        raise InputError(f"{label} scales attention by layer or has another activation than GPT-2; name a plain GPT-2")
+        raise InputError(
+            f"{label} scales attention by layer or has another activation than GPT-2; name a standard GPT-2"
+        )
     weights = {
         "tokens.weight": model.transformer.wte.weight,
         "positions.weight": model.transformer.wpe.weight,

@@ -1,6 +1,6 @@
-"""A reader as a judge of images: the cells that it sees are features, and captions and questions are held against them.
+"""Judges images with a reader: its cells are the features of an image, by which captions and questions are scored.
 
-Axes: N images, D = L x W numbers of all cells of an image.
+Axes: N images, D = L x W values of all cells of an image.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ def open_judge(path: str | Path, device: str = "cpu") -> "JudgingReader":
     """Opens the reader at `path` as a judge.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no reader at `path`.
     """
     return JudgingReader(Reader.from_pretrained(path, device))
 
 
 class JudgingReader:
-    """A reader behind the protocol of extractors; its features serve no other metric than its own."""
+    """A reader that implements the protocol of extractors; its features are only used by its own metrics."""
 
     clip_name: str | None = None
     classes: NDArray[np.float32] | None = None
@@ -46,43 +46,42 @@ class JudgingReader:
 
     @property
     def reads(self) -> dict[str, str]:
-        """What it can give to a metric -> its name in scores."""
-        found = {"likelihood": self.reader.writes, "answers": bool(self.reader.answers)}
-        return {what: self.name for what, can in found.items() if can}
+        """The kinds of metrics that it supports -> its name in scores."""
+        supported = {"likelihood": self.reader.writes, "answers": bool(self.reader.answers)}
+        return {kind: self.name for kind, can in supported.items() if can}
 
     def digest(self) -> str:
         return self._digest
 
     def features(self, images_BHWC: ImageArray) -> Features:
-        """uint8 [B, H, W, 3] of any size -> float32 [B, D]."""
+        """Returns features, float32 [B, D], of uint8 images [B, H, W, 3] of any size."""
         images = check_images(images_BHWC)
-        wanted = self.reader.resolution
-        same = images.shape[1:3] == (wanted, wanted)
-        parts = self.reader.cells(images if same else list(images))
+        side = self.reader.resolution
+        parts = self.reader.cells(images if images.shape[1:3] == (side, side) else list(images))
         return np.concatenate(
             [np.empty((0, self.dim), np.float32), *(cells.flatten(1).cpu().numpy() for cells in parts)]
         )
 
     def likelihoods(self, features: Features, captions: Sequence[str]) -> Values:
-        """[N] log p(caption | image) in nats."""
+        """Returns log p(caption | image) [N] in nats."""
         return self.reader.likelihood_of(self._cells(features), captions)
 
     def agreement(self, images_BHWC: ImageArray, captions: Sequence[str]) -> Values:
-        """[B] how well each image fits its caption: the likelihood of the caption."""
+        """Returns how well each image matches its caption [B]: the log likelihood of the caption."""
         return self.likelihoods(self.features(images_BHWC), captions)
 
     def right(self, features: Features, questions: Sequence[Sequence[Question]]) -> dict[str, Values]:
-        """Kind of question -> [N], the share that is answered right of each image's questions; NaN: it has none.
+        """Returns kind of question -> share of each image's questions that are answered correctly [N], NaN without questions.
 
-        Under "" over all kinds.
+        The key "" has the share over all kinds.
         """
         answered = ask(self.reader, self._cells(features), questions)
-        found: dict[str, Values] = {}
+        shares: dict[str, Values] = {}
         for kind, of_kind in answered.by_kind():
             total = np.bincount(answered.image[of_kind], answered.credit[of_kind], len(questions))
             count = np.bincount(answered.image[of_kind], minlength=len(questions))
-            found[kind] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-        return found
+            shares[kind] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        return shares
 
     def _cells(self, features: Features) -> torch.Tensor:
         return torch.from_numpy(np.array(features)).unflatten(1, self._shape)

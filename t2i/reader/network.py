@@ -1,4 +1,4 @@
-"""The networks of a reader: image tower, caption decoder, and question tower, fusion and head for answers.
+"""The networks of a reader: image tower and caption decoder; question tower, fusion and head for answers.
 
 Axes: B images, Q questions, C channels, H W image, L cells, T tokens, D width, K tokens of the vocabulary, A answers.
 """
@@ -18,39 +18,39 @@ from t2i.reader.decoder import CaptionDecoder
 from t2i.reader.fusion import FUSIONS
 from t2i.text import TextFeatures
 
-KERNEL = 5  # words that the question tower's convolution spans
+KERNEL = 5  # width of the question tower's convolution, in words
 
 
 class Tokens(NamedTuple):
-    """Captions or questions as tokens; the mask is True at real ones."""
+    """Captions or questions as tokens; the mask is True for real tokens."""
 
     ids_BT: Tensor
     mask_BT: Tensor
 
 
-def token_nll(logits_of: Callable[[Tensor], Tensor], said: Tokens) -> Tensor:
-    """Returns the negative log-likelihood of each token [B, T - 1] after the first, in nats; 0 at padding.
+def token_nll(logits_of: Callable[[Tensor], Tensor], captions: Tokens) -> Tensor:
+    """Returns the negative log likelihood of each token [B, T - 1] after the first, in nats; 0 at padding.
 
     Args:
-        logits_of: logits_BTK of the token after each of ids_BT.
+        logits_of: returns logits_BTK for the token after each of ids_BT.
     """
-    longest = int(said.mask_BT.sum(dim=1).max())
-    ids, mask = said.ids_BT[:, :longest], said.mask_BT[:, :longest]
+    longest = int(captions.mask_BT.sum(dim=1).max())
+    ids, mask = captions.ids_BT[:, :longest], captions.mask_BT[:, :longest]
     nll = F.cross_entropy(logits_of(ids[:, :-1]).float().transpose(1, 2), ids[:, 1:], reduction="none")
     return nll * mask[:, 1:]
 
 
 class Sizes(NamedTuple):
-    """What decides the shapes of a reader beside its config."""
+    """Sizes of a reader's networks that are not in its config."""
 
     vocabulary: int
     answers: int = 0
-    text_dim: int = 0  # of a frozen encoder of questions; 0: the reader has its own
-    decoder: tuple[int, int, int, int] | None = None  # tokens, width, depth, heads of a GPT-2; None: as the config says
+    text_dim: int = 0  # width of a frozen encoder of questions; 0: the reader trains its own
+    decoder: tuple[int, int, int, int] | None = None  # tokens, width, depth, heads of a GPT-2; None: from the config
 
 
 class CellTower(nn.Module):
-    """A residual convolutional tower that halves the image down to `grid` x `grid` cells."""
+    """A residual convolutional tower that reduces the image to `grid` x `grid` cells."""
 
     def __init__(self, config: OwnImageConfig, resolution: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class CellTower(nn.Module):
 
 
 def place_codes(rows: int, columns: int, width: int) -> Tensor:
-    """[L, D] sines and cosines of the row, then of the column, of each cell (Vaswani et al., 2017, in two dimensions)."""
+    """Returns sines and cosines [L, D] of the row and the column of each cell (Vaswani et al., 2017, in two dimensions)."""
     quarter = width // 4
     rates = torch.exp(torch.arange(quarter) / quarter * -math.log(100.0))
     y, x = torch.meshgrid(torch.arange(rows) / rows, torch.arange(columns) / columns, indexing="ij")
@@ -95,7 +95,7 @@ class QuestionTower(nn.Module):
 
 
 class Answerer(nn.Module):
-    """Cells and a question -> a logit for each answer."""
+    """Computes a logit for each answer from cells and a question."""
 
     def __init__(self, config: Config, cells: int, sizes: Sizes) -> None:
         super().__init__()
@@ -112,16 +112,14 @@ class Answerer(nn.Module):
         nn.init.normal_(self.out.weight, std=1e-3)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, cells_QLD: Tensor, asked: Tokens | TextFeatures) -> Tensor:
+    def forward(self, cells_QLD: Tensor, questions: Tokens | TextFeatures) -> Tensor:
         """Returns logits_QA.
 
         Args:
-            asked: tokens of the questions, or their features by the frozen encoder.
+            questions: tokens of the questions, or their features by the frozen encoder.
         """
-        if isinstance(asked, TextFeatures):
-            states, mask = self.text(asked.tokens_BTD), asked.mask_BT
-        else:
-            states, mask = self.text(asked), asked.mask_BT
+        states = self.text(questions.tokens_BTD if isinstance(questions, TextFeatures) else questions)
+        mask = questions.mask_BT
         joint = self.fuse(cells_QLD, self.norm_text(states), mask)
         weight = mask[..., None].to(joint.dtype)
         mean = (self.norm(joint) * weight).sum(dim=1) / weight.sum(dim=1)
@@ -129,12 +127,12 @@ class Answerer(nn.Module):
 
 
 class ReaderNetwork(nn.Module):
-    """All networks of a reader that learn; a frozen image tower is held beside them and is in no state dict."""
+    """All trained networks of a reader; a frozen image tower is not part of the state dict."""
 
     def __init__(self, config: Config, sizes: Sizes, encoder: ImageEncoder | None = None) -> None:
         """
         Args:
-            encoder: of the images; None: the reader's own tower.
+            encoder: the pretrained image tower; None: the reader has its own tower.
         """
         super().__init__()
         own = config.image
@@ -165,7 +163,7 @@ class ReaderNetwork(nn.Module):
         return super()._apply(fn, recurse)
 
     def see(self, images_BCHW: Tensor) -> Tensor:
-        """Returns cells_BLD of images in [-1, 1], with their places."""
+        """Returns cells_BLD of images in [-1, 1], including position codes."""
         if self.tower is not None:
             cells = self.tower(images_BCHW).cells_BLD
         else:
@@ -173,8 +171,8 @@ class ReaderNetwork(nn.Module):
                 cells = self._frozen[0](images_BCHW).cells_BLD
         return self.norm_cells(self.cells(cells) + self.places)
 
-    def caption_nll(self, cells_BLD: Tensor, said: Tokens) -> Tensor:
-        """Returns the negative log-likelihood of each token [B, T - 1] after the first, in nats; 0 at padding."""
-        captions = self.captions
-        assert captions is not None
-        return token_nll(lambda ids_BT: captions(ids_BT, captions.start(cells_BLD))[0], said)
+    def caption_nll(self, cells_BLD: Tensor, captions: Tokens) -> Tensor:
+        """Returns the negative log likelihood of each token [B, T - 1] after the first, in nats; 0 at padding."""
+        decoder = self.captions
+        assert decoder is not None
+        return token_nll(lambda ids_BT: decoder(ids_BT, decoder.start(cells_BLD))[0], captions)

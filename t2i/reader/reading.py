@@ -1,4 +1,4 @@
-"""A trained reader: captions, how likely they are, and answers. The captioner of a `t2i train align` run reads by the same code.
+"""Uses a trained reader, or the captioner of a `t2i train align` run, to write captions, score them and answer questions.
 
     from t2i import Reader
     reader = Reader.from_pretrained("runs/reader")
@@ -12,9 +12,8 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from t2i import checkpoint, images
 from t2i.align.config import Config as AlignConfig
 from t2i.align.dual_encoder import Captioner, DualEncoder
 from t2i.align.frozen import TOKENIZER
-from t2i.align.tokenizer import CaptionTokenizer
 from t2i.data import DataConfig
 from t2i.data.captions import clean_caption
 from t2i.data.questions import normal_answer
@@ -37,55 +35,21 @@ from t2i.files import read_utf8
 from t2i.images import ImageArray, to_model
 from t2i.reader.config import Config
 from t2i.reader.decoding import write
-from t2i.reader.network import ReaderNetwork, Sizes, Tokens
+from t2i.reader.network import ReaderNetwork, Tokens
+from t2i.reader.vocabulary import Vocabulary, read_tokenizer
 from t2i.reader.writers import AlignedReader, CaptionerWriter, DecoderWriter
 from t2i.tensors import hash_values
-from t2i.text import TextEncoder, load_encoder
+from t2i.text import TextEncoder, TextFeatures, load_encoder
 from t2i.trained import TrainedRun, open_run
 
-BATCH = 64  # images or questions at once
+BATCH = 64  # images or questions in one batch
 FAMILIES = ("reader", "align")
 
 AnyImage = ImageArray | Image.Image | Path | str
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a reader's outputs mean, as its checkpoints keep it.
-
-    Attributes:
-        special: ids of padding, start and end.
-        decoder: shape of a decoder that began as a GPT-2: most tokens, width, depth, heads.
-    """
-
-    tokenizer: CaptionTokenizer
-    answers: tuple[str, ...] = ()
-    decoder: tuple[int, int, int, int] | None = None
-
-    def kept(self) -> dict[str, Any]:
-        """For the manifest."""
-        tokenizer = self.tokenizer
-        special = [tokenizer.PAD, tokenizer.START, tokenizer.END]
-        decoder = None if self.decoder is None else list(self.decoder)
-        return {
-            "answers": list(self.answers),
-            "special": special,
-            "decoder": decoder,
-            "max_tokens": tokenizer.max_tokens,
-        }
-
-    @classmethod
-    def read(cls, json_text: str, kept: dict[str, Any]) -> Self:
-        special, decoder = kept["special"], kept["decoder"]
-        tokenizer = read_tokenizer(json_text, kept["max_tokens"], tuple(special))
-        return cls(tokenizer, tuple(kept["answers"]), None if decoder is None else tuple(decoder))
-
-    def sizes(self, text: TextEncoder | None) -> Sizes:
-        return Sizes(len(self.tokenizer), len(self.answers), text.token_dim if text else 0, self.decoder)
-
-
 class Reader:
-    """A reader of images, of any size, which are cut and scaled as its training images were."""
+    """A reader of images of any size, which are cropped and scaled like its training images."""
 
     def __init__(
         self,
@@ -98,7 +62,7 @@ class Reader:
         """
         Args:
             text: the frozen encoder of questions; None: the network has its own.
-            name: for messages.
+            name: its name in messages.
         """
         self.data, self.vocabulary, self.network, self.name = data, vocabulary, network, name
         self.tokenizer, self.resolution = vocabulary.tokenizer, data.resolution
@@ -109,17 +73,18 @@ class Reader:
         """Opens a run of `t2i train reader`, or the captioner of a run of `t2i train align`.
 
         Raises:
-            InputError: no such run, a run of another family, or a damaged one.
+            InputError: the run does not exist, belongs to another family, or is damaged.
         """
         folder = Path(path).expanduser()
         run = open_run(folder)
         if run.family not in FAMILIES:
             raise InputError(
-                f"{folder} holds a model of the family {run.family!r}, which reads no images; train a reader: t2i train reader"
+                f"{folder} holds a model of the family {run.family!r}, which does not read images; train a reader: t2i train "
+                "reader"
             )
         try:
-            with torch.random.fork_rng(devices=[]):  # fresh weights, which are overwritten, come from it
-                found = _open_align(run) if run.family == "align" else _open_reader(run)
+            with torch.random.fork_rng(devices=[]):  # initialising weights must not use the caller's generator
+                reader = _open_align(run) if run.family == "align" else _open_reader(run)
         except InputError:
             raise
         except (ValidationError, KeyError, TypeError, ValueError, OSError, AttributeError) as error:
@@ -127,9 +92,9 @@ class Reader:
             raise InputError(
                 f"the reader at {folder} is damaged ({reason}); train it again: t2i train {run.family}"
             ) from error
-        found.network.eval().requires_grad_(False)
-        found.network.to(device)
-        return found
+        reader.network.eval().requires_grad_(False)
+        reader.network.to(device)
+        return reader
 
     @property
     def writes(self) -> bool:
@@ -137,7 +102,7 @@ class Reader:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """All answers that it may give; none: it answers no questions."""
+        """All possible answers; empty if it does not answer questions."""
         return self.vocabulary.answers
 
     @property
@@ -145,7 +110,7 @@ class Reader:
         return next(self.network.parameters()).device
 
     def digest(self) -> str:
-        """sha256 of all that decides what it reads."""
+        """Returns the SHA-256 of everything that its outputs depend on."""
         tokenizer = self.tokenizer
         head = [
             tokenizer.json_text,
@@ -159,70 +124,70 @@ class Reader:
             hash_values(total, part.state_dict())
         return total.hexdigest()
 
-    # ---- what it reads ----------------------------------------------------------------------------------------------
+    # ---- captions and answers ---------------------------------------------------------------------------------------
 
     def caption(self, images: Sequence[AnyImage] | ImageArray, beams: int = 1) -> list[str]:
-        """Writes a caption of each image.
+        """Writes a caption for each image.
 
         Args:
             images: paths, Pillow images or uint8 HWC arrays.
-            beams: 1: the likeliest token each time; more: beam search.
+            beams: 1: greedy decoding; more: beam search.
 
         Raises:
-            InputError: the reader writes no captions, or an image cannot be read.
+            InputError: the reader does not write captions, or an image cannot be read.
         """
         return [text for text, _ in self.write(images, beams)]
 
     def write(self, images: Sequence[AnyImage] | ImageArray, beams: int = 1) -> list[tuple[str, float]]:
-        """As `caption`; each with its mean log-likelihood a token, in nats."""
+        """Writes a caption for each image; returns it with its mean log likelihood per token, in nats."""
         return self.write_of(self.cells(images), beams)
 
     def write_of(self, parts: Iterable[Tensor], beams: int = 1) -> list[tuple[str, float]]:
-        """As `write`, from cells of the images, batch by batch."""
+        """Does the same as `write`, given batches of cells."""
         self._require_captions()
-        found = []
+        captions = []
         for cells in parts:
-            done = write(self._writer(), cells, beams)
-            means = (done.log_likelihood_B / done.length_B.clamp(min=1)).tolist()
-            found += [
+            written = write(self._writer(), cells, beams)
+            means = (written.log_likelihood_B / written.length_B.clamp(min=1)).tolist()
+            captions += [
                 (clean_caption(self.tokenizer.decode(ids[1:])), mean)
-                for ids, mean in zip(done.ids_BT.cpu(), means, strict=True)
+                for ids, mean in zip(written.ids_BT.cpu(), means, strict=True)
             ]
-        return found
+        return captions
 
     def likelihood(self, images: Sequence[AnyImage] | ImageArray, captions: Sequence[str]) -> NDArray[np.float64]:
-        """[B] log p(caption | image), in nats, of one caption for each image.
+        """Returns log p(caption | image) [B], in nats, for one caption per image.
 
         Raises:
-            InputError: the reader writes no captions, or an image cannot be read.
+            InputError: the reader does not write captions, or an image cannot be read.
         """
         self._require_captions()
         parts = list(self.cells(images))
         return self.likelihood_of(torch.cat(parts) if parts else torch.zeros(0), captions)
 
     def answer(self, images: Sequence[AnyImage] | ImageArray, questions: Sequence[str]) -> list[str]:
-        """Answers a question about each image; a single question is asked of all.
+        """Answers one question per image, or a single question about all images.
 
         Raises:
-            InputError: the reader answers no questions, there is another number of them, or an image cannot be read.
+            InputError: the reader does not answer questions, their number is wrong, or an image cannot be read.
         """
         self._require_answers()
         if len(questions) not in (1, len(images)):
             raise InputError(
-                f"{len(questions)} questions for {len(images)} images; ask one of all images, or one of each"
+                f"{len(questions)} questions for {len(images)} images; ask a single question, or one per image"
             )
-        asked = list(questions) * len(images) if len(questions) == 1 else list(questions)
+        questions = list(questions) * len(images) if len(questions) == 1 else list(questions)
         parts = list(self.cells(images))
         if not parts:
             return []
-        scores = self.answer_scores(torch.cat(parts), torch.arange(len(asked)), asked)
+        scores = self.answer_scores(torch.cat(parts), torch.arange(len(questions)), questions)
         return [self.answers[k] for k in scores.argmax(axis=1)]
 
-    # ---- the parts of it, for scoring -------------------------------------------------------------------------------
+    # ---- parts for scoring ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def cells(self, images: Sequence[AnyImage] | ImageArray) -> Iterator[Tensor]:
-        """Cells [B, L, D] of the images, batch by batch."""
+        """Yields the cells [B, L, D] of images, batch by batch."""
         for start in range(0, len(images), BATCH):
             chosen = images[start : start + BATCH]
             batch = chosen if isinstance(chosen, np.ndarray) else np.stack([self._fit(one) for one in chosen])
@@ -230,48 +195,48 @@ class Reader:
 
     @torch.no_grad()
     def likelihood_of(self, cells_BLD: Tensor, captions: Sequence[str]) -> NDArray[np.float64]:
-        """[B] log p(caption | image) from the cells of the images."""
-        found = np.empty(len(captions))
+        """Returns log p(caption | image) [B] from the cells of the images."""
+        likelihoods = np.empty(len(captions))
         ids, mask, cut = self.tokenizer(list(captions))
         if cut:
             warnings.warn(
-                f"{cut:,} of {len(captions):,} captions are longer than the {self.tokenizer.max_tokens} tokens that the reader "
-                f"{self.name} reads; the rest was cut off",
+                f"{cut:,} of {len(captions):,} captions are longer than the limit of {self.tokenizer.max_tokens} tokens of "
+                f"reader {self.name}; the rest was cut off",
                 stacklevel=3,
             )
         for start in range(0, len(captions), BATCH):
             rows = slice(start, start + BATCH)
-            said = Tokens(ids[rows].to(self.device), mask[rows].to(self.device))
-            nll = self.network.caption_nll(cells_BLD[rows].to(self.device), said)
-            found[rows] = -nll.double().sum(dim=1).cpu().numpy()
-        return found
+            tokens = Tokens(ids[rows].to(self.device), mask[rows].to(self.device))
+            nll = self.network.caption_nll(cells_BLD[rows].to(self.device), tokens)
+            likelihoods[rows] = -nll.double().sum(dim=1).cpu().numpy()
+        return likelihoods
 
     @torch.no_grad()
     def answer_scores(self, cells_BLD: Tensor, image_Q: Tensor, questions: Sequence[str]) -> NDArray[np.float32]:
-        """[Q, A] probability of each answer to each question.
+        """Returns the probability of each answer to each question [Q, A].
 
         Args:
             image_Q: the row of `cells` that each question is about.
         """
         assert isinstance(self.network, ReaderNetwork) and self.network.answers is not None
-        found = np.empty((len(questions), len(self.answers)), np.float32)
+        scores = np.empty((len(questions), len(self.answers)), np.float32)
         for start in range(0, len(questions), 4 * BATCH):
             rows = slice(start, start + 4 * BATCH)
             cells = cells_BLD[image_Q[rows]].to(self.device)
             logits = self.network.answers(cells, self.words(questions[rows]))
-            found[rows] = logits.softmax(dim=-1).cpu().numpy()
-        return found
+            scores[rows] = logits.softmax(dim=-1).cpu().numpy()
+        return scores
 
     def words(self, questions: Sequence[str]) -> Any:
-        """Questions as the network takes them."""
+        """Returns questions as inputs of the network: tokens, or features of the frozen encoder."""
         if self._text is not None:
-            return type(found := self._text.encode(questions))(*(part.to(self.device) for part in found))
+            return TextFeatures(*(part.to(self.device) for part in self._text.encode(questions)))
         ids, mask, _ = self.tokenizer([question.lower() for question in questions])
         longest = int(mask.sum(dim=1).max())
         return Tokens(ids[:, :longest].to(self.device), mask[:, :longest].to(self.device))
 
     def knows(self, answer: str) -> bool:
-        """True if the reader may give this answer."""
+        """Returns True if the reader can give this answer."""
         return normal_answer(answer) in self.vocabulary.answers
 
     def _fit(self, image: AnyImage) -> ImageArray:
@@ -296,24 +261,16 @@ class Reader:
     def _require_captions(self) -> None:
         if not self.writes:
             raise InputError(
-                f"reader {self.name} answers questions and writes no captions; ask one with --ask, or train captions with "
+                f"reader {self.name} answers questions but does not write captions; ask one with --ask, or train captions with "
                 "--set tasks.caption=1"
             )
 
     def _require_answers(self) -> None:
         if not self.answers:
             raise InputError(
-                f"reader {self.name} writes captions and answers no questions; train one that does: t2i train reader "
+                f"reader {self.name} writes captions but does not answer questions; train one that does: t2i train reader "
                 "--config reader-vqa"
             )
-
-
-def read_tokenizer(json_text: str, max_tokens: int, special: tuple[int, int, int] = (0, 1, 2)) -> CaptionTokenizer:
-    """Raises ValueError: the text is no tokenizer."""
-    try:
-        return CaptionTokenizer(json_text, max_tokens, special)
-    except Exception as error:  # the library raises no narrower one
-        raise ValueError(f"its tokenizer: {error}") from error
 
 
 def _open_reader(run: TrainedRun) -> Reader:
@@ -327,13 +284,17 @@ def _open_reader(run: TrainedRun) -> Reader:
 
 
 def _open_align(run: TrainedRun) -> Reader:
+    if run.manifest["config"].get("aligner", {}).get("kind", "contrastive") != "contrastive":
+        raise InputError(
+            f"{run.folder} has maps between frozen encoders and no captioner; train a reader: t2i train reader"
+        )
     if "captioner" not in run.state:
         raise InputError(
-            f"{run.folder} has no captioner in its checkpoint; train it anew, or a reader: t2i train reader"
+            f"{run.folder} has no captioner in its checkpoint; train it again, or a reader: t2i train reader"
         )
     config = AlignConfig.kept(run.manifest["config"])
     tokenizer = read_tokenizer(read_utf8(run.folder / TOKENIZER), config.text_tower.max_tokens)
     dual, captioner = DualEncoder(config, len(tokenizer)), Captioner(config, len(tokenizer))
-    checkpoint.load_module(dual, run.state["model"], "dual encoder")  # the captioner's own, whichever is best
+    checkpoint.load_module(dual, run.state["model"], "dual encoder")  # the last weights, as the captioner's are
     checkpoint.load_module(captioner, run.state["captioner"], "captioner")
     return Reader(config.data, Vocabulary(tokenizer), AlignedReader(dual.image, captioner), None, str(run.folder))

@@ -1,4 +1,4 @@
-"""How well a reader reads images whose captions or answers are known."""
+"""Scores a reader on images with known captions or answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -16,28 +16,30 @@ from t2i.reader.reading import Reader
 
 
 def caption_faithfulness(images_BHWC: ImageArray, written: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """Aspect -> [B], True where a written caption is right of its image of drawn shapes, as the oracle reads that; a caption
-    outside of the grammar is wrong in all."""
+    """Checks captions of rendered shapes by the oracle: returns attribute -> [B], True if a caption is correct.
+
+    A caption outside the grammar is wrong in all attributes.
+    """
     specs = [parse(caption) for caption in written]
     known = [k for k, spec in enumerate(specs) if spec is not None]
-    found = {name: np.zeros(len(written), bool) for name in ATTRIBUTES}
+    correct = {name: np.zeros(len(written), bool) for name in ATTRIBUTES}
     if known:
         judged = judge(read(images_BHWC[known]), [specs[k] for k in known])  # type: ignore[misc]
         for name, flags in judged.items():
-            found[name][known] = flags
-    return found
+            correct[name][known] = flags
+    return correct
 
 
 class Answered(NamedTuple):
-    """Questions about images, flat, with what a reader answered."""
+    """Questions about images in one list, with a reader's answers."""
 
-    image: NDArray[np.int64]  # row of the image that each is about
+    image: NDArray[np.int64]  # row of the image that each question is about
     kinds: list[str]
     given: list[str]
-    credit: NDArray[np.float64]  # of each answer; 0 also where a parent question was answered wrongly
+    credit: NDArray[np.float64]  # credit of each answer; 0 if a parent question was answered wrongly
 
     def by_kind(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-        """Yields each kind of question and which are of it; first "" with all of them."""
+        """Yields each kind of question with a mask of its questions; first "" with all questions."""
         kinds = np.array(self.kinds)
         yield "", np.ones(len(kinds), bool)
         for kind in dict.fromkeys(filter(None, self.kinds)):
@@ -45,11 +47,11 @@ class Answered(NamedTuple):
 
 
 def ask(reader: Reader, cells: Sequence[Tensor] | Tensor, questions: Sequence[Sequence[Question]]) -> Answered:
-    """Asks all questions of each image. Of a question with choices the likeliest choice is the answer.
+    """Answers all questions about each image. For a question with choices, the likeliest choice is the answer.
 
     Args:
-        cells: of the images, [B, L, D], or batches of them.
-        questions: of each image.
+        cells: cells of the images, [B, L, D], or batches of them.
+        questions: the questions about each image.
     """
     flat = [(row, question) for row, several in enumerate(questions) for question in several]
     whole = cells if isinstance(cells, Tensor) else torch.cat(list(cells))
@@ -69,36 +71,37 @@ def _chosen(scores_A: NDArray[np.float32], answers: Sequence[str], place: Mappin
 
 
 def _without_orphans(credit: NDArray[np.float64], questions: Sequence[Sequence[Question]]) -> NDArray[np.float64]:
-    """A question counts 0 when one of its parents was answered wrongly (Cho et al., ICLR 2024)."""
+    """Sets the credit of questions to 0 if one of their parents was answered wrongly (Cho et al., ICLR 2024)."""
     credit, start = credit.copy(), 0
     for several in questions:
-        own = credit[start : start + len(several)]
-        wrong = {k for k, value in enumerate(own.tolist()) if value == 0}
+        credits = credit[start : start + len(several)]
+        wrong = {k for k, value in enumerate(credits.tolist()) if value == 0}
         pending = True
-        while pending:  # a grandparent counts too
+        while pending:  # until grandchildren are included
             more = {k for k, question in enumerate(several) if k not in wrong and wrong.intersection(question.parents)}
             wrong, pending = wrong | more, bool(more)
-        own[list(wrong)] = 0.0
+        credits[list(wrong)] = 0.0
         start += len(several)
     return credit
 
 
 def caption_scores(reader: Reader, images_BHWC: ImageArray, captions: Sequence[str]) -> dict[str, float]:
-    """`caption_nll`, nats a token of the true captions; of drawn shapes also the share of written captions that are right."""
+    """Returns `caption_nll`, in nats per token of the true captions; for rendered shapes also the share of written captions
+    that are correct."""
     lengths = reader.tokenizer(list(captions))[1].sum(dim=1).numpy() - 1
     parts = list(reader.cells(images_BHWC))
-    found = {"caption_nll": float(-reader.likelihood_of(torch.cat(parts), captions).sum() / lengths.sum())}
+    scores = {"caption_nll": float(-reader.likelihood_of(torch.cat(parts), captions).sum() / lengths.sum())}
     if all(map(parse, captions)):
-        judged = caption_faithfulness(images_BHWC, [text for text, _ in reader.write_of(parts)])
-        found |= {f"caption_{name}": float(judged[name].mean()) for name in ("strict", "relation")}
-    return found
+        correct = caption_faithfulness(images_BHWC, [text for text, _ in reader.write_of(parts)])
+        scores |= {f"caption_{name}": float(correct[name].mean()) for name in ("strict", "relation")}
+    return scores
 
 
 def answer_scores(reader: Reader, images_BHWC: ImageArray, questions: Sequence[Sequence[Question]]) -> dict[str, float]:
-    """`answers`, the mean credit over all questions, and `answers_KIND`."""
+    """Returns `answers`, the mean credit over all questions, and `answers_KIND` for each kind."""
     answered = ask(reader, list(reader.cells(images_BHWC)), questions)
     kinds = np.array(answered.kinds)
-    found = {"answers": float(answered.credit.mean())}
-    return found | {
+    scores = {"answers": float(answered.credit.mean())}
+    return scores | {
         f"answers_{kind}": float(answered.credit[kinds == kind].mean()) for kind in dict.fromkeys(answered.kinds)
     }

@@ -1,4 +1,4 @@
-"""The arithmetic of one optimizer step of the reader: images with captions and questions, and their losses.
+"""The loss of one optimizer step of the reader on images with captions and questions.
 
 Axes: B images, C channels, H W image, Q questions, T tokens, A answers.
 """
@@ -15,39 +15,39 @@ from t2i.text import TextFeatures
 NOISE = 0.05  # standard deviation of the noise added to training images, in units of [-1, 1]
 
 
-class Asked(NamedTuple):
-    """Questions of one micro-batch, and what is right."""
+class QuestionBatch(NamedTuple):
+    """The questions of one micro-batch and the credit of their answers."""
 
-    questions: Tokens | TextFeatures
-    image_Q: Tensor  # which image each is about
-    target_QA: Tensor  # credit of each answer, rows adding up to 1
+    text: Tokens | TextFeatures
+    image_Q: Tensor  # index of the image that each question is about
+    target_QA: Tensor  # credit of each answer; rows sum to 1
 
 
 class ReaderMicro(NamedTuple):
-    """One micro-batch on the device; None: the reader does not learn that task."""
+    """One micro-batch on the device; a task that the reader does not learn is None."""
 
     images_BCHW: Tensor
-    said: Tokens | None
-    asked: Asked | None
+    captions: Tokens | None
+    questions: QuestionBatch | None
 
 
 class Losses(nn.Module):
-    """All losses of a reader in one call, as DistributedDataParallel needs them."""
+    """Computes all losses of a reader in one forward call, as DistributedDataParallel requires."""
 
     def __init__(self, reader: ReaderNetwork, tasks: TasksConfig) -> None:
         super().__init__()
         self.reader, self.tasks = reader, tasks
 
     def forward(self, micro: ReaderMicro) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weighted sum of the losses of all tasks, and each of them, in nats a token and a question."""
-        reader, total, watched = self.reader, micro.images_BCHW.new_zeros(()), {}
+        """Returns the weighted sum of the losses of all tasks, and each loss, in nats per token or per question."""
+        reader, total, losses = self.reader, micro.images_BCHW.new_zeros(()), {}
         cells = reader.see(micro.images_BCHW)
-        if micro.said is not None:
-            nll = reader.caption_nll(cells, micro.said)
-            watched["caption_nll"] = nll.sum() / micro.said.mask_BT[:, 1:].sum()
-            total = total + self.tasks.caption * watched["caption_nll"]
-        if micro.asked is not None and reader.answers is not None:
-            logits = reader.answers(cells[micro.asked.image_Q], micro.asked.questions)
-            watched["answer_nll"] = F.cross_entropy(logits, micro.asked.target_QA)
-            total = total + self.tasks.answer * watched["answer_nll"]
-        return total, {name: value.detach() for name, value in watched.items()}
+        if micro.captions is not None:
+            nll = reader.caption_nll(cells, micro.captions)
+            losses["caption_nll"] = nll.sum() / micro.captions.mask_BT[:, 1:].sum()
+            total = total + self.tasks.caption * losses["caption_nll"]
+        if micro.questions is not None and reader.answers is not None:
+            logits = reader.answers(cells[micro.questions.image_Q], micro.questions.text)
+            losses["answer_nll"] = F.cross_entropy(logits, micro.questions.target_QA)
+            total = total + self.tasks.answer * losses["answer_nll"]
+        return total, {name: value.detach() for name, value in losses.items()}

@@ -1,4 +1,4 @@
-"""The models that write captions: a reader's own decoder, and the captioner that `t2i train align` trains beside its towers."""
+"""Implements `Writer` for a reader's decoder, and for the captioner that `t2i train align` trains with its towers."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from t2i.reader.network import Tokens, token_nll
 
 
 class DecoderWriter:
-    """A `Writer` that keeps keys and values of the tokens so far."""
+    """A `Writer` that caches keys and values of the tokens so far."""
 
     def __init__(self, decoder: CaptionDecoder, tokenizer: CaptionTokenizer) -> None:
         self._decoder = decoder
@@ -30,7 +30,7 @@ class DecoderWriter:
 
 
 class AlignedReader(nn.Module):
-    """The image tower and the captioner of a dual encoder, as a reader that writes captions and answers nothing."""
+    """The image tower and the captioner of a dual encoder, as a reader that writes captions but does not answer questions."""
 
     answers = None
 
@@ -39,16 +39,16 @@ class AlignedReader(nn.Module):
         self.image, self.captions = image, captioner
 
     def see(self, images_BCHW: Tensor) -> Tensor:
-        """Returns cells [B, L, C]: the places of the last map."""
+        """Returns cells [B, L, C]: the positions of the last feature map."""
         return self.image.map(images_BCHW).flatten(2).transpose(1, 2)
 
-    def caption_nll(self, cells_BLC: Tensor, said: Tokens) -> Tensor:
-        """As `ReaderNetwork.caption_nll`."""
-        return token_nll(lambda ids_BT: self.captions.logits(as_map(cells_BLC), ids_BT), said)
+    def caption_nll(self, cells_BLC: Tensor, captions: Tokens) -> Tensor:
+        """Returns the same as `ReaderNetwork.caption_nll`."""
+        return token_nll(lambda ids_BT: self.captions.logits(as_map(cells_BLC), ids_BT), captions)
 
 
 class Prefix(NamedTuple):
-    """Cells and the tokens so far, which are read anew at each token."""
+    """Cells and the tokens so far, which are processed again for each token."""
 
     cells_BLC: Tensor
     ids_BT: Tensor
@@ -73,6 +73,6 @@ class CaptionerWriter:
 
 
 def as_map(cells_BLC: Tensor) -> Tensor:
-    """[B, L, C] -> [B, C, side, side]."""
+    """Converts [B, L, C] to [B, C, side, side]."""
     side = int(cells_BLC.shape[1] ** 0.5)
     return cells_BLC.transpose(1, 2).unflatten(2, (side, side))

@@ -1,6 +1,6 @@
-"""Line charts as SVG without a script: the curves of a journal on a page, and the points of a sweep in a file.
+"""Makes line charts as SVG without scripts, for the curves of a page and for the chart of a sweep.
 
-`chart.html` draws what is placed here; `chart.css` has the colors, so that a chart looks the same in both.
+This module computes the positions; `chart.html` has the markup and `chart.css` the colors of both.
 """
 
 import math
@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from t2i.report.template import render
 
-DOTTED = 12  # a line of at most so many points shows them
+DOTTED = 12  # a line with at most this many points has dots
 LOG_FROM = 100.0  # ratio of largest to smallest value from which the scale is logarithmic
-COLORS = 8  # in chart.css; further lines are dashed
+COLORS = 8  # colors in chart.css; lines beyond are dashed
 WIDTH, HEIGHT = 420.0, 220.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 8.0, 8.0, 24.0
 
@@ -21,7 +21,7 @@ Points = list[tuple[float, float | None]]  # (x, y); None: the value was not fin
 
 
 class Axis(NamedTuple):
-    """Maps values to a stretch of the drawing."""
+    """Maps values to coordinates."""
 
     low: float
     high: float
@@ -35,13 +35,13 @@ class Axis(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A line as it is drawn.
+    """A line with coordinates.
 
     Attributes:
-        color: number of a color, and of a dash beyond `COLORS`.
-        path: of an SVG path; it breaks where a value was not finite.
-        dots: (x, y) of its points, where they are few.
-        last: the newest value, for the legend.
+        color: number of the color; from `COLORS` on the line is dashed.
+        path: data of an SVG path, interrupted at values that are not finite.
+        dots: (x, y) of the points, or none if there are many.
+        last: the last value, for the legend.
     """
 
     name: str
@@ -56,13 +56,13 @@ class Curve(NamedTuple):
 
 
 def chart(title: str, lines: Mapping[str, Points], unit: str = "steps", colors: Sequence[int] = ()) -> Markup:
-    """A `<figure>` of lines over steps, with the values of a step in a tooltip.
+    """Returns a `<figure>` of lines over steps, with the values of a step in a tooltip.
 
-    The scale is logarithmic, and labelled so, where positive values span two orders of magnitude.
+    The scale is logarithmic, and labelled so, if all values are positive and span two orders of magnitude.
 
     Args:
-        unit: of the horizontal axis.
-        colors: one number a line; none: from the first color on.
+        unit: unit of the horizontal axis.
+        colors: color number of each line; default: in order.
     """
     values = [value for points in lines.values() for _, value in points if value is not None]
     steps = sorted({step for points in lines.values() for step, _ in points})
@@ -100,19 +100,19 @@ def curve(name: str, color: int, points: Points, x: Axis, y: Axis) -> Curve:
 
 
 def _tips(lines: Mapping[str, Points], steps: Sequence[float], x: Axis, unit: str) -> list[tuple[float, float, str]]:
-    """(left, width, text) of an invisible column around each step, whose tooltip has all values there."""
-    at = {name: dict(points) for name, points in lines.items()}
+    """Returns (left, width, text) of an invisible column around each step; its tooltip has all values of the step."""
+    values_at = {name: dict(points) for name, points in lines.items()}
     edges = [LEFT, *((x(a) + x(b)) / 2 for a, b in zip(steps, steps[1:], strict=False)), WIDTH - RIGHT]
-    found = []
+    tips = []
     for k, step in enumerate(steps):
-        values = [f"{name}: {number(points[step])}" for name, points in at.items() if step in points]
-        at_step = f"step {step:,.0f}" if unit == "steps" else f"{step:,.0f} {unit}"
-        found.append((edges[k], max(edges[k + 1] - edges[k], 0.0), "\n".join([at_step, *values])))
-    return found
+        values = [f"{name}: {number(points[step])}" for name, points in values_at.items() if step in points]
+        heading = f"step {step:,.0f}" if unit == "steps" else f"{step:,.0f} {unit}"
+        tips.append((edges[k], max(edges[k + 1] - edges[k], 0.0), "\n".join([heading, *values])))
+    return tips
 
 
 def linear_ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers that reach from `low` or below to `high` or above."""
+    """Returns about `about` round numbers; the first is at most `low` and the last at least `high`."""
     span = high - low or abs(high) or 1.0
     size = 10.0 ** math.floor(math.log10(span / about))
     size *= next(factor for factor in (1, 2, 5, 10) if span / (factor * size) <= about)
@@ -121,24 +121,24 @@ def linear_ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten around the values, at most about five."""
+    """Returns about five or fewer powers of ten around the values."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = -(-(last - first) // 5)
     return [10.0**k for k in range(first, last + every, every)]
 
 
 def labels(ticks: Sequence[float]) -> list[str]:
-    """The ticks with as many digits as tell them apart."""
-    found = [number(tick) for tick in ticks]
+    """Formats the ticks with enough digits to differ."""
+    texts = [number(tick) for tick in ticks]
     for digits in range(4, 16):
-        if len(set(found)) == len(found):
+        if len(set(texts)) == len(texts):
             break
-        found = [f"{tick:.{digits}g}" for tick in ticks]
-    return found
+        texts = [f"{tick:.{digits}g}" for tick in ticks]
+    return texts
 
 
 def number(value: float | None) -> str:
-    """Three significant digits; `not finite` for None."""
+    """Formats a value with three significant digits; `not finite` for None."""
     if value is None:
         return "not finite"
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"

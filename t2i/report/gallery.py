@@ -1,7 +1,7 @@
-"""The images of a report: those that all runs make for the same held-out captions, the best, the worst, the nearest.
+"""Makes the images of a report: samples of all runs for the same held-out captions, the best, the worst, the nearest.
 
-Captions and noise are those of `t2i eval score` with the same seed, so an image of the page is one that was scored. A
-tokenizer shows its reconstruction of the real images instead.
+Captions and noise are those of `t2i eval score` with the same seed, so the page shows images that were scored. A tokenizer
+reconstructs the real images instead.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from t2i.hardware import device
 from t2i.images import ImageArray
 from t2i.metrics.reconstruction import psnr
 from t2i.report.extremes import Extremes, extremes
-from t2i.report.judged import Judged, Pool, fit, judged
+from t2i.report.judged import Judged, Pool, clip_scores, judged
 from t2i.report.neighbours import Neighbours, find_neighbours
 from t2i.report.options import ReportOptions
 from t2i.report.runs import ShownRun
@@ -31,17 +31,17 @@ from t2i.scoring.options import ScoreOptions
 from t2i.scoring.trial import Trial
 from t2i.training.trained_on import RECORD, read_record
 
-SHOWN = 12  # captions of each split, with what every run made of them
+SHOWN = 12  # captions of each split, with the images of every run
 AT_ONCE = 32  # images between two updates of the progress
 
 
-class Beside(NamedTuple):
-    """Images of one split side by side: the first captions, the real image of each, and what each run made of it."""
+class SplitImages(NamedTuple):
+    """Images of the first captions of a split: the real ones and those of each run."""
 
     split: str
     data: str
     real: list[Judged]
-    made: dict[str, list[Judged]]  # name of the run -> one a caption
+    generated: dict[str, list[Judged]]  # name of the run -> an image for each caption
 
 
 @dataclass
@@ -49,27 +49,27 @@ class Gallery:
     """All images of a page.
 
     Attributes:
-        score: name of the numbers beside images, e.g. `clip-aligned`; of a tokenizer they are decibels of PSNR.
-        notes: what a reader must know, a sentence each.
+        score: name of the score below each image, e.g. `clip-aligned`; a tokenizer's images have their PSNR in dB.
+        notes: warnings for the reader, one sentence each.
     """
 
     score: str
-    beside: list[Beside] = field(default_factory=list)
+    splits: list[SplitImages] = field(default_factory=list)
     extremes: dict[str, Extremes] = field(default_factory=dict)
     neighbours: dict[str, Neighbours] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
-        """Says it on the page and on the console."""
+        """Adds a warning to the page and prints it on the console."""
         self.notes.append(text)
         warnings.warn(text, stacklevel=3)
 
 
 def make_gallery(runs: Sequence[ShownRun], options: ReportOptions, tick: Tick) -> Gallery | None:
-    """Samples with every run and chooses what to show; None where no run makes images.
+    """Samples with every run and selects the images to show; returns None if no run makes images.
 
     Raises:
-        InputError: there are no held-out captions, or the encoder cannot be opened.
+        InputError: there are no held-out captions, or the scorer cannot be opened.
     """
     makers = [run for run in runs if run.makes_images]
     if not makers:
@@ -84,10 +84,10 @@ def make_gallery(runs: Sequence[ShownRun], options: ReportOptions, tick: Tick) -
         pools = {
             run.name: _pool(run, address, split, options, SHOWN if k else options.n, scorer, tick) for run in makers
         }
-        gallery.beside.append(_beside(address, split, pools, scorer))
+        gallery.splits.append(_split_images(address, split, pools, scorer))
         for run in makers:
             pool = pools[run.name]
-            _note_leaks(gallery, run, pool.asked)
+            _note_leaks(gallery, run, pool.captioned)
             if k == 0:
                 gallery.extremes[run.name] = extremes(run, pool, gallery.score, options.usual and run.pipe is not None)
                 if run.pipe is not None and options.neighbours:
@@ -96,13 +96,13 @@ def make_gallery(runs: Sequence[ShownRun], options: ReportOptions, tick: Tick) -
                             run, pool, options.neighbours, scorer, tick, known
                         )
                     except InputError as error:
-                        gallery.note(f"{run.name} has no neighbours here, its training images cannot be read: {error}")
+                        gallery.note(f"{run.name} has no neighbours here: its training images cannot be read: {error}")
     _note_scorer(gallery, makers, scorer)
     return gallery
 
 
 def _splits(address: str, run: ShownRun, options: ReportOptions) -> list[str]:
-    """The splits to show, all of which exist."""
+    """Returns the splits to show; raises InputError if one does not exist."""
     if options.split is not None:
         for split in options.split:
             open_dataset(address, split, _view(run))
@@ -110,7 +110,7 @@ def _splits(address: str, run: ShownRun, options: ReportOptions) -> list[str]:
     found, problem = [], None
     for split in ("val", "heldout", "test"):
         try:
-            # `heldout` of a folder is another split under that name
+            # `heldout` of a folder is another name of `test` or `val`
             if not (split == "test" and found) and open_dataset(address, split, _view(run)).split == split:
                 found.append(split)
         except InputError as error:
@@ -124,43 +124,43 @@ def _view(run: ShownRun) -> View:
     return View(run.data["resolution"], run.data["fit"], None, run.data["split_seed"])
 
 
-# ---- what a reader must know ---------------------------------------------------------------------------------------
+# ---- warnings ------------------------------------------------------------------------------------------------------
 
 
 def _note_data(gallery: Gallery, runs: Sequence[ShownRun], address: str) -> None:
     for run in runs:
         if run.data["address"] != address:
             gallery.note(
-                f"{run.name} was trained on {run.data['address']}, and the captions here are of {address}: "
-                "their images do not compare"
+                f"{run.name} was trained on {run.data['address']}, but the captions here are from {address}: "
+                "its images are not comparable"
             )
     for run in runs:
         if read_record(run.folder / RECORD) is None:
             gallery.note(
-                f"{run.name} has no record of its training data ({RECORD} is missing), so nothing shows that these captions "
+                f"{run.name} has no record of its training data ({RECORD} is missing), so it is unknown if these captions "
                 "are new to it"
             )
 
 
-def _note_leaks(gallery: Gallery, run: ShownRun, asked: Images) -> None:
+def _note_leaks(gallery: Gallery, run: ShownRun, captioned: Images) -> None:
     with warnings.catch_warnings(action="ignore"):
-        found = refuse_leaks(run.folder, asked, None, allow=True)
-    if found is not None:
-        gallery.note(f"{run.name} was {found} shown here, split {asked.split}: to it they are not held out")
+        leak = refuse_leaks(run.folder, captioned, None, allow=True)
+    if leak is not None:
+        gallery.note(f"{run.name} was {leak} shown here, split {captioned.split}: these are not held out for it")
 
 
 def _note_scorer(gallery: Gallery, runs: Sequence[ShownRun], scorer: ImageTextExtractor) -> None:
-    """Says where the encoder that judges is not fit to judge."""
-    drawn = all(parse(one.caption) for group in gallery.beside for one in group.real)
-    if scorer.name == "shapes" and not drawn:
+    """Warns if the scorer knows other data, or took part in the training of a run."""
+    shapes = all(parse(one.caption) for group in gallery.splits for one in group.real)
+    if scorer.name == "shapes" and not shapes:
         gallery.note(
-            f"the scores beside images are by {gallery.score}, which knows drawn shapes and says little of other "
-            "images; name a CLIP folder with --scorer clip:DIR"
+            f"the scores of images are by {gallery.score}, which knows rendered shapes and says little about other images; "
+            "name a CLIP folder with --scorer clip:DIR"
         )
     for run in runs:
         role = run.pipe and trained_with(run.pipe.text_encoder, run.pipe.manifest, None).get(scorer.digest())
         if role:
-            gallery.note(f"{gallery.score} was the {role} of {run.name} in training, and flatters its images")
+            gallery.note(f"{gallery.score} was the {role} of {run.name} in training, so it overrates its images")
 
 
 # ---- images --------------------------------------------------------------------------------------------------------
@@ -169,36 +169,36 @@ def _note_scorer(gallery: Gallery, runs: Sequence[ShownRun], scorer: ImageTextEx
 def _pool(
     run: ShownRun, address: str, split: str, options: ReportOptions, n: int, scorer: ImageTextExtractor, tick: Tick
 ) -> Pool:
-    """The real images of the first captions and what the run makes of each."""
-    asked = dataset_images(address, split, min(n, len(open_dataset(address, split, _view(run)))), _view(run))
-    real = [image for chunk in asked.chunks(range(len(asked))) for image in chunk]
+    """Returns the real images of the first captions, and the run's image for each."""
+    captioned = dataset_images(address, split, min(n, len(open_dataset(address, split, _view(run)))), _view(run))
+    real = [image for chunk in captioned.chunks(range(len(captioned))) for image in chunk]
     trial = (
         None
         if run.pipe is None
-        else Trial(run.folder, run.pipe, asked, ScoreOptions(target=str(run.folder), seed=options.seed), None)
+        else Trial(run.folder, run.pipe, captioned, ScoreOptions(target=str(run.folder), seed=options.seed), None)
     )
-    made: list[ImageArray] = []
+    generated: list[ImageArray] = []
     what = f"{run.name} on {split}"
-    for start in range(0, len(asked), AT_ONCE):
-        tick(what, start, len(asked))
-        rows = range(start, min(start + AT_ONCE, len(asked)))
+    for start in range(0, len(captioned), AT_ONCE):
+        tick(what, start, len(captioned))
+        rows = range(start, min(start + AT_ONCE, len(captioned)))
         if trial is not None:
-            made += trial.images_at(rows)
+            generated += trial.images_at(rows)
         elif run.tokenizer is not None:
-            made += list(run.tokenizer.decode(run.tokenizer.encode(np.stack([real[k] for k in rows]))))
-    tick(what, len(asked), len(asked))
+            generated += list(run.tokenizer.decode(run.tokenizer.encode(np.stack([real[k] for k in rows]))))
+    tick(what, len(captioned), len(captioned))
     if trial is None:
-        return Pool(asked, real, made, psnr(np.stack(made), np.stack(real)))
-    return Pool(asked, real, made, fit(scorer, made, asked.captions or []))
+        return Pool(captioned, real, generated, psnr(np.stack(generated), np.stack(real)))
+    return Pool(captioned, real, generated, clip_scores(scorer, generated, captioned.captions or []))
 
 
-def _beside(address: str, split: str, pools: Mapping[str, Pool], scorer: ImageTextExtractor) -> Beside:
+def _split_images(address: str, split: str, pools: Mapping[str, Pool], scorer: ImageTextExtractor) -> SplitImages:
     first = next(iter(pools.values()))
-    captions = (first.asked.captions or [])[:SHOWN]
-    scores = fit(scorer, first.real[:SHOWN], captions)
-    return Beside(
+    captions = (first.captioned.captions or [])[:SHOWN]
+    scores = clip_scores(scorer, first.real[:SHOWN], captions)
+    return SplitImages(
         split,
         address,
         judged(first.real[:SHOWN], captions, scores.tolist()),
-        {name: judged(pool.made[:SHOWN], captions, pool.scores[:SHOWN].tolist()) for name, pool in pools.items()},
+        {name: judged(pool.generated[:SHOWN], captions, pool.scores[:SHOWN].tolist()) for name, pool in pools.items()},
     )

@@ -1,4 +1,4 @@
-"""The images of a run that are nearest to its training data, each with the training images nearest to it."""
+"""Finds the images of a run that are nearest to its training data, and the training images nearest to each of them."""
 
 from typing import NamedTuple
 
@@ -14,23 +14,23 @@ from t2i.report.runs import ShownRun
 from t2i.scoring.images.collection import Images, Tick, dataset_images
 from t2i.scoring.images.extraction import Pass, extract
 
-NEAR, NEIGHBOURS = 6, 3  # generated images nearest to the training data, and training images beside each
+NEAR, NEIGHBOURS = 6, 3  # shown generated images, and shown training images for each
 
 
 class Near(NamedTuple):
     """A generated image and the training images nearest to it, with their distances."""
 
-    made: Judged
+    generated: Judged
     training: list[tuple[Judged, float]]
 
 
 class Neighbours(NamedTuple):
     """The images of a run that are nearest to its training data."""
 
-    among: str
+    among: str  # description of the training images and the features
     nearest: list[Near]
-    median: float  # distance of all its images from their nearest training image
-    held_out: float  # the same of the real images of the captions
+    median: float  # median distance of all generated images from their nearest training image
+    held_out: float  # the same for the held-out real images
 
 
 def find_neighbours(
@@ -39,8 +39,8 @@ def find_neighbours(
     """Compares a pool with the training images of its run.
 
     Args:
-        most: training images that are looked at, a random choice where there are more.
-        known: features of training images, by key, which runs of one data set share.
+        most: number of training images to search; a random choice if there are more.
+        known: cache of training features by key, which runs on the same data share.
 
     Raises:
         InputError: the training images cannot be read.
@@ -50,14 +50,14 @@ def find_neighbours(
     if key not in known:
         evidence = extract(training, f"training images of {run.name}", [scorer], Pass(tick))
         known[key] = np.asarray(evidence.features[scorer.digest()])
-    made, real = (scorer.features(np.stack(images)) for images in (pool.made, pool.real))
+    generated, real = (scorer.features(np.stack(images)) for images in (pool.generated, pool.real))
     count = f"{len(training):,}" if len(training) == total else f"{len(training):,} of {total:,}"
     among = f"{count} training images, features of {scorer.name}"
-    return neighbours_of(among, pool, training, made, real, known[key])
+    return neighbours_of(among, pool, training, generated, real, known[key])
 
 
 def _training(run: ShownRun, most: int) -> tuple[Images, int]:
-    """Training images, and how many there are in all."""
+    """Returns at most `most` training images, and the number of all."""
     own = run.data
     view = View(own["resolution"], own["fit"], own["limit"], own["split_seed"])
     count = len(open_dataset(own["address"], "train", view))
@@ -65,21 +65,21 @@ def _training(run: ShownRun, most: int) -> tuple[Images, int]:
 
 
 def neighbours_of(
-    among: str, pool: Pool, training: Images, made: Features, real: Features, train: Features
+    among: str, pool: Pool, training: Images, generated: Features, real: Features, train: Features
 ) -> Neighbours:
-    """Chooses by features of the made [N, D], the real [M, D] and the training images [T, D]."""
-    ours, theirs = nearest(made, train)[1], nearest(real, train)[1]
-    rows = np.argsort(ours, kind="stable")[:NEAR]
-    distances = np.concatenate([block for _, _, block in squared_distances(made[rows], train)], axis=1)
+    """Finds neighbours by features of generated [N, D], real [M, D] and training images [T, D]."""
+    to_training, real_to_training = nearest(generated, train)[1], nearest(real, train)[1]
+    rows = np.argsort(to_training, kind="stable")[:NEAR]
+    distances = np.concatenate([block for _, _, block in squared_distances(generated[rows], train)], axis=1)
     columns = np.argsort(distances, axis=1, kind="stable")[:, :NEIGHBOURS]
-    wanted = sorted(set(columns.ravel().tolist()))
-    images = dict(zip(wanted, (image for chunk in training.chunks(wanted) for image in chunk), strict=True))
-    captions, trained_on = pool.asked.captions or [], training.captions or []
-    found = [
+    shown = sorted(set(columns.ravel().tolist()))
+    images = dict(zip(shown, (image for chunk in training.chunks(shown) for image in chunk), strict=True))
+    captions, training_captions = pool.captioned.captions or [], training.captions or []
+    near = [
         Near(
-            Judged(pool.made[row], captions[row]),
-            [(Judged(images[k], trained_on[k]), float(np.sqrt(distances[i, k]))) for k in columns[i].tolist()],
+            Judged(pool.generated[row], captions[row]),
+            [(Judged(images[k], training_captions[k]), float(np.sqrt(distances[i, k]))) for k in columns[i].tolist()],
         )
         for i, row in enumerate(rows.tolist())
     ]
-    return Neighbours(among, found, float(np.median(ours)), float(np.median(theirs)))
+    return Neighbours(among, near, float(np.median(to_training)), float(np.median(real_to_training)))

@@ -1,9 +1,9 @@
-"""One HTML file that shows runs side by side: images under their prompts, scores with their protocols, curves, configs.
+"""Writes an HTML page with runs side by side: images under their prompts, scores with their protocols, curves, configs.
 
     t2i eval report runs/cgan runs/prior --out report.html
 
-It needs no network and no other file: images are inside, curves are SVG, nothing is a script. `page.html` lays out what is
-gathered here. What a run does not hold is left out, or said in a line.
+The page needs no network and no other file: images are embedded, curves are SVG, and there are no scripts. This module gathers
+the values, and `page.html` lays them out. The page leaves out what a run does not have, or states it in a line.
 """
 
 import json
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
     from t2i.report.gallery import Gallery
     from t2i.scoring.images.collection import Tick
 
-SHEETS = 4  # of those that a training left, spread over its length
+SHEETS = 4  # contact sheets of a training, evenly spread over its length
 SECTIONS = {
     "images": "Images beside prompts",
     "extremes": "Best and worst",
     "neighbours": "Nearest training images",
     "scores": "Scores",
     "curves": "Curves",
-    "parts": "What was run",
+    "parts": "Commands",
     "next": "What to try next",
     "configs": "Configs and commands",
 }
 SPLITS = {
-    "val": "New scenes of combinations that training shows (val)",
-    "heldout": "Combinations that training never shows: a shape in that colour, or two shapes so placed (heldout)",
+    "val": "New scenes of combinations in the training data (val)",
+    "heldout": "Combinations not in the training data: a shape in that colour, or two shapes in that relation (heldout)",
 }
 PRECISIONS = {"no": "float32", "fp16": "float16 mixed precision", "bf16": "bfloat16 mixed precision"}
 
 
 class Part(NamedTuple):
-    """One command that made what is shown."""
+    """A command that produced a part of the page."""
 
     name: str
     command: str
@@ -56,12 +56,12 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Extras:
-    """Contents of a page beside its runs.
+    """Contents of a page in addition to its runs.
 
     Attributes:
-        helpers: places of further runs that took part, such as a text encoder: their curves and configs.
-        parts: what was run, in order.
-        next_commands: what a command does -> the command.
+        helpers: folders of other runs, such as a text encoder, of which the page has curves and configs.
+        parts: commands that were run, in order.
+        next_commands: description -> command.
     """
 
     helpers: Sequence[Path] = ()
@@ -70,14 +70,14 @@ class Extras:
 
 
 def make_report(options: ReportOptions, out: Path, tick: "Tick", extras: Extras = Extras()) -> None:
-    """Opens the runs, samples with each, and writes the page, whole or not at all.
+    """Opens the runs, samples with each, and writes the page atomically.
 
     Args:
-        options: `runs` are run directories of any family, or saved pipelines; a column each.
-        tick: called with what is going on, how many images are done and of how many.
+        options: `runs` are run directories of any family, or saved pipelines; each has a column.
+        tick: called with the name of the stage, the number of finished images and the total.
 
     Raises:
-        InputError: one is no run or has no checkpoint, there are no held-out captions, `out` cannot be written.
+        InputError: a folder is no run or has no checkpoint, there are no held-out captions, or `out` cannot be written.
     """
     from t2i.report.gallery import make_gallery
 
@@ -96,11 +96,7 @@ def write_report(
     helpers: Sequence[ShownRun] = (),
     extras: Extras = Extras(),
 ) -> None:
-    """Writes the page of what was gathered, whole or not at all.
-
-    Raises:
-        InputError: `out` cannot be written.
-    """
+    """Writes the page atomically; raises InputError if `out` cannot be written."""
     values = _gather(runs, gallery, helpers, extras)
     write_text(out, render("page.html", title=title, style=style("chart.css", "style.css"), **values))
 
@@ -108,7 +104,7 @@ def write_report(
 def _gather(
     runs: Sequence[ShownRun], gallery: "Gallery | None", helpers: Sequence[ShownRun], extras: Extras
 ) -> dict[str, Any]:
-    """The values that `page.html` lays out."""
+    """Returns the values for `page.html`."""
     parts = [[part.name, f"{part.seconds:,.0f} s", part.command] for part in extras.parts]
     absent = {
         "images": not runs,
@@ -125,8 +121,8 @@ def _gather(
         gallery=gallery,
         places={run.name: place for place, run in enumerate(runs)},
         units={run.name: run.unit for run in runs},
-        headings=[] if gallery is None else [_heading(group.data, group.split) for group in gallery.beside],
-        oracle=gallery is not None and any(one.verdict for group in gallery.beside for one in group.real),
+        headings=[] if gallery is None else [_heading(group.data, group.split) for group in gallery.splits],
+        oracle=gallery is not None and any(one.verdict for group in gallery.splits for one in group.real),
         scores=score_section(runs),
         shared=shared_charts({run.name: (run.records, _images_a_step(run)) for run in runs if run.records}),
         curves=[_curves(run, runs) for run in [*runs, *helpers] if run.records],
@@ -139,21 +135,21 @@ def _gather(
 
 
 def _card(run: ShownRun) -> dict[str, Any]:
-    """A summary of a run, with the scores that need no expert."""
+    """Returns a summary of a run, with its headline scores."""
     return {"name": run.name, "kind": FAMILIES[run.family].words, "tiles": headline(run), "facts": _facts(run)}
 
 
 def _heading(data: str, split: str) -> str:
-    told = SPLITS.get(split) if data.startswith("shapes-") else None
-    return told or f"Captions of {data}, split {split}"
+    heading = SPLITS.get(split) if data.startswith("shapes-") else None
+    return heading or f"Captions of {data}, split {split}"
 
 
 def _facts(run: ShownRun) -> dict[str, str]:
-    """Facts about a run and its training; those that are not known are left out."""
+    """Returns the known facts about a run and its training."""
     manifest, config, command = run.manifest, run.manifest["config"], run.command
     text, data, best = config.get("text"), run.data, manifest.get("best")
     seconds, speed = run.seconds(), run.speed()
-    told = {
+    facts = {
         "checkpoint": f"step {manifest['step']:,}, {counted(manifest['images_seen'], 'image')} seen",
         "best": f"{best['metric']} {number(best['value'])} on val at step {best['step']:,}" if best else "",
         "parameters": "" if run.parameters is None else f"{run.parameters:,}",
@@ -166,11 +162,11 @@ def _facts(run: ShownRun) -> dict[str, str]:
         "hardware": _hardware(command),
         "started": str(command.get("started", "")),
     }
-    return {key: value for key, value in told.items() if value}
+    return {key: value for key, value in facts.items() if value}
 
 
 def _hardware(command: Mapping[str, Any]) -> str:
-    """E.g. `cpu, float32` or `cuda, bfloat16 mixed precision, 2 processes`."""
+    """Returns e.g. `cpu, float32` or `cuda, bfloat16 mixed precision, 2 processes`."""
     precision = command.get("mixed_precision")
     words = [
         str(command.get("device") or ""),
@@ -181,16 +177,16 @@ def _hardware(command: Mapping[str, Any]) -> str:
 
 
 def _knobs(run: ShownRun) -> str:
-    """Settings of sampling behind the images of this page."""
+    """Describes the sampling settings of the images on this page."""
     if run.pipe is None:
         return ""
-    shown = {"guidance": run.pipe.guidance_scale, "truncation": run.pipe.truncation} | run.pipe.sampler.settings()
-    told = ("guidance", "truncation", "temperature", "top_k", "top_p", "steps")
-    return ", ".join(f"{name} {shown[name]:g}" for name in told if shown.get(name) is not None)
+    values = {"guidance": run.pipe.guidance_scale, "truncation": run.pipe.truncation} | run.pipe.sampler.settings()
+    names = ("guidance", "truncation", "temperature", "top_k", "top_p", "steps")
+    return ", ".join(f"{name} {values[name]:g}" for name in names if values.get(name) is not None)
 
 
 def _duration(seconds: float) -> str:
-    """In the unit that needs few digits."""
+    """Returns a duration in a unit that needs few digits."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
@@ -198,7 +194,7 @@ def _duration(seconds: float) -> str:
 
 
 def _curves(run: ShownRun, runs: Sequence[ShownRun]) -> dict[str, Any]:
-    """The charts of a journal, and contact sheets of the training."""
+    """Returns the charts of a journal, and contact sheets of the training."""
     first, rest = charts(run.records)
     place = next((k for k, other in enumerate(runs) if other is run), None)
     return {"name": run.name, "place": place, "first": first, "rest": rest, "sheets": _sheets(run.folder)}
@@ -209,7 +205,7 @@ def _images_a_step(run: ShownRun) -> float:
 
 
 def _sheets(folder: Path) -> dict[str, Inline | str]:
-    """The same prompts at several steps."""
+    """Returns contact sheets of the same prompts at several steps."""
     paths = sorted((folder / "samples").glob("step-*.png"))
     if len(paths) > SHEETS:
         paths = [paths[round(k * (len(paths) - 1) / (SHEETS - 1))] for k in range(SHEETS)]
@@ -217,7 +213,7 @@ def _sheets(folder: Path) -> dict[str, Inline | str]:
 
 
 def _differences(runs: Sequence[ShownRun]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table of config keys that differ between runs; keys of some families alone are left out."""
+    """Returns head and rows of a table of the config keys that all runs have and that differ between them."""
     flat = [dict(_leaves(run.manifest["config"])) for run in runs]
     keys = [key for key in flat[0] if all(key in one for one in flat)] if flat else []
     rows = [
@@ -237,9 +233,9 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _papers(run: ShownRun) -> dict[str, Any]:
-    """The command that started a run, versions, and its whole config."""
+    """Returns the command that started a run, versions, and the config."""
     argv, versions = run.command.get("argv"), run.command.get("versions")
-    told = {
+    facts = {
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, Mapping) else "",
         "commit": str(run.command.get("git") or ""),
         "config hash": str(run.manifest.get("config_hash", "")),
@@ -248,6 +244,6 @@ def _papers(run: ShownRun) -> dict[str, Any]:
     return {
         "name": run.name,
         "command": shlex.join(["t2i", *map(str, argv[1:])]) if isinstance(argv, list) else "",
-        "facts": {key: value for key, value in told.items() if value},
+        "facts": {key: value for key, value in facts.items() if value},
         "config": yaml.dump(dict(run.manifest["config"])),
     }

@@ -1,4 +1,4 @@
-"""A run as a report sees it: its newest weights, and what it wrote down about itself."""
+"""Opens runs for a report: the newest weights, the journal, the scores and the command of each."""
 
 import json
 import os
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from t2i.data import Split
 from t2i.errors import InputError
-from t2i.families import FAMILIES, family_of, tokenizer_of
+from t2i.families import FAMILIES, family_of
+from t2i.families.tokenizers import tokenizer_of
 from t2i.files import read_regular
 from t2i.metrics.score import Score, read_scores
 from t2i.training import journal
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from t2i.families import ImageTokenizer
     from t2i.pipeline import TextToImagePipeline
 
-PAUSE = 20  # a gap in the journal of so many usual ones is none of the training: the run was resumed
+PAUSE = 20  # a gap in the journal of more than this many median gaps is a pause between a stop and a resume
 
 
 class ScoreFile(NamedTuple):
@@ -35,13 +36,13 @@ class ShownRun:
     """One column of the page.
 
     Attributes:
-        name: short, and different for each run of a page.
-        manifest: of the checkpoint whose weights are shown; it holds the config.
-        command: command.json; empty where there is none.
-        records: of the journal, in order.
-        problems: files of the run that cannot be read, a line each.
-        pipe, tokenizer: makes its images; both None: it makes none.
-        parameters: of the network that makes images.
+        name: a short name, unique on the page.
+        manifest: manifest of the checkpoint, with the config.
+        command: content of command.json, or empty.
+        records: records of the journal, in order.
+        problems: one line for each file of the run that cannot be read.
+        pipe, tokenizer: the model that makes the images; both None: the run makes none.
+        parameters: number of parameters of that model.
     """
 
     name: str
@@ -58,7 +59,7 @@ class ShownRun:
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """The section `data` of its config."""
+        """Returns the section `data` of the config."""
         return self.manifest["config"]["data"]
 
     @property
@@ -67,43 +68,43 @@ class ShownRun:
 
     @property
     def unit(self) -> str:
-        """Unit of the numbers beside its images: a tokenizer's are PSNR."""
+        """Returns the unit of the scores of images: PSNR in dB for a tokenizer."""
         return " dB" if self.tokenizer is not None else ""
 
     def seconds(self) -> float | None:
-        """Seconds of training, without the time between a stop and a resume; None: the journal does not say."""
+        """Returns the seconds of training, without pauses between a stop and a resume; None if the journal has no times."""
         times = [float(record["time"]) for record in self.records if "time" in record]
         gaps = [late - early for early, late in zip(times, times[1:], strict=False)]
         usual = median([gap for gap in gaps if gap > 0] or [0.0])
         return sum(gap for gap in gaps if 0 <= gap <= PAUSE * max(usual, 1.0)) + usual if gaps else None
 
     def speed(self) -> float | None:
-        """Training images a second, on average."""
+        """Returns the mean number of training images per second, or None if it is unknown."""
         values = [record.get("images_per_second") for record in self.records]
         known = [float(value) for value in values if isinstance(value, int | float)]
         return sum(known) / len(known) if known else None
 
 
 def open_runs(places: Sequence[str | Path]) -> list[ShownRun]:
-    """The runs, each under a name of its own.
+    """Opens the runs, each with a unique name.
 
     Raises:
-        InputError: one is no run, has no checkpoint, or is named twice.
+        InputError: a folder is no run, has no checkpoint, or is named twice.
     """
     paths = [find(place) for place in places]
-    known = [os.path.realpath(path) for path in paths]
-    if twice := [path for path, full in zip(paths, known, strict=True) if known.count(full) > 1]:
+    real = [os.path.realpath(path) for path in paths]
+    if twice := [path for path, full in zip(paths, real, strict=True) if real.count(full) > 1]:
         raise InputError(f"{twice[0]} is named twice; name each run once")
-    names = [os.path.basename(path) for path in known]
+    names = [os.path.basename(path) for path in real]
     names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
     return [open_run(place, name) for place, name in zip(paths, names, strict=True)]
 
 
 def open_run(folder: Path, name: str) -> ShownRun:
-    """A run directory of any family, or a saved pipeline.
+    """Opens a run directory of any family, or a saved pipeline.
 
     Raises:
-        InputError: it is none, or has no checkpoint that is intact.
+        InputError: the folder is neither, or has no intact checkpoint.
     """
     if not folder.is_dir() or not any((folder / part).exists() for part in ("checkpoints", "config.yaml", INDEX)):
         what = "does not exist" if not folder.exists() else "is no run: it holds no checkpoints"
@@ -114,7 +115,7 @@ def open_run(folder: Path, name: str) -> ShownRun:
     refuse_links(folder, "config.yaml", "command.json", "journal.jsonl")
     family = family_of(folder) if (folder / "config.yaml").is_file() else None
     scores, problems = score_files(folder)
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "command": read_json(folder / "command.json"),
         "records": journal.read(folder / "journal.jsonl"),
         "scores": scores,
@@ -125,13 +126,13 @@ def open_run(folder: Path, name: str) -> ShownRun:
         from t2i.pipeline import TextToImagePipeline
 
         pipe = TextToImagePipeline.from_pretrained(folder, device())
-        told |= {"pipe": pipe, "parameters": _count(pipe.sampler.components())}
-        return ShownRun(name, folder, pipe.family, pipe.manifest, **told)
+        fields |= {"pipe": pipe, "parameters": _count(pipe.sampler.components())}
+        return ShownRun(name, folder, pipe.family, pipe.manifest, **fields)
     run = open_trained(folder)
     if known.tokenizer:
         tokenizer = tokenizer_of(run)
-        told |= {"tokenizer": tokenizer, "parameters": _count(tokenizer.components())}
-    return ShownRun(name, folder, run.family, run.manifest, **told)
+        fields |= {"tokenizer": tokenizer, "parameters": _count(tokenizer.components())}
+    return ShownRun(name, folder, run.family, run.manifest, **fields)
 
 
 def _count(components: Mapping[str, Any]) -> int:
@@ -139,16 +140,16 @@ def _count(components: Mapping[str, Any]) -> int:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; nothing where there is none."""
+    """Reads a JSON object; empty if there is none."""
     try:
-        found = json.loads(read_regular(path))
+        tree = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def score_files(folder: Path) -> tuple[list[ScoreFile], list[str]]:
-    """The score files of a run, in the order of the splits, and a line for each that cannot be read."""
+    """Returns the score files of a run in the order of the splits, and a line for each that cannot be read."""
     files, problems = [], []
     for path in sorted(folder.glob("scores*.json")):
         try:

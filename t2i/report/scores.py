@@ -1,4 +1,4 @@
-"""The scores of a report as tables: one column for each run and split, and in words where protocols differ."""
+"""Arranges the scores of a report in tables, a column for each run and split, and lists differences of protocols."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,17 @@ MAY_BE_NEGATIVE = ("kid", "fid-infinity")
 
 @dataclass
 class Column:
-    """The scores of one file, or of a subgroup of its captions, under the name of each."""
+    """The scores of one file, or of a subgroup of its captions, by name."""
 
     run: ShownRun
-    place: int  # of the run among those of the page
+    place: int  # position of the run on the page
     file: ScoreFile
     group: str = ""
     scores: dict[str, Score] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
-        """E.g. `shapes-2 heldout, unseen pair`."""
+        """Returns e.g. `shapes-2 heldout, unseen pair`."""
         protocol = self.file.scores[0].protocol
         return " ".join(filter(None, (protocol.data, protocol.split))) + (f", {self.group}" if self.group else "")
 
@@ -35,13 +35,13 @@ class Column:
 
     @property
     def note(self) -> str:
-        """N, and that other weights were scored than are shown, where that is so."""
+        """Returns N, and a remark if the scores are of another checkpoint than the one shown."""
         stale = {score.protocol.checkpoint for score in self.scores.values()} != {self.run.manifest.get("sha256")}
         return f"N {self.n:,}" + (", of another checkpoint" if stale else "")
 
 
 class Cell(NamedTuple):
-    """A value, the lines below it, and a mark if its protocol is not that of the first run."""
+    """A value, the lines below it, and True if its protocol differs from that of the first run."""
 
     value: str
     lines: list[str]
@@ -49,7 +49,7 @@ class Cell(NamedTuple):
 
 
 class ScoreTable(NamedTuple):
-    """Scores by name, a row each; None in a row: the column has no such score."""
+    """A row for each score; None: the column does not have the score."""
 
     title: str
     columns: list[Column]
@@ -57,7 +57,7 @@ class ScoreTable(NamedTuple):
 
 
 class Differing(NamedTuple):
-    """Two columns whose protocols differ; a row says in which key, with both values and the scores concerned."""
+    """Two columns with different protocols; each row has a key, both values and the affected scores."""
 
     first: str
     other: str
@@ -65,7 +65,7 @@ class Differing(NamedTuple):
 
 
 class FileProtocol(NamedTuple):
-    """The protocol of a score file: what all its scores share, then a table of what differs between them."""
+    """The protocol of a score file: the fields that all its scores share, and a table of the others."""
 
     title: str
     common: dict[str, str]
@@ -74,21 +74,21 @@ class FileProtocol(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A score that needs no expert."""
+    """A headline score."""
 
     value: str
     what: str
-    beside: str  # values to read it against
+    beside: str  # values to compare it with
 
 
 @dataclass(frozen=True)
 class ScoreSection:
-    """All that a page says of scores.
+    """The section about scores.
 
     Attributes:
         tables: faithfulness by aspect, then all other scores.
-        unseen: faithfulness to combinations that training never shows; None: it was not scored.
-        negative: some unbiased distance is below zero, which is explained.
+        unseen: faithfulness to combinations that are not in the training data; None: it was not scored.
+        negative: an unbiased distance is below zero, which the page explains.
     """
 
     tables: list[ScoreTable]
@@ -110,7 +110,7 @@ def score_section(runs: Sequence[ShownRun]) -> ScoreSection:
     parts = (FAITHFULNESS, whole), ("score", columns["score"])
     every = [score for column in columns["score"] for score in column.scores.values()]
     return ScoreSection(
-        [_table(title, its) for title, its in parts if its],
+        [_table(title, several) for title, several in parts if several],
         _table(FAITHFULNESS, groups) if groups else None,
         _all_differences([*whole, *groups, *columns["score"]]),
         [problem for run in runs for problem in run.problems],
@@ -120,15 +120,15 @@ def score_section(runs: Sequence[ShownRun]) -> ScoreSection:
 
 
 def _columns(runs: Sequence[ShownRun]) -> dict[str, list[Column]]:
-    """Table -> its columns, those of one split side by side."""
+    """Returns the columns of each table, with columns of the same split side by side."""
     tables: dict[str, dict[tuple[int, str, str], Column]] = {FAITHFULNESS: {}, "score": {}}
     for place, run in enumerate(runs):
         for file in run.scores:
             for score in file.scores:
-                found = re.fullmatch(rf"{FAITHFULNESS}-([a-z]+)(?:-(.+))?", score.protocol.metric)
-                aspect, group = found.groups() if found else (score.name.rpartition("@")[0], None)
+                match = re.fullmatch(rf"{FAITHFULNESS}-([a-z]+)(?:-(.+))?", score.protocol.metric)
+                aspect, group = match.groups() if match else (score.name.rpartition("@")[0], None)
                 group = (group or "").replace("-", " ")
-                columns = tables[FAITHFULNESS if found else "score"]
+                columns = tables[FAITHFULNESS if match else "score"]
                 column = columns.setdefault((place, file.path.name, group), Column(run, place, file, group))
                 column.scores[aspect] = score
     order: dict[str, int] = {}
@@ -147,7 +147,7 @@ def _table(title: str, columns: list[Column]) -> ScoreTable:
 
 
 def _cell(columns: Sequence[Column], column: Column, name: str) -> Cell | None:
-    """The value; below it interval, bounds, and N where it is not that of the column."""
+    """Returns the value; below it interval, bounds, and N if it differs from that of the column."""
     score = column.scores.get(name)
     if score is None:
         return None
@@ -158,23 +158,23 @@ def _cell(columns: Sequence[Column], column: Column, name: str) -> Cell | None:
 
 
 def _first(columns: Sequence[Column], column: Column) -> Column:
-    """The column that this one is compared with: the first of the same data and split."""
+    """Returns the column to compare with: the first one of the same data and split."""
     return next(other for other in columns if other.where == column.where)
 
 
 def _differing(columns: Sequence[Column], column: Column, name: str) -> list[str]:
-    """Differences between the protocol of a score and that of the first run with that score."""
+    """Returns the differences between the protocol of a score and that of the first run with this score."""
     before = next((other for other in columns if other.where == column.where and name in other.scores), column)
     return [] if before is column else differences(before.scores[name], column.scores[name])
 
 
 def value_text(value: float) -> str:
-    """Three decimals of a share, three digits of anything else."""
+    """Formats a value: three decimals for shares, three significant digits for others."""
     return f"{value:.3f}" if 0.001 <= abs(value) <= 1 or value == 0 else number(value)
 
 
 def _all_differences(columns: Sequence[Column]) -> list[Differing]:
-    """For each run but the first: each difference of protocols once, with the splits and scores that have it."""
+    """Lists for each run but the first: each difference of protocols once, with the splits and scores that have it."""
     every: dict[tuple[str, str], dict[tuple[str, str, str], list[tuple[str, str]]]] = {}
     counts: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for column in columns:
@@ -182,36 +182,36 @@ def _all_differences(columns: Sequence[Column]) -> list[Differing]:
             continue
         key = f"{first.run.name}{_file_of(first, column)}", f"{column.run.name}{_file_of(column, first)}"
         for name, score in column.scores.items():
-            having = (column.file.scores[0].protocol.split or column.where, score.name)
-            counts.setdefault(key, set()).add(having)
+            member = (column.file.scores[0].protocol.split or column.where, score.name)
+            counts.setdefault(key, set()).add(member)
             for difference in _differing(columns, column, name):
-                every.setdefault(key, {}).setdefault(_parts_of(difference), []).append(having)
+                every.setdefault(key, {}).setdefault(_parts_of(difference), []).append(member)
     return [
         Differing(
             *key,
             [
-                [*parts, "all" if set(having) == counts[key] else ", ".join(f"{n} ({s})" for s, n in having)]
-                for parts, having in found.items()
+                [*parts, "all" if set(members) == counts[key] else ", ".join(f"{n} ({s})" for s, n in members)]
+                for parts, members in by_parts.items()
             ],
         )
-        for key, found in every.items()
+        for key, by_parts in every.items()
     ]
 
 
 def _file_of(column: Column, other: Column) -> str:
-    """The file, where both are of one run."""
+    """Returns the name of the file if both columns are of the same run."""
     return f", {column.file.path.name}" if column.run is other.run else ""
 
 
 def _parts_of(difference: str) -> tuple[str, str, str]:
-    """`guidance: 1.0 / 2.0` -> its three parts."""
+    """Splits `guidance: 1.0 / 2.0` into its three parts."""
     key, _, values = difference.partition(": ")
     first, _, second = values.partition(" / ")
     return key, shortened(first), shortened(second)
 
 
 def shortened(value: object) -> str:
-    """A value of a protocol; long digests are cut here, the score file has them whole."""
+    """Formats a value of a protocol, with digests cut to 12 digits."""
     text = "" if value is None or value == "None" else str(value)
     if text.startswith("{"):  # settings of sampling
         text = text.translate(str.maketrans("", "", '{}"'))
@@ -236,14 +236,14 @@ def _protocol(run: ShownRun, file: ScoreFile, several: bool) -> FileProtocol:
 
 
 def headline(run: ShownRun) -> list[Tile]:
-    """The scores of a run that need no expert: strict faithfulness, else a CLIP score, of each file."""
+    """Returns the headline score of each file of a run: strict faithfulness, or else a CLIP score."""
     tiles = []
     for file in run.scores:
         strict = [score for score in file.scores if score.protocol.metric == f"{FAITHFULNESS}-strict"]
         clip = [score for score in file.scores if score.protocol.metric == "clip"]
         for score in strict or clip[:1]:
-            what = "show all that the caption says" if strict else score.name.rpartition("@")[0]
-            bounds = {"real": "real images", "reconstructed": "through the tokenizer"}
+            what = "match the whole caption" if strict else score.name.rpartition("@")[0]
+            bounds = {"real": "real images", "reconstructed": "reconstructions"}
             beside = [
                 f"{words} {score.bounds[key]:.0%}" if strict else f"{words} {number(score.bounds[key])}"
                 for key, words in bounds.items()

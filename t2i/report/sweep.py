@@ -1,4 +1,4 @@
-"""The chart of a sweep: fidelity against faithfulness, a line through the settings that differ in one knob."""
+"""Draws the chart of a sweep: fidelity against faithfulness, with a line through settings that differ in one knob."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,17 @@ LEFT, RIGHT, TOP, BOTTOM = 70.0, 220.0, 52.0, 60.0
 
 
 def value_text(value: float | int | None) -> str:
-    """A value as it is typed: `all` for None."""
+    """Formats a value as on the command line: `all` for None."""
     return "all" if value is None else f"{value:g}"
 
 
 def knobs_text(knobs: Knobs) -> str:
-    """E.g. `guidance 2, temperature 0.7`."""
+    """Returns e.g. `guidance 2, temperature 0.7`."""
     return ", ".join(f"{name.replace('_', '-')} {value_text(value)}" for name, value in knobs.items())
 
 
 def lines_of(points: Sequence[Point]) -> tuple[str, dict[str, list[int]]]:
-    """The knob that changes along a line, and the points of each line under what they have in common."""
+    """Returns the knob that varies along a line, and the points of each line by their common settings."""
     names = list(points[0].knobs)
     along = next((name for name in names if len({point.knobs[name] for point in points}) > 1), names[0])
     lines: dict[str, list[int]] = {}
@@ -32,18 +32,18 @@ def lines_of(points: Sequence[Point]) -> tuple[str, dict[str, list[int]]]:
 
 
 def sweep_chart(points: Sequence[Point], title: str) -> str:
-    """An SVG document: every point with its value of the knob along its line, the best setting in a circle."""
+    """Returns an SVG document. Every point has its value of the knob along its line; the best one has a circle."""
     along, lines = lines_of(points)
-    at = [(point.fidelity.value, point.faithfulness.value) for point in points]
-    x_ticks, y_ticks = (linear_ticks(min(values), max(values)) for values in zip(*at, strict=True))
+    positions = [(point.fidelity.value, point.faithfulness.value) for point in points]
+    x_ticks, y_ticks = (linear_ticks(min(values), max(values)) for values in zip(*positions, strict=True))
     x = Axis(x_ticks[0], x_ticks[-1], LEFT, WIDTH - RIGHT)
     y = Axis(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     curves: list[Curve] = []
     marks = []
     for color, (name, members) in enumerate(lines.items()):
-        curves.append(curve(name, color, [at[k] for k in members], x, y))
-        marks += [(x(at[k][0]), y(at[k][1]), color, value_text(points[k].knobs[along])) for k in members]
-    chosen = at[best(points)]
+        curves.append(curve(name, color, [positions[k] for k in members], x, y))
+        marks += [(x(positions[k][0]), y(positions[k][1]), color, value_text(points[k].knobs[along])) for k in members]
+    chosen = positions[best(points)]
     return render(
         "sweep.svg",
         heading=title,

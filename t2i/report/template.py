@@ -1,6 +1,6 @@
-"""Templates of a page that needs no other file: Jinja2 escapes every text, and every image is inside as text.
+"""Renders templates of pages that need no other file: images are embedded as data URIs.
 
-A caption, a name or a config of the user's reaches a page through the escaping of Jinja2 alone.
+Captions, names and configs of the user reach a page only through the escaping of Jinja2.
 """
 
 import base64
@@ -18,45 +18,45 @@ from PIL import Image
 from t2i.images import BrokenImage, ImageArray, decode
 
 FOLDER = Path(__file__).parent
-PIXEL_SIDE = 96  # an image up to this size is shown with its pixels, without loss
-MOST_SIDE = 256  # a larger image is scaled down to this
-SHEET_SIDE, SHEET_BYTES = 1400, 150_000  # largest contact sheet; beyond the bytes it is compressed with loss
-LONG = 120  # characters of a caption that are shown before it is folded
+PIXEL_SIDE = 96  # images up to this size are lossless and show their pixels
+MOST_SIDE = 256  # larger images are scaled down to this size
+SHEET_SIDE, SHEET_BYTES = 1400, 150_000  # limits of a contact sheet; one with more bytes is compressed with loss
+LONG = 120  # longer captions are folded
 SPOKEN = 200  # characters of a caption in the alternative text of an image
 
 
 class Inline(NamedTuple):
-    """An image as text."""
+    """An image as a data URI."""
 
-    source: str  # a data URI
+    source: str
     width: int
     height: int
-    pixels: bool = False  # so small that every pixel is shown as a square
+    pixels: bool = False  # shows every pixel as a square
 
 
 @cache
 def environment(folder: Path = FOLDER) -> Environment:
-    """The templates of a folder, which may use those of this one, with the filters and tests that they use."""
-    found = Environment(
+    """Returns the Jinja2 environment of a folder's templates, which may include those of this folder."""
+    result = Environment(
         loader=FileSystemLoader([folder, FOLDER]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["inline"] = inline
-    found.filters["spoken"] = lambda text: text if len(text) <= SPOKEN else text[: SPOKEN - 3] + "..."
-    found.tests["long"] = lambda text: len(text) > LONG
-    return found
+    result.filters["inline"] = inline
+    result.filters["spoken"] = lambda text: text if len(text) <= SPOKEN else text[: SPOKEN - 3] + "..."
+    result.tests["long"] = lambda text: len(text) > LONG
+    return result
 
 
 def render(name: str, folder: Path = FOLDER, **values: Any) -> Markup:
-    """A template of a folder with these values, as markup that a page takes as it is."""
+    """Renders a template of a folder; the result is not escaped again."""
     return Markup(environment(folder).get_template(name).render(values))
 
 
 def style(*names: str) -> Markup:
-    """Style sheets of this folder, one after the other."""
+    """Returns the concatenated style sheets of this folder."""
     return Markup("".join((FOLDER / name).read_text("utf-8") for name in names))
 
 
@@ -70,7 +70,7 @@ def inline(pixels_HWC: ImageArray) -> Inline:
 
 
 def inline_sheet(path: Path) -> Inline | str:
-    """A contact sheet from a file, or one line that says why there is none."""
+    """Reads a contact sheet; returns a line with the reason if it cannot be read."""
     try:
         image = decode(path)
     except (BrokenImage, OSError) as error:

@@ -1,1 +1,1 @@
-"""Searches collections of images by words and by images."""
+"""Search in collections of images, by words or by an image."""

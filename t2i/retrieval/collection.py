@@ -1,4 +1,4 @@
-"""A collection to search: the images at an address, of all splits, each content once, with their features."""
+"""A collection to search: the images of all splits at an address, equal files only once, with their features."""
 
 import hashlib
 import json
@@ -28,14 +28,14 @@ from t2i.retrieval.store import HASH_BYTES, Batch, FeatureStore
 from t2i.scoring.images.collection import CHUNK, CHUNK_BYTES, ahead
 from t2i.scoring.images.store import FeatureRows, rows_in_memory
 
-SHOWN_SIDE = 256  # of an image on a page
+SHOWN_SIDE = 256  # pixels of an image on a page
 _SHA256 = re.compile(r'"[0-9a-f]{64}"')
 
 Tick = Callable[[str, float, int], None]
 
 
 class Place(NamedTuple):
-    """One image of the data: its split, its row and id there, and its file, where it is one."""
+    """One image of the data: its split, its row and id in the split, and the path of its file, if it has one."""
 
     split: str
     row: int
@@ -47,13 +47,13 @@ class Place(NamedTuple):
 
 
 class ImageCollection:
-    """All images at an address. Attributes are in the order of first appearance.
+    """The different images at an address, in the order of their first appearance.
 
     Attributes:
-        encoder: what the images are compared by.
-        total: images, copies counted.
-        contents: a hash of each different image; images that cannot be decoded are left out by `encode`.
-        features_ND: of unit length, a row for each of `contents`, after `encode`.
+        encoder: the encoder that images and queries are compared with.
+        total: number of images, with all copies; `encode` removes images that cannot be decoded.
+        contents: the content hash of each different image; `encode` removes images that cannot be decoded.
+        features_ND: a row of unit length for each of `contents`; set by `encode`.
     """
 
     def __init__(self, address: str, datasets: Sequence[Dataset], encoder: ImageTextExtractor) -> None:
@@ -76,22 +76,22 @@ class ImageCollection:
         return self._rows.whole()
 
     def encode(self, tick: Tick = lambda what, done, total: None) -> int:
-        """Makes the features that are not in the cache, and gathers all; returns how many images were encoded now.
+        """Encodes the images that are not in the cache and loads all features; returns the number of newly encoded images.
 
         Raises:
             InputError: no image can be decoded, or the cache cannot be written.
         """
         store = FeatureStore(self.encoder)
         missing = [k for k, content in enumerate(self.contents) if content not in store]
-        broken: list[tuple[str, str]] = []
+        broken: list[str] = []
         done = 0
 
-        def told(count: int) -> None:
+        def advance(count: int) -> None:
             nonlocal done
             done += count
             tick("encoding images", done, len(missing))
 
-        store.fill(ahead(self._decoded(missing, broken)), told)
+        store.fill(ahead(self._decoded(missing, broken)), advance)
         if broken:
             self._leave_out(store, broken)
         self._rows = rows_in_memory(len(self), self.encoder.dim)
@@ -100,21 +100,22 @@ class ImageCollection:
         return len(missing) - len(broken)
 
     def places(self, k: int) -> list[Place]:
-        """All images with the content of row k."""
+        """Returns all images that have the content of row k."""
         return [self._place(row) for row in np.flatnonzero(self._groups == self._groups[self._first[k]]).tolist()]
 
     def by_row(self, values_N: Array) -> list[Array]:
-        """Values of the different images -> those of the images of each split; NaN where one cannot be decoded."""
+        """Expands values of the different images to all images, split by split; NaN for images that cannot be decoded."""
         spread = np.full(int(self._groups.max()) + 1, np.nan)
         spread[self._groups[self._first]] = values_N
         return np.split(spread[self._groups], self._starts[1:-1])
 
     def captions(self, k: int) -> list[str]:
+        """Returns the captions of the first image that has the content of row k."""
         dataset, row = self._at(int(self._first[k]))
         return [caption for caption in dataset.captions[row] if caption != NO_CAPTION]
 
     def pixels(self, k: int) -> ImageArray:
-        """The image at row k for a page, uncut where it is a file."""
+        """Returns the image of row k for a page; image files are scaled but not cropped."""
         dataset, row = self._at(int(self._first[k]))
         if not isinstance(dataset, EncodedImages):
             return dataset.images([row])[0]
@@ -124,7 +125,7 @@ class ImageCollection:
 
     @cached_property
     def captioned(self) -> list[int]:
-        """Rows that have a caption."""
+        """The rows of images with captions."""
         return [k for k in range(len(self)) if self.captions(k)]
 
     def _at(self, row: int) -> tuple[Dataset, int]:
@@ -132,79 +133,79 @@ class ImageCollection:
         return self._datasets[number], row - int(self._starts[number])
 
     def _place(self, row: int) -> Place:
-        dataset, own = self._at(row)
-        source = dataset.source(own) if isinstance(dataset, EncodedImages) else None
-        return Place(dataset.split, own, dataset.ids[own], str(source) if isinstance(source, Path) else None)
+        dataset, local = self._at(row)
+        source = dataset.source(local) if isinstance(dataset, EncodedImages) else None
+        return Place(dataset.split, local, dataset.ids[local], str(source) if isinstance(source, Path) else None)
 
-    def _decoded(self, wanted: Sequence[int], broken: list[tuple[str, str]]) -> Iterator[Batch]:
-        """Batches of images of one size; those that cannot be decoded are noted."""
+    def _decoded(self, missing: Sequence[int], broken: list[str]) -> Iterator[Batch]:
+        """Yields batches of decoded images; appends the reason to `broken` if one cannot be decoded."""
         at_once = max(1, min(CHUNK, CHUNK_BYTES // (3 * self.encoder.side**2)))
-        rows = self._first[np.asarray(wanted, np.int64)]
+        rows = self._first[np.asarray(missing, np.int64)]
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         for number, dataset in enumerate(self._datasets):
-            own = np.flatnonzero(owner == number)
-            for start in range(0, len(own), at_once):
-                part = own[start : start + at_once]
+            members = np.flatnonzero(owner == number)
+            for start in range(0, len(members), at_once):
+                part = members[start : start + at_once]
                 local = (rows[part] - self._starts[number]).tolist()
-                contents = [self.contents[wanted[k]] for k in part.tolist()]
+                contents = [self.contents[missing[k]] for k in part.tolist()]
                 yield from _readable(dataset, local, contents, broken)
 
-    def _leave_out(self, store: FeatureStore, broken: Sequence[tuple[str, str]]) -> None:
-        kept = [k for k, content in enumerate(self.contents) if content in store]
-        name, why = broken[0]
-        told = f"{counted(len(broken), 'image')} of {self.address} cannot be decoded, as {why}"
-        if not kept:
-            raise InputError(f"{told}: nothing is left to search; repair or replace them")
-        warnings.warn(f"left out: {told}", stacklevel=3)
-        self.contents = [self.contents[k] for k in kept]
-        self._first = self._first[kept]
+    def _leave_out(self, store: FeatureStore, broken: Sequence[str]) -> None:
+        encoded = [k for k, content in enumerate(self.contents) if content in store]
+        if not encoded:
+            raise InputError(f"no image of {self.address} can be decoded: {broken[0]}; repair or replace them")
+        warnings.warn(
+            f"skipped {counted(len(broken), 'image')} of {self.address} that cannot be decoded: {broken[0]}",
+            stacklevel=3,
+        )
+        self.contents = [self.contents[k] for k in encoded]
+        self._first = self._first[encoded]
+        self.total = int(np.isin(self._groups, self._groups[self._first]).sum())
 
 
-def _readable(
-    dataset: Dataset, rows: Sequence[int], contents: Sequence[bytes], broken: list[tuple[str, str]]
-) -> Iterator[Batch]:
+def _readable(dataset: Dataset, rows: Sequence[int], contents: Sequence[bytes], broken: list[str]) -> Iterator[Batch]:
     try:
         yield contents, dataset.images(rows)
-    except BrokenImage as error:  # since the data was opened, or never verified
+    except BrokenImage as error:  # damaged after the data was verified, or never verified
         if len(rows) == 1:
-            broken.append((dataset.ids[rows[0]], str(error)))
+            broken.append(str(error))
             return
         for row, content in zip(rows, contents, strict=True):
             yield from _readable(dataset, [row], [content], broken)
 
 
 def open_collection(address: str, encoder: ImageTextExtractor, split: str | None = None) -> ImageCollection:
-    """Opens the images at an address, captioned or not, of one split or of all.
+    """Opens the images of one split or of all splits at an address; images need no captions.
 
     Raises:
-        InputError: no such data or split, or no images there.
+        InputError: the data or the split does not exist, or has no images.
     """
-    found = every_split(address, View(encoder.side, bare=True), None if split is None else [split])
-    return ImageCollection(address, list(found.values()), encoder)
+    splits = every_split(address, View(encoder.side, bare=True), None if split is None else [split])
+    return ImageCollection(address, list(splits.values()), encoder)
 
 
 def content_keys(dataset: Dataset) -> Iterator[bytes]:
-    """Hashes that change with the contents of an image: equal for equal files, wherever they are.
+    """Yields a hash of each image's contents; equal files have equal hashes, whatever their paths.
 
-    A rendered image, and a file of a large folder that `t2i data check` has not seen, is known by its id instead.
+    Rendered images, and files of a large folder that `t2i data check` has not read, are identified by their ids instead.
     """
-    every: Any = dataset
-    for name, value in zip(dataset.ids, every.contents(), strict=True):
+    recorded: Any = dataset
+    for name, value in zip(dataset.ids, recorded.contents(), strict=True):
         text = json.dumps(value)
-        own = text if _SHA256.search(text) else json.dumps([dataset.address, name, value])
-        yield hashlib.sha256(own.encode()).digest()[:HASH_BYTES]
+        key = text if _SHA256.search(text) else json.dumps([dataset.address, name, value])
+        yield hashlib.sha256(key.encode()).digest()[:HASH_BYTES]
 
 
 def query_image(path: Path, side: int) -> ImageArray:
-    """An image file as the images of a collection are cut.
+    """Returns an image file, cropped and resized like the images of a collection.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         return images.fit(images.decode(path, side), side)
     except (BrokenImage, OSError) as error:
-        why = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"--image {shown(path)} cannot be read ({why}); name a {', '.join(images.SUFFIXES)} file"
+            f"--image {shown(path)} cannot be read ({reason}); name a {', '.join(images.SUFFIXES)} file"
         ) from error

@@ -1,7 +1,7 @@
-"""Exact search by cosine similarity, in blocks of rows: the result is that of a sort of all rows, in bounded memory.
+"""Exact search by cosine similarity, in blocks of rows: returns what a sort of all rows would, in bounded memory.
 
-A matrix product in float32 rules out nearly all rows of a block. Its last digits depend on the block, so those that are left
-are compared by a product in float64 that is made row by row: equal rows score alike, and the first comes first.
+A float32 matrix product excludes nearly all rows of a block. Its last digits depend on the block, so the remaining rows are
+compared by a float64 product computed row by row: equal rows have equal scores and are returned in their order.
 
 Axes: Q queries, N rows, D features, K results.
 """
@@ -14,22 +14,22 @@ from numpy.typing import NDArray
 from t2i.metrics.statistics import Array
 
 BLOCK = 2**16  # rows
-_EPS = 2.0**-24  # of float32
+_EPS = 2.0**-24  # unit roundoff of float32
 
 
 class Nearest(NamedTuple):
-    """The rows most similar to each query, the most similar first; of equal ones the first row."""
+    """The rows most similar to each query, in order of decreasing similarity; ties are in the order of the rows."""
 
     rows_QK: NDArray[np.int64]
     scores_QK: Array  # cosines
 
 
 def nearest_rows(queries_QD: NDArray[np.float32], rows_ND: NDArray[np.float32], k: int, block: int = BLOCK) -> Nearest:
-    """The k rows most similar to each query, or all where there are fewer.
+    """Returns the k rows most similar to each query, or all rows if there are fewer.
 
     Args:
         queries_QD, rows_ND: of unit length; the rows may be mapped from a file.
-        block: rows compared at once; decides memory, not the result.
+        block: rows compared at once; affects memory but not the result.
     """
     count, slack = min(k, len(rows_ND)), 3 * _EPS * rows_ND.shape[1]
     best = [(np.empty(0, np.int64), np.empty(0))] * len(queries_QD)
@@ -49,7 +49,7 @@ def nearest_rows(queries_QD: NDArray[np.float32], rows_ND: NDArray[np.float32], 
 
 
 def cosines(query_D: NDArray[np.float32], rows_ND: NDArray[np.float32]) -> Array:
-    """[N] products in float64; that of a row does not depend on the rows beside it."""
+    """Returns [N] dot products in float64; the value of a row does not depend on the other rows."""
     return (rows_ND.astype(np.float64) * query_D.astype(np.float64)).sum(axis=1)
 
 

@@ -1,7 +1,7 @@
-"""Approximate search over a graph: HNSW of FAISS (Malkov and Yashunin, 2018), which the extra `t2i[search]` installs.
+"""Approximate search with an HNSW graph (Malkov and Yashunin, 2018) of FAISS, which the extra `t2i[search]` installs.
 
-What it finds is compared again as in the exact search, so scores and order are the same, and only rows can be missing.
-Axes are those of `t2i.retrieval.exact`.
+The scores of the rows that the graph returns are computed as in the exact search, so scores and order are the same, and
+the result can only lack rows. Axes are those of `t2i.retrieval.exact`.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from t2i.metrics import Features
 from t2i.retrieval.exact import Nearest, cosines
 
 LINKS, BUILD_EF, SEARCH_EF = 32, 100, 256
-ADDED = 16_384  # rows that are added between two calls of `tick`
-TIE = 1e-6  # a row as similar as the last of the exact search counts as found
+ADDED = 16_384  # rows added between two calls of `tick`
+TIE = 1e-6  # a row whose score is this close to the last exact result counts as found
 _READ = 1 << 24  # bytes
 
 Graph = Any  # faiss.IndexHNSWFlat
@@ -54,14 +54,14 @@ def build_graph(rows_ND: Features, tick: Callable[[int], None] = lambda done: No
 
 
 def cached_graph(rows_ND: Features, folder: Path, contents: list[bytes], tick: Callable[[int], None]) -> Graph:
-    """The graph over the features of these contents, from the folder of their encoder or built now.
+    """Loads the graph over the features of these contents from the encoder's cache folder, or builds and writes it.
 
     Raises:
         InputError: FAISS is not installed, or the cache cannot be written.
     """
     faiss = _faiss()
-    known = hashlib.sha256(json.dumps([LINKS, BUILD_EF]).encode() + b"".join(contents)).hexdigest()[:32]
-    for path in folder.glob(f"{known}-*.hnsw"):  # its checksum is in its name
+    key = hashlib.sha256(json.dumps([LINKS, BUILD_EF]).encode() + b"".join(contents)).hexdigest()[:32]
+    for path in folder.glob(f"{key}-*.hnsw"):  # the name ends with the checksum
         if path.stem.endswith(f"-{_crc(path)}"):
             return faiss.read_index(str(path))
         with suppress(OSError):
@@ -69,41 +69,41 @@ def cached_graph(rows_ND: Features, folder: Path, contents: list[bytes], tick: C
     graph = build_graph(rows_ND, tick)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with new_file(folder / f"{known}.hnsw") as temporary:
+        with new_file(folder / f"{key}.hnsw") as temporary:
             faiss.write_index(graph, str(temporary))
-            checked = folder / f"{known}-{_crc(temporary)}.hnsw"
-        (folder / f"{known}.hnsw").replace(checked)
+            checked = folder / f"{key}-{_crc(temporary)}.hnsw"
+        (folder / f"{key}.hnsw").replace(checked)
     except (OSError, RuntimeError) as error:
-        why = getattr(error, "strerror", None) or "the graph was not written whole"
-        raise InputError(f"cannot write the cache {folder}: {why}; free some space or set T2I_CACHE") from error
+        reason = getattr(error, "strerror", None) or "the graph was not written completely"
+        raise InputError(f"cannot write the cache {folder}: {reason}; free some space or set T2I_CACHE") from error
     return graph
 
 
 def near_rows(graph: Graph, queries_QD: Features, rows_ND: Features, k: int, ef: int = SEARCH_EF) -> Nearest:
-    """The k rows most similar to each query among those that the graph leads to.
+    """Returns the k rows most similar to each query, among those that the graph search visits.
 
     Args:
-        ef: nodes that a query visits; at least k.
+        ef: number of nodes that a query visits; at least k are visited.
     """
     count = min(k, len(rows_ND))
     graph.hnsw.efSearch = max(ef, count)
-    found_QK = graph.search(np.ascontiguousarray(queries_QD), count)[1]
+    visited_QK = graph.search(np.ascontiguousarray(queries_QD), count)[1]
     rows: list[NDArray[np.int64]] = []
     scores: list[NDArray[np.float64]] = []
-    for query_D, found in zip(queries_QD, found_QK, strict=True):
-        met = found[found >= 0]  # -1 fills up where the graph led to fewer
-        own = cosines(query_D, rows_ND[met])
-        order = np.lexsort((met, -own))
-        rows.append(met[order])
-        scores.append(own[order])
+    for query_D, visited_K in zip(queries_QD, visited_QK, strict=True):
+        near = visited_K[visited_K >= 0]  # FAISS pads with -1 if it visits fewer than k rows
+        similarity = cosines(query_D, rows_ND[near])
+        order = np.lexsort((near, -similarity))
+        rows.append(near[order])
+        scores.append(similarity[order])
     least = min(map(len, rows))
     return Nearest(np.stack([one[:least] for one in rows]), np.stack([one[:least] for one in scores]))
 
 
-def recall(found: Nearest, exact: Nearest) -> float:
-    """Share of the exact results that were found, in [0, 1]; of rows that score alike any one counts."""
+def recall(approximate: Nearest, exact: Nearest) -> float:
+    """Returns the share of the exact results that were found, in [0, 1]; rows with equal scores are interchangeable."""
     last_Q = exact.scores_QK[:, -1:]
-    return float((found.scores_QK >= last_Q - TIE).sum() / exact.scores_QK.size)
+    return float((approximate.scores_QK >= last_Q - TIE).sum() / exact.scores_QK.size)
 
 
 def _crc(path: Path) -> str:

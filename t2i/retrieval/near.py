@@ -1,4 +1,4 @@
-"""Scores all images at an address by their nearness to words, for `t2i data filter --near`."""
+"""Scores all images at an address by their similarity to words, for `t2i data filter --near`."""
 
 from collections.abc import Mapping
 
@@ -18,17 +18,18 @@ from t2i.retrieval.store import unit_features
 def near_words(
     address: str, words: str, by: str | None, least: float | None, top: int | None, device: str, tick: Tick
 ) -> tuple[dict[str, EncodedImages], Nearness]:
-    """The splits of an address, images without captions among them, and which of their images are near the words.
+    """Returns the splits of an address, with images that have no captions, and the similarity of each image to the words.
 
     Args:
-        least: cosine of the images that stay; None: that of the last of the `top` nearest, of all splits together.
+        least: lowest cosine of the images that are kept; None: the cosine of the last of the `top` nearest images of all splits.
 
     Raises:
-        InputError: no words, no such data or encoder, or nothing is as near as that; the message has the highest score.
+        InputError: there are no words, the data or the encoder cannot be opened, or all images are less similar than `least`;
+            the message has the highest score.
     """
     text = clean_caption(words)
     if not text:
-        raise InputError("--near has no words; say what the images that stay show")
+        raise InputError("--near has no words; describe the images to keep")
     encoder = open_searcher(by, address, device)
     splits = open_splits(address, View(encoder.side, bare=True))
     collection = ImageCollection(address, list(splits.values()), encoder)
@@ -37,14 +38,14 @@ def near_words(
     rows_ND = collection.features_ND
     parts = [cosines(query_D, rows_ND[start : start + BLOCK]) for start in range(0, len(rows_ND), BLOCK)]
     scores: Mapping[str, np.ndarray] = dict(zip(splits, collection.by_row(np.concatenate(parts)), strict=True))
-    every = np.sort(np.concatenate(list(scores.values())))  # NaN at the end
-    known = every[np.isfinite(every)]
+    finite = np.concatenate(list(scores.values()))
+    finite = np.sort(finite[np.isfinite(finite)])
     if least is None:
         assert top is not None
-        least = float(known[max(0, len(known) - top)])
-    if known[-1] < least:
+        least = float(finite[max(0, len(finite) - top)])
+    if finite[-1] < least:
         raise InputError(
-            f"no image of {address} is as near to {text!r} as --min-score {least:g}: the nearest scores {known[-1]:.4f}, the "
-            f"median {np.median(known):.4f}; lower it"
+            f"no image of {address} scores {least:g} for {text!r}: the highest score is {finite[-1]:.4f}, the median "
+            f"{np.median(finite):.4f}; lower --min-score"
         )
     return splits, Nearness(scores, least)

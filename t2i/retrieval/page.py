@@ -1,4 +1,4 @@
-"""The page of a search: the images that were found, with their scores, captions and places."""
+"""The HTML page of a search: the nearest images with their scores, captions and files."""
 
 from pathlib import Path
 
@@ -7,19 +7,19 @@ from t2i.report.template import inline, render, style
 from t2i.retrieval.searching import Results
 
 FOLDER = Path(__file__).parent
-CAPTIONS = 5  # of an image that are shown
+CAPTIONS = 5  # captions shown of an image
 
 
 def write_page(out: Path, results: Results, by: str | None) -> None:
-    """Writes the page, whole or not at all.
+    """Writes the page completely or not at all.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: `out` cannot be written.
     """
     collection = results.collection
     facts = {
         "data": collection.address,
-        "images": f"{collection.total:,}, of which {len(collection):,} differ",
+        "images": f"{collection.total:,}, {len(collection):,} of them different",
         "encoder": f"{by or 'embedded'} ({collection.encoder.clip_name})",
     }
     if results.recall is not None:
@@ -35,7 +35,7 @@ def write_page(out: Path, results: Results, by: str | None) -> None:
         }
         for rank, hit in enumerate(results.hits, 1)
     ]
-    asked = None if results.image is None else inline(results.image)
-    values = {"query": results.query, "asked": asked, "facts": facts, "rows": rows}
-    look = style("chart.css", "style.css")
-    write_text(out, render("page.html", FOLDER, title=f"search: {results.query}", style=look, **values))
+    query_image = None if results.image is None else inline(results.image)
+    values = {"query": results.query, "query_image": query_image, "facts": facts, "rows": rows}
+    css = style("chart.css", "style.css")
+    write_text(out, render("page.html", FOLDER, title=f"search: {results.query}", style=css, **values))

@@ -1,4 +1,4 @@
-"""Scores of an image-text encoder on captioned images: Recall@K both ways, median ranks, and `binding`."""
+"""Scores of an image-text encoder on captioned images: Recall@K and median rank in both directions, and `binding`."""
 
 import warnings
 from collections.abc import Callable
@@ -28,23 +28,23 @@ BOOTSTRAP = "bootstrap of images"
 
 
 class Queries(NamedTuple):
-    """Captions to find, and labels that say which images they belong to."""
+    """Captions as queries. A caption is a hit of an image if their groups are equal."""
 
     captions: list[str]  # M
     groups: list[str]  # M
-    of: list[int]  # M, the image of each
+    rows: list[int]  # M, the row of the caption's image
     image_groups: list[str]  # N
-    how: str
+    description: str
 
 
 def score_retrieval(options: RetrievalOptions, device: str, tick: Tick) -> list[Score]:
-    """Recall@1, 5, 10 and the median rank, from text to images and back, and `binding`.
+    """Computes Recall@1, 5, 10 and the median rank from text to images and from images to text, and `binding`.
 
-    Of data with one caption an image, captions of equal meaning are hits of each other's images; of data with several, all
-    are queries, and the hits of an image are its own.
+    If each image has one caption, captions of equal meaning are hits of each other's images. If images have several, all
+    captions are queries, and the hits of an image are its own captions.
 
     Raises:
-        InputError: no such data or encoder, too few images, or images that the encoder was trained on.
+        InputError: the data or the encoder cannot be opened, there are too few images, or the encoder was trained on them.
     """
     encoder = open_image_text(options.by, device)
     images = dataset_images(options.data, options.split, options.n, View(encoder.side))
@@ -57,7 +57,7 @@ def score_retrieval(options: RetrievalOptions, device: str, tick: Tick) -> list[
     kind, _, path = address_of(options.by).partition(":")
     leak = refuse_leaks(Path(path), images, images, options.allow_leak) if kind == "align" else None
     features_ND = np.asarray(extract(images, "images", [encoder], Pass(tick)).features[encoder.digest()])
-    asked = _asked(dataset, images)
+    queries = _queries(dataset, images)
     base = ScoreProtocol(
         metric_version=VERSION,
         extractor=encoder.clip_name,
@@ -66,64 +66,74 @@ def score_retrieval(options: RetrievalOptions, device: str, tick: Tick) -> list[
         data=images.name,
         data_digest=images.digest,
         split=images.split,
-        captions=asked.how,
+        captions=queries.description,
         resize=encoder.resize,
         resolution=encoder.side,
         seed=options.seed,
         leak=leak,
     )
-    text_MD = encoder.text_features(asked.captions)
-    found = retrieval(features_ND, text_MD, asked.image_groups, asked.groups)
-    to_image = _of_way("text-to-image", found.text_to_image, asked.of, len(images), base)
-    to_text = _of_way("image-to-text", found.image_to_text, range(len(images)), len(asked.captions), base)
-    return [*to_image, *to_text, *_binding(features_ND, text_MD, asked, encoder, base)]
+    text_MD = encoder.text_features(queries.captions)
+    ranks = retrieval(features_ND, text_MD, queries.image_groups, queries.groups)
+    to_image = _direction_scores("text-to-image", ranks.text_to_image, queries.rows, len(images), base)
+    to_text = _direction_scores("image-to-text", ranks.image_to_text, range(len(images)), len(queries.captions), base)
+    return [*to_image, *to_text, *_binding(features_ND, text_MD, queries, encoder, base)]
 
 
-def _asked(dataset: Dataset, images: Images) -> Queries:
+def _queries(dataset: Dataset, images: Images) -> Queries:
     row_of = {name: row for row, name in enumerate(dataset.ids)}
-    several = [list(dict.fromkeys(dataset.captions[row_of[name]])) for name in images.ids]
-    if all(len(own) == 1 for own in several):
-        meanings = [meaning(own[0]) for own in several]
+    captions = [list(dict.fromkeys(dataset.captions[row_of[name]])) for name in images.ids]
+    if all(len(one) == 1 for one in captions):
+        meanings = [meaning(one[0]) for one in captions]
         first = list(dict(zip(reversed(meanings), reversed(range(len(meanings))), strict=True)).values())[::-1]
-        how = "one of each image; equal meanings are hits of each other's images"
-        return Queries([several[k][0] for k in first], [meanings[k] for k in first], first, meanings, how)
+        description = "one of each image; equal meanings are hits of each other's images"
+        return Queries([captions[k][0] for k in first], [meanings[k] for k in first], first, meanings, description)
     ids = list(images.ids)
-    pairs = [(k, caption) for k, own in enumerate(several) for caption in own]
+    pairs = [(k, caption) for k, several in enumerate(captions) for caption in several]
     return Queries([c for _, c in pairs], [ids[k] for k, _ in pairs], [k for k, _ in pairs], ids, "all of each image")
 
 
-def _of_way(way: str, one: Recall, groups: list[int] | range, candidates: int, base: ScoreProtocol) -> list[Score]:
-    """Recall at each K with that of chance, and the median rank; queries of one image are drawn together."""
-    rank, images = one.ranks, set(groups)
+def _direction_scores(
+    direction: str, recall: Recall, groups: list[int] | range, candidates: int, base: ScoreProtocol
+) -> list[Score]:
+    """Returns Recall@K and the median rank of one direction, with their values by chance.
+
+    Args:
+        groups: image of each query; the bootstrap draws all queries of an image together.
+    """
+    ranks, images = recall.ranks, set(groups)
 
     def score(name: str, measure: Callable[[NDArray[np.int64]], float], **bounds: float) -> Score:
-        interval, how = bootstrap_interval(lambda rows: measure(rank[rows]), groups, seed=base.seed or 0), BOOTSTRAP
-        if name.startswith("r") and interval.low == interval.high in (0, 1):  # all were found, or none
+        interval, how = bootstrap_interval(lambda rows: measure(ranks[rows]), groups, seed=base.seed or 0), BOOTSTRAP
+        if name.startswith("r") and interval.low == interval.high in (
+            0,
+            1,
+        ):  # the bootstrap has no width if all queries are found, or none
             interval, how = wilson(interval.low * len(images), len(images)), "wilson"
-        protocol = replace(base, metric=f"retrieval-{way}-{name}", n_fake=one.queries)
-        return Score(measure(rank), protocol, interval, how, bounds)
+        protocol = replace(base, metric=f"retrieval-{direction}-{name}", n_fake=recall.queries)
+        return Score(measure(ranks), protocol, interval, how, bounds)
 
     shares = [
-        score(f"r{k}", lambda its, k=k: float((its <= k).mean()), chance=min(1.0, k / candidates)) for k in one.recall
+        score(f"r{k}", lambda ranks, k=k: float((ranks <= k).mean()), chance=min(1.0, k / candidates))
+        for k in recall.recall
     ]
-    return [*shares, score("median-rank", lambda its: float(np.median(its)), chance=(candidates + 1) / 2)]
+    return [*shares, score("median-rank", lambda ranks: float(np.median(ranks)), chance=(candidates + 1) / 2)]
 
 
 def _binding(
-    features_ND: Features, text_MD: Features, asked: Queries, encoder: ImageTextExtractor, base: ScoreProtocol
+    features_ND: Features, text_MD: Features, queries: Queries, encoder: ImageTextExtractor, base: ScoreProtocol
 ) -> list[Score]:
-    """The share of captions preferred to themselves with two attributes exchanged, of those that have two of a kind."""
-    swapped = exchanged(asked.captions)
+    """Returns the share of captions that score higher than the same caption with two attributes of one kind exchanged."""
+    swapped = exchanged(queries.captions)
     rows = [row for row, caption in enumerate(swapped) if caption is not None]
     if not rows:
-        warnings.warn("binding is left out: no caption has two attributes of one kind to exchange", stacklevel=3)
+        warnings.warn("binding is not computed: no caption has two attributes of one kind to exchange", stacklevel=3)
         return []
     swapped_ND = encoder.text_features([caption for caption in swapped if caption is not None])
-    of = [asked.of[row] for row in rows]
-    found = binding(features_ND[of], text_MD[rows], swapped_ND, of)
-    samples = found.samples
+    image_rows = [queries.rows[row] for row in rows]
+    result = binding(features_ND[image_rows], text_MD[rows], swapped_ND, image_rows)
+    samples = result.samples
     assert samples is not None
-    interval = bootstrap_interval(lambda drawn: float(samples[drawn].mean()), of, seed=base.seed or 0)
-    how = f"{counted(len(rows), 'caption')} of {len(asked.captions):,}"
-    protocol = replace(base, metric="binding", n_fake=len(rows), captions=how)
-    return [Score(found.value, protocol, interval, BOOTSTRAP, {"chance": 0.5})]
+    interval = bootstrap_interval(lambda drawn: float(samples[drawn].mean()), image_rows, seed=base.seed or 0)
+    description = f"{counted(len(rows), 'caption')} of {len(queries.captions):,}"
+    protocol = replace(base, metric="binding", n_fake=len(rows), captions=description)
+    return [Score(result.value, protocol, interval, BOOTSTRAP, {"chance": 0.5})]

@@ -1,4 +1,4 @@
-"""One search: a query, the collection, and what was found."""
+"""Runs a search: encodes the query and the collection, and returns the nearest images."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,26 +20,26 @@ from t2i.retrieval.graph import SEARCH_EF, cached_graph, near_rows, recall
 from t2i.retrieval.options import SearchOptions
 from t2i.retrieval.store import folder_of, unit_features
 
-RECALL_QUERIES = 64  # by which an approximate search is compared with the exact one
+RECALL_QUERIES = 64  # sampled queries that the recall of an approximate search is measured with
 
 
 class Hit(NamedTuple):
-    """One image that was found, with its copies."""
+    """One result: an image with all its copies."""
 
-    row: int  # of the collection
+    row: int  # in the collection
     score: float  # cosine
     places: list[Place]
     captions: list[str]
 
 
 class Results(NamedTuple):
-    """What a search found, the most similar first."""
+    """The results of a search, in order of decreasing similarity."""
 
     query: str
-    image: ImageArray | None  # that was asked with
+    image: ImageArray | None  # the query, if it is an image
     collection: ImageCollection
-    encoded: int  # images that were encoded for this search
-    recall: float | None  # of the approximate search, on sampled queries
+    encoded: int  # images encoded by this search and not read from the cache
+    recall: float | None  # of an approximate search, measured on sampled queries
     hits: list[Hit]
 
 
@@ -47,40 +47,41 @@ def search(options: SearchOptions, device: str, tick: Tick = lambda what, done, 
     """Searches a collection by words or by an image.
 
     Raises:
-        InputError: nothing to search, no such encoder, or an image that cannot be read.
+        InputError: the query is empty, or the data, the encoder or the query image cannot be opened.
     """
     text = clean_caption(options.query or "")
     if options.image is None and not text:
-        raise InputError("the query holds nothing but blanks and control characters; give words")
+        raise InputError("the query has only blanks and control characters; add words")
     encoder = open_searcher(options.by, options.data, device)
     image = None if options.image is None else query_image(options.image, encoder.side)
     query_1D = unit_features(encoder.text_features([text]) if image is None else encoder.features(image[None]))
     collection = open_collection(options.data, encoder, options.split)
     encoded = collection.encode(tick)
     if options.k > len(collection):
-        warnings.warn(f"{options.data} has {counted(len(collection), 'different image')}: all are listed", stacklevel=2)
+        warnings.warn(
+            f"{options.data} has {counted(len(collection), 'different image')}, fewer than -k {options.k}", stacklevel=2
+        )
     share = None
     if options.ann:
-        found, share = _approximate(collection, query_1D, image is not None, options, tick)
+        nearest, share = _approximate(collection, query_1D, image is not None, options, tick)
     else:
-        found = nearest_rows(query_1D, collection.features_ND, options.k)
+        nearest = nearest_rows(query_1D, collection.features_ND, options.k)
     hits = [
         Hit(row, score, collection.places(row), collection.captions(row))
-        for row, score in zip(found.rows_QK[0].tolist(), found.scores_QK[0].tolist(), strict=True)
+        for row, score in zip(nearest.rows_QK[0].tolist(), nearest.scores_QK[0].tolist(), strict=True)
     ]
     return Results(text or str(options.image), image, collection, encoded, share, hits)
 
 
 def open_searcher(by: str | None, address: str, device: str) -> ImageTextExtractor:
-    """Opens the encoder to search by, with a warning where the embedded one is asked about what it never saw.
+    """Opens the encoder to search with; warns if it is the embedded one and the data is not rendered shapes.
 
     Raises:
-        InputError: it is none, or reads no captions.
+        InputError: the encoder cannot be opened or cannot encode captions.
     """
     if by is None and parse_address(address).kind != "shapes":
         warnings.warn(
-            "the embedded scorer knows rendered shapes alone; for other images name a run of t2i train align, or clip:DIR, "
-            "with --by",
+            "the embedded scorer knows only rendered shapes; for other images name an align run or clip:DIR with --by",
             stacklevel=3,
         )
     return open_image_text(by, device)
@@ -89,7 +90,7 @@ def open_searcher(by: str | None, address: str, device: str) -> ImageTextExtract
 def _approximate(
     collection: ImageCollection, query_1D: Features, by_image: bool, options: SearchOptions, tick: Tick
 ) -> tuple[Nearest, float]:
-    """The nearest rows by the graph, and its recall on other queries of the same kind."""
+    """Returns the nearest rows by the graph, and the recall of the graph on sampled queries of the same kind."""
     rows_ND, total = collection.features_ND, len(collection)
     graph = cached_graph(
         rows_ND,
@@ -105,18 +106,18 @@ def _approximate(
 
 
 def _sampled(collection: ImageCollection, by_image: bool) -> Features:
-    """Queries as users ask them: captions of images drawn from the collection, or images where there are none."""
+    """Returns the features of random captions of the collection, or of random images if there are no captions."""
     rows = list(range(len(collection))) if by_image else collection.captioned
     by_image = by_image or not rows
     rows = rows or list(range(len(collection)))
-    drawn = [rows[k] for k in seeding.permutation(0, 0, len(rows))[:RECALL_QUERIES].tolist()]
+    sampled = [rows[k] for k in seeding.permutation(0, 0, len(rows))[:RECALL_QUERIES].tolist()]
     if by_image:
-        return np.ascontiguousarray(collection.features_ND[drawn])
-    return unit_features(collection.encoder.text_features([collection.captions(k)[0] for k in drawn]))
+        return np.ascontiguousarray(collection.features_ND[sampled])
+    return unit_features(collection.encoder.text_features([collection.captions(k)[0] for k in sampled]))
 
 
 def as_json(results: Results, by: str | None) -> dict[str, Any]:
-    """The results as a JSON object."""
+    """Returns the results as a JSON object."""
     collection = results.collection
     return {
         "query": results.query,
@@ -134,7 +135,7 @@ def as_json(results: Results, by: str | None) -> dict[str, Any]:
 
 
 def lines_of(hits: Sequence[Hit]) -> list[str]:
-    """Each image that was found on one line: score, place, how many copies there are, first caption."""
+    """Returns one line for each hit: score, file or id, number of copies, first caption."""
     lines = []
     for hit in hits:
         copies = f"x {len(hit.places)}" if len(hit.places) > 1 else ""

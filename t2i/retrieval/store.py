@@ -1,9 +1,10 @@
-"""Features of images on disk, by the contents of the image: each is seen once by each encoder, in whatever folder it is.
+"""Cached features of images, keyed by image contents: an encoder sees each image only once, in whatever folder it is.
 
-Layout: ROOT/features/KEY/NAME.safetensors. KEY hashes what decides the features: the encoder's digest, its resizing, the size
-and cut of the images. A shard holds `contents` [n, 32], the hashes of n images, and `features` [n, D], float32 of unit length;
-NAME hashes its contents. An image whose contents change has another hash, so nothing stale is ever read. Shards are written
-whole or not at all; a damaged one is deleted and made again. The folder may be deleted at any time.
+Layout: ROOT/features/KEY/NAME.safetensors. KEY is a hash of all that determines the features: the encoder's digest and
+resizing, the size and crop of the images. A shard holds `contents` [n, 32], the hashes of n images, and `features` [n, D],
+float32 of unit length; NAME is a hash of `contents`. A changed image has another hash, so no stale features are read. Shards
+are written completely or not at all; damaged ones are deleted and their images encoded again. The folder may be deleted at any
+time.
 """
 
 import hashlib
@@ -28,13 +29,13 @@ from t2i.metrics import Features
 FORMAT = 1
 HASH_BYTES = 32
 SHARD_IMAGES = 4096
-KEEP_EVERY_S = 60.0  # what a kill may cost
+WRITE_EVERY_S = 60.0  # the most work that a kill can lose
 
-Batch = tuple[Sequence[bytes], ImageArray]  # the contents of B images, and their pixels
+Batch = tuple[Sequence[bytes], ImageArray]  # content hashes and pixels of B images
 
 
 class FeatureStore:
-    """Features by one encoder."""
+    """The cached features of one encoder."""
 
     def __init__(self, encoder: ImageTextExtractor) -> None:
         self._encoder = encoder
@@ -48,33 +49,33 @@ class FeatureStore:
         return content in self._place
 
     def fill(self, batches: Iterator[Batch], tick: Callable[[int], None] = lambda count: None) -> None:
-        """Encodes images and writes them, a shard at a time.
+        """Encodes images and writes their features, shard by shard.
 
         Args:
-            tick: told how many images were encoded, batch by batch.
+            tick: called with the number of encoded images after each batch.
 
         Raises:
-            InputError: the cache cannot be written, or the features of an image have no direction.
+            InputError: the cache cannot be written, or the features of an image are zero or not finite.
         """
         new: dict[bytes, Features] = {}
-        kept = time.monotonic()
+        written = time.monotonic()
         try:
             for contents, images_BHWC in batches:
                 new |= zip(contents, unit_features(self._encoder.features(images_BHWC)), strict=True)
-                if len(new) >= SHARD_IMAGES or time.monotonic() - kept > KEEP_EVERY_S:
+                if len(new) >= SHARD_IMAGES or time.monotonic() - written > WRITE_EVERY_S:
                     self._write(new)
-                    kept, new = time.monotonic(), {}
+                    written, new = time.monotonic(), {}
                 tick(len(contents))
-        finally:  # an interrupt keeps what was done
+        finally:  # also after an interrupt
             if new:
                 self._write(new)
 
     def read(self, contents: Sequence[bytes], out_ND: Features) -> None:
-        """Writes the features of images into the rows of `out_ND`; raises KeyError where one was never encoded."""
-        where = np.array([self._place[content] for content in contents], np.int64).reshape(-1, 2)
-        for number in np.unique(where[:, 0]).tolist():
-            own = np.flatnonzero(where[:, 0] == number)
-            out_ND[own] = self._shards[number][where[own, 1]]
+        """Copies the features of images to the rows of `out_ND`; raises KeyError for images that were never encoded."""
+        places = np.array([self._place[content] for content in contents], np.int64).reshape(-1, 2)
+        for number in np.unique(places[:, 0]).tolist():
+            rows = np.flatnonzero(places[:, 0] == number)
+            out_ND[rows] = self._shards[number][places[rows, 1]]
 
     def _write(self, new: Mapping[bytes, Features]) -> None:
         contents = b"".join(new)
@@ -91,11 +92,11 @@ class FeatureStore:
                 expected = (file.metadata() or {}).get("crc32")
             contents, features = tensors["contents"].numpy().tobytes(), tensors["features"]
             if path.stem != _name(contents) or features.shape != (len(contents) // HASH_BYTES, self._encoder.dim):
-                raise ValueError("its tensors are not those of its name")
+                raise ValueError("its tensors do not match its name")
             if expected != checksum(tensors):
                 raise ValueError("its checksum is wrong")
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            warnings.warn(f"feature cache: {path} is damaged ({error}); its images are encoded again", stacklevel=4)
+            warnings.warn(f"feature cache: {path} is damaged ({error}); its images will be encoded again", stacklevel=4)
             with suppress(OSError):
                 path.unlink()
             return
@@ -106,20 +107,20 @@ class FeatureStore:
 
 
 def folder_of(encoder: ImageTextExtractor) -> Path:
-    """The folder of all that is kept by an encoder."""
+    """Returns the cache folder of an encoder's features and graphs."""
     parts = [FORMAT, TRANSFORM, encoder.digest(), encoder.resize, encoder.side]
     return cache_dir() / "features" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def unit_features(features_BD: Features) -> Features:
-    """Rows scaled to unit length.
+    """Scales rows to unit length.
 
     Raises:
         InputError: a row is zero or not finite.
     """
     norms = np.linalg.norm(features_BD.astype(np.float64), axis=1, keepdims=True)
     if not (np.isfinite(norms) & (norms > 0)).all():
-        raise InputError("the encoder gives features without a direction (zero, or not finite); check its weights")
+        raise InputError("the encoder returned features that are zero or not finite; check its weights")
     return (features_BD / norms).astype(np.float32)
 
 

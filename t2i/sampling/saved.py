@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t2i import __version__
 from t2i.errors import InputError
-from t2i.families import CONFIG, WEIGHTS, Components, Sampler, sampler_class
+from t2i.families import Components, Sampler, sampler_class
+from t2i.families.tokenizers import CONFIG, WEIGHTS
 from t2i.files import memory_bytes, read_regular, write_text
 from t2i.sampling.hub import EXPECTED, download, one_line
 from t2i.text import TextEncoder, load_encoder, writing

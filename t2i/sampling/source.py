@@ -1,18 +1,36 @@
 """Reads initial weights for a run: from another run, a saved model, a model that ships with the package, or the hub."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from t2i.align.frozen import DESCRIPTION, FrozenDualEncoder, load_dual_encoder
+from t2i.align.frozen import DESCRIPTION, AnyDualEncoder, FrozenDualEncoder, load_dual_encoder
+from t2i.config.training import StartConfig
 from t2i.errors import InputError
-from t2i.families import CONFIG, FAMILIES, Source, load_tokenizer
+from t2i.families import FAMILIES, Source
+from t2i.families.tokenizers import CONFIG, load_tokenizer
 from t2i.sampling import saved
 from t2i.text import load_encoder
 from t2i.trained import TrainedRun, open_run
 from t2i.weights import INDEX, find, scorer_dir, shared_text_encoder
 
-TOKENIZER = "tokenizer"  # the component of a saved model that codes images
+TOKENIZER = "tokenizer"  # the component of a saved model that encodes images
 NOT_WEIGHTS = ("ema", "best", "patience")  # parts of a checkpoint that repeat the main part's weights, or hold none
+
+
+class StartingRun(Protocol):
+    """The attributes of `t2i.training.run.Run` that decide whether starting weights are needed."""
+
+    is_new: bool
+    family: str
+
+
+def open_start(run: StartingRun, config: StartConfig) -> Source | None:
+    """Reads the weights that `init_from` names; None without it, and for a resumed run, whose checkpoint has its weights.
+
+    Raises:
+        InputError: as `open_source`.
+    """
+    return open_source(config.init_from, run.family) if run.is_new and config.init_from else None
 
 
 def open_source(address: str, family: str) -> Source:
@@ -65,9 +83,14 @@ def _parts(run: TrainedRun, family: str) -> dict[str, Any]:
 
 
 def _dual_encoder(
-    address: str, place: Path, family: str, dual: FrozenDualEncoder, run: TrainedRun | None = None
+    address: str, place: Path, family: str, dual: AnyDualEncoder, run: TrainedRun | None = None
 ) -> Source:
     _refuse_other(address, "align", family)
+    if not isinstance(dual, FrozenDualEncoder):
+        raise InputError(
+            f"init_from {address} has maps between frozen encoders (aligner={dual.config.aligner.kind}) and no towers to start "
+            "from; name a run of aligner=contrastive"
+        )
     parts = {"model": dual.model.state_dict()} if run is None else _parts(run, family)
     manifest = {"config": dual.config.model_dump(mode="json")} if run is None else run.manifest
     return Source(place, address, manifest, parts, vocabulary=dual.tokenizer.json_text)

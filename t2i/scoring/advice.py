@@ -1,4 +1,4 @@
-"""Error messages that advise no option which the program lacks: several programs share one library."""
+"""Removes advice from error messages that names options which the running program does not have."""
 
 import re
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from t2i.errors import InputError
 Item = TypeVar("Item")
 
 _FLAG = re.compile(r"--[a-z][a-z-]*")
-_CLAUSE = re.compile(r"(; |, or |, )")  # what may follow one: advice, or another piece of it
+_CLAUSE = re.compile(r"(; |, or |, )")  # separates a message from its advice, and pieces of advice
 
 
 def only_own_options(items: Iterator[Item], options: type[Options]) -> Iterator[Item]:
-    """Yields `items`; an `InputError` in between loses the advice to use options that these are not."""
+    """Yields `items`; removes advice about other options from an `InputError` of the iterator."""
     try:
         yield from items
     except InputError as error:
@@ -22,11 +22,8 @@ def only_own_options(items: Iterator[Item], options: type[Options]) -> Iterator[
 
 
 def without_others(message: str, options: type[Options]) -> str:
-    """A message without the clauses that name an option of another program."""
-    own = {flag_of(name, field) for name, field in options.model_fields.items()}
-    parts = _CLAUSE.split(message)
-    kept = parts[0]
-    for joint, clause in zip(parts[1::2], parts[2::2], strict=True):
-        if set(_FLAG.findall(clause)) <= own:
-            kept += joint + clause
-    return kept
+    """Returns the message without the clauses that name an option of another program."""
+    flags = {flag_of(name, field) for name, field in options.model_fields.items()}
+    first, *rest = _CLAUSE.split(message)
+    clauses = zip(rest[::2], rest[1::2], strict=True)
+    return first + "".join(joint + clause for joint, clause in clauses if set(_FLAG.findall(clause)) <= flags)

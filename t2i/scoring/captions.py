@@ -1,7 +1,7 @@
-"""Scores written captions against references, of a JSONL file or of a reader: BLEU-4 and CIDEr-D.
+"""Scores captions of a JSONL file or of a reader against references: BLEU-4 and CIDEr-D.
 
-Of a reader also, on drawn shapes, the share of captions that are right of their image, as the oracle reads it, and where it
-answers questions, the share that it answers right, by kind.
+For a reader on rendered shapes, also computes the share of captions that are correct for their image, as the oracle reads it.
+For a reader that answers questions, also computes the share of correct answers, for each kind of question.
 """
 
 import hashlib
@@ -35,16 +35,16 @@ LINE = '{"candidate": "a red circle", "references": ["a red disc", "..."]}'
 
 
 def read_pairs(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Candidates, and the references of each.
+    """Reads the candidates and the references of each.
 
     Raises:
-        InputError: no such file, or a line that is not like `LINE`.
+        InputError: the file does not exist, or a line has another form than `LINE`.
     """
     try:
         lines = list(text_lines(path))
     except OSError as error:
         raise InputError(
-            f"cannot read {path}: {error.strerror or error}; name a JSONL file of lines as {LINE}"
+            f"cannot read {path}: {error.strerror or error}; name a JSONL file of lines like {LINE}"
         ) from error
     candidates, references = [], []
     for number, line in enumerate(lines, 1):
@@ -54,24 +54,24 @@ def read_pairs(path: Path) -> tuple[list[str], list[list[str]]]:
             entry = json.loads(line)
             candidate, several = entry["candidate"], entry["references"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"line {number} of {path} is not as {LINE}") from error
+            raise InputError(f"line {number} of {path} is not like {LINE}") from error
         if (
             not isinstance(several, list)
             or not several
             or not all(isinstance(one, str) for one in [candidate, *several])
         ):
-            raise InputError(f"line {number} of {path} is not as {LINE}")
+            raise InputError(f"line {number} of {path} is not like {LINE}")
         candidates.append(candidate)
         references.append(several)
     if len(candidates) < 2:
         raise InputError(
-            f"{path} has {counted(len(candidates), 'caption')}; CIDEr-D weighs words by how rare they are: give at least 2"
+            f"{path} has {counted(len(candidates), 'caption')}; CIDEr-D weighs words by their frequency and needs at least 2"
         )
     return candidates, references
 
 
 def score_captions(options: CaptionsOptions) -> list[Score]:
-    """Scores of a file of pairs, or of a reader's run.
+    """Scores the captions of a file, or of a reader's run.
 
     Raises:
         InputError: see `read_pairs` and `score_reader`.
@@ -79,36 +79,37 @@ def score_captions(options: CaptionsOptions) -> list[Score]:
     path = options.file
     if path.is_dir():
         return score_reader(options)
-    given = {"--data": options.data, "--split": options.split, "-n": options.n}
-    refuse_ignored(given | {"--beams": options.beams if options.beams > 1 else None}, f"of captions in {path}")
+    reader_options = {"--data": options.data, "--split": options.split, "-n": options.n}
+    reader_options["--beams"] = options.beams if options.beams > 1 else None
+    refuse_ignored(reader_options, f"for captions in {path}")
     candidates, references = read_pairs(path)
 
     digest = hashlib.sha256(read_regular(path)).hexdigest()
     base = ScoreProtocol(data=f"file:{path.name}", data_digest=digest, metric_version=VERSION)
-    return _against(candidates, references, base)
+    return _reference_scores(candidates, references, base)
 
 
-def _against(candidates: list[str], references: list[list[str]], base: ScoreProtocol) -> list[Score]:
-    """BLEU-4 and CIDEr-D."""
+def _reference_scores(candidates: list[str], references: list[list[str]], base: ScoreProtocol) -> list[Score]:
+    """Returns BLEU-4 and CIDEr-D."""
     each = f"{sum(map(len, references)) / len(references):.3g} references each"
     protocol = replace(base, n_fake=len(candidates), captions=each)
-    found = cider_d(candidates, references)
+    estimate = cider_d(candidates, references)
     return [
         Score(bleu(candidates, references), replace(protocol, metric="bleu-4")),
-        Score(found.value, replace(protocol, metric="cider-d"), **found.described_interval("normal")),
+        Score(estimate.value, replace(protocol, metric="cider-d"), **estimate.described_interval("normal")),
     ]
 
 
 def score_reader(options: CaptionsOptions) -> list[Score]:
-    """Scores of what a reader writes and answers about held-out images.
+    """Scores the captions and answers of a reader on held-out images.
 
     Raises:
-        InputError: no such run, data or split, or a reader that only answers, of data without questions.
+        InputError: there is no such run, data or split, or the reader only answers and the data has no questions.
     """
     reader = Reader.from_pretrained(options.file, device())
     view, split = View(reader.resolution, reader.data.fit, None, reader.data.split_seed), options.split or "val"
     dataset = open_dataset(options.data or reader.data.address, split, view)
-    if options.n is not None and options.n > len(dataset):  # rendered data has as many as one asks for
+    if options.n is not None and options.n > len(dataset):  # rendered data can be of any size
         dataset = open_dataset(dataset.address, split, replace(view, limit=options.n))
     rows = choose(len(dataset), options.n or min(DEFAULT_N, len(dataset)), f"split {split} of {dataset.address}")
     images, references = dataset.images(rows), [list(dataset.captions[row]) for row in rows]
@@ -123,34 +124,33 @@ def score_reader(options: CaptionsOptions) -> list[Score]:
         checkpoint=reader.digest(),
         sampling=f"{options.beams} beams" if options.beams > 1 else "greedy",
     )
-    found: list[Score] = []
+    scores: list[Score] = []
     parts = list(reader.cells(images))
     if reader.writes:
-        written = [text for text, _ in reader.write_of(parts, options.beams)]
-        found += _against(written, references, base)
+        captions = [text for text, _ in reader.write_of(parts, options.beams)]
+        scores += _reference_scores(captions, references, base)
         if all(parse(several[0]) for several in references):
-            judged = caption_faithfulness(images, written)
-            found += [_rate(f"caption-{aspect}", flags, base) for aspect, flags in judged.items()]
-    if reader.answers and (getattr(dataset, "questions", None) is not None or not found):
-        every = questions_of(dataset)
-        found += _answers(reader, torch.cat(parts), [every[row] for row in rows], base)
-    return found
+            judged = caption_faithfulness(images, captions)
+            scores += [_rate(f"caption-{aspect}", flags, base) for aspect, flags in judged.items()]
+    if reader.answers and (getattr(dataset, "questions", None) is not None or not scores):
+        questions = questions_of(dataset)
+        scores += _answers(reader, torch.cat(parts), [questions[row] for row in rows], base)
+    return scores
 
 
 def _answers(
     reader: Reader, cells_BLD: Tensor, questions: Sequence[Sequence[Question]], base: ScoreProtocol
 ) -> list[Score]:
-    """Mean credit over questions, each kind apart, beside that of the images of others (the floor)."""
+    """Returns the mean credit for each kind of question; the floor is the credit with shuffled images."""
     own, others = ask(reader, cells_BLD, questions), ask(reader, cells_BLD.roll(1, dims=0), questions)
-    found = []
+    scores = []
     for kind, of_kind in own.by_kind():
         estimate = mean_estimate(own.credit[of_kind], own.image[of_kind])
         protocol = replace(base, metric=f"answers-{kind}" if kind else "answers", n_fake=int(of_kind.sum()))
         bounds = {"shuffled": float(others.credit[of_kind].mean())}
-        found.append(
-            Score(estimate.value, protocol, **estimate.described_interval("normal, clustered by image"), bounds=bounds)
-        )
-    return found
+        interval = estimate.described_interval("normal, clustered by image")
+        scores.append(Score(estimate.value, protocol, **interval, bounds=bounds))
+    return scores
 
 
 def _rate(metric: str, flags: NDArray[np.bool_], base: ScoreProtocol) -> Score:

@@ -1,7 +1,7 @@
-"""Scores side by side: which of them compare, and by how much two models differ on the same captions.
+"""Compares score files: differences of their protocols, and paired differences of two models on the same captions.
 
-A .safetensors file beside the score file has the score of every image: `prompts` int64 [N], a hash of each caption, and for
-each score that is a mean over images its name, float32 [N], NaN where an image is not counted.
+A .safetensors file beside a score file has the score of every image: `prompts` int64 [N], a hash of each caption, and a
+float32 [N] tensor for each score that is a mean over images, with NaN for images that do not count.
 """
 
 from collections.abc import Sequence
@@ -24,35 +24,35 @@ from t2i.tensors import write_tensors
 
 PROMPTS = "prompts"
 DRAWS = 10_000
-_BLOCK = 2**22  # random numbers at once
+_BLOCK = 2**22  # random numbers in memory
 
 
 @dataclass
 class Samples:
-    """The score of every image of a scoring."""
+    """Scores of single images."""
 
     prompts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     values: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def take(self, images: Images, scores: Sequence[Score]) -> None:
-        """Keeps the samples of scores that have one for each of these images."""
+        """Keeps the samples of scores that have one sample for each image."""
         self.prompts = np.array([key_of(caption) for caption in images.captions or images.ids], np.int64)
         known = {score.name: score.samples for score in scores if score.samples is not None}
         self.values = {name: samples for name, samples in known.items() if len(samples) == len(images)}
 
     def write(self, path: Path) -> None:
-        """Raises InputError: the file cannot be written."""
-        values = {name: its.astype(np.float32) for name, its in self.values.items()}
+        """Writes a .safetensors file; raises InputError if that fails."""
+        values = {name: samples.astype(np.float32) for name, samples in self.values.items()}
         write_tensors(path, {PROMPTS: self.prompts, **values}, {})
 
 
 def beside(path: Path) -> Path:
-    """The path of the samples of a score file."""
+    """Returns the path of the samples of a score file."""
     return path.with_suffix(".safetensors")
 
 
 def read_samples(path: Path) -> Samples:
-    """The samples of a score file; none where it has none.
+    """Reads the samples of a score file; empty if there are none.
 
     Raises:
         InputError: the file is damaged.
@@ -63,13 +63,13 @@ def read_samples(path: Path) -> Samples:
     try:
         open_regular(place).close()
         tensors = load_file(place)
-        return Samples(tensors.pop(PROMPTS), {name: its.astype(np.float64) for name, its in tensors.items()})
+        return Samples(tensors.pop(PROMPTS), {name: samples.astype(np.float64) for name, samples in tensors.items()})
     except (SafetensorError, OSError, KeyError) as error:
         raise InputError(f"{place} is damaged ({error}); score again, or delete it") from error
 
 
 class Difference(NamedTuple):
-    """The second model's mean less the first's, over the same captions."""
+    """Mean of the second model minus mean of the first, over the same captions."""
 
     value: float
     interval: tuple[float, float]  # 95 %
@@ -80,26 +80,26 @@ class Difference(NamedTuple):
 def paired_difference(
     first: NDArray[np.float64], second: NDArray[np.float64], groups: NDArray[np.int64] | None = None, seed: int = 0
 ) -> Difference:
-    """Paired bootstrap of the mean of second - first, 10,000 draws of whole prompts (percentile interval).
+    """Computes the mean of second - first with a paired bootstrap: 10,000 draws of prompts, percentile interval.
 
     Args:
-        first, second: [N] of the same captions; NaN in both is left out.
-        groups: [N] the prompt of each; None: each its own.
+        first, second: [N] scores on the same captions; rows with NaN in both are left out.
+        groups: [N] the prompt of each row; None: all prompts differ.
 
     Raises:
-        ValueError: nothing is left, or only one of the two is NaN somewhere.
+        ValueError: no row is left, or a row has NaN in only one of the two.
     """
     counted = ~np.isnan(first)
     if not counted.any() or not np.array_equal(counted, ~np.isnan(second)):
-        raise ValueError("the two are not of the same images")
+        raise ValueError("the two score different images")
     x = (second - first)[counted]
     index = np.arange(len(x)) if groups is None else group_index(groups[counted])
     sums, sizes = np.bincount(index, weights=x), np.bincount(index).astype(np.float64)
     rng = np.random.default_rng(seed)
     means = []
     for start in range(0, DRAWS, step := max(1, _BLOCK // len(sums))):
-        drawn = rng.integers(0, len(sums), (min(step, DRAWS - start), len(sums)))
-        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+        resamples = rng.integers(0, len(sums), (min(step, DRAWS - start), len(sums)))
+        means.append(sums[resamples].sum(axis=1) / sizes[resamples].sum(axis=1))
     bootstrap = np.concatenate(means)
     beyond = min((bootstrap <= 0).sum(), (bootstrap >= 0).sum())
     low, high = np.quantile(bootstrap, (0.025, 0.975)).tolist()
@@ -111,10 +111,10 @@ class Line:
     """One score in all files.
 
     Attributes:
-        scores: one a file; None: that file has none.
-        differing: for each file but the first, where its protocol differs from the first's.
+        scores: the score in each file; None: the file does not have it.
+        differing: for each file but the first: differences of its protocol from that of the first.
         differences: for each file but the first; None: the images do not pair.
-        why: the reason why they do not.
+        why: for each file but the first: the reason why they do not pair.
     """
 
     name: str
@@ -125,49 +125,48 @@ class Line:
 
 
 def compare(paths: Sequence[Path]) -> list[Line]:
-    """All scores of several files, each file against the first.
+    """Compares all scores of several files with those of the first file.
 
     Raises:
-        InputError: fewer than two files, one that is no score file, or no score that two of them have.
+        InputError: there are fewer than two files, one is no score file, or no two of them share a score.
     """
     if len(paths) < 2:
-        raise InputError(f"{len(paths)} score file compares with nothing; name two or more")
-    every = [{score.name: score for score in read_scores(path)} for path in paths]
+        raise InputError(f"got {len(paths)} score file to compare; name two or more")
+    files = [{score.name: score for score in read_scores(path)} for path in paths]
     samples = [read_samples(path) for path in paths]
-    names = list(dict.fromkeys(name for found in every for name in found))
-    if not any(sum(name in found for found in every) > 1 for name in names):
+    names = list(dict.fromkeys(name for scores in files for name in scores))
+    if not any(sum(name in scores for scores in files) > 1 for name in names):
         raise InputError(
-            f"no score is in two of these files: {paths[0]} has {', '.join(every[0])[:200]}; {paths[1]} has "
-            f"{', '.join(every[1])[:200]}"
+            f"no score is in two of these files: {paths[0]} has {', '.join(files[0])[:200]}; {paths[1]} has "
+            f"{', '.join(files[1])[:200]}"
         )
-    return [_line(name, [found.get(name) for found in every], samples) for name in names]
+    return [_line(name, [scores.get(name) for scores in files], samples) for name in names]
 
 
 def _line(name: str, scores: list[Score | None], samples: Sequence[Samples]) -> Line:
     line = Line(name, scores, [], [], [])
     first = scores[0]
-    for score, its in zip(scores[1:], samples[1:], strict=True):
-        if first is None or score is None:
-            found, why, differing = None, "", []
-        else:
+    for score, score_samples in zip(scores[1:], samples[1:], strict=True):
+        difference, why, differing = None, "", list[str]()
+        if first is not None and score is not None:
             differing = differences(first, score)
-            found, why = _paired(name, samples[0], its)
+            difference, why = _paired(name, samples[0], score_samples)
         line.differing.append(differing)
-        line.differences.append(found)
+        line.differences.append(difference)
         line.why.append(why)
     return line
 
 
 def _paired(name: str, first: Samples, second: Samples) -> tuple[Difference | None, str]:
     if not first.values or not second.values:
-        return None, "there is no .safetensors file of the score of each image"
+        return None, "no .safetensors file with the scores of single images"
     if name not in first.values or name not in second.values:
-        return None, "one number of all images"
+        return None, "one number for all images"
     a, b = (np.argsort(samples.prompts, kind="stable") for samples in (first, second))
     prompts = first.prompts[a]
     if not np.array_equal(prompts, second.prompts[b]):
-        return None, "of other captions"
+        return None, "other captions"
     try:
         return paired_difference(first.values[name][a], second.values[name][b], prompts), ""
     except ValueError:
-        return None, "of other captions"
+        return None, "other captions"

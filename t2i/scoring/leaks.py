@@ -1,6 +1,6 @@
-"""Held-out means held-out: images and captions that a run was trained on are found before it is scored on them.
+"""Finds images and captions that a run was trained on before it is scored on them.
 
-Select on `val`, report `test` once. docs/leaks.md has the rule and how well it finds what was planted.
+docs/leaks.md has the rule, and its detection rates on planted leaks.
 """
 
 import warnings
@@ -13,104 +13,114 @@ import numpy as np
 from t2i.data.phash import near_duplicates, signatures
 from t2i.errors import InputError
 from t2i.scoring.images.collection import Images
-from t2i.training.trained_on import RECORD, Record, caption_hashes, id_hashes, is_drawn, join, pixel_hashes, read_record
+from t2i.training.trained_on import (
+    RECORD,
+    Record,
+    caption_hashes,
+    id_hashes,
+    is_rendered,
+    join,
+    pixel_hashes,
+    read_record,
+)
 
 NAMED = 3  # findings in a message
-CHANCE = 1e-3  # captions that coincide more often than with this probability by chance are a leak
+CHANCE = 1e-3  # equal captions are a leak if their number has a smaller probability than this by chance
 
 
 @dataclass(frozen=True)
-class Found:
-    """The part of N images that a model was trained on, by id; `captions` by their words."""
+class Overlap:
+    """Held-out images and captions that a model was trained on; images by id."""
 
     images: list[str]
     captions: list[str]
-    alike: list[str]  # resemble a training image and are not the same
-    by_chance: bool  # captions coincide no more often than those of training images among each other
+    similar: list[str]  # images that resemble a training image but are not equal
+    by_chance: bool  # held-out captions equal training captions no more often than these equal each other
 
     @property
     def leaks(self) -> bool:
         return bool(self.images or (self.captions and not self.by_chance))
 
 
-def find(record: Record, captions: Sequence[str], images: Images | None) -> Found:
-    """Looks captions and images up in the record of a model's training data.
+def find(record: Record, captions: Sequence[str], images: Images | None) -> Overlap:
+    """Looks up captions and images in the record of a model's training data.
 
     Args:
-        images: brought to size as in training; scenes of the embedded data are not rendered for this.
+        images: resized as in training; scenes of the embedded data are compared by id and not rendered.
     """
     known = np.isin(caption_hashes(captions), record.captions)
-    words = [captions[k] for k in np.flatnonzero(known).tolist()]
-    by_chance = _by_chance(len(words), len(captions), record.shared)
+    known_captions = [captions[k] for k in np.flatnonzero(known).tolist()]
+    by_chance = _by_chance(len(known_captions), len(captions), record.shared)
     if images is None:
-        return Found([], words, [], by_chance)
+        return Overlap([], known_captions, [], by_chance)
     ids = images.ids
-    alike: list[str] = []
-    if is_drawn(images.name):
+    similar: list[str] = []
+    if is_rendered(images.name):
         same = np.isin(id_hashes(ids), record.pixels)
     else:
         parts = [(pixel_hashes(chunk), signatures(np.stack(chunk))) for chunk in images.chunks(range(len(images)))]
         same = np.isin(np.concatenate([pixels for pixels, _ in parts]), record.pixels)
-        near = near_duplicates(join([seen for _, seen in parts]), record.looks)
-        alike = [str(ids[row]) for row in near[:, 0].tolist() if not same[row]]
-    return Found([ids[k] for k in np.flatnonzero(same).tolist()], words, alike, by_chance)
+        near = near_duplicates(join([signature for _, signature in parts]), record.looks)
+        similar = [str(ids[row]) for row in near[:, 0].tolist() if not same[row]]
+    return Overlap([ids[k] for k in np.flatnonzero(same).tolist()], known_captions, similar, by_chance)
 
 
 def _by_chance(count: int, total: int, rate: float) -> bool:
-    """True where chance explains `count` or more of `total` coincidences, each of probability `rate`."""
+    """Returns True if chance explains `count` or more coincidences in `total` trials of probability `rate`."""
     from scipy.stats import binom
 
     return count > 0 and float(binom.sf(count - 1, total, rate)) >= CHANCE
 
 
-def refuse_leaks(place: Path, asked: Images, images: Images | None, allow: bool) -> str | None:
-    """Refuses held-out captions and images that a run was trained on, and warns of images that resemble training images.
+def refuse_leaks(place: Path, captioned: Images, images: Images | None, allow: bool) -> str | None:
+    """Refuses captions and images that a run was trained on, and warns of images that resemble training images.
 
     Args:
         place: the run, or another folder with its record.
-        asked: the images whose captions are sampled.
-        images: the same, brought to size as in training; None: these are captions alone.
-        allow: go on all the same.
+        captioned: the images whose captions are sampled.
+        images: the same images, resized as in training; None: only the captions are checked.
+        allow: warns of a leak instead of refusing it.
 
     Returns:
-        the entry of the scores' protocol; None: nothing was found.
+        The entry of the scores' protocol; None: there is no leak.
 
     Raises:
-        InputError: there are some, and they are not allowed.
+        InputError: there is a leak and `allow` is False.
     """
     record = read_record(place / RECORD)
     if record is None:
         warnings.warn(
-            f"{place} has no record of its training data ({RECORD} is missing), so nothing shows that these are held out",
+            f"{place} has no record of its training data ({RECORD} is missing), so it is unknown if these are held out",
             stacklevel=3,
         )
         return None
-    found, of = find(record, asked.captions or [], images), f"of {len(asked):,}"
-    _warn_of_doubt(found, record, of)
-    if not found.leaks:
+    overlap, of = find(record, captioned.captions or [], images), f"of {len(captioned):,}"
+    _warn_of_doubt(overlap, record, of)
+    if not overlap.leaks:
         return None
-    told = {"images": found.images, "captions": [] if found.by_chance else found.captions}
-    words = " and ".join(f"{len(names):,} {of} {what} ({_some(names)})" for what, names in told.items() if names)
+    kinds = {"images": overlap.images, "captions": [] if overlap.by_chance else overlap.captions}
+    listed = " and ".join(f"{len(names):,} {of} {kind} ({_some(names)})" for kind, names in kinds.items() if names)
     if not allow:
         raise InputError(
-            f"{place} was trained on {words} of {asked.name}, split {asked.split}; name what it has not seen, or "
-            "score all the same with --allow-leak, which marks the scores"
+            f"{place} was trained on {listed} of {captioned.name}, split {captioned.split}; name held-out data, or score it with "
+            "--allow-leak, which marks the scores"
         )
-    warnings.warn(f"{place} was trained on {words}: these scores are marked", stacklevel=3)
-    return "trained on " + " and ".join(f"{len(names)} {of} {what}" for what, names in told.items() if names)
+    warnings.warn(f"{place} was trained on {listed}: these scores are marked", stacklevel=3)
+    return "trained on " + " and ".join(f"{len(names)} {of} {kind}" for kind, names in kinds.items() if names)
 
 
-def _warn_of_doubt(found: Found, record: Record, of: str) -> None:
-    """Warns of likenesses and coincidences that are no leak by themselves."""
-    if found.alike:
+def _warn_of_doubt(overlap: Overlap, record: Record, of: str) -> None:
+    """Warns of similar images and of equal captions that chance explains."""
+    if overlap.similar:
         warnings.warn(
-            f"{len(found.alike):,} {of} images resemble training images: {_some(found.alike)}; check whether they are copies",
+            f"{len(overlap.similar):,} {of} images resemble training images: {_some(overlap.similar)}; check if they are "
+            "copies",
             stacklevel=4,
         )
-    if found.captions and found.by_chance:
+    if overlap.captions and overlap.by_chance:
         warnings.warn(
-            f"{len(found.captions):,} {of} captions are those of training images too, no more than training images share "
-            f"among each other ({record.shared:.1%}): {_some(found.captions)}",
+            f"{len(overlap.captions):,} {of} captions are also captions of training images, no more than training images "
+            f"share with each other ({record.shared:.1%}): {_some(overlap.captions)}",
             stacklevel=4,
         )
 

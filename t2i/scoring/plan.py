@@ -1,10 +1,11 @@
-"""The plan of a scoring: protocol, metrics and everything else that can fail without an image."""
+"""Plans a scoring: protocol, metrics and everything else that can fail before an image is read."""
 
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from t2i.data.published.question_files import questions_about_captions
 from t2i.data.shapes.captions import meaning, parse
 from t2i.data.swaps import exchanged
 from t2i.errors import InputError
@@ -14,7 +15,6 @@ from t2i.metrics import METRICS, Features, Metric, find_metric
 from t2i.metrics.clip_score import can_shuffle
 from t2i.metrics.score import ScoreProtocol
 from t2i.names import counted
-from t2i.reader.asked import questions_about_captions
 from t2i.scoring.computation import partners_of
 from t2i.scoring.images.collection import Images
 from t2i.scoring.images.extraction import Evidence, Pass, extract
@@ -22,11 +22,11 @@ from t2i.scoring.images.reference import Reference
 from t2i.scoring.options import ScoringOptions
 from t2i.scoring.selection import Missing, choose_metrics, open_extractors, refuse_or_mark
 
-Real = Images | Reference | None  # images, a file of their statistics, or nothing to compare with
+Real = Images | Reference | None  # real images, a file of their statistics, or nothing
 
 
 def protocol_of(real: Real, fake: Images, options: ScoringOptions, **more: Any) -> ScoreProtocol:
-    """The protocol that all metrics share; it names the encoder that chose the images, where one did."""
+    """Returns the protocol that all metrics share, with the encoder that selected the images, if any."""
     source = fake if real is None else real
     skipped = {"generated": fake.skipped, "real": 0 if real is None else real.skipped}
     chosen = fake.chosen
@@ -50,22 +50,22 @@ def protocol_of(real: Real, fake: Images, options: ScoringOptions, **more: Any) 
 
 
 def reranking(best_of: int, name: str, digest: str) -> str:
-    """The entry of a protocol about the encoder that chose the images."""
+    """Returns the entry of a protocol about the encoder that selected the images."""
     return f"best of {best_of} by {name} {digest}"
 
 
 def _sizes(real: Real, fake: Images) -> str | None:
-    """The sizes of both sides in words, where they differ."""
-    told = [f"generated {fake.sizes}"] if fake.sizes else []
+    """Describes the sizes of both sides if they differ."""
+    parts = [f"generated {fake.sizes}"] if fake.sizes else []
     if real is not None and real.sizes:
-        told.append(f"real {real.sizes}")
-    if not told and real is not None and real.resolution and fake.resolution and real.resolution != fake.resolution:
-        told.append(f"generated {fake.resolution}, real {real.resolution} pixels a side")
-    return "; ".join(told) or None
+        parts.append(f"real {real.sizes}")
+    if not parts and real is not None and real.resolution and fake.resolution and real.resolution != fake.resolution:
+        parts.append(f"generated {fake.resolution}, real {real.resolution} pixels a side")
+    return "; ".join(parts) or None
 
 
 def _formats(real: Real, fake: Images) -> str | None:
-    """The file formats of both sides, where they are known and differ."""
+    """Describes the file formats of both sides if they are known and differ."""
     if not isinstance(real, Images) or None in (real.formats, fake.formats) or real.formats == fake.formats:
         return None
     return f"generated {fake.formats}, real {real.formats}"
@@ -83,17 +83,17 @@ def plan(
     """Chooses the metrics, each bound to an extractor and a protocol.
 
     Args:
-        roles: digest -> role of that encoder in training; None: these are not images of a run.
-        chooser: digest of the encoder that chose the images among candidates.
+        roles: digest -> role of that encoder in training; None: the images are not a run's.
+        chooser: digest of the encoder that selected the images among candidates.
         needed: names in `METRICS` that may not be left out.
 
     Raises:
-        InputError: a metric that is unknown or cannot be had, or an encoder that took part in the training.
+        InputError: a metric is unknown or not available, or its encoder took part in the training.
     """
     extractors = open_extractors(options, device())
     missing = _missing(fake, real, extractors, of_a_run=roles is not None)
     if options.reader is not None and fake.captions is not None:
-        missing = {**missing, **_unasked(fake.captions, options)}
+        missing = {**missing, **_missing_questions(fake.captions, options)}
     chosen = choose_metrics(base, extractors, missing, options, chooser, needed)
     metrics = refuse_or_mark(chosen, roles or {}, options.force)
     _warn(metrics, missing, base, fake, real)
@@ -101,29 +101,29 @@ def plan(
 
 
 def caption_features(metrics: Sequence[Metric], captions: Sequence[str] | None) -> dict[str, Features]:
-    """Extractor's digest -> [N, D] of the captions, by every extractor whose metrics read them."""
-    found: dict[str, Features] = {}
+    """Returns features [N, D] of the captions by the digest of each extractor whose metrics read them."""
+    features: dict[str, Features] = {}
     for metric in metrics:
         digest = metric.protocol.extractor_digest or ""
-        if metric.reads == "text" and captions is not None and digest not in found:
-            found[digest] = cast(ImageTextExtractor, metric.extractor).text_features(captions)
-    return found
+        if metric.reads == "text" and captions is not None and digest not in features:
+            features[digest] = cast(ImageTextExtractor, metric.extractor).text_features(captions)
+    return features
 
 
 def extract_fake(metrics: Sequence[Metric], fake: Images, how: Pass, show: bool = False) -> Evidence:
     """Extracts generated images for these metrics."""
     extractors, condensed = extractors_of(metrics)
-    return extract(fake, "generated images", extractors, how, condensed, _ask_oracle(metrics), show)
+    return extract(fake, "generated images", extractors, how, condensed, _need_oracle(metrics), show)
 
 
 def extract_real(metrics: Sequence[Metric], real: Real, fake: Images, how: Pass) -> Evidence:
-    """Extracts what generated images are compared with, or reads it from a file of statistics."""
+    """Extracts the real images, or reads their features from a file of statistics."""
     extractors, condensed = extractors_of(metrics)
     if real is None:
         return Evidence()
     if isinstance(real, Reference):
         return real.evidence(extractors, condensed)
-    oracle = _ask_oracle(metrics) and partners_of(fake, real) is not None
+    oracle = _need_oracle(metrics) and partners_of(fake, real) is not None
     return extract(real, "real images", extractors, how, condensed, oracle)
 
 
@@ -134,7 +134,7 @@ def extract_train(metrics: Sequence[Metric], train: Images, how: Pass) -> Eviden
 
 
 def extractors_of(metrics: Sequence[Metric]) -> tuple[list[Extractor], set[str]]:
-    """Their extractors, each once, and the digests of those whose moments are enough for all metrics."""
+    """Returns the extractors, each once, and the digests of those whose moments suffice for all metrics."""
     extractors: dict[str, Extractor] = {}
     whole: set[str] = set()
     for metric in metrics:
@@ -145,32 +145,36 @@ def extractors_of(metrics: Sequence[Metric]) -> tuple[list[Extractor], set[str]]
     return list(extractors.values()), extractors.keys() - whole
 
 
-def _ask_oracle(metrics: Sequence[Metric]) -> bool:
+def _need_oracle(metrics: Sequence[Metric]) -> bool:
     return any(metric.reads == "oracle" for metric in metrics)
 
 
 def _missing(fake: Images, real: Real, extractors: Sequence[Extractor], of_a_run: bool) -> Missing:
-    """Things that metrics may need and that are missing, with the reason."""
+    """Returns the needs of metrics that are not met, with the reasons."""
     captions, missing = fake.captions, dict[tuple[str, str], str]()
     if captions is None:
         why = f"{fake.captioned or 'none'} of {counted(len(fake), 'image')} in {fake.name} have captions"
         why = f"only {why}" if fake.captioned else why
-        missing |= dict.fromkeys((("captions", ""), ("drawn", ""), ("exchanged", ""), ("several", "")), why)
-    elif odd := next((caption for caption in captions if parse(caption) is None), None):
-        missing["drawn", ""] = f"the oracle reads drawn shapes, and caption {odd[:80]!r} asks for something else"
+        missing |= dict.fromkeys((("captions", ""), ("rendered", ""), ("exchanged", ""), ("several", "")), why)
+    elif other := next((caption for caption in captions if parse(caption) is None), None):
+        missing["rendered", ""] = (
+            f"the oracle reads rendered shapes, but caption {other[:80]!r} describes something else"
+        )
     if captions is not None and not any(exchanged(captions)):
-        missing["exchanged", ""] = "no caption has two attributes of one kind, as two colours, to exchange"
+        missing["exchanged", ""] = "no caption has two attributes of one kind, such as two colours, to swap"
     if captions is not None:
         meanings = len({meaning(caption) for caption in captions})
         for name, least in ((name, find_metric(name).least_meanings) for name in METRICS):
             if meanings < least:
-                missing[name, ""] = f"it needs {least} captions of different meanings, and there are {meanings}"
+                missing[name, ""] = f"it needs {least} captions of different meanings, got {meanings}"
     if not of_a_run:
-        missing["train", ""] = f"{fake.name} has no record of the images it was trained on"
+        missing["train", ""] = f"{fake.name} has no record of training images"
         if captions is not None and min(Counter(captions).values()) < 2:
             missing["several", ""] = f"not every caption in {fake.name} has several images"
     elif real is not None and real.split == "train":
-        missing["train", ""] = "the real images are of the training split, and cannot tell copies; score another split"
+        missing["train", ""] = (
+            "the real images are the training split, so copies cannot be detected; score another split"
+        )
     if real is None:
         why = "there are no real images; name some with --against or --data"
         missing |= dict.fromkeys((("real", ""), ("moments", "")), why)
@@ -182,34 +186,34 @@ def _missing(fake: Images, real: Real, extractors: Sequence[Extractor], of_a_run
     return missing
 
 
-def _unasked(captions: Sequence[str], options: ScoringOptions) -> Missing:
-    """Why there are no questions; nothing where there are."""
+def _missing_questions(captions: Sequence[str], options: ScoringOptions) -> Missing:
+    """Returns the reason if there are no questions about these captions."""
     try:
         questions_about_captions(captions, options.questions)
     except InputError as error:
         if options.questions is not None:
             raise
-        return {("asked", ""): str(error)}
+        return {("questions", ""): str(error)}
     return {}
 
 
 def _warn(metrics: Sequence[Metric], missing: Missing, base: ScoreProtocol, fake: Images, real: Real) -> None:
-    """Warns of scores that are computed but are weak evidence."""
-    told = []
-    if ("drawn", "") in missing and any(metric.protocol.extractor in ("shapes", "aligned") for metric in metrics):
-        told.append("the embedded scorer was trained on drawn shapes: of other images its scores say little")
+    """Warns of scores that are weak evidence."""
+    reasons = []
+    if ("rendered", "") in missing and any(metric.protocol.extractor in ("shapes", "aligned") for metric in metrics):
+        reasons.append("the embedded scorer was trained on rendered shapes: its scores say little about other images")
     if base.sizes is not None:
-        told.append(f"images differ in size ({base.sizes}): each extractor resizes them, and the protocol says so")
+        reasons.append(f"images differ in size ({base.sizes}): each extractor resizes them; the protocol records it")
     if base.formats is not None:
-        told.append(
-            f"file formats differ ({base.formats}): compression alone makes a distance, and the protocol says so; store "
-            "both sides alike"
+        reasons.append(
+            f"file formats differ ({base.formats}): compression alone adds a distance; the protocol records it; store "
+            "both sides in one format"
         )
     captions = fake.captions
     if captions is not None and {metric.name for metric in metrics} & {"clip", "faithfulness"}:
         if not can_shuffle([meaning(caption) for caption in captions]):
-            told.append("no scores of shuffled captions: more than half of the images share one caption")
+            reasons.append("no scores of shuffled captions: more than half of the images share one caption")
         if isinstance(real, Images) and partners_of(fake, real) is None:
-            told.append(f"no real-image scores: not all captions in {fake.name} are among those of {real.name}")
-    for text in told:
-        warnings.warn(text, stacklevel=4)
+            reasons.append(f"no real-image scores: not all captions in {fake.name} are among those of {real.name}")
+    for reason in reasons:
+        warnings.warn(reason, stacklevel=4)

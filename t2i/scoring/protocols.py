@@ -1,10 +1,12 @@
-"""Protocols by name, as "COCO 30k" in papers. `t2i eval score RUN --protocol NAME --data PLACE`.
+"""Named protocols, such as "COCO 30k" in papers: `t2i eval score RUN --protocol NAME --data PLACE`.
 
-A protocol decides the split, the number of images, their resolution and the metrics; the user names the data and the weight
-files. A new one is one line here and one paragraph in docs/scoring.md. Imports no torch.
+A protocol sets the split, the number of images, their resolution and the metrics; the user names the data and the weight
+files. A new protocol is one entry here and one paragraph in docs/scoring.md. Imports no torch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from t2i.errors import InputError
 
@@ -14,11 +16,11 @@ class NamedProtocol:
     """Settings of a scoring that others can repeat.
 
     Attributes:
-        kind: of the data's address; None: `data` is the whole address.
-        data: the address; None: the user names it.
-        part: the split that the address must name with `?split=`; None: it needs none.
-        files: options that its metrics need.
-        about: a description, with its source.
+        kind: kind of data, the first part of its address; None: `data` is the address.
+        data: address of the data; None: the user names it.
+        part: the split that the address must name with `?split=`, if any.
+        files: options for the weights that the metrics need.
+        about: a description with its source.
     """
 
     kind: str | None
@@ -52,7 +54,7 @@ PROTOCOLS: dict[str, NamedProtocol] = {
         256,
         ("kid", "r-precision-clip-vit-*"),
         ("inception", "clip"),
-        "the 50 classes that training never shows, each image once: too few for a FID (Reed et al., 2016)",
+        "the 50 classes that are not in the training set, each image once: too few for a FID (Reed et al., 2016)",
     ),
     "flickr30k-karpathy": NamedProtocol(
         "flickr30k",
@@ -72,50 +74,46 @@ PROTOCOLS: dict[str, NamedProtocol] = {
         32,
         ("faithfulness", "fid-shapes", "kid-shapes", "clip-aligned"),
         (),
-        "embedded scenes with combinations that training never shows, read back by their oracle",
+        "embedded scenes with combinations that are not in the training set, read by the oracle",
     ),
 }
 
 
 def by_name(name: str) -> NamedProtocol:
-    """Returns the protocol of that name.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Returns the protocol of that name; raises InputError if there is none."""
     if name not in PROTOCOLS:
         raise InputError(f"protocol {name[:80]!r} is unknown; choose from: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
-def settle(name: str, given: dict[str, object]) -> dict[str, object]:
-    """Returns the options of a scoring under a protocol: data, split, n, resolution, metrics.
+def settle(name: str, options: Mapping[str, object]) -> dict[str, Any]:
+    """Returns the options that a protocol sets: data, split, n, resolution, metrics.
 
     Args:
-        given: the options as typed, None where one was not; and the files of extractors.
+        options: the options that the user set; None or missing if unset.
 
     Raises:
-        InputError: one contradicts the protocol, or a weight file is missing.
+        InputError: an option contradicts the protocol, or a weight file is missing.
     """
-    found = by_name(name)
-    fixed: dict[str, object] = {
-        "split": found.split,
-        "n": found.n,
-        "resolution": found.resolution,
-        "metrics": list(found.metrics),
+    protocol = by_name(name)
+    fixed: dict[str, Any] = {
+        "split": protocol.split,
+        "n": protocol.n,
+        "resolution": protocol.resolution,
+        "metrics": list(protocol.metrics),
     }
-    if found.data is not None:
-        fixed["data"] = found.data
+    if protocol.data is not None:
+        fixed["data"] = protocol.data
     for option, value in fixed.items():
-        if given.get(option) not in (None, value):
-            words = ",".join(value) if isinstance(value, list) else value
+        if options.get(option) not in (None, value):
             raise InputError(
-                f"--{option} {_words(given[option])} contradicts the protocol {name}, which has {words}; drop one of the two"
+                f"--{option} {_words(options[option])} contradicts the protocol {name}, which has {_words(value)}; drop one "
+                "of the two"
             )
-    if missing := [file for file in found.files if given.get(file) is None]:
-        raise InputError(f"protocol {name} scores {', '.join(found.metrics)}; name the weights with --{missing[0]}")
-    if found.data is None:
-        fixed["data"] = _address(name, found, given.get("data"))
+    if missing := [file for file in protocol.files if options.get(file) is None]:
+        raise InputError(f"protocol {name} scores {', '.join(protocol.metrics)}; name the weights with --{missing[0]}")
+    if protocol.data is None:
+        fixed["data"] = _address(name, protocol, options.get("data"))
     return fixed
 
 
@@ -123,23 +121,24 @@ def _words(value: object) -> object:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _address(name: str, found: NamedProtocol, data: object) -> str:
-    """Returns the address of the user's data as the protocol reads it."""
+def _address(name: str, protocol: NamedProtocol, data: object) -> str:
+    """Returns the address of the user's data, with the protocol's part."""
     from t2i.data import parse_address
     from t2i.data.address import Address
 
     if not isinstance(data, str):
         raise InputError(
-            f"protocol {name} is of {found.kind}, which does not come with t2i; name its folder with --data"
+            f"protocol {name} needs {protocol.kind}, which does not ship with t2i; name its folder with --data"
         )
     address = parse_address(data)
-    if address.kind != found.kind:
+    if address.kind != protocol.kind:
         raise InputError(
-            f"--data {data} is {address.kind}, and the protocol {name} is of {found.kind}; drop one of the two"
+            f"--data {data} is {address.kind}, but the protocol {name} needs {protocol.kind}; drop one of the two"
         )
-    if found.part is None:
+    if protocol.part is None:
         return data
-    if address.options.get("split") not in (None, found.part):
-        own = address.options["split"]
-        raise InputError(f"--data {data} has split={own}, and the protocol {name} {found.part}; drop one of the two")
-    return str(Address(address.kind, address.place, {**address.options, "split": found.part}))
+    if (part := address.options.get("split")) not in (None, protocol.part):
+        raise InputError(
+            f"--data {data} has split={part}, but the protocol {name} needs {protocol.part}; drop one of the two"
+        )
+    return str(Address(address.kind, address.place, {**address.options, "split": protocol.part}))

@@ -1,8 +1,8 @@
 """Scores a run, or images from a file or folder, against real images: `score_run` and `score_images`.
 
-Both read the same way: open the two sides, plan, refuse, extract the real images, extract the generated ones, compute.
-All that a score needs of the real images is there before any image is generated. Every score carries its protocol; what
-depends on captions is bounded by the real images (ceiling) and by others' captions (floor).
+Both take the same steps: open the two sides, plan, refuse, extract the real images, extract the generated ones, compute.
+Real images are extracted before any image is generated. Every score has its protocol. Scores that depend on captions have
+bounds: the score of the real images (ceiling) and that of shuffled captions (floor).
 """
 
 import warnings
@@ -33,7 +33,7 @@ from t2i.scoring.plan import Real, caption_features, extract_fake, extract_real,
 from t2i.scoring.sides import sides_of_images, sides_of_run, training_images, training_view, view_of
 from t2i.scoring.trial import Trial
 
-DIVERSE = 4  # images a prompt for the diversity, of the first `SHOWN` prompts
+DIVERSE = 4  # images of each of the first `SHOWN` prompts, for the diversity
 
 Show = Callable[[Sequence[ImageArray], Sequence[str]], None]
 
@@ -49,18 +49,18 @@ def score_run(
     """Samples one image for the first caption of each of n real images, and scores them.
 
     Args:
-        options: `target` is a run directory, or what else `TextToImagePipeline.from_pretrained` reads.
-        tick: called with what is going on, how many images are done and of how many.
+        options: `target` is a run directory, or another address for `TextToImagePipeline.from_pretrained`.
+        tick: called with the name of the stage, the number of finished images and the total.
         show: called with the first 24 generated images and their captions.
-        ranks: the processes that share the images; all but the main one return no scores.
+        ranks: processes that share the images; only the main one returns scores.
         store: keeps features.
         keep: receives the score of every image.
 
     Raises:
-        InputError: no such run, data, metric or weights, or a score that the rules forbid.
+        InputError: there is no such run, data, metric or weight file, or the rules forbid a score.
     """
-    (found,) = score_settings([options], Pass(tick, ranks, store), show, keep)
-    return found
+    (scores,) = score_settings([options], Pass(tick, ranks, store), show, keep)
+    return scores
 
 
 def score_images(
@@ -73,13 +73,13 @@ def score_images(
     """Scores the images in a folder, a .tar or an .npz, of any size, with their captions if all have one.
 
     Args:
-        options: `target` holds the generated images; `against` real images, all of which are the reference, statistics
-            of them, or a run that samples the captions; `data`, instead, captioned images, of which those of the same
-            captions are the real ones.
-        tick, ranks, store, keep: as `score_run` takes them.
+        options: `target` holds the generated images. `against` names real images, their statistics, or a run that samples
+            the captions. `data`, instead of `against`, names captioned images: those with the same captions are the real
+            ones.
+        tick, ranks, store, keep: as in `score_run`.
 
     Raises:
-        InputError: no such images, metric or weights, a broken image, or a score that the rules forbid.
+        InputError: there are no such images, metric or weights, an image is broken, or the rules forbid a score.
     """
     how = Pass(tick, ranks, store)
     fake, real = sides_of_images(options)
@@ -103,9 +103,9 @@ def score_settings(
     keep: Samples | None = None,
     needed: Sequence[str] = (),
 ) -> Iterator[list[Score]]:
-    """`score_run` for each of several options, which differ in truncation, guidance and settings alone.
+    """Runs `score_run` for each of several options, which differ only in truncation, guidance and settings.
 
-    The real images are extracted once, and every setting samples one image before any is scored.
+    Real images are extracted once. Every setting samples one image before any is scored.
 
     Args:
         needed: names in `METRICS` that may not be left out.
@@ -114,38 +114,43 @@ def score_settings(
     pipe = TextToImagePipeline.from_pretrained(options.target, device())
     own = pipe.manifest["config"]["data"]
     _warn_of_training_captions(options, own)
-    asked, real = sides_of_run(options, own)
+    captioned, real = sides_of_run(options, own)
     chooser = open_chooser(options.reranker, device()) if options.best_of > 1 else None
-    trials = [Trial(options.target, pipe, asked, variant, chooser) for variant in variants]
+    trials = [Trial(options.target, pipe, captioned, variant, chooser) for variant in variants]
     for trial in trials:
-        trial.images_at([0])  # a wrong setting is refused now, not after all real images were read
+        trial.images_at([0])  # refuses a wrong setting before all real images are read
 
-    base = trials[0].marked(protocol_of(real, trials[0].images(), options))
-    if real is None:
-        base = replace(base, data=asked.name, data_digest=asked.digest)
-    roles, digest = (
-        trained_with(pipe.text_encoder, pipe.manifest, options.clip),
-        None if chooser is None else chooser.digest(),
-    )
-    metrics = plan(base, trials[0].images(), real, options, roles, digest, needed)
-    leak = _refuse_leaks(pipe, options, own, asked, real)
-    text = caption_features(metrics, asked.captions)
+    metrics = _plan_trial(trials[0], real, needed)
+    leak = _refuse_leaks(pipe, options, own, captioned, real)
+    metrics = [replace(metric, protocol=replace(metric.protocol, leak=leak)) for metric in metrics]
+    text = caption_features(metrics, captioned.captions)
 
-    real_evidence = extract_real(metrics, real, asked, how)
-    if how.ranks.is_main and real is asked:
-        real_evidence.reconstructed = _reconstructed(metrics, pipe, asked)
+    real_evidence = extract_real(metrics, real, captioned, how)
+    if how.ranks.is_main and real is captioned:
+        real_evidence.reconstructed = _reconstructed(metrics, pipe, captioned)
     train = Evidence()
     if any("train" in metric.needs for metric in metrics):
         train = extract_train(metrics, training_images(own), how)
 
     for trial in trials:
-        bound = [replace(one, protocol=trial.marked(replace(one.protocol, leak=leak))) for one in metrics]
-        fake, scores = _score_trial(trial, bound, text, (real_evidence, train), how, show is not None)
+        trial_metrics = [replace(metric, protocol=trial.marked(metric.protocol)) for metric in metrics]
+        fake, scores = _score_trial(trial, trial_metrics, text, (real_evidence, train), how, show is not None)
         if how.ranks.is_main and show is not None:
-            show(fake.first, (asked.captions or [])[:SHOWN])
+            show(fake.first, (captioned.captions or [])[:SHOWN])
         if how.ranks.is_main and keep is not None:
-            keep.take(asked, scores)
+            keep.take(captioned, scores)
         yield scores
+
+
+def _plan_trial(trial: Trial, real: Real, needed: Sequence[str]) -> list[Metric]:
+    """Chooses the metrics of a run; see `plan`."""
+    pipe, options, fake = trial.pipe, trial.options, trial.images()
+    base = trial.marked(protocol_of(real, fake, options))
+    if real is None:
+        base = replace(base, data=trial.captioned.name, data_digest=trial.captioned.digest)
+    roles = trained_with(pipe.text_encoder, pipe.manifest, options.clip)
+    chooser = None if trial.chooser is None else trial.chooser.digest()
+    return plan(base, fake, real, options, roles, chooser, needed)
 
 
 def _score_trial(
@@ -156,7 +161,7 @@ def _score_trial(
     how: Pass,
     show: bool,
 ) -> tuple[Evidence, list[Score]]:
-    """Extracts the images of one way of sampling, and on the main process computes their scores."""
+    """Extracts the images of one setting, and computes their scores on the main process."""
     plain = [metric for metric in metrics if metric.name != "diversity"]
     fake = replace(extract_fake(plain, trial.images(), how, show), text=text)
     if not how.ranks.is_main:
@@ -167,36 +172,36 @@ def _score_trial(
 
 
 def _warn_of_training_captions(options: ScoreOptions, own: dict[str, Any]) -> None:
-    asked = options.data or own["address"], options.split
-    if options.against is None and options.prompts is None and asked == (own["address"], "train"):
-        warnings.warn("these are the captions that the run was trained on, not held-out ones", stacklevel=4)
+    chosen = options.data or own["address"], options.split
+    if options.against is None and options.prompts is None and chosen == (own["address"], "train"):
+        warnings.warn("the run was trained on these captions; they are not held out", stacklevel=4)
 
 
 def _refuse_leaks(
-    pipe: TextToImagePipeline, options: ScoreOptions, own: dict[str, Any], asked: Images, real: Real
+    pipe: TextToImagePipeline, options: ScoreOptions, own: dict[str, Any], captioned: Images, real: Real
 ) -> str | None:
-    """Looks for captions and images that the run was trained on; images only where the captions are those of a data set."""
-    whole, view = None, training_view(own)
-    if real is asked and asked.split is not None:
-        whole = asked
+    """Refuses captions that the run was trained on, and images if the captions belong to a data set."""
+    images, view = None, training_view(own)
+    if real is captioned and captioned.split is not None:
+        images = captioned
         if view != view_of(options, own):
-            whole = dataset_images(asked.name, asked.split, len(asked), view)
-    return refuse_leaks(pipe.home, asked, whole, options.allow_leak)
+            images = dataset_images(captioned.name, captioned.split, len(captioned), view)
+    return refuse_leaks(pipe.home, captioned, images, options.allow_leak)
 
 
-def _reconstructed(metrics: Sequence[Metric], pipe: TextToImagePipeline, asked: Images) -> list[Reading]:
-    """Readings of the real images through the run's tokenizer, where it has one and the oracle is asked."""
+def _reconstructed(metrics: Sequence[Metric], pipe: TextToImagePipeline, captioned: Images) -> list[Reading]:
+    """Returns readings of the real images after the run's tokenizer, if it has one and a metric reads the oracle."""
     if not isinstance(pipe.sampler, Reconstructs) or not any(metric.reads == "oracle" for metric in metrics):
         return []
-    chunks = asked.chunks(range(len(asked)))
+    chunks = captioned.chunks(range(len(captioned)))
     return [reading for chunk in chunks for reading in read(pipe.sampler.reconstruct(np.stack(chunk)))]
 
 
 def _diversity(metrics: Sequence[Metric], trial: Trial) -> list[Score]:
-    """Diversity within the first prompts, of several images each."""
+    """Returns the diversity of several images for each of the first prompts."""
     if not metrics:
         return []
-    shown, captions = range(len(trial.asked))[:SHOWN], trial.asked.captions or []
+    shown, captions = range(len(trial.captioned))[:SHOWN], trial.captioned.captions or []
     several = [np.stack(chunk) for k in range(DIVERSE) for chunk in trial.sample(shown, ["again", k])]
     prompts, words = [captions[k] for k in shown] * DIVERSE, f"first {len(shown)}, {DIVERSE} pictures each"
     bound = [replace(metric, protocol=replace(metric.protocol, captions=words)) for metric in metrics]

@@ -1,4 +1,4 @@
-"""The two sides of a scoring: the captions that a run samples, and what images are compared with."""
+"""Opens the two sides of a scoring: the captions to sample or the generated images, and the real images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,26 +20,26 @@ from t2i.weights import INDEX, shipped
 
 
 def sides_of_run(options: ScoreOptions, own: dict[str, Any]) -> tuple[Images, Real]:
-    """The images whose captions a run samples, and what its images are compared with.
+    """Returns the images whose captions a run samples, and the images or statistics to compare with.
 
     Args:
         own: the section `data` of the run's config.
 
     Raises:
-        InputError: no such data, images, statistics or run.
+        InputError: there is no such data, image folder, file of statistics or run.
     """
     against, view = options.against, view_of(options, own)
     address, split, n = options.data or own["address"], options.split or "val", options.n
     prompts = options.prompts or (None if options.data else options.questions)
     if prompts is not None:
         every = read_prompts(prompts) if options.prompts else list(read_questions(prompts))
-        asked = prompt_images(prompts, n, every)
+        captioned = prompt_images(prompts, n, every)
         if against is None:
-            return asked, None
-        return asked, sampled_by(against, asked, options) if is_run(against) else open_real(against, options)
+            return captioned, None
+        return captioned, sampled_by(against, captioned, options) if is_run(against) else open_real(against, options)
     if against is None or is_run(against):
-        asked = dataset_images(address, split, n, view)
-        return asked, asked if against is None else sampled_by(against, asked, options)
+        captioned = dataset_images(address, split, n, view)
+        return captioned, captioned if against is None else sampled_by(against, captioned, options)
     real = open_real(against, options, n)
     if isinstance(real, Images) and real.captions is not None:
         return real, real
@@ -49,10 +49,10 @@ def sides_of_run(options: ScoreOptions, own: dict[str, Any]) -> tuple[Images, Re
 
 
 def sides_of_images(options: ScoreOptions) -> tuple[Images, Real]:
-    """Generated images in a folder or file, and what they are compared with.
+    """Returns the generated images of a folder or file, and the images or statistics to compare with.
 
     Raises:
-        InputError: no such images, or no captions by which those of a data set would be found.
+        InputError: there are no such images, or they have no captions to find their partners in a data set.
     """
     fake = open_images(options.target, options.n, options.skip_broken)
     if options.data is not None:
@@ -65,23 +65,23 @@ def sides_of_images(options: ScoreOptions) -> tuple[Images, Real]:
 
 
 def view_of(options: ScoreOptions, own: dict[str, Any]) -> View:
-    """Returns how the real images of a data set are brought to size."""
+    """Returns the view of the real images: resolution, fit and split."""
     return View(options.resolution or own["resolution"], own["fit"], None, own["split_seed"])
 
 
 def training_view(own: dict[str, Any]) -> View:
-    """As `view_of`, with the size and the crop under which a run's record of training images was made."""
+    """Returns the view under which the run's record of training images was made."""
     return View(own["resolution"], "center" if own["fit"] == "random" else own["fit"], None, own["split_seed"])
 
 
 def training_images(own: dict[str, Any]) -> Images:
-    """All images that the run with this data config was trained on."""
+    """Returns all training images of a run with this data config."""
     view = View(own["resolution"], own["fit"], own["limit"], own["split_seed"])
     return dataset_images(own["address"], "train", None, view, at_most=ALL)
 
 
 def is_run(place: str) -> bool:
-    """True where a model is at that place, as opposed to images."""
+    """Returns True if a model is at that place, False for images."""
     path = Path(place).expanduser()
     return (
         place in shipped()
@@ -91,11 +91,7 @@ def is_run(place: str) -> bool:
 
 
 def open_real(against: str, options: ScoreOptions, n: int | None = None) -> Images | Reference:
-    """Statistics, or images from a folder or file.
-
-    Raises:
-        InputError: neither is there.
-    """
+    """Opens statistics, or images in a folder or file; raises InputError if there are neither."""
     path = Path(against).expanduser()
     if path.suffix.lower() in (".safetensors", ".npz"):
         if (reference := open_reference(path)) is not None:
@@ -103,34 +99,34 @@ def open_real(against: str, options: ScoreOptions, n: int | None = None) -> Imag
     return open_images(against, n, options.skip_broken)
 
 
-def sampled_by(run: str, asked: Images, options: ScoreOptions) -> Images:
-    """The images of another run for the same captions, with its own settings."""
+def sampled_by(run: str, captioned: Images, options: ScoreOptions) -> Images:
+    """Returns the images of another run for the same captions, sampled with its default settings."""
     plain = ScoreOptions(target=run, seed=options.seed)
-    return Trial(run, TextToImagePipeline.from_pretrained(run, device()), asked, plain, None).images()
+    return Trial(run, TextToImagePipeline.from_pretrained(run, device()), captioned, plain, None).images()
 
 
 def _images_of(reference: Reference, n: int | None, view: View) -> Images:
-    """The images of a data set that a file of statistics was made of, for their captions."""
+    """Returns the images of a data set from which a file of statistics was made, for their captions."""
     assert reference.split is not None and reference.n is not None
     view = replace(view, resolution=reference.resolution or view.resolution)
-    asked = dataset_images(reference.name, reference.split, n or reference.n, view)
-    if len(asked) == reference.n and asked.digest != reference.digest:
+    captioned = dataset_images(reference.name, reference.split, n or reference.n, view)
+    if len(captioned) == reference.n and captioned.digest != reference.digest:
         raise InputError(
-            f"{reference.path} was made of other images than {reference.name}, split {reference.split}, holds now; make it "
-            "anew with t2i eval reference"
+            f"{reference.path} was made from other images than split {reference.split} of {reference.name} holds now; make "
+            "it again with t2i eval reference"
         )
-    return asked
+    return captioned
 
 
 def _same_captions(fake: Images, data: str, options: ScoreOptions) -> Images:
     if fake.captions is None:
         raise InputError(
-            f"not all images in {fake.name} have captions, by which those of {data} would be found; compare with images by "
-            "--against"
+            f"not all images in {fake.name} have captions, which are needed to find their partners in {data}; compare with "
+            "a folder of images by --against"
         )
     resolution = options.resolution or fake.resolution
     if resolution is None:
         raise InputError(
-            f"images in {fake.name} are not squares of one size; say that of the real ones by --resolution"
+            f"images in {fake.name} are not squares of one size; set the size of the real ones with --resolution"
         )
     return dataset_partners(data, options.split or "val", fake.captions, View(resolution))

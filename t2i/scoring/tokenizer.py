@@ -1,4 +1,4 @@
-"""Scores a tokenizer: what images lose through its tokens and back, one by one and as a set."""
+"""Scores the reconstructions of a tokenizer, image by image and as a distribution."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from t2i.data import View
-from t2i.families import ImageTokenizer, load_tokenizer
+from t2i.families import ImageTokenizer
+from t2i.families.tokenizers import load_tokenizer
 from t2i.hardware import device
 from t2i.images import ImageArray
 from t2i.metrics.intervals import mean_estimate
@@ -28,12 +29,12 @@ Compare = Callable[[ImageArray, ImageArray], Values]
 
 
 def score_tokenizer(options: TokenizerOptions, tick: Tick) -> list[Score]:
-    """PSNR and SSIM, LPIPS with its weights, and all usual metrics of reconstructions as if they were generated.
+    """Computes PSNR, SSIM, LPIPS if its weights are named, and the usual metrics with reconstructions as generated images.
 
-    Their Frechet distance is called `rfid`. The data and the way images become square are those of the training.
+    The Frechet distance of reconstructions is called `rfid`. Data and fit default to those of the training.
 
     Raises:
-        InputError: no such run, data or weights, or held-out images that it was trained on.
+        InputError: there is no such run, data or weights, or the run was trained on the images.
     """
     run = options.run
     tokenizer = load_tokenizer(run)
@@ -57,27 +58,27 @@ def score_tokenizer(options: TokenizerOptions, tick: Tick) -> list[Score]:
 
 
 def _comparisons(options: TokenizerOptions) -> dict[str, Compare]:
-    """Name -> comparison of reconstructions with their images, one by one."""
-    found: dict[str, Compare] = {"psnr": psnr, "ssim": ssim}
+    """Returns the metrics that compare each reconstruction with its image, by name."""
+    comparisons: dict[str, Compare] = {"psnr": psnr, "ssim": ssim}
     if options.lpips is not None:
         from t2i.vqvae.perceptual import load_lpips
 
-        found["lpips-vgg"] = partial(perceptual, load_lpips(str(options.lpips)))
-    return found
+        comparisons["lpips-vgg"] = partial(perceptual, load_lpips(str(options.lpips)))
+    return comparisons
 
 
 def _through(
     tokenizer: ImageTokenizer, real: Images, comparisons: dict[str, Compare], compared: dict[str, list[Values]]
 ) -> Callable[[Sequence[int]], Iterator[list[ImageArray]]]:
-    """Chunks of reconstructions; the comparisons of each go into `compared`."""
+    """Returns a function that yields chunks of reconstructions and appends their comparisons to `compared`."""
 
     def chunks(rows: Sequence[int]) -> Iterator[list[ImageArray]]:
         for chunk in real.chunks(rows):
             true = np.stack(chunk)
-            made = tokenizer.decode(tokenizer.encode(true))
+            reconstructed = tokenizer.decode(tokenizer.encode(true))
             for name, compare in comparisons.items():
-                compared[name].append(compare(made, true))
-            yield list(made)
+                compared[name].append(compare(reconstructed, true))
+            yield list(reconstructed)
 
     return chunks
 
@@ -89,6 +90,6 @@ def _renamed(score: Score) -> Score:
 
 
 def _pixel_score(base: ScoreProtocol, name: str, values: Values) -> Score:
-    found = mean_estimate(values)
+    mean = mean_estimate(values)
     protocol = replace(base, metric=name, metric_version=VERSION)
-    return Score(found.value, protocol, **found.described_interval("normal"))
+    return Score(mean.value, protocol, **mean.described_interval("normal"))

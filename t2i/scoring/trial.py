@@ -1,4 +1,4 @@
-"""Images that a run samples to be scored: one for each caption, with noise that follows from the seed and the real image."""
+"""Samples the images to score: one for each caption, with noise that depends on the seed and the id of the real image."""
 
 import hashlib
 import json
@@ -19,21 +19,21 @@ from t2i.scoring.images.collection import Images
 from t2i.scoring.options import ScoreOptions
 from t2i.scoring.plan import reranking
 
-AT_ONCE = 256  # prompts handed to the pipeline together
+AT_ONCE = 256  # prompts in one call of the pipeline
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to sample images for the captions of `asked`."""
+    """A pipeline with settings, and the images whose captions are its prompts."""
 
     run: Path | str
     pipe: TextToImagePipeline
-    asked: Images
+    captioned: Images
     options: ScoreOptions
     chooser: Chooser | None
 
     def marked(self, protocol: ScoreProtocol) -> ScoreProtocol:
-        """A protocol with the run and the settings of this way."""
+        """Returns the protocol with the run and the settings filled in."""
         pipe, options = self.pipe, self.options
         settings = pipe.sampler.tuned(options.settings).settings()
         chooser = self.chooser
@@ -50,12 +50,12 @@ class Trial:
         )
 
     def sample(self, rows: Sequence[int], words: Sequence[str | int] = ()) -> Iterator[list[ImageArray]]:
-        """An image for each of the captions at `rows`; other `words` give other noise."""
-        options, captions = self.options, self.asked.captions or []
+        """Yields an image for each caption at `rows`, in chunks; other `words` give other noise."""
+        options, captions = self.options, self.captioned.captions or []
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
-            seeds = [seeding.derive(options.seed, "score", self.asked.ids[k], *words) for k in part]
-            with warnings.catch_warnings():  # captions of a data set may have words that are new to the model
+            seeds = [seeding.derive(options.seed, "score", self.captioned.ids[k], *words) for k in part]
+            with warnings.catch_warnings():  # captions of a data set may have unknown words
                 warnings.filterwarnings("ignore", ".* among its words")
                 output = self.pipe(
                     [captions[k] for k in part],
@@ -71,27 +71,27 @@ class Trial:
             yield list(cast(ImageArray, output.images))
 
     def images_at(self, rows: Sequence[int]) -> list[ImageArray]:
-        """The images for the captions at `rows`."""
+        """Returns the images for the captions at `rows`."""
         return [image for chunk in self.sample(rows) for image in chunk]
 
     def images(self) -> Images:
-        """The images for all captions, as a collection.
+        """Returns the images for all captions, as a collection.
 
         Raises:
-            InputError: there are no captions to sample for.
+            InputError: an image has no caption.
         """
-        if self.asked.captions is None:
+        if self.captioned.captions is None:
             raise InputError(
-                f"not all images in {self.asked.name} have captions, so {self.run} cannot sample for them; name captions "
-                "with --prompts or --data"
+                f"not all images in {self.captioned.name} have captions, which {self.run} needs as prompts; name captions with "
+                "--prompts or --data"
             )
         side = self.pipe.manifest["config"]["data"]["resolution"]
         marks = self.marked(NO_PROTOCOL)
         knobs = [marks.truncation, marks.guidance, marks.sampling, marks.reranking, marks.run, marks.checkpoint]
-        what = [self.asked.captions, self.options.seed, knobs, library_versions()]
+        what = [self.captioned.captions, self.options.seed, knobs, library_versions()]
         digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
         return replace(
-            self.asked,
+            self.captioned,
             name=str(self.run),
             split=None,
             digest=digest,

@@ -1,4 +1,4 @@
-"""Frozen text encoders behind one protocol. A new one is one file, one line in `ENCODERS`, one yaml.
+"""Frozen text encoders behind one protocol. A new one is one file, one line in `ENCODERS` and one YAML file.
 
 Axes: B captions, T text tokens, D width of a token state, P width of the pooled vector.
 """
@@ -6,11 +6,12 @@ Axes: B captions, T text tokens, D width of a token state, P width of the pooled
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from t2i.config.section import Section
+from t2i.config.towers import TextConfig
 from t2i.errors import InputError
 from t2i.names import resolve
 
@@ -18,40 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 
-class TextConfig(Section):
-    """The frozen encoder that reads the captions."""
-
-    encoder: Literal["aligned", "bow", "tfidf", "word2vec", "static", "clip", "t5", "bert", "gpt2"] = Field(
-        default="aligned", description="name of the text encoder"
-    )
-    path: str | None = Field(
-        default=None,
-        description="local directory or hub id of clip/t5/bert/gpt2, or of one that `static` distils, or an align run for "
-        "`aligned` (null: the encoder of the shipped models, for the embedded shapes); classical encoders are fitted on "
-        "the training captions and take none",
-    )
-    max_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        le=512,
-        description="text tokens kept; null: 77 for clip/t5/bert/gpt2 (or their own limit where that is less, or that of a "
-        "sentence-transformers folder), the longest training caption for the others",
-    )
-    stop_words: Literal["english"] | None = Field(
-        default=None,
-        description="words that bow, tfidf and word2vec leave out: english, scikit-learn's list, which holds above, under "
-        "and two; null: none",
-    )
-    width: int | None = Field(
-        default=None,
-        ge=8,
-        le=1024,
-        description="principal components that `static` keeps, at most what its tower has; null: 128; no other encoder has it",
-    )
-
-
 class TextFeatures(NamedTuple):
-    """The encoded captions that a generator reads: float32 on the CPU; the mask is True at real tokens, False at padding."""
+    """Encoded captions, float32 on the CPU; the mask is True for real tokens and False for padding."""
 
     tokens_BTD: "torch.Tensor"
     mask_BT: "torch.Tensor"
@@ -59,7 +28,7 @@ class TextFeatures(NamedTuple):
 
 
 class TextEncoder(Protocol):
-    """A frozen map from captions to features. A row depends on its caption alone, never on the batch beside it."""
+    """A frozen map from captions to features. A row depends on its caption alone, never on the rest of the batch."""
 
     name: str  # the key in ENCODERS
     token_dim: int
@@ -69,50 +38,48 @@ class TextEncoder(Protocol):
     def encode(self, captions: Sequence[str]) -> TextFeatures: ...
 
     def digest(self) -> str:
-        """Returns the sha256 of all that decides the features: weights, tokenizer or vocabulary, length limit."""
+        """Returns the SHA-256 of everything that features depend on: weights, tokenizer or vocabulary, length limit."""
         ...
 
     def save(self, directory: Path) -> None:
-        """Writes everything `load` needs; pretrained towers are copied, so a run folder is complete."""
+        """Writes everything that `load` needs, including a copy of a pretrained tower."""
         ...
 
 
-# Each class also has two constructors:
+# Each class also has two functions that construct it:
 #   fit(config: TextConfig, captions: Sequence[str]) -> Self     for a new run; `captions` are the training captions
 #   load(directory: Path) -> Self                                from a folder that `save` wrote
 
-# name -> "module:class", imported when asked for: transformers takes 20 s to import, a bag of words takes none
+# name -> "module:class", imported when used, as importing transformers takes 20 s
 ENCODERS: dict[str, str] = {
     "aligned": "t2i.text.aligned:AlignedEncoder",
     "bow": "t2i.text.classical:BagOfWords",
     "tfidf": "t2i.text.classical:TfIdf",
     "word2vec": "t2i.text.classical:Word2Vec",
     "static": "t2i.text.static:StaticText",
-    "clip": "t2i.text.pretrained:CLIPText",
-    "t5": "t2i.text.pretrained:T5Text",
-    "bert": "t2i.text.pretrained:BertText",
-    "gpt2": "t2i.text.pretrained:GPT2Text",
+    "clip": "t2i.text.towers:CLIPText",
+    "t5": "t2i.text.towers:T5Text",
+    "bert": "t2i.text.towers:BertText",
+    "gpt2": "t2i.text.towers:GPT2Text",
 }
-
-
-CLASSICAL = ("bow", "tfidf", "word2vec")  # fitted on the training captions
+CLASSICAL = ("bow", "tfidf", "word2vec")  # fitted to the training captions
 
 
 def encoder_class(name: str) -> type:
-    """Returns the class of one text encoder; raises KeyError for a name that is not in `ENCODERS`."""
+    """Returns the class of a text encoder; raises KeyError for a name that is not in `ENCODERS`."""
     return resolve(ENCODERS[name])
 
 
 def fit_encoder(config: TextConfig, captions: Sequence[str]) -> TextEncoder:
-    """Returns the encoder of a new run: loaded from `config.path`, or fitted on `captions`, the training captions.
+    """Returns the encoder of a new run, loaded from `config.path` or fitted to `captions`, the training captions.
 
     Raises:
-        InputError: the path, the model in it, or the captions are unusable.
+        InputError: the path, the model in it, or the captions cannot be used.
     """
     if config.stop_words is not None and config.encoder not in CLASSICAL:
         raise InputError(
             f"text.stop_words={config.stop_words} has no effect with text.encoder={config.encoder}, which reads whole sentences; "
-            f"remove it, or take {', '.join(CLASSICAL)}"
+            f"remove it, or use {', '.join(CLASSICAL)}"
         )
     if config.width is not None and config.encoder != "static":
         raise InputError(f"text.width={config.width} has no effect with text.encoder={config.encoder}; remove it")
@@ -120,14 +87,14 @@ def fit_encoder(config: TextConfig, captions: Sequence[str]) -> TextEncoder:
 
 
 def load_encoder(directory: Path) -> TextEncoder:
-    """Loads the encoder that `save` wrote into `directory`; its encoder.json names a key of `ENCODERS` and nothing else.
+    """Loads the encoder that `save` wrote to `directory`; its encoder.json may only name a key of `ENCODERS`.
 
     Raises:
         InputError: `directory` holds no encoder, an unknown one, or a damaged one.
     """
     name = read_saved(directory, _SavedName).encoder
     if name not in ENCODERS:
-        raise InputError(f"{directory / SAVED} names the text encoder {name!r}; valid ones: {', '.join(ENCODERS)}")
+        raise InputError(f"{directory / SAVED} names the text encoder {name!r}; valid names: {', '.join(ENCODERS)}")
     return encoder_class(name).load(directory)
 
 
@@ -139,7 +106,7 @@ class _SavedName(BaseModel):
 
 
 class Saved(Section):
-    """The fields of encoder.json that all encoders write; some add fields in a subclass."""
+    """The fields of encoder.json that all encoders write; subclasses add fields."""
 
     encoder: str
     max_tokens: int = Field(ge=1)
@@ -149,8 +116,8 @@ AnySaved = TypeVar("AnySaved", bound=BaseModel)
 
 
 def read_saved(directory: Path, schema: type[AnySaved]) -> AnySaved:
-    """Reads encoder.json of `directory`; raises InputError when it is missing or does not fit `schema`."""
-    from t2i.files import read_regular  # numpy, which listing the configs does not need
+    """Reads encoder.json of `directory`; raises InputError if it is missing or does not fit `schema`."""
+    from t2i.files import read_regular  # imports numpy, which is not needed to list configs
 
     path = directory / SAVED
     try:
@@ -165,7 +132,7 @@ def read_saved(directory: Path, schema: type[AnySaved]) -> AnySaved:
 
 @contextmanager
 def writing(directory: Path) -> Iterator[None]:
-    """Makes `directory`; turns errors of the disk inside the block into an InputError."""
+    """Creates `directory` and converts file errors inside the block to InputError."""
     from safetensors import SafetensorError
 
     try:

@@ -1,10 +1,11 @@
-"""`aligned`: the text tower of a dual encoder trained here with `t2i train align`, frozen."""
+"""The encoder `aligned`: the frozen text tower of a dual encoder trained by `t2i train align`."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from t2i.align.frozen import FrozenDualEncoder, load_dual_encoder
+from t2i.align.frozen import AnyDualEncoder, load_dual_encoder
+from t2i.align.mapped import MappedDualEncoder
 from t2i.errors import InputError, warn_truncated
 from t2i.text import Saved, TextConfig, TextFeatures, read_saved, writing
 from t2i.text.classical import split_words
@@ -14,37 +15,37 @@ FOLDER = "dual_encoder"
 
 
 class AlignedEncoder:
-    """Token states of the tower; pooled: their mean, projected into the space shared with images, unit length.
+    """Returns the tower's token states; the pooled vector is their mean, projected to the joint space, of unit length.
 
-    The image tower comes with it, for guidance; `dual` is the whole encoder.
+    `dual` is the whole dual encoder, whose image tower serves as guide.
     """
 
     name = "aligned"
 
-    def __init__(self, dual: FrozenDualEncoder, max_tokens: int | None = None) -> None:
+    def __init__(self, dual: AnyDualEncoder, max_tokens: int | None = None) -> None:
         self.dual = dual
-        limit = dual.config.text_tower.max_tokens
+        limit = dual.max_tokens
         if max_tokens is not None and not 3 <= max_tokens <= limit:
             raise InputError(
                 f"text.max_tokens={max_tokens} does not fit this aligned encoder, which reads 3 to {limit} tokens"
             )
         self.max_tokens = max_tokens or limit
-        self.token_dim, self.pooled_dim = dual.config.text_tower.width, dual.config.embedding
+        self.token_dim, self.pooled_dim = dual.token_dim, dual.pooled_dim
 
     @classmethod
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
-        """Loads the dual encoder at `config.path`; None: the one of the shipped models, which reads the embedded data.
+        """Loads the dual encoder at `config.path`, or without a path that of the shipped models, for the embedded shapes.
 
         Raises:
-            InputError: no path is given and the captions have words that the shipped encoder does not know.
+            InputError: there is no path and the captions have words that the shipped encoder does not know.
         """
         if config.path is not None:
             return cls(load_dual_encoder(dual_encoder_in(config.path)), config.max_tokens)
         shipped = cls.load(shared_text_encoder())
         if unknown := shipped.unknown_words(captions):
             raise InputError(
-                f"the text encoder that ships with t2i reads captions of the embedded shapes, and {unknown[0]!r} is not among "
-                "its words; train one on your data with t2i train align --config align-tiny --data ADDRESS --run-dir "
+                f"the text encoder that ships with t2i reads captions of the embedded shapes and does not know {unknown[0]!r}; "
+                "train one on your data with t2i train align --config align-tiny --data ADDRESS --run-dir "
                 "runs/align and add --set text.path=runs/align, or add --set text.encoder=bow, which needs no training"
             )
         return cls(shipped.dual, config.max_tokens)
@@ -60,7 +61,9 @@ class AlignedEncoder:
         return TextFeatures(tokens, mask, pooled)
 
     def unknown_words(self, captions: Sequence[str]) -> list[str]:
-        """The words that no training caption had, each once; none where the tokenizer had no room for all of those."""
+        """Returns the words that no training caption has; an empty list if the vocabulary could not hold all of those."""
+        if isinstance(self.dual, MappedDualEncoder):
+            return self.dual.unknown_words(captions)
         if len(self.dual.tokenizer) >= self.dual.config.text_tower.vocabulary:
             return []
         words = dict.fromkeys(word for caption in captions for word in split_words(caption))

@@ -1,12 +1,12 @@
-"""Text encoders fitted on the training captions: bag of words, TF-IDF and skip-gram word vectors.
+"""Text encoders fitted to the training captions: bag of words, TF-IDF and skip-gram word vectors.
 
-Words are runs of letters and digits in lower case; a word that was not seen in fitting is skipped. A caption without a
-known word has zeros for a pooled vector and one token row of zeros with mask True: attention never sees an empty row.
+Words are runs of letters and digits in lower case; words that were not seen in fitting are skipped. A caption without a known
+word has a pooled vector of zeros and one token row of zeros with mask True, so that attention never has an empty row.
 
 - `bow`, `tfidf`: pooled = the caption's word weights (count, or count x idf), L2-normalised; P = V words, at most the
-  4,096 most frequent. tokens = one row a word, in order: the one-hot of the word times its weight, so the rows add up
-  to the pooled vector before normalisation. With V > 256 words the rows go through a fixed Gaussian random projection
-  to 256 dimensions, which keeps inner products (Johnson & Lindenstrauss 1984); a word alone decides its direction.
+  4,096 most frequent. tokens = one row per word, in order: the word's one-hot vector times its weight, so that the rows sum to
+  the pooled vector before normalisation. With V > 256 words, the rows are multiplied by a fixed Gaussian random projection to
+  256 dimensions, which preserves inner products (Johnson & Lindenstrauss 1984); the direction depends on the word alone.
 - `word2vec`: tokens = 128-d skip-gram vectors (Mikolov et al., NeurIPS 2013), pooled = their mean.
 """
 
@@ -34,33 +34,36 @@ from t2i.text.stop_words import ENGLISH, TELLING
 MAX_WORDS = 4096
 MAX_TOKEN_DIM = 256
 WORD2VEC_DIM = 128
-# T when the config names none: the longest training caption, within these bounds (a prompt may be a little longer)
+# bounds of the default T, which is the length of the longest training caption
 FEWEST_TOKENS, MOST_TOKENS = 16, 77
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 
 Matrix = NDArray[np.float32]
+StopWords = Literal["english"] | None  # the list of words that were left out
 
 
 def split_words(caption: str) -> list[str]:
-    """Splits a caption into its words, in order: "A bird's-eye view" -> ["a", "bird's", "eye", "view"]."""
+    """Splits a caption into words: "A bird's-eye view" -> ["a", "bird's", "eye", "view"]."""
     return _WORD.findall(caption.lower())
 
 
 class _SavedWords(Saved):
-    stop_words: Literal["english"] | None = None
+    stop_words: StopWords = None
     vocabulary: list[str] = Field(min_length=1)
-    weights: list[FiniteFloat] | None = None  # None: the word vectors are in a safetensors file beside it
+    weights: list[FiniteFloat] | None = None  # None: word vectors are in a separate safetensors file
 
 
 class _WordEncoder:
-    """A table with one token row a word; subclasses fit the rows and pool a caption."""
+    """A table with one token row per word; subclasses fit the rows and pool a caption."""
 
     name: str
-    stop_words: Literal["english"] | None = None  # words that were left out on purpose
 
-    def __init__(self, vocabulary: Sequence[str], rows_VD: Matrix, pooled_dim: int, max_tokens: int):
+    def __init__(
+        self, vocabulary: Sequence[str], rows_VD: Matrix, pooled_dim: int, max_tokens: int, stop_words: StopWords
+    ):
         self.vocabulary = list(vocabulary)
         self.max_tokens = max_tokens
+        self.stop_words: StopWords = stop_words
         self.token_dim, self.pooled_dim = rows_VD.shape[1], pooled_dim
         self.rows_VD = rows_VD
         self._row_of = {word: row for row, word in enumerate(self.vocabulary)}
@@ -70,7 +73,7 @@ class _WordEncoder:
         raise NotImplementedError
 
     def encode(self, captions: Sequence[str]) -> TextFeatures:
-        """Returns features [B, T, D], [B, T], [B, P] of captions. Rows of padding are zero."""
+        """Returns features [B, T, D], [B, T], [B, P] of captions; rows of padding are zero."""
         import torch
 
         tokens_BTD = np.zeros((len(captions), self.max_tokens, self.token_dim), dtype=np.float32)
@@ -81,11 +84,11 @@ class _WordEncoder:
         for i, caption in enumerate(captions):
             rows = self.rows_of(caption)
             truncated += len(rows) > self.max_tokens
-            kept = np.array(rows[: self.max_tokens], dtype=np.int64)
-            if len(kept):
-                tokens_BTD[i, : len(kept)] = self.rows_VD[kept]
-                mask_BT[i, : len(kept)] = True
-                pooled_BP[i] = self._pool(kept)
+            rows_T = np.array(rows[: self.max_tokens], dtype=np.int64)
+            if len(rows_T):
+                tokens_BTD[i, : len(rows_T)] = self.rows_VD[rows_T]
+                mask_BT[i, : len(rows_T)] = True
+                pooled_BP[i] = self._pool(rows_T)
         warn_truncated(truncated, self.name, self.max_tokens)
         return TextFeatures(torch.from_numpy(tokens_BTD), torch.from_numpy(mask_BT), torch.from_numpy(pooled_BP))
 
@@ -94,23 +97,26 @@ class _WordEncoder:
         return [self._row_of[word] for word in split_words(caption) if word in self._row_of]
 
     def unknown_words(self, captions: Sequence[str]) -> list[str]:
-        """The words that have no row, each once."""
+        """Returns the words that have no row and are not stop words."""
         words = dict.fromkeys(word for caption in captions for word in split_words(caption))
         left_out = ENGLISH if self.stop_words else ()
         return [word for word in words if word not in self._row_of and word not in left_out]
 
     def digest(self) -> str:
-        """Returns the sha256 of the name, the vocabulary, the token rows and the length limit."""
+        """Returns the SHA-256 of the name, the vocabulary, the token rows and the length limit."""
         head = json.dumps([self.name, "words/1", self.max_tokens, self.vocabulary])
         return hashlib.sha256(head.encode() + np.ascontiguousarray(self.rows_VD, dtype="<f4").tobytes()).hexdigest()
 
 
 class _WeightedWords(_WordEncoder):
-    """Counts of words times one weight a word."""
+    """Word counts multiplied by a weight per word."""
 
-    def __init__(self, vocabulary: Sequence[str], weights: Sequence[float], max_tokens: int):
+    def __init__(
+        self, vocabulary: Sequence[str], weights: Sequence[float], max_tokens: int, stop_words: StopWords = None
+    ):
         self.weights_V = np.array(weights, dtype=np.float64)
-        super().__init__(vocabulary, _word_rows(vocabulary, self.weights_V), len(vocabulary), max_tokens)
+        rows_VD = _word_rows(vocabulary, self.weights_V)
+        super().__init__(vocabulary, rows_VD, len(vocabulary), max_tokens, stop_words)
 
     def _pool(self, rows: NDArray[np.int64]) -> Matrix:
         weighted_V = np.bincount(rows, minlength=len(self.vocabulary)) * self.weights_V
@@ -118,7 +124,7 @@ class _WeightedWords(_WordEncoder):
 
     @classmethod
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
-        """Fits the vocabulary and the weights; raises InputError when the captions hold no word."""
+        """Fits the vocabulary and the weights; raises InputError if the captions have no word."""
         sentences = _sentences(config, captions)
         counts: Counter[str] = Counter()
         captions_with: Counter[str] = Counter()
@@ -126,21 +132,19 @@ class _WeightedWords(_WordEncoder):
             counts.update(words)
             captions_with.update(set(words))
         vocabulary = sorted(counts)
-        if len(vocabulary) > MAX_WORDS:  # argsort and not sorted: it decided between equals in encoders of earlier runs
+        if len(vocabulary) > MAX_WORDS:  # argsort resolves ties in the way of earlier versions
             order = (-np.array([counts[word] for word in vocabulary])).argsort()[:MAX_WORDS]
             vocabulary = [vocabulary[row] for row in np.sort(order)]
         weights = [cls._weight(captions_with[word], len(captions)) for word in vocabulary]
-        encoder = cls(vocabulary, weights, config.max_tokens or _longest(sentences))
-        encoder.stop_words = config.stop_words
-        return encoder
+        return cls(vocabulary, weights, config.max_tokens or _longest(sentences), config.stop_words)
 
     @staticmethod
     def _weight(captions_with: int, captions: int) -> float:
-        """The weight of a word that is in so many of the captions."""
+        """Returns the weight of a word that occurs in `captions_with` of `captions` captions."""
         raise NotImplementedError
 
     def save(self, directory: Path) -> None:
-        """Writes encoder.json: vocabulary and weights."""
+        """Writes encoder.json with vocabulary and weights."""
         saved = _SavedWords(
             encoder=self.name,
             max_tokens=self.max_tokens,
@@ -156,10 +160,8 @@ class _WeightedWords(_WordEncoder):
         """Loads a folder that `save` wrote."""
         saved = read_saved(directory, _SavedWords)
         if saved.weights is None or len(saved.weights) != len(saved.vocabulary):
-            raise InputError(f"{directory / SAVED} is damaged: it needs one weight a word; save the run again")
-        encoder = cls(saved.vocabulary, saved.weights, saved.max_tokens)
-        encoder.stop_words = saved.stop_words
-        return encoder
+            raise InputError(f"{directory / SAVED} is damaged: it needs one weight per word; save the run again")
+        return cls(saved.vocabulary, saved.weights, saved.max_tokens, saved.stop_words)
 
 
 class BagOfWords(_WeightedWords):
@@ -183,19 +185,19 @@ class TfIdf(_WeightedWords):
 
 
 class Word2Vec(_WordEncoder):
-    """Skip-gram word vectors; the same captions give the same vectors, bit for bit, in every process."""
+    """Skip-gram word vectors; equal captions give the same vectors, bit for bit, in every process."""
 
     name = "word2vec"
 
-    def __init__(self, vocabulary: Sequence[str], vectors_VD: Matrix, max_tokens: int):
-        super().__init__(vocabulary, vectors_VD, vectors_VD.shape[1], max_tokens)
+    def __init__(self, vocabulary: Sequence[str], vectors_VD: Matrix, max_tokens: int, stop_words: StopWords = None):
+        super().__init__(vocabulary, vectors_VD, vectors_VD.shape[1], max_tokens, stop_words)
 
     def _pool(self, rows: NDArray[np.int64]) -> Matrix:
         return self.rows_VD[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
 
     @classmethod
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
-        """Trains the vectors; raises InputError when the captions hold no word."""
+        """Trains the vectors; raises InputError if the captions have no word."""
         from t2i.text.skip_gram import word_vectors
 
         sentences = _sentences(config, captions)
@@ -204,9 +206,7 @@ class Word2Vec(_WordEncoder):
         row_of = {word: row for row, word in enumerate(vocabulary)}
         rows = [np.array([row_of[word] for word in words], dtype=np.int64) for words in sentences if words]
         vectors_VD = word_vectors(rows, np.array([counts[word] for word in vocabulary]), WORD2VEC_DIM)
-        encoder = cls(vocabulary, vectors_VD, config.max_tokens or _longest(sentences))
-        encoder.stop_words = config.stop_words
-        return encoder
+        return cls(vocabulary, vectors_VD, config.max_tokens or _longest(sentences), config.stop_words)
 
     def save(self, directory: Path) -> None:
         """Writes encoder.json (vocabulary) and vectors.safetensors."""
@@ -236,18 +236,16 @@ class Word2Vec(_WordEncoder):
             raise InputError(f"{path} does not fit the vocabulary in {SAVED}; save the run again")
         if not np.isfinite(vectors_VD).all():
             raise InputError(f"{path} has vectors that are not finite; save the run again")
-        encoder = cls(saved.vocabulary, vectors_VD, saved.max_tokens)
-        encoder.stop_words = saved.stop_words
-        return encoder
+        return cls(saved.vocabulary, vectors_VD, saved.max_tokens, saved.stop_words)
 
 
 def _written(saved: _SavedWords) -> str:
-    """Its JSON, without a key that encoders of earlier versions have not, where it says nothing."""
+    """Returns the JSON text, without `stop_words` if it is None, as in earlier versions."""
     return saved.model_dump_json(exclude=None if saved.stop_words else {"stop_words"})
 
 
 def _word_rows(vocabulary: Sequence[str], weights_V: NDArray[np.float64]) -> Matrix:
-    """Returns [V, D] one-hot rows times weight, through the random projection when V > 256."""
+    """Returns [V, D]: one-hot rows times weight, multiplied by the random projection if V > 256."""
     if len(vocabulary) <= MAX_TOKEN_DIM:
         return np.diag(weights_V).astype(np.float32)
     directions_VD = seeding.normal(0, "text.word", seeding.ids_of(vocabulary), MAX_TOKEN_DIM) / math.sqrt(MAX_TOKEN_DIM)
@@ -255,14 +253,14 @@ def _word_rows(vocabulary: Sequence[str], weights_V: NDArray[np.float64]) -> Mat
 
 
 def _sentences(config: TextConfig, captions: Sequence[str]) -> list[list[str]]:
-    """Returns the words of each caption that an encoder is fitted on.
+    """Returns the words of each caption that an encoder is fitted to.
 
     Raises:
-        InputError: a path is named, or there is no word.
+        InputError: the config has a path, or there is no word.
     """
     if config.path is not None:
         raise InputError(
-            f"text.path={config.path!r} has no effect with text.encoder={config.encoder}, which is fitted on the training "
+            f"text.path={config.path!r} has no effect with text.encoder={config.encoder}, which is fitted to the training "
             "captions; remove it"
         )
     sentences = [split_words(caption) for caption in captions]
@@ -271,8 +269,7 @@ def _sentences(config: TextConfig, captions: Sequence[str]) -> list[list[str]]:
         if telling:
             named = ", ".join(f"{word} ({count:,})" for word, count in telling.most_common(6))
             warnings.warn(
-                f"text.stop_words={config.stop_words} leaves out words that say what an image shows: {named}; "
-                "remove it to keep them",
+                f"text.stop_words={config.stop_words} leaves out words that describe images: {named}; remove it to keep them",
                 stacklevel=3,
             )
         sentences = [[word for word in words if word not in ENGLISH] for words in sentences]

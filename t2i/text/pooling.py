@@ -1,4 +1,4 @@
-"""Rules that pool token states into one vector of a caption: states [B, T, D] and mask [B, T] -> [B, D]."""
+"""Pooling rules, which map token states [B, T, D] with mask [B, T] to one vector per caption [B, D]."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ def _mean_sqrt_len(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def _weighted_mean(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """Later tokens weigh more: the k-th of a caption k times (Muennighoff, 2022)."""
+    """Weights the k-th token of a caption by k (Muennighoff, 2022)."""
     weights_BT1 = (mask_BT * torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device))[:, :, None].to(
         states_BTD.dtype
     )

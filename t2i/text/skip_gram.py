@@ -1,6 +1,6 @@
-"""Skip-gram word vectors with negative sampling (Mikolov et al., NeurIPS 2013).
+"""Trains skip-gram word vectors with negative sampling (Mikolov et al., NeurIPS 2013).
 
-Axes: N words of all captions in a row, V words of the vocabulary, D width, B pairs of a step, K noise words.
+Axes: N words of all captions in sequence, V words of the vocabulary, D width, B pairs of a step, K noise words.
 """
 
 import math
@@ -12,26 +12,26 @@ from torch import Tensor
 
 from t2i import seeding
 
-WINDOW = 5  # words to each side; a near one is drawn more often than a far one, as by word2vec's shrinking window
-NEGATIVES = 5  # noise words that weigh as much as one true pair
-PAIRS, NOISE = 1024, 64  # of one step; all its pairs share the noise, so that it is one matrix product
+WINDOW = 5  # words on each side; near ones are drawn more often, as with word2vec's random window size
+NEGATIVES = 5  # total weight of the noise words relative to one true pair
+PAIRS, NOISE = 1024, 64  # pairs and noise words of a step; all pairs share the noise, for a single matrix product
 MOST_PAIRS = 2_000_000
 LEARNING_RATE = 0.1  # of Adagrad
 
 
 def word_vectors(captions: list[NDArray[np.int64]], counts_V: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
-    """Vectors [V, D] of words, trained to predict their neighbours; the same captions give the same bits everywhere.
+    """Returns vectors [V, D] of words, trained to predict their neighbours; equal captions give equal bits on any machine.
 
     Args:
         captions: the words of each caption as rows of the vocabulary.
-        counts_V: how often each word occurs in them.
+        counts_V: number of occurrences of each word.
     """
     words_N = np.concatenate(captions)
     caption_of_N = np.repeat(np.arange(len(captions)), [len(caption) for caption in captions])
     steps = np.arange(1, WINDOW + 1)
     offsets, chances = np.concatenate([steps, -steps]), np.tile((WINDOW + 1 - steps) / (WINDOW * (WINDOW + 1)), 2)
     noise_V = np.cumsum(counts_V**0.75)
-    # a small set is read more often: about two million words in all, but 5 to 50 times
+    # 5 to 50 passes, more for small sets: about two million words in total
     passes = min(50, max(5, math.ceil(2_000_000 / len(words_N))))
     rng = np.random.Generator(np.random.Philox(key=seeding.key_of("skip-gram")))
     centre_VD = torch.from_numpy((rng.random((len(counts_V), dim), dtype=np.float32) - 0.5) / dim)
@@ -39,7 +39,7 @@ def word_vectors(captions: list[NDArray[np.int64]], counts_V: NDArray[np.int64],
     squares = torch.zeros_like(centre_VD), torch.zeros_like(centre_VD)
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums over other shares of a matrix have other last bits
+    torch.set_num_threads(1)  # the number of threads would change how sums are rounded
     try:
         for _ in range(math.ceil(min(MOST_PAIRS, passes * len(words_N) * (WINDOW + 1)) / PAIRS)):
             at = rng.integers(len(words_N), size=PAIRS)
@@ -63,7 +63,7 @@ def word_vectors(captions: list[NDArray[np.int64]], counts_V: NDArray[np.int64],
 
 
 def _adagrad(table_VD: Tensor, squares_VD: Tensor, rows: Tensor, gradients: Tensor) -> None:
-    """One step of Adagrad (Duchi et al., JMLR 2011) on some rows of a table; a row may come several times."""
+    """Does one step of Adagrad (Duchi et al., JMLR 2011) on rows of a table; rows may be repeated."""
     unique, inverse = rows.unique(return_inverse=True)
     total = torch.zeros(len(unique), table_VD.shape[1]).index_add_(0, inverse, gradients)
     squares_VD[unique] += total.square()

@@ -1,9 +1,9 @@
-"""`static`: one vector a token, distilled from a text tower by one forward pass over its vocabulary.
+"""The encoder `static`: one vector per token, distilled from a text tower by one forward pass over its vocabulary.
 
-In the manner of Model2Vec (Tulkens & van Dongen, 2024): each token is read alone by the tower, with the special tokens around it;
-the pooled vectors are projected to their first principal components, and each is weighted by how rare its token is in the
-training captions. A caption is its tokens' vectors, pooled: their mean, at unit length. No transformer runs after the
-distillation, the table takes a few MB, and words that no training caption has are near those that mean the same.
+As in Model2Vec (Tulkens & van Dongen, 2024), the tower encodes each token alone, between the special tokens; the pooled vectors
+are projected to their first principal components and weighted by the rarity of the token in the training captions. The features
+of a caption are the vectors of its tokens; the pooled vector is their mean, of unit length. No transformer is needed after the
+distillation, the table takes a few MB, and words that no training caption has are close to words with the same meaning.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 DEFAULT_WIDTH = 128
-FEWEST_TOKENS, MOST_TOKENS = 16, 77  # T when the config names none: the longest training caption, within these bounds
+FEWEST_TOKENS, MOST_TOKENS = 16, 77  # bounds of the default T, the length of the longest training caption
 _AT_ONCE = 256  # tokens in one forward pass
-# prompts have these more often than captions, where a name may have none: counted as in half of the captions at least
+# these are more frequent in prompts than in some data sets' captions, so they count as if half of the captions had them
 _FUNCTION_WORDS = "a an the this that my your some of in on at to for from by with and or is are".split()
 _VECTORS, _TOKENIZER = "vectors.safetensors", "tokenizer.json"
 
@@ -34,7 +34,7 @@ Matrix = NDArray[np.float32]
 
 
 class StaticText:
-    """A table of vectors behind the tokenizer of a tower; special and unknown tokens have none."""
+    """A table of vectors for the tokens of a tower's tokenizer, without special and unknown tokens."""
 
     name = "static"
 
@@ -46,22 +46,22 @@ class StaticText:
 
     @classmethod
     def fit(cls, config: TextConfig, captions: Sequence[str]) -> Self:
-        """Distils the tower at `config.path`, or opens a table that an earlier run saved.
+        """Distils the tower at `config.path`, or loads a table that an earlier run saved.
 
         Raises:
-            InputError: no path, no usable tower or table there, or captions without a word.
+            InputError: there is no path, no usable tower or table there, or no word in the captions.
         """
         if config.path is None:
             raise InputError(
-                "text.encoder=static needs text.path: a text tower of transformers to distil (as of bert or t5), or the folder "
+                "text.encoder=static needs text.path: a text tower of transformers to distil (e.g. BERT or T5), or the folder "
                 "`text` of a run with text.encoder=static"
             )
         root = Path(config.path).expanduser()
         if (root / SAVED).is_file():
-            kept = cls.load(root)
-            if config.width not in (None, kept.token_dim):
-                raise InputError(f"text.width={config.width}, but the table {root} has {kept.token_dim}; leave it out")
-            return cls(kept.tokenizer, kept._vectors_VD, config.max_tokens or kept.max_tokens)
+            saved = cls.load(root)
+            if config.width not in (None, saved.token_dim):
+                raise InputError(f"text.width={config.width}, but the table {root} has {saved.token_dim}; remove it")
+            return cls(saved.tokenizer, saved._vectors_VD, config.max_tokens or saved.max_tokens)
         tokenizer, states_VP = _read_vocabulary(config)
         tokens = [_ids(tokenizer, caption) for caption in captions]
         vectors_VD = principal(states_VP, config.width or DEFAULT_WIDTH) * _rarity(tokens, tokenizer)[:, None]
@@ -80,18 +80,18 @@ class StaticText:
             open_regular(path).close()
             vectors_VD = load_file(path)["vectors"]
             tokenizer = Tokenizer.from_str(read_regular(directory / _TOKENIZER).decode())
-        # tokenizers raises Exception itself on a damaged file
+        # tokenizers raises a plain Exception for a damaged file
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
             raise InputError(f"cannot read the text table in {directory} ({reason}); save the run again") from error
         if vectors_VD.ndim != 2 or vectors_VD.dtype != np.float16 or len(vectors_VD) < tokenizer.get_vocab_size():
-            raise InputError(f"{path} does not fit {_TOKENIZER} beside it; save the run again")
+            raise InputError(f"{path} does not fit {_TOKENIZER} in the same folder; save the run again")
         if not np.isfinite(vectors_VD).all():
             raise InputError(f"{path} has vectors that are not finite; save the run again")
         return cls(tokenizer, vectors_VD, saved.max_tokens)
 
     def encode(self, captions: Sequence[str]) -> TextFeatures:
-        """Returns features [B, T, D], [B, T], [B, D] of captions; without a known token one row of zeros, with mask True."""
+        """Returns features [B, T, D], [B, T], [B, D]; a caption without known tokens has one row of zeros with mask True."""
         import torch
 
         tokens_BTD = np.zeros((len(captions), self.max_tokens, self.token_dim), np.float32)
@@ -111,7 +111,7 @@ class StaticText:
         return TextFeatures(torch.from_numpy(tokens_BTD), torch.from_numpy(mask_BT), torch.from_numpy(pooled_BD))
 
     def digest(self) -> str:
-        """Returns the sha256 of the name, the tokenizer, the vectors and the length limit."""
+        """Returns the SHA-256 of the name, the tokenizer, the vectors and the length limit."""
         head = json.dumps([self.name, "static/1", self.max_tokens, json.loads(self.tokenizer.to_str())], sort_keys=True)
         return hashlib.sha256(head.encode() + np.ascontiguousarray(self._vectors_VD, "<f2").tobytes()).hexdigest()
 
@@ -127,25 +127,25 @@ class StaticText:
 
 
 def principal(states_VP: Matrix, width: int) -> Matrix:
-    """Returns the rows about their mean in their first `width` principal components; rows of zeros stay zero.
+    """Projects centred rows to their first `width` principal components; rows of zeros stay zero.
 
     Args:
-        width: at most the smaller side of the matrix is kept.
+        width: number of components; fewer are returned if the matrix has fewer.
     """
     known_V = states_VP.any(axis=1)
     centred_VP = states_VP[known_V].astype(np.float64)
     centred_VP -= centred_VP.mean(axis=0)
     _, directions_PP = np.linalg.eigh(centred_VP.T @ centred_VP)
-    kept_PD = directions_PP[:, ::-1][:, :width]
-    # the sign of an eigenvector is arbitrary: its largest entry is made positive
-    kept_PD = kept_PD * np.sign(kept_PD[np.abs(kept_PD).argmax(axis=0), np.arange(kept_PD.shape[1])])
-    projected_VD = np.zeros((len(states_VP), kept_PD.shape[1]))
-    projected_VD[known_V] = centred_VP @ kept_PD
+    axes_PD = directions_PP[:, ::-1][:, :width]
+    # the sign of an eigenvector is arbitrary, so its largest entry is made positive
+    axes_PD = axes_PD * np.sign(axes_PD[np.abs(axes_PD).argmax(axis=0), np.arange(axes_PD.shape[1])])
+    projected_VD = np.zeros((len(states_VP), axes_PD.shape[1]))
+    projected_VD[known_V] = centred_VP @ axes_PD
     return projected_VD.astype(np.float32)
 
 
 def _rarity(captions: Sequence[Sequence[int]], tokenizer: "Tokenizer") -> Matrix:
-    """Returns the smoothed inverse document frequency of each token, 1 for those that no caption has."""
+    """Returns the smoothed inverse document frequency of each token, scaled to 1 for tokens that no caption has."""
     size = tokenizer.get_vocab_size()
     captions_with: Counter[int] = Counter(token for tokens in captions for token in set(tokens))
     if not captions_with:
@@ -162,13 +162,13 @@ def _ids(tokenizer: "Tokenizer", caption: str) -> list[int]:
 
 
 def _read_vocabulary(config: TextConfig) -> tuple["Tokenizer", Matrix]:
-    """Returns the tokenizer of a tower, and what the tower pools of each token alone; zeros for special tokens."""
+    """Returns the tokenizer of a tower and the pooled vector of each token alone, zeros for special tokens."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.normalizers import Lowercase
     from tokenizers.normalizers import Sequence as Both
 
-    from t2i.text.pretrained import load_tower
+    from t2i.text.towers import load_tower
 
     tower = load_tower(str(config.path))
     settings: dict[str, Any] = json.loads(tower.tokenizer.backend_tokenizer.to_str())
@@ -180,6 +180,6 @@ def _read_vocabulary(config: TextConfig) -> tuple["Tokenizer", Matrix]:
     ids = [token for token in range(tokenizer.get_vocab_size()) if token not in special]
     states_VP = np.zeros((tokenizer.get_vocab_size(), tower.pooled_dim), np.float32)
     for start in range(0, len(ids), _AT_ONCE):
-        own = ids[start : start + _AT_ONCE]
-        states_VP[own] = tower.pooled_of(torch.tensor(own)).numpy()
+        batch = ids[start : start + _AT_ONCE]
+        states_VP[batch] = tower.pooled_of(torch.tensor(batch)).numpy()
     return tokenizer, states_VP

@@ -1,7 +1,6 @@
-"""English function words, which the classical encoders may leave out, and those of them that say what an image shows.
+"""Lists English stop words, which the classical encoders can leave out, and those among them that describe images.
 
-The list is that of scikit-learn (BSD-3), which took it from the Glasgow Information Retrieval Group; Nothman et al. (2018) list
-its oddities.
+The list is that of scikit-learn (BSD-3), from the Glasgow Information Retrieval Group; Nothman et al. (2018) discuss its flaws.
 """
 
 ENGLISH = frozenset(
@@ -28,7 +27,7 @@ ENGLISH = frozenset(
 )
 
 
-# where things are, how many there are, what is missing
+# words for positions, numbers and absence
 TELLING = frozenset(
     """
     above across against around back behind below beside between bottom front over top under up down through eight

@@ -1,8 +1,8 @@
-"""Starts a run from the weights of another model: what fits is taken, and a table says what was loaded, renewed and left.
+"""Starts a run from the weights of another model: loads the tensors that fit and prints a table of what became of each.
 
-Tensors match by name and shape. A network says in `roles` what the rows and columns of some of its tensors stand for: places of
-the image are interpolated, words are matched by their strings, and what reads another text encoder or tokenizer than before is
-left as it was made.
+Tensors are matched by name and shape. A network declares in `roles` what the rows or columns of some of its tensors mean:
+positions in the image are interpolated, words are matched by their strings, and tensors that depend on another text encoder
+or tokenizer than before keep their fresh values.
 """
 
 import warnings
@@ -24,15 +24,15 @@ from t2i.training.optimization import freeze
 from t2i.training.run import Run
 
 PROBES = ("a", "two red things beside a large one", "the man on the left is holding an umbrella, in black and white")
-WEIGHTED = ("bow", "tfidf")  # encoders with a column a word
+WEIGHTED = ("bow", "tfidf")  # encoders with one column per word
 OTHER_SHAPE = "another shape"
-SHOWN = 6  # tensors of a kind that are named
+SHOWN = 6  # tensors named in the table for each reason
 
-Reordering = list[tuple[int, int]]  # (row here, row there)
+Reordering = list[tuple[int, int]]  # (row here, row in the source)
 
 
 class Reads(NamedTuple):
-    """What the networks of a run read and write beside images."""
+    """The text encoder, tokenizer and vocabulary that the networks of a run depend on."""
 
     text: TextEncoder | None = None
     tokenizer_digest: str | None = None
@@ -40,26 +40,26 @@ class Reads(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What becomes of the tensors of one part."""
+    """The tensors of one part, by what becomes of them."""
 
     loaded: dict[str, Tensor]
-    fitted: dict[str, str]  # of `loaded`, those that were changed -> how
-    renewed: dict[str, str]  # left as they were made -> why
-    left: list[str]  # of the source, for which there is no place
+    fitted: dict[str, str]  # those of `loaded` that were changed to fit -> how
+    renewed: dict[str, str]  # tensors that keep their fresh values -> why
+    left: list[str]  # tensors of the source that this model does not have
 
 
 def initialise(
     run: Run, config: StartConfig, source: Source | None, parts: Mapping[str, nn.Module], reads: Reads
 ) -> None:
-    """Puts the weights of `source` into the parts of a new run, and freezes what is to stay. Before averages and optimizers.
+    """Loads the weights of `source` into the networks of a new run and freezes the parts that `config.freeze` names.
 
-    A resumed run has `source` None: its checkpoint holds the weights.
+    Call it before averages and optimizers are made. `source` is None for a resumed run, whose checkpoint holds the weights.
 
     Args:
         parts: networks by the names that they are registered under.
 
     Raises:
-        InputError: nothing fits, or `freeze` names what is not there.
+        InputError: no tensor fits, or `freeze` names a part that does not exist.
     """
     fits: dict[str, Taken] = {}
     if source is not None:
@@ -68,7 +68,8 @@ def initialise(
             fits[name] = fit_part(module, source.parts.get(name, {}), rows)
         if not any(fit.loaded for fit in fits.values()):
             raise InputError(
-                f"init_from {source.address}: nothing of it fits this model ({_reasons(fits)}); name a model of a like config"
+                f"init_from {source.address}: none of its tensors fit this model ({_reasons(fits)}); name a model with a "
+                "similar config"
             )
         for name, module in parts.items():
             module.load_state_dict(fits[name].loaded, strict=False)
@@ -79,94 +80,92 @@ def initialise(
     partly = {f"{part}.{name}": how for part, fit in fits.items() for name, how in fit.fitted.items()}
     for path, how in partly.items():
         if any(f"{path}.".startswith(f"{name}.") for name in config.freeze):
-            warnings.warn(
-                f"freeze: of {path}, {how} are of the source; the others stay as they were drawn", stacklevel=2
-            )
+            warnings.warn(f"freeze: only {how} of {path} were loaded; the others keep random values", stacklevel=2)
 
 
-def fit_part(module: nn.Module, given: Mapping[str, Tensor], rows: "_Matching") -> Taken:
-    """Decides for each tensor of a network what it gets of another's.
+def fit_part(module: nn.Module, tensors: Mapping[str, Tensor], rows: "_Matching") -> Taken:
+    """Decides for each tensor of a network whether it is loaded from `tensors`, and how it is changed to fit.
 
-    The network's `roles` are patterns of names -> tokens, pooled (columns are channels of the text encoder), codes (of the
-    tokenizer), words (rows are those of the vocabulary), order (rows are places of a text), line, square (rows are places of
-    an image).
+    The network's `roles` map patterns of names to: `tokens`, `pooled` (columns are channels of the text encoder), `codes`
+    (depends on the tokenizer), `words` (rows are words of the vocabulary), `order` (rows are positions in a text), `line` or
+    `square` (rows are positions in an image).
     """
     own, roles = module.state_dict(), getattr(module, "roles", {})
-    fit = Taken({}, {}, {}, [name for name in given if name not in own])
+    fit = Taken({}, {}, {}, [name for name in tensors if name not in own])
     for name, tensor in own.items():
         role = next((role for pattern, role in roles.items() if fnmatchcase(name, pattern)), "")
-        if name not in given:
+        if name not in tensors:
             fit.renewed[name] = "not in the source"
             continue
         try:
-            found, how = _fitted(tensor, given[name], role, rows)
+            fitted, how = _fitted(tensor, tensors[name], role, rows)
         except ValueError as error:
             fit.renewed[name] = str(error)
             continue
-        fit.loaded[name] = found.to(tensor.dtype)
+        fit.loaded[name] = fitted.to(tensor.dtype)
         if how:
             fit.fitted[name] = how
-    # buffers of one module belong together, as a codebook and the count of its steps
+    # buffers of one module belong together, such as a codebook and the count of its steps
     buffers = dict(module.named_buffers())
-    broken = {name.rpartition(".")[0] for name in buffers if name in fit.renewed}
-    for name in [name for name in fit.loaded if name in buffers and name.rpartition(".")[0] in broken]:
-        fit.renewed[name] = "beside others that are renewed"
+    incomplete = {name.rpartition(".")[0] for name in buffers if name in fit.renewed}
+    for name in [name for name in fit.loaded if name in buffers and name.rpartition(".")[0] in incomplete]:
+        fit.renewed[name] = "other buffers of its module are renewed"
         del fit.loaded[name]
         fit.fitted.pop(name, None)
     return fit
 
 
-def _fitted(own: Tensor, given: Tensor, role: str, rows: "_Matching") -> tuple[Tensor, str]:
-    """Returns the tensor as it fits here, and how it was changed; ValueError says why it does not fit."""
+def _fitted(own: Tensor, source: Tensor, role: str, rows: "_Matching") -> tuple[Tensor, str]:
+    """Returns the tensor that fits this model and how it was changed; raises ValueError with the reason if none does."""
     if role in ("tokens", "pooled"):
         order = rows.of_text(role)
-        return _reordered(own, given, order, 1, "words") if order is not None else _same(own, given)
+        return _reordered(own, source, order, 1, "words") if order is not None else _same(own, source)
     if role == "words" and rows.vocabulary is not None:
-        return _reordered(own, given, rows.vocabulary, 0, "tokens")
+        return _reordered(own, source, rows.vocabulary, 0, "tokens")
     if role == "codes" and not rows.same_codes:
         raise ValueError("another tokenizer")
-    if own.shape == given.shape or own.shape[1:] != given.shape[1:]:
-        return _same(own, given)
+    if own.shape == source.shape or own.shape[1:] != source.shape[1:]:
+        return _same(own, source)
     if role == "order":
-        count = min(len(own), len(given))
-        return torch.cat([given[:count].to(own), own[count:]]), f"the first {count} of {len(own)} places of a text"
+        count = min(len(own), len(source))
+        return torch.cat([source[:count].to(own), own[count:]]), f"the first {count} of {len(own)} text positions"
     if role in ("line", "square"):
-        return _stretched(given, len(own), role), f"{len(given)} places stretched to {len(own)}"
-    return _same(own, given)
+        return _stretched(source, len(own), role), f"{len(source)} positions interpolated to {len(own)}"
+    return _same(own, source)
 
 
-def _same(own: Tensor, given: Tensor) -> tuple[Tensor, str]:
-    if own.shape != given.shape:
+def _same(own: Tensor, source: Tensor) -> tuple[Tensor, str]:
+    if own.shape != source.shape:
         raise ValueError(OTHER_SHAPE)
-    return given, ""
+    return source, ""
 
 
-def _reordered(own: Tensor, given: Tensor, order: Reordering, dim: int, what: str) -> tuple[Tensor, str]:
-    """`own` with the rows or columns that both know from `given`."""
+def _reordered(own: Tensor, source: Tensor, order: Reordering, dim: int, what: str) -> tuple[Tensor, str]:
+    """Returns a copy of `own` in which the rows or columns that both tensors have are taken from `source`."""
     other = [size for axis, size in enumerate(own.shape) if axis != dim]
-    if other != [size for axis, size in enumerate(given.shape) if axis != dim]:
-        return _same(own, given)
+    if other != [size for axis, size in enumerate(source.shape) if axis != dim]:
+        return _same(own, source)
     if not order:
         raise ValueError(f"no {what} in common")
     here, there = (torch.tensor(side, device=own.device) for side in zip(*order, strict=True))
-    found = own.clone().index_copy_(dim, here, given.to(own).index_select(dim, there))
-    same = len(order) == own.shape[dim] == given.shape[dim] and torch.equal(here, there)
-    return found, "" if same else f"{len(order):,} of {own.shape[dim]:,} {what}"
+    merged = own.clone().index_copy_(dim, here, source.to(own).index_select(dim, there))
+    same = len(order) == own.shape[dim] == source.shape[dim] and torch.equal(here, there)
+    return merged, "" if same else f"{len(order):,} of {own.shape[dim]:,} {what}"
 
 
-def _stretched(given: Tensor, count: int, role: str) -> Tensor:
-    """Interpolates rows [places, D] of a line or a square of places."""
+def _stretched(source: Tensor, count: int, role: str) -> Tensor:
+    """Interpolates rows [positions, D] along a line or over a square."""
     if role == "line":
-        return F.interpolate(given.T[None].float(), count, mode="linear")[0].T
-    before, after = (round(size**0.5) for size in (len(given), count))
-    if before**2 != len(given) or after**2 != count:
-        raise ValueError(f"{len(given)} places there, {count} here, and both are no squares")
-    square = given.T.reshape(1, -1, before, before).float()
+        return F.interpolate(source.T[None].float(), count, mode="linear")[0].T
+    before, after = (round(size**0.5) for size in (len(source), count))
+    if before**2 != len(source) or after**2 != count:
+        raise ValueError(f"{len(source)} positions in the source and {count} here are not both squares")
+    square = source.T.reshape(1, -1, before, before).float()
     return F.interpolate(square, (after, after), mode="bilinear", antialias=after < before).flatten(2)[0].T
 
 
 class _Matching:
-    """Which words, channels and codes of a source are those of this run."""
+    """Matches the words, channels and codes of a source with those of this run."""
 
     def __init__(self, source: Source, reads: Reads) -> None:
         self.same_codes = source.manifest.get("tokenizer_digest") == reads.tokenizer_digest
@@ -177,10 +176,10 @@ class _Matching:
         self._alike = self._here is not None and self._there is not None and read_alike(self._here, self._there)
 
     def of_text(self, role: str) -> Reordering | None:
-        """Channels of the text encoder that mean the same; None: all of them do, in order.
+        """Returns the channels with the same meaning in both text encoders; None if all channels agree, in order.
 
         Raises:
-            ValueError: they mean something else.
+            ValueError: the channels mean different things.
         """
         here, there = self._here, self._there
         if self._alike:
@@ -190,20 +189,20 @@ class _Matching:
         words, before = here.vocabulary, there.vocabulary  # type: ignore[attr-defined]
         one_hot = here.token_dim == len(words), there.token_dim == len(before)
         if role == "tokens" and not any(one_hot):
-            return None  # a word's random direction is the same in every vocabulary
+            return None  # the random direction of a word does not depend on the vocabulary
         if role == "tokens" and not all(one_hot):
             raise ValueError("another text encoder")
         return shared(words, before)
 
 
 def shared(here: Sequence[str], there: Sequence[str]) -> Reordering:
-    """Returns (row here, row there) of the strings that both lists hold."""
+    """Returns (row here, row there) for each string that both lists hold."""
     place = {word: row for row, word in enumerate(there)}
     return [(row, place[word]) for row, word in enumerate(here) if word in place]
 
 
 def read_alike(here: TextEncoder, there: TextEncoder) -> bool:
-    """Returns True if two encoders give the same features, whatever number of tokens they keep."""
+    """Returns True if two encoders compute the same features; they may keep different numbers of tokens."""
     if (here.name, here.token_dim, here.pooled_dim) != (there.name, there.token_dim, there.pooled_dim):
         return False
     words = [getattr(encoder, "vocabulary", None) for encoder in (here, there)]
@@ -220,50 +219,50 @@ def read_alike(here: TextEncoder, there: TextEncoder) -> bool:
 
 
 def _strings(vocabulary: str) -> list[str]:
-    """The tokens of a tokenizer by id."""
+    """Returns the tokens of a tokenizer in order of their ids."""
     from tokenizers import Tokenizer
 
-    found = Tokenizer.from_str(vocabulary).get_vocab()
-    return sorted(found, key=lambda token: found[token])
+    ids = Tokenizer.from_str(vocabulary).get_vocab()
+    return sorted(ids, key=lambda token: ids[token])
 
 
-# ---- what is told --------------------------------------------------------------------------------------------------
+# ---- messages ------------------------------------------------------------------------------------------------------
 
 
 def table(source: Source, fits: Mapping[str, Taken]) -> str:
-    """Returns what became of the weights, a line a part and one each for what is no plain copy."""
+    """Returns a table of the weights: one line per part, and one line for each reason that tensors are not plain copies."""
     lines = [f"weights of {source.address}", f"  {'part':<16}{'loaded':>8}{'fitted':>8}{'renewed':>9}{'left':>6}"]
     for part, fit in fits.items():
         plain = len(fit.loaded) - len(fit.fitted)
         lines.append(f"  {part:<16}{plain:>8}{len(fit.fitted):>8}{len(fit.renewed):>9}{len(fit.left):>6}")
-        told = {"fitted": fit.fitted, "renewed": fit.renewed, "left": dict.fromkeys(fit.left, "not in this model")}
-        for what, tensors in told.items():
+        changes = {"fitted": fit.fitted, "renewed": fit.renewed, "left": dict.fromkeys(fit.left, "not in this model")}
+        for what, tensors in changes.items():
             by_reason: dict[str, list[str]] = {}
             for name, reason in tensors.items():
                 by_reason.setdefault(reason, []).append(name)
             for reason, names in by_reason.items():
                 if reason == OTHER_SHAPE:
-                    reason = f"{reason}: the first is {_size(source.parts[part][names[0]])} there"
+                    reason = f"{reason}: the first is {_size(source.parts[part][names[0]])} in the source"
                 more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
                 lines.append(f"    {what}: {', '.join(names[:SHOWN])}{more} ({reason})")
     return "\n".join(lines)
 
 
 def _warn_of_little(source: Source, parts: Mapping[str, nn.Module], fits: Mapping[str, Taken]) -> None:
-    """Warns where less than half of the main part comes from the source, as with another width."""
+    """Warns if less than half of the main part was loaded, for example because the widths differ."""
     part, module = next(iter(parts.items()))
     total = sum(tensor.numel() for tensor in module.state_dict().values())
     taken = sum(tensor.numel() for tensor in fits[part].loaded.values())
     if 2 * taken < total:
         warnings.warn(
-            f"init_from {source.address}: {taken:,} of {total:,} values of {part} are of it, and the rest is fresh; take its "
-            "config for as much as fits",
+            f"init_from {source.address}: {taken:,} of {total:,} values of {part} were loaded from it, the others are random; "
+            "use its config to load more",
             stacklevel=3,
         )
 
 
 def _described(source: Source, fits: Mapping[str, Taken]) -> dict[str, Any]:
-    """What manifests and model cards say of the start."""
+    """Returns the description of the start that manifests and model cards hold."""
     facts = {"from": source.address, "step": source.manifest.get("step"), "data": _data(source)}
     counts = {part: {"loaded": len(fit.loaded), "renewed": len(fit.renewed)} for part, fit in fits.items()}
     fresh = {part: sorted(fit.renewed) for part, fit in fits.items() if fit.renewed}

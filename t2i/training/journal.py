@@ -1,4 +1,4 @@
-"""The record of a run: JSON lines always, a progress bar or plain lines on stderr, a tracker when asked for."""
+"""Records the scalars of a run as JSON lines, and shows its progress on stderr as a bar or as plain lines."""
 
 import json
 import math
@@ -18,27 +18,26 @@ from t2i.files import read_regular
 
 Scalars = Mapping[str, float]
 
-
-# on the console; the file has all scalars
+# limits of the console: number of scalars, and characters of a row; the file has all scalars
 _SHOWN, _ROW = 4, 68
 _HIDDEN = ("images_per_second", "learning_rate", "data_wait", "rolled_back_to")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All records in order; a torn line (a killed or full disk's) is left out, a missing file has none.
+    """Returns all records in order; skips incomplete lines (a killed process, a full disk). A missing file has no records.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     return [record for _, record in _lines(path)]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(offset of its first byte, record) of every whole line."""
+    """Yields (offset of its first byte, record) of every complete line."""
     try:
         data = read_regular(path) if path.exists() else b""
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; mend or delete it") from error
+        raise InputError(f"cannot read {path}: {error.strerror or error}; repair or delete it") from error
     offset = 0
     for line in data.splitlines(keepends=True):
         try:
@@ -51,12 +50,12 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class Journal:
-    """Appends `{"step": ..., "time": ..., **scalars}` to a JSONL file, each line flushed, and shows how a run gets on.
+    """Appends `{"step": ..., "time": ..., **scalars}` to a JSONL file, flushing each line, and shows progress on stderr.
 
     Args:
-        path: the file; made when it is missing.
-        total_steps: for the bar; may be changed later.
-        seconds: between two lines on a stderr that is no terminal.
+        path: the file; created if it is missing.
+        total_steps: length of the progress bar; may be changed later.
+        seconds: time between two lines if stderr is not a terminal.
         track: also called with (scalars, step), e.g. `Accelerator.log`.
     """
 
@@ -80,23 +79,23 @@ class Journal:
         self._progress: _TwoRows | None = None
         self._file = open(path, "ab")  # noqa: SIM115  # lives as long as the journal
         if (data := read_regular(path)) and not data.endswith(b"\n"):
-            self._file.write(b"\n")  # a torn last line must not swallow the next one
+            self._file.write(b"\n")  # an incomplete last line must not swallow the next one
 
     def truncate(self, step: int) -> None:
-        """Drops the records after `step`: a resumed run writes them again."""
+        """Deletes the records after `step`, which a resumed run writes again."""
         for offset, record in _lines(self.path):
             if record["step"] > step:
                 os.truncate(self.path, offset)
                 return
 
     def write(self, step: int, scalars: Scalars, kept: bool = True) -> None:
-        """Adds one record. A value that is not finite is written as null, for JSON has no NaN.
+        """Adds one record. Values that are not finite are written as null, since JSON has no NaN.
 
         Args:
-            kept: False only shows the scalars.
+            kept: False: show the scalars on the console, but do not write them.
 
         Raises:
-            InputError: the disk is full.
+            InputError: the file cannot be written, e.g. because the disk is full.
         """
         plain = {key: float(value) for key, value in scalars.items()}
         if kept:
@@ -117,32 +116,29 @@ class Journal:
             self._track(plain, step)
 
     def show(self, step: int) -> None:
-        """Brings the console up to date; cheap enough for every step."""
+        """Updates the console; cheap enough to call at every step."""
         now = time.monotonic()
         if self._first_step is None:
             self._first_step, self._started = step, now
         if self._console.is_terminal:
-            with suppress(OSError):  # the terminal has gone; the run goes on until it hears of it
-                self._bar().tell(step, self.total_steps, f"at {self._latest_step:,}:  {self._summary()}")
+            with suppress(OSError):  # the terminal was closed; a signal ends the run, if anything does
+                self._bar().show(step, self.total_steps, f"at {self._latest_step:,}:  {self._summary()}")
         elif now - self._shown_at >= self._seconds or step in (self._first_step, self.total_steps):
             self._shown_at = now
             done = step - self._first_step
             left = _time((now - self._started) / done * (self.total_steps - step)) + " left" if done else ""
-            told = self._summary() if self._fresh else ""
-            self._print("  ".join(filter(None, [f"step {step:,} of {self.total_steps:,}", told, left])))
+            summary = self._summary() if self._fresh else ""
+            self.say("  ".join(filter(None, [f"step {step:,} of {self.total_steps:,}", summary, left])))
         self._fresh = False
 
     def say(self, text: str) -> None:
-        """Prints one line for whoever watches; it is not kept."""
-        self._print(text)
-
-    def _print(self, text: str) -> None:
+        """Prints text on the console; it is not written to the file."""
         console = self._progress.console if self._progress is not None else self._console
         with suppress(OSError):
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _summary(self) -> str:
-        """Losses first, then what else there is, as much as fits into a row of 80 columns."""
+        """Returns losses first, then other scalars, as many as fit into a row of 80 columns."""
         names = [name for name in self._latest if not name.startswith(_HIDDEN)]
         names = sorted(names, key=lambda name: ("loss" not in name, name.startswith("val_")))[:_SHOWN]
         shown = [f"{name} {self._latest[name]:.3g}" for name in names]
@@ -159,7 +155,7 @@ class Journal:
         return self._progress
 
     def close(self) -> None:
-        """Takes the bar off the terminal and closes the file."""
+        """Removes the bar from the terminal and closes the file."""
         if self._progress is not None:
             with suppress(OSError):
                 self._progress.stop()
@@ -169,7 +165,7 @@ class Journal:
 
 
 class _TwoRows(Progress):
-    """A bar with steps and times, and a row of scalars below it: whole on 80 columns."""
+    """A progress bar with steps and times, and a row of scalars below it, which fit into 80 columns."""
 
     def __init__(self, console: Console, total_steps: int):
         steps = TextColumn("{task.completed:,.0f} of {task.total:,.0f} steps")
@@ -179,7 +175,7 @@ class _TwoRows(Progress):
         )
         self._task = self.add_task("train", total=total_steps)
 
-    def tell(self, step: int, total: int, scalars: str) -> None:
+    def show(self, step: int, total: int, scalars: str) -> None:
         self._scalars = scalars
         self.update(self._task, completed=step, total=total)
 
@@ -189,7 +185,7 @@ class _TwoRows(Progress):
 
 
 def _time(seconds: float) -> str:
-    """`8 s`, `12 min`, `3.5 h`."""
+    """Returns a duration as `8 s`, `12 min` or `3.5 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Averaged weights, the learning rate, and the guard against broken steps."""
+"""Averaged weights, learning rate schedules, frozen parameters, and a guard against steps that are not finite."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +17,15 @@ from t2i.errors import InputError
 from t2i.names import nearest
 
 FINAL_RATE = 0.05  # the cosine ends at this share of the peak learning rate
-MAX_GRADIENT = 1.0  # gradients longer than this are shortened to it
+MAX_GRADIENT = 1.0  # the norm that gradients are clipped to
 
 
 class EMA:
     """Exponential moving average of a module's weights and buffers, ramped with the number of images seen (StyleGAN-T).
 
     Args:
-        model: copied; move it to its device before.
-        halflife_images: after so many images the old average weighs half.
+        model: is copied; move it to its device first.
+        halflife_images: number of images after which the old average has half its weight.
         ramp: the half-life is at most this share of the images seen so far.
     """
 
@@ -50,13 +50,13 @@ class EMA:
                 average.copy_(value)  # counters have no average
 
     def update(self, model: nn.Module, images_this_step: int, images_seen: int) -> None:
-        """Call it after each optimizer step with the trained module, wrapped or not."""
+        """Updates the average from the trained module, wrapped or not; call it after each optimizer step."""
         halflife = min(self._halflife_images, self._ramp * images_seen)
         self._decay = 0.5 ** (images_this_step / max(halflife, 1e-8))
         self._averaged.update_parameters(model)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The state dict of `module`, ready for a generator of the same config."""
+        """Returns the state dict of `module`."""
         return self.module.state_dict()
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -64,11 +64,11 @@ class EMA:
 
 
 class NonFiniteGuard:
-    """Counts steps skipped because a loss or a gradient was not finite, goes back once, and ends a run beyond help.
+    """Counts steps that are skipped because a loss or a gradient is not finite; rolls the run back once, then ends it.
 
     Args:
-        rollback: `Run.rollback`, called at the `limit`-th skipped step in a row; False: it could not, and the run ends.
-        limit: so many skipped steps in a row are no accident.
+        rollback: `Run.rollback`, called after `limit` skipped steps in a row; if it returns False, the run ends.
+        limit: number of skipped steps in a row that are not tolerated.
     """
 
     def __init__(self, rollback: Callable[[], bool] | None = None, limit: int = 10):
@@ -78,12 +78,14 @@ class NonFiniteGuard:
         self._samples: list[int] = []
 
     def check(self, finite: bool, step: int, sample_ids: Sequence[int]) -> bool:
-        """Returns `finite`, as `Run.judge` agreed on it; `sample_ids` are the step's on this rank.
+        """Counts a step and returns `finite`.
 
-        Call it before the optimizer's step, which is to be left out when this is False.
+        Args:
+            finite: what `Run.judge` returned; if False, the optimizer's step is skipped.
+            sample_ids: samples of the step on this rank, for the error message.
 
         Raises:
-            InputError: `limit` skipped steps in a row, and going back was tried before or cannot be.
+            InputError: after `limit` skipped steps in a row, if rolling back is impossible or was tried before.
         """
         if finite:
             self._in_a_row, self._samples = [], []
@@ -101,7 +103,7 @@ class NonFiniteGuard:
         ids = ", ".join(map(str, self._samples[:8])) + (", ..." if len(self._samples) > 8 else "")
         return (
             f"losses or gradients were not finite in {self._limit} steps in a row, {self._in_a_row[0]} to "
-            f"{self._in_a_row[-1]} with samples {ids}; look at these samples or lower the learning rate, the last "
+            f"{self._in_a_row[-1]} with samples {ids}; check these samples or lower the learning rate; the last "
             "checkpoint is intact"
         )
 
@@ -110,13 +112,14 @@ Schedule = Callable[[int, int], float]  # (step, steps of the run) -> learning r
 
 
 def cosine(config: TrainConfig, final_factor: float = FINAL_RATE) -> Schedule:
-    """Returns the schedule of a config: a warm-up, then a cosine down to `final_factor` of its learning rate."""
+    """Returns the schedule of a config: a warm-up, then a cosine that falls to `final_factor` of the learning rate."""
     base, warmup = config.learning_rate, config.lr_warmup_steps
     return partial(learning_rate, base=base, warmup=warmup, final_factor=final_factor)
 
 
 def learning_rate(step: int, total: int, base: float, warmup: int, final_factor: float = 0.0) -> float:
-    """Linear warm-up over `warmup` steps, then a cosine from `base` to `base * final_factor` at step `total`."""
+    """Returns the rate at `step`: linear warm-up over `warmup` steps, then a cosine from `base` to `base * final_factor`
+    at step `total`."""
     if step < warmup:
         return base * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -124,32 +127,36 @@ def learning_rate(step: int, total: int, base: float, warmup: int, final_factor:
 
 
 def set_learning_rate(optimizer: Optimizer, value: float) -> None:
-    """The same learning rate for every group."""
+    """Sets the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = value
 
 
 def freeze(parts: Mapping[str, nn.Module], names: Sequence[str], renewed: set[str]) -> None:
-    """Takes parameters out of training: those whose path, `part.name`, begins with one of `names`.
+    """Freezes the parameters whose path, `part.name`, begins with one of `names`.
+
+    Args:
+        renewed: paths of parameters that were not loaded from another model.
 
     Raises:
-        InputError: a name fits none, nothing of a part is left to train, or what would be frozen is not of the source.
+        InputError: a name matches nothing, a part would have nothing left to train, or a renewed parameter would be frozen.
     """
     paths = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
     for name in names:
         chosen = [path for path in paths if f"{path}.".startswith(f"{name}.")]
         if not chosen:
-            there = list(dict.fromkeys(".".join(path.split(".")[:2]) for path in paths))
-            raise InputError(f"freeze: no part {name!r}{nearest(name, there)}; there are: {', '.join(there)}")
+            known = list(dict.fromkeys(".".join(path.split(".")[:2]) for path in paths))
+            raise InputError(f"freeze: no part {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
         if fresh := [path for path in chosen if path in renewed]:
             raise InputError(
-                f"freeze {name}: {fresh[0]} is not of the source, so it would stay as it was drawn; freeze parts that were loaded"
+                f"freeze {name}: {fresh[0]} was not loaded from the source, so it would keep random values; freeze only parts "
+                "that were loaded"
             )
         for path in chosen:
             paths[path].requires_grad_(False)
     for part, module in parts.items():
         if not any(p.requires_grad for p in module.parameters()):
-            raise InputError(f"freeze leaves nothing of {part} to train; leave a part of it out")
+            raise InputError(f"freeze leaves nothing of {part} to train; freeze fewer of its parts")
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:
@@ -158,7 +165,7 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 def require_gradients(parameters: Sequence[nn.Parameter], needed: bool) -> None:
-    """Has autograd compute the gradients of parameters, or leave them out while another network learns."""
+    """Switches the gradients of parameters on, or off while another network is trained through them."""
     for parameter in parameters:
         parameter.requires_grad_(needed)
 
@@ -170,5 +177,5 @@ def clip_gradients(module: nn.Module) -> Tensor:
 
 
 def gradient_norm(module: nn.Module) -> Tensor:
-    """Returns the Euclidean norm over the gradients of all parameters that have one."""
+    """Returns the Euclidean norm of all gradients of a module."""
     return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])

@@ -1,4 +1,4 @@
-"""The progress of a run, as its journal and its console tell it."""
+"""Reports the progress of a run: running means and speed to its journal, messages to its console."""
 
 import shlex
 import time
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Running means of a run's scalars and its speed, on their way to the journal.
+    """Collects running means of a run's scalars and measures its speed, for the journal.
 
     Args:
-        journal: None on all processes but the main one.
+        journal: None on every process but the main one.
     """
 
     def __init__(self, journal: Journal | None, ranks: Ranks, device: torch.device):
         self._journal, self._ranks, self._device = journal, ranks, device
         self._means = Means()
         self._loader: Any = None
-        # time, images and waiting at the last line of the journal
+        # time, images seen and seconds waited when the last line of the journal was written
         self._window: tuple[float, int, float | None] = (time.monotonic(), 0, None)
 
     def start(self, loader: Any, images_seen: int) -> None:
-        """Begins to measure images per second, and how long `loader` makes training wait."""
+        """Starts measuring images per second and the share of time that training waits for `loader`."""
         self._loader = loader
         self._window = time.monotonic(), images_seen, self._waited()
 
@@ -45,8 +45,8 @@ class Progress:
         if self._journal is not None:
             self._journal.write(step, scalars)
 
-    def tell(self, step: int, images_seen: int, write: bool, show: bool) -> None:
-        """Ends a step: the means go to the journal (`write`), or stay and are shown for once (`show`)."""
+    def end_step(self, step: int, images_seen: int, write: bool, show: bool) -> None:
+        """Ends a step: writes the means to the journal and resets them (`write`), or only shows them (`show`)."""
         if write:
             self.record(step, self._means.take(self._ranks, self._device) | self._speed(images_seen))
         elif show:
@@ -66,15 +66,16 @@ class Progress:
         return speed
 
     def _waited(self) -> float | None:
-        """Seconds that the loader has waited for data; None where it reads none."""
+        """Returns the seconds that the loader has waited for data; None if it reads no images."""
         return getattr(self._loader, "wait_seconds", None)
 
 
-def tell_of_start(run: "Run") -> None:
-    """Says what will be trained, on what data, in which directory and for how long."""
+def announce_start(run: "Run") -> None:
+    """Prints the device, the data, the number of parameters, the run directory and the length of a run."""
     config: Any = run.config
     if run.step >= run.total_steps:
-        run.say(f"run {run.directory} is finished: {run.step:,} steps are done; a higher max_train_steps goes on")
+        more = "" if run.is_whole else "; set a higher max_train_steps to continue"
+        run.say(f"run {run.directory} is finished: {counted(run.step, 'step')} done{more}")
         return
     processes = f", {run.num_processes} processes" if run.num_processes > 1 else ""
     precision = {"no": "fp32"}.get(run.accelerator.mixed_precision, run.accelerator.mixed_precision)
@@ -83,15 +84,16 @@ def tell_of_start(run: "Run") -> None:
         data = getattr(config, "data", None)
         what = f"{data.address}, {data.resolution} px, " if data is not None else ""
         counts = describe_counts(run.identity.kept["data"])
-        run.say(f"data: {what}{counts}; {counted(run.images_per_step, 'image')} a step")
-    run.say(f"parameters: {run.parts.sizes()}")
+        run.say(f"data: {what}{counts}; {counted(run.images_per_step, 'image')} per step")
+    if sizes := run.parts.sizes():
+        run.say(f"parameters: {sizes}")
     saved = min(run.step + config.checkpointing_steps - run.step % config.checkpointing_steps, run.total_steps)
     minutes = f" or after {config.checkpointing_minutes:g} min" if config.checkpointing_minutes else ""
     run.say(f"run: {run.directory}, step {run.step:,} of {run.total_steps:,}; next checkpoint at {saved:,}{minutes}")
 
 
-def tell_of_end(run: "Run") -> None:
-    """Says which command uses a finished run."""
+def announce_end(run: "Run") -> None:
+    """Prints the command that uses a finished run."""
     place = shlex.quote(str(run.directory))
     if run.family in FAMILIES and FAMILIES[run.family].sampler:
         run.say(f"done; next: t2i sample {place} {shlex.quote(run.identity.caption)}")
@@ -99,14 +101,14 @@ def tell_of_end(run: "Run") -> None:
         run.say(f"done; next: t2i train prior --set tokenizer.path={place}")
 
 
-def now_and_then(say: Callable[[str], None], what: str, seconds: float = 10.0) -> Callable[[int, int], None]:
-    """Returns a callback (done, total) that says every few seconds how far a long preparation has come."""
-    said = time.monotonic()
+def report_progress(say: Callable[[str], None], what: str, seconds: float = 10.0) -> Callable[[int, int], None]:
+    """Returns a callback (done, total) that prints the progress of a long preparation every few seconds."""
+    last = time.monotonic()
 
     def progress(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > seconds:
-            said = time.monotonic()
+        nonlocal last
+        if time.monotonic() - last > seconds:
+            last = time.monotonic()
             say(f"{what}: {done:,} of {total:,}")
 
     return progress

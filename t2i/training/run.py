@@ -1,4 +1,4 @@
-"""The steps of a training run: counted, judged, logged, saved, resumed.
+"""Counts, checks, logs, saves and resumes the steps of a training run.
 
 `train/align.py` is the shortest program that uses it.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -19,14 +20,14 @@ from t2i.config.training import TrainConfig
 from t2i.data.loader import LoadingEnded
 from t2i.errors import InputError
 from t2i.seeding import derive
-from t2i.training.directory import STOPPED, tell_of_death, write_stopped
+from t2i.training.directory import STOPPED, report_crash, write_stopped
 from t2i.training.optimization import NonFiniteGuard, Schedule, cosine, set_learning_rate
-from t2i.training.progress import Progress, tell_of_end, tell_of_start
+from t2i.training.progress import Progress, announce_end, announce_start
 from t2i.training.session import MicroBatch, Session
 from t2i.training.state.checks import warn_of_batch, warn_of_rounding
 from t2i.training.stopping.ending import Ending
 
-RESUME_ME = 85  # exit status of a run that a signal stopped and that the same command continues
+RESUME_ME = 85  # exit status of a run that was stopped early; the same command resumes it
 B = TypeVar("B", bound=MicroBatch)
 
 
@@ -34,12 +35,12 @@ class Run(Session):
     """A training run in one directory.
 
     Attributes:
-        step: optimizer steps done. images_seen: over all processes, in those steps.
-        total_steps: of the whole run; with `max_train_minutes` it falls, once, from max_train_steps to what fits.
-        guard: counts steps that were not finite; `steps` tells it of each.
+        step, images_seen: optimizer steps done, and images that all processes saw in these steps.
+        total_steps: length of the run; with `max_train_minutes` it is lowered once, to the number of steps that fit.
+        guard: counts steps that were not finite.
 
     Raises:
-        InputError: the directory is another run's or is being written, the device is not there, the launch is wrong.
+        InputError: the directory belongs to another run or is in use, the device is missing, or the launch is incorrect.
     """
 
     def __init__(self, directory: Path, config: TrainConfig, family: str):
@@ -52,10 +53,11 @@ class Run(Session):
         self._started, self._seconds_before = time.monotonic(), 0.0
         self._ending.start_budget(self._seconds_before)
         self._over = self._closed = False
-        self._rate, self._sample_ids = 0.0, []  # of the step: learning rate, samples of the first micro-batch
-        torch.manual_seed(derive(config.seed, "init"))  # networks are made next, alike on every rank
+        self._images_per_step: int | None = None  # None: as the config says
+        self._rate, self._sample_ids = 0.0, []  # learning rate and samples of the first micro-batch of this step
+        torch.manual_seed(derive(config.seed, "init"))  # networks, made next, must be equal on every rank
 
-    # ---- the life of a run ------------------------------------------------------------------------------------------
+    # ---- start and end ----------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         return self
@@ -64,18 +66,18 @@ class Run(Session):
         if kind is None:
             return self.close()
         try:
-            # refused before its first step: the corrected command must find the directory as it was
+            # a run refused before its first step leaves the directory as it was, for the corrected command
             if issubclass(kind, InputError) and not self.step and self.is_new and self._lock:
                 self._lock.remove_new()
         finally:
             died = self._ending.died() if issubclass(kind, RuntimeError) else None
-            self._end()  # the state may be of half a step: it is not saved
+            self._end()  # nothing is saved, as the state may be that of half a step
         if died is not None:
-            self._tell_of_death(f"{died} has died")
+            self._report_crash(f"{died} has died")
             raise SystemExit(RESUME_ME)
 
     def close(self) -> None:
-        """Saves what is not saved and frees the directory; after a signal it then raises SystemExit(85)."""
+        """Saves the last step if needed and releases the directory; raises SystemExit(85) if a signal stopped the run."""
         vanished = ""
         if self._closed:
             return
@@ -88,11 +90,11 @@ class Run(Session):
                 reason, saved = self._ending.reason(), self._checkpoints.saved_step
                 self.ranks.on_main(lambda: write_stopped(self.directory, reason, self.step, saved))
             elif self.step > self._first_step:
-                tell_of_end(self)
+                announce_end(self)
         finally:
             self._end()
         if vanished:
-            raise InputError(f"{vanished}; the run is saved at step {self.step}, the same command resumes it")
+            raise InputError(f"{vanished}; the run was saved at step {self.step}, and the same command resumes it")
         if self._ending.stopped:
             raise SystemExit(RESUME_ME)
 
@@ -102,24 +104,24 @@ class Run(Session):
         self.release()
 
     def _end_now(self, why: str) -> None:
-        """The watchdog's thread: ends this process, whose main thread waits for a process that does not answer."""
-        self._tell_of_death(why)
+        """Ends this process from the watchdog's thread while the main thread waits for a process that does not answer."""
+        self._report_crash(why)
         os._exit(RESUME_ME)
 
-    def _tell_of_death(self, why: str) -> None:
-        tell_of_death(self.directory, why, self.step, self._checkpoints.saved_step)
+    def _report_crash(self, why: str) -> None:
+        report_crash(self.directory, why, self.step, self._checkpoints.saved_step)
 
-    # ---- what the processes agree on --------------------------------------------------------------------------------
+    # ---- decisions of all processes ---------------------------------------------------------------------------------
 
     def judge(self, *tensors: Tensor) -> bool:
-        """Lets the step count if every element of every tensor is finite on every rank; returns that verdict."""
+        """Returns True if all tensors are finite on every rank; otherwise the step does not count."""
         mine = bool(torch.stack([torch.isfinite(tensor.detach()).all() for tensor in tensors]).all())
         finite = self.ranks.all(mine)
         self._checkpoints.sound = self._checkpoints.sound and finite
         return finite
 
     def _agree(self) -> None:
-        """Hears of signals to any rank, fixes the number of steps once the time budget tells it, and saves when it is time."""
+        """Exchanges signals between ranks, fixes the number of steps when the time budget allows, and saves when due."""
         total, late = self._ending.agree(self.step, self._checkpoints.are_late(self.step))
         if total:
             self._fix_total(min(total, self.config.max_train_steps))
@@ -135,26 +137,37 @@ class Run(Session):
 
     @property
     def position(self) -> tuple[int, int, int]:
-        """Samples consumed, process index and number of processes, as the loaders take them."""
+        """The arguments of a loader that continues at this step: samples consumed, process index, number of processes."""
         return self.images_seen, self.process_index, self.num_processes
+
+    def see_all(self, images: int) -> None:
+        """Makes a step one look at so many images, as where a model is solved for. Call it before `resume`."""
+        self._images_per_step = images
+
+    @property
+    def is_whole(self) -> bool:
+        """True where a step sees all images."""
+        return self._images_per_step is not None
 
     @property
     def images_per_step(self) -> int:
-        """Images of one optimizer step over all processes."""
+        """Number of images in one optimizer step, over all processes."""
+        if self._images_per_step is not None:
+            return self._images_per_step
         return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.num_processes
 
     def steps(
         self, loader: Iterator[B], *optimizers: Optimizer, schedule: Schedule | None = None
     ) -> Iterator[Iterator[B]]:
-        """Yields the micro-batches of each optimizer step; at the end once more, and then there are none.
+        """Yields an iterator over the micro-batches of each optimizer step, and an empty one at the end of the run.
 
-        So the body of a loop first looks after the steps so far (`due`, `save`), then takes its micro-batches, which seeds
-        torch's generator for the step and sets the learning rate, and leaves the loop if there are none. When the body ends,
-        the step is counted, timed and logged, and steps that are not finite are dealt with.
+        The body of the loop first validates and saves (`due`, `save`), then takes the micro-batches and leaves the loop if
+        there are none. Taking them seeds torch's generator for the step and sets the learning rate. After the body, the step
+        is counted, timed and logged, and a step that was not finite is handled.
 
         Args:
             loader: endless micro-batches of this process.
-            optimizers: get the learning rate.
+            optimizers: their learning rates follow the schedule.
             schedule: (step, steps of the run) -> learning rate; None: `cosine` of the config.
 
         Raises:
@@ -172,7 +185,7 @@ class Run(Session):
         self._over = self._ending.stopped or self.step >= self.total_steps
         if self._over:
             return
-        # dropout and noise depend on the step, not on what was drawn before it
+        # dropout and noise depend on the step alone, not on earlier draws
         torch.manual_seed(derive(self.config.seed, "step", self.step, self.process_index))
         self._rate = schedule(self.step, self.total_steps)
         for optimizer in optimizers:
@@ -181,7 +194,7 @@ class Run(Session):
         yield from batches
 
     def _read(self, loader: Iterator[B]) -> list[B]:
-        """Reads the micro-batches of a step; where none come any more, the run ends as by a signal, with all that is done."""
+        """Reads the micro-batches of a step; if loading has ended, the run is saved and stopped as after a signal."""
         try:
             return [next(loader) for _ in range(self.config.gradient_accumulation_steps)]
         except LoadingEnded as error:
@@ -189,15 +202,15 @@ class Run(Session):
             return []
 
     def _finish_step(self) -> None:
-        """Counts the step (done or skipped), after going back to a sound checkpoint where it must be."""
+        """Counts a step, done or skipped, and rolls back to a sound checkpoint if necessary."""
         self.guard.check(self._checkpoints.sound, self.step, self._sample_ids)
         self.step += 1
         self.images_seen += self.images_per_step
         self._ending.step(self.step - self._first_step)
         self.note({"learning_rate": self._rate})
         write = self.step % self.config.log_steps == 0 or self.step == self.total_steps
-        first = self.step == self._first_step + 1  # shown at once, so that one sees that it trains
-        self._progress.tell(self.step, self.images_seen, write, show=first)
+        first = self.step == self._first_step + 1  # shown at once, as a sign that training has begun
+        self._progress.end_step(self.step, self.images_seen, write, show=first)
 
     def due(self, every: int) -> bool:
         """Returns True after every `every`-th step and after the last one."""
@@ -206,34 +219,42 @@ class Run(Session):
     # ---- the journal ------------------------------------------------------------------------------------------------
 
     def note(self, scalars: Mapping[str, float | Tensor]) -> None:
-        """Adds scalars of this step to running means; every `log_steps` steps they go to the journal.
+        """Adds scalars to running means, which are written to the journal every `log_steps` steps.
 
-        May be called for each micro-batch: the mean is over all calls. Tensors stay where they are until then, so nothing
-        waits for a GPU. All ranks must note the same names.
+        May be called for each micro-batch: the mean is taken over all calls. Tensors stay on their device until they are
+        written, so no call waits for a GPU. All ranks must note the same names.
         """
         self._progress.note(scalars)
 
     def record(self, scalars: Mapping[str, float]) -> None:
-        """Writes scalars (scores of a validation, ...) to the journal at once; does nothing but on the main process."""
+        """Writes scalars, such as validation scores, to the journal at once; has no effect on other ranks than the main one."""
         self._progress.record(self.step, scalars)
 
+    def _samples(self) -> Path:
+        return self.directory / "samples" / f"step-{self.step:08d}.png"
+
+    def save_samples(self, sheet: Image.Image) -> None:
+        """Saves the sample grid of this step; call it on the main process."""
+        self._samples().parent.mkdir(exist_ok=True)
+        sheet.save(self._samples())
+
     def show_samples(self) -> None:
-        """Hands the sample grid of this step, if the program saved one, to the tracker."""
+        """Passes the sample grid of this step, if one was saved, to the tracker."""
         if self.is_main:
-            self._tracking.show(self.directory / "samples" / f"step-{self.step:08d}.png", self.step)
+            self._tracking.show(self._samples(), self.step)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes `checkpoints/step-XXXXXXXX` on the main process and deletes old ones; all ranks wait.
+        """Writes `checkpoints/step-XXXXXXXX` on the main process and deletes old checkpoints, while all ranks wait.
 
         Raises:
-            InputError: on every rank, when the disk is full or a weight is not finite; older checkpoints are intact.
+            InputError: on every rank, if the disk is full or a weight is not finite; older checkpoints stay intact.
         """
         self._checkpoints.save(self.step, self._manifest, self.rollback)
 
     def _manifest(self) -> dict[str, Any]:
-        """Main process: what a checkpoint says of itself, beside its config."""
+        """Returns the manifest of a checkpoint (main process)."""
         if self._lock is not None:
             self._lock.refuse_gone(self.step, self._checkpoints.saved_step)
         return self.facts() | {
@@ -243,20 +264,20 @@ class Run(Session):
         }
 
     def resume(self) -> None:
-        """Continues from the newest intact checkpoint, if there is one. Call it once, after all `register`.
+        """Continues from the newest intact checkpoint, if there is one. Call it once, after every `register`.
 
         Raises:
-            InputError: the checkpoint is of another family, model or config; nothing was changed.
+            InputError: the checkpoint belongs to another family, model or config; nothing was changed.
         """
         if self._newest is not None:
-            self._take_up(self._newest[0])
+            self._load(self._newest[0])
         if self._ending.budget is not None:
-            self._ending.start_budget(self._seconds_before)  # preparing the data is not training
+            self._ending.start_budget(self._seconds_before)  # preparing the data does not count as training
         self.ranks.on_main(self._continue_files)
         self._checkpoints.saved_at = time.monotonic()
-        tell_of_start(self)
+        announce_start(self)
 
-    def _take_up(self, path: Path) -> None:
+    def _load(self, path: Path) -> None:
         manifest = self.ranks.each(lambda: self._checkpoints.load(path))
         if self.is_main:
             warn_of_rounding(manifest.get("arithmetic", {}), self.arithmetic())
@@ -264,7 +285,7 @@ class Run(Session):
         self._checkpoints.rolled_back = manifest.get("rolled_back", False)
         self.step = self._first_step = self._checkpoints.saved_step = manifest["step"]
         self.images_seen, self._seconds_before = manifest["images_seen"], manifest["train_seconds"]
-        # the number of steps is fixed once: the checkpoint's holds unless the limits in the config were changed
+        # a number of steps fixed by the time budget holds unless the config's limits were changed
         limits = ("max_train_steps", "max_train_minutes")
         same = all(manifest["config"].get(key) == getattr(self.config, key) for key in limits)
         if same and manifest["total_steps"] is not None:
@@ -278,10 +299,10 @@ class Run(Session):
         (self.directory / STOPPED).unlink(missing_ok=True)
 
     def rollback(self) -> bool:
-        """Puts every part back to the newest checkpoint of a sound step; False when there is none, or it was done before.
+        """Loads the newest checkpoint of a sound step into every part; returns False if there is none or it was done before.
 
-        Steps, data and learning rate go on from where they are, for the same samples would only do the same again. Call
-        it on every rank, where no part is half-way through a step: `steps` does.
+        The step, the data and the learning rate are not set back, since the same samples would only fail again. Call it on
+        every rank, between steps.
         """
         step = self._checkpoints.roll_back()
         if step is None:
@@ -289,8 +310,8 @@ class Run(Session):
         self.record({"rolled_back_to": step})
         if self.is_main:
             warnings.warn(
-                f"step {self.step}: losses or gradients are not finite any more, going on with the weights of step "
-                f"{step}; if that does not help either, the run will stop",
+                f"step {self.step}: losses or gradients are no longer finite; continuing with the weights of step {step}; if "
+                "that does not help, the run will stop",
                 stacklevel=3,
             )
         return True

@@ -1,4 +1,4 @@
-"""The processes of a training run in its directory: Accelerator, lock, journal, checkpoints."""
+"""Sets up the processes of a training run and its directory: Accelerator, lock, journal, checkpoints."""
 
 import sys
 import warnings
@@ -23,12 +23,9 @@ from t2i.training.state.parts import Part, Parts
 from t2i.training.state.sharding import is_sharded, shard, whole
 from t2i.training.trackers import Tracking
 
-LOGGING_SECONDS = 10.0  # between two lines on stderr, where that is no terminal
-
+LOGGING_SECONDS = 10.0  # time between two lines on stderr if it is not a terminal
 
 T = TypeVar("T")
-
-
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -40,16 +37,17 @@ class MicroBatch(Protocol):
 
 
 class Session:
-    """The processes that train one run, and the directory that the main one of them holds; `Run` adds the steps.
+    """The processes that train one run, and its directory, which the main process locks. `Run` adds the steps.
 
     Attributes:
-        accelerator: made from the config; `prepare` the modules with it, and no scheduler: use `learning_rate`.
-        device, is_main, num_processes, process_index: of this process.
-        directory, journal: of the run; the journal is None but on the main process.
-        ranks: what the processes of the run decide together.
-        identity: digests of the data and of frozen parts, which a resumed run must find again.
-        is_new: True while no checkpoint was found: then nothing that an earlier start put into the directory counts.
-        parts: what is registered.
+        accelerator: made from the config.
+        device, is_main, num_processes, process_index: properties of this process.
+        directory: the run directory.
+        journal: None on every process but the main one.
+        ranks: takes decisions of all processes together.
+        identity: digests of the data and of frozen networks, which must be the same on resume.
+        is_new: True if the directory has no checkpoint; files of an earlier start are then overwritten.
+        parts: the registered parts.
         extra: further keys of the manifest of every checkpoint.
     """
 
@@ -65,7 +63,7 @@ class Session:
         if not self.ranks.all(self.ranks.broadcast(config_digest(config)) == config_digest(config)):
             raise InputError("the processes of this run have different configs; start all of them with one command")
 
-        # The directory: the main process takes it, finds the newest checkpoint and opens the journal
+        # The main process locks the directory, finds the newest checkpoint and opens the journal
         self.journal: Journal | None = None
         self._lock: papers.DirectoryLock | None = None
         self.parts = Parts(self.accelerator.unwrap_model, self.is_main)
@@ -78,7 +76,7 @@ class Session:
         self.identity = Identity(self.directory, self.ranks, None if self._newest is None else self._newest[1])
 
     def _open(self) -> tuple[Path, dict[str, Any]] | None:
-        """Main process: takes the directory; returns the checkpoint to resume from and its manifest."""
+        """Locks the directory (main process); returns the checkpoint to resume from and its manifest, None if there is none."""
         try:
             self._lock = papers.DirectoryLock(self.directory)
             try:
@@ -98,38 +96,38 @@ class Session:
             ) from error
 
     def describe(self) -> None:
-        """Main process: writes config.yaml and command.json."""
+        """Writes config.yaml and command.json (main process)."""
         facts = {"device": str(self.device), "num_processes": self.num_processes}
         facts |= {"mixed_precision": self.accelerator.mixed_precision}
         papers.describe(self.directory, self.config, self.family, sys.argv, facts)
 
     def release(self) -> None:
-        """Closes trackers and journal and frees the directory."""
+        """Closes the tracker and the journal and releases the directory."""
         self._tracking.close()
         if self.journal is not None:
             self.journal.close()
         if self._lock is not None:
             self._lock.release()
 
-    # ---- for the main process, and for all ----------------------------------------------------------------------------
+    # ---- main process -----------------------------------------------------------------------------------------------
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Runs `action` on the main process and returns its result on every rank; what it raises is raised on all."""
+        """Runs `action` on the main process and returns its result on every rank; its exceptions are raised on every rank."""
         return self.ranks.broadcast(self.ranks.on_main(action))  # type: ignore[return-value]
 
     def say(self, text: str) -> None:
-        """Prints one line on the main process's console."""
+        """Prints text on the main process's console."""
         if self.journal is not None:
             self.journal.say(text)
 
     def quarantine(self, broken: Mapping[str, Any]) -> None:
-        """Notes an image that cannot be decoded in quarantine.jsonl: for `Loader(on_broken=...)`."""
+        """Records an image that cannot be decoded in quarantine.jsonl; for `Loader(on_broken=...)`."""
         papers.quarantine(self.directory, broken)
 
     # ---- networks ---------------------------------------------------------------------------------------------------
 
     def register(self, name: str, part: Part) -> None:
-        """Makes `part` the file `{name}.safetensors` of every checkpoint. Call it before `resume`, on every rank."""
+        """Has every checkpoint save `part` as `{name}.safetensors`. Call it before `resume`, on every rank."""
         self.parts.add(name, part)
 
     def prepare(self, module: M, compile: bool = False) -> M:
@@ -155,7 +153,7 @@ class Session:
         return self.ranks.each(lambda: whole(average, self.is_main))
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The precision of the run, for a network that `prepare` has not wrapped."""
+        """Returns a context with the precision of the run, for a network that `prepare` has not wrapped."""
         return self.accelerator.autocast()
 
     def accumulate(self, module: nn.Module, micros: Sequence[T]) -> Iterator[T]:
@@ -167,10 +165,10 @@ class Session:
             with nullcontext() if i == len(micros) - 1 else self.accelerator.no_sync(module):
                 yield micro
 
-    # ---- what is kept of a run --------------------------------------------------------------------------------------
+    # ---- manifests --------------------------------------------------------------------------------------------------
 
     def facts(self) -> dict[str, Any]:
-        """Returns what every manifest says of how the run is trained."""
+        """Returns the entries of every manifest that describe how the run is trained."""
         return {
             "family": self.family,
             "num_processes": self.num_processes,
@@ -183,7 +181,7 @@ class Session:
         }
 
     def arithmetic(self) -> dict[str, Any]:
-        """Returns what decides how sums are rounded, and nothing else of a run."""
+        """Returns the settings that change nothing but how sums are rounded."""
         threads = {"threads": torch.get_num_threads()} if self.device.type == "cpu" else {}
         precision = {"device": self.device.type, "mixed_precision": self.accelerator.mixed_precision}
         sharding = {"sharding": kind} if (kind := getattr(self.config, "sharding", "none")) != "none" else {}

@@ -1,11 +1,11 @@
-"""Text features on disk: each caption is encoded once for each encoder, and never read back stale.
+"""Caches text features on disk, so that each encoder encodes a caption once and no outdated feature is ever read.
 
-Layout: ROOT/text/KEY/NAME.safetensors. KEY hashes what decides the features (the encoder's digest, its token limit,
-the stored dtype, whether token states are kept); NAME hashes KEY and the captions of the shard. A shard holds, for N
-captions with M real tokens in all: `captions` [N, 16] their hashes, `pooled` [N, P], `mask` [N, T], `tokens` [M, D] (no
-row of padding).
-Shards are written whole or not at all, and opened memory-mapped; one that does not match its name, its shapes or its
-checksum is deleted and its captions are encoded again. The whole folder may be deleted at any time.
+Layout: ROOT/text/KEY/NAME.safetensors. KEY hashes everything that the features depend on (the encoder's digest, its token
+limit, the stored dtype, whether token states are kept); NAME hashes KEY and the captions of the shard. A shard with N captions
+and M real tokens in total holds: `captions` [N, 16], their hashes; `pooled` [N, P]; `mask` [N, T]; `tokens` [M, D], without
+rows of padding.
+Shards are written atomically and read memory-mapped; one that does not match its name, its shapes or its checksum is deleted
+and its captions are encoded again. The whole folder may be deleted at any time.
 """
 
 import hashlib
@@ -30,14 +30,8 @@ from t2i.names import counted
 from t2i.text import TextEncoder, TextFeatures
 
 FORMAT = 1
-
-
 SHARD_CAPTIONS = 4096
-
-
-ENCODE_CAPTIONS = 256  # captions in memory with their padding at one time
-
-
+ENCODE_CAPTIONS = 256  # captions that are in memory with their padding at a time
 _HASH_BYTES = 16
 
 
@@ -45,13 +39,13 @@ class _Shard(NamedTuple):
     captions: Tensor  # uint8 [N, 16]
     pooled_NP: Tensor
     mask_NT: Tensor
-    tokens_MD: Tensor  # the rows under the mask, caption after caption
-    starts_N: Tensor  # where the tokens of a caption begin
+    tokens_MD: Tensor  # the rows where the mask is True, caption by caption
+    starts_N: Tensor  # row of the first token of each caption
 
 
 @dataclass(frozen=True)
 class CachedText:
-    """Features of a list of captions, in its order; duplicates share rows. Token states stay on disk until asked."""
+    """Features of a list of captions, in its order; equal captions share rows. Token states stay on disk until used."""
 
     hits: int  # unique captions that were on disk
     misses: int  # unique captions that were encoded now
@@ -66,16 +60,16 @@ class CachedText:
 
     @property
     def pooled_BP(self) -> Tensor:
-        """float32 [N, P], all captions."""
+        """Pooled vectors of all captions, float32 [N, P]."""
         return self.rows(range(len(self)), tokens=False).pooled_BP
 
     def rows(self, indices: Sequence[int] | Tensor | np.ndarray, tokens: bool = True) -> TextFeatures:
-        """Features of the captions `indices`, float32; rows of padding are zero.
+        """Returns the features of the captions `indices`, float32; rows of padding are zero.
 
         Args:
-            indices: positions in the list of captions, any order, repeats allowed.
-            tokens: False leaves the token states on disk; they and the mask are then [B, 0, D] and [B, 0], as they are
-                in any case when the cache was filled without them.
+            indices: positions in the list of captions, in any order, repeats allowed.
+            tokens: False leaves the token states on disk: they and the mask are then [B, 0, D] and [B, 0], as they always are
+                if the cache was filled without them.
         """
         where_B2 = self._where[torch.as_tensor(np.asarray(indices, dtype=np.int64))]
         length = self.max_tokens if tokens else 0
@@ -107,20 +101,20 @@ def encode_cached(
     ranks: Ranks | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CachedText:
-    """Returns the features of `captions`, from disk where they are there, else encoded now and stored.
+    """Returns the features of `captions`: cached ones are read from disk, the others are encoded and stored.
 
     Args:
         encoder: any frozen text encoder.
-        captions: cleaned; each different one is encoded once.
+        captions: cleaned; equal captions are encoded once.
         root: the folder of caches; None: `t2i.cache.cache_dir()`.
-        tokens: keep token states too; they take most of the space, and a generator that reads only the pooled vector
-            does without.
-        dtype: how features are stored, float32 or float16 (half the space; rows come back as float32 in either case).
-        ranks: the processes that call this together, each of which encodes its share; None: this one alone.
-        on_progress: called with (captions encoded, captions to encode) of this process as encoding goes on.
+        tokens: also store token states, which take most of the space; a generator that reads only the pooled vector does not
+            need them.
+        dtype: how features are stored, float32 or float16 (half the space; rows are returned as float32 in either case).
+        ranks: the processes that call this together, each of which encodes its share; None: this process alone.
+        on_progress: called with (captions encoded, captions to encode) of this process.
 
     Raises:
-        InputError: on every rank, when the cache cannot be written or the encoder gives features that are not finite.
+        InputError: on every rank, if the cache cannot be written or the encoder returns features that are not finite.
     """
     ranks = ranks or Ranks(1, True)
     key = _key(encoder, dtype, tokens)
@@ -134,19 +128,19 @@ def encode_cached(
     with _one_truncation_warning():
         ranks.each(lambda: shelf.encode(encoder, missing[share.start : share.stop], on_progress))
         ranks.each(shelf.open_new)
-        # a process on another machine may have a cache of its own
+        # a process on another machine may use another cache folder
         ranks.each(lambda: shelf.encode(encoder, shelf.missing(), on_progress))
     if lost := shelf.missing():
         raise InputError(
             f"{counted(len(lost), 'caption')} cannot be read back from the cache {folder}; check that disk"
         )
-    where = torch.tensor([shelf.place[one] for one in hashes], dtype=torch.int64).reshape(-1, 2)
+    places = torch.tensor([shelf.place[one] for one in hashes], dtype=torch.int64).reshape(-1, 2)
     hits = len(shelf.caption_of) - len(missing)
-    return CachedText(hits, len(missing), form.token_dim, form.pooled_dim, form.max_tokens, shelf.shards, where)
+    return CachedText(hits, len(missing), form.token_dim, form.pooled_dim, form.max_tokens, shelf.shards, places)
 
 
 class _Form(NamedTuple):
-    """The layout that every shard of one folder must have."""
+    """The layout that all shards of one folder share."""
 
     key: str
     dtype: torch.dtype
@@ -156,26 +150,26 @@ class _Form(NamedTuple):
 
 
 class _Shelf:
-    """The shards of one folder that hold captions of a list, and the captions that no shard holds yet."""
+    """Finds the captions of a list in the shards of one folder, and adds shards for those that are missing."""
 
     def __init__(self, folder: Path, form: _Form, caption_of: dict[bytes, str]) -> None:
         self._folder, self._form, self.caption_of = folder, form, caption_of
         self.shards: list[_Shard] = []
-        self.place: dict[bytes, tuple[int, int]] = {}  # shard and row of each caption that is there
+        self.place: dict[bytes, tuple[int, int]] = {}  # shard and row of each caption that was found
         self._seen: set[Path] = set()
 
     def missing(self) -> list[bytes]:
         return [one for one in self.caption_of if one not in self.place]
 
     def open_new(self) -> None:
-        """Opens the shards that were not there the last time."""
+        """Opens the shards that have appeared since the last call."""
         for path in sorted(set(self._folder.glob("*.safetensors")) - self._seen):
             self._add(path)
 
     def encode(
         self, encoder: TextEncoder, hashes: Sequence[bytes], on_progress: Callable[[int, int], None] | None
     ) -> None:
-        """Encodes captions and writes them, a shard at a time."""
+        """Encodes captions and writes them to new shards."""
         for done in range(0, len(hashes), SHARD_CAPTIONS):
             part = list(hashes[done : done + SHARD_CAPTIONS])
             report = (lambda count, done=done: on_progress(done + count, len(hashes))) if on_progress else None
@@ -214,7 +208,7 @@ def _name(form: _Form, captions: bytes) -> str:
 def _encode(
     encoder: TextEncoder, captions: list[str], form: _Form, on_progress: Callable[[int], None] | None
 ) -> dict[str, Tensor]:
-    """The tensors of one shard; token states without the rows of padding."""
+    """Returns the tensors of one shard, with token states that have no rows of padding."""
     pooled, mask, tokens = [], [], []
     for start in range(0, len(captions), ENCODE_CAPTIONS):
         features = encoder.encode(captions[start : start + ENCODE_CAPTIONS])
@@ -223,7 +217,7 @@ def _encode(
         tokens.append(features.tokens_BTD[:, : form.max_tokens][mask[-1]].to(form.dtype))
         if not (pooled[-1].isfinite().all() and tokens[-1].isfinite().all()):
             raise InputError(
-                f"the text encoder {encoder.name} gives features that are not finite in {form.dtype}; "
+                f"the text encoder {encoder.name} returns features that are not finite in {form.dtype}; "
                 "check its weights, or store float32"
             )
         if on_progress is not None:
@@ -239,15 +233,15 @@ def _write(folder: Path, form: _Form, hashes: list[bytes], tensors: dict[str, Te
     return path
 
 
-def _open(path: Path, form: _Form, wanted: set[bytes]) -> _Shard | None:
-    """The shard, memory-mapped; None when it holds nothing that is wanted, or is damaged and now deleted."""
+def _open(path: Path, form: _Form, missing: set[bytes]) -> _Shard | None:
+    """Returns a shard, memory-mapped; None if it holds no missing caption, or is damaged and therefore deleted."""
     try:
         open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             captions = file.get_tensor("captions")
             if path.stem != _name(form, captions.numpy().tobytes()):
                 raise ValueError("its captions are not those of its name")
-            if wanted.isdisjoint(_split(captions)):
+            if missing.isdisjoint(_split(captions)):
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             stored = (file.metadata() or {}).get("crc32")
@@ -268,9 +262,9 @@ def _check(tensors: dict[str, Tensor], stored: str | None, form: _Form) -> _Shar
         "pooled": ((len(captions), form.pooled_dim), form.dtype),
         "tokens": ((int(lengths_N.sum()), form.token_dim), form.dtype),
     }
-    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    if found != expected:
-        raise ValueError(f"it holds {found}")
+    present = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    if present != expected:
+        raise ValueError(f"it holds {present}")
     if stored != checksum(tensors):
         raise ValueError("its checksum is wrong")
     return _Shard(captions, tensors["pooled"], mask_NT, tensors["tokens"], lengths_N.cumsum(dim=0) - lengths_N)
@@ -278,7 +272,7 @@ def _check(tensors: dict[str, Tensor], stored: str | None, form: _Form) -> _Shar
 
 @contextmanager
 def _one_truncation_warning() -> Iterator[None]:
-    """Adds up the truncation warnings of many `encode` calls; all other warnings pass on."""
+    """Merges the truncation warnings of many `encode` calls into one; other warnings are passed on unchanged."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield

@@ -1,6 +1,6 @@
-"""The tracker that `report_to` names: scalars, validation scores and sample grids of a run, beside its journal.
+"""Reports the scalars, validation scores and sample grids of a run to the tracker that `report_to` names.
 
-Accelerate starts it and hands it scalars; a grid goes to each in the way that it takes images.
+Accelerate starts the tracker and passes scalars to it; sample grids are passed in the form that each tracker takes.
 """
 
 import importlib.util
@@ -20,20 +20,20 @@ GRID = "samples"  # the name of a sample grid
 
 
 class Tracker(NamedTuple):
-    """One tracker of Accelerate.
+    """How to start and feed one of Accelerate's trackers.
 
     Attributes:
-        module: what it needs. package: what pip calls that.
-        place: options of its start that put its files into the run's directory and give it the run's name.
-        show: gives it an image file of a step; takes Accelerate's tracker, the file and the step.
-        advice: what to do when it cannot start.
+        module, package: the module that it needs, and the package that pip installs it from.
+        place: returns start options that put its files into the run's directory and give it the run's name.
+        show: passes on the image file of a step; takes Accelerate's tracker, the file and the step.
+        advice: what to do if it cannot start.
     """
 
     module: str
     package: str
     place: Callable[[Path], dict[str, Any]]
     show: Callable[[Any, Path, int], Any]
-    advice: str = "look at its settings"
+    advice: str = "check its settings"
 
 
 def _pixels(path: Path) -> np.ndarray:
@@ -82,7 +82,7 @@ TRACKERS: Mapping[str, Tracker] = {
         "mlflow",
         lambda run: {"run_name": run.name},
         lambda tracker, path, step: tracker.log_artifact(str(path), GRID),
-        "see that MLFLOW_TRACKING_URI can be reached",
+        "check that MLFLOW_TRACKING_URI can be reached",
     ),
     "clearml": Tracker(
         "clearml",
@@ -108,7 +108,7 @@ TRACKERS: Mapping[str, Tracker] = {
 
 
 def refuse_missing(name: str) -> None:
-    """Raises InputError when the tracker that `report_to` names is not installed."""
+    """Raises InputError if the tracker that `report_to` names is not installed."""
     if name != "none" and importlib.util.find_spec(TRACKERS[name].module) is None:
         raise InputError(
             f"report_to {name} needs its package: pip install {TRACKERS[name].package}, or set report_to=none"
@@ -116,14 +116,14 @@ def refuse_missing(name: str) -> None:
 
 
 class Tracking:
-    """Reports of a run to its tracker; none with `report_to=none`.
+    """Reports a run to its tracker; does nothing with `report_to=none`.
 
-    A tracker that fails later, as without a network, is warned of once and then left out: the run and its journal go on.
+    If the tracker fails later, for example without a network, a warning is given and the run continues without it.
 
     Args:
         accelerator: made with `log_with` of that name.
-        name: of the tracker, or `none`.
-        directory: of the run.
+        name: name of the tracker, or `none`.
+        directory: the run directory.
     """
 
     def __init__(self, accelerator: Any, name: str, directory: Path):
@@ -134,39 +134,39 @@ class Tracking:
         """Starts the tracker with the run's config; call it on the main process.
 
         Raises:
-            InputError: it cannot start; the message says what it said, and what may help.
+            InputError: the tracker cannot start; the message quotes its error and says what may help.
         """
         if self._name == "none":
             return
-        known = TRACKERS[self._name]
+        tracker = TRACKERS[self._name]
         values = {key: value if isinstance(value, int | float | str) else str(value) for key, value in config.items()}
         # TensorBoard names the folder of its events after the project
         project = self._name if self._name == "tensorboard" else PROJECT
-        place = {self._name: known.place(self._directory.resolve())}
+        place = {self._name: tracker.place(self._directory.resolve())}
         try:
             self._accelerator.init_trackers(project, config=values, init_kwargs=place)
             if not self._accelerator.trackers:
-                raise ImportError(f"Accelerate finds no usable {known.package}")
-        except Exception as error:  # every tracker has errors of its own
+                raise ImportError(f"Accelerate finds no usable {tracker.package}")
+        except Exception as error:  # each tracker raises its own kinds of errors
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise InputError(
-                f"tracker {self._name} cannot start ({reason}); {known.advice}, or set report_to=none"
+                f"tracker {self._name} cannot start ({reason}); {tracker.advice}, or set report_to=none"
             ) from error
         self._on = True
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
-        """Passes scalars on that are finite; MLflow and SwanLab take no `@` in a name."""
+        """Passes finite scalars to the tracker. `@` in names is replaced, as MLflow and SwanLab do not accept it."""
         plain = {key.replace("@", "_at_"): value for key, value in scalars.items() if math.isfinite(value)}
         self._try(lambda: self._accelerator.log(plain, step=step))
 
     def show(self, path: Path, step: int) -> None:
-        """Passes the image file of a step on, where there is one."""
+        """Passes the image file of a step to the tracker, if the file exists."""
         if self._on and path.is_file():
             for tracker in self._accelerator.trackers:
                 self._try(lambda: TRACKERS[self._name].show(tracker, path, step))  # noqa: B023  # called at once
 
     def close(self) -> None:
-        """Lets the tracker write what it holds; may be called twice."""
+        """Lets the tracker write what it has buffered; may be called twice."""
         for tracker in self._accelerator.trackers if self._on else ():
             self._try(tracker.finish)
         self._on = False
@@ -179,4 +179,4 @@ class Tracking:
         except Exception as error:
             self._on = False
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            warnings.warn(f"tracker {self._name} failed and is left out from now on ({reason})", stacklevel=4)
+            warnings.warn(f"tracker {self._name} failed and is no longer used ({reason})", stacklevel=4)

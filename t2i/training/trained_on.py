@@ -1,8 +1,8 @@
-"""The record of a run's training data, written once in its directory: `t2i.scoring.leaks` checks held-out data against it.
+"""Records a run's training data in its directory; `t2i.scoring.leaks` checks held-out data against this record.
 
-For each training image `trained_on.safetensors` keeps a hash of its captions, one of its pixels, and how it looks
-(`t2i.data.phash`): 72 bytes and no more than that can be read back. Drawn shapes are named by their ids, which decide
-their pixels, so they are not drawn for this.
+`trained_on.safetensors` holds hashes of the captions and of the pixels of each training image, and its perceptual signature
+(`t2i.data.phash`): 72 bytes per image, from which neither image nor caption can be restored. Rendered shapes are identified by
+their ids, which determine their pixels, so they need not be rendered for the record.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from t2i.families import Source
 from t2i.files import new_file, open_regular
 from t2i.images import TRANSFORM, BrokenImage, ImageArray
 from t2i.trained import RECORD
-from t2i.training.progress import now_and_then
+from t2i.training.progress import report_progress
 from t2i.weights import find
 
 if TYPE_CHECKING:
@@ -48,10 +48,11 @@ class Record:
     """The record of a model's training data.
 
     Attributes:
-        captions, pixels: uint64, sorted, each once.
-        shared: the share of captions that belong to two training images or more; for a caption of a new image of the same
-            kind, the probability that a training image bears it too.
-        data: of each data set its address, split, number of images and fingerprint.
+        captions, pixels: hashes, uint64, sorted and unique.
+        looks: perceptual signatures of the images.
+        shared: the share of captions that belong to two or more training images, which estimates how probable it is that the
+            caption of a new image from the same source also belongs to a training image.
+        data: address, split, number of images and fingerprint of each data set.
     """
 
     captions: NDArray[np.uint64]
@@ -61,7 +62,7 @@ class Record:
     data: tuple[Mapping[str, object], ...]
 
     def __or__(self, other: "Record") -> "Record":
-        """Both; `shared` is of the left one."""
+        """Returns the union of two records, with `shared` of the left one."""
         known = [entry["fingerprint"] for entry in self.data]
         return Record(
             np.union1d(self.captions, other.captions),
@@ -72,24 +73,24 @@ class Record:
         )
 
 
-# ---- what makes two things the same --------------------------------------------------------------------------------
+# ---- hashes that are equal for equal captions and images -----------------------------------------------------------
 
 
 def normal_caption(caption: str) -> str:
-    """A caption without what does not change its meaning: case, white space, width and ligatures (NFKC), punctuation and
-    quotes at its ends."""
+    """Returns a caption without differences that do not change its meaning: case, white space, width and ligatures (NFKC),
+    punctuation and quotes at its ends."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", caption).casefold())
     text = " ".join(text.split())
     return _ENDS.sub("", text) or text
 
 
 def caption_hashes(captions: Iterable[str]) -> NDArray[np.uint64]:
-    """[N] of normalised captions."""
+    """Returns the hashes [N] of normalised captions."""
     return _array(_hash64(normal_caption(caption).encode("utf-8", "surrogatepass")) for caption in captions)
 
 
 def pixel_hashes(images_BHWC: Sequence[ImageArray] | ImageArray) -> NDArray[np.uint64]:
-    """[B] of decoded images: the same for a lossless copy in another format."""
+    """Returns the hashes [B] of decoded images, which are the same for a lossless copy in another format."""
     return _array(_hash64(repr(image.shape).encode() + image.tobytes()) for image in images_BHWC)
 
 
@@ -102,7 +103,7 @@ def _array(numbers: Iterable[int]) -> NDArray[np.uint64]:
 
 
 def join(parts: Sequence[Signatures]) -> Signatures:
-    """The images of all, one after another."""
+    """Concatenates signatures."""
     return Signatures(
         np.concatenate([part.hashes_N for part in parts]), np.concatenate([part.colors_ND for part in parts])
     )
@@ -124,28 +125,28 @@ def remember(
     built_on: Iterable[str | None] = (),
     start: Source | None = None,
 ) -> None:
-    """Notes in the run's directory what it is trained on, unless that is known. Call it first, and on every rank.
+    """Records the training data in the run's directory, unless it is recorded already. Call it first, on every rank.
 
-    A resumed run is refused here when its data has changed.
+    A resumed run whose data has changed is refused here.
 
     Args:
-        data: what `train` was opened with.
-        built_on: runs whose models take part in this one (tokenizer, text encoder, guide); what these were trained on
-            counts too, where they tell. Other paths, and None, are passed over.
-        start: what its weights come from, whose data counts likewise.
+        data: the config that `train` was opened with.
+        built_on: paths of the models that this run uses (tokenizer, text encoder, guide); if they have a record, the data that
+            they were trained on is added. Paths without a record, and None, are ignored.
+        start: the source of the run's starting weights, whose training data is added as well.
     """
     folders = [find(place) for place in built_on if place is not None]
-    # a tokenizer or an encoder inside of a saved model has its record beside it
+    # the record of a saved model is in the folder above its tokenizer and text encoder
     paths = [path for folder in folders for path in (folder / RECORD, folder.parent / RECORD)]
     if start is not None:
         paths.append(start.place / RECORD)
         if run.is_main and not paths[-1].exists():
             warnings.warn(
-                f"init_from {start.address} has no record of its training data ({RECORD} is missing), so scores of this run may "
-                "be of images that it has seen",
+                f"init_from {start.address} has no record of its training data ({RECORD} is missing), so this run may be scored "
+                "on images that its starting weights were trained on",
                 stacklevel=2,
             )
-    progress = now_and_then(run.say, "reading the training images, for later tests of what is held out")
+    progress = report_progress(run.say, "recording the training images, for later checks of held-out data")
     run.identity.keep_data(train)
     run.on_main(lambda: _remember(run.directory / RECORD, train, data, paths, progress))
 
@@ -165,7 +166,7 @@ def _remember(
     notes = []
     for number, (member, captioned) in enumerate(members):
         fingerprint, limit = member.fingerprint(), None if number else data.limit
-        if data.fit == "random":  # each copy would be cropped elsewhere
+        if data.fit == "random":  # random crops differ between copies of an image
             bare = any(NO_CAPTION in options for options in member.captions)
             view = replace(data.view(limit, bare), fit="center")
             member = open_dataset(member.address, member.split, view)
@@ -183,52 +184,53 @@ def note(
     progress: Callable[[int, int], None] = lambda done, total: None,
     captioned: bool = True,
 ) -> Record:
-    """The record of one data set; its images are looked at once and kept in the cache directory.
+    """Returns the record of one data set; hashes of its images are computed once and cached.
 
     Args:
-        fingerprint: under which the data set is known.
-        captioned: False: its captions take no part in the training.
+        fingerprint: identifies the data set in the record.
+        captioned: False if its captions are not used in training.
     """
     trained = ([caption for caption in options if caption] if captioned else [] for options in dataset.captions)
     each = [np.unique(caption_hashes(options)) for options in trained]
     captions, counts = np.unique(np.concatenate(each), return_counts=True)
     shared = float(counts[counts > 1].sum() / max(1, counts.sum()))
-    if is_drawn(dataset.address):
-        pixels, seen = id_hashes(dataset.ids), signatures(np.empty((0, 1, 1, 3), np.uint8))
+    if is_rendered(dataset.address):
+        pixels, looks = id_hashes(dataset.ids), signatures(np.empty((0, 1, 1, 3), np.uint8))
     else:
-        pixels, seen = _see_cached(dataset, progress)
+        pixels, looks = _hash_images(dataset, progress)
     entry = {"address": dataset.address, "split": dataset.split, "pictures": len(dataset), "fingerprint": fingerprint}
-    return Record(captions, np.unique(pixels), _unique(seen), shared, (entry,))
+    return Record(captions, np.unique(pixels), _unique(looks), shared, (entry,))
 
 
-def is_drawn(address: str) -> bool:
-    """Returns True for ids of rendered scenes."""
-    with suppress(InputError):  # a folder that has gone
+def is_rendered(address: str) -> bool:
+    """Returns True for data whose images are rendered shapes."""
+    with suppress(InputError):  # the folder no longer exists
         return parse_address(address).kind == "shapes"
     return False
 
 
 def id_hashes(ids: Iterable[str]) -> NDArray[np.uint64]:
-    """[N]; of drawn scenes, in the place of pixels."""
+    """Returns the hashes [N] of the ids of rendered scenes, which replace hashes of pixels."""
     return _array(_hash64(name.encode()) for name in ids)
 
 
-def _see_cached(dataset: Dataset, progress: Callable[[int, int], None]) -> tuple[NDArray[np.uint64], Signatures]:
+def _hash_images(dataset: Dataset, progress: Callable[[int, int], None]) -> tuple[NDArray[np.uint64], Signatures]:
+    """Returns hashes of pixels and signatures of all images, from the cache if they are there."""
     path = cache_dir() / "looks" / f"{dataset.fingerprint()}-{TRANSFORM}-{SCHEMA}.safetensors"
-    with suppress(OSError, SafetensorError, KeyError):  # not there or damaged: look again
+    with suppress(OSError, SafetensorError, KeyError):  # a missing or damaged file is written again
         open_regular(path).close()
         with safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in ("pixels", "hashes", "colors")}
             if (file.metadata() or {}).get("sha256") == _digest("", arrays):
                 return arrays["pixels"], Signatures(arrays["hashes"], arrays["colors"])
-    pixels, seen = [pixel_hashes([])], [signatures(np.empty((0, 1, 1, 3), np.uint8))]
+    pixels, looks = [pixel_hashes([])], [signatures(np.empty((0, 1, 1, 3), np.uint8))]
     for start in range(0, len(dataset), CHUNK):
         images_BHWC = _decodable(dataset, range(start, min(start + CHUNK, len(dataset))))
         pixels.append(pixel_hashes(images_BHWC))
-        seen.append(signatures(images_BHWC))
+        looks.append(signatures(images_BHWC))
         progress(min(start + CHUNK, len(dataset)), len(dataset))
-    all_pixels, all_looks = np.concatenate(pixels), join(seen)
-    with suppress(OSError):  # a full disk costs the next run a minute
+    all_pixels, all_looks = np.concatenate(pixels), join(looks)
+    with suppress(OSError):  # without a cache, e.g. on a full disk, the next run computes them again
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path) as temporary:
             arrays = {"pixels": all_pixels, "hashes": all_looks.hashes_N, "colors": all_looks.colors_ND}
@@ -239,30 +241,32 @@ def _see_cached(dataset: Dataset, progress: Callable[[int, int], None]) -> tuple
 def _decodable(dataset: Dataset, rows: Sequence[int]) -> ImageArray:
     try:
         return dataset.images(rows)
-    except BrokenImage:  # since the data was opened; training puts it into quarantine
+    except BrokenImage:  # training reports it and replaces it
         if len(rows) == 1:
             return np.empty((0, dataset.resolution, dataset.resolution, 3), np.uint8)
         return np.concatenate([_decodable(dataset, [row]) for row in rows])
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Writes `trained_on.safetensors`, whole or not at all.
+    """Writes `trained_on.safetensors` atomically.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     arrays = {"captions": record.captions, "pixels": record.pixels}
     arrays |= {"hashes": record.looks.hashes_N, "colors": record.looks.colors_ND}
-    facts = json.dumps({"schema": SCHEMA, "shared": record.shared, "data": list(record.data)})
+    facts = {"schema": SCHEMA, "shared": record.shared, "data": list(record.data)}
+    facts["sha256"] = _digest(json.dumps(facts), arrays)
     try:
         with new_file(path, durable=True) as temporary:
-            temporary.write_bytes(save(arrays, {"trained_on": facts, "sha256": _digest(facts, arrays)}))
+            # a single entry, since safetensors writes several in random order, and equal records are equal files
+            temporary.write_bytes(save(arrays, {"trained_on": json.dumps(facts)}))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; free some space") from error
 
 
 def _digest(facts: str, arrays: Mapping[str, NDArray[Any]]) -> str:
-    """sha256 over what a record says, and over the names, shapes and bytes of its arrays."""
+    """Returns the SHA-256 of a record's facts and of the names, shapes and bytes of its arrays."""
     total = hashlib.sha256(facts.encode())
     for name, array in sorted(arrays.items()):
         total.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -271,22 +275,23 @@ def _digest(facts: str, arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def read_record(path: Path) -> Record | None:
-    """None where there is no such file.
+    """Reads a record; returns None if the file does not exist.
 
     Raises:
-        InputError: it is damaged, or of a later version.
+        InputError: the file is damaged or was written by a later version.
     """
     if not path.exists():
         return None
     try:
         open_regular(path).close()
         with safe_open(path, "numpy") as file:
-            kept = file.metadata() or {}
+            metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-        facts = json.loads(kept["trained_on"])
+        facts = json.loads(metadata["trained_on"])
         captions, pixels, hashes, colors = (arrays[name] for name in ("captions", "pixels", "hashes", "colors"))
-        # records of version 0.1.0 have no checksum
-        if "sha256" in kept and kept["sha256"] != _digest(kept["trained_on"], arrays):
+        # older records have their checksum beside the facts, or none
+        checksum = facts.pop("sha256", None) or metadata.get("sha256")
+        if checksum is not None and checksum != _digest(json.dumps(facts), arrays):
             raise ValueError("its checksum is wrong")
         if facts["schema"] != SCHEMA:
             raise InputError(f"{path} has schema {facts['schema']}, this t2i reads {SCHEMA}; upgrade t2i")
@@ -295,4 +300,6 @@ def read_record(path: Path) -> Record | None:
         raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise InputError(f"{path} is damaged ({reason}); delete it and resume the run, which writes it anew") from error
+        raise InputError(
+            f"{path} is damaged ({reason}); delete it and resume the run, which writes it again"
+        ) from error

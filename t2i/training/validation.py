@@ -1,11 +1,9 @@
-"""Scores of a training run on `val`, and the best weights by one of them. Never on another split: select on val,
-report test once.
+"""Scores a training run on `val` and keeps the best weights by one of the scores. No other split may choose weights.
 
-The captions are fixed and so is the noise of each, so the scores of two steps differ by the weights alone. They are of few
-images: good for choosing among the steps of one run, and for nothing else; `t2i eval score` measures.
+The captions and the noise of each are fixed, so the scores of two steps differ by the weights alone. They are computed on few
+images and serve only to choose among the steps of one run; use `t2i eval score` to measure a model.
 """
 
-import difflib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, cast
@@ -24,31 +22,32 @@ from t2i.metrics import Features
 from t2i.metrics.clip_score import clip_score
 from t2i.metrics.kernel import kernel_distance
 from t2i.metrics.score import FID_INCEPTION_DIGEST
+from t2i.names import nearest
 from t2i.text import TextEncoder, TextFeatures
 from t2i.training.run import Run
 
-LOWER = ("bits_per_token", "caption_nll", "kid")  # of which less is better; their names may go on after a hyphen
-CHUNK = 200  # images in memory at once
+LOWER = ("bits_per_token", "caption_nll", "kid")  # scores of which lower is better; a name may continue after a hyphen
+CHUNK = 200  # images in memory at a time
 
 
 def open_held_out(data: DataConfig, split: str, n: int, bare: bool = False) -> Dataset | None:
-    """Returns up to n images of a split; None where it cannot be opened, which is said of `val`: much data has no `heldout`."""
+    """Returns up to n images of a split; None if it cannot be opened. Warns only about `val`, as most data has no `heldout`."""
     try:
         return open_dataset(data.address, split, data.view(n, bare))
     except InputError as error:
         if split == "val":
-            warnings.warn(f"there is no val to draw and score in training: {error}", stacklevel=2)
+            warnings.warn(f"no validation during training, as the split val cannot be opened: {error}", stacklevel=2)
         return None
 
 
 def open_held_out_splits(data: DataConfig, n: int, bare: bool = False) -> dict[str, Dataset]:
-    """Returns up to n images of `val` and of `heldout`, of those that the data has."""
+    """Returns up to n images of each of the splits `val` and `heldout` that the data has."""
     opened = {split: open_held_out(data, split, n, bare) for split in ("val", "heldout")}
     return {split: dataset for split, dataset in opened.items() if dataset is not None}
 
 
 def oracle_scores(images_BHWC: ImageArray, captions: Sequence[str]) -> dict[str, float]:
-    """Returns the share of images that show what their caption asks for, by aspect; empty for other data than shapes."""
+    """Returns the share of images that match their caption, by attribute; empty for data other than rendered shapes."""
     specs = [spec for spec in map(parse, captions) if spec is not None]
     if len(specs) < len(captions) or not specs:
         return {}
@@ -56,19 +55,19 @@ def oracle_scores(images_BHWC: ImageArray, captions: Sequence[str]) -> dict[str,
 
 
 def oracle_names(captions: Sequence[str]) -> list[str]:
-    """The names of `oracle_scores`."""
+    """Returns the names of the `oracle_scores` of these captions."""
     return list(ATTRIBUTES) if all(map(parse, captions)) else []
 
 
 class HeldOut:
-    """Images of val and a caption of each, which generated images are scored by.
+    """Captions and images of val that generated images are scored against.
 
     Args:
-        rows: of the dataset, one a caption.
-        extractor: its address, as `open_extractor` takes it; None: the embedded one, where the captions are of drawn shapes.
+        rows: the row of the dataset that each caption belongs to.
+        extractor: address for `open_extractor`; None: the embedded one if the captions describe rendered shapes.
 
     Raises:
-        InputError: there is no such extractor.
+        InputError: the extractor cannot be opened.
     """
 
     def __init__(
@@ -81,44 +80,43 @@ class HeldOut:
     ) -> None:
         self.captions = captions
         self._dataset, self._rows = dataset, rows
-        self._drawn = oracle_names(captions)
-        self._eye: Extractor | None = None
-        if extractor is not None and len(captions) > 1:
-            self._eye = open_extractor(extractor, device=str(device))
-        elif self._drawn and len(captions) > 1:  # of one image there is no distribution
-            self._eye = open_extractor("embedded")
+        self._oracle_names = oracle_names(captions)
+        self._extractor: Extractor | None = None
+        if extractor is not None and len(captions) > 1:  # KID needs at least two images
+            self._extractor = open_extractor(extractor, device=str(device))
+        elif self._oracle_names and len(captions) > 1:
+            self._extractor = open_extractor("embedded")
         self._real: Features | None = None
         self._text: Features | None = None
 
     @property
     def names(self) -> list[str]:
-        """Names of the scores, without N: `strict`, `kid-shapes`, `clip-aligned`, ..."""
-        if self._eye is None:
-            return self._drawn
-        kid = "kid" if self._eye.digest() == FID_INCEPTION_DIGEST else f"kid-{self._eye.name}"
-        clip = self._eye.clip_name
-        return [*self._drawn, kid, *(["clip-" + clip.removeprefix("clip-")] if clip else [])]
+        """Names of the scores, without the number of images: `strict`, `kid-shapes`, `clip-aligned`, ..."""
+        if self._extractor is None:
+            return self._oracle_names
+        kid = "kid" if self._extractor.digest() == FID_INCEPTION_DIGEST else f"kid-{self._extractor.name}"
+        clip = self._extractor.clip_name
+        return [*self._oracle_names, kid, *(["clip-" + clip.removeprefix("clip-")] if clip else [])]
 
     def scores(self, images_BHWC: ImageArray) -> dict[str, float]:
-        """Returns the scores of one generated image for each caption. The images of val are read the first time."""
-        found = oracle_scores(images_BHWC, self.captions)
-        if self._eye is None:
-            return found
+        """Returns the scores of one generated image per caption. The first call reads the images of val."""
+        scores = oracle_scores(images_BHWC, self.captions)
+        if self._extractor is None:
+            return scores
         if self._real is None:
-            self._real = self._look()
-        fake = self._eye.features(images_BHWC)
+            self._real = self._real_features(self._extractor)
+        fake = self._extractor.features(images_BHWC)
         values = [kernel_distance(fake, self._real)]
-        if self._eye.clip_name is not None:
+        if self._extractor.clip_name is not None:
             if self._text is None:
-                self._text = cast(ImageTextExtractor, self._eye).text_features(self.captions)
+                self._text = cast(ImageTextExtractor, self._extractor).text_features(self.captions)
             values.append(clip_score(fake, self._text).value)
-        return found | dict(zip(self.names[len(found) :], values, strict=True))
+        return scores | dict(zip(self.names[len(scores) :], values, strict=True))
 
-    def _look(self) -> Features:
-        assert self._eye is not None
+    def _real_features(self, extractor: Extractor) -> Features:
         try:
             return np.concatenate([
-                self._eye.features(self._dataset.images(self._rows[start : start + CHUNK]))
+                extractor.features(self._dataset.images(self._rows[start : start + CHUNK]))
                 for start in range(0, len(self._rows), CHUNK)
             ])  # fmt: skip
         except BrokenImage as error:
@@ -126,7 +124,7 @@ class HeldOut:
 
 
 class Validation(NamedTuple):
-    """Held-out captions, the scores they are judged by, and their text features."""
+    """Held-out captions that images are sampled for, and their text features."""
 
     held_out: HeldOut
     text: TextFeatures
@@ -135,7 +133,7 @@ class Validation(NamedTuple):
 def prepare_validation(
     data: DataConfig, n: int, extractor: str | None, encoder: TextEncoder, run: Run
 ) -> Validation | None:
-    """Returns up to `n` captions of `val`, one of each image; None where the data has no such split."""
+    """Returns up to `n` captions of `val`, one per image; None if the data has no such split."""
     dataset = open_held_out(data, "val", n)
     run.identity.keep_held_out("val", dataset)
     if dataset is None:
@@ -146,16 +144,16 @@ def prepare_validation(
 
 
 class Best:
-    """The weights with the best validation score so far: what is sampled from.
+    """The weights with the best validation score so far, which are used for sampling.
 
     Args:
-        run: whose manifests tell which weights these are.
-        weights: gives those of now, ready for a model of the same config.
-        metric: the score's name.
-        names: of all scores of a validation; None: the data has no val, which is warned of.
+        run: its manifests record the score and the step of these weights.
+        weights: returns the current weights.
+        metric: name of the score.
+        names: names of all validation scores; None if the data has no val, which causes a warning.
 
     Raises:
-        InputError: the metric is not among them.
+        InputError: the metric is not among the names.
     """
 
     def __init__(
@@ -163,40 +161,40 @@ class Best:
     ) -> None:
         known = None if names is None else list(names)
         if known is None and run.is_main:
-            warnings.warn(f"the data has no split val, so best_metric {metric} chooses nothing", stacklevel=3)
+            warnings.warn(f"the data has no split val, so best_metric {metric} has no effect", stacklevel=3)
         if known == []:
             raise InputError(
-                f"best_metric {metric!r} cannot be scored, as nothing here sees images like those of val; set "
+                f"best_metric {metric!r} cannot be computed, as the embedded extractor only reads rendered shapes; set "
                 "validation_extractor to clip:FOLDER, dinov2:FOLDER or inception:FILE, or best_metric=null"
             )
         if known and metric not in known:
-            near = difflib.get_close_matches(metric, known, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
             choice = f"choose from {', '.join(known)}"
-            raise InputError(f"best_metric {metric!r} is no score of a validation of this run{hint}; {choice}")
+            raise InputError(
+                f"best_metric {metric!r} is not a validation score of this run{nearest(metric, known)}; {choice}"
+            )
         self.metric = metric
         self._sign = 1.0 if metric.split("-")[0] in LOWER else -1.0
         self._run, self._weights_now = run, weights
         self._weights: dict[str, Tensor] | None = None
         self.cost, self.step, self.misses = float("inf"), 0, 0
 
-    def hear(self, found: Mapping[str, float]) -> bool:
-        """Keeps the weights of now if this validation is better than all before it; returns whether it is."""
-        cost = self._sign * found[self.metric]
+    def update(self, scores: Mapping[str, float]) -> bool:
+        """Keeps the current weights if this validation is better than all before it; returns True if it is."""
+        cost = self._sign * scores[self.metric]
         if cost < self.cost:
             self.cost, self.step, self.misses = cost, self._run.step, 0
             self._weights = {name: tensor.clone() for name, tensor in self._weights_now().items()}
-            self.tell()
+            self.record()
             return True
         self.misses += 1
         return False
 
-    def tell(self) -> None:
-        """Has the manifests of the run name the score, its value and the step."""
+    def record(self) -> None:
+        """Adds the score, its value and the step to the manifests of the run."""
         self._run.extra["best"] = {"metric": self.metric, "value": self._sign * self.cost, "step": self.step}
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Before the first validation, the weights as they are."""
+        """Returns the best weights; before the first validation, the current ones."""
         return dict(self._weights_now()) if self._weights is None else self._weights
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -204,29 +202,29 @@ class Best:
 
 
 class Patience:
-    """The bookkeeping of `Best`, which is no weight."""
+    """The part of a checkpoint with the bookkeeping of `Best`: best score, its step, validations without improvement."""
 
     def __init__(self, best: Best) -> None:
         self._best = best
 
     def state_tensors(self) -> dict[str, Tensor]:
-        # the largest float means "none yet": a value that is not finite is never saved
+        # the largest float stands for "none yet", as checkpoints hold finite values only
         cost = min(self._best.cost, float(np.finfo(np.float64).max))
         counts = {"misses": self._best.misses, "step": self._best.step}
         return {"cost": torch.tensor(cost, dtype=torch.float64)} | {k: torch.tensor(v) for k, v in counts.items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        # before there was a choice of scores, it was the NLL, and its step was not kept
+        # old checkpoints hold the NLL, the only score then, and no step
         self._best.cost = float(tensors["cost" if "cost" in tensors else "nll"])
         self._best.misses, self._best.step = int(tensors["misses"]), int(tensors.get("step", 0))
         if self._best.step:
-            self._best.tell()
+            self._best.record()
 
 
 def keep_best(
     run: Run, weights: Callable[[], Mapping[str, Tensor]], metric: str | None, names: Iterable[str] | None
 ) -> Best | None:
-    """Registers the best weights as parts of the run's checkpoints; None where no metric is named. Before `resume`.
+    """Registers the best weights as parts of the run's checkpoints, before `resume`; returns None if `metric` is None.
 
     Raises:
         InputError: as `Best`.
@@ -240,22 +238,22 @@ def keep_best(
 
 
 def note_validation(
-    run: Run, found: Mapping[str, float], best: Best | None, split: str = "val", **beside: float
+    run: Run, scores: Mapping[str, float], best: Best | None, split: str = "val", **others: float
 ) -> None:
-    """Writes the scores of a validation to the journal and on the console, and keeps the weights if they are the best.
+    """Writes the scores of a validation to the journal and the console, and keeps the weights if they are the best.
 
     Call it on every rank, with the same scores.
 
     Args:
-        found: scores on `split`, by name.
-        best: None: no weights are kept, or the split is another than val.
-        beside: what was measured with them and is no score.
+        scores: scores on `split`, by name.
+        best: None if no weights are kept or the split is not val.
+        others: further measurements for the journal.
     """
-    run.record({f"{split}_{name}": value for name, value in found.items()} | beside)
+    run.record({f"{split}_{name}": value for name, value in scores.items()} | others)
     if split == "val":
         run.show_samples()
-    better = best is not None and best.hear(found)
-    if not found:
+    better = best is not None and best.update(scores)
+    if not scores:
         return
-    shown = "  ".join(f"{name} {value:.3g}" for name, value in found.items())
-    run.say(f"step {run.step}, {split}: {shown}" + ("  (the best so far)" if better else ""))
+    shown = "  ".join(f"{name} {value:.3g}" for name, value in scores.items())
+    run.say(f"step {run.step}, {split}: {shown}" + ("  (best so far)" if better else ""))

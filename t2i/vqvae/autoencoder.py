@@ -1,6 +1,6 @@
-"""The convolutional autoencoder around a quantiser (Esser et al., VQGAN, CVPR 2021, without the full-resolution layers).
+"""A convolutional autoencoder around a quantiser (VQGAN; Esser et al., CVPR 2021), without layers at full resolution.
 
-Pixels are folded into channels first, so no convolution runs at full resolution: on a CPU those cost most and gain least.
+Pixels are first folded into channels, since convolutions at full resolution cost most and improve least on a CPU.
 
 Axes: B batch, C channels, H W image, h w latent grid, L = h * w tokens, Q codebooks.
 """
@@ -19,12 +19,12 @@ from t2i.vqvae.quantizers.contract import Quantizer
 
 
 class Reconstruction(NamedTuple):
-    """One pass of the autoencoder."""
+    """Output of the autoencoder."""
 
     images_BCHW: Tensor  # roughly in [-1, 1]
     latents_BCHW: Tensor  # before quantisation
     indices_BLQ: Tensor
-    loss: Tensor  # the quantiser's
+    loss: Tensor  # of the quantiser
 
 
 def _groups(channels: int) -> nn.GroupNorm:
@@ -32,9 +32,9 @@ def _groups(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside the identity; starts as the identity.
+    """A residual pair of 3x3 convolutions, initialised as the identity.
 
-    One norm, not two: on a CPU a second takes a quarter of the time, and the steps it costs are worth more.
+    It has one norm instead of two, since a second one would take a quarter of the time on a CPU, and more steps help more.
     """
 
     def __init__(self, channels: int) -> None:
@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Single-head self-attention over the grid, as in VQGAN's middle block; starts as the identity."""
+    """Single-head self-attention over the grid, as in VQGAN's middle block, initialised as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -69,13 +69,13 @@ def _blocks(channels: int, depth: int, attention: bool) -> list[nn.Module]:
 
 
 def _widths(config: AutoencoderConfig, resolution: int) -> list[int]:
-    """Channels of each size, from that behind the stem down to the grid."""
+    """Returns the channels of all stages, from the finest down to the grid."""
     halvings = (resolution // config.patch // config.grid).bit_length() - 1
     return [min(config.width * 2**i, config.width_limit) for i in range(halvings + 1)]
 
 
 class Encoder(nn.Sequential):
-    """Image in [-1, 1] -> latents."""
+    """Maps images in [-1, 1] to latents."""
 
     def __init__(self, config: AutoencoderConfig, resolution: int, dim: int) -> None:
         widths = _widths(config, resolution)
@@ -93,7 +93,7 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """Codes -> image."""
+    """Maps codes to images."""
 
     def __init__(self, config: AutoencoderConfig, resolution: int, dim: int) -> None:
         widths = _widths(config, resolution)[::-1]
@@ -105,21 +105,21 @@ class Decoder(nn.Sequential):
         layers += [_groups(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], 3 * config.patch**2, 3, padding=1)]
         super().__init__(*layers, nn.PixelShuffle(config.patch))
         with torch.no_grad():
-            self.last_weight.mul_(0.1)  # starts grey, not as noise that must be unlearned
+            self.last_weight.mul_(0.1)  # initial outputs are grey, not noise
 
     @property
     def last_weight(self) -> Tensor:
-        """Weight of the last convolution, at which the adaptive weight compares gradients."""
+        """The weight of the last convolution, whose gradients determine the adaptive weight of the adversarial loss."""
         return cast(nn.Conv2d, self[-2]).weight
 
 
 def make_quantizer(config: Config) -> Quantizer:
-    """The quantiser that `config.quantizer.kind` names."""
+    """Returns the quantiser that `config.quantizer.kind` names."""
     return resolve(QUANTIZERS[config.quantizer.kind])(config.quantizer)
 
 
 class Autoencoder(nn.Module):
-    """Encoder, quantiser, decoder; freshly initialised from torch's generator."""
+    """Encoder, quantiser and decoder, initialised with torch's generator."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Autoencoder(nn.Module):
 
     @property
     def codes(self) -> Quantizer:
-        """The quantiser, by its contract."""
+        """The quantiser, typed by its protocol."""
         return cast(Quantizer, self.quantizer)
 
     def forward(self, images_BCHW: Tensor) -> Reconstruction:
@@ -141,13 +141,13 @@ class Autoencoder(nn.Module):
         return Reconstruction(self.decoder(quantized.codes_BCHW), latents, quantized.indices_BLQ, quantized.loss)
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
-        """indices_BLQ of images in [-1, 1]."""
+        """Returns indices_BLQ of images in [-1, 1]."""
         return self.codes(self.encoder(images_BCHW.contiguous(memory_format=torch.channels_last))).indices_BLQ
 
     def points(self, images_BCHW: Tensor) -> Tensor:
-        """points_BLC of images in [-1, 1]: their latents as they are compared with the codes."""
+        """Returns points_BLC of images in [-1, 1]: latents in the form that is compared with the codes."""
         return self.codes.points(self.encoder(images_BCHW.contiguous(memory_format=torch.channels_last)))
 
     def decode(self, indices_BLQ: Tensor) -> Tensor:
-        """images_BCHW, roughly in [-1, 1]."""
+        """Returns images_BCHW, roughly in [-1, 1]."""
         return self.decoder(self.codes.codes_of(indices_BLQ))

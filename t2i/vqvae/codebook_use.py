@@ -1,4 +1,4 @@
-"""Use of the codebook: the number that tells a working tokenizer from a collapsed one."""
+"""Measures codebook usage and detects a collapsed codebook."""
 
 import math
 import warnings
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from t2i.errors import InputError
 
-LOW_USE = 0.5  # below: a warning
-COLLAPSED_USE, COLLAPSED_PERPLEXITY = 0.02, 1.5  # below either: collapsed
-PATIENCE = 3  # collapsed measurements in a row that end a run
+LOW_USE = 0.5  # usage below this causes a warning
+COLLAPSED_USE, COLLAPSED_PERPLEXITY = 0.02, 1.5  # a codebook below either has collapsed
+PATIENCE = 3  # number of collapsed measurements in a row that end a run
 ADVICE = (
     "set quantizer.kind=scalar, which cannot collapse, lower learning_rate or quantizer.codebook_size, or raise "
     "quantizer.warmup_steps"
@@ -19,7 +19,7 @@ ADVICE = (
 
 
 class CodeUse:
-    """Counts the codes drawn since the last reading, over all processes."""
+    """Counts the codes used since the last reading, over all processes."""
 
     def __init__(self, codebooks: int, codebook_size: int, device: torch.device) -> None:
         self._counts_QK = torch.zeros(codebooks, codebook_size, dtype=torch.int64, device=device)
@@ -32,9 +32,9 @@ class CodeUse:
             counts += torch.bincount(indices.flatten(), minlength=size)
 
     def read(self) -> tuple[float, float]:
-        """(share of codes drawn, perplexity), means over codebooks; starts a new count. NaN where nothing was counted.
+        """Returns (share of codes used, perplexity), means over codebooks, NaN if nothing was counted; resets the counts.
 
-        Call it on every process: all hear the same.
+        Call it on every process; all get the same result.
         """
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self._counts_QK)
@@ -45,10 +45,10 @@ class CodeUse:
         return used, perplexity
 
     def judge(self, used: float, perplexity: float, step: int, warn: bool = True) -> None:
-        """Warns once of low use, where `warn` says so.
+        """Warns once about low usage, if `warn` is True.
 
         Raises:
-            InputError: the codebook has collapsed, in `PATIENCE` measurements in a row.
+            InputError: the codebook has collapsed in `PATIENCE` measurements in a row.
         """
         if math.isnan(perplexity):
             return
@@ -62,7 +62,7 @@ class CodeUse:
         if warn and used < LOW_USE and not self._warned:
             self._warned = True
             warnings.warn(
-                f"only {used:.0%} of the codes are in use at step {step} (perplexity {perplexity:.1f}); if it stays "
-                f"so, {ADVICE}",
+                f"only {used:.0%} of the codes are in use at step {step} (perplexity {perplexity:.1f}); if this does not "
+                f"improve, {ADVICE}",
                 stacklevel=2,
             )

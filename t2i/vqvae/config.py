@@ -1,4 +1,4 @@
-"""Config of the image tokenizer. Imports no torch, so that a wrong key is reported at once."""
+"""Config of the image tokenizer. Imports no torch, so that config errors are reported quickly."""
 
 import math
 from typing import Annotated, Literal, Self
@@ -13,16 +13,19 @@ from t2i.data import DataConfig
 class AutoencoderConfig(Section):
     """Convolutions between the image and its grid of tokens."""
 
-    grid: int = Field(default=8, ge=2, le=64, description="tokens a side; 8 makes 64 tokens an image")
+    grid: int = Field(default=8, ge=2, le=64, description="tokens per side; 8 gives 64 tokens per image")
     patch: int = Field(
-        default=2, ge=1, le=8, description="pixels a side that are folded into channels before any convolution"
+        default=2,
+        ge=1,
+        le=8,
+        description="side of the patches of pixels that are folded into channels before convolutions",
     )
     width: int = Field(
         default=32, ge=8, multiple_of=8, description="channels of the finest stage, doubled at each halving of the side"
     )
     width_limit: int = Field(default=96, ge=8, multiple_of=8, description="largest number of channels of a stage")
-    encoder_depth: int = Field(default=1, ge=0, le=8, description="residual blocks of each stage of the encoder")
-    decoder_depth: int = Field(default=1, ge=0, le=8, description="residual blocks of each stage of the decoder")
+    encoder_depth: int = Field(default=1, ge=0, le=8, description="residual blocks per stage of the encoder")
+    decoder_depth: int = Field(default=1, ge=0, le=8, description="residual blocks per stage of the decoder")
     attention: bool = Field(default=False, description="self-attention over the grid of tokens, in encoder and decoder")
 
 
@@ -33,14 +36,14 @@ class _Codes(Section):
 
 class _Averages(_Codes):
     warmup_steps: int = Field(
-        default=150, ge=0, description="steps without quantisation, after which the codebook is made of latents"
+        default=150, ge=0, description="steps without quantisation, after which the codebook consists of latents"
     )
     ema_decay: float = Field(
-        default=0.95, gt=0, lt=1, description="decay of the moving averages that codes are made of"
+        default=0.95, gt=0, lt=1, description="decay of the moving averages that codes are computed from"
     )
-    revival_steps: int = Field(default=10, ge=1, description="steps between two searches for unused codes")
+    revival_steps: int = Field(default=10, ge=1, description="steps between searches for unused codes")
     revive_below: float = Field(
-        default=0.1, ge=0, description="a code used less often a step, on average, is replaced by a latent; 0: never"
+        default=0.1, ge=0, description="a code with fewer uses per step, on average, is replaced by a latent; 0: never"
     )
 
 
@@ -51,10 +54,12 @@ class VectorConfig(_Averages):
 
 
 class ResidualConfig(_Averages):
-    """Codebooks whose codes add up, each learned by moving averages (RQ-VAE)."""
+    """Several codebooks, learned by moving averages, whose codes are summed (RQ-VAE)."""
 
-    kind: Literal["residual"] = Field(default="residual", description="codebooks whose codes add up (RQ-VAE)")
-    depth: int = Field(default=2, ge=1, le=16, description="codebooks that add up")
+    kind: Literal["residual"] = Field(
+        default="residual", description="several codebooks whose codes are summed (RQ-VAE)"
+    )
+    depth: int = Field(default=2, ge=1, le=16, description="number of codebooks")
 
 
 class SimVQConfig(_Codes):
@@ -64,7 +69,7 @@ class SimVQConfig(_Codes):
 
 
 class ScalarConfig(Section):
-    """Rounding of each dimension to a few levels; there is no codebook to learn (FSQ)."""
+    """Rounding of each dimension to a few levels, without a learned codebook (FSQ)."""
 
     kind: Literal["scalar"] = Field(default="scalar", description="rounding of each dimension to a few levels (FSQ)")
     levels: tuple[int, ...] = Field(
@@ -74,7 +79,7 @@ class ScalarConfig(Section):
     @model_validator(mode="after")
     def _levels_make_a_grid(self) -> Self:
         if min(self.levels) < 2:
-            raise ValueError(f"levels must each be at least 2, as (8, 8, 8), got {self.levels}")
+            raise ValueError(f"levels must each be at least 2, e.g. (8, 8, 8), got {self.levels}")
         return self
 
     @property
@@ -91,7 +96,7 @@ class AutoencoderLossConfig(Section):
     l1: float = Field(default=1.0, ge=0, description="weight of the absolute error of pixels")
     l2: float = Field(default=1.0, ge=0, description="weight of the squared error of pixels")
     multi_scale: float = Field(
-        default=1.0, ge=0, description="weight of the absolute error of the image halved again and again, down to 4 px"
+        default=1.0, ge=0, description="weight of the absolute error at half, a quarter, ... of the size, down to 4 px"
     )
     gradient: float = Field(
         default=1.0, ge=0, description="weight of the absolute error of differences between neighbouring pixels"
@@ -99,7 +104,7 @@ class AutoencoderLossConfig(Section):
     edge: float = Field(
         default=20.0,
         ge=0,
-        description="extra weight of pixels at edges: multiplies the range of values around a pixel, 0 to 2",
+        description="extra weight of pixels at edges: multiplied by the range of values around a pixel, 0 to 2",
     )
     lpips: float = Field(
         default=0.0, ge=0, description="weight of the perceptual distance LPIPS, which needs lpips_path; 0: off"
@@ -108,12 +113,12 @@ class AutoencoderLossConfig(Section):
     adversarial: float = Field(
         default=0.0,
         ge=0,
-        description="weight of the patch discriminator, on top of the adaptive weight of VQGAN; 0: there is none",
+        description="weight of the patch discriminator, multiplied by VQGAN's adaptive weight; 0: no discriminator",
     )
     adversarial_start: int = Field(
         default=20_000,
         ge=0,
-        description="step at which the adversarial term sets in; the discriminator is trained from step 0 on",
+        description="step from which the adversarial term is used; the discriminator is trained from step 0 on",
     )
     adversarial_ramp: int = Field(
         default=5_000, ge=1, description="steps over which the adversarial term grows to its weight"
@@ -121,13 +126,13 @@ class AutoencoderLossConfig(Section):
 
 
 class PatchDiscriminatorConfig(Section):
-    """The patch discriminator, which loss.adversarial asks for."""
+    """The patch discriminator, which is used if loss.adversarial is not 0."""
 
     width: int = Field(
         default=64, ge=8, multiple_of=8, description="channels of the first layer, doubled at each halving of the side"
     )
     halvings: int = Field(
-        default=3, ge=1, le=6, description="strided layers; more of them let one logit see a larger patch"
+        default=3, ge=1, le=6, description="number of strided layers; with more of them, a logit sees a larger patch"
     )
 
 
@@ -143,7 +148,7 @@ class Config(StartConfig):
     validation_n: int = Field(
         default=500,
         ge=2,
-        description="images of each held-out split that a validation scores, always the same ones",
+        description="images of each held-out split that a validation uses, always the same ones",
     )
     train_batch_size: int = Field(default=32, ge=1, description="images of one micro-batch on one process")
     max_train_steps: int = Field(default=2200, ge=1, description="optimizer steps of the whole run")

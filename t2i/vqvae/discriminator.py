@@ -1,4 +1,4 @@
-"""A patch discriminator (Isola et al., pix2pix, CVPR 2017): one logit for each patch of the image.
+"""A patch discriminator (pix2pix; Isola et al., CVPR 2017), which gives one logit for each patch of an image.
 
 Axes: B batch, C channels, H W image, h w patches.
 """
@@ -9,7 +9,7 @@ from t2i.vqvae.config import PatchDiscriminatorConfig
 
 
 class PatchDiscriminator(nn.Module):
-    """Strided convolutions that see a patch; group instead of batch normalisation, so images do not mix."""
+    """Strided convolutions with group normalisation, which unlike batch normalisation keeps images independent."""
 
     def __init__(self, config: PatchDiscriminatorConfig) -> None:
         super().__init__()
@@ -25,5 +25,5 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """logits_Bhw, high for real images."""
+        """Returns logits_Bhw, which are high for real images."""
         return self.layers(images_BCHW)[:, 0]

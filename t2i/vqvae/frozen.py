@@ -1,4 +1,4 @@
-"""A trained tokenizer for reading: `t2i.families.ImageTokenizer` says what each method does."""
+"""A trained, frozen tokenizer; the methods are documented in `t2i.families.ImageTokenizer`."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from t2i.vqvae.autoencoder import Autoencoder
 from t2i.vqvae.config import Config
 
 CHUNK = 64  # images of 32 px in an internal batch, which is always full
-# The quantiser's keys in the digest. Version 0.1 kept all of them for every kind, and its priors know tokenizers by it.
+# Keys of the quantiser in the digest. Version 0.1 stored all of them for every kind, and its priors refer to that digest.
 DIGESTED: dict[str, Any] = {
     "codebook_size": 2048,
     "dim": 8,
@@ -34,18 +34,18 @@ DIGESTED: dict[str, Any] = {
 
 
 class FrozenTokenizer:
-    """Eval mode, no gradients, fp32, fixed internal batches: an image's tokens do not depend on its neighbours."""
+    """A tokenizer in eval mode and fp32; internal batches are padded, so an image's tokens do not depend on the others."""
 
     parts = ("tokenizer",)
 
     def __init__(self, config: Config, weights: Mapping[str, Tensor], kept: Mapping[str, Any] | None = None) -> None:
         """
         Args:
-            kept: the config as it was kept with the weights, if it was: it is part of the digest.
+            kept: the config that was stored with the weights, if any, which is part of the digest.
         """
         self.config = config
         self._kept = {**DIGESTED, **(kept or config.model_dump(mode="json"))["quantizer"]}
-        with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
+        with torch.random.fork_rng(devices=[]):  # initialising weights must not use the caller's generator
             self.model = Autoencoder(config)
         checkpoint.load_module(self.model, weights, "tokenizer")
         self.model.eval().requires_grad_(False)
@@ -73,8 +73,8 @@ class FrozenTokenizer:
         return next(self.model.parameters()).device
 
     def _chunk(self, count: int) -> int:
-        """Images of an internal batch. On a CPU always as many, so that no bit of one depends on the others; fewer of large
-        ones, as one image costs a whole batch. Elsewhere bits may differ anyhow, and it follows the count by powers of 2."""
+        """Returns the size of an internal batch. On a CPU it is constant, so that an image does not depend on the others, but
+        smaller for large images, as a single image costs a whole batch. On other devices it is a power of 2."""
         if self._device.type == "cpu":
             return max(1, CHUNK * 32**2 // self.resolution**2)
         return min(CHUNK, 1 << max(0, count - 1).bit_length())
@@ -92,7 +92,7 @@ class FrozenTokenizer:
         side = self.resolution
         if images_BHWC.shape[1:] != (side, side, 3):
             size = "x".join(map(str, images_BHWC.shape[1:]))
-            raise InputError(f"the tokenizer reads images of {side}x{side}x3, got {size}; resize them first")
+            raise InputError(f"the tokenizer encodes images of {side}x{side}x3, got {size}; resize them first")
         parts, chunk = [none], self._chunk(len(images_BHWC))
         for start in range(0, len(images_BHWC), chunk):
             part = images_BHWC[start : start + chunk]
@@ -104,9 +104,9 @@ class FrozenTokenizer:
     def decode(self, indices_BLQ: Tensor) -> ImageArray:
         shape = self.grid**2, self.codebooks
         if indices_BLQ.shape[1:] != shape:
-            raise ValueError(f"tokens of an image are {list(shape)}, got {list(indices_BLQ.shape[1:])}")
+            raise ValueError(f"the tokens of an image have the shape {list(shape)}, got {list(indices_BLQ.shape[1:])}")
         if len(indices_BLQ) and not 0 <= int(indices_BLQ.min()) <= int(indices_BLQ.max()) < self.codebook_size:
-            raise ValueError(f"tokens must lie in 0 ... {self.codebook_size - 1}")
+            raise ValueError(f"tokens must be in 0 ... {self.codebook_size - 1}")
         parts = [np.zeros((0, self.resolution, self.resolution, 3), np.uint8)]
         chunk = self._chunk(len(indices_BLQ))
         for start in range(0, len(indices_BLQ), chunk):
@@ -118,7 +118,7 @@ class FrozenTokenizer:
     @torch.no_grad()
     def codebook(self) -> Tensor:
         if self.codebooks > 1:
-            raise ValueError(f"a tokenizer of {self.codebooks} codebooks has no vector for each code")
+            raise ValueError(f"a tokenizer with {self.codebooks} codebooks has no single vector per code")
         indices = torch.arange(self.codebook_size, device=self._device)
         return self.model.codes.codes_of(indices[:, None, None]).flatten(1).float()
 

@@ -1,6 +1,6 @@
-"""LPIPS (Zhang et al., CVPR 2018) on a VGG16 whose weights the user names; nothing is downloaded.
+"""Loads LPIPS (Zhang et al., CVPR 2018) on a VGG16 whose weight file the user provides; nothing is downloaded.
 
-The linear weights, 6 KB, come with torchmetrics.
+The linear weights, 6 KB, are part of torchmetrics.
 """
 
 from pathlib import Path
@@ -16,13 +16,13 @@ _FILE = "torchvision's vgg16-397923af.pth"
 
 
 def load_lpips(path: str | None) -> nn.Module:
-    """The frozen distance: called with two batches in [-1, 1], it gives [B, 1, 1, 1].
+    """Returns the frozen distance, which maps two batches in [-1, 1] to [B, 1, 1, 1].
 
     Args:
-        path: `loss.lpips_path`: torchvision's VGG16 as `.safetensors`, or as `.pth` (read without running any code in it).
+        path: `loss.lpips_path`: torchvision's VGG16 as `.safetensors`, or as `.pth` (loaded without running code).
 
     Raises:
-        InputError: no path, no such file, not weights, or weights of another network.
+        InputError: there is no path or file, or the file does not hold the weights of a VGG16.
     """
     from torchmetrics.functional.image import lpips
 
@@ -31,7 +31,7 @@ def load_lpips(path: str | None) -> nn.Module:
     weights = read_state_dict(
         Path(path).expanduser(), "loss.lpips_path", f"download {_FILE} and name it, or set loss.lpips=0"
     )
-    with torch.device("meta"):  # VGG16's own initial weights take seconds to draw
+    with torch.device("meta"):  # initialising VGG16 would take seconds
         network = lpips._LPIPS(pretrained=False, net="vgg", pnet_rand=True)
     network.scaling_layer = lpips.ScalingLayer()
     linear = Path(lpips.__file__).with_name("lpips_models") / "vgg.pth"
@@ -39,10 +39,10 @@ def load_lpips(path: str | None) -> nn.Module:
     own = network.net.state_dict()
     for name, tensor in own.items():
         source = "features." + name.split(".", 1)[1]  # sliceN.5.weight is features.5.weight
-        found = weights.get(source)
-        if found is None or found.shape != tensor.shape:
-            what = "is missing" if found is None else f"has shape {list(found.shape)}, not {list(tensor.shape)}"
-            raise InputError(f"loss.lpips_path {path} is no VGG16: {source} {what}; name {_FILE}")
-        own[name] = found
+        weight = weights.get(source)
+        if weight is None or weight.shape != tensor.shape:
+            what = "is missing" if weight is None else f"has shape {list(weight.shape)}, not {list(tensor.shape)}"
+            raise InputError(f"loss.lpips_path {path} is not a VGG16: {source} {what}; name {_FILE}")
+        own[name] = weight
     network.net.load_state_dict(own, assign=True)
     return cast(nn.Module, network.eval().requires_grad_(False))

@@ -1,4 +1,4 @@
-"""The arithmetic of one optimizer step of the tokenizer: the loss of the autoencoder and that of its discriminator.
+"""Losses of one optimizer step of the tokenizer: those of the autoencoder and of its discriminator.
 
 Axes: B batch, C channels, H W image.
 """
@@ -14,20 +14,20 @@ from t2i.vqvae import losses
 from t2i.vqvae.autoencoder import Reconstruction
 from t2i.vqvae.config import AutoencoderLossConfig
 
-ADAPTIVE_LIMIT = 10.0  # most that the adaptive weight of the adversarial term may be
+ADAPTIVE_LIMIT = 10.0  # maximum of the adaptive weight of the adversarial term
 
 Watched = dict[str, Tensor]  # scalars for the journal
 
 
 class Judges(NamedTuple):
-    """The networks that see reconstructions beside the pixel losses."""
+    """The networks that judge reconstructions in addition to the pixel losses."""
 
     lpips: nn.Module | None  # frozen perceptual distance
-    discriminator: nn.Module | None  # trained alongside
+    discriminator: nn.Module | None  # trained together with the autoencoder
 
 
 def autoencoder_loss(
-    made: Reconstruction,
+    output: Reconstruction,
     real_BCHW: Tensor,
     judges: Judges,
     last_weight: Tensor,
@@ -38,25 +38,25 @@ def autoencoder_loss(
     """Returns the autoencoder's loss, and scalars to watch: pixels, perceptual distance, adversarial term, quantiser.
 
     Args:
-        last_weight: of the decoder; the adversarial gradient is brought to the size of the others there.
-        step: decides how far the adversarial term has faded in.
+        last_weight: last weight of the decoder, where the adversarial gradient is scaled to the norm of the others.
+        step: determines the weight of the adversarial term during its ramp.
         autocast: the discriminator runs inside `autocast()`.
     """
-    loss = losses.reconstruction(made.images_BCHW, real_BCHW, config)
-    watch = {"reconstruction": loss.detach(), "quantizer_loss": made.loss.detach()}
+    loss = losses.reconstruction(output.images_BCHW, real_BCHW, config)
+    watch = {"reconstruction": loss.detach(), "quantizer_loss": output.loss.detach()}
     if judges.lpips:
-        distance = judges.lpips(made.images_BCHW.float(), real_BCHW).mean()
+        distance = judges.lpips(output.images_BCHW.float(), real_BCHW).mean()
         loss, watch["lpips"] = loss + config.lpips * distance, distance.detach()
     share = losses.ramp(step, config.adversarial_start, config.adversarial_ramp)
     if judges.discriminator and share:
         judges.discriminator.requires_grad_(False)
         with autocast():
-            adversarial = losses.hinge_generator(judges.discriminator(made.images_BCHW).float())
+            adversarial = losses.hinge_generator(judges.discriminator(output.images_BCHW).float())
         judges.discriminator.requires_grad_(True)
         weight = losses.adaptive_weight(loss, adversarial, last_weight, ADAPTIVE_LIMIT)
         loss = loss + share * config.adversarial * weight * adversarial
         watch |= {"adversarial": adversarial.detach(), "adaptive_weight": weight}
-    loss = loss + made.loss
+    loss = loss + output.loss
     return loss, watch | {"loss": loss.detach()}
 
 

@@ -23,9 +23,9 @@ if __name__ == "__main__":
 
 
 def write_space(run: str, out: Path) -> None:
-    """Writes app.py, requirements.txt, README.md, the saved pipeline and the package without its own models.
+    """Writes app.py, requirements.txt, README.md, the saved pipeline, and the package without its models.
 
-    The package itself is in the folder, for no index has it under a name that can be trusted.
+    The folder includes the package since no package index has it.
 
     Raises:
         InputError: `run` is no model, or `out` holds files or cannot be written.
@@ -46,11 +46,11 @@ def _left_out(folder: str, names: list[str]) -> Collection[str]:
 
 
 def _requirements() -> str:
-    """What t2i itself requires; Gradio is installed by the Space, and named for other machines."""
-    needed = [line for line in metadata.requires("t2i") or [] if "extra ==" not in line]
-    if not needed:
-        raise InputError("this t2i is not installed, so what it requires is unknown; install it: pip install .")
-    return "\n".join([f"gradio=={metadata.version('gradio')}", *needed]) + "\n"
+    """Returns the requirements of t2i, and Gradio for machines other than a Space, which installs it."""
+    requirements = [line for line in metadata.requires("t2i") or [] if "extra ==" not in line]
+    if not requirements:
+        raise InputError("this t2i is not installed, so its requirements are unknown; install it: pip install .")
+    return "\n".join([f"gradio=={metadata.version('gradio')}", *requirements]) + "\n"
 
 
 def _readme(name: str, pipe: TextToImagePipeline) -> str:
@@ -68,7 +68,7 @@ def _readme(name: str, pipe: TextToImagePipeline) -> str:
             "---", *lines, "---", "",
             f"# {name}", "",
             f"Samples images from prompts: {FAMILIES[pipe.family].words}, trained with t2i for {pipe.manifest['step']:,} steps.",
-            f"[Its card]({MODEL}/README.md) says what it was trained on and what it scores.", "",
-            "`pip install -r requirements.txt`, then `python app.py`, serves the same page on your own machine.", "",
+            f"[The model card]({MODEL}/README.md) has its training data and its scores.", "",
+            "`pip install -r requirements.txt` and `python app.py` serve the same page on your own machine.", "",
         ]
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is on the page, and how it looks. Needs Gradio."""
+"""Components and style of the page. Needs Gradio."""
 
 from typing import Any
 
@@ -26,20 +26,20 @@ BETWEEN = {"two prompts": "caption", "two noises of one prompt": "noise"}
 SLIDERS = {
     "guidance": (0, 10, 0.1), "truncation": (0, 1.5, 0.05), "temperature": (0, 2, 0.05), "top_p": (0.05, 1, 0.05),
 }  # fmt: skip
-LABELS = {"top_k": "Top k (empty: all)", "steps": "Steps (empty: one a token)", "top_p": "Top p"}
+LABELS = {"top_k": "Top k (empty: all)", "steps": "Steps (empty: one per token)", "top_p": "Top p"}
 
 
 def theme() -> Base:
-    """Fonts of the visitor's own machine: none is fetched."""
+    """Returns a theme with the visitor's system fonts, so that no font is fetched."""
     return Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
 class Layout:
-    """The components, made inside of a `gr.Blocks`.
+    """The components of the page, created inside a `gr.Blocks`.
 
     Args:
-        names: of all models.
-        card: of the first.
+        names: names of all models.
+        card: card of the first model.
     """
 
     def __init__(self, names: list[str], card: Card) -> None:
@@ -53,12 +53,12 @@ class Layout:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The components whose values decide an image, by the names that `work` knows."""
+        """Returns the components whose values decide an image, by the names of settings in `work`."""
         plain = ("model", "prompt", "number", "seed", "other", "between", "second", "frames")
         return {name: getattr(self, name) for name in plain} | self.knobs
 
     def of_model(self, card: Card) -> dict[Any, Any]:
-        """Updates that show what a model has: its settings with their usual values, its examples, what it cannot do."""
+        """Returns updates for a model: its settings with their defaults, its examples and its features."""
         choices = list(BETWEEN) if card.between_noises else list(BETWEEN)[:1]
         updates: dict[Any, Any] = {
             self.about: gr.update(value=card.words),
@@ -68,15 +68,15 @@ class Layout:
             self.between: gr.update(choices=choices, value=choices[0]),
         }
         for knob, component in self.knobs.items():
-            usual = card.knobs.get(knob)
-            high = {"maximum": max(component.maximum, usual or 0)} if knob in SLIDERS else {}
-            updates[component] = gr.update(value=usual, visible=knob in card.knobs, **high)
+            default = card.knobs.get(knob)
+            maximum = {"maximum": max(component.maximum, default or 0)} if knob in SLIDERS else {}
+            updates[component] = gr.update(value=default, visible=knob in card.knobs, **maximum)
         return updates
 
     def _left(self, names: list[str], card: Card) -> None:
         self.model = gr.Dropdown(names, value=names[0], label="Model", filterable=False)
         self.about = gr.Markdown(card.words)
-        self.prompt = gr.Textbox(label="Prompt", lines=2, max_lines=6, placeholder="what the image shows")
+        self.prompt = gr.Textbox(label="Prompt", lines=2, max_lines=6, placeholder="describe the image")
         with gr.Row():
             self.make = gr.Button("Make images", variant="primary", elem_id="make", min_width=160)
             self.stop = gr.Button("Stop", min_width=70, scale=0)
@@ -97,9 +97,9 @@ class Layout:
                     low, high, step = SLIDERS[name]
                     self.knobs[name] = gr.Slider(low, high, step=step, **shown)
                 else:
-                    self.knobs[name] = gr.Textbox(max_lines=1, **shown)  # a field of numbers sends 0 where it is empty
+                    self.knobs[name] = gr.Textbox(max_lines=1, **shown)  # an empty gr.Number would send 0
         self.examples = gr.Dataset(
-            label="Captions that training did not see",
+            label="Held-out captions",
             components=[gr.Textbox(visible=False)],
             samples=[[text] for text in card.examples],
             visible=bool(card.examples),
@@ -109,27 +109,27 @@ class Layout:
         with gr.Tabs():
             with gr.Tab("Images"):
                 self.images = self._gallery("Images", "images")
-                self.command = gr.Textbox(label="The same from a terminal", buttons=["copy"], interactive=False)
+                self.command = gr.Textbox(label="Command for the same images", buttons=["copy"], interactive=False)
             with gr.Tab("Inpaint"):
                 self.why = gr.Markdown(card.no_inpainting or "", visible=card.no_inpainting is not None)
                 with gr.Column(visible=card.no_inpainting is None) as self.inpainting:
                     self.canvas = gr.ImageEditor(
-                        type="pil", image_mode="RGBA", label="Brush over what is to be sampled anew",
+                        type="pil", image_mode="RGBA", label="Paint over the part to resample",
                         sources=["upload", "clipboard"], transforms=(), layers=False, format="png",
                         brush=gr.Brush(default_size=48, colors=["#ff2d87"], color_mode="fixed"), height=480,
                     )  # fmt: skip
                     with gr.Row():
-                        self.take = gr.Button("Take over the first image", min_width=160)
+                        self.take = gr.Button("Use the first image", min_width=160)
                         self.inpaint = gr.Button("Fill in", variant="primary", min_width=120)
                     self.filled = self._gallery("Filled in", "filled")
             with gr.Tab("Compare"):
-                self.other = gr.Dropdown(names, value=names[-1], label="Beside", filterable=False)
+                self.other = gr.Dropdown(names, value=names[-1], label="Other model", filterable=False)
                 self.compare = gr.Button("Compare, same prompt and seeds", variant="primary")
                 with gr.Row():
                     self.first = self._gallery("Model", "first", shown=True)
-                    self.beside = self._gallery("Beside, with its own settings", "second", shown=True)
+                    self.beside = self._gallery("Other model, with its default settings", "second", shown=True)
             with gr.Tab("Words"):
-                gr.Markdown("Which part of the first image is due to which word of the prompt.")
+                gr.Markdown("Maps of the part of the first image that each word of the prompt affects.")
                 self.explain = gr.Button("Explain the words", variant="primary")
                 self.words = self._gallery("Words", "words")
             with gr.Tab("Interpolate"):
@@ -139,12 +139,12 @@ class Layout:
                 self.frames = gr.Slider(2, MOST_FRAMES, value=8, step=1, label="Frames")
                 self.interpolate = gr.Button("Interpolate", variant="primary")
                 self.row = self._gallery("From the first to the last", "row")
-        with gr.Accordion("History: click an entry to have its settings and images back", open=True):
+        with gr.Accordion("History: click an entry to restore its settings and images", open=True):
             self.entries = self._gallery("History", "history", allow_preview=False, buttons=[])
 
     @staticmethod
     def _gallery(label: str, name: str, shown: bool = False, **more: Any) -> gr.Gallery:
-        """A row of images; their number in a row is a matter of `CSS`."""
+        """Creates a gallery; `CSS` sets the number of images in a row."""
         buttons = {"buttons": ["download", "download_all", "fullscreen"], "height": "auto", "show_label": shown} | more
         return gr.Gallery(
             label=label, elem_id=name, elem_classes="t2i-images", object_fit="contain", interactive=False, **buttons

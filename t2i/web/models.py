@@ -1,9 +1,10 @@
-"""The models that the page offers: found by name, loaded once, kept while they fit into memory."""
+"""Finds the models that the page offers, loads each once, and keeps them while they fit into memory."""
 
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -24,13 +25,13 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Card:
-    """What the page shows of one model.
+    """Facts about a model for the page.
 
     Attributes:
-        knobs: settings that change its images, and their values where none is chosen.
-        examples: captions of its own data that training did not see.
-        no_inpainting: why it cannot fill in a mask; None: it can.
-        between_noises: True where two noises have a path between them.
+        knobs: settings of sampling and their defaults.
+        examples: held-out captions of its data.
+        no_inpainting: the reason why it cannot inpaint; None: it can.
+        between_noises: True if it can interpolate between two noises.
     """
 
     words: str
@@ -42,7 +43,7 @@ class Card:
 
 @dataclass(frozen=True)
 class WarmModel:
-    """A model in memory; `stamp` tells whether the folder has changed since."""
+    """A model in memory; `stamp` changes when its folder does."""
 
     stamp: tuple[Any, ...]
     pipe: TextToImagePipeline
@@ -51,33 +52,33 @@ class WarmModel:
 
 
 class Models:
-    """Models by name. Pages name them, and only names that are listed here are opened.
+    """Models by name. Browsers send names, and only listed names are opened.
 
     Args:
-        named: runs, saved pipelines or names of shipped models, which come first.
-        below: the folder whose runs are listed too, found anew each time; None: no others, and no shipped ones.
-        keep_bytes: weights that stay in memory; the last model stays whatever its size.
+        named: runs, saved pipelines or names of shipped models, which are listed first.
+        below: a folder whose runs are listed too, along with the shipped models; None: only those in `named`.
+        keep_bytes: limit of weights in memory; the last used model stays in any case.
     """
 
     def __init__(self, named: Sequence[str], below: Path | None, keep_bytes: float) -> None:
         self._named, self._below, self._keep_bytes = list(named), below, keep_bytes
-        self._loaded: OrderedDict[str, WarmModel] = OrderedDict()  # used longest ago first
+        self._loaded: OrderedDict[str, WarmModel] = OrderedDict()  # least recently used first
         self._lock = RLock()
 
     def places(self) -> dict[str, str | Path]:
-        """What is there now: name -> where it is."""
-        ours = shipped()
-        found: dict[str, str | Path] = {name: ours.get(name, name) for name in self._named}
+        """Returns the place of each model, by name, with the runs that exist now."""
+        models = shipped()
+        places: dict[str, str | Path] = {name: models.get(name, name) for name in self._named}
         if self._below is not None:
-            others = {DEFAULT: ours[DEFAULT], **ours} | {str(path): path for path in runs_below(self._below)}
-            found |= {name: place for name, place in others.items() if name not in found}
-        return found
+            others = {DEFAULT: models[DEFAULT], **models} | {str(path): path for path in runs_below(self._below)}
+            places |= {name: place for name, place in others.items() if name not in places}
+        return places
 
     def open(self, name: Any) -> WarmModel:
-        """The model, read again where its run has a newer checkpoint.
+        """Returns a model; loads it if it is not in memory or its run has a newer checkpoint.
 
         Raises:
-            InputError: it is not listed, or what is there is no model.
+            InputError: the name is not listed, or its folder holds no model.
         """
         with self._lock:
             place = self.places().get(name) if isinstance(name, str) else None
@@ -85,7 +86,7 @@ class Models:
                 raise InputError(f"there is no model {name!r:.60} on this page; reload it and choose another")
             stamp, loaded = _stamp(Path(place)), self._loaded.pop(name, None)
             if loaded is None or loaded.stamp != stamp:
-                loaded = None  # its memory is free before the next one is read
+                loaded = None  # frees its memory before the next one is loaded
                 pipe = TextToImagePipeline.from_pretrained(place, device())
                 loaded = WarmModel(stamp, pipe, card_of(pipe), _bytes(pipe))
             self._loaded[name] = loaded
@@ -95,12 +96,9 @@ class Models:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """Runs with a checkpoint, and saved pipelines, of families that make images."""
-    found = []
-    for path in _folders(folder, DEPTH):
-        if len(found) < MOST_RUNS and ((path / INDEX).is_file() or _makes_images(path)):
-            found.append(path)
-    return found
+    """Returns runs with a checkpoint, and saved pipelines, of families that make images."""
+    paths = (path for path in _folders(folder, DEPTH) if (path / INDEX).is_file() or _makes_images(path))
+    return list(islice(paths, MOST_RUNS))
 
 
 def _folders(folder: Path, depth: int) -> Iterator[Path]:
@@ -117,7 +115,7 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
 def _makes_images(run: Path) -> bool:
     try:
         family = FAMILIES.get(family_of(run)) if any((run / "checkpoints").glob("step-*")) else None
-    except (InputError, OSError):  # half written, or not ours: no model
+    except (InputError, OSError):  # an incomplete or foreign folder
         return False
     return family is not None and family.sampler is not None
 
@@ -134,7 +132,7 @@ def _bytes(pipe: TextToImagePipeline) -> int:
 
 
 def card_of(pipe: TextToImagePipeline) -> Card:
-    """Asks a pipeline what it can do."""
+    """Returns the facts about a pipeline."""
     config = pipe.manifest["config"]
     values = {"guidance": pipe.guidance_scale, "truncation": pipe.truncation, **pipe.sampler.settings()}
     knobs = {name: values[name] for name in FAMILIES[pipe.family].knobs}
@@ -157,7 +155,7 @@ def _last_part(address: str) -> str:
 
 
 def _why_no_inpainting(pipe: TextToImagePipeline, side: int) -> str | None:
-    """The reason as the sampler gives it when it is asked to sample the first cell alone anew."""
+    """Returns the sampler's reason for refusing to resample only the first cell, or None if it does not."""
     if not isinstance(pipe.sampler, Completes):
         return f"A {FAMILIES[pipe.family].words} cannot keep parts of an image. A prior trained with order=random can."
     first_hw = np.zeros(pipe.sampler.cells, bool)
@@ -170,7 +168,7 @@ def _why_no_inpainting(pipe: TextToImagePipeline, side: int) -> str | None:
 
 
 def _held_out(address: str) -> tuple[str, ...]:
-    """Captions of the run's own val split; none where the data is not on this machine."""
+    """Returns captions of the run's val split; none if the data is not on this machine."""
     try:
         if parse_address(address).kind == "hub":
             return ()

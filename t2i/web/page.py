@@ -1,4 +1,4 @@
-"""What each button of the page does: it asks `work`, and shows the images or a message. Needs Gradio."""
+"""Event handlers of the page: they run the jobs of `work`, and show images or messages. Needs Gradio."""
 
 import secrets
 import traceback
@@ -13,14 +13,14 @@ from t2i.web.layout import BETWEEN, Layout
 from t2i.web.models import Models
 from t2i.web.work import Made, Stop, Work
 
-MOST_ENTRIES = 30  # of the history of one visit
-MOST_SAID = 300  # characters of a message
-CANVAS = 512  # pixels a side that a small image is enlarged to for the brush
-KEPT_SECONDS = 24 * 3600  # of uploads and images in Gradio's cache
+MOST_ENTRIES = 30  # entries in the history of a visit
+MOST_CHARACTERS = 300  # of a message
+CANVAS = 512  # pixels a side of an image on the canvas
+KEPT_SECONDS = 24 * 3600  # uploads and images stay in Gradio's cache for this time
 
 
 class Page(gr.Blocks):
-    """Blocks that answer a request of a wrong form with a message; Gradio would print a traceback and tell nothing."""
+    """Blocks that answer malformed requests with a message instead of a traceback on the console."""
 
     async def process_api(self, *words: Any, **named: Any) -> dict[str, Any]:
         try:
@@ -30,16 +30,16 @@ class Page(gr.Blocks):
             error.message = _short(error.message)
             raise
         except Exception as error:
-            raise gr.Error(f"this request has a wrong form: {_short(str(error))}", print_exception=False) from error
+            raise gr.Error(f"this request is malformed: {_short(str(error))}", print_exception=False) from error
 
 
 def _short(text: str) -> str:
-    """One line that a page can show, whatever values it names."""
-    return " ".join(text.split())[:MOST_SAID]
+    """Returns the text in one line, cut to MOST_CHARACTERS."""
+    return " ".join(text.split())[:MOST_CHARACTERS]
 
 
 def make_page(models: Models, work: Work) -> Page:
-    """The page with all its events; the first model is loaded."""
+    """Builds the page with all its events, and loads the first model."""
     with Page(title="t2i", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS), fill_width=True) as page:
         names = list(models.places())
         layout = Layout(names, models.open(names[0]).card)
@@ -47,26 +47,26 @@ def make_page(models: Models, work: Work) -> Page:
     return page
 
 
-def answered(work: Callable[..., Any], *words: Any) -> Any:
-    """What a function of `work` returns; a mistake of the user becomes a message of the page."""
+def call(job: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns the result of a job; shows an error as a message on the page."""
     try:
-        return work(*words)
+        return job(*arguments)
     except InputError as error:
-        raise gr.Error(str(error), title="Not made") from error
-    except Exception as error:  # ours: the console shows where, the page only that
+        raise gr.Error(str(error), title="No images") from error
+    except Exception as error:  # a bug: the console has the traceback, which the page must not show
         traceback.print_exc()
-        raise gr.Error(f"this is a fault of t2i ({type(error).__name__}); the console shows more") from error
+        raise gr.Error(f"this is a bug in t2i ({type(error).__name__}); the console has the details") from error
 
 
 class Handlers:
-    """The events of one page. A handler gets the values of all settings as a mapping, and returns what it changes."""
+    """Event handlers of one page. They receive the values of all settings, and return updates of components."""
 
     def __init__(self, layout: Layout, models: Models, work: Work) -> None:
         self.at, self.models, self.work = layout, models, work
-        self.stops: dict[str, Stop] = {}  # of the jobs in progress, by visit
+        self.stops: dict[str, Stop] = {}  # of the running jobs, by visit
 
     def bind(self, page: Page) -> None:
-        """Connects the components; jobs of models wait for each other, the rest does not."""
+        """Connects components and handlers; only one job of a model runs at a time."""
         at = self.at
         asked = {*at.settings.values(), at.history}
         kept = [at.history, at.entries]
@@ -94,7 +94,7 @@ class Handlers:
         restored = dict.fromkeys([*at.settings.values(), *of_model, at.images, at.command])
         at.entries.select(self.on_restore, [at.history], list(restored), **hidden)
 
-    # ---- jobs: Gradio fills in `request` and `progress` by their types ------------------------------------------------
+    # ---- jobs: Gradio passes `request` and `progress` by their types --------------------------------------------------
 
     def on_make(self, values: dict[Any, Any], request: gr.Request, progress=gr.Progress()) -> Any:  # noqa: B008
         made = self._run(self.work.sample, request, progress, self._given(values))
@@ -122,20 +122,21 @@ class Handlers:
         given = {name: values.get(component) for name, component in self.at.settings.items()}
         return given | {"between": BETWEEN.get(str(given["between"]))}
 
-    def _run(self, work: Callable[..., Any], request: gr.Request, progress: gr.Progress, *words: Any) -> Any:
-        """One job that the visitor can stop; warnings become messages."""
+    def _run(self, job: Callable[..., Any], request: gr.Request, progress: gr.Progress, *arguments: Any) -> Any:
+        """Runs a job that the visitor can stop; shows its warnings as messages."""
         visit, stop = str(request.session_hash), Stop()
         self.stops[visit] = stop
         try:
-            made = answered(work, *words, stop, lambda share: progress(share, desc="sampling"))
+            made = call(job, *arguments, stop, lambda share: progress(share, desc="sampling"))
         finally:
             self.stops.pop(visit, None)
-        for text in dict.fromkeys(text for one in ([made] if isinstance(made, Made) else made) for text in one.said):
+        results = [made] if isinstance(made, Made) else made
+        for text in dict.fromkeys(text for result in results for text in result.warnings):
             gr.Warning(text)
         return made
 
     def _noted(self, values: Mapping[Any, Any], made: Made) -> dict[Any, Any]:
-        """The history with one more entry, newest first."""
+        """Returns updates that add an entry to the history, newest first."""
         given = {name: values.get(component) for name, component in self.at.settings.items()}
         entries = [{"given": given, "made": made}, *(values.get(self.at.history) or [])][:MOST_ENTRIES]
         shown = [(entry["made"].images[0][0], entry["given"]["prompt"][:60]) for entry in entries]
@@ -145,27 +146,27 @@ class Handlers:
 
     def on_stop(self, request: gr.Request) -> None:
         if stop := self.stops.get(str(request.session_hash)):
-            stop.wanted = True
+            stop.requested = True
 
     def on_load(self, model: Any, other: Any) -> Any:
-        """Runs that came since the page was made."""
+        """Updates the lists of models with runs that are new since the page was built."""
         names = list(self.models.places())
         return [gr.update(choices=names, value=name if name in names else names[0]) for name in (model, other)]
 
     def on_model(self, name: Any) -> Any:
-        return self.at.of_model(answered(self.models.open, name).card)
+        return self.at.of_model(call(self.models.open, name).card)
 
     def on_take(self, history: list[Any]) -> Any:
-        """The newest image, enlarged so that a brush can be used on it."""
+        """Puts the newest image on the canvas, enlarged for the brush."""
         if not history:
-            raise gr.Error("there is no image yet; make one")
+            raise gr.Error("there is no image yet; make one first")
         image = Image.open(history[0]["made"].images[0][0])
         times = max(1, CANVAS // image.width)
         large = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
         return {"background": large, "layers": [], "composite": large}
 
     def on_restore(self, history: list[Any], event: gr.SelectData) -> Any:
-        """Everything as it was when the entry was made."""
+        """Restores the settings and images of an entry."""
         given, made = history[event.index]["given"], history[event.index]["made"]
         updates = self.on_model(given["model"])
         for name, component in self.at.settings.items():

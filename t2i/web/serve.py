@@ -1,4 +1,4 @@
-"""Serves the page on this machine, so that nothing else can use it and it asks nobody else for anything. Needs Gradio."""
+"""Serves the page on this machine only, without requests to other hosts. Needs Gradio."""
 
 import os
 import tempfile
@@ -11,26 +11,39 @@ from t2i.errors import InputError
 from t2i.web.models import Models
 
 LOCAL = "127.0.0.1"
-MOST_WAITING = 32  # jobs in the queue; the next one is refused
+MOST_WAITING = 32  # jobs in the queue; further ones are refused
 MOST_UPLOAD = "20mb"
-MOST_BODY = 1 << 18  # bytes of a request: the settings of one job
-MOST_VISITS = 100  # whose history is kept; the one used longest ago is forgotten first
+MOST_BODY = 1 << 18  # bytes of a request, the settings of one job
+MOST_VISITS = 100  # visits with a history; the least recently used one is dropped first
 SPACE_GB = 8.0
-# a browser that is told this loads nothing from elsewhere, whatever the page asks for
+# browsers load nothing from other hosts, whatever the page contains
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
     "frame-ancestors 'none'; form-action 'self'; base-uri 'self'"
 )
+LAUNCH: dict[str, Any] = {
+    "state_session_capacity": MOST_VISITS,
+    "max_file_size": MOST_UPLOAD,
+    "share": False,
+    "quiet": True,
+    "prevent_thread_lock": True,
+    "footer_links": [],
+    "run_history": False,
+    "enable_monitoring": False,
+    "ssr_mode": False,
+    "pwa": False,
+    "mcp_server": False,
+}
 HEADERS = {"content-security-policy": POLICY, "referrer-policy": "no-referrer", "x-content-type-options": "nosniff"}
-FETCHING = ("/file=http", "/proxy=")  # Gradio's routes that fetch from elsewhere for the browser
+FETCHING = ("/file=http", "/proxy=")  # Gradio's routes that fetch from other hosts
 
 
 class Guard:
-    """Middleware before Gradio: it refuses what would make the server fetch, hold or choke on what a stranger sends.
+    """Middleware before Gradio. It refuses requests that would make the server fetch URLs, read large bodies or fail.
 
     Args:
-        headers: of every answer.
+        headers: headers of every response.
     """
 
     def __init__(self, app: Any, headers: Mapping[str, str]) -> None:
@@ -41,12 +54,12 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun = False
+        started = False
 
         async def send_with_headers(message: Any) -> None:
-            nonlocal begun
+            nonlocal started
             if message["type"] == "http.response.start":
-                begun = True
+                started = True
                 message = message | {"headers": [*message["headers"], *self.headers]}
             await send(message)
 
@@ -55,12 +68,8 @@ class Guard:
             try:
                 await self.app(scope, receive, send_with_headers)
                 return
-            except (
-                ValueError,
-                RecursionError,
-                LookupError,
-            ):  # NaN or deep brackets in a body, an event that is not there
-                if begun:
+            except (ValueError, RecursionError, LookupError):  # NaN, deep nesting or an unknown event in a body
+                if started:
                     raise
                 status = 400
         await send_with_headers({"type": "http.response.start", "status": status, "headers": []})
@@ -68,10 +77,10 @@ class Guard:
 
 
 def _refusal(scope: Any) -> int | None:
-    """The HTTP status that refuses a request before it is read; None: it may go on."""
+    """Returns the HTTP status of a request that is refused before its body is read, or None."""
     if any(part in scope["path"] for part in FETCHING):
         return 404
-    if scope["method"] == "POST" and not scope["path"].endswith("/upload"):  # whose limit is Gradio's
+    if scope["method"] == "POST" and not scope["path"].endswith("/upload"):  # Gradio limits uploads
         length = dict(scope["headers"]).get(b"content-length", b"")
         return 411 if not length.isdigit() else 413 if int(length) > MOST_BODY else None
     return None
@@ -79,14 +88,14 @@ def _refusal(scope: Any) -> int | None:
 
 @contextmanager
 def served(models: Models, port: int | None = None, local: bool = True) -> Iterator[Any]:
-    """The page at its `local_url` until the block ends, when everything it wrote is deleted.
+    """Serves the page at its `local_url` until the block ends, and then deletes all files that it wrote.
 
     Args:
-        port: None: the first free one from 7860.
-        local: False on a Space, which decides host and port, and shows the page in a frame of its own.
+        port: None: the first free port from 7860.
+        local: False on a Space, which sets host and port, and shows the page in a frame.
 
     Raises:
-        InputError: the port is taken, or the first model cannot be opened.
+        InputError: the port is in use, or the first model cannot be opened.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     with tempfile.TemporaryDirectory(prefix="t2i-web-", ignore_cleanup_errors=True) as folder:
@@ -99,30 +108,14 @@ def served(models: Models, port: int | None = None, local: bool = True) -> Itera
         from t2i.web.page import make_page
         from t2i.web.work import Work
 
-        # a page elsewhere whose name leads here must not be able to use this one
+        # DNS rebinding: other sites whose name resolves to this machine must not be able to use the page
         hosts = [Middleware(TrustedHostMiddleware, allowed_hosts=[LOCAL, "localhost"])] if local else []
         guard = Middleware(Guard, headers=HEADERS if local else {})
         page = make_page(models, Work(models, Path(folder) / "made"))
         page.queue(max_size=MOST_WAITING, api_open=False)
+        address = {"server_name": LOCAL if local else None, "server_port": port}
         try:
-            page.launch(
-                server_name=LOCAL if local else None,
-                server_port=port,
-                app_kwargs={"middleware": [*hosts, guard]},
-                state_session_capacity=MOST_VISITS,
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                footer_links=[],
-                run_history=False,
-                enable_monitoring=False,
-                max_file_size=MOST_UPLOAD,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
-                theme=theme(),
-                css=CSS,
-            )
+            page.launch(**LAUNCH, **address, app_kwargs={"middleware": [*hosts, guard]}, theme=theme(), css=CSS)
         except OSError as error:
             raise InputError(f"port {port} cannot be used ({error}); name another with --port") from error
         try:
@@ -132,6 +125,6 @@ def served(models: Models, port: int | None = None, local: bool = True) -> Itera
 
 
 def serve_space(runs: Sequence[str]) -> None:
-    """The page as a Hugging Face Space shows it, until the process ends."""
+    """Serves the page of a Hugging Face Space until the process ends."""
     with served(Models(runs, None, SPACE_GB * 1e9), local=False) as page:
         page.block_thread()

@@ -233,6 +233,27 @@ def flowers(root: Path, classes: bool = True) -> Path:
     return root
 
 
+# ---- MIRFlickr -----------------------------------------------------------------------------------------------------
+
+
+def mirflickr(root: Path) -> Path:
+    """mirflickr/im1.jpg with meta/tags/tags1.txt, and annotations/ with the numbers of the images that each word holds for."""
+    numbers: dict[str, list[int]] = {word: [] for word in ("animals", "animals_r1", "sky", "water")}
+    for key in range(40):
+        number = key + 1
+        put(root / "mirflickr" / f"im{number}.jpg", picture(key))
+        tags = [colour(key), "wall", "nikon"] if number != 7 else []  # as many have none
+        put(root / "mirflickr" / "meta" / "tags" / f"tags{number}.txt", "".join(f"{tag}\r\n" for tag in tags))
+        for word, every in (("animals", 2), ("animals_r1", 4), ("sky", 3)):
+            if key % every == 0:
+                numbers[word].append(number)
+    numbers["water"] = [1, 2, 3, 5, 8, 13, 21, 25001]
+    for word, own in numbers.items():
+        put(root / "annotations" / f"{word}.txt", "".join(f"{number}\r\n" for number in own))
+    put(root / "annotations" / "README.txt", "The annotations of MIRFLICKR-25000.\n")
+    return root
+
+
 # ---- Visual Genome -------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +380,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "flickr30k": flickr30k,
     "cub": cub,
     "flowers": flowers,
+    "mirflickr": mirflickr,
     "vg": visual_genome,
     "vqa2": vqa2,
     "shards": shards,

@@ -9,7 +9,7 @@ from builders.quantizers import settings_of
 from builders.tiny_run import CAPTIONS
 from t2i import checkpoint
 from t2i.config.load import to_yaml
-from t2i.families import save_tokenizer
+from t2i.families.tokenizers import save_tokenizer
 from t2i.prior.config import Config
 from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextConfig, fit_encoder

@@ -13,7 +13,8 @@ from t2i.data import View, open_dataset
 from t2i.data.questions import questions_of
 from t2i.reader.config import Config
 from t2i.reader.network import ReaderNetwork
-from t2i.reader.reading import Reader, Vocabulary
+from t2i.reader.reading import Reader
+from t2i.reader.vocabulary import Vocabulary
 
 SMALL: dict[str, Any] = {
     "data": {"address": "shapes-2", "resolution": 16},

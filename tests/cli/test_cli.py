@@ -99,7 +99,9 @@ def test_python_m_passes_the_exit_status_on():
     assert (good.returncode, good.stdout.split()[0]) == (0, "t2i")
     bad = subprocess.run([sys.executable, "-m", "t2i.cli", "config", "show", "no"], capture_output=True, text=True)
     assert (
-        bad.returncode == 2 and bad.stderr.startswith("error: config 'no' is no file") and "Traceback" not in bad.stderr
+        bad.returncode == 2
+        and bad.stderr.startswith("error: config 'no' is neither a file")
+        and "Traceback" not in bad.stderr
     )
 
 
@@ -195,7 +197,7 @@ def test_doctor_finds_a_folder_that_hides_the_package(tmp_path):
         (tmp_path / hidden).mkdir()
         done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=tmp_path)
         assert done.stdout.startswith(says), done.stderr
-    assert "give the folder t2i another name" in done.stdout
+    assert "rename the folder t2i" in done.stdout
 
 
 def test_the_pipeline_is_importable_from_the_top_without_torch_before():
@@ -363,7 +365,7 @@ def test_a_resumed_run_may_be_longer_but_not_learn_something_else(run, trained):
     status, _, err = run("train", "cgan", "--run-dir", "r", "--set", "seed=4", "--set", "data.resolution=64")
     assert status == 2 and len(trained) == 2
     assert err.startswith("error: r holds a run with another config; name a new folder with --run-dir, ")
-    assert "seed: 3 in the run, 4 asked for" in err and "data.resolution: 32 in the run, 64 asked for" in err
+    assert "seed: 3 in the run, 4 requested" in err and "data.resolution: 32 in the run, 64 requested" in err
     assert "max_train_steps" not in err
 
 
@@ -373,7 +375,7 @@ def test_a_named_config_is_compared_with_the_run(run, trained):
     assert run("train", "cgan", "-c", "mine.yaml", "--run-dir", "r")[0] == 0
     Path("mine.yaml").write_text("seed: 6\n")
     status, _, err = run("train", "cgan", "-c", "mine.yaml", "--run-dir", "r")
-    assert status == 2 and "seed: 5 in the run, 6 asked for" in err
+    assert status == 2 and "seed: 5 in the run, 6 requested" in err
 
 
 def test_a_run_of_another_family_or_a_file_is_refused(run, trained):
@@ -553,9 +555,9 @@ def test_exported_data_passes_the_check(run):
     for argv, says in (
         (("data", "export", "shapes-1", "none", "--split", " ,"), "names no split"),
         (("data", "check", "one", "--sheet", "no/sheet.png"), "there is no folder no"),
-        (("data", "check", "x" * 10_000), "is too long to name a file or folder"),
+        (("data", "check", "x" * 10_000), "is too long for the name of a file or folder"),
         (("eval", "score", "bare"), "bare holds no images and is no run"),
-        (("eval", "score", "x" * 10_000), "is too long to name a file or folder"),
+        (("eval", "score", "x" * 10_000), "is too long for the name of a file or folder"),
     ):
         status, out, err = run(*argv)
         assert (status, out) == (2, "") and says in err and err.count("\n") == 1, err

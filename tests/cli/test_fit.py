@@ -95,7 +95,7 @@ def test_what_is_short_is_said():
         chosen = choose(facts, speed, minutes, "prior")
         return "\n".join(expectations(chosen, schedule(chosen, speed, minutes), speed, minutes))
 
-    assert "6 minutes are too few for recognisable images on this machine, about 40 would do on some" in said(
+    assert "6 minutes are too few for recognisable images on this machine; about 40 are needed for some" in said(
         MANY, 0.1, 6
     )
     assert "will mostly repeat them" in said(FEW, 1.0, 6) and "val has 2 images" in said(FEW, 1.0, 6)
@@ -161,14 +161,14 @@ def test_bad_input_is_one_line(never: Path, capsys: pytest.CaptureFixture[str]) 
     save_png(np.zeros((8, 8, 3), np.uint8), never / "bare" / "a.png")
     for words, says in (
         (("empty",), "is an empty folder"),
-        (("one",), "to train on; give at least 16"),
+        (("one",), "to train on; provide at least 16"),
         (("file.png",), "is a file, not a folder"),
         (("nowhere",), "not found"),
         (("bare",), "no captions"),
         (("one", "--minutes", "0"), "--minutes 0"),
         (("one", "--family", "gan"), "'gan'"),
         (("one", "--run-dir", "file.png"), "file.png"),
-        (("one", "--run-dir", "bare"), "bare holds something else than a fit"),
+        (("one", "--run-dir", "bare"), "bare is not empty and does not hold a fit"),
     ):
         assert says in refusal(*words, capsys=capsys), words
     assert sorted(path.name for path in never.iterdir()) == ["bare", "empty", "file.png", "one"]
@@ -181,7 +181,7 @@ def test_a_folder_with_another_fit_is_refused(never: Path, capsys: pytest.Captur
     assert "r holds a fit of other, not of one; name another folder" in refusal("one", "--run-dir", "r", capsys=capsys)
     for damage in ("", "[]", '{"speed": 1, "families": {"prior": {}}}'):
         (never / "r" / "plan.json").write_text(damage)
-        assert "plan.json is no plan of a fit" in refusal("one", "--run-dir", "r", capsys=capsys)
+        assert "plan.json is not a plan of a fit" in refusal("one", "--run-dir", "r", capsys=capsys)
 
 
 def test_captions_without_blanks_get_an_encoder_that_needs_none(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_plan_is_printed_and_writes_nothing(tmp_path: Path, monkeypatch: pytes
         ["train", "prior"],
         ["sample", "runs/fit-d/prior"],
     ]
-    assert "scores are left out" in out and not (tmp_path / "runs").exists()
+    assert "there will be no scores" in out and not (tmp_path / "runs").exists()
     assert app.main(["fit", "shapes-1", "--dry-run", "--family", "cgan"]) == 0
     assert "t2i train align" in capsys.readouterr().out
 

@@ -262,7 +262,7 @@ def test_the_other_families_go_beside_it_on_the_page(first: Tour, tiny):
         assert f"Protocol of {family}: shapes-1 heldout" in page
     for words in SPLITS.values():
         assert words in page
-    assert "through the tokenizer" in page and "<summary>vqvae</summary>" in page
+    assert "reconstructions" in page and "<summary>vqvae</summary>" in page
     places = [page.index(f'alt="{family}, for: ') for family in ("prior", "cvae", "cgan")]
     assert places == sorted(places), "what was asked for comes first"
 
@@ -298,7 +298,7 @@ def test_the_status_of_a_command_is_that_of_the_tour(programs, tmp_path, monkeyp
     with pytest.raises(SystemExit) as stopped:
         quickstart.run_tour(Path("q"), 1.0, "cgan", app.main)
     assert stopped.value.code == 85 and ran == NAMES[:2]
-    assert capsys.readouterr().out.endswith("stopped with status 85; the same command goes on from here\n")
+    assert capsys.readouterr().out.endswith("stopped with status 85; the same command continues from here\n")
     monkeypatch.setattr(quickstart, "show", lambda *_: None)
     resumed = programs()
     quickstart.run_tour(Path("q"), 1.0, "cgan", app.main)
@@ -339,7 +339,9 @@ def test_a_damaged_record_means_that_all_is_run(programs, tmp_path, monkeypatch)
 def test_a_folder_that_cannot_be_one_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match=r"file.* is no folder and cannot become one; name another with --run-dir"):
+        with pytest.raises(
+            InputError, match=r"file.* cannot be created, as a file has that name; name another with --run-dir"
+        ):
             quickstart.run_tour(place, 1.0, "cgan", app.main)
 
 

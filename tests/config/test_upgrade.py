@@ -58,7 +58,7 @@ def test_what_a_kept_kind_never_read_is_left_out(place, keys):
 def test_a_key_that_is_fixed_now_says_so(family, key):
     if key == "logging_seconds":
         return  # marks a kept config, where every key may be read
-    with pytest.raises(ConfigError, match="is no key any more, got 3.*; it is always .* now, remove it"):
+    with pytest.raises(ConfigError, match="is no longer a key, got 3.*; it is now always .*, remove it"):
         load(config_class(family), None, [f"{key}=3"])
 
 

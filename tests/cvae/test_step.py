@@ -45,6 +45,15 @@ def test_a_run_of_one_phase(start: float) -> None:
     assert sharpening(0, 200, config) == (start == 0) and sharpening(199, 200, config) == (start == 0)
 
 
+@pytest.mark.parametrize("start", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_runs_of_a_few_steps_have_a_rate_at_each(start: float) -> None:
+    config = tiny(critic={"start": start})
+    for total in range(1, 12):
+        phases = [sharpening(step, total, config) for step in range(total)]
+        assert phases == sorted(phases) and sum(phases) == int((1 - start) * total + 1e-9)
+        assert all(0 < rate(step, total, config) <= 4e-3 for step in range(total))
+
+
 def test_a_limit_in_minutes_reckons_with_the_critics_slower_steps() -> None:
     for start, cost in ((1.0, 1.0), (0.9, 0.9 + 0.1 * CRITIC_COST), (0.0, 1.0)):
         assert tiny(critic={"start": start}).mean_cost == pytest.approx(cost)

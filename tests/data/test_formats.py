@@ -138,7 +138,7 @@ def test_which_split_is_for_training_can_be_said_and_no_other_reads_it(tmp_path:
     for name in ("validation", "val"):
         assert sizes_of(f"parquet:{saved}?split={name}") in ({"train": 6}, {"train": 5, "val": 1})
     assert "no split 'tes'" in error_at(f"parquet:{saved}?split=tes")
-    assert "nothing there says" in error_at(f"flickr30k:{layouts.flickr30k(tmp_path / 'f')}?split=train")
+    assert "the data does not list splits" in error_at(f"flickr30k:{layouts.flickr30k(tmp_path / 'f')}?split=train")
 
 
 def test_a_share_of_train_is_for_validation_where_nothing_else_is(tmp_path: Path) -> None:
@@ -542,7 +542,7 @@ def broken_trees(tmp: Path) -> list[tuple[str, str]]:
     captions = "annotations/captions_train2017.json"
     tree("coco-wrong", layouts.flowers, lambda r: 0, "no captions: looked for annotations/captions_train2017.json or")
     tree("coco-no-pictures", layouts.coco, drop("train2017/*"), "names 24 images and none is there: looked for '0000")
-    tree("coco-cut", layouts.coco, rewrite(captions, lambda t: t[:-9]), "is not whole JSON (")
+    tree("coco-cut", layouts.coco, rewrite(captions, lambda t: t[:-9]), "is not valid JSON (")
     tree("coco-other", layouts.coco, rewrite(captions, lambda t: "[]"), "no images with file_name, and annotations")
     tree("coco-latin", layouts.coco, rewrite(captions, lambda t: t.replace("A red", "À red"), "latin-1"),
          "captions_train2017.json line 1 is not UTF-8 (byte 0xc0)")  # fmt: skip

@@ -76,5 +76,5 @@ def test_training_data_is_opened_with_its_others(tmp_path: Path) -> None:
     found = open_training(data, replay=("shapes-2", 0.2))
     assert isinstance(found, Mixture) and found.others == [(50_000, 0.2), (len(found) - 50_010, 0.4)]
     assert isinstance(open_training(DataConfig(address="shapes-1")), type(open_dataset("shapes-1")))
-    with pytest.raises(InputError, match=r"replay.address shapes-1 is data.address itself"):
+    with pytest.raises(InputError, match=r"replay.address shapes-1 is the same as data.address"):
         open_training(data, replay=("shapes-1", 0.2))

@@ -35,7 +35,7 @@ def test_words_and_what_takes_their_place():
     assert without(PROMPT, words[1])[0] == "a large red square above a small green star"
     assert words_of("two dogs, asleep")[1].others == ("",)
     assert without("two dogs, asleep", words_of("two dogs, asleep")[1]) == ["two, asleep"]
-    with pytest.raises(InputError, match="no word that could show"):
+    with pytest.raises(InputError, match="no word for anything visible"):
         words_of("there is a")
 
 
@@ -107,7 +107,7 @@ def test_cells_of_an_edit_and_the_mask_that_marks_them():
         from t2i.sampling.inpainting import _box
 
         assert np.array_equal(touched(np.asarray(mask) > 127, _box(*size, 16, "center"), (4, 4)), cells)
-    with pytest.raises(InputError, match="nothing in this image"):
+    with pytest.raises(InputError, match="no part of this image depends"):
         cells_of(change * 0, "a", "b")
 
 
@@ -137,7 +137,7 @@ def test_an_edit_redraws_what_the_word_made_and_keeps_the_rest(prior, tmp_path, 
     assert "holds no prompt" in capsys.readouterr().err
     gan = make_run(tmp_path / "gan")
     assert app.main(["sample", str(gan), "--init", str(image), "--edit", "blue -> red"]) == 2
-    assert "cannot redraw parts of an image (--edit)" in capsys.readouterr().err
+    assert "cannot resample parts of an image (--edit)" in capsys.readouterr().err
 
 
 def test_the_page_shows_each_word_and_escapes_it(prior, tmp_path, capsys):

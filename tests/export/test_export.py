@@ -85,7 +85,7 @@ def test_mistakes_are_told_before_any_work(tmp_path, capsys, monkeypatch):
     told = capsys.readouterr().err
     assert "no_such_package" in told and "pip install 't2i[export]'" in told and len(told.splitlines()) == 1
     assert app.main(["export", str(ROOT / "tests/golden/vqvae"), str(tmp_path / "new"), "--format", "torch"]) == 2
-    assert "makes no images; families that do: cgan" in capsys.readouterr().err
+    assert "does not generate images; families that do: cgan" in capsys.readouterr().err
 
 
 def test_the_program_of_the_docs_samples_with_numpy_and_onnxruntime_alone(tmp_path):

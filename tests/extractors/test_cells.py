@@ -10,7 +10,6 @@ from builders.tiny_text_models import save_clip_with_images
 from t2i.errors import InputError
 from t2i.extractors import IMAGE_ENCODERS, SAVED_NAME, load_image_encoder, open_image_encoder
 from t2i.images import to_model
-from t2i.weights import scorer_dir
 
 
 def save_resnet(folder: Path) -> Path:
@@ -38,7 +37,7 @@ PLACES = {"resnet": save_resnet, "vit": save_vit, "clip": save_clip_with_images}
 
 @pytest.mark.parametrize("name", list(IMAGE_ENCODERS))
 def test_cells_follow_the_contract(name: str, tmp_path: Path) -> None:
-    place = str(PLACES[name](tmp_path / name)) if name in PLACES else str(scorer_dir())
+    place = str(PLACES[name](tmp_path / name)) if name in PLACES else None
     encoder = open_image_encoder(name, place)
     images = np.random.default_rng(0).integers(0, 255, (11, 48, 48, 3)).astype(np.uint8)
     cells, pooled = encoder.encode(images)
@@ -68,3 +67,23 @@ def test_another_kind_of_folder_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "encoder.json").write_text("{}")
     with pytest.raises(InputError, match="names no image encoder"):
         load_image_encoder(tmp_path)
+
+
+def test_classical_cells_follow_gradients_and_colours_by_hand() -> None:
+    encoder = open_image_encoder("classical")
+    image = np.zeros((1, 64, 64, 3), np.uint8)
+    image[:, :, 36:] = (255, 0, 0)  # an upright edge in the fifth column of cells; red to the right
+    cells = encoder.encode(image).cells_BLD.reshape(8, 8, -1)[3]
+    assert cells[4, 0] > 0.1 and cells[4, 1:9].max() < 1e-5 and cells[[0, 1, 2, 3, 5, 6, 7], :9].max() < 1e-5
+    torch.testing.assert_close(cells[7, 9:], torch.tensor([1.0, -1.0, -1.0]))
+    turned = encoder.encode(image.transpose(0, 2, 1, 3)).cells_BLD.reshape(8, 8, -1)[4, 3]
+    # upright to level is a quarter turn: halfway between the directions 4 and 5 of nine
+    torch.testing.assert_close(turned[4:6], cells[4, 0].expand(2) / 2)
+
+
+def test_classical_features_pass_gradients_and_take_no_path() -> None:
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    open_image_encoder("classical").tower(images).pooled_BP.square().sum().backward()
+    assert images.grad is not None and images.grad.isfinite().all() and images.grad.abs().sum() > 0
+    with pytest.raises(InputError, match="image.path=x has no effect with image.encoder=classical; remove it"):
+        open_image_encoder("classical", "x")

@@ -295,8 +295,8 @@ def test_wrong_weights_are_refused_in_one_line(
         "shape.pth": "has shape",
         "empty.pth": "is missing",
         "torchvision.pth": "torchvision's ImageNet classifier",
-        "list.pth": "no state dict",
-        "exploit.pth": "holds pickled objects beside tensors",
+        "list.pth": "not a state dict",
+        "exploit.pth": "holds pickled objects besides tensors",
         "garbage.pth": "cannot be read",
         "garbage.safetensors": "cannot be read",
     }.items():

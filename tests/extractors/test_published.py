@@ -103,15 +103,15 @@ class Net(torch.nn.Module):
     ("name", "words"),
     [
         ("script.pt", "holds a TorchScript program"),
-        ("module.pth", "holds pickled objects beside tensors"),
+        ("module.pth", "holds pickled objects besides tensors"),
         ("folder", "is a folder, not a file of weights"),
         ("other.pth", "is not the FID Inception: Conv2d_1a_3x3.conv.weight is missing"),
         ("half.pth", "cannot be read as weights (RuntimeError: "),
         ("empty.pth", "cannot be read as weights (EOFError)"),
         ("page.pth", "cannot be read as weights (UnpicklingError"),
         ("page.safetensors", "cannot be read as weights (SafetensorError"),
-        ("list.pth", "holds no state dict"),
-        ("number.pth", "holds no state dict"),
+        ("list.pth", "is not a state dict"),
+        ("number.pth", "is not a state dict"),
         ("none.pth", "not found"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from t2i.align.frozen import load_dual_encoder
-from t2i.families import load_tokenizer
+from t2i.families.tokenizers import load_tokenizer
 from t2i.pipeline import TextToImagePipeline
 from t2i.weights import shipped
 

@@ -10,7 +10,7 @@ import pytest
 from builders.tiny_tokenizer import make_run
 from t2i.cli import app
 from t2i.data import View, open_dataset
-from t2i.families import load_tokenizer
+from t2i.families.tokenizers import load_tokenizer
 from t2i.metrics.captions import bleu, cider_d, tokens
 from t2i.metrics.reconstruction import perceptual, psnr, ssim
 from t2i.metrics.score import read_scores
@@ -47,7 +47,7 @@ def test_cider_d_by_hand() -> None:
     assert longer.value == pytest.approx((first + 5) / 2)
     several = cider_d(["red cat", "red dog"], [["red cat", "blue fish"], ["red dog"]])
     assert several.value == pytest.approx((2.5 + 5) / 2)
-    with pytest.raises(ValueError, match="one to one"):
+    with pytest.raises(ValueError, match="numbers differ, or a list is empty"):
         cider_d(["a"], [[]])
 
 

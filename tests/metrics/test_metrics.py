@@ -68,7 +68,7 @@ def test_batch_size_does_not_matter() -> None:
 
 def test_statistics_refuse_what_they_cannot_add() -> None:
     stats = GaussianStats.of(np.eye(3))
-    with pytest.raises(ValueError, match="same shift"):
+    with pytest.raises(ValueError, match="different shifts"):
         _ = stats + GaussianStats.of(np.eye(3), shift=np.zeros(3))
     with pytest.raises(ValueError, match="batch has 4"):
         stats.update(np.eye(4))
@@ -288,7 +288,7 @@ def test_clip_score_by_hand() -> None:
     assert score.count == 3
     with pytest.raises(ValueError, match="row 1 are zero"):
         clip_score(np.array([[1.0], [0.0]]), np.ones((2, 1)))
-    with pytest.raises(ValueError, match="pairs"):
+    with pytest.raises(ValueError, match="shapes must be equal"):
         clip_score(images, captions[:2])
 
 
@@ -444,7 +444,7 @@ def test_broken_clip_folders_are_refused(clip_folder: Path, tmp_path: Path) -> N
         (empty, "no config.json"),
         (other, "holds a 'bert' model, not CLIP"),
         (partial, "lacks 1 of the model's tensors .*visual_projection.weight"),
-        (torn, "damaged or cut off"),
+        (torn, "damaged or incomplete"),
         (bare, "has no model.safetensors"),
     ):
         with pytest.raises(InputError, match=message) as error:
@@ -612,7 +612,7 @@ def test_score_files_that_lie_are_refused(tmp_path: Path) -> None:
     write_scores(path, [Score(3.25, PROTOCOL)])
     good = path.read_text()
     for broken, message in (
-        (good.replace("fid-shapes@1000", "fid@1000"), "named 'fid@1000' is a 'fid-shapes@1000'"),
+        (good.replace("fid-shapes@1000", "fid@1000"), "the score 'fid@1000' should be named 'fid-shapes@1000'"),
         (good.replace('"schema": 1', '"schema": 9'), "schema 9"),
         (good.replace('"truncation"', '"trunk"'), "not a score file"),
         (good[:100], "not a score file"),

@@ -12,7 +12,7 @@ from t2i import seeding
 from t2i.errors import InputError
 from t2i.prior import decoding
 from t2i.prior.config import SamplingConfig
-from t2i.prior.decoding import Known, choose, decode, guidance_at, kept
+from t2i.prior.decoding import Known, bounds_of, choose, decode, guidance_at
 from t2i.prior.kv_cache import CachedDecoder
 from t2i.prior.orders import Order, group_sizes
 from t2i.prior.transformer import Prior
@@ -260,7 +260,7 @@ def reference_kept(logits: np.ndarray, k: int | None, p: float, temperature: flo
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_top_k_and_top_p_against_brute_force(k: int | None, p: float, temperature: float) -> None:
     logits = torch.from_numpy(np.random.default_rng(0).normal(size=(50, 13)))
-    bounds = kept(logits, SamplingConfig(top_k=k, top_p=p, temperature=temperature))
+    bounds = bounds_of(logits, SamplingConfig(top_k=k, top_p=p, temperature=temperature))
     keep = torch.ones_like(logits, dtype=torch.bool) if bounds is None else logits >= bounds[0]
     for row, found in zip(logits.numpy(), keep, strict=True):
         assert set(found.nonzero()[:, 0].tolist()) == reference_kept(row, k, p, temperature)
@@ -305,9 +305,11 @@ def test_noise_is_of_the_seed_and_the_slot() -> None:
 
 def test_the_order_of_decoding_is_of_the_seed(monkeypatch) -> None:
     prior, text = make("random").eval(), text_of(2)
-    ranked = decoding._orders(prior, PLAIN, [1, 2], torch.zeros(12, dtype=torch.bool))
+    nothing = Known(torch.zeros(2, 12, dtype=torch.bool), torch.zeros(2, 12, dtype=torch.long))
+    request = decoding._Request(prior, PLAIN, text, [1, 2], nothing)
+    ranked = request.job([0, 1]).ranked_BS
     assert not torch.equal(ranked[0], ranked[1]) and sorted(ranked[0].tolist()) == list(range(12))
-    assert torch.equal(ranked[1:], decoding._orders(prior, PLAIN, [2], torch.zeros(12, dtype=torch.bool)))
+    assert torch.equal(ranked[1:], request.job([1]).ranked_BS)
     raster = PLAIN.model_copy(update={"decoding_order": "raster"})
     assert not torch.equal(decode(prior, text, [1, 2], PLAIN), decode(prior, text, [1, 2], raster))
 
@@ -330,9 +332,9 @@ def test_no_pictures_are_no_error(kind: str) -> None:
 
 def test_mistakes_are_named() -> None:
     raster, text = make("raster").eval(), text_of(1)
-    with pytest.raises(InputError, match="top_k 12 is above the 11 codes"):
+    with pytest.raises(InputError, match="top_k 12 is more than the 11 codes"):
         decode(raster, text, [0], SamplingConfig(top_k=12))
-    with pytest.raises(InputError, match="steps 4: this prior was trained with order raster"):
+    with pytest.raises(InputError, match="steps 4: this prior was trained with order=raster"):
         decode(raster, text, [0], SamplingConfig(steps=4))
     with pytest.raises(InputError, match="given codes reach 11; the tokenizer has codes 0 to 10"):
         decode(raster, text, [0], PLAIN, Known(torch.ones(1, 12, dtype=torch.bool), torch.full((1, 12), 11)))

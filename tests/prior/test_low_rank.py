@@ -63,7 +63,7 @@ def test_a_merged_copy_is_a_plain_model_with_the_same_outputs() -> None:
 
 def test_a_model_without_loaded_linear_layers_is_refused() -> None:
     model = prior()
-    with pytest.raises(InputError, match="lora: init_from brought no linear layer to adapt"):
+    with pytest.raises(InputError, match="lora: no linear layer was loaded from init_from"):
         add_low_rank(model, LORA, [name for name, _ in model.named_parameters()])
 
 

@@ -108,9 +108,9 @@ def test_each_setting_changes_pictures(pipes):
         ("random", {"colour": 1}, "a prior has no setting 'colour'; it has compile, decoding_order, group_schedule"),
         ("cgan", {"top_k": 1}, "a GAN has no setting 'top_k'"),
         ("random", {"temperature": -1.0}, "temperature -1.0: input should be greater than or equal to 0"),
-        ("random", {"top_k": CODES + 1}, "top_k 33 is above the 32 codes"),
+        ("random", {"top_k": CODES + 1}, "top_k 33 is more than the 32 codes"),
         ("random", {"guidance_scale": -1.0}, "guidance must be a number from 0 on, got -1.0"),
-        ("raster", {"steps": 3}, "steps 3: this prior was trained with order raster"),
+        ("raster", {"steps": 3}, "steps 3: this prior was trained with order=raster"),
         ("random", {"truncation": 0.7}, "truncation 0.7 is a setting of a GAN"),
         ("random", {"best_of": 0}, "best_of must be 1 or more, got 0"),
     ],
@@ -268,7 +268,7 @@ def test_a_cell_is_redrawn_where_a_masked_pixel_shows(how, size):
         ),
         ("random", {"init": (90, 50), "keep_rows": 4}, "images of this run have 4 rows of tokens; keep 1 to 3"),
         ("random", {"init": (90, 50), "keep_rows": 0}, "keep 1 to 3"),
-        ("raster", {"init": (90, 50), "mask": (90, 50), "box": (0, 0, 60, 25)}, "trained with order raster"),
+        ("raster", {"init": (90, 50), "mask": (90, 50), "box": (0, 0, 60, 25)}, "trained with order=raster"),
     ],
 )
 def test_parts_that_cannot_be_kept(pipes, name, options, says):
@@ -333,7 +333,7 @@ def test_the_command_draws_with_all_settings(t2i, runs, pipes):
     assert all(len(entry["scores"]) == 3 for entry in manifest["pictures"])
     # what chose the pictures is no judge of them
     status, out, err = t2i("eval", "score", "drawn", "--against", "drawn", "--metrics", "clip-aligned")
-    assert status == 2 and "its encoder chose these images (best of 3 by aligned" in err[0] and len(err) == 1
+    assert status == 2 and "its encoder selected these images (best of 3 by aligned" in err[0] and len(err) == 1
     assert t2i("eval", "score", "drawn", "--against", "drawn", "--out", "s.json")[0] == 0
     found = json.loads(Path("s.json").read_text())["scores"]
     assert found and not [score for score in found if score["protocol"]["extractor"]]
@@ -349,10 +349,10 @@ def test_a_run_is_scored_by_another_encoder_than_the_one_that_chooses(runs):
         scores = scored(best_of=2)
     told = [str(one.message).partition(" (best of")[0] for one in warned]
     for name in ("fid-shapes", "kid-shapes", "clip-aligned"):
-        assert f"{name} is left out: its encoder chose these images" in told
+        assert f"{name} is left out: its encoder selected these images" in told
     assert {score.protocol.metric.partition("-")[0] for score in scores} == {"faithfulness", "diversity"}
     assert all(score.protocol.reranking.startswith("best of 2 by aligned ") for score in scores)
-    with pytest.raises(InputError, match="metric clip-aligned is not available here: its encoder chose"):
+    with pytest.raises(InputError, match="metric clip-aligned is not available here: its encoder selected"):
         scored("clip-aligned", best_of=2)
     (forced,) = scored("clip-aligned", best_of=2, force=True)
     (plain,) = scored("clip-aligned")
@@ -418,7 +418,7 @@ def _turned() -> Image.Exif:
         ("random --best-of 2 --scorer x", "x"),
         ("cgan --interpolate noise --best-of 2", "--best-of 2 does nothing with --interpolate"),
         ("random --interpolate caption --init ok.png --keep-rows 1 again", "--init does nothing with --interpolate"),
-        ("random --top-k 33", "top_k 33 is above the 32 codes"),
+        ("random --top-k 33", "top_k 33 is more than the 32 codes"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(t2i, runs, argv, says):

@@ -77,7 +77,7 @@ def test_a_reader_starts_from_gpt2_an_aligned_map_and_frozen_questions(tmp_path:
         (["image={encoder: vit, path: nowhere}"], "image.path='nowhere' does not exist|no such folder"),
         (["image={encoder: vit}"], "image.encoder=vit needs image.path"),
         (["decoder.path=nowhere"], "decoder.path='nowhere'"),
-        (["width=48", "fusion.heads=5"], "cannot be divided among fusion.heads=5"),
+        (["width=48", "fusion.heads=5"], "is not a multiple of fusion.heads=5"),
         (["fusion.kind=product"], "fusion.kind"),
     ],
 )

@@ -10,12 +10,11 @@ from builders.tiny_reader_run import make_reader_run, tiny_reader
 from builders.tiny_run import make_run
 from t2i.cli import app
 from t2i.data import View, open_dataset
-from t2i.data.published.question_files import read_questions
+from t2i.data.published.question_files import questions_about_captions, read_questions
 from t2i.data.questions import Question
 from t2i.errors import InputError
 from t2i.metrics import Inputs, find_metric
 from t2i.metrics.score import read_scores
-from t2i.reader.asked import questions_about_captions
 from t2i.reader.judging import JudgingReader
 from t2i.reader.scores import ask
 from t2i.sampling.reranking import BestOf, open_chooser
@@ -55,15 +54,15 @@ def test_tifa_and_dsg_are_read_as_published(tmp_path: Path) -> None:
         (
             "q.json",
             json.dumps([{k: v for k, v in TIFA[0].items() if k != "answer"}]),
-            "entry 1 .*no answer.*give each an answer",
+            "entry 1 .*no answer.*complete it",
         ),
         ("q.json", json.dumps([{**TIFA[0], "answer": " "}]), "no answer"),
-        ("q.json", '["a"]', "entry 1 has not all of"),
-        ("q.json", '{"a": 1}', "is no list of entries"),
+        ("q.json", '["a"]', "entry 1 needs caption"),
+        ("q.json", '{"a": 1}', "is not a list of entries"),
         ("q.json", "[]", "holds no questions"),
-        ("q.json", "{", "is not whole JSON"),
+        ("q.json", "{", "is not valid JSON"),
         ("q.csv", "item_id,text\nx,a\n", "has no column 'proposition_id'"),
-        ("q.csv", DSG.replace('"1,2"', '"1,9"'), "depends on question 9, which is not there"),
+        ("q.csv", DSG.replace('"1,2"', '"1,9"'), "depends on question 9, which does not exist"),
         ("q.txt", "", "name a TIFA file"),
     ],
 )
@@ -132,7 +131,7 @@ def test_a_judge_gives_each_image_the_same_in_any_company() -> None:
     for row in range(6):
         own = [float(q.answers.get(answer, 0)) for (k, q), answer in zip(flat, given, strict=True) if k == row]
         assert right[""][row] == pytest.approx(np.mean(own))
-    with pytest.raises(InputError, match="'a dog' is none; name a TIFA or DSG file"):
+    with pytest.raises(InputError, match="not from 'a dog'; name a TIFA or DSG file"):
         questions_about_captions(["a dog"], None)
 
 
@@ -195,7 +194,7 @@ def test_the_best_of_several_is_the_one_whose_caption_is_likeliest(
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert judge.name in json.dumps(manifest)
     answers_only = make_reader_run(tmp_path / "vqa", tasks={"caption": 0, "answer": 1})
-    with pytest.raises(InputError, match="only answers questions; name one that writes captions"):
+    with pytest.raises(InputError, match="only answers questions and cannot score captions; name one"):
         open_chooser(str(answers_only), "cpu")
 
 
@@ -210,7 +209,7 @@ def test_one_command_scores_what_a_reader_writes_and_answers(runs: dict[str, Pat
     assert "shuffled images" in capsys.readouterr().out
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"candidate": "a", "references": ["b"]}) + "\n")
     assert app.main(["eval", "captions", str(tmp_path / "pairs.jsonl"), "--split", "val"]) == 2
-    assert "--split val does nothing of captions in" in capsys.readouterr().err
+    assert "--split val does nothing for captions in" in capsys.readouterr().err
     answers_only = make_reader_run(tmp_path / "vqa", tasks={"caption": 0, "answer": 1})
     folder = tmp_path / "folder"
     assert app.main(["data", "export", "shapes-2", str(folder), "-n", "6", "--size", "16", "--split", "val"]) == 0

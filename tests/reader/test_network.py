@@ -15,9 +15,10 @@ from t2i.reader.decoder import CaptionDecoder
 from t2i.reader.fusion import FUSIONS
 from t2i.reader.gpt2 import open_gpt2
 from t2i.reader.network import ReaderNetwork, Sizes, Tokens, place_codes
-from t2i.reader.reading import Reader, Vocabulary
+from t2i.reader.reading import Reader
 from t2i.reader.scores import answer_scores, caption_scores
-from t2i.reader.step import Asked, Losses, ReaderMicro
+from t2i.reader.step import Losses, QuestionBatch, ReaderMicro
+from t2i.reader.vocabulary import Vocabulary
 
 
 def prepared(**changes) -> tuple[Losses, ReaderMicro, Reader]:
@@ -37,7 +38,7 @@ def prepared(**changes) -> tuple[Losses, ReaderMicro, Reader]:
     for k, (_, question) in enumerate(flat):
         target[k, vocabulary.answers.index(next(iter(question.answers)))] = 1
     rows = torch.tensor([row for row, _ in flat])
-    asked = Asked(reader.words([question.text for _, question in flat]), rows, target)
+    asked = QuestionBatch(reader.words([question.text for _, question in flat]), rows, target)
     return (
         Losses(network, config.tasks),
         ReaderMicro(to_model(dataset.images(range(8))), Tokens(ids, mask), asked),

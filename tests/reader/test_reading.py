@@ -95,20 +95,20 @@ def test_the_captioner_of_an_align_run_is_read(tmp_path: Path, photos: Path, cap
     assert -found.sum() / (mask.sum().item() - 2) == pytest.approx(mean.item(), rel=1e-4)
     capsys.readouterr()
     assert app.main(["read", str(place), str(photos), "--ask", QUESTION]) == 2
-    assert "writes captions and answers no questions" in capsys.readouterr().err
+    assert "writes captions but does not answer questions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["read", "{cgan}", "{photos}"], "reads no images; train a reader"),
+        (["read", "{cgan}", "{photos}"], "does not read images; train a reader"),
         (["read", "{photos}", "{photos}"], "is no run directory"),
         (["read", "{run}", "{empty}"], "holds no images"),
         (["read", "{run}", "{empty}/a.png"], "does not exist; name an image"),
-        (["read", "{run}", "{run}/config.yaml"], "is no image that is read"),
+        (["read", "{run}", "{run}/config.yaml"], "is not a supported image"),
         (["read", "{run}", "{broken}"], "name an image that can be read"),
-        (["read", "{vqa}", "{photos}"], "answers questions and writes no captions; ask one with --ask"),
-        (["read", "{caption}", "{photos}", "--ask", QUESTION], "answers no questions"),
+        (["read", "{vqa}", "{photos}"], "answers questions but does not write captions; ask one with --ask"),
+        (["read", "{caption}", "{photos}", "--ask", QUESTION], "does not answer questions"),
         (["data", "caption", "{empty}", "{out}", "--by", "{run}"], "empty folder"),
         (["data", "caption", "{photos}", "{out}", "--by", "{vqa}"], "writes no captions"),
         (["data", "caption", "shapes-2", "{out}", "--by", "{run}"], "has no files"),

@@ -30,8 +30,8 @@ from t2i.report import neighbours
 from t2i.report.chart import chart, labels, linear_ticks, log_ticks
 from t2i.report.curves import MOST_POINTS, charts, series_of, shared_charts, thin
 from t2i.report.extremes import Extremes
-from t2i.report.gallery import Beside, Gallery, make_gallery
-from t2i.report.judged import Judged, Pool, Verdict, fit, judged, verdict
+from t2i.report.gallery import Gallery, SplitImages, make_gallery
+from t2i.report.judged import Judged, Pool, Verdict, clip_scores, judged, verdict
 from t2i.report.neighbours import Near, Neighbours
 from t2i.report.options import ReportOptions
 from t2i.report.page import Extras, Part, write_report
@@ -133,12 +133,12 @@ def gallery_of(names: list[str]) -> Gallery:
         name: [Judged(pixels(10 * k + i), f"{i} {HOSTILE}", 50.0 + i, Verdict(i == 0, HOSTILE)) for i in range(2)]
         for k, name in enumerate(names, 1)
     }
-    real = [Judged(pixels(i), f"{i} {HOSTILE}", 90.0 + i, Verdict(True, "as asked")) for i in range(2)]
+    real = [Judged(pixels(i), f"{i} {HOSTILE}", 90.0 + i, Verdict(True, "correct")) for i in range(2)]
     extremes = Extremes(HOSTILE, made[names[0]][:1], made[names[0]][1:])
     near = Near(made[names[0]][0], [(Judged(pixels(77), HOSTILE), 0.25)])
     return Gallery(
         HOSTILE,
-        [Beside("val", HOSTILE, real, made)],
+        [SplitImages("val", HOSTILE, real, made)],
         {names[0]: extremes},
         {names[0]: Neighbours(HOSTILE, [near], 0.5, 0.75)},
         [HOSTILE],
@@ -234,7 +234,7 @@ def test_every_prompt_has_the_real_picture_and_that_of_each_run(tmp_path, page):
     runs = [told(tmp_path / name) for name in ("a", "b")]
     shown = page(*runs, gallery=gallery_of(["a", "b"]))
     assert [text for text in shown.texts_of("article") if text.startswith("0 ")] == [
-        f"0 {HOSTILE}real 90 ✓ as askeda 50 ✓ {HOSTILE}b 50 ✓ {HOSTILE}"
+        f"0 {HOSTILE}real 90 ✓ correcta 50 ✓ {HOSTILE}b 50 ✓ {HOSTILE}"
     ]
     for k, who in enumerate(("real image of", "a, for", "b, for")):
         found = images_of(shown, f"{who}: 1 ")
@@ -250,7 +250,7 @@ def test_what_the_oracle_finds_wrong_is_said_in_words(run, page):
 
 def test_neighbours_stand_with_their_distance_and_what_to_read_it_against(run, page):
     shown = page(run, **whole(run))
-    assert "median distance 0.500, of held-out real images 0.750" in shown.texts_of("section")[2]
+    assert "median distance 0.500, for held-out real images 0.750" in shown.texts_of("section")[2]
     (found,) = images_of(shown, "training image of")
     assert np.array_equal(found, pixels(77)) and "0.250" in shown.texts_of("section")[2]
 
@@ -391,7 +391,7 @@ def test_scores_stand_with_bounds_interval_n_and_protocol(run, page):
     listed = "".join(shown.texts_of("details"))
     names = ("fid-shapes@500", "faithfulness-strict-unseen-pair@421", "uint8, half up", "wilson", "d" * 12, "e" * 12)
     assert all(name in listed for name in names)
-    assert "37.6% show all that the caption says, shapes-2 val, N 500" in shown.texts_of("li")[0]
+    assert "37.6% match the whole caption, shapes-2 val, N 500" in shown.texts_of("li")[0]
 
 
 def test_n_stands_in_the_cell_where_it_is_not_the_columns(tmp_path, page):
@@ -488,7 +488,7 @@ def test_configs_are_compared_key_by_key(tmp_path, page):
 def test_a_run_that_holds_nothing_says_what_is_missing(tmp_path, page):
     shown = page(told(tmp_path / "r"))
     text = shown.texts_of("main")[0]
-    for words in ("makes no images", "t2i eval score writes one", "t2i train writes one"):
+    for words in ("no images: a dual encoder", "t2i eval score writes one", "t2i train writes one"):
         assert words in text
 
 
@@ -518,7 +518,7 @@ def test_a_page_that_cannot_be_written_is_the_users_to_know(run, tmp_path):
 
 def test_a_verdict_names_what_is_wrong():
     right = dict.fromkeys(("count", "layout", "shape", "colour", "size", "relation", "background", "strict"), True)
-    assert verdict(right) == (True, "as asked")
+    assert verdict(right) == (True, "correct")
     wrong = {"strict": False, "colour": False, "relation": False}
     assert verdict({**right, **wrong}) == (False, "wrong colour, relation")
     assert verdict({**right, **wrong, "count": False}) == (False, "wrong number of objects")
@@ -584,7 +584,7 @@ def test_runs_of_all_families_on_a_users_own_pictures(three, own_data, tmp_path,
     out = tmp_path / "out.html"
     assert report(*three, "--out", out) == 0
     said = capsys.readouterr()
-    assert said.out.startswith(f"wrote {out}, ") and "knows drawn shapes" in said.err
+    assert said.out.startswith(f"wrote {out}, ") and "knows rendered shapes" in said.err
     shown = Page(out.read_text("utf-8"))
     prompts = shown.texts_of("h4")[:5]
     assert HOSTILE in prompts and len(set(prompts)) == 5, "all of val, and each once"
@@ -612,17 +612,17 @@ def test_runs_draw_what_eval_score_scored_and_its_scores_choose(tmp_path, page):
     assert found is not None and not found.neighbours
     values = np.sort(keep.values["clip-aligned@30"])
     best = found.extremes["gan"]
-    assert best.among == "of 30 of shapes-1 val, by clip-aligned"
+    assert best.among == "of 30 for shapes-1 val, by clip-aligned"
     assert [one.score for one in best.best] == pytest.approx(values[:-7:-1].tolist())
     assert [one.score for one in best.worst] == pytest.approx(values[:6].tolist())
-    again = fit(open_image_text(None), [one.image for one in best.worst], [one.caption for one in best.worst])
+    again = clip_scores(open_image_text(None), [one.image for one in best.worst], [one.caption for one in best.worst])
     assert again.tolist() == pytest.approx([one.score for one in best.worst], abs=0.01), "the very pictures"
     # of other weights than were scored, those that are drawn now are chosen among
     protocol = replace(read_scores(run / "scores-x.json")[0].protocol, checkpoint="0" * 64)
     write_scores(run / "scores-x.json", [replace(scores[0], protocol=protocol)])
     other = make_gallery(open_runs([run]), ReportOptions(runs=(str(run),), n=13, neighbours=0), lambda *_: None)
-    assert other is not None and other.extremes["gan"].among == "of 13 of shapes-1 val, by clip-aligned"
-    assert [len(group.real) for group in other.beside] == [12, 12]
+    assert other is not None and other.extremes["gan"].among == "of 13 for shapes-1 val, by clip-aligned"
+    assert [len(group.real) for group in other.splits] == [12, 12]
     (note,) = other.notes
     assert note.startswith("gan has no record of its training data")
 
@@ -637,7 +637,7 @@ def test_copies_of_training_pictures_stand_first():
     pool = Pool(asked, [], [pixels(100), pixels(101)], np.zeros(2))
     found = neighbours.neighbours_of("all", pool, training, made, train[:1] + 1, train)
     first = found.nearest[0]
-    assert first.made.caption == "b" and first.training[0][0].caption == "training 3"
+    assert first.generated.caption == "b" and first.training[0][0].caption == "training 3"
     assert first.training[0][1] == pytest.approx(0, abs=1e-6) and np.array_equal(first.training[0][0].image, pixels(3))
     distances = [distance for _, distance in first.training]
     assert distances == sorted(distances) and len(distances) == 3 and found.held_out == pytest.approx(8**0.5)
@@ -653,13 +653,13 @@ def test_a_dual_encoder_has_curves_and_no_pictures(tmp_path):
     write_journal(tmp_path / "align", [{"step": 1, "time": 0, "loss": 1.0}])
     assert report(tmp_path / "align") == 0
     shown = Page((tmp_path / "align" / "report.html").read_text("utf-8"))
-    assert "a dual encoder makes no images" in shown.texts_of("main")[0] and shown.path("loss")
+    assert "no images: a dual encoder makes none" in shown.texts_of("main")[0] and shown.path("loss")
 
 
 def test_runs_of_different_data_are_warned_of(tmp_path, capsys):
     runs = [make_run(tmp_path / name, data={"address": f"shapes-{k}"}) for k, name in ((1, "a"), (2, "b"))]
     assert report(*runs, "-n", 2, "--neighbours", 0, "--out", tmp_path / "o.html", "--split", "val") == 0
-    words = "b was trained on shapes-2, and the captions here are of shapes-1"
+    words = "b was trained on shapes-2, but the captions here are from shapes-1"
     shown = Page((tmp_path / "o.html").read_text("utf-8"))
     assert words in capsys.readouterr().err and words in shown.texts_of("div")[0]
 
@@ -669,7 +669,7 @@ def test_runs_of_different_data_are_warned_of(tmp_path, capsys):
     [
         (["{gan}/../nowhere"], "nowhere does not exist; name a run directory of t2i train"),
         (["{gan}/text"], "text is no run: it holds no checkpoints; name a run directory of t2i train"),
-        (["{young}"], "young has no checkpoint yet; train on to its first"),
+        (["{young}"], "young has no checkpoint yet; train until its first one"),
         (["{gan}", "{gan}/."], "gan is named twice; name each run once"),
         (["{gan}", "--out", "{here}"], "here.html exists; delete it, or name another file with --out"),
         (["{gan}", "--out", "{gan}/no/x.html"], "x.html cannot be written: there is no folder"),

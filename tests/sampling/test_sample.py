@@ -302,7 +302,7 @@ def test_a_prompt_longer_than_a_file_name_is_a_prompt_and_a_long_word_no_crash(t
     status, _, err = t2i("sample", "a small red circle " * 100, "--out", "void.txt")
     assert status == 2 and err == ["error: output folder void.txt is a file; name a new or an empty folder"]
     status, _, err = t2i("sample", "x" * 10_000, PROMPT)
-    assert status == 2 and len(err) == 1 and "is too long to name a file or folder" in err[0]
+    assert status == 2 and len(err) == 1 and "is too long for the name of a file or folder" in err[0]
 
 
 def test_runs_that_cannot_be_sampled(t2i, run):

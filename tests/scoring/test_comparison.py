@@ -65,7 +65,7 @@ def test_pictures_of_one_prompt_are_drawn_together() -> None:
     assert np.diff(wide.interval)[0] > 2.5 * np.diff(narrow.interval)[0]
     gaps = np.where(groups < 3, np.nan, 1.0)
     assert paired_difference(first * gaps, second * gaps, groups).count == 270
-    with pytest.raises(ValueError, match="not of the same images"):
+    with pytest.raises(ValueError, match="the two score different images"):
         paired_difference(first * gaps, second, groups)
 
 
@@ -97,7 +97,7 @@ def test_two_models_on_the_same_captions(t2i: Command, tmp_path: Path) -> None:
     assert head.split()[:5] == ["score", "a", "b", "difference", "(95"]
     line = next(line for line in lines if line.startswith("clip-aligned@40"))
     assert "*" in line and ".." in line
-    assert "one number of all images: fid-shapes@40" in lines[-1] and "diversity-pixels" in lines[-1]
+    assert "one number for all images: fid-shapes@40" in lines[-1] and "diversity-pixels" in lines[-1]
     lined = {line.name: line for line in compare([Path("a.json"), Path("b.json"), Path("a.json")])}
     first, again = lined["clip-aligned@40"].differences
     assert first is not None and first.count == 40
@@ -111,15 +111,15 @@ def test_two_models_on_the_same_captions(t2i: Command, tmp_path: Path) -> None:
     assert found is not None and abs(found.value) < 1e-6 and found.interval == pytest.approx((0, 0), abs=1e-6)
     # without what each picture scored, or on other captions, nothing is tested
     beside(Path("c.json")).unlink()
-    assert "there is no .safetensors file of the score of each image" in t2i("compare", "a.json", "c.json")[1]
+    assert "no .safetensors file with the scores of single images" in t2i("compare", "a.json", "c.json")[1]
     Samples(samples.prompts + 1, samples.values).write(beside(Path("c.json")))
-    assert "not tested, of other captions" in t2i("compare", "a.json", "c.json")[1]
+    assert "not tested, other captions" in t2i("compare", "a.json", "c.json")[1]
 
 
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("a.json", "1 score file compares with nothing"),
+        ("a.json", "got 1 score file to compare"),
         ("a.json none.json", "cannot read none.json"),
         ("a.json text.json", "is not a score file"),
         ("a.json damaged.json", "damaged.safetensors is damaged"),
@@ -206,5 +206,5 @@ def test_coco_30k_is_val2014(tmp_path: Path) -> None:
     assert (
         found["data"] == f"coco:{tmp_path}?split=train2014" and found["split"] == "val" and found["resolution"] == 256
     )
-    with pytest.raises(InputError, match="split=train2017, and the protocol coco-30k train2014"):
+    with pytest.raises(InputError, match="split=train2017, but the protocol coco-30k needs train2014"):
         settle("coco-30k", given | {"data": f"coco:{tmp_path}?split=train2017"})

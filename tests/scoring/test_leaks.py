@@ -18,7 +18,7 @@ from t2i.errors import InputError
 from t2i.images import ImageArray
 from t2i.metrics.score import read_scores
 from t2i.scoring.images.collection import Images, dataset_images
-from t2i.scoring.leaks import Found, find, refuse_leaks
+from t2i.scoring.leaks import Overlap, find, refuse_leaks
 from t2i.training.trained_on import (
     RECORD,
     Record,
@@ -147,10 +147,10 @@ def test_flat_and_tiny_pictures_have_hashes() -> None:
 def test_copies_are_found_exactly_or_by_their_looks_and_others_are_not(photos: Path, record: Record) -> None:
     val = held_out(photos, "val")
     clean = find(record, val.captions or [], val)
-    assert clean == Found([], [], [], False) and not clean.leaks
+    assert clean == Overlap([], [], [], False) and not clean.leaks
     test = find(record, [], held_out(photos, "test"))
     assert test.images == [f"test/test{k:03}.png" for k in (0, 3, 6, 9)]  # lossless copies
-    assert test.alike == [f"test/test{k:03}.png" for k in (1, 2, 4, 5, 7, 8)] and test.leaks
+    assert test.similar == [f"test/test{k:03}.png" for k in (1, 2, 4, 5, 7, 8)] and test.leaks
 
 
 def test_a_caption_of_the_training_is_a_leak(photos: Path, record: Record) -> None:
@@ -185,7 +185,7 @@ def test_drawn_scenes_are_known_by_their_ids_and_not_drawn() -> None:
 
     for split in ("val", "heldout"):
         other = replace(dataset_images("shapes-2", split, 300, View(SIDE)), chunks=never)
-        assert find(record, other.captions or [], other) == Found([], [], [], False)
+        assert find(record, other.captions or [], other) == Overlap([], [], [], False)
     same = replace(dataset_images("shapes-2", "train", 400, View(SIDE, limit=400)), chunks=never)
     found = find(record, same.captions or [], same)
     assert found.images == train.ids and len(found.captions) == 400 and found.leaks
@@ -223,6 +223,15 @@ def test_random_crops_are_noted_as_centre_crops(photos: Path, record: Record, tm
     _remember(tmp_path / RECORD, open_dataset(str(photos), "train", data.view()), data, [], lambda done, total: None)
     kept = read_record(tmp_path / RECORD)
     assert kept is not None and kept.pixels.tolist() == record.pixels.tolist()
+
+
+def test_equal_records_are_equal_files(tmp_path: Path, record: Record) -> None:
+    files = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for file in files:
+        write_record(file, record)
+    assert len({file.read_bytes() for file in files}) == 1
+    back = read_record(files[0])
+    assert back is not None and back.data == record.data and np.array_equal(back.captions, record.captions)
 
 
 def test_a_damaged_record_is_named(tmp_path: Path, record: Record) -> None:

@@ -117,7 +117,7 @@ def test_every_way_to_the_same_real_pictures_gives_the_same_scores(t2i: Command,
     assert t2i("reference", real, "--embedded", "--save-features", "--out", "b.safetensors")[0] == 0
     assert t2i(*common, "--against", real, "--out", "direct.json")[0] == 0
     status, _, err = t2i(*common, "--against", "a.safetensors", "--out", "data.json")
-    assert status == 0 and "kid-shapes is left out: a.safetensors holds statistics alone" in err
+    assert status == 0 and "kid-shapes is left out: a.safetensors holds only statistics" in err
     assert t2i(*common, "--against", "b.safetensors", "--out", "files.json")[0] == 0
     direct, data, files = (values(read_scores(Path(f"{name}.json"))) for name in ("direct", "data", "files"))
     assert files["fid-shapes"].value == pytest.approx(direct["fid-shapes"].value, rel=1e-6)
@@ -164,13 +164,13 @@ def test_a_reference_of_another_extractor_says_so(t2i: Command, tmp_path: Path, 
     )
     score = ("score", real, "-n", 4, "--force", "--against")
     status, _, err = t2i(*score, "r.safetensors", "--metrics", "fid-shapes")
-    assert status == 2 and f"r.safetensors is not of shapes (weights {embedded_digest()[:8]})" in err
-    assert f"align-{digest[:8]} (weights {digest[:8]})" in err and len(err.splitlines()) == 1
+    assert status == 2 and f", not shapes (weights {embedded_digest()[:8]})" in err
+    assert f"r.safetensors holds align-{digest[:8]} (weights {digest[:8]})" in err and len(err.splitlines()) == 1
     legacy = ("--inception", "i.safetensors", "--resize", "legacy", "--metrics", "fid-inception-*")
     status, _, err = t2i(*score, "r.safetensors", *legacy)
-    assert status == 2 and "the images of r.safetensors were resized otherwise: clean, here legacy" in err
+    assert status == 2 and "the images of r.safetensors were resized by clean, here by legacy" in err
     status, _, err = t2i(*score, "r.safetensors", *legacy[:4])
-    assert status == 0 and "were resized otherwise: clean, here legacy" in err
+    assert status == 0 and "were resized by clean, here by legacy" in err
     # mu and sigma of nobody knows what: taken for the Inception's where they have as many features
     np.savez("stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     status, out, err = t2i(*score, "stats.npz", *legacy, "--out", "o.json")
@@ -227,16 +227,16 @@ def test_features_are_kept_and_read_again(t2i: Command, real: Path, tmp_path: Pa
     assert status == 0 and "features are kept in f.safetensors\n" in first
     assert not list(tmp_path.glob(".*"))
     status, again, _ = t2i(*words)
-    assert "not made again: real images by shapes, generated images by shapes" in again
+    assert "reused from it: real images by shapes, generated images by shapes" in again
     assert first.splitlines()[:2] == again.splitlines()[:2]
     status, fewer, _ = t2i(*words, "-n", 20)
-    assert "not made again: real images by shapes\n" in fewer
+    assert "reused from it: real images by shapes\n" in fewer
     # another extractor's are not taken for them
     save_dual(tmp_path / "other", seed=1)
-    assert "not made again" not in t2i(*words[:-2], "--scorer", "other", "--force")[1]
+    assert "reused from it" not in t2i(*words[:-2], "--scorer", "other", "--force")[1]
     Path("f.safetensors").write_bytes(b"x")
     status, _, err = t2i(*words)
-    assert status == 2 and "f.safetensors does not hold features that --save-features kept" in err
+    assert status == 2 and "f.safetensors does not hold features of --save-features" in err
 
 
 def test_a_pass_that_was_killed_goes_on(real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +322,7 @@ def test_two_processes_give_the_scores_of_one(t2i: Command, real: Path, tmp_path
     told = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
     assert told[1] == "" and "wrote two.json and two.safetensors" in told[0] and "biased upward" in told[0]
     status, out, _ = t2i(*words, "--out", "one.json")
-    assert status == 0 and "not made again: real images by shapes, generated images by shapes" in out
+    assert status == 0 and "reused from it: real images by shapes, generated images by shapes" in out
     Path("f.safetensors").unlink()
     assert t2i(*words, "--out", "alone.json")[0] == 0
     one, two, alone = (read_scores(Path(f"{name}.json")) for name in ("one", "two", "alone"))
@@ -440,7 +440,7 @@ def test_broken_pictures_are_left_out_and_counted(t2i: Command, real: Path, tmp_
     found = values(read_scores(Path("o.json")))
     assert {score.protocol.skipped for score in found.values()} == {"2 generated, 1 real"}
     assert found["kid-shapes"].protocol.n_fake == 38 and found["kid-shapes"].protocol.n_real == 2
-    assert "give at least 16 on each side" in str(found["fid-shapes"].protocol.forced)
+    assert "score at least 16 on each side" in str(found["fid-shapes"].protocol.forced)
     assert found["kid-shapes"].protocol.forced is None
 
 
@@ -464,18 +464,18 @@ def test_captions_over_the_limit_are_counted(t2i: Command, real: Path, tmp_path:
         ("score lying.npz --against REAL", "does not fit its"),
         ("score text.npz --against REAL", "is not an .npz file"),
         ("score none.npz --against REAL", "none.npz"),
-        ("score REAL.npz --against REAL -n 41", "ask for at most 40"),
+        ("score REAL.npz --against REAL -n 41", "set -n to at most 40"),
         ("score REAL --against text.npz", "is not an .npz file"),
         ("score REAL --against bad.npz", "are no mean and covariance"),
         ("score REAL --against features.safetensors", "does not hold reference statistics"),
         ("score REAL --against none.safetensors", "none.safetensors"),
-        ("score REAL --data shapes-2 --split val", "of 40 captions are of no image in split val of shapes-2"),
-        ("score REAL.npz --data shapes-2", "by which those of shapes-2 would be found"),
-        ("score REAL --prompts p.txt", "--prompts p.txt does nothing of images in"),
-        ("score REAL --guidance 2 --against REAL", "--guidance 2.0 does nothing of images in"),
+        ("score REAL --data shapes-2 --split val", "no image in split val of shapes-2 has "),
+        ("score REAL.npz --data shapes-2", "which are needed to find their partners in shapes-2"),
+        ("score REAL --prompts p.txt", "--prompts p.txt does nothing for images in"),
+        ("score REAL --guidance 2 --against REAL", "--guidance 2.0 does nothing for images in"),
         ("score RUN --prompts none.txt", "none.txt"),
         ("score RUN --prompts blank.txt", "holds no prompt"),
-        ("score RUN --prompts p.txt -n 4", "ask for at most 3"),
+        ("score RUN --prompts p.txt -n 4", "set -n to at most 3"),
         ("score RUN --prompts p.txt --metrics fid-shapes", "there are no real images"),
         ("score RUN --prompts p.txt --data shapes-2", "--data shapes-2 does nothing with --prompts"),
         ("score RUN --save-features nowhere/f.safetensors", "there is no folder nowhere"),
@@ -485,13 +485,13 @@ def test_captions_over_the_limit_are_counted(t2i: Command, real: Path, tmp_path:
         ("score RUN --protocol shapes-heldout --metrics fid-shapes", "--metrics fid-shapes contradicts the protocol"),
         ("score RUN --protocol coco-30k --inception text.npz --clip x", "name its folder with --data"),
         ("score RUN --protocol coco-30k --data shapes-2", "name the weights with --inception"),
-        ("score RUN --protocol coco-30k --inception i --clip c --data shapes-2", "the protocol coco-30k is of coco"),
+        ("score RUN --protocol coco-30k --inception i --clip c --data shapes-2", "the protocol coco-30k needs coco"),
         ("score RUN --protocol shapes-heldout --prompts p.txt", "--prompts p.txt does nothing with --protocol"),
         ("reference REAL --out r.safetensors", "no extractor is named"),
         ("reference REAL --embedded --out r.json", "name a .safetensors file"),
-        ("reference shapes-2 --embedded --out r.safetensors", "by --resolution"),
+        ("reference shapes-2 --embedded --out r.safetensors", "set the size of its images with --resolution"),
         ("reference shapes-2 --embedded --resolution 32 --split vall --out r.safetensors", "no split 'vall'"),
-        ("reference REAL -n 41 --embedded --out r.safetensors", "ask for at most 40"),
+        ("reference REAL -n 41 --embedded --out r.safetensors", "set -n to at most 40"),
     ],
 )
 def test_bad_input_is_one_line(t2i: Command, real: Path, tmp_path: Path, run: Path, argv: str, says: str) -> None:

@@ -135,7 +135,7 @@ def test_pictures_without_captions_of_any_size_have_a_fid(command: Command, tmp_
     assert status == 0
     assert [line.split("@")[0] for line in out.splitlines()[1:3]] == ["fid-shapes", "kid-shapes"]
     assert "faithfulness is left out: none of 20 images in folder:ours have captions" in err
-    assert "drawn shapes" in err and "--out" in out
+    assert "rendered shapes" in err and "--out" in out
     status, _, err = command("ours", "--against", "theirs", "--metrics", "clip-aligned")
     assert status == 2 and err == (
         "error: metric clip-aligned is not available here: none of 20 images in folder:ours have captions; "
@@ -266,8 +266,8 @@ def test_captions_outside_the_grammar_leave_faithfulness_out(command: Command, r
     run = save_run(tmp_path / "run", {"data": {"address": str(photos), "resolution": SIDE, "split_seed": 5}})
     status, out, err = command(run, "--split", "train", "-n", "30")
     assert status == 0 and "faithfulness-" not in out
-    assert "warning: faithfulness is left out: the oracle reads drawn shapes, and caption 'a photo of" in err
-    assert "warning: these are the captions that the run was trained on" in err
+    assert "warning: faithfulness is left out: the oracle reads rendered shapes, but caption 'a photo of" in err
+    assert "warning: the run was trained on these captions; they are not held out" in err
     # The run's own draw of the split: with another one its training images would be scored.
     found = values(read_scores(run / "scores-photos-train-30.json"))
     own = open_dataset(str(photos), "train", View(SIDE, seed=5))
@@ -310,10 +310,14 @@ def test_the_name_fid_is_for_the_inception_of_2015(command: Command, real: Path,
     safetensors.torch.save_file(Inception().state_dict(), weights)
     both = (real, "--against", real, "--inception", weights)
     status, _, err = command(*both, "--metrics", "fid")
-    assert status == 2 and "does not hold the FID Inception of 2015-12-05" in err and "no score is called fid" in err
+    assert (
+        status == 2
+        and "does not hold the FID Inception of 2015-12-05" in err
+        and "only its scores are called fid" in err
+    )
     (name,) = re.findall(r"fid-inception-[0-9a-f]{8}", err)
     status, _, err = command(*both, "-n", "8", "--metrics", name)
-    assert status == 2 and "FID of 8 generated and 120 real images with 2048 features means nothing" in err
+    assert status == 2 and "FID of 8 generated and 120 real images with 2048 features is meaningless" in err
 
 
 # ---------------------------------------------------------------- bad input
@@ -326,9 +330,9 @@ def test_the_name_fid_is_for_the_inception_of_2015(command: Command, real: Path,
         ("empty", "empty"),
         ("RUN --data nowhere", "data 'nowhere' not found"),
         ("RUN --split vall", "no split 'vall'"),
-        ("RUN -n 15 --metrics fid-shapes", "give at least 16 on each side"),
+        ("RUN -n 15 --metrics fid-shapes", "score at least 16 on each side"),
         ("RUN -n 1", "gave 1 image; a score needs at least 2"),
-        ("RUN --data REAL --split val -n 100000", "ask for at most"),
+        ("RUN --data REAL --split val -n 100000", "set -n to at most"),
         ("RUN --metrics fid-shape", "did you mean fid-shapes?"),
         ("RUN --metrics fid-clip", "needs a CLIP folder; name it with --clip DIR"),
         ("RUN --metrics ,", "no metric is named"),
@@ -343,7 +347,7 @@ def test_the_name_fid_is_for_the_inception_of_2015(command: Command, real: Path,
         ("empty --against REAL", "no images"),
         ("REAL --against empty", "no images"),
         ("REAL --against nowhere", "'nowhere' not found"),
-        ("REAL --against REAL -n 121", "ask for at most 120"),
+        ("REAL --against REAL -n 121", "set -n to at most 120"),
         ("REAL --against REAL --data shapes-2", "--data shapes-2 does nothing with --against"),
         ("REAL --against REAL --metrics diversity-pixels", "metric 'diversity-pixels' is unknown here"),
         ("broken --against REAL", "broken 00007.png: "),

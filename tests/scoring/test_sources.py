@@ -114,7 +114,7 @@ def test_formats_that_are_not_read_are_told(tmp_path: Path, name: str) -> None:
     folder = save(tmp_path / "f", ["a.png", "b.png"])
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"x")
-    with pytest.warns(UserWarning, match=f"{Path(name).name}.* are not read, and are left out; convert them to PNG"):
+    with pytest.warns(UserWarning, match=f"{Path(name).name}.* of this format are left out; convert them to PNG"):
         assert len(open_images(str(folder))) == 2
 
 
@@ -166,7 +166,7 @@ def test_a_file_that_holds_no_images_says_what_to_do(tmp_path: Path, name: str, 
     ("array", "words"),
     [
         (NOISE.transpose(0, 3, 1, 2), "the channels come first"),
-        (NOISE / 255.0, "convert it, of floats"),
+        (NOISE / 255.0, "convert it, floats in"),
         ((NOISE / 255.0).astype(np.float32), "convert it"),
         (NOISE.astype(np.int64), "convert it"),
         (np.asfortranarray(NOISE), "numpy.ascontiguousarray"),
@@ -216,7 +216,7 @@ def test_what_is_recommended_is_not_refused(tmp_path: Path) -> None:
     ask = {"target": str(folder), "against": str(folder)}
     with pytest.raises(InputError) as error:
         score_images(ScoreOptions(**ask, metrics=("r-precision",)))
-    assert "it needs 100 captions of different meanings, and there are 3" in str(error.value)
+    assert "it needs 100 captions of different meanings, got 3" in str(error.value)
     names = str(error.value).partition("choose from: ")[2].split(", and by name ")[0].split(", ")
     assert names and "fid-shapes" not in names
     with warnings.catch_warnings(action="ignore"):
@@ -253,7 +253,7 @@ def test_an_extrapolation_of_small_subsets_is_refused(n: int, dim: int, fits: bo
         if fits:
             check_for_infinity(n, n, dim)
         else:
-            with pytest.raises(InputError, match=f"give at least {8 * dim:,}"):
+            with pytest.raises(InputError, match=f"score at least {8 * dim:,}"):
                 check_for_infinity(n, n, dim)
         check_for_infinity(n, n, dim, force=True)
 

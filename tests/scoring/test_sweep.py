@@ -100,7 +100,7 @@ def test_a_prior_is_swept(t2i, runs):
     found = json.loads((run / "sweep-shapes-1-val-8.json").read_text())
     knobs = [one["knobs"] for one in found["settings"]]
     assert knobs[1] == {"guidance": 1.0, "temperature": 1.0, "steps": 4} and len(knobs) == 4
-    assert found["best"] in knobs and "faithfulness reaches" in found["rule"]
+    assert found["best"] in knobs and "faithfulness is at least" in found["rule"]
     protocols = [score["protocol"] for one in found["settings"] for score in one["scores"]]
     assert {p["guidance"] for p in protocols} == {1.0, 3.0} and {p["temperature"] for p in protocols} == {0.5, 1.0}
     assert {json.loads(p["sampling"])["steps"] for p in protocols} == {4}
@@ -127,16 +127,16 @@ def test_a_gan_is_swept_and_keeps_the_best(t2i, runs):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("prior", "no setting to try; name values of one at least"),
+        ("prior", "no setting to try; name values of at least one"),
         ("prior --guidance 1,x", "--guidance 1,x: 'x' is no number"),
-        ("prior --top-k 1.5", "--top-k 1.5: '1.5' is no whole number, nor all"),
+        ("prior --top-k 1.5", "--top-k 1.5: '1.5' is no whole number or all"),
         ("prior --guidance 1,-1", "guidance must be a number from 0 on, got -1.0"),
-        ("prior --top-k 99", "top_k 99 is above the 32 codes"),
+        ("prior --top-k 99", "top_k 99 is more than the 32 codes"),
         ("cgan --temperature 1", "a GAN has no setting 'temperature'"),
         ("prior --truncation .5", "truncation 0.5 is a setting of a GAN"),
         ("prior --guidance 1 --split heldout", "split heldout is kept back for scores"),
         ("prior --guidance 1 --out no/a.json", "--out no/a.json cannot be written"),
-        ("prior --guidance 1 -n 8", "means nothing"),
+        ("prior --guidance 1 -n 8", "is meaningless"),
     ],
 )
 def test_bad_input_is_one_line(t2i, runs, argv, says):

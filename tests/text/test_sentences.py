@@ -91,18 +91,18 @@ def test_other_layouts_of_the_same_rules(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("modules.json", "{", "not whole JSON"),
-        ("modules.json", "[1]", "lists no modules"),
-        ("modules.json", '[{"type": "x.Pooling", "path": "../1_Pooling"}]', "outside of the folder"),
+        ("modules.json", "{", "not valid JSON"),
+        ("modules.json", "[1]", "does not list modules"),
+        ("modules.json", '[{"type": "x.Pooling", "path": "../1_Pooling"}]', "outside the folder"),
         (
             "modules.json",
             '[{"type": "x.Pooling", "path": "1_Pooling"}, {"type": "x.Dense", "path": "2_Dense"}]',
             "Dense",
         ),
-        ("1_Pooling/config.json", "{}", "names no rule of pooling"),
-        ("1_Pooling/config.json", '{"pooling_mode": "magic"}', "names no rule of pooling"),
-        ("1_Pooling/config.json", '{"pooling_mode": {"a": 1}}', "names no rule of pooling"),
-        ("1_Pooling/config.json", "[]", "holds no settings"),
+        ("1_Pooling/config.json", "{}", "names no supported pooling rule"),
+        ("1_Pooling/config.json", '{"pooling_mode": "magic"}', "names no supported pooling rule"),
+        ("1_Pooling/config.json", '{"pooling_mode": {"a": 1}}', "names no supported pooling rule"),
+        ("1_Pooling/config.json", "[]", "does not hold settings"),
         ("sentence_bert_config.json", '{"max_seq_length": -4}', "max_seq_length=-4"),
         ("sentence_bert_config.json", '{"max_seq_length": "long"}', "max_seq_length='long'"),
         ("sentence_bert_config.json", '{"do_lower_case": "yes"}', "do_lower_case='yes'"),
@@ -159,7 +159,7 @@ def test_a_model_that_no_encoder_reads_is_told_what_they_read(tmp_path: Path) ->
     tiny.save_bert(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    with pytest.raises(InputError, match="'llama' model, not bert; set text.encoder to one that is read .*t5: t5, mt5"):
+    with pytest.raises(InputError, match="'llama' model, not bert; supported are .*t5: t5, mt5"):
         encoder(tmp_path)
 
 
@@ -168,7 +168,9 @@ def test_a_vocabulary_of_sentencepiece_asks_for_sentencepiece(tmp_path: Path, mo
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "spiece.model").write_bytes(b"\n\x0e")
     monkeypatch.setattr("t2i.pretrained._is_installed", lambda *names: False)
-    with pytest.raises(InputError, match="spiece.model, which needs sentencepiece: pip install sentencepiece protobuf"):
+    with pytest.raises(
+        InputError, match="spiece.model, which requires sentencepiece: pip install sentencepiece protobuf"
+    ):
         encoder(tmp_path, "t5")
 
 

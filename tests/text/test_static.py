@@ -92,7 +92,7 @@ def test_width_is_kept_and_a_table_serves_another_run(folders: dict[str, Path], 
     encoder.save(tmp_path / "text")
     again = StaticText.fit(TextConfig(encoder="static", path=str(tmp_path / "text"), max_tokens=75), ["other words"])
     assert again.max_tokens == 75 and torch.equal(again.encode(CAPTIONS).pooled_BP, encoder.encode(CAPTIONS).pooled_BP)
-    with pytest.raises(InputError, match="text.width=16, but the table .* has 8; leave it out"):
+    with pytest.raises(InputError, match="text.width=16, but the table .* has 8; remove it"):
         StaticText.fit(TextConfig(encoder="static", path=str(tmp_path / "text"), width=16), CAPTIONS)
 
 

@@ -378,7 +378,7 @@ def test_damaged_and_incomplete_weights(folders, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(data[: len(data) // 2])
     raises_one_line(config, str(tmp_path), "damaged")
     (tmp_path / "config.json").write_text("{")
-    raises_one_line(config, str(tmp_path), "config.json is not whole JSON")
+    raises_one_line(config, str(tmp_path), "config.json is not valid JSON")
 
 
 @pytest.mark.parametrize("name", PRETRAINED)
@@ -393,7 +393,9 @@ def test_foreign_tokenizer(folders, tmp_path):
     shutil.copytree(folders["clip"], tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 7}))
-    raises_one_line(TextConfig(encoder="clip", path=str(tmp_path)), "eos_token_id", "own tokenizer")
+    raises_one_line(
+        TextConfig(encoder="clip", path=str(tmp_path)), "eos_token_id", "replace it by the model's tokenizer"
+    )
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 2}))  # as in the first CLIP configs
     old = build("clip", {"clip": tmp_path}).encode(CAPTIONS)
     torch.testing.assert_close(old.pooled_BP, build("clip", folders).encode(CAPTIONS).pooled_BP, atol=1e-5, rtol=0)
@@ -401,7 +403,9 @@ def test_foreign_tokenizer(folders, tmp_path):
     shutil.copytree(folders["bert"], tmp_path / "b")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(folders["gpt2"] / name, tmp_path / "b" / name)
-    raises_one_line(TextConfig(encoder="bert", path=str(tmp_path / "b")), "embeds only", "own tokenizer")
+    raises_one_line(
+        TextConfig(encoder="bert", path=str(tmp_path / "b")), "embeds only", "replace it by the model's tokenizer"
+    )
 
 
 def test_code_in_a_folder_is_not_run(folders, tmp_path):
@@ -439,9 +443,9 @@ def test_saved_folders_that_are_none(folders, tmp_path):
     build("bow", folders).save(tmp_path)
     good = json.loads((tmp_path / "encoder.json").read_text())
     cases = [
-        ({**good, "encoder": "os:system"}, "valid ones: aligned, bow"),
+        ({**good, "encoder": "os:system"}, "valid names: aligned, bow"),
         ({**good, "encoder": ["bow"]}, "encoder"),
-        ({**good, "weights": good["weights"][1:]}, "one weight a word"),
+        ({**good, "weights": good["weights"][1:]}, "one weight per word"),
         ({**good, "max_tokens": 0}, "max_tokens"),
         ({**good, "vocabulary": []}, "vocabulary"),
         ({**good, "extra": 1}, "extra"),
@@ -650,7 +654,7 @@ def test_stop_words_are_left_out_and_those_that_tell_are_named(name, tmp_path):
     captions = ["a red circle above the blue square", "two stars are on top of a ring"] * 8
     config = TextConfig(encoder=name, stop_words="english")
     with pytest.warns(
-        UserWarning, match=r"leaves out words that say what an image shows: above \(8\), two \(8\), on \(8\), top"
+        UserWarning, match=r"leaves out words that describe images: above \(8\), two \(8\), on \(8\), top"
     ):
         encoder = fit_encoder(config, captions)
     assert sorted(encoder.vocabulary) == ["blue", "circle", "red", "ring", "square", "stars"]

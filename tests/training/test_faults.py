@@ -216,7 +216,7 @@ def test_data_changed_between_stop_and_resume_is_refused(tmp_path: Path, change,
     before = digests(run, 5)
     change(root)
     said = refusal(lambda: train(run, config(max_train_steps=6), data=open_folder(root)))
-    assert words in said and "bring it back to resume, or name another run" in said
+    assert words in said and "restore it to resume, or name another run" in said
     assert saved_steps(run) == [4, 5] and digests(run, 5) == before
 
 
@@ -252,7 +252,7 @@ def test_a_part_with_another_digest_is_refused_and_named(tmp_path: Path) -> None
 
     in_child(lambda: with_digest("a" * 64))
     said = refusal(lambda: with_digest("b" * 64))
-    assert "the text encoder is not what run" in said and "(digest aaaaaaaaaaaa, now bbbbbbbbbbbb)" in said
+    assert "the text encoder is not the one that run" in said and "(digest aaaaaaaaaaaa, now bbbbbbbbbbbb)" in said
     in_child(lambda: with_digest("a" * 64))
 
 
@@ -282,7 +282,7 @@ def test_data_that_vanishes_ends_a_run_with_all_that_is_done(tmp_path: Path, two
             try:
                 train(directory, cfg, each_step, data=open_folder(root))
             except InputError as error:
-                assert "has vanished" in str(error) and "is saved at step 2, the same command" in str(error)
+                assert "has vanished" in str(error) and "was saved at step 2, and the same command" in str(error)
                 raise SystemExit(7) from None
 
         return two_processes(body) if two else [wait(fork(body))]
@@ -315,7 +315,7 @@ def test_a_killed_data_worker_ends_a_run_with_all_that_is_done(tmp_path: Path) -
 
     said = refusal(train_with_workers)
     (step,) = saved_steps(tmp_path)
-    assert step >= 3 and f"the run is saved at step {step}, the same command resumes it" in said
+    assert step >= 3 and f"the run was saved at step {step}, and the same command resumes it" in said
     assert "a data worker of 1 has died" in said and "dataloader_num_workers" in (tmp_path / "STOPPED").read_text()
 
 
@@ -333,7 +333,7 @@ def test_validation_data_changed_between_stop_and_resume_is_refused(tmp_path: Pa
     assert wait(fork(lambda: start(3))) == 0
     name = open_dataset(str(root), "val", View(resolution=32)).ids[0]
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(root / name)
-    assert "the split val of the data is not what run" in refusal(lambda: start(4))
+    assert "the split val of the data is not the one that run" in refusal(lambda: start(4))
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_nothing_is_written_through_a_link_that_leads_out_of_a_run(tmp_path: Pat
 @pytest.mark.parametrize("name", [".lock", "journal.jsonl", "command.json", "config.yaml", "checkpoints"])
 def test_a_pipe_in_a_run_directory_hangs_nothing(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
-    assert "is a pipe or a device and no file" in refusal(lambda: train(tmp_path, config()))
+    assert "is a pipe or a device, not a file" in refusal(lambda: train(tmp_path, config()))
 
 
 @pytest.mark.parametrize(

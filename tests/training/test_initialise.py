@@ -150,7 +150,7 @@ def test_nothing_that_fits_is_an_error() -> None:
     encoder = bow(*CAPTIONS)
     source = Source(Path("x"), "x", {}, {"model": {"other": torch.zeros(2)}}, encoder)
     with pytest.raises(
-        InputError, match=r"init_from x: nothing of it fits this model \(\d+ tensors: not in the source\)"
+        InputError, match=r"init_from x: none of its tensors fit this model \(\d+ tensors: not in the source\)"
     ):
         initialise(run_of(), config_of(), source, {"model": prior(encoder)}, Reads(encoder, "t"))  # type: ignore[arg-type]
 
@@ -167,7 +167,7 @@ def test_freezing_takes_whole_parts_and_names_those_there() -> None:
         freeze({"model": model}, ["model.txt"], set())
     with pytest.raises(InputError, match="freeze leaves nothing of model to train"):
         freeze({"model": model}, ["model"], set())
-    with pytest.raises(InputError, match="freeze model.head: model.head.weight is not of the source"):
+    with pytest.raises(InputError, match="freeze model.head: model.head.weight was not loaded from the source"):
         freeze({"model": model}, ["model.head"], {"model.head.weight"})
 
 
@@ -182,7 +182,9 @@ def test_sources_are_runs_saved_models_and_models_of_the_package(tmp_path: Path)
     assert open_source("prior", "align").vocabulary
     assert open_source(str(make_prior_run(tmp_path / "prior") / "tokenizer"), "vqvae").parts["model"]
     for family, words in (("prior", "family cgan"), ("cvae", "family cgan"), ("vqvae", "family cgan")):
-        with pytest.raises(InputError, match=f"init_from .* holds a model of the {words}, and this run is of {family}"):
+        with pytest.raises(
+            InputError, match=f"init_from .* holds a model of the {words}, but this run trains {family}"
+        ):
             open_source(str(run), family)
     with pytest.raises(InputError, match="does not exist"):
         open_source(str(tmp_path / "none"), "cgan")

@@ -138,9 +138,9 @@ def refusal(action: Callable[[], Any]) -> str:
         ({"PMI_SIZE": "4", "PMI_RANK": "1"}, "PMI_SIZE is 4.*--nproc_per_node 4"),
         ({"MV2_COMM_WORLD_SIZE": "3"}, "MV2_COMM_WORLD_SIZE is 3"),
         ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}, "SLURM_STEP_NUM_TASKS is 8.*--nproc_per_node 8"),
-        ({"RANK": "0", "LOCAL_RANK": "0"}, "RANK and LOCAL_RANK set and WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set"),
-        ({"LOCAL_RANK": "0"}, "not set; unset what is set"),
-        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2 of 2 processes"),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, "RANK and LOCAL_RANK set but WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set"),
+        ({"LOCAL_RANK": "0"}, "not set; unset the former"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2, but must be 0 to 1 for 2 processes"),
         ({"WORLD_SIZE": "2", "RANK": "x"}, "RANK is 'x', not a number"),
         ({"WORLD_SIZE": "2", "MASTER_PORT": "http"}, "MASTER_PORT is 'http', not a number"),
     ],
@@ -204,7 +204,7 @@ def test_a_launcher_that_started_one_process_of_two_is_told(monkeypatch) -> None
         "cgan",
     ]
     monkeypatch.setattr(accelerator, "accelerate_words", lambda: words)
-    with pytest.raises(InputError, match="asked for 2 processes and has started one.*torchrun --nproc_per_node 2"):
+    with pytest.raises(InputError, match="asked for 2 processes but started one.*torchrun --nproc_per_node 2"):
         check_launch("cgan", None)
     monkeypatch.setattr(accelerator, "accelerate_words", lambda: [*words[:4], "--num_processes=1"])
     check_launch("cgan", None)
@@ -213,10 +213,10 @@ def test_a_launcher_that_started_one_process_of_two_is_told(monkeypatch) -> None
 @pytest.mark.parametrize(
     ("ranks", "words"),
     [
-        ([0], "rank 1 of 2 has not come to 127.0.0.1"),
-        ([1], "rank 0 is not there"),
-        ([1, 1], "rank 0 is not there"),
-        ([0, 0], "rank 0 running already|has not come"),
+        ([0], "rank 1 of 2 did not connect to 127.0.0.1"),
+        ([1], "rank 0 does not answer"),
+        ([1, 1], "rank 0 does not answer"),
+        ([0, 0], "rank 0 running already|did not connect"),
         ([0, 1, 1], "rank 1 was started twice"),
     ],
 )
@@ -228,7 +228,7 @@ def test_missing_and_doubled_ranks_are_named(tmp_path: Path, monkeypatch, capfd,
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         try:
-            accelerator.call_the_roll()
+            accelerator.wait_for_all()
         except InputError as error:
             (tmp_path / str(number)).write_text(str(error))
             raise SystemExit(2) from error
@@ -245,7 +245,7 @@ def test_accumulation_that_accelerate_was_asked_for_is_told(tmp_path: Path, monk
     monkeypatch.setattr(accelerator, "accelerate_words", lambda: words)
     with (
         pytest.warns(UserWarning, match="--gradient_accumulation_steps 4 of accelerate is ignored: the config decides"),
-        accelerator._without_others_settings(config(), "no"),
+        accelerator._without_foreign_settings(config(), "no"),
     ):
         pass
 

@@ -37,6 +37,7 @@ PRIOR = [
 ]
 CVAE = [
     "model={width: 16, depth: 2, heads: 2, posterior_width: 8}",
+    "critic={start: 0.2, depth: 1}",  # it plays before and after a run of five steps is stopped
     "text={encoder: bow}",
     "flip=true",
     "validation_steps=2",
@@ -224,7 +225,7 @@ def test_a_prior_stops_when_held_out_likelihood_no_longer_falls(tmp_path: Path, 
     run = tmp_path / "run"
     sets = ("data.limit=4", "learning_rate=0.05", "lr_warmup_steps=0", "max_train_steps=200", "patience=2")
     assert app.main(command("prior", run, *sets, "validation_steps=5", "loss.token_dropout=0")) == 0
-    assert "stopping with the best weights" in capsys.readouterr().err
+    assert "validations; stopping" in capsys.readouterr().err
     state, manifest = checkpoint.load(checkpoint.latest(run / "checkpoints"))  # type: ignore[arg-type]
     assert manifest["step"] < 200
     found = [r["val_bits_per_token"] for r in journal.read(run / "journal.jsonl") if "val_bits_per_token" in r]
@@ -251,7 +252,7 @@ def test_a_prior_without_its_tokenizer_is_told_so(sets: list[str], words: str, t
     [
         (["text={encoder: aligned, path: nowhere}"], "t2i train align"),
         (["text={encoder: bow, path: null}", "guidance.encoder=text"], "no image tower"),
-        (["device=cuda"], "device cuda was asked for"),
+        (["device=cuda"], "device=cuda was requested"),
         (["data.resolution=24"], "power of two"),
         (["data.adress=shapes-2"], "address"),
         (["max_train_steps=many", "learning_rate=-1"], "learning_rate"),
@@ -364,7 +365,7 @@ def test_a_path_may_be_spelled_otherwise_while_its_contents_are_the_same(tmp_pat
     moved.rename(tmp_path / "there")
     assert app.main(command("prior", run, "max_train_steps=2", named.format(tmp_path / "there"))) == 0
     said = refused(command("prior", run, "max_train_steps=3", named.format(TOKENIZER[0])), capsys)
-    assert "the tokenizer is not what run" in said
+    assert "the tokenizer is not the one that run" in said
 
 
 # what each program starts from, and a part of it that is not trained on
@@ -457,9 +458,9 @@ def test_a_start_that_does_not_fit_is_one_line(tmp_path: Path, capfd: pytest.Cap
     run, other = tmp_path / "run", tmp_path / "other"
     assert app.main(command("align", other, "max_train_steps=1")) == 0
     for sets, words in (
-        ([f"init_from={json.dumps(str(other))}"], "holds a model of the family align, and this run is of cgan"),
+        ([f"init_from={json.dumps(str(other))}"], "holds a model of the family align, but this run trains cgan"),
         (["init_from=runs/none"], "no folder 'runs/none' here, and none from the hub"),
-        (["freeze=[generator.text]"], "freeze generator.text keeps fresh weights as they are; name init_from too"),
+        (["freeze=[generator.text]"], "freeze generator.text would freeze random weights; set init_from too"),
         (["init_from=cgan", "freeze=[generator.sky]"], "no part 'generator.sky'"),
         (["replay={address: nowhere}"], "data 'nowhere' not found"),
         (["replay={address: shapes-2, share: 1.5}"], "replay.share"),
@@ -475,13 +476,13 @@ def test_a_start_that_does_not_fit_is_one_line(tmp_path: Path, capfd: pytest.Cap
 def test_a_guide_does_not_start_from_a_scorer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert app.main(command("align", tmp_path / "run", "init_from=scorer", "max_train_steps=1")) == 2
     assert (
-        "init_from scorer was trained on split=all, with the held-out combinations; set split=all"
+        "init_from scorer was trained on split=all, which includes the held-out combinations; set split=all"
         in capfd.readouterr().err
     )
     assert app.main(command("align", tmp_path / "run", "init_from=scorer", "split=all", "max_train_steps=1")) == 0
     said = " ".join(capfd.readouterr().err.split())
     assert "init_from scorer has no record of its training data" in said
-    assert re.search(r"init_from scorer: 1 of [\d,]+ values of model are of it, and the rest is fresh", said)
+    assert re.search(r"init_from scorer: 1 of [\d,]+ values of model were loaded from it", said)
 
 
 @pytest.mark.parametrize("family", ["cgan", "prior"])

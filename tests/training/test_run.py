@@ -109,7 +109,7 @@ def test_a_run_without_an_intact_checkpoint_is_not_silently_started_again(tmp_pa
     for path in tmp_path.glob("checkpoints/*/ema.safetensors"):
         path.write_bytes(b"rot")
     said = refusal(lambda: train(tmp_path, config(max_train_steps=5)))
-    assert f"no checkpoint in {tmp_path / 'checkpoints'} is intact; put one back" in said
+    assert f"no checkpoint in {tmp_path / 'checkpoints'} is intact; restore one" in said
 
 
 def test_broken_pictures_are_listed_once_a_run(tmp_path):
@@ -194,7 +194,9 @@ def test_another_config_family_or_model_is_refused_and_nothing_changes(undisturb
             run.register("generator", nn.Linear(1, 1))
             run.resume()
 
-    assert "is of another model: critic, ema, optimizer_d, optimizer_g on one side only" in refusal(other_parts)
+    assert "belongs to another model: only one of the two has critic, ema, optimizer_d, optimizer_g" in refusal(
+        other_parts
+    )
 
     def other_shape() -> None:
         with Run(undisturbed, config(), "toy") as run:
@@ -210,14 +212,14 @@ def test_places_that_cannot_be_a_run(tmp_path):
     (tmp_path / "file").write_text("x")
     assert "cannot be written" in refusal(lambda: train(tmp_path / "file", config()))
     (tmp_path / "config.yaml").write_text("mine: true\n")
-    assert "holds a config.yaml and is no run" in refusal(lambda: train(tmp_path, config()))
+    assert "holds a config.yaml but is not a run" in refusal(lambda: train(tmp_path, config()))
     assert (tmp_path / "config.yaml").read_text() == "mine: true\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
 def test_cuda_asked_for_and_absent(tmp_path):
     said = refusal(lambda: train(tmp_path / "run", config(device="cuda")))
-    assert "device cuda was asked for" in said and "--set device=cpu" in said
+    assert "device=cuda was requested" in said and "--set device=cpu" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -268,7 +270,7 @@ def test_a_weight_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, value)
     assert wait(fork(lambda: train(with_a_checkpoint, config(), poison))) == 0
     assert rolled_back(with_a_checkpoint) == [(8, 4.0)] and saved_steps(with_a_checkpoint) == [4, 8, 12]
     said = refusal(lambda: train(tmp_path / "none", config(checkpointing_steps=8), poison))
-    assert "step 8: 0.weight of critic is not finite, so it is not saved" in said
+    assert "step 8: 0.weight of critic is not finite, so no checkpoint was saved" in said
     assert saved_steps(tmp_path / "none") == []
 
 
@@ -607,7 +609,9 @@ def test_the_guard_counts_and_gives_up_after_ten_in_a_row():
     assert guard.check(True, 9, [9]) is True
     for step in range(10, 19):
         guard.check(False, step, [step])
-    with pytest.raises(InputError, match=r"10 steps in a row, 10 to 19 with samples 10, 11, .*, 17, \.\.\.; look at"):
+    with pytest.raises(
+        InputError, match=r"10 steps in a row, 10 to 19 with samples 10, 11, .*, 17, \.\.\.; check these"
+    ):
         guard.check(False, 19, [190, 191])
     assert guard.skipped == 19
 
@@ -638,7 +642,9 @@ def test_steps_that_stay_broken_go_back_once_to_the_last_sound_checkpoint(tmp_pa
                 drift.append(all(torch.equal(saved[k], v) for k, v in run.parts.state()["generator"].items()))
 
         cfg = config(checkpointing_steps=2, checkpoints_total_limit=2)
-        with pytest.warns(UserWarning, match="step 7: losses or gradients are not finite .* weights of step 4; if"):
+        with pytest.warns(
+            UserWarning, match="step 7: losses or gradients are no longer finite; .* weights of step 4; if"
+        ):
             train(tmp_path, cfg, each_step, spoilt=lambda step: step in (5, 6, 7))
         return drift
 
@@ -650,7 +656,9 @@ def test_steps_that_stay_broken_go_back_once_to_the_last_sound_checkpoint(tmp_pa
 
 def test_a_run_that_going_back_does_not_help_stops_and_names_the_samples(tmp_path):
     said = refusal(lambda: train(tmp_path, config(), spoilt=lambda step: step >= 5))
-    assert "not finite in 3 steps in a row, 8 to 10 with samples 64, 65, 66, 67, 68, 69, 70, 71, ...; look at" in said
+    assert (
+        "not finite in 3 steps in a row, 8 to 10 with samples 64, 65, 66, 67, 68, 69, 70, 71, ...; check these" in said
+    )
     assert rolled_back(tmp_path) == [(7, 4.0)] and saved_steps(tmp_path) == [4, 8]
     said = refusal(lambda: train(tmp_path, config(), spoilt=lambda step: step >= 5))  # nor does starting it again
     assert "8 to 10 with samples 64, 65" in said and rolled_back(tmp_path) == [(7, 4.0)]
@@ -795,13 +803,13 @@ def test_a_run_says_what_it_trains_where_it_is_and_what_comes_next(tmp_path: Pat
     said = capfd.readouterr().err
     lines = said.splitlines()
     assert lines[0].startswith("device: CPU, 1 thread (") and lines[0].endswith(("fp32", "bf16"))
-    assert lines[1] == "data: 50 images, 50 captions; 8 images a step"
+    assert lines[1] == "data: 50 images, 50 captions; 8 images per step"
     assert lines[2].startswith("parameters: generator ") and ", critic " in lines[2]
     assert lines[3] == f"run: {tmp_path / 'run'}, step 0 of 5; next checkpoint at 4 or after 10 min"
     assert lines[4].startswith("step 1 of 5  loss ")
     assert wait(fork(lambda: train(tmp_path / "run", config(max_train_steps=5)))) == 0
     again = capfd.readouterr().err
-    assert again == f"run {tmp_path / 'run'} is finished: 5 steps are done; a higher max_train_steps goes on\n"
+    assert again == f"run {tmp_path / 'run'} is finished: 5 steps done; set a higher max_train_steps to continue\n"
 
 
 def test_a_run_whose_terminal_hangs_up_is_saved(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_tracker_that_fails_is_told_no_more_and_the_run_goes_on(fake: FakeWand
         warnings.simplefilter("always")
         go(tmp_path, "wandb")
     told = [str(one.message) for one in caught if "tracker" in str(one.message)]
-    assert told == ["tracker wandb failed and is left out from now on (ConnectionError: no route to host)"]
+    assert told == ["tracker wandb failed and is no longer used (ConnectionError: no route to host)"]
     assert {step for step, _ in fake.logged} == {1} and (tmp_path / "checkpoints" / "step-00000003").is_dir()
 
 

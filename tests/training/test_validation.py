@@ -16,7 +16,7 @@ from t2i.align.frozen import load_dual_encoder
 from t2i.cli import app
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
-from t2i.families import load_tokenizer
+from t2i.families.tokenizers import load_tokenizer
 from t2i.pipeline import TextToImagePipeline
 from t2i.prior.config import Config as PriorConfig
 from t2i.training import journal
@@ -116,7 +116,7 @@ def test_the_best_is_the_highest_or_lowest_as_the_score_is(metric: str, values: 
     assert float(kept.state_tensors()["w"]) == 0 and "best" not in weights.run.extra
     for step, value in enumerate(values, 1):
         weights.value, weights.run.step = float(step), step
-        kept.hear({metric: value, "other": 0.0})
+        kept.update({metric: value, "other": 0.0})
     assert float(kept.state_tensors()["w"]) == best and kept.misses == len(values) - best
     assert weights.run.extra["best"] == {"metric": metric, "value": values[best - 1], "step": best}
 
@@ -126,26 +126,27 @@ def test_the_best_survives_a_checkpoint_and_an_older_one_is_read() -> None:
     kept, again = weights.best("strict", "strict"), weights.best("strict", "strict")
     again.load_tensors(kept.state_tensors())
     Patience(again).load_tensors(Patience(kept).state_tensors())  # before any validation
-    assert again.hear({"strict": 0.0}) and weights.run.extra["best"]["value"] == 0
+    assert again.update({"strict": 0.0}) and weights.run.extra["best"]["value"] == 0
     weights.value, weights.run.step = 5.0, 5
-    kept.hear({"strict": 0.5})
+    kept.update({"strict": 0.5})
     weights.value, weights.run.step, weights.run.extra = 6.0, 6, {}
     again.load_tensors(kept.state_tensors())
     Patience(again).load_tensors(Patience(kept).state_tensors())
     assert weights.run.extra["best"] == {"metric": "strict", "value": 0.5, "step": 5}
-    assert not again.hear({"strict": 0.5}) and again.misses == 1 and float(again.state_tensors()["w"]) == 5
+    assert not again.update({"strict": 0.5}) and again.misses == 1 and float(again.state_tensors()["w"]) == 5
     Patience(again).load_tensors({"nll": torch.tensor(2.0), "misses": torch.tensor(3)})
     assert (again.cost, again.misses, again.step) == (2.0, 3, 0)
 
 
 def test_a_metric_that_no_validation_gives_is_refused_and_none_at_all_warned_of() -> None:
     with pytest.raises(
-        InputError, match=r"best_metric 'srtict' is no score .*did you mean strict\?.* choose from count, st"
+        InputError,
+        match=r"best_metric 'srtict' is not a validation score .*did you mean strict\?.* choose from count, st",
     ):
         Weights().best("srtict", "count", "strict")
-    with pytest.warns(UserWarning, match="has no split val, so best_metric strict chooses nothing"):
+    with pytest.warns(UserWarning, match="has no split val, so best_metric strict has no effect"):
         Best(Weights().run, dict, "strict", None)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="best_metric 'kid' cannot be scored.*set validation_extractor"):
+    with pytest.raises(InputError, match="best_metric 'kid' cannot be computed.*set validation_extractor"):
         Weights().best("kid")
 
 
@@ -175,7 +176,7 @@ def test_validations_leave_training_alone_and_the_best_is_sampled_from(tmp_path:
     manifest = checkpoint.load(newest(often))[1]
     best = min(found, key=lambda step: found[step])
     assert manifest["best"]["step"] == best and manifest["best"]["value"] == pytest.approx(found[best], rel=1e-4)
-    assert "(the best so far)" in capsys.readouterr().err
+    assert "(best so far)" in capsys.readouterr().err
     pipe = TextToImagePipeline.from_pretrained(often)
     assert str(pipe.chosen).startswith("the best of the run by kid-shapes on val (")
     assert str(pipe.chosen).endswith(f"), step {best}") and TextToImagePipeline.from_pretrained(rare).chosen is None
@@ -200,5 +201,5 @@ def test_every_family_keeps_its_best(family: str, metric: str, tmp_path: Path) -
 def test_an_unknown_metric_stops_a_run_before_its_first_step(tmp_path: Path, capsys: Any) -> None:
     assert train("vqvae", tmp_path / "run", "best_metric=heldout_psnr") == 2
     said = capsys.readouterr().err
-    assert "best_metric 'heldout_psnr' is no score" in said
+    assert "best_metric 'heldout_psnr' is not a validation score" in said
     assert not (tmp_path / "run" / "checkpoints").exists()

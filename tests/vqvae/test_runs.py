@@ -14,7 +14,8 @@ from t2i import checkpoint
 from t2i.cli import app
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
-from t2i.families import FAMILIES, load_tokenizer, save_tokenizer
+from t2i.families import FAMILIES
+from t2i.families.tokenizers import load_tokenizer, save_tokenizer
 from t2i.training import journal
 from t2i.vqvae.frozen import CHUNK, FrozenTokenizer
 from t2i.vqvae.quantizers import QUANTIZERS
@@ -96,7 +97,7 @@ def test_a_collapsed_codebook_ends_the_run(tmp_path: Path, capsys, monkeypatch) 
 @pytest.mark.parametrize(
     ("sets", "words"),
     [
-        (["quantizer.codebook_size=2000"], "more than the 1024 tokens of all 64 training images"),
+        (["quantizer.codebook_size=2000"], "more than the 1024 tokens in all 64 training images"),
         (["quantizer={kind: scalar, levels: [16, 16, 8]}"], "2048 codes, is more than the 1024 tokens"),
         (["quantizer.kind=scalar"], "quantizer.codebook_size: has no effect on scalar"),
         (["autoencoder.grid=32"], "data.resolution 16 must be autoencoder.grid 32"),
@@ -116,7 +117,7 @@ def test_lpips_of_another_network_is_refused(tmp_path: Path) -> None:
     from t2i.vqvae.perceptual import load_lpips
 
     safetensors.torch.save_file({"features.0.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"is no VGG16: features.0.weight has shape \[3, 3\]"):
+    with pytest.raises(InputError, match=r"is not a VGG16: features.0.weight has shape \[3, 3\]"):
         load_lpips(str(tmp_path / "other.safetensors"))
 
 
@@ -202,13 +203,13 @@ def test_what_is_no_tokenizer_is_refused_in_a_line(tmp_path: Path, pictures: np.
     values = json.loads((newer / "config.json").read_text())
     (newer / "config.json").write_text(json.dumps(values | {"data": values["data"] | {"sparkle": 1}}))
     for path, words in (
-        (newer, "data.sparkle, which this version does not know: a newer t2i wrote it"),
+        (newer, "data.sparkle, which this version does not know; install the newer t2i that wrote it"),
         (tmp_path / "nowhere", "does not exist; train one: t2i train vqvae"),
         (tmp_path, "neither checkpoints nor config.json"),
         (tmp_path / "empty", "has no checkpoint yet"),
-        (tmp_path / "other", "family 'cgan', which is no image tokenizer"),
+        (tmp_path / "other", "family 'cgan', which is not an image tokenizer"),
         (lacking, "of the family vqvae has no part best or ema or model"),
-        (odd, "is no manifest that this version of t2i reads .config: "),
+        (odd, "is not a manifest that this version of t2i can read .config: "),
         (damaged, "no checkpoint in .* is intact, .* bytes"),
         (folder, "is damaged"),
     ):
@@ -216,11 +217,11 @@ def test_what_is_no_tokenizer_is_refused_in_a_line(tmp_path: Path, pictures: np.
             load_tokenizer(path)
         assert "\n" not in str(caught.value)
     tokenizer = load_tokenizer(make_run(tmp_path / "good"))
-    with pytest.raises(InputError, match="reads images of 32x32x3, got 16x16x3"):
+    with pytest.raises(InputError, match="encodes images of 32x32x3, got 16x16x3"):
         tokenizer.encode(np.zeros((1, 16, 16, 3), np.uint8))
-    with pytest.raises(ValueError, match="must lie in 0 ... 63"):
+    with pytest.raises(ValueError, match="must be in 0 ... 63"):
         tokenizer.decode(torch.full((1, 64, 1), 64))
-    with pytest.raises(ValueError, match="tokens of an image are"):
+    with pytest.raises(ValueError, match="tokens of an image have the shape"):
         tokenizer.decode(torch.zeros(1, 16, 1, dtype=torch.int64))
 
 

@@ -191,7 +191,7 @@ def test_an_unexpected_fault_shows_no_more_than_its_kind(client, capfd, monkeypa
         raise RuntimeError("secret path /home/me")
 
     monkeypatch.setattr(TextToImagePipeline, "__call__", fail)
-    with pytest.raises(Exception, match="this is a fault of t2i") as caught:
+    with pytest.raises(Exception, match="this is a bug in t2i") as caught:
         ask(client, "sample")
     assert "secret" not in str(caught.value) and "secret" in capfd.readouterr().err
 

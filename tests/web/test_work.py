@@ -89,9 +89,9 @@ def test_each_family_has_its_own_settings_and_says_what_it_cannot_do(here):
         "runs/any/order": ["guidance", "temperature", "top_k", "top_p", "steps"],
     }
     assert cards["runs/any/order"].no_inpainting is None
-    assert "order raster" in str(cards["runs/raster"].no_inpainting)
+    assert "order=raster" in str(cards["runs/raster"].no_inpainting)
     assert "conditional GAN cannot keep parts" in str(cards["runs/gan"].no_inpainting)
-    assert [name for name, card in cards.items() if card.between_noises] == ["cgan", "runs/cvae", "runs/gan"]
+    assert [name for name, card in cards.items() if card.between_noises] == ["cgan", "cvae", "runs/cvae", "runs/gan"]
     assert cards["runs/gan"].words == f"Conditional GAN, 32 x 32 pixels, trained on shapes-1 for {STEP} steps"
     assert len(cards["runs/gan"].examples) == 5 and all(cards["runs/gan"].examples)
 
@@ -129,7 +129,7 @@ def test_a_model_is_loaded_once_until_its_run_goes_on_and_the_oldest_leaves_firs
 def test_images_are_those_of_the_command_and_say_what_made_them(work, model, more):
     found = work.sample(GIVEN | {"model": model} | more, Stop(), hear)
     words = shlex.split(found.command)
-    assert words[0] == "t2i" and found.said == []
+    assert words[0] == "t2i" and found.warnings == []
     assert app.main([*words[1:], "--out", "by-command"]) == 0
     manifest = json.loads(Path("by-command/manifest.json").read_text())
     assert np.array_equal(pixels(found.images), pixels([(f"by-command/{e['file']}", "") for e in manifest["pictures"]]))
@@ -184,7 +184,7 @@ def test_words_are_explained_as_by_the_command(work):
         assert np.array_equal(pixels(found.images)[2], overlay(maps.image_HWC, maps.words[1]))
     with pytest.raises(InputError, match="at most 20 words, got 21"):
         work.explain(GIVEN | {"prompt": "red " * 21}, Stop(), hear)
-    with pytest.raises(InputError, match="no word that could show"):
+    with pytest.raises(InputError, match="no word for anything visible"):
         work.explain(GIVEN | {"prompt": "a"}, Stop(), hear)
 
 
@@ -228,8 +228,8 @@ def test_inpainting_samples_what_the_brush_touched_and_keeps_the_rest(work):
 def test_words_the_model_does_not_know_are_named_each_time(work):
     for _ in range(2):
         found = work.sample(GIVEN | {"prompt": "a small red giraffe"}, Stop(), hear)
-        assert found.said == ["this model knows rendered shapes; 'giraffe' is not among its words"]
-    (said,) = work.sample(GIVEN | {"prompt": "red circle " * 60}, Stop(), hear).said
+        assert found.warnings == ["this model knows rendered shapes; 'giraffe' is not among its words"]
+    (said,) = work.sample(GIVEN | {"prompt": "red circle " * 60}, Stop(), hear).warnings
     assert "longer than the 16 tokens" in said
 
 
@@ -242,16 +242,16 @@ def test_words_the_model_does_not_know_are_named_each_time(work):
         ({"prompt": "\u200b"}, "is empty"),
         ({"prompt": "red \ud800"}, "half a character"),
         ({"prompt": "x" * 5000}, "shorten it to at most 4,096"),
-        ({"number": 0}, "a whole number from 1 to 16 here, got 0"),
+        ({"number": 0}, "a whole number from 1 to 16, got 0"),
         ({"number": 10**12}, "from 1 to 16"),
         ({"number": 1.5}, "from 1 to 16"),
-        ({"number": float("nan")}, "from 1 to 16 here, got nan"),
+        ({"number": float("nan")}, "from 1 to 16, got nan"),
         ({"number": True}, "from 1 to 16"),
-        ({"seed": "nan"}, "a seed is a whole number"),
-        ({"seed": "-1"}, "a seed is a whole number"),
-        ({"seed": "²"}, "a seed is a whole number"),
+        ({"seed": "nan"}, "a seed must be a whole number"),
+        ({"seed": "-1"}, "a seed must be a whole number"),
+        ({"seed": "²"}, "a seed must be a whole number"),
         ({"seed": "9" * 20}, "at most 19 digits"),
-        ({"seed": None}, "a seed is a whole number"),
+        ({"seed": None}, "a seed must be a whole number"),
         ({"guidance": float("nan")}, "guidance nan: must be a finite number"),
         ({"guidance": {"a": 1}}, "guidance {'a': 1}: must be a valid number"),
         ({"truncation": -1}, "truncation must be a number from 0 on"),
@@ -272,7 +272,7 @@ def test_a_job_can_be_stopped_between_steps(work, here):
 
     def hear_and_stop(share: float) -> None:
         heard.append(share)
-        stop.wanted = len(heard) == 2
+        stop.requested = len(heard) == 2
 
     with pytest.raises(InputError, match="stopped"):
         work.sample(GIVEN | {"model": "runs/raster"}, stop, hear_and_stop)

@@ -1,4 +1,4 @@
-"""What `t2i fit` must know of captioned images, by the same look at them as `t2i data check`."""
+"""Collects the facts about captioned images that `t2i fit` plans by, using the checks of `t2i data check`."""
 
 from collections.abc import Callable
 from statistics import median
@@ -7,29 +7,29 @@ from t2i.cli.fit.plan import LEAST_IMAGES, Facts
 from t2i.errors import InputError
 from t2i.names import counted
 
-# scripts that put no blanks between words, by the first word of Unicode's names of their letters
+# scripts without spaces between words, by the first word of the Unicode names of their letters
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
 
 
 def look(address: str, say: Callable[[str], None]) -> Facts:
-    """Decodes all images that are not known from before, says what `t2i data check` says, and returns what a plan needs.
+    """Checks all images, prints the report of `t2i data check`, and returns the facts that a plan needs.
 
     Raises:
-        InputError: nothing is there, training would refuse it, or there are too few images.
+        InputError: there is no data, training would refuse it, or there are too few images.
     """
     from t2i.data import parse_address
 
     facts = _of_shapes(address, say) if parse_address(address).kind == "shapes" else _of_images(address, say)
     if facts.train < LEAST_IMAGES:
         raise InputError(
-            f"data {address}: {counted(facts.train, 'image')} with a caption to train on; give at least {LEAST_IMAGES}, "
-            "better some thousands"
+            f"data {address}: {counted(facts.train, 'image')} with a caption to train on; provide at least {LEAST_IMAGES}, "
+            "preferably some thousands"
         )
     return facts
 
 
 def _of_shapes(address: str, say: Callable[[str], None]) -> Facts:
-    """The embedded data: rendered, so there is nothing to check."""
+    """Returns the facts about rendered shapes, which need no check."""
     from t2i.data import open_dataset
 
     sizes = {split: len(open_dataset(address, split)) for split in ("train", "val")}

@@ -1,8 +1,8 @@
-"""What `t2i fit` decides: encoder, tokenizer, generator, their sizes and schedules, from data, machine and minutes.
+"""Plans `t2i fit`: chooses encoder, tokenizer and generator with sizes and schedules, by data, machine and minutes.
 
-Two steps, because a fit that is typed again with more minutes goes on with the models it has: `choose` fixes what cannot change
-in a run, `schedule` how long each training is. Speeds are in units of two free cores with bf16 (`probe.REFERENCE_SPEED`); every
-number here that was measured is in LOG.md.
+There are two steps, since a fit that is called again with more minutes continues with its models: `choose` fixes the settings
+that cannot change in a run, `schedule` the length of each training. Speeds are in units of two free cores with bf16
+(`probe.REFERENCE_SPEED`); the measurements behind the constants are in LOG.md.
 """
 
 import json
@@ -16,36 +16,41 @@ from t2i.cli.fit.record import Step
 from t2i.config.section import Section
 
 Family = Literal["prior", "cvae", "cgan"]
-LEAST_IMAGES = 16  # training images without which there is no fit
-SMALL = 5000  # images below which a model learns them by heart unless held back
-LEAST_CAPTIONS = 8  # of val, without which no score says anything
+LEAST_IMAGES = 16  # minimum number of training images
+SMALL = 5000  # a model memorises fewer images unless it is regularised
+LEAST_CAPTIONS = 8  # minimum number of val captions for scores
 MOST_SCORED = 500
 SHOWN = 12  # captions that are sampled for the sheet of images
-LARGER_MINUTES, LARGER_SIDE = 20.0, 48  # reference minutes and pixels from which images have 64 pixels a side, not 32
+LARGER_MINUTES, LARGER_SIDE = (
+    20.0,
+    48,
+)  # reference minutes and pixels from which images have 64 instead of 32 pixels per side
 OVERHEAD = 0.1  # share of the minutes in which nothing is trained
-SHARES = {"tokenizer": 0.3, "text encoder": 0.15, "judge": 0.1}  # of the minutes, at most
-DUAL_ENCODER = 1000  # images from which a dual encoder is worth training: as text encoder of a GAN, and as judge
+SHARES = {"tokenizer": 0.3, "text encoder": 0.15, "judge": 0.1}  # maximum shares of the minutes
+DUAL_ENCODER = (
+    1000  # number of images from which a dual encoder is worth training, as a GAN's text encoder and as judge
+)
 
 
 class Facts(NamedTuple):
-    """What is known of the data."""
+    """Facts about the data."""
 
     address: str
-    train: int  # usable images of the split
+    train: int  # number of usable images
     val: int
-    side: int  # median shorter side, pixels
-    spaced: bool = True  # whether captions have blanks between words
-    drawn: bool = False  # the embedded data
+    side: int  # median shorter side, in pixels
+    spaced: bool = True  # True if captions have spaces between words
+    drawn: bool = False  # True for rendered shapes
 
 
 class Chosen(Section):
-    """What a run cannot change once it has begun; kept in plan.json beside what it follows from.
+    """The settings that a run cannot change later, and the facts that they depend on; stored in plan.json.
 
     Attributes:
-        codes: of the tokenizer's codebook.
-        warmup: steps over which the learning rates rise.
+        codes: size of the tokenizer's codebook.
+        warmup: warm-up steps of the learning rates.
         text: `bow`, or `align` for a dual encoder trained on this data.
-        judge: True where a dual encoder is trained for the scores alone, as the embedded one knows drawn shapes only.
+        judge: True if a dual encoder is trained for scoring only, as the embedded one only knows rendered shapes.
     """
 
     address: str
@@ -64,8 +69,8 @@ class Stage(NamedTuple):
     """One training.
 
     Attributes:
-        cost: time of one of its images, in images of the probe.
-        images: as many as are worth while, all epochs together.
+        cost: time per image, relative to the probe.
+        images: number of images, over all epochs, after which training has converged.
     """
 
     name: str
@@ -83,11 +88,11 @@ class Timed(NamedTuple):
     stage: Stage
     steps: int
     minutes: float
-    fits: float  # steps that it is expected to do
-    expected: float  # minutes that these take
+    fits: float  # expected number of steps
+    expected: float  # expected minutes
 
 
-# resolution -> the stages as their configs were measured: batch, cost and length
+# resolution -> stages with batch size, measured cost and length
 TOKENIZERS = {
     32: Stage("tokenizer", "vqvae", "vqvae-tiny", "tokenizer", 32, 1.0, 160_000),
     64: Stage("tokenizer", "vqvae", "vqvae-shapes64", "tokenizer", 32, 1.2, 290_000),
@@ -101,17 +106,17 @@ GENERATORS = {
     ("cgan", 64): Stage("cgan", "cgan", "cgan-shapes64", "cgan", 32, 8.0, 384_000),
 }
 ALIGN = Stage("text encoder", "align", "align-tiny", "text", 64, 1.4, 96_000)
-JUDGE = Stage("judge", "align", "align-tiny", "judge", 64, 1.4, 96_000)  # for the scores alone
+JUDGE = Stage("judge", "align", "align-tiny", "judge", 64, 1.4, 96_000)  # for scoring only
 CODES = {32: 2048, 64: 4096}
-# on small data more of them teach nothing
+# maximum numbers of epochs, after which small data teaches nothing more
 EPOCHS = {"vqvae": 300, "prior": 200, "cvae": 200, "cgan": 1000, "align": 60}
 LEAST_STEPS = 200
-AGAIN = 1.5  # times the minutes it had, from which a stage before the generator trains on
+AGAIN = 1.5  # a stage before the generator is trained further if its minutes grow by this factor
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 def choose(facts: Facts, speed: float, minutes: float, family: Family) -> Chosen:
-    """Fixes family, pixels, codes and text encoder."""
+    """Chooses resolution, number of codes, text encoder and judge."""
     larger = minutes * speed >= LARGER_MINUTES and facts.side >= LARGER_SIDE
     resolution = 64 if larger else 32
     tokens = facts.train * 64
@@ -129,13 +134,13 @@ def choose(facts: Facts, speed: float, minutes: float, family: Family) -> Chosen
         train=facts.train,
         val=facts.val,
     )
-    # a tenth of what the generator can do, for a warm-up as long as a short training would be all there is of it
+    # at most a tenth of the generator's steps, so that warm-up does not take all of a short training
     fits = schedule(chosen, speed, minutes)[-1].fits
     return chosen.model_copy(update={"warmup": int(min(100, max(5, fits / 10)))})
 
 
 def stages(chosen: Chosen) -> list[Stage]:
-    """The trainings in order; the generator is the last."""
+    """Returns the trainings in order; the generator is the last."""
     text = [ALIGN] if chosen.text == "align" else []
     tokenizer = [] if chosen.family == "cgan" else [TOKENIZERS[chosen.resolution]]
     judge = [JUDGE] if chosen.judge else []
@@ -143,18 +148,18 @@ def stages(chosen: Chosen) -> list[Stage]:
 
 
 def schedule(chosen: Chosen, speed: float, minutes: float, kept: Mapping[str, float] = NOTHING) -> list[Timed]:
-    """Divides the minutes: each stage gets its share or what its images need, the generator what is left.
+    """Divides the minutes: each stage gets its share, or less if its images need less; the generator gets the rest.
 
     Args:
-        kept: stage -> minutes of those before the generator at an earlier start. They stay unless much more is there for
-            them now, for a generator of another tokenizer or text encoder begins anew.
+        kept: stage -> minutes of the stages before the generator in an earlier call. They are kept unless there is much more
+            time now, since with another tokenizer or text encoder the generator is trained from scratch.
     """
     every, left = stages(chosen), minutes * (1 - OVERHEAD)
     timed = []
     for stage in every:
         enough = max(EPOCHS[stage.family] * chosen.train, LEAST_STEPS * stage.batch)
         steps = max(1, min(stage.images, enough) // stage.batch)
-        pace = 60 * REFERENCE_SPEED * speed / stage.cost / stage.batch  # steps a minute
+        pace = 60 * REFERENCE_SPEED * speed / stage.cost / stage.batch  # steps per minute
         limit = min(left, SHARES.get(stage.name, 1.0) * minutes)
         own = min(limit, 1.3 * steps / pace) if stage is not every[-1] else limit
         own = max(round(own, 2), 0.01)
@@ -166,18 +171,18 @@ def schedule(chosen: Chosen, speed: float, minutes: float, kept: Mapping[str, fl
 
 
 def begins_anew(before: Chosen, timed: Sequence[Timed], kept: Mapping[str, float]) -> bool:
-    """Returns True where a tokenizer or text encoder of an earlier generator trains on, so that it no longer fits."""
+    """Returns True if a tokenizer or text encoder of an earlier generator is trained further, so that it no longer fits."""
     used = {stage.name for stage in stages(before)[:-1]} - {JUDGE.name}
     return any(one.stage.name in used and one.minutes != kept.get(one.stage.name, one.minutes) for one in timed)
 
 
 def needed(timed: Sequence[Timed]) -> float:
-    """Minutes that the trainings are expected to take."""
+    """Returns the expected minutes of all trainings."""
     return sum(one.expected for one in timed)
 
 
 def settings(one: Timed, chosen: Chosen, folder: Path) -> list[str]:
-    """What the command of a stage sets over its config."""
+    """Returns the `--set` values of a stage's command."""
     stage, watch = one.stage, max(1, int(one.fits / (8 if chosen.small else 4)))
     sets = [
         f"data.resolution={chosen.resolution}",
@@ -208,7 +213,7 @@ def settings(one: Timed, chosen: Chosen, folder: Path) -> list[str]:
 
 
 def steps(chosen: Chosen, timed: Sequence[Timed], folder: Path) -> list[Step]:
-    """The commands in order: trainings, images, scores."""
+    """Returns the commands in order: trainings, images, scores."""
     trained = [
         Step(
             one.stage.name,
@@ -234,7 +239,7 @@ def steps(chosen: Chosen, timed: Sequence[Timed], folder: Path) -> list[Step]:
 
 
 def scoring(chosen: Chosen, folder: Path) -> Step:
-    """The command that scores held-out captions."""
+    """Returns the command that scores held-out captions."""
     model, file = folder / chosen.family, folder / chosen.family / "scores-val.json"
     n = min(chosen.val, MOST_SCORED)
     command = ["eval", "score", str(model), "--split", "val", "-n", str(n), "--out", str(file)]
@@ -243,11 +248,11 @@ def scoring(chosen: Chosen, folder: Path) -> Step:
 
 
 def training(family: str, config: str, data: str, run: Path, *sets: str) -> list[str]:
-    """The command that trains a model of this data."""
+    """Returns the command that trains a model on this data."""
     words = [word for value in sets for word in ("--set", value)]
     return ["train", family, "--config", config, *words, "--data", data, "--run-dir", str(run)]
 
 
 def named(key: str, path: Path) -> str:
-    """A setting that names a path; quoted, as YAML reads it."""
+    """Returns a setting with a path, quoted for YAML."""
     return f"{key}={json.dumps(str(path), ensure_ascii=False)}"

@@ -1,6 +1,6 @@
-"""Measures a training on this machine: a few real steps of the program itself, in a temporary folder.
+"""Measures training on this machine by a few real steps of a training program in a temporary folder.
 
-`t2i quickstart`, `t2i fit` and `--dry-run` all measure in this way.
+`t2i quickstart`, `t2i fit` and `--dry-run` use it.
 """
 
 import io
@@ -15,10 +15,10 @@ from typing import NamedTuple
 from t2i.cli.fit.record import Run
 from t2i.errors import InputError
 
-# Images/s of the tokenizer of the quickstart on two free cores with bf16 (LOG.md): the unit of a machine's speed
+# images/s of the quickstart's tokenizer on two free cores with bf16 (LOG.md), the unit of a machine's speed
 REFERENCE_SPEED = 490.0
-STEPS, MOST_MINUTES = 16, 0.5  # of a measurement
-LEAST_IMAGES, IMAGES = 256, 512 * 32 * 32  # images that it reads: so many pixels of them, but at least 256
+STEPS, MOST_MINUTES = 16, 0.5  # limits of a measurement
+LEAST_IMAGES, IMAGES = 256, 512 * 32 * 32  # number of images and of pixels that it reads at least
 SETTINGS = (
     f"max_train_steps={STEPS}",
     f"max_train_minutes={MOST_MINUTES}",
@@ -32,12 +32,12 @@ SETTINGS = (
 
 
 class Measured(NamedTuple):
-    """What a few steps of a training showed.
+    """Measurements of a few training steps.
 
     Attributes:
-        images_per_second: of the fastest of them, on this process.
-        parameters, device: as the run told them.
-        memory: peak bytes of GPU memory, or of the whole process where there is no GPU.
+        images_per_second: the highest speed, on this process.
+        parameters, device: descriptions that the run printed.
+        memory: peak GPU memory in bytes, or memory of the process without a GPU.
     """
 
     images_per_second: float
@@ -51,53 +51,54 @@ def measured(family: str, source: str, sets: Sequence[str], command: Run, data: 
 
     Args:
         source: a shipped config or a YAML file.
-        sets: overrides of it; the number of images, `data.limit`, is one where it matters.
-        data: its address; None: as in the config.
+        sets: overrides of the config, which should include `data.limit`.
+        data: address of the data; None: that of the config.
 
     Raises:
-        InputError: the training cannot begin; as it said.
-        SystemExit: it was stopped.
+        InputError: the training cannot start; with its message.
+        SystemExit: the training was stopped.
     """
     from t2i.training.journal import read
 
     with tempfile.TemporaryDirectory(prefix="t2i-probe-") as folder:
-        run, said = Path(folder) / "run", io.StringIO()
+        run, stream = Path(folder) / "run", io.StringIO()
         words = [word for value in (*sets, *SETTINGS) for word in ("--set", value)]
         words += [] if data is None else ["--data", data]
         start_of_memory()
-        with redirect_stderr(said), redirect_stdout(said):
+        with redirect_stderr(stream), redirect_stdout(stream):
             status = command(["train", family, "--config", source, *words, "--run-dir", str(run)])
-        told = said.getvalue()
+        output = stream.getvalue()
         if status == 2:
-            raise InputError(next((line[7:] for line in told.splitlines() if line.startswith("error: ")), told[-200:]))
+            errors = [line[7:] for line in output.splitlines() if line.startswith("error: ")]
+            raise InputError(errors[0] if errors else output[-200:])
         if status:
-            sys.stderr.write(told)
+            sys.stderr.write(output)
             raise SystemExit(status)
         records = read(run / "journal.jsonl")
-    speeds = [found["images_per_second"] for found in records if "images_per_second" in found]
-    return Measured(max(speeds, default=0.0), _line(told, "parameters"), _line(told, "device"), peak_memory())
+    speeds = [record["images_per_second"] for record in records if "images_per_second" in record]
+    return Measured(max(speeds, default=0.0), _line(output, "parameters"), _line(output, "device"), peak_memory())
 
 
 def machine_speed(command: Run) -> float:
-    """Measures this machine by the training of a small tokenizer, in units of the reference."""
+    """Returns the speed of this machine at training a small tokenizer, in units of the reference."""
     print("measuring this machine by a few training steps", flush=True)
-    found = measured("vqvae", "vqvae-tiny", ["data.limit=512"], command, "shapes-1")
-    return max(round(found.images_per_second / REFERENCE_SPEED, 3), 0.001)
+    measurement = measured("vqvae", "vqvae-tiny", ["data.limit=512"], command, "shapes-1")
+    return max(round(measurement.images_per_second / REFERENCE_SPEED, 3), 0.001)
 
 
 def images_for(resolution: int, batch: int, limit: int | None) -> int:
-    """Returns how many training images a measurement needs: at most `limit`."""
+    """Returns the number of training images that a measurement reads, at most `limit`."""
     needed = max(LEAST_IMAGES, 4 * batch, IMAGES // resolution**2)
     return needed if limit is None else min(limit, needed)
 
 
-def _line(told: str, what: str) -> str:
-    found = re.search(rf"^{what}: (.*)$", told, re.MULTILINE)
-    return found[1] if found else ""
+def _line(output: str, what: str) -> str:
+    match = re.search(rf"^{what}: (.*)$", output, re.MULTILINE)
+    return match[1] if match else ""
 
 
 def start_of_memory() -> None:
-    """Begins to watch the peak of GPU memory anew."""
+    """Resets the peak of GPU memory."""
     import torch
 
     if torch.cuda.is_available():
@@ -105,7 +106,7 @@ def start_of_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Returns the most GPU memory since `start_of_memory`, or what the process had at its most where there is no GPU."""
+    """Returns the peak of GPU memory since `start_of_memory`, or the peak memory of the process without a GPU."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,11 +1,11 @@
-"""`t2i fit`: from captioned images to a model that makes images of new captions.
+"""`t2i fit`: trains a model on a folder of captioned images that generates images for new captions.
 
     t2i fit FOLDER --minutes 60
     t2i fit FOLDER --family cgan --plan
 
-It checks the data, measures the machine by a few real training steps, says its plan and the commands that the plan stands for,
-and runs them: the same programs that one would type. What it leaves: the runs, scores of held-out captions, a page that shows
-all of it, and a saved pipeline. The same command again goes on where it stopped; with more minutes it trains on.
+It checks the data, measures the machine by a few real training steps, prints a plan with its commands, and runs these commands.
+The results are the runs, scores on held-out captions, a page with everything, and a saved pipeline. The same command continues
+after an interruption; with more minutes it trains longer.
 """
 
 import re
@@ -44,10 +44,10 @@ KEPT = "plan.json"
 
 
 class FitOptions(Options):
-    """From a folder of captioned images to a model: checks, plans, trains, scores, writes a page. Type it again to resume."""
+    """Train a model on a folder of captioned images: check, plan, train, score, write a page. The same command resumes."""
 
     data: str = argument("A folder of captioned images, or any data.", metavar="DATA")
-    minutes: float = option(60.0, "Minutes of all trainings together; checks, scores and the page come on top.", gt=0)
+    minutes: float = option(60.0, "Minutes of all trainings together, without checks, scores and the page.", gt=0)
     family: Literal["prior", "cvae", "cgan"] = option("prior", "Family of the generator.")
     run: Path | None = option(None, "Folder for everything; default: runs/fit-NAME.", metavar="DIR", flag="--run-dir")
     plan: bool = option(False, "Only print the plan and its commands.", short="--dry-run")
@@ -58,17 +58,17 @@ def main(options: FitOptions) -> None:
 
 
 def fit(options: FitOptions, command: Run) -> None:
-    """Plans, and carries the plan out by `command`; SystemExit with the status of a command that failed.
+    """Makes a plan and runs its commands by `command`; raises SystemExit with the status of a command that fails.
 
     Raises:
-        InputError: the data cannot be trained on, or the folder holds something else.
+        InputError: the data cannot be used for training, or the folder holds something else.
     """
     folder = options.run or Path("runs") / f"fit-{name_of(options.data)}"
     kept = read_kept(folder, options.data)
     began = time.monotonic()
     tell_address(options.data)
     if kept is None:
-        facts = look(options.data, say)  # before the machine is measured: this may be refused
+        facts = look(options.data, say)  # before measuring the machine, as it may refuse the data
         kept = KeptPlan(speed=machine_speed(command))
         chosen = choose(facts, kept.speed, options.minutes, options.family)
     else:
@@ -106,7 +106,7 @@ def finish(options: FitOptions, folder: Path, chosen: Chosen, tour: Sequence[Ste
     following = {"Sample a sentence of yours": sample, "Train longer": f"{longer} --minutes {3 * options.minutes:g}"}
     helpers = [folder / stage.folder for stage in stages(chosen)[:-1]]
     more: dict[str, Any] = {"title": f"t2i fit of {name_of(chosen.address)}"}
-    if chosen.val < LEAST_CAPTIONS:  # the page says that these are no held-out ones
+    if chosen.val < LEAST_CAPTIONS:  # the page then marks them as training captions
         more["split"] = ("train",)
     write_page(page_of(folder), [folder / chosen.family], tour, record, helpers, following, **more)
     return sample
@@ -117,26 +117,26 @@ def page_of(folder: Path) -> Path:
 
 
 def model_of(folder: Path, chosen: Chosen) -> Path:
-    """The folder of the saved pipeline."""
+    """Returns the folder of the saved pipeline."""
     return folder / f"model-{chosen.family}"
 
 
 def name_of(address: str) -> str:
-    """The last name of an address, fit for a folder: `coco:/data/coco?split=train2014` -> `coco`."""
+    """Returns a folder name for an address: `coco:/data/coco?split=train2014` -> `coco`."""
     place = address.partition("?")[0].rstrip("/")
     return re.sub(r"[^\w.-]+", "-", place.rpartition("/")[2].rpartition(":")[2]).strip("-.") or "data"
 
 
-# ---- the plan, and what is kept of it -------------------------------------------------------------------------------
+# ---- the stored plan ------------------------------------------------------------------------------------------------
 
 
 class KeptPlan(Section):
-    """plan.json: what an earlier start fixed.
+    """The plan of an earlier call, stored in plan.json.
 
     Attributes:
-        speed: of this machine, in units of the reference.
-        minutes: stage -> those of the stages before a generator.
-        families: what was chosen for each that was asked for.
+        speed: speed of this machine, in units of the reference.
+        minutes: stage -> minutes, for the stages before a generator.
+        families: the choices for each family so far.
     """
 
     speed: float
@@ -145,7 +145,7 @@ class KeptPlan(Section):
 
 
 def decide(options: FitOptions, kept: KeptPlan) -> Chosen:
-    """Returns what was kept of the plan for this family; else looks at the data and makes it."""
+    """Returns the stored choices for this family; if there are none, checks the data and makes them."""
     if options.family in kept.families:
         return kept.families[options.family]
     facts = look(options.data, say)
@@ -156,10 +156,10 @@ def decide(options: FitOptions, kept: KeptPlan) -> Chosen:
 
 
 def read_kept(folder: Path, address: str) -> KeptPlan | None:
-    """What an earlier start left in `folder`; None for a new one.
+    """Returns the plan in `folder`; None for a new folder.
 
     Raises:
-        InputError: it holds a fit of other data, something else, or a damaged plan.
+        InputError: the folder holds a fit of other data, something else, or a damaged plan.
     """
     from t2i.files import read_regular
 
@@ -168,12 +168,12 @@ def read_kept(folder: Path, address: str) -> KeptPlan | None:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file; name a folder with --run-dir")
         if folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"{folder} holds something else than a fit; name a new folder with --run-dir")
+            raise InputError(f"{folder} is not empty and does not hold a fit; name a new folder with --run-dir")
         return None
     try:
         kept = KeptPlan.model_validate_json(read_regular(path))
     except (OSError, ValidationError) as error:
-        raise InputError(f"{path} is no plan of a fit; delete {folder}, or name another with --run-dir") from error
+        raise InputError(f"{path} is not a plan of a fit; delete {folder}, or name another with --run-dir") from error
     other = next((one.address for one in kept.families.values() if one.address != address), None)
     if other is not None:
         raise InputError(f"{folder} holds a fit of {other}, not of {address}; name another folder with --run-dir")
@@ -181,7 +181,7 @@ def read_kept(folder: Path, address: str) -> KeptPlan | None:
 
 
 def keep(folder: Path, kept: KeptPlan, chosen: Chosen, timed: Sequence[Timed]) -> None:
-    """Writes plan.json, in which the plans for other families stay."""
+    """Writes plan.json, which keeps the plans for other families."""
     from t2i.files import write_text
 
     minutes = {**kept.minutes, **{one.stage.name: one.minutes for one in timed[:-1]}}
@@ -190,11 +190,11 @@ def keep(folder: Path, kept: KeptPlan, chosen: Chosen, timed: Sequence[Timed]) -
     write_text(folder / KEPT, now.model_dump_json(indent=1) + "\n")
 
 
-# ---- what it leaves -------------------------------------------------------------------------------------------------
+# ---- results --------------------------------------------------------------------------------------------------------
 
 
 def write_prompts(path: Path, chosen: Chosen) -> None:
-    """Writes captions to sample, one a line: of val, or of train where val has too few."""
+    """Writes captions to sample, one per line: of val, or of train if val has too few."""
     from t2i.data import View, open_dataset
 
     split = "val" if chosen.val >= LEAST_CAPTIONS else "train"
@@ -207,7 +207,7 @@ def first_prompt(folder: Path) -> str:
 
 
 def save_pipeline(run: Path, model: Path) -> None:
-    """Saves the pipeline of a run, in the place of an older one."""
+    """Saves the pipeline of a run and replaces an older one."""
     from t2i.pipeline import TextToImagePipeline
 
     pipe = TextToImagePipeline.from_pretrained(str(run), device="cpu")

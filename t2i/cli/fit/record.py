@@ -1,4 +1,4 @@
-"""The commands of a plan, and the record of what each took and what its result was made of."""
+"""The commands of a plan, and a record of the time and the inputs of each."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ class Step(NamedTuple):
     name: str
     argv: list[str]
     result: Path  # exists once the command has run
-    inputs: tuple[Path, ...] = ()  # files and runs that the result follows from; none: a training, which can resume
+    inputs: tuple[Path, ...] = ()  # files and runs that the result depends on; empty for a training, which can resume
 
     @property
     def command(self) -> str:
@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
 
 class Timings:
-    """`timings.json` of the folder in which a plan is carried out."""
+    """The file `timings.json` in the folder of a plan."""
 
     def __init__(self, path: Path):
         from t2i.files import read_regular
@@ -43,16 +43,16 @@ class Timings:
         return entry if isinstance(entry, dict) else {}
 
     def seconds(self, step: Step) -> float:
-        """Time spent on a step, a resumed training's earlier time included."""
-        found = self._entry(step).get("seconds", 0.0)
-        return float(found) if isinstance(found, int | float) else 0.0
+        """Returns the time spent on a step, including the earlier time of a resumed training."""
+        seconds = self._entry(step).get("seconds", 0.0)
+        return float(seconds) if isinstance(seconds, int | float) else 0.0
 
     def command(self, step: Step) -> str:
-        """The command that made its result."""
+        """Returns the command that created the result."""
         return str(self._entry(step).get("command", step.command))
 
     def finished(self, step: Step) -> bool:
-        """True if this very command has gone through, on the weights and prompts of now."""
+        """Returns True if the same command has succeeded on the present weights and prompts."""
         now = {"command": step.command, "inputs": digest(step.inputs), "status": 0}
         entry = self._entry(step)
         return step.result.exists() and all(entry.get(key) == value for key, value in now.items())
@@ -67,8 +67,8 @@ class Timings:
             status = command(step.argv)
         finally:
             seconds = round(before + time.monotonic() - began, 1)
-            made_of = {"command": step.command, "inputs": digest(step.inputs)}
-            self._entries[step.name] = {"seconds": seconds, "status": status, **made_of}
+            state = {"command": step.command, "inputs": digest(step.inputs)}
+            self._entries[step.name] = {"seconds": seconds, "status": status, **state}
             self._write()
         return status
 
@@ -79,12 +79,12 @@ class Timings:
 
 
 def digest(inputs: Sequence[Path]) -> str:
-    """Hash of the state of files and runs; the state of a run is its newest checkpoint."""
+    """Returns a hash of the contents of files and of the newest checkpoints of runs."""
     from t2i.files import read_regular
 
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for path in inputs:
         files = [path] if path.is_file() else sorted((path / "checkpoints").glob("step-*/manifest.json"))[-1:]
         for file in files:
-            found.update(hashlib.sha256(read_regular(file)).digest())
-    return found.hexdigest()
+            total.update(hashlib.sha256(read_regular(file)).digest())
+    return total.hexdigest()

@@ -1,4 +1,4 @@
-"""Carries a plan out: each command with a heading, what is finished is not done again, and a page of all of it."""
+"""Carries out a plan: runs each command that is not finished, and writes a page with all results."""
 
 import shutil
 import sys
@@ -10,23 +10,23 @@ from typing import Any
 from t2i.cli.fit.record import Run, Step, Timings
 from t2i.errors import InputError
 
-NEIGHBOURS = 5000  # training images among which the page looks for those nearest to generated ones
+NEIGHBOURS = 5000  # training images that the page searches for nearest neighbours of generated ones
 
 
 def say(text: str) -> None:
-    print(text, flush=True)  # before the output of the next command
+    print(text, flush=True)  # flushed, to precede the output of the next command
 
 
 def make_folder(folder: Path) -> None:
-    """Makes the folder of a plan; InputError where a file is in its way."""
+    """Creates the folder of a plan; raises InputError if a file has that name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{folder} is no folder and cannot become one; name another with --run-dir") from None
+        raise InputError(f"{folder} cannot be created, as a file has that name; name another with --run-dir") from None
 
 
 def carry_out(tour: Sequence[Step], record: Timings, command: Run) -> None:
-    """Runs what is not finished yet by `command`; SystemExit with the status of one that failed."""
+    """Runs the unfinished steps by `command`; raises SystemExit with the status of a step that fails."""
     for number, step in enumerate(tour, 1):
         heading = f"[{number}/{len(tour)}] {step.name}"
         if record.finished(step):
@@ -35,7 +35,7 @@ def carry_out(tour: Sequence[Step], record: Timings, command: Run) -> None:
         say(f"{heading}: {step.command}")
         status = record.run(step, command)
         if status:
-            say(f"{heading}: stopped with status {status}; the same command goes on from here")
+            say(f"{heading}: stopped with status {status}; the same command continues from here")
             raise SystemExit(status)
         say(f"{heading}: {record.seconds(step):.0f} s")
 
@@ -49,12 +49,13 @@ def write_page(
     following: Mapping[str, str],
     **options: Any,
 ) -> None:
-    """Writes the page of `t2i eval report` with the commands that made what it shows.
+    """Writes a page of `t2i eval report` that also lists the commands.
 
     Args:
-        runs: the generators, a column each. helpers: further runs that took part.
+        runs: the generators, one column each.
+        helpers: further runs, such as tokenizers.
         following: what to try next -> the command.
-        options: of the report, as `ReportOptions` has them.
+        options: further values of `ReportOptions`.
     """
     from t2i.console import shown_progress
     from t2i.report.options import ReportOptions
@@ -62,15 +63,15 @@ def write_page(
 
     parts = [Part(step.name, record.command(step), record.seconds(step)) for step in tour]
     with shown_progress(" images") as tick:
-        wanted = ReportOptions(runs=tuple(map(str, runs)), neighbours=NEIGHBOURS, **options)
-        make_report(wanted, page, tick, Extras(helpers, parts, following))
+        report_options = ReportOptions(runs=tuple(map(str, runs)), neighbours=NEIGHBOURS, **options)
+        make_report(report_options, page, tick, Extras(helpers, parts, following))
 
 
 def command_here() -> str:
-    """`t2i` if the shell finds this installation's, else the path of it."""
+    """Returns `t2i` if the shell finds this installation's command, else its path."""
     installed = Path(sys.executable).with_name("t2i")
-    found = shutil.which("t2i")
-    if not installed.exists() or (found and Path(found).resolve() == installed.resolve()):
+    on_path = shutil.which("t2i")
+    if not installed.exists() or (on_path and Path(on_path).resolve() == installed.resolve()):
         return "t2i"
     here = Path.cwd()
     return quote(str(installed.relative_to(here) if installed.is_relative_to(here) else installed))

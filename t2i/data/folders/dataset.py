@@ -6,7 +6,7 @@ docs/data.md describes the layouts; index.py reads names and captions, verify.py
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +18,11 @@ from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
 from t2i.data.folders.hints import inner_folder, require_captions
 from t2i.data.folders.index import FolderIndex, index_folder
+from t2i.data.folders.labels import folder_labels
 from t2i.data.folders.table import FolderTable, is_large, open_table
 from t2i.data.questions import Question
 from t2i.data.splits import SPLITS, split_folder
+from t2i.data.tools.labels import Values
 from t2i.data.verified_index import Index, Verified
 from t2i.data.verify import verify, warn_damaged, warn_unverified
 from t2i.errors import InputError
@@ -80,6 +82,14 @@ class FolderDataset(EncodedImages):
             if content != known.sha256:
                 raise BrokenImage("the file was changed since the data was opened; start again")
         return path
+
+    @property
+    def labels(self) -> dict[str, Callable[[], Values]]:
+        """Names of labels, and what reads the classes of each image."""
+        published = self._source.labels if isinstance(self._source, FolderIndex) else {}
+        if published:
+            return {name: lambda of=of: [of.get(one, ()) for one in self.ids] for name, of in published.items()}
+        return folder_labels(self.root, self.ids)
 
     @property
     def files(self) -> Mapping[str, str]:

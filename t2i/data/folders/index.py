@@ -5,7 +5,7 @@ docs/data.md describes the layouts that are read.
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -93,6 +93,7 @@ class FolderIndex:
     kind: str = "folder"  # of its address
     # id -> split where the data set itself says so; None: by folder, or drawn
     parts: Mapping[str, str | None] | None = None
+    labels: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)  # label -> id -> classes
     drawn_val: bool = False  # of `parts`: no split is for validation, so a share of train is drawn
 
     @property
@@ -198,7 +199,7 @@ def _gather_captions(index: FolderIndex, found: _Entries, texts: Mapping[str, st
         index.stamps[path] = stamp_of(index.root / path)
         try:
             for row in read_metadata(index.root / path):
-                name = _resolve(found, folder, row.file_name)
+                name = resolve_name(found.joined, folder, row.file_name)
                 if name not in found.joined:
                     missing[name] = None
                     continue
@@ -217,13 +218,13 @@ def _gather_captions(index: FolderIndex, found: _Entries, texts: Mapping[str, st
         index.parts, index.drawn_val = parts, "val" not in parts.values()
 
 
-def _resolve(found: _Entries, folder: str, file_name: str) -> str:
-    """Returns the id that a metadata file in `folder` means."""
+def resolve_name(names: Container[str], folder: str, file_name: str) -> str:
+    """Returns the id, of those in `names`, that a metadata file in `folder` means."""
     name = f"{folder}/{file_name}" if folder else file_name
-    if name in found.joined:
+    if name in names:
         return name
     name = nfc(os.path.normpath(os.path.join(folder, file_name)).replace(os.sep, "/"))
-    if name not in found.joined and "\\" in name:  # written on Windows
+    if name not in names and "\\" in name:  # written on Windows
         name = os.path.normpath(name.replace("\\", "/")).replace(os.sep, "/")
     return name
 

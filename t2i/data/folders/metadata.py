@@ -6,7 +6,7 @@ The convention is that of the `datasets` library's ImageFolder: a column `file_n
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 TEXT_COLUMNS = ("text", "caption")
+LABEL = "label"  # a column of classes, for t2i.data.tools.labels
 
 
 EXAMPLE = '{"file_name": "0001.png", "text": "a red circle"}'
@@ -39,15 +40,39 @@ def read_metadata(path: Path) -> Iterator[CaptionRow]:
         InputError: the file cannot be read as what its suffix says, or a row lacks a column or holds another type.
     """
     suffix = path.suffix.lower()
-    rows = {".jsonl": _rows_jsonl, ".csv": _rows_csv, ".parquet": _rows_parquet}[suffix]
     try:
-        for place, row in rows(path):
+        for place, row in _ROWS[suffix](path):
             try:
                 yield _captions_of(row)
             except ValueError as error:
                 raise InputError(f"{path} {'row' if suffix == '.parquet' else 'line'} {place}: {error}") from error
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def read_labels(path: Path) -> Iterator[tuple[str, tuple[str, ...] | None]]:
+    """Yields the file name and the classes of each row of a captions file; None: its label is empty.
+
+    Raises:
+        InputError: the file cannot be read, or a label is neither a word, a whole number nor a list of such.
+    """
+    for place, row in _ROWS[path.suffix.lower()](path):
+        if not isinstance(row.get("file_name"), str):
+            continue
+        value = row.get(LABEL)
+        values = value if isinstance(value, list) else [] if value in (None, "") else [value]
+        if not all(isinstance(one, str | int) for one in values):
+            raise InputError(f"{path} row {place}: label {str(value)[:40]!r} is no word, whole number or list of such")
+        none = value is None or value == ""
+        yield row["file_name"], None if none else tuple(dict.fromkeys(str(one).strip() for one in values))
+
+
+def has_labels(path: Path) -> bool:
+    """Returns True if the first row of a captions file has a label; False of one that cannot be read."""
+    try:
+        return LABEL in next(iter(_ROWS[path.suffix.lower()](path)), (0, {}))[1]
+    except (InputError, OSError, ValueError):
+        return False
 
 
 def read_txt(path: Path) -> list[str]:
@@ -143,7 +168,7 @@ def _rows_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with open_regular(path) as source, pq.ParquetFile(source) as file:
             names = file.schema_arrow.names
-            wanted = [column for column in ("file_name", *TEXT_COLUMNS, "split") if column in names]
+            wanted = [column for column in ("file_name", *TEXT_COLUMNS, "split", LABEL) if column in names]
             if "file_name" not in wanted or not any(column in wanted for column in TEXT_COLUMNS):
                 try:
                     _captions_of(dict.fromkeys(names))  # raises, naming the columns
@@ -157,3 +182,10 @@ def _rows_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(f"{path} is not a parquet file that can be read ({reason}); write it again") from error
+
+
+_ROWS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
+    ".jsonl": _rows_jsonl,
+    ".csv": _rows_csv,
+    ".parquet": _rows_parquet,
+}

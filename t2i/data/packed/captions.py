@@ -1,11 +1,10 @@
 """Captions that a JSON object or the parquet beside a shard holds."""
 
-from pathlib import Path
 from typing import Any
 
 from t2i.data.captions import captions_of
+from t2i.data.packed.remote import Place, opened
 from t2i.errors import InputError
-from t2i.files import open_regular
 
 CAPTION_KEYS = ("captions", "caption", "text")
 
@@ -23,18 +22,18 @@ def captions_in(row: Any, key: str = "") -> list[str]:
     return []
 
 
-def read_beside(path: Path) -> dict[str, list[str]]:
+def read_beside(path: Place) -> dict[str, list[str]]:
     """Returns key -> captions from the parquet that img2dataset writes beside a shard; empty where it has no such columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with open_regular(path) as file:
+        with opened(path) as file:
             names = pq.read_schema(file).names
-        column = next((name for name in CAPTION_KEYS if name in names), None)
-        if "key" not in names or column is None:
-            return {}
-        table = pq.read_table(path, columns=["key", column])
+            column = next((name for name in CAPTION_KEYS if name in names), None)
+            if "key" not in names or column is None:
+                return {}
+            table = pq.read_table(file, columns=["key", column])
         keys, values = (table[name].to_pylist() for name in ("key", column))
         return {str(key): captions_of(value) for key, value in zip(keys, values, strict=True)}
     except (pa.ArrowException, OSError, ValueError) as error:

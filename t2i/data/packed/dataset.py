@@ -14,6 +14,7 @@ import time
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,7 @@ from t2i.data import View
 from t2i.data.cached import ArrowColumn, Keep, read_table, stamp_of, write_table
 from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
+from t2i.data.packed.remote import Place, alone, find
 from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, assign_splits
 from t2i.data.verify import known_broken, warn_damaged
 from t2i.errors import InputError
@@ -188,12 +190,14 @@ def schema(extra: Mapping[str, "pa.DataType"]) -> "pa.Schema":
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in {**common, **extra}.items()])
 
 
-def stamp(path: Path) -> tuple[str, int, int, int]:
-    """Returns what an index of this file is valid for: path, size, times.
+def stamp(path: Place) -> tuple[Any, ...]:
+    """Returns what an index of this file is valid for: path, size and times, or URL, size and tag.
 
     Raises:
         InputError: there is no such file.
     """
+    if not isinstance(path, Path):
+        return path.stamp
     found = stamp_of(path)
     if found[0] < 0:
         raise InputError(f"cannot read {path}: No such file or directory; check its name and permissions")
@@ -214,7 +218,7 @@ def parts_of(name: str, split: str | None, index: "pa.Table") -> list[IndexedPar
 
 def indexed(
     kind: str,
-    files: Sequence[Path],
+    files: Sequence[Place],
     settings: Sequence[Any],
     columns: Callable[[], "pa.Schema"],
     rows: Callable[[dict[str, Any], Keep], Iterable[dict[str, Any]]],
@@ -236,9 +240,24 @@ def indexed(
     stamps = [stamp(path) for path in files]
     name = hashlib.sha256(json.dumps([FORMAT, kind, stamps, list(settings)]).encode()).hexdigest()[:32]
     path = cache_dir() / kind / f"{name}.arrow"
-    table = read_table(path)
-    if table is not None:
-        return _located(table, path)
+    remote = [file for file in files if not isinstance(file, Path)]
+    # one process of a machine copies a remote file, the others wait for its index
+    with alone(path) if remote and not path.exists() else nullcontext():
+        table = read_table(path)
+        if table is None:
+            table = _make_index(path, files, stamps, settings, columns, rows, rows_a_batch)
+    return _located(table, path)
+
+
+def _make_index(
+    path: Path,
+    files: Sequence[Place],
+    stamps: Sequence[Any],
+    settings: Sequence[Any],
+    columns: Callable[[], "pa.Schema"],
+    rows: Callable[[dict[str, Any], Keep], Iterable[dict[str, Any]]],
+    rows_a_batch: int,
+) -> "pa.Table":
     started = time.monotonic()
     what = files[0] if files else settings[0]
     _log.info("indexing %s", what)
@@ -249,7 +268,8 @@ def indexed(
 
         for batch in _batches(({"split": ""} | row for row in rows(counts, keep)), rows_a_batch):
             yield pa.RecordBatch.from_pylist(batch, schema=columns())
-        if any(stamp(file) != before for file, before in zip(files, stamps, strict=True)):
+        now = [stamp(file if isinstance(file, Path) else find([file.url])[0]) for file in files]
+        if now != stamps:
             raise InputError(f"{what} changed while it was indexed; start again when it is whole")
 
     try:
@@ -262,7 +282,7 @@ def indexed(
     table = read_table(path)
     if table is None:
         raise InputError(f"the index cannot be read back from the cache {path.parent}; check that disk")
-    return _located(table, path)
+    return table
 
 
 def file_of(table: "pa.Table") -> str:

@@ -4,16 +4,19 @@ An index of the place of each image makes plain tars random-access, so the order
 (seed, epoch) as for any other data, resumable at any sample. docs/data.md shows the tree.
 """
 
+import hashlib
 import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from t2i.data import View
 from t2i.data.cached import facts_of, stamp_of
 from t2i.data.packed.dataset import IndexedPart, PackedImages, stamp
+from t2i.data.packed.remote import Place, RemoteFile, find, is_remote, matching
 from t2i.data.packed.tar import index_tar
 from t2i.data.splits import split_of_name
 from t2i.errors import InputError
@@ -24,6 +27,7 @@ from t2i.names import numbered, shown, some
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 MAX_SHARDS = 100_000
+INDEXED_AT_ONCE = 4  # remote shards, each of which is copied to a temporary file
 
 
 class Shards(PackedImages):
@@ -35,21 +39,26 @@ class Shards(PackedImages):
         split: str,
         view: View,
         parts: Sequence[IndexedPart],
-        paths: Sequence[Path],
+        paths: Sequence[Place],
         train: str | None,
     ) -> None:
         super().__init__(address, split, view, parts, train)
-        self._files = [stamp(path) for path in paths]
+        self._files = list(paths)
+        self._indexed_as = [stamp(path) for path in paths]
 
     def source(self, i: int) -> bytes:
         part, row = self.locate(i)
-        path, *indexed_as = self._files[part]
-        offset, size = (self._parts[part].index[name][row].as_py() for name in ("offset", "size"))
+        path = self._files[part]
+        offset, size, digest = (self._parts[part].index[name][row].as_py() for name in ("offset", "size", "sha256"))
         if size > MAX_BYTES:
             raise BrokenImage(f"more than the limit of {MAX_BYTES:,} bytes")
+        if isinstance(path, RemoteFile):
+            if hashlib.sha256(data := path.read(offset, size)).digest() != digest:
+                raise BrokenImage("the shard is newer than its index; start again, and it is indexed anew")
+            return data
         try:
             with open_regular(path) as file:
-                if list(stamp_of(path)) != indexed_as:
+                if stamp_of(path) != self._indexed_as[part][1:]:
                     raise BrokenImage("the shard is newer than its index; start again, and it is indexed anew")
                 return os.pread(file.fileno(), size, offset)
         except OSError as error:
@@ -57,7 +66,7 @@ class Shards(PackedImages):
 
     def place(self, i: int) -> str:
         part, _ = self.locate(i)
-        return f"{shown(self._files[part][0])}: {self.ids[i].rpartition('/')[2]}"
+        return f"{shown(self._indexed_as[part][0])}: {self.ids[i].rpartition('/')[2]}"
 
 
 def open_shards(
@@ -66,7 +75,7 @@ def open_shards(
     """Opens one split of the shards that a pattern names, or of all in a folder and the folders in it.
 
     Args:
-        place: `/path/{00000..00099}.tar`, `/path/*.tar`, one tar, or a folder.
+        place: `/path/{00000..00099}.tar`, `/path/*.tar`, one tar, or a folder; each also as a URL, `s3://bucket/path/...`.
         train: the split that is read as `train`, by the names of shards or their folders.
         image: the kind of member that is the image, as `input.jpg`.
         text: the kind of member that holds the captions, or their name in the .json.
@@ -75,21 +84,32 @@ def open_shards(
         InputError: a shard is not there, is not a plain tar or holds no captioned image; no such split.
     """
     paths = find_shards(place)
-    root = paths[0].parent if len({path.parent for path in paths}) == 1 else Path(os.path.commonpath(paths))
-    names = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
-    tables = [index_tar(path, image.lower(), text) for path in paths]
+    names = _names([Path(str(path)) for path in paths])
+    if isinstance(paths[0], RemoteFile):
+        with ThreadPoolExecutor(INDEXED_AT_ONCE) as pool:
+            tables = list(pool.map(lambda path: index_tar(path, image.lower(), text), paths))
+    else:
+        tables = [index_tar(path, image.lower(), text) for path in paths]
     parts = [IndexedPart(name, split_of_name(name), table) for name, table in zip(names, tables, strict=True)]
     _warn_left_out(parts, place)
     return Shards(f"shards:{place}", split, view, parts, paths, train)
 
 
-def find_shards(place: str) -> list[Path]:
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Paths below the folder that all are in, without the suffix."""
+    root = paths[0].parent if len({path.parent for path in paths}) == 1 else Path(os.path.commonpath(paths))
+    return [path.relative_to(root).with_suffix("").as_posix() for path in paths]
+
+
+def find_shards(place: str) -> Sequence[Place]:
     """Returns the tar files that a place means, in order.
 
     Raises:
         InputError: none, or not all of a range, are there; the message names the first.
     """
-    if re.match(r"[a-z0-9]+://|pipe:", place):
+    if is_remote(place):
+        return _find_remote(place)
+    if place.startswith("pipe:"):
         raise InputError(f"shards {place!r} are elsewhere; copy them to a local disk and name them there")
     path = Path(place).expanduser()
     if path.is_dir():
@@ -112,6 +132,14 @@ def find_shards(place: str) -> list[Path]:
         many = f" ({len(missing):,} of {len(paths):,} are missing)" if len(paths) > 1 else ""
         raise InputError(f"shard {shown(missing[0])} is not there{many}; found {there}; name a range of those that are")
     return paths
+
+
+def _find_remote(place: str) -> list[RemoteFile]:
+    listed = not _BRACES.search(place) and any(sign in place for sign in "*?[")
+    if listed or not place.endswith(".tar"):
+        folder = place.rstrip("/")
+        return matching(*([place] if listed else [f"{folder}/*.tar", f"{folder}/*/*.tar"]))
+    return find(expand_braces(place))
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -19,9 +19,10 @@ from t2i.data.cached import Keep
 from t2i.data.captions import captions_of
 from t2i.data.packed.captions import captions_in, read_beside
 from t2i.data.packed.dataset import indexed, schema
+from t2i.data.packed.remote import Place, beside, opened
 from t2i.errors import InputError
 from t2i.files import open_regular
-from t2i.images import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES
+from t2i.images import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES, LostConnection
 from t2i.names import numbered, shown
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _SAID = 4  # kinds of members, or keys of JSON, that a message names
 _Member = tuple[str, int, int]  # kind, offset, bytes
 
 
-def index_tar(path: Path, image: str = "", text: str = "") -> "pa.Table":
+def index_tar(path: Place, image: str = "", text: str = "") -> "pa.Table":
     """Returns the samples of one shard that have an image and a caption, from the cache or made now.
 
     Args:
@@ -47,23 +48,25 @@ def index_tar(path: Path, image: str = "", text: str = "") -> "pa.Table":
     """
     import pyarrow as pa
 
-    beside = path.with_suffix(".parquet")
-    files = [path, beside] if beside.is_file() else [path]
+    table = beside(path, ".parquet")
+    files = [path] if table is None else [path, table]
 
     def rows(counts: dict[str, Any], _: Keep) -> Iterator[dict[str, Any]]:
         try:
-            yield from _samples(path, beside if len(files) > 1 else None, image, text, counts)
+            yield from _samples(path, table, image, text, counts)
         except OSError as error:
             raise InputError(f"cannot read shard {path}: {error.strerror or error}; check its permissions") from error
+        except LostConnection as error:
+            raise InputError(f"{error}; start again when it can be reached") from error
 
     columns = {"offset": pa.int64(), "size": pa.int64()}
     return indexed("shards", files, [image, text], lambda: schema(columns), rows)
 
 
 def _samples(
-    path: Path, beside: Path | None, image: str, text: str, counts: dict[str, Any]
+    path: Place, beside: Place | None, image: str, text: str, counts: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    with open_regular(path) as file:
+    with opened(path) as file:
         _refuse_packed(path, file.read(6))
         passed: Counter[str] = Counter()
         others: Counter[str] = Counter()
@@ -86,7 +89,7 @@ def _samples(
     counts |= passed
 
 
-def _empty(path: Path, image: str, text: str, passed: Counter[str], others: Counter[str]) -> str:
+def _empty(path: Place, image: str, text: str, passed: Counter[str], others: Counter[str]) -> str:
     found = ", ".join(numbered(count, what) for what, count in passed.items() if what != "other members")
     kinds = " and ".join([image or ".jpg or another image", text or ".txt or .json"])
     named = ", ".join(f"{what} ({count:,})" for what, count in others.most_common(_SAID))
@@ -126,7 +129,7 @@ def list_tar(path: Path) -> tuple[dict[str, TarImage], Counter[str]]:
     return found, passed
 
 
-def _refuse_packed(path: Path, start: bytes) -> None:
+def _refuse_packed(path: Place, start: bytes) -> None:
     for magic, tool in (
         (b"\x1f\x8b", "gunzip"),
         (b"BZh", "bunzip2"),
@@ -150,7 +153,7 @@ class _Bounded:
         return self._file.read(count)
 
 
-def _members(path: Path, file: BinaryIO, passed: Counter[str]) -> Iterator[tuple[str, int, int]]:
+def _members(path: Place, file: BinaryIO, passed: Counter[str]) -> Iterator[tuple[str, int, int]]:
     """Yields (name, offset, bytes) of the plain members, in order; ends where the tar is cut off or damaged."""
     end = os.fstat(file.fileno()).st_size
     file.seek(0)
@@ -194,7 +197,7 @@ def _unfit(member: tarfile.TarInfo, end: int) -> str:
 
 
 def _group(
-    path: Path,
+    path: Place,
     members: Iterator[tuple[str, int, int]],
     image: str,
     text: str,

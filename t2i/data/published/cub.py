@@ -47,7 +47,8 @@ def open_cub(place: str, split: str, view: View, *, train: str | None = None) ->
         parts = {names[number]: {"1": "train", "0": "test"}.get(flags.get(number, ""), "") for number in numbers}
     source = str(images / "images.txt")
     require_captions(captions, text)
-    return open_listed(Listing("cub", root, source, captions, parts, roles()), split, view, train)
+    labels = {"class": {name: (own,) for name, own in classes.items()}}
+    return open_listed(Listing("cub", root, source, captions, parts, roles(), labels), split, view, train)
 
 
 def roles() -> dict[str, tuple[str, ...]]:

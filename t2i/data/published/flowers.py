@@ -37,5 +37,6 @@ def open_flowers(place: str, split: str, view: View, *, train: str | None = None
             "train and test share all classes; the text-to-image papers split by class, so scores do not compare with theirs",
             stacklevel=2,
         )
-    listing = Listing("flowers", root, str(text), captions, parts, roles() if parts else {})
+    labels = {"class": {name: (own,) for name, own in classes.items()}}
+    listing = Listing("flowers", root, str(text), captions, parts, roles() if parts else {}, labels)
     return open_listed(listing, split, view, train)

@@ -33,6 +33,7 @@ class Listing:
     captions: Mapping[str, Sequence[str]]  # id -> captions as they are written
     parts: Mapping[str, str] | None = None  # id -> split by its published name; None: nothing says
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # train, val, test -> published names
+    labels: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)  # label -> id -> classes
 
 
 def open_listed(listing: Listing, split: str, view: View, train: str | None = None) -> FolderDataset:
@@ -62,6 +63,7 @@ def open_listed(listing: Listing, split: str, view: View, train: str | None = No
         kind=listing.kind,
         parts=splits,
         drawn_val=splits is not None and "val" not in splits.values(),
+        labels=listing.labels,
     )
     _require_pictures(listing, index, split, view.seed)
     return open_index(index, split, view)

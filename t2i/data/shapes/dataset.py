@@ -1,7 +1,7 @@
 """The embedded data as a dataset."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,6 +10,8 @@ from t2i.data.questions import Question
 from t2i.data.shapes.drawing import render
 from t2i.data.shapes.questions import SceneQuestions
 from t2i.data.shapes.scenes import draw_scenes
+from t2i.data.shapes.vocabulary import BACKGROUNDS, COLORS, LAYOUTS, SHAPES, SIZES
+from t2i.data.tools.labels import Values
 from t2i.errors import InputError
 from t2i.images import ImageArray
 
@@ -43,6 +45,27 @@ class ShapesDataset:
     def questions(self) -> Sequence[Sequence[Question]]:
         """Of each image, with answers, from the facts of its scene."""
         return SceneQuestions(self.scenes, self.ids)
+
+    @property
+    def labels(self) -> dict[str, Callable[[], Values]]:
+        """Facts of the scenes; of several objects a shape, a colour and a size each."""
+        scenes = self.scenes
+        slots = {
+            "shape": (SHAPES, scenes.shape_NM),
+            "colour": (COLORS, scenes.color_NM),
+            "size": (SIZES, scenes.size_NM),
+        }
+        facts: dict[str, Callable[[], Values]] = {
+            name: lambda words=words, of_NM=of_NM: [
+                tuple({words[k]: None for k in own if k >= 0}) for own in of_NM.tolist()
+            ]
+            for name, (words, of_NM) in slots.items()
+        }
+        counts = (scenes.shape_NM >= 0).sum(axis=1).tolist()
+        facts["count"] = lambda: [(str(count),) for count in counts]
+        facts["background"] = lambda: [(BACKGROUNDS[k],) for k in scenes.background_N.tolist()]
+        facts["layout"] = lambda: [(LAYOUTS[k],) for k in scenes.layout_N.tolist()]
+        return facts
 
     def contents(self, lasting: bool = False) -> Sequence[str]:
         """The version of the drawing of each scene, which its id decides."""

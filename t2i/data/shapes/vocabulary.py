@@ -54,6 +54,16 @@ HELDOUT_RELATIONS = frozenset((s, r, (s + 3 + 2 * r) % 8) for s in range(8) for 
 
 # Layouts 0-8: one object in cell (row, column) of a 3 x 3 grid. 9, 10: two objects side by side, one above the other.
 # 11-14: a pair and a third object: pair in the top row, bottom row, left column, right column.
+LAYOUTS = (
+    *(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")),
+    "side by side",
+    "one above the other",
+    "pair above",
+    "pair below",
+    "pair to the left",
+    "pair to the right",
+)
+
 LAYOUT_CENTERS = np.full((15, 3, 2), np.nan)  # [layout, slot, (x, y)]
 
 LAYOUT_CENTERS[:9, 0] = [(x, y) for y in (0.25, 0.5, 0.75) for x in (0.25, 0.5, 0.75)]

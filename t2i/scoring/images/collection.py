@@ -1,4 +1,4 @@
-"""Images to score, from a data set, a file or a generator: in a fixed order, chunk by chunk."""
+"""Collections of images to score, from a data set, a file or a generator, in a fixed order and read in chunks."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from t2i.images import ImageArray
 from t2i.names import counted
 
 SHOWN = 24
-CHUNK, CHUNK_BYTES = 256, 2**26  # images held at once: the first limit that is met
+CHUNK, CHUNK_BYTES = 256, 2**26  # limits of a chunk: images and bytes
 DEFAULT_N = 1000
-ALL = 2**62  # `at_most`, where all images are asked
+ALL = 2**62  # `at_most` without a limit
 
-Tick = Callable[[str, int, int], None]  # what is going on, done, of how many
+Tick = Callable[[str, int, int], None]  # name of the stage, images done, all images
 Item = TypeVar("Item")
 
 
@@ -30,21 +30,21 @@ def silent(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Images:
-    """A collection in a fixed order.
+    """A collection of images in a fixed order.
 
     Attributes:
-        name: its address.
-        split: of a data set.
-        captions: one an image; None: not all have one.
-        digest: of ids, contents or what they follow from, and captions.
-        resolution: pixels a side; None: they differ, or are not square.
-        chunks: the images at these positions, in their order.
-        chosen: the encoder that chose them and among how many candidates: `t2i sample --best-of`.
-        sizes: in words, where they differ.
-        formats: of their files, e.g. `JPEG`; None: not known.
-        skipped: broken ones, which are left out.
-        captioned: how many have a caption, where not all have one.
-        total: how many images there were to choose from.
+        name: address of the data.
+        split: split of a data set.
+        captions: a caption for each image; None: not all have one.
+        digest: digest of ids, captions and contents, or of everything that decides the contents.
+        resolution: pixels a side; None: sizes differ, or images are not square.
+        chunks: yields the images at these positions, in their order.
+        chosen: the encoder that selected the images, and the number of candidates (`t2i sample --best-of`).
+        sizes: description of the sizes if they differ.
+        formats: file formats, e.g. `JPEG`; None: unknown.
+        skipped: number of broken images, which are left out.
+        captioned: number of images with a caption, if not all have one.
+        total: number of images that these were chosen from.
     """
 
     name: str
@@ -65,21 +65,21 @@ class Images:
         return len(self.ids)
 
     def key(self) -> str:
-        """sha256 of what decides which images these are, and their order."""
+        """Returns a sha256 that identifies the images and their order."""
         return hashlib.sha256(json.dumps([self.digest, list(self.ids)]).encode()).hexdigest()
 
 
 def dataset_images(address: str, split: str, n: int | None, view: View, at_most: int = DEFAULT_N) -> Images:
-    """N images of a data set with the first caption of each; N alone decides which ones.
+    """Returns n images of a data set with the first caption of each. The choice depends only on n.
 
     Args:
-        n: None: `at_most`, or all where there are fewer.
+        n: None: `at_most`, or all if there are fewer.
 
     Raises:
-        InputError: no such data, or fewer than n.
+        InputError: there is no such data, or it has fewer than n images.
     """
     dataset = open_dataset(address, split, view)
-    if n is not None and n > len(dataset):  # rendered data has as many as one asks for
+    if n is not None and n > len(dataset):  # rendered data can be of any size
         dataset = open_dataset(address, split, View(view.resolution, view.fit, n, view.seed))
     count = min(at_most, len(dataset)) if n is None else n
     rows = choose(len(dataset), count, f"split {split} of {address}")
@@ -87,33 +87,33 @@ def dataset_images(address: str, split: str, n: int | None, view: View, at_most:
 
 
 def dataset_partners(address: str, split: str, captions: Sequence[str], view: View) -> Images:
-    """The images of a data set that these captions are of, each once, with that caption.
+    """Returns the images of a data set that have these captions, each image once, with that caption.
 
     Raises:
-        InputError: no such data, or a caption that none of its images has.
+        InputError: there is no such data, or none of its images has one of the captions.
     """
     dataset = open_dataset(address, split, view)
     row_of: dict[str, int] = {}
-    for row, its in enumerate(dataset.captions):
-        for caption in its:
+    for row, several in enumerate(dataset.captions):
+        for caption in several:
             row_of.setdefault(clean_caption(caption), row)
     if missing := [caption for caption in captions if caption not in row_of]:
         raise InputError(
-            f"{len(missing):,} of {len(captions):,} captions are of no image in split {split} of {address}, as "
-            f"{missing[0][:80]!r}; name the split that they are of, or compare with images by --against"
+            f"no image in split {split} of {address} has {len(missing):,} of {len(captions):,} captions, such as "
+            f"{missing[0][:80]!r}; name another split, or compare with images by --against"
         )
-    own = {row_of[caption]: caption for caption in reversed(captions)}
-    rows = sorted(own)
-    return _of_rows(dataset, rows, [own[row] for row in rows])
+    caption_of = {row_of[caption]: caption for caption in reversed(captions)}
+    rows = sorted(caption_of)
+    return _of_rows(dataset, rows, [caption_of[row] for row in rows])
 
 
 def _of_rows(dataset: Dataset, rows: Sequence[int], captions: list[str]) -> Images:
     at_once = max(1, min(CHUNK, CHUNK_BYTES // (3 * dataset.resolution**2)))
 
-    def decoded(wanted: Sequence[int]) -> Iterator[list[ImageArray]]:
-        for start in range(0, len(wanted), at_once):
+    def decode(positions: Sequence[int]) -> Iterator[list[ImageArray]]:
+        for start in range(0, len(positions), at_once):
             try:
-                yield list(dataset.images([rows[k] for k in wanted[start : start + at_once]]))
+                yield list(dataset.images([rows[k] for k in positions[start : start + at_once]]))
             except images.BrokenImage as error:
                 raise InputError(f"{error}; repair or remove it and score again") from error
 
@@ -124,38 +124,38 @@ def _of_rows(dataset: Dataset, rows: Sequence[int], captions: list[str]) -> Imag
         captions,
         dataset.fingerprint(),
         dataset.resolution,
-        lambda wanted: ahead(decoded(wanted)),
+        lambda positions: ahead(decode(positions)),
         total=len(dataset),
     )
 
 
 def prompt_images(path: Path, n: int | None, every: Sequence[str]) -> Images:
-    """Prompts of a file, of which there are no images; n of them, chosen by n alone.
+    """Returns n prompts of a file as a collection without images. The choice depends only on n.
 
     Args:
-        every: all prompts that it holds.
+        every: all prompts of the file.
 
     Raises:
-        InputError: there are fewer than n.
+        InputError: there are fewer than n prompts.
     """
     prompts = [every[row] for row in choose(len(every), len(every) if n is None else n, f"prompts file {path}")]
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     ids = [str(row) for row in range(len(prompts))]
 
-    def none(wanted: Sequence[int]) -> Iterator[list[ImageArray]]:
-        raise RuntimeError(f"{path} holds prompts, and {len(wanted)} images of them were asked for")
+    def refuse(positions: Sequence[int]) -> Iterator[list[ImageArray]]:
+        raise RuntimeError(f"{path} holds prompts, not images; {len(positions)} images were requested")
 
-    return Images(f"prompts:{path}", None, ids, prompts, digest, None, none)
+    return Images(f"prompts:{path}", None, ids, prompts, digest, None, refuse)
 
 
 def choose(size: int, count: int, where: str) -> list[int]:
-    """A random choice of rows, in order. The first ones would not do: folders are sorted by what they show.
+    """Draws `count` of `size` rows at random and sorts them. The first rows are no fair sample of a sorted folder.
 
     Raises:
-        InputError: more than there are, or fewer than 2.
+        InputError: `count` is more than `size` or less than 2.
     """
     if count > size:
-        raise InputError(f"{where} has {counted(size, 'image')}, not {count:,}; ask for at most {size:,} with -n")
+        raise InputError(f"{where} has {counted(size, 'image')}, not {count:,}; set -n to at most {size:,}")
     if count < 2:
         raise InputError(
             f"{where} gave {count} image{'s' if count != 1 else ''}; a score needs at least 2, and 1,000 to mean much"
@@ -164,10 +164,10 @@ def choose(size: int, count: int, where: str) -> list[int]:
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yields `items`; a thread makes the next one while the caller works on this one."""
-    nothing: Any = object()
+    """Yields `items`; a thread prepares the next item while the caller works on the current one."""
+    end: Any = object()
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, nothing)
-        while (item := coming.result()) is not nothing:
-            coming = pool.submit(next, items, nothing)
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
             yield item

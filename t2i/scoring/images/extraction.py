@@ -1,7 +1,7 @@
-"""One pass over images: every extractor that is asked, the oracle, and the first images, by one process or several.
+"""Extracts features and readings of images in one pass, with one process or several.
 
-Memory does not grow with N where moments are enough; else features are kept in memory up to `MEMORY_BYTES`, and in a file
-beyond. The features of an image do not depend on its batch or its process, so several processes give the values of one.
+If moments suffice, memory does not grow with N. Otherwise features are kept in memory up to `MEMORY_BYTES` and in a file
+beyond. The features of an image do not depend on its batch or process, so several processes give the same values as one.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -21,21 +21,21 @@ from t2i.names import counted
 from t2i.scoring.images.collection import SHOWN, Images, Tick, silent
 from t2i.scoring.images.store import FeatureFile, FeatureRows, rows_in_memory
 
-LEAST_SIDE = 16  # of an image that the oracle reads
+LEAST_SIDE = 16  # pixels a side of an image for the oracle
 ALONE = Ranks(1, True)
 
 
 @dataclass
 class Evidence:
-    """Features and readings of N images, without the images themselves.
+    """Features and readings of N images, without the images.
 
     Attributes:
         captions, ids: as in `Images`.
-        features: extractor's digest -> [N, D]; or only their moments, where no more is asked or stored.
+        features: extractor's digest -> [N, D], or only the moments.
         text: extractor's digest -> [N, D] of the captions.
-        readings: one an image, where the oracle was asked.
-        reconstructed: readings of the same images through a run's tokenizer.
-        first: the first `SHOWN` images, where they were asked.
+        readings: readings of the oracle, one for each image, or none.
+        reconstructed: readings of the same images after a run's tokenizer.
+        first: the first `SHOWN` images, or none.
     """
 
     captions: list[str] | None = None
@@ -48,11 +48,11 @@ class Evidence:
 
 
 class Pass(NamedTuple):
-    """Settings of passes over images: who hears of progress, which processes share the work, where features are kept."""
+    """Settings of a pass over images."""
 
     tick: Tick = silent
     ranks: Ranks = ALONE
-    store: FeatureFile | None = None  # features that it has are not made again, and those that are made are put into it
+    store: FeatureFile | None = None  # supplies the features that it has, and receives the others
 
 
 def extract(
@@ -64,57 +64,52 @@ def extract(
     oracle: bool = False,
     show: bool = False,
 ) -> Evidence:
-    """Reads every image once with every extractor, and with the oracle of the embedded data where it is asked.
+    """Reads every image once, with every extractor and optionally with the oracle of the embedded data.
 
     Args:
-        what: names the images in the progress and in messages.
-        condensed: digests of extractors whose moments are enough.
+        what: name of the images in progress and messages.
+        condensed: digests of extractors whose moments suffice.
         show: keeps the first images.
 
     Returns:
-        all that was extracted, on the main process; a part of it elsewhere.
+        The evidence; processes other than the main one return only a part of it.
 
     Raises:
-        InputError: the oracle is asked about an image that it cannot read, or there are more processes than images.
+        InputError: the oracle cannot read an image, or there are more processes than images.
     """
-    ranks, store = how.ranks, how.store
+    ranks = how.ranks
     if len(images) < ranks.num_processes:
         raise InputError(f"{counted(len(images), 'image')} for {ranks.num_processes} processes; start fewer processes")
-    found = Evidence(images.captions, images.ids)
-    todo = [one for one in extractors if not _stored(found, images, what, one, how)]
-    mine = ranks.share(len(images))
-    sinks = [_sink(one, one.digest() in condensed, images, mine, how) for one in todo]
-    begin = 0 if oracle else min((sink.done for sink in sinks), default=len(mine))
+    evidence = Evidence(images.captions, images.ids)
+    extractors = [one for one in extractors if not _stored(evidence, images, what, one, how)]
+    rows = ranks.share(len(images))
+    sinks = [_sink(one, one.digest() in condensed, images, rows, how) for one in extractors]
+    start = 0 if oracle else min((sink.done for sink in sinks), default=len(rows))
     for sink in sinks:
-        sink.keep(begin)
-    _read_all(images, what, mine[begin:], list(zip(todo, sinks, strict=True)), found, how.tick, oracle)
+        sink.keep(start)
+    into = list(zip(extractors, sinks, strict=True))
+    _read_all(images, what, rows[start:], into, evidence, how.tick, oracle)
     if oracle:
-        found.readings = ranks.gather(found.readings)
-    for one, sink in zip(todo, sinks, strict=True):
-        whole = sink.finish(len(images), one.dim)
-        found.features[one.digest()] = whole
-        if store is not None and ranks.is_main and isinstance(whole, np.ndarray):
-            store.put(images, one, whole)
+        evidence.readings = ranks.gather(evidence.readings)
+    for extractor, sink in into:
+        features = sink.finish(len(images), extractor.dim)
+        evidence.features[extractor.digest()] = features
+        if how.store is not None and ranks.is_main and isinstance(features, np.ndarray):
+            how.store.put(images, extractor, features)
         sink.close()
-    if show and ranks.is_main:
-        _complete_first(found, images)
-    return found
+    if show and ranks.is_main and len(evidence.first) < min(SHOWN, len(images)):  # the pass started after them
+        evidence.first = [image for chunk in images.chunks(range(len(images))[:SHOWN]) for image in chunk]
+    return evidence
 
 
-def _complete_first(found: Evidence, images: Images) -> None:
-    """Makes the first images anew where the pass began behind them."""
-    if len(found.first) < min(SHOWN, len(images)):
-        found.first = [image for chunk in images.chunks(range(len(images))[:SHOWN]) for image in chunk]
-
-
-def _stored(found: Evidence, images: Images, what: str, extractor: Extractor, how: Pass) -> bool:
-    """Takes features from the file of kept ones; all processes agree whether it had them."""
+def _stored(evidence: Evidence, images: Images, what: str, extractor: Extractor, how: Pass) -> bool:
+    """Adds features from the feature file, if it has them; returns the same answer on all processes."""
     if how.store is None:
         return False
-    known = how.store.get(images, what, extractor) if how.ranks.is_main else None
-    if known is not None:
-        found.features[extractor.digest()] = known
-    return how.ranks.broadcast(known is not None)
+    features = how.store.get(images, what, extractor) if how.ranks.is_main else None
+    if features is not None:
+        evidence.features[extractor.digest()] = features
+    return how.ranks.broadcast(features is not None)
 
 
 def _read_all(
@@ -122,11 +117,11 @@ def _read_all(
     what: str,
     rows: range,
     into: Sequence[tuple[Extractor, "_Whole | _Moments"]],
-    found: Evidence,
+    evidence: Evidence,
     tick: Tick,
     oracle: bool,
 ) -> None:
-    """Passes the images at `rows` through everything that is asked."""
+    """Reads the images at `rows` with all extractors and the oracle."""
     if not into and not oracle:
         return
     done = 0
@@ -139,46 +134,46 @@ def _read_all(
                 features[members] = extractor.features(batch_BHWC)
             sink.add(features)
         if oracle:
-            found.readings += _read(chunk)
+            evidence.readings += _read(chunk)
         if rows.start == 0:
-            found.first += chunk[: SHOWN - len(found.first)]
+            evidence.first += chunk[: SHOWN - len(evidence.first)]
         done += len(chunk)
         tick(what, done, len(rows))
     if done != len(rows):
-        raise RuntimeError(f"{what}: {done} images came, {len(rows)} were to be scored")
+        raise RuntimeError(f"{what}: read {done} images, expected {len(rows)}")
 
 
-# ---- where features go ---------------------------------------------------------------------------------------------
+# ---- sinks of features ---------------------------------------------------------------------------------------------
 
 
-def _sink(extractor: Extractor, condensed: bool, images: Images, mine: range, how: Pass) -> "_Whole | _Moments":
+def _sink(extractor: Extractor, condensed: bool, images: Images, rows: range, how: Pass) -> "_Whole | _Moments":
     if how.store is not None:
-        return _Whole(how.store.rows(images, extractor, mine), how.ranks)
-    return _Moments(how.ranks) if condensed else _Whole(rows_in_memory(len(mine), extractor.dim), how.ranks)
+        return _Whole(how.store.rows(images, extractor, rows), how.ranks)
+    return _Moments(how.ranks) if condensed else _Whole(rows_in_memory(len(rows), extractor.dim), how.ranks)
 
 
 class _Whole:
-    """Keeps the features themselves."""
+    """Keeps the features."""
 
     def __init__(self, rows: FeatureRows, ranks: Ranks) -> None:
         self._rows, self._ranks = rows, ranks
-        self.done = rows.done  # rows of this process's share that are there
+        self.done = rows.done  # rows of this process that an earlier pass left
         self.keep: Callable[[int], None] = rows.keep
         self.add: Callable[[Features], None] = rows.add
         self.close: Callable[[], None] = rows.close
 
     def finish(self, count: int, dim: int) -> Features:
-        """Features of all processes, on the main one; every process calls it."""
-        mine = self._rows.whole()
+        """Returns the features of all processes on the main one; every process must call it."""
+        share = self._rows.whole()
         if self._ranks.num_processes > 1:
             out = rows_in_memory(count if self._ranks.is_main else 0, dim).empty()
-            self._ranks.gather_rows(mine, out)
-            return out if self._ranks.is_main else mine
-        return mine
+            self._ranks.gather_rows(share, out)
+            return out if self._ranks.is_main else share
+        return share
 
 
 class _Moments:
-    """Keeps count, sum and outer products alone."""
+    """Keeps only count, sum and outer products."""
 
     done = 0
 
@@ -186,15 +181,15 @@ class _Moments:
         self._ranks, self._stats = ranks, None
 
     def keep(self, rows: int) -> None:
-        """Nothing is kept from an earlier pass."""
+        """Does nothing: moments do not outlive a pass."""
 
     def add(self, features: Features) -> None:
-        if self._stats is None:  # one shift for all, near the mean
+        if self._stats is None:  # all processes use one shift, near the mean
             self._stats = GaussianStats(self._ranks.broadcast(features.mean(axis=0, dtype=np.float64)))
         self._stats.update(features)
 
     def finish(self, count: int, dim: int) -> GaussianStats:
-        """Moments over all processes; every process calls it."""
+        """Returns the moments over all processes; every process must call it."""
         stats, sums = self._stats, self._ranks.sum_array
         assert stats is not None
         stats.total, stats.outer = sums(stats.total), sums(stats.outer)
@@ -202,7 +197,7 @@ class _Moments:
         return stats
 
     def close(self) -> None:
-        """No file is open."""
+        """Does nothing: no file is open."""
 
 
 # ---- chunks --------------------------------------------------------------------------------------------------------
@@ -221,8 +216,8 @@ def _read(chunk: Sequence[ImageArray]) -> list[Reading]:
         height, width, _ = chunk[members[0]].shape
         if height != width or height < LEAST_SIDE:
             raise InputError(
-                f"the oracle of faithfulness reads square images of {LEAST_SIDE} pixels or more, one is {width}x{height}; "
-                "name the other metrics with --metrics"
+                f"faithfulness needs square images of {LEAST_SIDE} pixels or more, got {width}x{height}; name other metrics "
+                "with --metrics"
             )
         readings.update(zip(members, read(np.stack([chunk[k] for k in members])), strict=True))
     return [readings[k] for k in range(len(chunk))]

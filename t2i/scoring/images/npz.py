@@ -1,4 +1,4 @@
-"""Images in an .npz, as ADM's evaluator reads it: uint8 [N, H, W, 3]; read row by row, however large the file is."""
+"""Reads images from an .npz in the format of ADM's evaluator, uint8 [N, H, W, 3], row by row and thus of any size."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ from t2i.names import shown
 from t2i.scoring.images.collection import CHUNK, CHUNK_BYTES, Images, ahead, choose
 
 ADM = "arr_0"  # the usual name of the array
-WANTED = "images are uint8 [N, H, W, 3]"
+FORMAT = "images must be uint8 [N, H, W, 3]"
 
 
 def npz_images(path: Path, n: int | None = None) -> Images:
-    """The array `arr_0`, or the only one under whatever name.
+    """Opens the array `arr_0`, or the only array of the file.
 
     Raises:
-        InputError: it cannot be read, or holds something else; the message says how to write it.
+        InputError: the file cannot be read, or holds no images; the message says how to write it.
     """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
@@ -42,11 +42,11 @@ def npz_images(path: Path, n: int | None = None) -> Images:
     rows = choose(count, count if n is None else n, shown(path))
     at_once = max(1, min(CHUNK, CHUNK_BYTES // (3 * height * width)))
 
-    def read(wanted: Sequence[int]) -> Iterator[list[ImageArray]]:
-        if not wanted:
+    def read(positions: Sequence[int]) -> Iterator[list[ImageArray]]:
+        if not positions:
             return
         try:
-            yield from _rows(path, name, shape, [rows[k] for k in wanted], at_once)
+            yield from _rows(path, name, shape, [rows[k] for k in positions], at_once)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise InputError(f"{shown(path)} is damaged ({error}); write it again") from error
 
@@ -57,18 +57,14 @@ def npz_images(path: Path, n: int | None = None) -> Images:
         None,
         hashlib.sha256(json.dumps([content, rows]).encode()).hexdigest(),
         height if height == width else None,
-        lambda wanted: ahead(read(wanted)),
+        lambda positions: ahead(read(positions)),
         formats="lossless",
         total=count,
     )
 
 
 def npz_names(path: Path) -> list[str]:
-    """The arrays of an .npz.
-
-    Raises:
-        InputError: it is none.
-    """
+    """Returns the names of the arrays in an .npz; raises InputError if the file is not one."""
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
@@ -79,24 +75,24 @@ def npz_names(path: Path) -> list[str]:
 
 
 def _header(archive: zipfile.ZipFile, path: Path) -> tuple[str, tuple[int, int, int, int]]:
-    """Name and shape of the array of images, checked against the bytes that the file holds."""
+    """Returns name and shape of the array of images, checked against the size of the file."""
     names = archive.namelist()
     member = names[0] if len(names) == 1 else f"{ADM}.npy"
     if member not in names or not member.endswith(".npy"):
-        there = ", ".join(names[:5]) or "nothing"
-        raise InputError(f"{shown(path)} holds no {ADM}, but {there[:120]}; {WANTED}, saved as {ADM}")
+        others = ", ".join(names[:5]) or "nothing"
+        raise InputError(f"{shown(path)} holds no {ADM}, but {others[:120]}; {FORMAT}, saved as {ADM}")
     name = member.removesuffix(".npy")
     with archive.open(member) as file:
         try:
             shape, fortran, kind = _npy_header(file)
         except (ValueError, OverflowError, SyntaxError, TypeError) as error:
             reason = str(error).splitlines()[0][:120]
-            raise InputError(f"{shown(path)}: {name} has no header that can be read ({reason})") from error
+            raise InputError(f"{shown(path)}: the header of {name} cannot be read ({reason})") from error
         start = file.tell()
     if wrong := _wrong(shape, fortran, kind):
-        raise InputError(f"{shown(path)}: {name} is {kind} {list(shape)}, and {WANTED}: {wrong}")
+        raise InputError(f"{shown(path)}: {name} is {kind} {list(shape)}, but {FORMAT}: {wrong}")
     if max(shape[1:3]) > images.MAX_SIDE or shape[1] * shape[2] > images.MAX_PIXELS:
-        raise InputError(f"{shown(path)}: images of {shape[2]}x{shape[1]} pixels are over the limits; scale them down")
+        raise InputError(f"{shown(path)}: images of {shape[2]}x{shape[1]} pixels are too large; scale them down")
     size = archive.getinfo(member).file_size - start
     if math.prod(shape) != size:
         raise InputError(f"{shown(path)}: {name} of {list(shape)} does not fit its {size:,} bytes; write it again")
@@ -104,15 +100,15 @@ def _header(archive: zipfile.ZipFile, path: Path) -> tuple[str, tuple[int, int, 
 
 
 def _wrong(shape: tuple[int, ...], fortran: bool, kind: np.dtype) -> str:
-    """Returns advice for an array that holds no images; empty for one that does."""
+    """Returns advice for an array that does not hold images, or "" if it does."""
     if len(shape) == 4 and shape[3] != 3 and shape[1] == 3:
         return "the channels come first; save x.transpose(0, 2, 3, 1)"
     if len(shape) == 4 and shape[3] in (1, 4):
         return f"it has {shape[3]} channel{'s' if shape[3] > 1 else ''}; save RGB"
     if len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
-        return "it has another shape; save an array of that one"
+        return "it has another shape; save an array of this shape"
     if kind != np.uint8:
-        return "convert it, of floats in [0, 1] (x * 255).round().astype('uint8')"
+        return "convert it, floats in [0, 1] with (x * 255).round().astype('uint8')"
     return "it is stored in Fortran order; save numpy.ascontiguousarray(x)" if fortran else ""
 
 
@@ -123,19 +119,19 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _rows(path: Path, name: str, shape: Sequence[int], rows: Sequence[int], at_once: int) -> Iterator[list[ImageArray]]:
-    """Images at `rows`, which rise; the rows between them are skipped."""
+    """Yields the images at `rows`, which are sorted, in chunks."""
     height, width = shape[1:3]
     nbytes = 3 * height * width
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
         _npy_header(file)
-        at, chunk = 0, []
+        position, chunk = 0, []
         for row in rows:
-            file.seek((row - at) * nbytes, os.SEEK_CUR)
+            file.seek((row - position) * nbytes, os.SEEK_CUR)
             data = file.read(nbytes)
             if len(data) < nbytes:
                 raise EOFError(f"it ends in image {row}")
             chunk.append(np.frombuffer(data, np.uint8).reshape(height, width, 3))
-            at = row + 1
+            position = row + 1
             if len(chunk) == at_once:
                 yield chunk
                 chunk = []

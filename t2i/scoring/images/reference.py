@@ -1,9 +1,9 @@
-"""Statistics of real images, made once and scored against by any number of models: `t2i eval reference`.
+"""Reads and writes statistics of real images, to score any number of models against: `t2i eval reference`.
 
-A safetensors file. For each extractor, named by a hash of its digest and resize: `NAME/shift`, `NAME/total` [D] and
-`NAME/outer` [D, D] (float64, as in `GaussianStats`), and `NAME/features` float32 [N, D] where they were kept. The header
-says which images these are and describes each extractor. `mu` and `sigma` of an .npz, as pytorch-fid and ADM write
-them, are read too; nothing in them says which images or network they are of.
+The file is a safetensors file. NAME is a hash of an extractor's digest and resize; for each extractor the file has
+`NAME/shift`, `NAME/total` [D] and `NAME/outer` [D, D] (float64, as in `GaussianStats`), and optionally `NAME/features`
+float32 [N, D]. The header describes the images and each extractor. An .npz with `mu` and `sigma`, as pytorch-fid and ADM
+write it, can be read too; it names neither the images nor the network.
 """
 
 import hashlib
@@ -30,17 +30,17 @@ from t2i.tensors import read_header, read_tensors, write_tensors
 
 SCHEMA = 1
 HEADER = "t2i_reference"
-MAX_DIM = 8192  # of mu in an .npz
+MAX_DIM = 8192  # length of mu in an .npz
 _MOMENTS = ("shift", "total", "outer")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A file of statistics of real images. Attributes are as in `Images`.
+    """A file of statistics of real images. The other attributes are as in `Images`.
 
     Attributes:
-        extractors: name of its tensors -> extractor, extractor_digest, resize, dim, features; None: the file says
-            nothing of its extractor, which is taken to be the Inception.
+        extractors: NAME -> extractor, extractor_digest, resize, dim, features; None: the file does not name its
+            extractor, which is assumed to be the Inception.
     """
 
     path: Path
@@ -55,39 +55,39 @@ class Reference:
     captions: None = field(default=None, init=False)
 
     def why_not(self, extractor: Extractor, features: bool) -> str:
-        """The reason why there are no statistics, or no features, by this extractor; "" where there are."""
+        """Returns the reason why statistics, or features, of this extractor are missing; "" if they are there."""
         if self.extractors is None:
             if features:
-                return f"{self.path} holds statistics alone"
+                return f"{self.path} holds only statistics"
             known = extractor.name.startswith("inception") and extractor.dim == self._dim()
             return "" if known else f"{self.path} holds mu and sigma of {self._dim()} features of an Inception"
-        found = self.extractors.get(_name(extractor))
-        if found is not None:
-            alone = features and not found["features"]
-            return f"{self.path} holds statistics alone; make it with --save-features" if alone else ""
+        entry = self.extractors.get(_name(extractor))
+        if entry is not None:
+            lacks_features = features and not entry["features"]
+            return f"{self.path} holds only statistics; make it with --save-features" if lacks_features else ""
         for other in self.extractors.values():
             if other["extractor_digest"] == extractor.digest():
-                return f"the images of {self.path} were resized otherwise: {other['resize']}, here {extractor.resize}"
-        there = ", ".join(
+                return f"the images of {self.path} were resized by {other['resize']}, here by {extractor.resize}"
+        names = ", ".join(
             f"{other['extractor']} (weights {other['extractor_digest'][:8]})" for other in self.extractors.values()
         )
-        return f"{self.path} is not of {extractor.name} (weights {extractor.digest()[:8]}), but of {there}"
+        return f"{self.path} holds {names}, not {extractor.name} (weights {extractor.digest()[:8]})"
 
     def evidence(self, extractors: Sequence[Extractor], condensed: Collection[str]) -> Evidence:
-        """Features by these extractors; moments by those in `condensed`, and where the file has no more."""
-        found = Evidence()
+        """Reads features of these extractors; only moments for those in `condensed`, or if the file has no features."""
+        evidence = Evidence()
         for extractor in extractors:
             digest, name = extractor.digest(), _name(extractor)
             if self.why_not(extractor, features=False):
                 continue
             if self.extractors is None:
-                found.features[digest] = _of_npz(self.path)
+                evidence.features[digest] = _of_npz(self.path)
             elif digest not in condensed and not self.why_not(extractor, features=True):
-                found.features[digest] = read_tensors(self.path, [f"{name}/features"])[f"{name}/features"]
+                evidence.features[digest] = read_tensors(self.path, [f"{name}/features"])[f"{name}/features"]
             else:
                 tensors = read_tensors(self.path, [f"{name}/{part}" for part in _MOMENTS])
-                found.features[digest] = _stats(*tensors.values(), count=int(self.n or 0))
-        return found
+                evidence.features[digest] = _stats(*tensors.values(), count=int(self.n or 0))
+        return evidence
 
     def _dim(self) -> int:
         return len(_of_npz(self.path).shift)
@@ -111,23 +111,23 @@ def make_reference(
     tick: Tick = silent,
     ranks: Ranks = ALONE,
 ) -> None:
-    """Writes the statistics of images, by all extractors in one pass.
+    """Writes the statistics of images with all extractors, in one pass over the images.
 
     Args:
-        features: keeps the features too, which KID, precision and all but the Frechet distance need.
+        features: keeps the features too; all metrics but the Frechet distance need them.
 
     Raises:
         InputError: an image cannot be decoded, or the file cannot be written.
     """
     condensed = [] if features else [extractor.digest() for extractor in extractors]
-    found = extract(images, "real images", extractors, Pass(tick, ranks), condensed)
+    evidence = extract(images, "real images", extractors, Pass(tick, ranks), condensed)
     if not ranks.is_main:
         return
     tensors: dict[str, np.ndarray] = {}
     entries: dict[str, dict[str, Any]] = {}
     for extractor in extractors:
         name, digest = _name(extractor), extractor.digest()
-        stats = found.features[digest]
+        stats = evidence.features[digest]
         if not isinstance(stats, GaussianStats):
             tensors[f"{name}/features"] = stats
             stats = GaussianStats.of(stats)
@@ -143,7 +143,7 @@ def make_reference(
 
 
 def _about(images: Images) -> dict[str, Any]:
-    """The header of a file, but for its extractors."""
+    """Returns the header without the extractors."""
     return {
         "schema": SCHEMA,
         "data": images.name,
@@ -158,10 +158,10 @@ def _about(images: Images) -> dict[str, Any]:
 
 
 def open_reference(path: Path) -> Reference | None:
-    """The statistics in a .safetensors file, or in an .npz with mu and sigma; None for an .npz with images.
+    """Opens the statistics in a .safetensors file, or in an .npz with mu and sigma; returns None for an .npz of images.
 
     Raises:
-        InputError: it cannot be read or holds something else.
+        InputError: the file cannot be read or holds something else.
     """
     if path.suffix.lower() == ".npz":
         names = npz_names(path)
@@ -174,28 +174,26 @@ def open_reference(path: Path) -> Reference | None:
     about = read_header(path, HEADER, "reference statistics of t2i eval reference")
     try:
         if about["schema"] != SCHEMA:
-            raise InputError(f"{path}: statistics of schema {about['schema']}, {SCHEMA} is read here; make them anew")
-        words = (
-            about[key] for key in ("data", "split", "data_digest", "n", "resolution", "sizes", "extractors", "skipped")
-        )
-        return Reference(path, *words)
+            raise InputError(f"{path}: statistics of schema {about['schema']}, expected {SCHEMA}; make them again")
+        keys = ("data", "split", "data_digest", "n", "resolution", "sizes", "extractors", "skipped")
+        return Reference(path, *(about[key] for key in keys))
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{path}: its header lacks {error}; make the statistics anew with t2i eval reference"
+            f"{path}: its header lacks {error}; make the statistics again with t2i eval reference"
         ) from error
 
 
 def _of_npz(path: Path) -> GaussianStats:
-    """mu and sigma; how many images they are of is not known, and is counted as enough."""
+    """Reads mu and sigma. The number of images is unknown and assumed to be sufficient."""
     try:
         with zipfile.ZipFile(path) as archive:
             largest = max(archive.getinfo(f"{name}.npy").file_size for name in ("mu", "sigma"))
         if largest > 8 * MAX_DIM**2 + 4096:
             raise ValueError(f"{largest:,} bytes")
-        with np.load(path, allow_pickle=False) as found:
-            mu, sigma = (np.asarray(found[name], np.float64) for name in ("mu", "sigma"))
+        with np.load(path, allow_pickle=False) as arrays:
+            mu, sigma = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: its mu and sigma cannot be read ({error}); make the statistics anew") from error
+        raise InputError(f"{path}: its mu and sigma cannot be read ({error}); make the statistics again") from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise InputError(f"{path}: mu {list(mu.shape)} and sigma {list(sigma.shape)} are no mean and covariance")
     count = max(FEW_IMAGES, 2 * len(mu) + 1)

@@ -1,7 +1,7 @@
-"""Images in files: a folder, a tar as WebDataset writes it, an .npz as ADM's evaluator reads it.
+"""Opens images in files: a folder, a tar as WebDataset writes it, or an .npz as ADM's evaluator reads it.
 
-Nothing is unpacked onto the disk, nothing unpickled. Every image is decoded once before any is scored, so that a broken one
-is named in time. docs/scoring.md describes the layouts.
+Nothing is unpacked onto the disk or unpickled. Every image is decoded once before any is scored, so that broken images are
+reported early. docs/scoring.md describes the layouts.
 """
 
 import hashlib
@@ -32,14 +32,14 @@ FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP"}  # others are lossl
 
 
 def open_images(place: str, n: int | None = None, skip_broken: bool = False) -> Images:
-    """Images of any size below a folder, in a .tar or in an .npz, with the first caption of each if all have one.
+    """Opens images of any size in a folder, a .tar or an .npz, with the first caption of each if all have one.
 
     Args:
-        n: which ones depends on n alone; None: all.
-        skip_broken: leaves out what cannot be decoded, and counts it.
+        n: number of images; the choice depends only on n. None: all.
+        skip_broken: leaves out images that cannot be decoded, and counts them.
 
     Raises:
-        InputError: no such file or folder, no images, fewer than n, one of them is broken, or a file of another kind.
+        InputError: there is no such file or folder, it is of another kind, it has fewer than n images, or one is broken.
     """
     path = Path(place).expanduser()
     suffix = path.suffix.lower()
@@ -50,7 +50,7 @@ def open_images(place: str, n: int | None = None, skip_broken: bool = False) -> 
     if path.is_file():
         hint = HINTS.get(suffix, "name a folder, a .tar or an .npz of images")
         raise InputError(
-            f"{shown(path)} is a {suffix or 'file without a suffix'}, from which no images are read; {hint}"
+            f"{shown(path)} is a {suffix or 'file without a suffix'}, which cannot be read as images; {hint}"
         )
     return folder_images(place, n, skip_broken)
 
@@ -70,43 +70,37 @@ HINTS = {
 
 
 def folder_images(folder: str, n: int | None = None, skip_broken: bool = False) -> Images:
-    """Images of a folder and below; of folders that a generator wrote, those of its manifests with their prompts."""
+    """Opens the images of a folder and its subfolders; in folders of a generator, those of its manifests with their prompts."""
     index = index_folder(folder)
     if index.unsupported:
         warnings.warn(
-            f"{some(index.unsupported)} in {shown(index.root)}: images of this format are not read, and are left out; "
-            "convert them to PNG",
+            f"{some(index.unsupported)} in {shown(index.root)}: images of this format are left out; convert them to PNG",
             stacklevel=3,
         )
-    made = read_generated(index.root, index.files)
-    if index.problems and not made.prompts:
+    generated = read_generated(index.root, index.files)
+    if index.problems and not generated.prompts:
         warnings.warn(f"captions are not read: {index.problems[0]}", stacklevel=3)
-    every = [name for name in index.files if name not in made.others]
+    every = [name for name in index.files if name not in generated.others]
     where = shown(index.root)
     names = [every[k] for k in choose(len(every), len(every) if n is None else n, where)]
-    found = verify(index.root, index.files, names)
-    written = {name: captions[0] for name, captions in index.captions.items()} | made.prompts
-    found_images = _encoded(
-        f"folder:{index.root}",
-        where,
-        {name: found[name] for name in names},
-        written,
-        lambda name: index.root / index.files[name],
-        skip_broken,
-    )
-    return replace(found_images, chosen=made.chosen, total=len(every))
+    verified = verify(index.root, index.files, names)
+    verified = _refuse_broken(where, {name: verified[name] for name in names}, skip_broken)
+    captions = {name: captions[0] for name, captions in index.captions.items()} | generated.prompts
+    opened = _encoded(f"folder:{index.root}", where, verified, captions, lambda name: index.root / index.files[name])
+    return replace(opened, chosen=generated.chosen, skipped=len(names) - len(opened), total=len(every))
 
 
 # ---- a tar ---------------------------------------------------------------------------------------------------------
 
 
 def tar_images(path: Path, n: int | None = None, skip_broken: bool = False) -> Images:
-    """Members `key.png` with `key.txt` or `key.json`, read without unpacking."""
+    """Opens members `key.png` with captions in `key.txt` or `key.json`, without unpacking."""
     members, passed = list_tar(path)
-    odd = {what: count for what, count in passed.items() if count and what not in _USUAL}
-    if odd:
-        told = ", ".join(numbered(count, what) for what, count in odd.items())
-        raise InputError(f"{shown(path)} holds {told}; pack plain files again, with names below the folder")
+    unusual = [numbered(count, kind) for kind, count in passed.items() if count and kind not in _USUAL]
+    if unusual:
+        raise InputError(
+            f"{shown(path)} holds {', '.join(unusual)}; pack plain files again, with names below the folder"
+        )
     keys = list(members)
     if not keys:
         raise InputError(f"no images ({' '.join(images.SUFFIXES)}) in {shown(path)}; name the tar that holds them")
@@ -117,12 +111,14 @@ def tar_images(path: Path, n: int | None = None, skip_broken: bool = False) -> I
             return os.pread(file.fileno(), min(members[name].size, images.MAX_BYTES + 1), members[name].offset)
 
     with ThreadPoolExecutor(workers()) as pool:
-        found = dict(zip(names, pool.map(lambda name: _verified(load(name)), names), strict=True))
+        verified = dict(zip(names, pool.map(lambda name: _verified(load(name)), names), strict=True))
+    verified = _refuse_broken(shown(path), verified, skip_broken)
     captions = {name: members[name].captions[0] for name in names if members[name].captions}
-    return _encoded(f"tar:{path}", shown(path), found, captions, load, skip_broken)
+    opened = _encoded(f"tar:{path}", shown(path), verified, captions, load)
+    return replace(opened, skipped=len(names) - len(opened), total=len(names))
 
 
-# what a tar of images may hold beside them
+# kinds of members that a tar of images may hold besides images with captions
 _USUAL = ("folders", "other members", "captions without an image", "images without a caption")
 
 
@@ -142,29 +138,26 @@ def _verified(data: bytes) -> Verified:
 def _encoded(
     address: str,
     place: str,
-    found: dict[str, Verified],
-    written: dict[str, str],
+    verified: Mapping[str, Verified],
+    captions_by_name: Mapping[str, str],
     load: Callable[[str], Path | bytes],
-    skip_broken: bool,
 ) -> Images:
-    """A collection of encoded images.
+    """Returns a collection of image files.
 
     Args:
-        found: name -> result of decoding it once.
-        written: name -> caption, of those that have one.
-        load: gives the file or the bytes of a name.
+        verified: name -> result of decoding it once.
+        captions_by_name: the captions of images that have one.
+        load: returns the file or the bytes of a name.
     """
-    broken = [name for name in found if found[name].reason]
-    names = [name for name in found if not found[name].reason]
-    _refuse_broken(place, broken, found, skip_broken)
-    captions = [written[name] for name in names if name in written]
-    digest = hashlib.sha256(json.dumps([[name, found[name].sha256] for name in names] + captions).encode())
-    sizes = [(found[name].width, found[name].height) for name in names]
+    names = list(verified)
+    captions = [captions_by_name[name] for name in names if name in captions_by_name]
+    digest = hashlib.sha256(json.dumps([[name, verified[name].sha256] for name in names] + captions).encode())
+    sizes = [(verified[name].width, verified[name].height) for name in names]
     sides = {side for size in sizes for side in size}
 
-    def decoded(wanted: Sequence[int]) -> Iterator[list[ImageArray]]:
+    def decode(positions: Sequence[int]) -> Iterator[list[ImageArray]]:
         with ThreadPoolExecutor(workers()) as pool:
-            for part in _parts(wanted, [3 * width * height for width, height in sizes]):
+            for part in _parts(positions, [3 * width * height for width, height in sizes]):
                 yield list(pool.map(lambda k: _decode(load(names[k]), names[k], place), part))
 
     return Images(
@@ -174,40 +167,41 @@ def _encoded(
         captions if len(captions) == len(names) else None,
         digest.hexdigest(),
         sides.pop() if len(sides) == 1 else None,
-        lambda wanted: ahead(decoded(wanted)),
+        lambda positions: ahead(decode(positions)),
         sizes=_mixed(sizes),
         formats=" and ".join(sorted({FORMATS.get(Path(name).suffix.lower(), "lossless") for name in names})),
-        skipped=len(broken),
         captioned=len(captions),
-        total=len(found),
     )
 
 
-def _refuse_broken(place: str, broken: Sequence[str], found: Mapping[str, Verified], skip: bool) -> None:
-    """Refuses broken images, or with `skip` too few that are left."""
+def _refuse_broken(place: str, verified: Mapping[str, Verified], skip: bool) -> dict[str, Verified]:
+    """Returns the intact images; raises InputError for broken ones, or with `skip` if fewer than two are intact."""
+    broken = [name for name in verified if verified[name].reason]
     if not broken:
-        return
-    first = f"{shown(broken[0])}: {found[broken[0]].reason}"
+        return dict(verified)
+    first = f"{shown(broken[0])}: {verified[broken[0]].reason}"
     more = f", and {some(broken[1:])}" if broken[1:] else ""
     if not skip:
         raise InputError(
-            f"cannot score {place}: broken {first}{more}; repair or remove what is broken, or leave it out with "
+            f"cannot score {place}: broken {first}{more}; repair or remove broken images, or leave them out with "
             "--skip-broken"
         )
-    if len(found) - len(broken) < 2:
-        raise InputError(f"{len(broken):,} of {counted(len(found), 'image')} in {place} cannot be decoded, as {first}")
+    if len(verified) - len(broken) < 2:
+        count = counted(len(verified), "image")
+        raise InputError(f"{len(broken):,} of {count} in {place} cannot be decoded, such as {first}; repair them")
+    return {name: result for name, result in verified.items() if not result.reason}
 
 
 def _mixed(sizes: Sequence[tuple[int, int]]) -> str | None:
-    """E.g. `of 3 sizes, 24x24 to 40x32`; None where all have one size."""
+    """Returns e.g. `of 3 sizes, 24x24 to 40x32`, or None if all sizes are equal."""
     counts = Counter(sizes)
     least, most = (f(counts, key=lambda size: size[0] * size[1]) for f in (min, max))
     return f"of {len(counts):,} sizes, {least[0]}x{least[1]} to {most[0]}x{most[1]}" if len(counts) > 1 else None
 
 
-def _parts(wanted: Sequence[int], nbytes: Sequence[int]) -> Iterator[list[int]]:
+def _parts(positions: Sequence[int], nbytes: Sequence[int]) -> Iterator[list[int]]:
     part: list[int] = []
-    for k in wanted:
+    for k in positions:
         if part and (len(part) == CHUNK or sum(nbytes[i] for i in part) + nbytes[k] > CHUNK_BYTES):
             yield part
             part = []
@@ -219,5 +213,5 @@ def _parts(wanted: Sequence[int], nbytes: Sequence[int]) -> Iterator[list[int]]:
 def _decode(source: Path | bytes, name: str, place: str) -> ImageArray:
     try:
         return np.asarray(images.decode(source))
-    except images.BrokenImage as error:  # since it was verified
+    except images.BrokenImage as error:  # the file changed after it was verified
         raise InputError(f"{shown(name)} in {place}: {error}; repair or remove it and score again") from error

@@ -1,7 +1,7 @@
-"""Features on the disk: those that `--save-features` keeps from one scoring to the next, and those too large for memory.
+"""Keeps features on the disk: for the next scoring (`--save-features`), or because they do not fit into memory.
 
-FILE.safetensors holds a matrix float32 [N, D] for each pair of images and extractor; its header says which, so that
-they are never taken for others. The part that a killed scoring had is kept beside it, and the next one goes on from there.
+FILE.safetensors holds a matrix float32 [N, D] for each pair of images and extractor, which its header identifies. If a
+scoring is killed, its features are kept in a file beside it, and the next scoring resumes from there.
 """
 
 import hashlib
@@ -22,9 +22,7 @@ from t2i.metrics.score import library_versions
 from t2i.scoring.images.collection import Images
 from t2i.tensors import read_header, read_tensors, write_tensors
 
-MEMORY_BYTES = 2**28  # of features that are kept in memory; more lie in a file
-
-
+MEMORY_BYTES = 2**28  # features beyond this size are kept in a file
 HEADER = "t2i_features"
 
 
@@ -37,7 +35,7 @@ class FeatureRows:
         self.done = 0 if file is None else min(count, file.seek(0, 2) // (4 * dim))
 
     def keep(self, rows: int) -> None:
-        """Forgets all but the first `rows`."""
+        """Drops all rows but the first `rows`."""
         self.done = rows
         if self._file is not None:
             self._file.seek(rows * 4 * self._shape[1])
@@ -52,17 +50,17 @@ class FeatureRows:
         self.done += len(features)
 
     def whole(self) -> Features:
-        """[N, D]; it must not be changed."""
+        """Returns [N, D], which must not be changed."""
         if self.done != self._shape[0]:
             raise RuntimeError(f"{self.done} rows of {self._shape[0]}")
         return self._memory if self._file is None else np.memmap(self._file, np.float32, "r", shape=self._shape)
 
     def empty(self) -> Features:
-        """[N, D] to write into."""
+        """Returns [N, D] to write into."""
         return self._memory if self._file is None else np.memmap(self._file, np.float32, "w+", shape=self._shape)
 
     def close(self) -> None:
-        """Closes and unlinks the file; arrays mapped from it stay valid."""
+        """Closes and deletes the file; arrays mapped from it stay valid."""
         if self._file is not None:
             self._file.close()
         if self._path is not None:
@@ -70,7 +68,7 @@ class FeatureRows:
 
 
 def rows_in_memory(count: int, dim: int) -> FeatureRows:
-    """In memory, or beyond `MEMORY_BYTES` in a file without a name."""
+    """Returns empty rows in memory, or beyond `MEMORY_BYTES` in a temporary file."""
     if 4 * count * dim <= MEMORY_BYTES:
         return FeatureRows(count, dim, None)
     try:
@@ -84,63 +82,63 @@ def rows_in_memory(count: int, dim: int) -> FeatureRows:
 
 
 class FeatureFile:
-    """Features by images and extractor.
+    """A file of features by images and extractor.
 
     Attributes:
-        read: the features taken from the file, in words.
+        read: descriptions of the features that were read from the file.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises InputError: the file holds something else, or its folder is not there."""
+        """Raises InputError if the file holds something else, or cannot be written."""
         self.path, self.read = path, list[str]()
         self._new: dict[str, tuple[dict[str, Any], Features]] = {}
         refuse_unwritable(path, "a .safetensors file", "--save-features")
-        self._index = read_header(path, HEADER, "features that --save-features kept") if path.exists() else {}
+        self._index = read_header(path, HEADER, "features of --save-features") if path.exists() else {}
 
     def get(self, images: Images, what: str, extractor: Extractor) -> Features | None:
-        """[N, D] if the file has them."""
+        """Returns [N, D], or None if the file does not have them; `what` describes the images."""
         key, _ = _entry(images, extractor)
         if key in self._new:
             return self._new[key][1]
         if key not in self._index:
             return None
-        found = read_tensors(self.path, [key])[key]
-        if found.shape != (len(images), extractor.dim) or found.dtype != np.float32:
-            raise InputError(f"{self.path} is damaged: {list(found.shape)} where features are; delete it")
+        features = read_tensors(self.path, [key])[key]
+        if features.shape != (len(images), extractor.dim) or features.dtype != np.float32:
+            raise InputError(f"{self.path} is damaged: features of shape {list(features.shape)}; delete it")
         self.read.append(f"{what} by {extractor.name}")
-        return found
+        return features
 
     def rows(self, images: Images, extractor: Extractor, part: range) -> FeatureRows:
-        """The place of features of `part` of the images while they are made; a killed process leaves those it had.
+        """Opens a file for the features of `part` of the images, with the rows that a killed process left in it.
 
         Raises:
-            InputError: another process is at it.
+            InputError: another process writes the same features.
         """
         key, _ = _entry(images, extractor)
         path = self.path.with_name(f".{self.path.name}.{key}-{part.start}-{part.stop}.part")
         try:
             file = open(path, "a+b", buffering=0)
-            taken = lock_descriptor(file.fileno(), blocking=False)
+            locked = lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}; name another file") from error
-        if not taken:
+        if not locked:
             file.close()
             raise InputError(f"another process writes features of these images to {self.path}; name another file")
         return FeatureRows(len(part), extractor.dim, file, path)
 
     def put(self, images: Images, extractor: Extractor, features: Features) -> None:
-        """Adds [N, D] to the file, which is written at once."""
+        """Adds [N, D] and writes the file."""
         key, entry = _entry(images, extractor)
         self._new[key] = entry, features
-        kept = read_tensors(self.path, [name for name in self._index if name not in self._new]) if self._index else {}
-        entries = {name: self._index[name] for name in kept} | {name: its for name, (its, _) in self._new.items()}
-        tensors = kept | {name: np.asarray(its) for name, (_, its) in self._new.items()}
+        old = read_tensors(self.path, [name for name in self._index if name not in self._new]) if self._index else {}
+        entries = {name: self._index[name] for name in old} | {name: entry for name, (entry, _) in self._new.items()}
+        tensors = old | {name: np.asarray(features) for name, (_, features) in self._new.items()}
         write_tensors(self.path, tensors, {HEADER: json.dumps(entries)})
         self._index = entries
 
 
 def _entry(images: Images, extractor: Extractor) -> tuple[str, dict[str, Any]]:
-    """The name of a matrix, and all that decides it."""
+    """Returns the name of a matrix and its entry in the header."""
     entry = {
         "pictures": images.key(),
         "of": images.name,
@@ -150,5 +148,5 @@ def _entry(images: Images, extractor: Extractor) -> tuple[str, dict[str, Any]]:
         "resize": extractor.resize,
         "libraries": library_versions(),
     }
-    decides = {name: value for name, value in entry.items() if name != "of"}
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32], entry
+    hashed = {name: value for name, value in entry.items() if name != "of"}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:32], entry

@@ -1,4 +1,4 @@
-"""The checkpoints of one run: the newest to resume from, new ones, and the last sound one to go back to."""
+"""Manages the checkpoints of one run: finds the newest, saves new ones, and returns to the last sound one."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -17,13 +17,13 @@ class Checkpoints:
     """The folder of a run's checkpoints.
 
     Args:
-        config: of the run: how many checkpoints stay, and after how many minutes there must be a new one.
-        parts: what each of them holds.
+        config: says how many checkpoints are kept and after how many minutes a new one is due.
+        parts: the parts that each checkpoint holds.
 
     Attributes:
-        sound: True while all losses and gradients of the step judged last were finite.
-        rolled_back: True once the run has gone back to an older checkpoint.
-        saved_step, saved_at: of the last save, as a number of steps and by `time.monotonic`.
+        sound: True if all losses and gradients of the last step were finite.
+        rolled_back: True once the run has returned to an older checkpoint.
+        saved_step, saved_at: step and time (`time.monotonic`) of the last save.
     """
 
     def __init__(self, folder: Path, config: TrainConfig, parts: Parts, ranks: Ranks):
@@ -32,15 +32,15 @@ class Checkpoints:
         self.saved_step, self.saved_at = 0, time.monotonic()
 
     def find(self, family: str) -> tuple[Path, dict[str, Any]] | None:
-        """Returns the newest intact checkpoint and its manifest; None when there is none.
+        """Returns the newest intact checkpoint and its manifest; None if the folder holds no checkpoints.
 
         Raises:
-            InputError: none of them is intact, or the newest is of another config or family.
+            InputError: no checkpoint is intact, or the newest belongs to another config or family.
         """
         path = checkpoint.latest(self._folder)
         if path is None and checkpoint.steps(self._folder):
             raise InputError(
-                f"no checkpoint in {self._folder} is intact; put one back, or delete that folder to start again"
+                f"no checkpoint in {self._folder} is intact; restore one, or delete that folder to start from scratch"
             )
         if path is None:
             return None
@@ -49,26 +49,26 @@ class Checkpoints:
         return path, manifest
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Puts the tensors of a checkpoint into the parts, of which it must hold all; returns its manifest."""
+        """Loads a checkpoint, which must hold exactly the registered parts; returns its manifest."""
         state, manifest = checkpoint.load(path)
         refuse_other_parts(path, state.keys(), self._parts)
         self._parts.load(state)
         return manifest
 
     def save(self, step: int, manifest: Callable[[], Mapping[str, Any]], rollback: Callable[[], bool]) -> None:
-        """Writes a checkpoint on the main process and deletes old ones; all ranks wait.
+        """Writes a checkpoint on the main process and deletes old ones, while all ranks wait.
 
         Args:
-            rollback: goes back to an older checkpoint when a weight is not finite; False: it cannot.
+            rollback: returns to an older checkpoint if a weight is not finite; returns False if that is impossible.
 
         Raises:
-            InputError: on every rank, when the disk is full or a weight is not finite; older checkpoints are intact.
+            InputError: on every rank, if the disk is full or a weight is not finite; older checkpoints stay intact.
         """
         on_main = self._ranks.on_main
         state = self._ranks.each(self._parts.state)
         spoilt = self._ranks.broadcast(on_main(lambda: not_finite(state, step, self._folder)))
         if spoilt is not None:
-            # skipped steps do not mend a weight that is not finite, so going back does not wait for the guard
+            # skipping steps cannot repair a weight, so this does not wait for the guard to count failed steps
             if not rollback():
                 raise InputError(spoilt)
             self.sound, state = True, self._ranks.each(self._parts.state)
@@ -83,13 +83,13 @@ class Checkpoints:
         checkpoint.rotate(self._folder, self._config.checkpoints_total_limit, pinned)
 
     def are_late(self, step: int) -> bool:
-        """Main process: True when `checkpointing_minutes` have passed since the last save."""
+        """Returns True on the main process if `checkpointing_minutes` have passed since the last save."""
         minutes = self._config.checkpointing_minutes
         late = minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
         return late and self._ranks.is_main and step != self.saved_step
 
     def roll_back(self) -> int | None:
-        """Loads the newest sound checkpoint; returns its step, None when there is none or it was done before."""
+        """Loads the newest sound checkpoint; returns its step, or None if there is none or it was done before."""
         path = None if self.rolled_back else self._ranks.broadcast(self._ranks.on_main(self._last_sound))
         if path is None:
             return None

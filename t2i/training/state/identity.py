@@ -1,6 +1,6 @@
-"""The identity of a run: its data and the frozen networks that it keeps copies of, which a resumed run must find again.
+"""Checks that a resumed run has the same data and the same frozen networks as when it was started.
 
-The manifest of every checkpoint holds a digest of each. Contents decide: a folder may be moved or spelled otherwise.
+The manifest of every checkpoint holds a digest of each. Digests depend on contents alone, so folders may be moved.
 """
 
 import hashlib
@@ -18,15 +18,15 @@ from t2i.names import counted
 
 
 class Identity:
-    """Digests of what decides a run, kept in every manifest. Call its methods on every rank, before `Run.resume`.
+    """Digests of a run's data and frozen networks. Call its methods on every rank, before `Run.resume`.
 
     Args:
-        directory: of the run, for messages.
-        manifest: of the checkpoint that the run resumes from; None for a new run.
+        directory: the run directory, for messages.
+        manifest: manifest of the checkpoint that the run resumes from; None for a new run.
 
     Attributes:
-        kept: the keys of the manifest.
-        caption: one of the data, for the command that is shown at the end of a run.
+        kept: the digests, which become entries of every manifest.
+        caption: a caption of the data, for the command that is shown at the end of a run.
     """
 
     def __init__(self, directory: Path, ranks: Ranks, manifest: Mapping[str, Any] | None):
@@ -35,10 +35,10 @@ class Identity:
         self._directory, self._ranks, self._manifest = directory, ranks, manifest
 
     def keep(self, key: str, digest: str | None, what: str) -> None:
-        """Keeps the digest of a frozen part under `key`.
+        """Records the digest of a frozen network under `key`.
 
         Raises:
-            InputError: on every rank, when the run was started with another `what`, or the ranks have different ones.
+            InputError: on every rank, if the run was started with another `what`, or if the ranks have different ones.
         """
         if len(set(self._ranks.everyone(digest))) > 1:
             raise InputError(f"the processes of this run have different {what}s; start all of them with one command")
@@ -46,36 +46,36 @@ class Identity:
         self.kept[key] = digest
 
     def keep_data(self, train: Dataset) -> None:
-        """Keeps what tells the training data from other data; call it before anything is written.
+        """Records the digest of the training data; call it before anything is written.
 
         Raises:
-            InputError: on every rank, when the run was started with other data, or the ranks have different data.
+            InputError: on every rank, if the run was started with other data, or if the ranks have different data.
         """
-        found = self._ranks.each(lambda: data_digest(train))
-        everyone = self._ranks.everyone(found)
+        digest = self._ranks.each(lambda: data_digest(train))
+        everyone = self._ranks.everyone(digest)
         if any(one != everyone[0] for one in everyone):
             each = "; ".join(f"rank {rank}: {describe_data(one)}" for rank, one in enumerate(everyone))
-            raise InputError(f"the processes of this run have different data ({each}); give all of them the same")
+            raise InputError(f"the processes of this run have different data ({each}); give all of them the same data")
         if self._manifest is not None and "data" in self._manifest:
-            refuse_other_data(self._directory, self._manifest["data"], found)
-        self.kept["data"] = found
+            refuse_other_data(self._directory, self._manifest["data"], digest)
+        self.kept["data"] = digest
         self.caption = str(train.captions[0][0])
 
     def keep_held_out(self, split: str, dataset: Dataset | None) -> None:
-        """Keeps the digest of a split that is validated on; None: the data has none such. Raises as `keep`."""
+        """Records the digest of a validation split, None if the data does not have it; raises errors as `keep` does."""
         self.keep(f"{split}_digest", None if dataset is None else dataset.digest(), f"split {split} of the data")
 
     def refuse_other(self, key: str, digest: str | None, what: str) -> None:
-        """Raises InputError when the run was started with another `what`; runs of before digests were kept pass."""
+        """Raises InputError if the run was started with another `what`; runs of early versions, without digests, pass."""
         if self._manifest is not None and key in self._manifest and self._manifest[key] != digest:
             before, now = (text[:12] if text else "none" for text in (self._manifest[key], digest))
             raise InputError(
-                f"the {what} is not what run {self._directory} was started with (digest {before}, now {now}); bring the "
-                "old one back to resume, or name another run directory"
+                f"the {what} is not the one that run {self._directory} was started with (digest {before}, now {now}); restore "
+                "the old one to resume, or name another run directory"
             )
 
     def was_started_with(self, key: str, value: str | None) -> bool:
-        """Returns True when a config key, as `text.path`, is spelled as it was when the run was started."""
+        """Returns True if a config key, e.g. `text.path`, has the value that it had when the run was started."""
         if self._manifest is None:
             return True
         section, _, leaf = key.partition(".")
@@ -88,7 +88,7 @@ def config_digest(config: TrainConfig) -> str:
 
 
 def data_digest(dataset: Dataset) -> dict[str, Any]:
-    """Returns what tells one split of a data set from another, as JSON values: counts, and digests over all rows."""
+    """Returns counts and digests over all rows of a split, as JSON values."""
     ids, captions = hashlib.sha256(dataset.split.encode()), hashlib.sha256()
     number = 0
     for name, options in zip(dataset.ids, dataset.captions, strict=True):
@@ -100,7 +100,7 @@ def data_digest(dataset: Dataset) -> dict[str, Any]:
 
 
 def refuse_other_data(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises InputError when the run in `directory` was started with other data than it finds now."""
+    """Raises InputError if the run in `directory` was started with other data."""
     changed = [
         f"{before.get(key):,} {what}, now {now[key]:,}"
         for key, what in (("images", "images"), ("number_of_captions", "captions"))
@@ -115,16 +115,16 @@ def refuse_other_data(directory: Path, before: Mapping[str, Any], now: Mapping[s
         changed.append("other contents of image files")
     if changed:
         raise InputError(
-            f"the data is not what run {directory} was started with ({'; '.join(changed)}); bring it back to resume, or "
+            f"the data is not what run {directory} was started with ({'; '.join(changed)}); restore it to resume, or "
             "name another run directory to train on the new data"
         )
 
 
-def describe_data(found: Mapping[str, Any]) -> str:
-    """Returns a data set in a few words, for processes that were given different ones."""
-    return f"{describe_counts(found)}, {str(found['ids'])[:8]}"
+def describe_data(digest: Mapping[str, Any]) -> str:
+    """Describes a data set in a few words, to show how the data of two processes differ."""
+    return f"{describe_counts(digest)}, {str(digest['ids'])[:8]}"
 
 
-def describe_counts(found: Mapping[str, Any]) -> str:
-    """Returns how much a data set holds."""
-    return f"{counted(found['images'], 'image')}, {counted(found['number_of_captions'], 'caption')}"
+def describe_counts(digest: Mapping[str, Any]) -> str:
+    """Returns the number of images and captions in words."""
+    return f"{counted(digest['images'], 'image')}, {counted(digest['number_of_captions'], 'caption')}"

@@ -1,4 +1,4 @@
-"""Tensors of an optimizer, saved by index of the parameter and put back bit for bit."""
+"""Saves the tensors of an optimizer by index of the parameter, and restores them bit for bit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,9 +13,9 @@ from t2i.training.state.sharding import laid_out_as
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Every per-parameter tensor as `INDEX.NAME`, the index counting parameters over all groups.
+    """Returns every per-parameter tensor as `INDEX.NAME`, where the index counts parameters over all groups.
 
-    Learning rate and other group options are not in it: they are functions of config and step.
+    Learning rate and other group options are left out, as they are functions of config and step.
     """
     out: dict[str, Tensor] = {}
     for index, (parameter, _) in enumerate(_parameters(optimizer)):
@@ -28,10 +28,10 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `optimizer_state` gave, bit for bit, on each parameter's device and in its memory layout.
+    """Restores tensors from `optimizer_state`, bit for bit, on each parameter's device and in its memory layout.
 
     Raises:
-        InputError: a tensor belongs to no parameter or does not fit it; the optimizer is untouched.
+        InputError: a tensor belongs to no parameter or does not fit it; the optimizer is unchanged.
     """
     parameters = _parameters(optimizer)
     state: dict[Tensor, dict[str, Tensor]] = {}
@@ -55,7 +55,7 @@ def _parameters(optimizer: Optimizer) -> list[tuple[Tensor, dict[str, Any]]]:
 
 
 def _fits(tensor: Tensor, parameter: Tensor) -> bool:
-    """Moments have the parameter's shape, factored ones (Adafactor) some sides of 1, step counts no side at all."""
+    """Returns True for a moment of the parameter's shape, a factored one with axes of size 1 (Adafactor), or a scalar."""
     if tensor.ndim in (0, parameter.ndim):
         return all(n in (1, m) for n, m in zip(tensor.shape, parameter.shape, strict=False))
     return False
@@ -63,10 +63,10 @@ def _fits(tensor: Tensor, parameter: Tensor) -> bool:
 
 def _placed(tensor: Tensor, parameter: Tensor, group: Mapping[str, Any], name: str) -> Tensor:
     if tensor.shape == parameter.shape and tensor.ndim:
-        # strides of the parameter: kernels round alike only where they walk alike
+        # the parameter's strides are kept, as kernels round identically only for the same memory layout
         return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(
             laid_out_as(parameter, tensor)
         )
-    # torch keeps `step` on the CPU, where reading it costs no synchronisation, but for these two kinds of kernels
+    # torch keeps `step` on the CPU, where reading it needs no synchronisation, except for these two kinds of kernels
     on_cpu = name == "step" and not group.get("capturable") and not group.get("fused")
     return tensor.clone() if on_cpu else tensor.to(parameter.device, copy=True)

@@ -1,4 +1,4 @@
-"""The registered parts of a run, whose tensors its checkpoints hold."""
+"""Collects the registered parts of a run, whose tensors its checkpoints hold."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from t2i.training.state.sharding import gathered, laid_out_as
 
 @runtime_checkable
 class Stateful(Protocol):
-    """An object that `Run.register` takes, as it takes modules and optimizers."""
+    """An object, other than a module or an optimizer, that `Run.register` accepts."""
 
     def state_tensors(self) -> dict[str, Tensor]: ...
 
@@ -26,11 +26,11 @@ Part = nn.Module | Optimizer | Stateful
 
 
 class Parts:
-    """Named modules, optimizers and others whose tensors are saved and put back.
+    """Named modules, optimizers and other objects whose tensors are saved and loaded.
 
     Args:
-        plain: takes the wrappers of DDP and torch.compile off a module, which prefix the names of tensors.
-        keep: False on the processes that write no checkpoint, which only help to gather what is sharded.
+        plain: removes the wrappers of DDP and torch.compile from a module, as they prefix the names of tensors.
+        keep: False on processes that write no checkpoint and only help to gather sharded tensors.
     """
 
     def __init__(self, plain: Callable[[nn.Module], nn.Module], keep: bool):
@@ -45,7 +45,7 @@ class Parts:
         if name in self._parts:
             raise ValueError(f"part {name!r} is registered twice")
         if not isinstance(part, nn.Module | Optimizer | Stateful):
-            raise TypeError(f"part {name!r} is a {type(part).__name__}: no module, no optimizer and not Stateful")
+            raise TypeError(f"part {name!r} is a {type(part).__name__}, not a module, an optimizer or Stateful")
         self._parts[name] = part
 
     def state(self) -> dict[str, dict[str, Tensor]]:
@@ -58,7 +58,7 @@ class Parts:
         return optimizer_state(part) if isinstance(part, Optimizer) else part.state_tensors()
 
     def sizes(self) -> str:
-        """Returns the number of parameters of each module, in words."""
+        """Returns the number of parameters of each module as text."""
         modules = {name: part for name, part in self._parts.items() if isinstance(part, nn.Module)}
         return ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,}" for name, part in modules.items())
 
@@ -77,12 +77,12 @@ class Parts:
 
 
 def not_finite(state: Mapping[str, Mapping[str, Tensor]], step: int, folder: Path) -> str | None:
-    """Returns a sentence about a tensor that must not be saved in `folder`, None when all are finite."""
+    """Returns a message about the first tensor that is not finite; None if all are finite."""
     for name, tensors in state.items():
         for key, tensor in tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 return (
-                    f"step {step}: {key} of {name} is not finite, so it is not saved; lower the learning "
-                    f"rate, the last checkpoint in {folder} is intact"
+                    f"step {step}: {key} of {name} is not finite, so no checkpoint was saved; lower the learning "
+                    f"rate; the last checkpoint in {folder} is intact"
                 )
     return None

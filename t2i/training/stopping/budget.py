@@ -1,15 +1,15 @@
-"""The time budget of a run, turned into a number of steps."""
+"""Converts the time budget of a run to a number of steps."""
 
 import statistics
 import time
 
 
 class Budget:
-    """Turns seconds into a number of steps, once, by timing the first ones."""
+    """Converts seconds to a number of steps, once, by timing the first steps."""
 
-    WARMUP_STEPS = 5  # allocation, compilation, the first batches
+    WARMUP_STEPS = 5  # not timed: allocation, compilation, the first batches
     TIMED_STEPS = 10
-    TIMED_SHARE = 0.02  # of the budget: a longer run is timed longer
+    TIMED_SHARE = 0.02  # at least this share of the budget is timed
 
     def __init__(self, seconds: float, mean_cost: float = 1.0):
         """
@@ -22,7 +22,7 @@ class Budget:
         self._durations: list[float] = []
 
     def steps_that_fit(self, step: int) -> int | None:
-        """Total steps of the run, None while it is not known. Called between steps; `step` of them are done."""
+        """Returns the total number of steps, None while it is not known. Call it between steps; `step` steps are done."""
         now = time.monotonic()
         if self._previous is not None:
             self._durations.append(now - self._previous)
@@ -33,5 +33,5 @@ class Budget:
         if len(timed) < self.TIMED_STEPS or sum(timed) < self.TIMED_SHARE * self._seconds:
             return None
         middle = statistics.median(timed)
-        usual = [duration for duration in timed if duration <= 5 * middle]  # without a validation that fell in between
+        usual = [duration for duration in timed if duration <= 5 * middle]  # excludes validations
         return step + max(0, int((self._deadline - now) / statistics.fmean(usual) / self._mean_cost))

@@ -1,4 +1,4 @@
-"""Signals that stop a run, and the end of the launcher that started it."""
+"""Stops a run on signals and when the launcher that started it ends."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ from types import FrameType
 
 
 class StopSignals:
-    """TERM, INT, HUP and USR1 ask a run to stop, and so does the end of its launcher; a second signal ends it at once.
+    """Has TERM, INT, HUP, USR1 and the end of the launcher stop a run after its step; a second signal ends it at once.
 
-    A hang-up that is ignored already, as under nohup, stays ignored.
+    A SIGHUP that is already ignored, as under nohup, stays ignored.
 
     Args:
-        announce: say on stderr that the first one was heard.
+        announce: print a message on stderr at the first signal.
     """
 
     SIGNALS = tuple(
@@ -25,15 +25,14 @@ class StopSignals:
     SAME_SECONDS = 1.0
 
     def __init__(self, announce: bool):
-        self._number = 0  # of the first signal
+        self._number = 0  # number of the first signal
         self._announce = announce
-        # torchrun and `accelerate launch` die of some signals without a word to their workers
+        # torchrun and `accelerate launch` die of some signals without notifying their workers
         self._launcher = os.getppid() if is_launched() else None
         self._first = 0.0
         self._before = {}
-        if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
-            wanted = [number for number in self.SIGNALS if not _ignored_hangup(number)]
-            self._before = {number: signal.signal(number, self._handle) for number in wanted}
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers in no other thread
+            self._before = {n: signal.signal(n, self._handle) for n in self.SIGNALS if not _ignored_hangup(n)}
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if not self._number:
@@ -41,20 +40,20 @@ class StopSignals:
             if self._announce:
                 with suppress(OSError):  # the terminal is gone
                     os.write(
-                        2, b"\nstopping after this step and saving; the same command resumes; again to stop at once\n"
+                        2, b"\nsaving and stopping after this step; the same command resumes; repeat to stop at once\n"
                     )
         elif time.monotonic() - self._first > self.SAME_SECONDS:
             os._exit(128 + number)
 
     @property
     def reason(self) -> str:
-        """Why the run is to end after the step; empty while it is not."""
+        """Why the run should end after this step; empty if it should not."""
         if self._number:
             return f"signal {signal.Signals(self._number).name}"
         return "the launcher has ended" if self._launcher not in (None, os.getppid()) else ""
 
     def restore(self) -> None:
-        """Gives the handlers back, unless a signal came: its repetition must not kill a process that is ending."""
+        """Restores the handlers, unless a signal was received: a repeated one must not kill a process that is ending."""
         if self._number:
             return
         for number, handler in self._before.items():
@@ -67,15 +66,15 @@ def _ignored_hangup(number: int) -> bool:
 
 
 def is_launched() -> bool:
-    """Returns True when this process is a worker of torchrun or `accelerate launch`, whose end is its own.
+    """Returns True if this process is a worker of torchrun or `accelerate launch` and must end together with it.
 
-    Variables of theirs alone prove nothing: they may be exported in a shell, and a shell may end while its jobs go on.
+    Other launch variables prove nothing: they may be exported in a shell, which may end while its jobs continue.
     """
     return "TORCHELASTIC_RUN_ID" in os.environ or bool(accelerate_words())
 
 
 def accelerate_words() -> list[str]:
-    """Returns the words of the `accelerate launch` command that started this process; none, if none did."""
+    """Returns the words of the `accelerate launch` command that started this process; an empty list without one."""
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")
     except OSError:

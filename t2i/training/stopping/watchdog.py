@@ -1,9 +1,9 @@
-"""Ends a run of several processes when one of them is stopped or hangs, and names it; else the others would wait for ever.
+"""Ends a run of several processes if one of them dies, is stopped or hangs, and names it; the others would wait forever.
 
-A thread of every process sends a datagram a second to the others: that it runs, whether its main thread waits for the
-others, and how long ago it last got on. A process that is not heard of is stopped or dead. One that neither waits nor gets
-on, in the middle of a step that the others have finished, hangs. A long validation, compilation or encoding of captions is
-neither: there the process is heard, and is not in a step or has not done a few yet.
+A thread of every process sends one datagram per second to the others. It reports that the process runs, whether its main
+thread waits for the others, and how long ago it last made progress. A process that sends nothing is stopped or dead. One that
+neither waits nor makes progress in the middle of a step that the others have finished hangs. A long validation, compilation or
+encoding of captions raises no alarm: the process still reports, and is not in a step or has done only a few.
 """
 
 import json
@@ -25,11 +25,11 @@ from typing import Any
 from t2i.distributed import Ranks
 
 BEAT_SECONDS = 1.0
-MEET_SECONDS = 3.0  # to hear of all others for the first time
-SILENT_SECONDS = 30.0  # without a beat
-HUNG_SECONDS = 30.0  # in a step, at least
-HUNG_STEPS = 20  # a step that takes so many times the usual one
-FIRST_STEPS = 3  # in which kernels are compiled and buffers made
+MEET_SECONDS = 3.0  # how long to wait for the first datagrams of the others
+SILENT_SECONDS = 30.0  # a process that sends nothing for so long is stopped or dead
+HUNG_SECONDS = 30.0  # a step that takes at least so long, ...
+HUNG_STEPS = 20  # ... and so many times as long as usual, hangs
+FIRST_STEPS = 3  # steps in which kernels are compiled and buffers allocated
 _WAITING = ("/torch/distributed/", "/torch/autograd/graph.py", "/torch/nn/parallel/", "/t2i/distributed.py")
 
 
@@ -41,14 +41,14 @@ class _Peer:
     host: str
     pid: int
     address: tuple[str, int]
-    heard: float | None = None  # None: never, so that nothing can be said of it
+    heard: float | None = None  # time of its last datagram; None: it sent none yet and is not judged
     report: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"rank {self.rank} (pid {self.pid} on {self.host})"
 
     def state(self) -> str | None:
-        """The letter that Linux gives a process of this machine, "" for one that is gone; None: it cannot be told."""
+        """Returns Linux's state letter of a process on this machine, "" if it is gone, None if it is unknown."""
         return _state_of(self.pid) if self.host == socket.gethostname() else None
 
 
@@ -56,17 +56,17 @@ class Watchdog:
     """Watches the processes of a run, and the data workers of this one. Close it when the run ends.
 
     Args:
-        ranks: of the run.
-        patience: seconds that a step may take at least before it counts as hung.
-        alarm: called in the watching thread with a sentence that names the culprit; it is to end the process.
+        ranks: the processes of the run.
+        patience: seconds that any step may take before it counts as hung.
+        alarm: called in the watching thread with a message that names the failed process; it must end this process.
     """
 
     def __init__(self, ranks: Ranks, patience: float, alarm: Callable[[str], None]):
         self._ranks, self._patience, self._alarm = ranks, max(patience, HUNG_SECONDS), alarm
         self._steps, self._changed = 0, time.monotonic()
-        self._durations: tuple[float, ...] = ()  # of the last steps; never changed in place, as two threads read it
+        self._durations: tuple[float, ...] = ()  # of the last steps; replaced, not modified, as two threads use it
         self._seen: tuple[int, int] = (0, 0)
-        self._children: dict[int, float] = {}  # stopped data workers, and since when
+        self._children: dict[int, float] = {}  # process ids of stopped data workers, and since when they are stopped
         self._done = threading.Event()
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._peers, self._token = self._meet()
@@ -78,7 +78,7 @@ class Watchdog:
             time.sleep(0.02)
 
     def _meet(self) -> tuple[list[_Peer], str]:
-        """Tells all processes the address and process id of each."""
+        """Exchanges addresses and process ids; returns the other processes and a token that all share."""
         if self._ranks.num_processes == 1:
             return [], ""
         here = _own_address()
@@ -92,13 +92,13 @@ class Watchdog:
         return peers, token
 
     def step(self, steps: int) -> None:
-        """Main thread: so many steps are done by this process."""
+        """Records the number of steps that this process has done; called by the main thread."""
         now = time.monotonic()
         self._durations = (*self._durations[-49:], now - self._changed)
         self._steps, self._changed = steps, now
 
     def close(self) -> None:
-        """Stops watching and being watched."""
+        """Stops watching, and tells the others to stop watching this process."""
         if self._done.is_set():
             return
         self._done.set()
@@ -107,7 +107,7 @@ class Watchdog:
         self._socket.close()
 
     def dead(self) -> str | None:
-        """Names a process of this machine that has died; waits a moment, as the connection may break before that shows."""
+        """Returns the name of a process on this machine that has died; waits up to 2 s, as its state may appear late."""
         for _ in range(20):
             for peer in self._peers:
                 if peer.state() in ("", "Z", "X"):
@@ -119,13 +119,13 @@ class Watchdog:
 
     def _watch(self) -> None:
         moved = before = time.monotonic()
-        beat = -math.inf  # the first one at once: nothing can be said of a process that was never heard
+        beat = -math.inf  # sends the first datagram at once, as a process is judged only after its first
         while not self._done.is_set():
             if beat > 0:
                 self._listen()
             now = time.monotonic()
             if now - before > 10 * BEAT_SECONDS:
-                # this process was stopped itself, with the whole job or without: nothing can be said of that time
+                # this process was stopped itself, perhaps with the whole job, so it cannot judge that time
                 moved = now
                 for peer in self._peers:
                     peer.heard = None if peer.heard is None else now
@@ -170,7 +170,7 @@ class Watchdog:
         return max(self._patience, HUNG_STEPS * usual)
 
     def _main_thread(self) -> tuple[bool, str]:
-        """(True when it waits for other processes, the line of code where it is)."""
+        """Returns True if the main thread waits for other processes, and the line of code that it executes."""
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         waiting, where = self._ranks.waiting, ""
         while frame is not None:
@@ -185,7 +185,7 @@ class Watchdog:
             if peer.heard is not None and now - peer.heard > SILENT_SECONDS:
                 state = peer.state()
                 what = {"T": "is stopped (by a signal)", "": "has died", "Z": "has died"}.get(
-                    state or "-", "is not heard of"
+                    state or "-", "sends no sign of life"
                 )
                 self._end(peer, f"{peer} {what} for {SILENT_SECONDS:.0f} s")
             report = peer.report
@@ -197,7 +197,7 @@ class Watchdog:
                 self._alarm(f"data worker {pid} is stopped (by a signal) for {SILENT_SECONDS:.0f} s")
 
     def _end(self, peer: _Peer, why: str) -> None:
-        # a launcher waits for a stopped worker for half a minute more before it kills it
+        # otherwise the launcher would wait another half a minute before it kills a stopped worker
         if peer.host == socket.gethostname() and _parent_of(peer.pid) == os.getppid():
             with suppress(OSError):
                 os.kill(peer.pid, signal.SIGKILL)
@@ -205,7 +205,7 @@ class Watchdog:
 
 
 def _own_address() -> str:
-    """The address at which the other processes reach this one."""
+    """Returns the address at which the other processes reach this one."""
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         return "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
@@ -215,7 +215,7 @@ def _own_address() -> str:
 
 
 def _fields(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat behind the name; empty for a process that is gone, None without /proc."""
+    """Returns the fields of /proc/PID/stat after the name; empty for a process that is gone, None without /proc."""
     if not os.path.exists("/proc/self/stat"):
         return None
     try:
@@ -235,9 +235,9 @@ def _parent_of(pid: int) -> int:
 
 
 def _stopped_children() -> list[int]:
-    """Process ids of this process's children that a signal has stopped."""
-    found: list[int] = []
+    """Returns the process ids of children that a signal has stopped."""
+    children: list[int] = []
     with suppress(OSError, ValueError):
         for task in Path("/proc/self/task").iterdir():
-            found += [int(pid) for pid in (task / "children").read_text().split()]
-    return [pid for pid in found if _state_of(pid) == "T"]
+            children += [int(pid) for pid in (task / "children").read_text().split()]
+    return [pid for pid in children if _state_of(pid) == "T"]

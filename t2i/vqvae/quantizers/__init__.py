@@ -1,4 +1,4 @@
-"""The image tokenizer: a VQ-VAE. A new quantiser is one file with one class, and one line here."""
+"""Lists the quantisers. A new one is one file with one class, and one line here."""
 
 # quantizer.kind in a config -> "module:class"
 QUANTIZERS: dict[str, str] = {

@@ -1,4 +1,4 @@
-"""The contract of a quantiser: its inputs and outputs, and the rules that a new one must follow.
+"""The protocol of quantisers, with functions that they share.
 
 Axes: B batch, C channels of a latent (the quantiser's `dim`), H W latent grid, L = H * W tokens row by row, Q codebooks.
 """
@@ -9,19 +9,19 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-COMMITMENT = 0.25  # weight of the distance of latents to their codes
+COMMITMENT = 0.25  # weight of the distance from latents to their codes
 
 
 class Quantized(NamedTuple):
     """Latents replaced by codes."""
 
-    codes_BCHW: Tensor  # exactly `codes_of(indices_BLQ)`; its gradient goes straight to the latents
+    codes_BCHW: Tensor  # exactly `codes_of(indices_BLQ)`; its gradient is passed to the latents unchanged
     indices_BLQ: Tensor  # int64 in [0, K)
     loss: Tensor  # scalar term of the loss
 
 
 class Quantizer(Protocol):
-    """A quantiser is a module; `QUANTIZERS` lists them."""
+    """A module that replaces latents by codes; `QUANTIZERS` lists the implementations."""
 
     dim: int  # channels of latents and codes
     codebooks: int  # Q
@@ -30,20 +30,20 @@ class Quantizer(Protocol):
     def __call__(self, latents_BCHW: Tensor) -> Quantized: ...
 
     def points(self, latents_BCHW: Tensor) -> Tensor:
-        """Returns points_BLC, float32: latents in the form that is compared with the codes; the nearest code replaces each."""
+        """Returns points_BLC, float32: latents in the form in which each is replaced by its nearest code."""
         ...
 
     def codes_of(self, indices_BLQ: Tensor) -> Tensor:
-        """Returns codes_BCHW of a square grid of tokens, bit for bit those that `forward` gave."""
+        """Returns codes_BCHW of a square grid of tokens, bit for bit as `forward` returned them."""
         ...
 
     def observe(self, latents_BCHW: Tensor, indices_BLQ: Tensor) -> None:
-        """Updates codes that learn without gradients; called after each sound optimiser step with what `forward` saw in it."""
+        """Updates codes that are not learned by gradients; called after each sound optimiser step."""
         ...
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Passes the codes forward as they are (latents + (codes - latents) would round) and the gradient backward unchanged."""
+    """Returns the codes exactly (latents + (codes - latents) would round) and passes the gradient on unchanged."""
 
     @staticmethod
     def forward(ctx: Any, latents: Tensor, codes: Tensor) -> Tensor:
@@ -55,20 +55,20 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(latents: Tensor, codes: Tensor) -> Tensor:
-    """`codes`, whose gradient reaches `latents` as if they were these (Bengio et al., 2013)."""
+    """Returns `codes` and passes their gradient to `latents` (Bengio et al., 2013)."""
     return _StraightThrough.apply(latents, codes)  # type: ignore[return-value]
 
 
 def to_tokens(x_BCHW: Tensor) -> Tensor:
-    """[B, L, C], row by row."""
+    """Converts to [B, L, C], row by row."""
     return rearrange(x_BCHW, "b c h w -> b (h w) c")
 
 
 def to_grid(x_BLC: Tensor) -> Tensor:
-    """[B, C, h, h] of L = h * h tokens."""
+    """Converts L = h * h tokens to [B, C, h, h]."""
     side = round(x_BLC.shape[1] ** 0.5)
     if side * side != x_BLC.shape[1]:
-        raise ValueError(f"{x_BLC.shape[1]} tokens are no square grid")
+        raise ValueError(f"{x_BLC.shape[1]} tokens are not a square grid")
     return rearrange(x_BLC, "b (h w) c -> b c h w", h=side)
 
 

@@ -1,6 +1,6 @@
-"""Residual quantisation: each codebook quantises what the ones before it left over (Lee et al., RQ-VAE, CVPR 2022).
+"""Residual quantisation, in which each codebook quantises the residual of the previous ones (RQ-VAE; Lee et al., CVPR 2022).
 
-Axes as in `t2i.vqvae.quantizers.vector`; Q codebooks in depth.
+Axes as in `t2i.vqvae.quantizers.vector`.
 """
 
 import torch
@@ -13,7 +13,7 @@ from t2i.vqvae.quantizers.vector import Codebook
 
 
 class ResidualQuantizer(nn.Module):
-    """Q codebooks whose codes add up; the first sees unit-length latents."""
+    """Q codebooks whose codes are summed; the latents have unit length."""
 
     def __init__(self, config: ResidualConfig) -> None:
         super().__init__()
@@ -32,11 +32,11 @@ class ResidualQuantizer(nn.Module):
         rest, indices, loss = x.detach(), [], x.new_zeros(())
         codes = torch.zeros_like(rest)
         for i in range(self.codebooks):
-            found = nearest(rest.flatten(0, 1), self._book(i).codes_KD).view(rest.shape[:2])
-            codes = codes + self._book(i).codes_KD[found]
+            nearest_BL = nearest(rest.flatten(0, 1), self._book(i).codes_KD).view(rest.shape[:2])
+            codes = codes + self._book(i).codes_KD[nearest_BL]
             rest = x.detach() - codes
-            loss = loss + F.mse_loss(x, codes)  # each depth alone should come close (equation 7)
-            indices.append(found)
+            loss = loss + F.mse_loss(x, codes)  # each partial sum should be close (equation 7)
+            indices.append(nearest_BL)
         indices_BLQ = torch.stack(indices, dim=-1)
         if self.training and self._book(0).warming_up:
             return Quantized(to_grid(x), indices_BLQ, x.new_zeros(()))
@@ -45,7 +45,7 @@ class ResidualQuantizer(nn.Module):
 
     def codes_of(self, indices_BLQ: Tensor) -> Tensor:
         codes = torch.zeros(*indices_BLQ.shape[:2], self.dim, device=indices_BLQ.device)
-        for i in range(self.codebooks):  # in this order: sums round
+        for i in range(self.codebooks):  # in this order, for identical rounding
             codes = codes + self._book(i).codes_KD[indices_BLQ[..., i]]
         return to_grid(codes)
 
@@ -53,7 +53,7 @@ class ResidualQuantizer(nn.Module):
     def observe(self, latents_BCHW: Tensor, indices_BLQ: Tensor) -> None:
         rest = self.points(latents_BCHW).flatten(0, 1)
         for i in range(self.codebooks):
-            found = indices_BLQ[..., i].flatten()
-            codes = self._book(i).codes_KD[found]
-            self._book(i).observe(rest, found)
+            indices_N = indices_BLQ[..., i].flatten()
+            codes = self._book(i).codes_KD[indices_N]
+            self._book(i).observe(rest, indices_N)
             rest = rest - codes

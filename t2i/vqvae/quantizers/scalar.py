@@ -1,6 +1,6 @@
-"""Finite scalar quantisation: each dimension is bounded and rounded to a few levels (Mentzer et al., FSQ, ICLR 2024).
+"""Finite scalar quantisation, which bounds each dimension and rounds it to a few levels (FSQ; Mentzer et al., ICLR 2024).
 
-There is no codebook to learn and none that can collapse: K is the product of the levels.
+There is no learned codebook, which could collapse; K is the product of the levels.
 """
 
 import torch
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from t2i.vqvae.config import ScalarConfig
 from t2i.vqvae.quantizers.contract import Quantized, straight_through, to_grid, to_tokens
 
-MARGIN = 1e-3  # distance of the bound beyond the outer levels, as a share
+MARGIN = 1e-3  # relative distance of the bound from the outer levels
 
 
 class ScalarQuantizer(nn.Module):
-    """Codes are points of a grid in [-1, 1]^D; an index counts them in mixed radix, first dimension fastest."""
+    """Codes are points of a grid in [-1, 1]^D, numbered in mixed radix with the first dimension fastest."""
 
     codebooks = 1
     levels_D: Tensor
@@ -27,7 +27,7 @@ class ScalarQuantizer(nn.Module):
         self.register_buffer("radix_D", torch.cumprod(levels, 0) // levels, persistent=False)
 
     def _bound(self, x_BLD: Tensor) -> Tensor:
-        """Bounds latents to (-L/2, L/2): rounded, they are the L levels -(L // 2) ... (L - 1) // 2 (equation 1)."""
+        """Bounds latents to (-L/2, L/2), where rounding gives the L levels -(L // 2) ... (L - 1) // 2 (equation 1)."""
         half = (self.levels_D - 1) * (1 + MARGIN) / 2
         offset = 0.5 * (self.levels_D % 2 == 0)
         return torch.tanh(x_BLD + torch.atanh(offset / half)) * half - offset
@@ -51,4 +51,4 @@ class ScalarQuantizer(nn.Module):
         return to_grid(self._codes(indices_BLQ[..., 0]))
 
     def observe(self, latents_BCHW: Tensor, indices_BLQ: Tensor) -> None:
-        """Does nothing: the grid is fixed."""
+        """Does nothing, as the grid is fixed."""

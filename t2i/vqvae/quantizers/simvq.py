@@ -1,6 +1,6 @@
-"""SimVQ: a frozen random codebook seen through one learned linear map (Zhu et al., ICCV 2025).
+"""SimVQ, a frozen random codebook transformed by a learned linear map (Zhu et al., ICCV 2025).
 
-A gradient to the map moves all codes, so none is left behind unused.
+Gradients of the map move all codes, so that no code stays unused.
 """
 
 import torch
@@ -12,7 +12,7 @@ from t2i.vqvae.quantizers.contract import COMMITMENT, Quantized, nearest, straig
 
 
 class SimVQ(nn.Module):
-    """codes = C W with C frozen."""
+    """Computes codes as C W with C frozen."""
 
     codebooks = 1
     frozen_KD: Tensor
@@ -42,4 +42,4 @@ class SimVQ(nn.Module):
         return to_grid(self._codebook()[indices_BLQ[..., 0]])
 
     def observe(self, latents_BCHW: Tensor, indices_BLQ: Tensor) -> None:
-        """Does nothing: the map learns by gradient."""
+        """Does nothing, as the map is learned by gradients."""

@@ -1,8 +1,8 @@
-"""Vector quantisation with a codebook that follows its latents by moving averages (van den Oord et al., 2017, appendix A.1).
+"""Vector quantisation with a codebook learned by moving averages of latents (van den Oord et al., 2017, appendix A.1).
 
-Three things keep every code in use: latents and codes are low-dimensional and of unit length (Yu et al., ViT-VQGAN, 2022), the
-codebook is made of latents after some steps without quantisation, and a code that nothing uses is replaced by a latent of the
-whole batch of all processes (Dhariwal et al., Jukebox, 2020), the more probably the worse that latent is quantised.
+Three measures keep all codes in use: latents and codes are low-dimensional and of unit length (ViT-VQGAN; Yu et al., 2022); the
+codebook is initialised with latents after some steps without quantisation; and an unused code is replaced by a latent from the
+batches of all processes (Jukebox; Dhariwal et al., 2020), chosen with a probability proportional to its quantisation error.
 
 Axes: N latents of all images, D dimensions, K codes; else as in `t2i.vqvae.quantizers.contract`.
 """
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from t2i.vqvae.config import ResidualConfig, VectorConfig
 from t2i.vqvae.quantizers.contract import COMMITMENT, Quantized, nearest, straight_through, to_grid, to_tokens
 
-REVIVED = 1.0  # uses a step that a new code is credited with
-NEVER = 1e-8  # averaged uses a step below which a code counts as unused
+REVIVED = 1.0  # initial average of uses per step of a new code
+NEVER = 1e-8  # a code with fewer average uses per step counts as unused
 
 
 def _everywhere(x_ND: Tensor) -> Tensor:
-    """Gathers the rows of all processes, each of which has equally many."""
+    """Gathers the rows of all processes, which have equally many."""
     if not (dist.is_available() and dist.is_initialized()):
         return x_ND
     parts = [torch.empty_like(x_ND) for _ in range(dist.get_world_size())]
@@ -35,11 +35,11 @@ def _sum_everywhere(x: Tensor) -> Tensor:
 
 
 class Codebook(nn.Module):
-    """K codes of D dimensions and the averages they are made of; the same bits on every process.
+    """K codes of D dimensions and their moving averages, identical on every process.
 
     Args:
-        unit: codes are kept at unit length.
-        number: decides the draws, with the count of steps.
+        unit: normalise codes to unit length.
+        number: number of the codebook, which together with the step seeds its random draws.
     """
 
     codes_KD: Tensor
@@ -53,7 +53,7 @@ class Codebook(nn.Module):
         codes = F.normalize(torch.randn(config.codebook_size, config.dim), dim=1)
         self.register_buffer("codes_KD", codes)
         self.register_buffer("sums_KD", codes.clone())
-        self.register_buffer("counts_K", torch.ones(len(codes)))  # uses a step, averaged
+        self.register_buffer("counts_K", torch.ones(len(codes)))  # average uses per step
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -62,10 +62,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def observe(self, x_ND: Tensor, indices_N: Tensor) -> None:
-        """Moves the codes to the latents that use them.
-
-        During the warm-up the codebook is a rolling sample of the latents instead.
-        """
+        """Moves the codes towards the latents that use them; during warm-up, replaces codes by sampled latents."""
         if self.warming_up:
             self._sample(x_ND)
         else:
@@ -75,12 +72,12 @@ class Codebook(nn.Module):
         self.steps += 1
 
     def _draws(self) -> torch.Generator:
-        """Draws on the CPU and from a count that all processes share, so all draw the same."""
+        """Returns a CPU generator with a seed that is the same on all processes."""
         return torch.Generator().manual_seed(1_000_003 * self.number + int(self.steps))
 
     def _replace(self, rows: Tensor, codes_RD: Tensor, count: float) -> None:
         self.codes_KD[rows] = codes_RD
-        self.sums_KD[rows] = codes_RD * count  # or the old average would pull a revived code back
+        self.sums_KD[rows] = codes_RD * count  # otherwise the old average would pull a revived code back
         self.counts_K[rows] = count
 
     def _sample(self, x_ND: Tensor) -> None:
@@ -99,7 +96,7 @@ class Codebook(nn.Module):
         self.sums_KD.lerp_(_sum_everywhere(sums), share)
         means = self.sums_KD / self.counts_K[:, None]
         means = F.normalize(means, dim=1) if self.unit else means
-        in_use = self.counts_K[:, None] > NEVER  # the others stay where they are, or rounding would send them to 0
+        in_use = self.counts_K[:, None] > NEVER  # unused codes are kept, as rounding would send them to 0
         torch.where(in_use, means, self.codes_KD, out=self.codes_KD)
 
     def _revive(self, x_ND: Tensor, indices_N: Tensor) -> None:

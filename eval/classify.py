@@ -1,0 +1,179 @@
+"""Classifies images and captions by logistic regression in the space that a dual encoder brings them into.
+
+    t2i eval classify runs/cca --data shapes-2 --label shape
+    t2i eval classify clip:vit-b-32 --data mirflickr:/path/to/mirflickr25k --label annotation
+
+Each side's training split teaches a classifier, which is scored on held-out images and on their captions: four directions. How
+well it does across sides tells how well the sides are aligned. docs/alignment.md says what labels there are.
+"""
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t2i.align.classifier import fit_logistic, macro_f1, right_rows
+from t2i.cli import run_program
+from t2i.console import shown_progress, table
+from t2i.data import Dataset, View, open_dataset
+from t2i.data.tools.labels import Labelled, Values, classes_of, labelled, values_of
+from t2i.errors import InputError
+from t2i.extractors import ImageTextExtractor, open_image_text
+from t2i.files import refuse_unwritable
+from t2i.hardware import prepare_cpu
+from t2i.metrics import Features
+from t2i.metrics.intervals import wilson
+from t2i.metrics.score import Score, ScoreProtocol, rounded, write_scores
+from t2i.names import counted
+from t2i.scoring.images.collection import choose
+from t2i.scoring.options import ClassifyOptions
+
+CHUNK, VERSION = 500, 1
+SIDES = ("image", "text")
+DIRECTIONS = [(a, b) for a in SIDES for b in SIDES]
+
+
+def open_split(options: ClassifyOptions, split: str, most: int | None, resolution: int) -> tuple[Dataset, Values]:
+    """Returns up to `most` images of a split that have the label, and their classes."""
+    view = View(resolution=resolution, limit=most if options.data.startswith("shapes-") else None)
+    dataset = open_dataset(options.data, split, view)
+    return dataset, values_of(dataset, options.label)
+
+
+def chosen_rows(dataset: Dataset, values: Values, most: int | None) -> list[int]:
+    """Returns the rows whose classes are known, spread over the split, at most `most`."""
+    known = [row for row, own in enumerate(values) if own is not None]
+    where = f"split {dataset.split} of {dataset.address}"
+    if not known:
+        raise InputError(f"{where} has no image with the label; name another split or label")
+    if len(known) < len(values):
+        warnings.warn(
+            f"left out: {counted(len(values) - len(known), 'image')} without the label in {where}", stacklevel=2
+        )
+    if most is None or most >= len(known):
+        return known
+    return [known[k] for k in choose(len(known), most, where)]
+
+
+def features_of(extractor: ImageTextExtractor, dataset: Dataset, rows: list[int], tick: Any) -> dict[str, Features]:
+    """Returns the features of images and of the first caption of each."""
+    parts = []
+    for start in range(0, len(rows), CHUNK):
+        parts.append(extractor.features(dataset.images(rows[start : start + CHUNK])))
+        tick(f"split {dataset.split}", min(start + CHUNK, len(rows)), len(rows))
+    return {"image": np.concatenate(parts), "text": extractor.text_features([dataset.captions[row][0] for row in rows])}
+
+
+def predictions(
+    learned: dict[str, Features], labels: Labelled, held_out: dict[str, Features], c: float
+) -> dict[tuple[str, str], NDArray[np.bool_]]:
+    """Returns the predicted classes of held-out rows in each direction.
+
+    Each side is centred by its training images and divided by one number, their root mean square: a number a feature would raise
+    those in which the sides have nothing in common.
+    """
+    means = {side: its.mean(axis=0) for side, its in learned.items()}
+    lengths = {side: float(np.sqrt(np.square(its - means[side]).mean())) for side, its in learned.items()}
+
+    def scaled(side: str, features: Features) -> Features:
+        return (features - means[side]) / (lengths[side] + 1e-6)
+
+    found = {}
+    for side in SIDES:
+        model = fit_logistic(scaled(side, learned[side]), labels.has_NC, labels.is_single, c)
+        found |= {(side, other): model.predict(scaled(other, held_out[other])) for other in SIDES}
+    return found
+
+
+def main(options: ClassifyOptions) -> None:
+    prepare_cpu()
+    if options.out is not None:
+        refuse_unwritable(options.out, "a JSON file", "--out")
+
+    # The encoder, and the training split: classes, features of both sides
+    extractor = open_image_text(options.run)
+    resolution = options.resolution or extractor.side
+    train, values = open_split(options, "train", options.train_n, resolution)
+    rows = chosen_rows(train, values, options.train_n)
+    classes = classes_of([values[row] for row in rows], f"label {options.label} of {train.address}, split train")
+    labels = labelled([values[row] for row in rows], classes)
+    scores: list[Score] = []
+    with shown_progress() as tick:
+        learned = features_of(extractor, train, rows, tick)
+
+        # Each held-out split in four directions
+        for split in options.split:
+            dataset, found = open_split(options, split, options.n, resolution)
+            held = chosen_rows(dataset, found, options.n)
+            truth = labelled([found[row] for row in held], classes)
+            if not truth.has_NC.any():
+                raise InputError(
+                    f"no class of split {split} is one of split train, as where classes decide the split; name a split that "
+                    "shares them with --split"
+                )
+            predicted = predictions(learned, labels, features_of(extractor, dataset, held, tick), options.c)
+            protocol = ScoreProtocol(
+                metric_version=VERSION,
+                extractor=extractor.clip_name,
+                extractor_digest=extractor.digest(),
+                n_real=len(rows),
+                n_fake=len(held),
+                data=dataset.address,
+                data_digest=dataset.fingerprint(),
+                split=dataset.split,
+                captions="first",
+                resize=extractor.resize,
+                resolution=resolution,
+                sampling=f"logistic regression, c {options.c:g}",
+            )
+            for direction in DIRECTIONS:
+                scores += scores_of(options.label, direction, predicted[direction], truth, labels, protocol)
+
+    # Results
+    show(options.label, classes, scores)
+    if options.out is not None:
+        write_scores(options.out, scores)
+        print(f"wrote {options.out}")
+
+
+def scores_of(
+    label: str,
+    direction: tuple[str, str],
+    predicted_NC: NDArray[np.bool_],
+    truth: Labelled,
+    labels: Labelled,
+    protocol: ScoreProtocol,
+) -> list[Score]:
+    """Returns accuracy and macro F1 of one direction, beside the accuracy of the commonest answer."""
+    name = f"{label}-{direction[0]}-to-{direction[1]}"
+    right = right_rows(predicted_NC, truth.has_NC)
+    rows, counts = np.unique(labels.has_NC, axis=0, return_counts=True)
+    common = rows[int(counts.argmax())]
+    chance = {"commonest": float((truth.has_NC == common).all(axis=1).mean())}
+    accuracy, f1 = replace(protocol, metric=f"accuracy-{name}"), replace(protocol, metric=f"f1-{name}")
+    return [
+        Score(float(right.mean()), accuracy, wilson(int(right.sum()), len(right)), "wilson", chance),
+        Score(macro_f1(predicted_NC, truth.has_NC), f1),
+    ]
+
+
+def show(label: str, classes: tuple[str, ...], scores: list[Score]) -> None:
+    """Prints a line for each direction and split."""
+    lines = []
+    for k in range(0, len(scores), 2):
+        accuracy, f1 = scores[k], scores[k + 1]
+        learned, shown = DIRECTIONS[k // 2 % len(DIRECTIONS)]
+        common = rounded(accuracy.bounds["commonest"])
+        interval = "..".join(map(rounded, accuracy.interval or ()))
+        split = str(accuracy.protocol.split)
+        lines.append([f"{learned} -> {shown}", split, rounded(accuracy.value), interval, rounded(f1.value), common])
+    print(
+        f"{label}: {counted(len(classes), 'class').replace('classs', 'classes')}, {scores[0].protocol.n_real:,} to learn from"
+    )
+    table(("direction", "split", "accuracy", "95 % interval", "macro F1", "commonest"), lines)
+
+
+if __name__ == "__main__":  # python -m t2i.eval.classify
+    run_program("eval", "classify")

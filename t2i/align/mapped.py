@@ -1,0 +1,154 @@
+"""Frozen text and image encoders with linear maps into one space: what the aligners but `contrastive` leave.
+
+Axes: B batch, C channels, H W image, T text tokens, D token width, P text features, Q image features, E shared space.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t2i.align.config import Config
+from t2i.align.linear import LinearMaps
+from t2i.files import write_text
+from t2i.images import ImageArray
+from t2i.names import resolve
+from t2i.tensors import hash_values
+from t2i.trained import Tensors
+
+DESCRIPTION, WEIGHTS = "dual_encoder.json", "model.safetensors"
+# above this room, and so found by name as all swap points are
+TEXT, IMAGE = "t2i.text:load_encoder", "t2i.extractors:load_image_encoder"
+FIELDS = ("text_mean", "text_map", "image_mean", "image_map", "log_scale")
+
+
+class Projections(nn.Module):
+    """The linear maps of both sides and the temperature of their cosines, float32."""
+
+    text_mean: Tensor
+    text_map: Tensor
+    image_mean: Tensor
+    image_map: Tensor
+    log_scale: Tensor
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raises ValueError: they do not fit each other, or are not finite."""
+        super().__init__()
+        for name in FIELDS:
+            if not tensors[name].isfinite().all():
+                raise ValueError(f"its maps are not finite: {name}")
+            self.register_buffer(name, tensors[name].float())
+        shapes = [self.text_map.shape, self.image_map.shape]
+        means = [self.text_mean.shape, self.image_mean.shape]
+        if means != [shape[:1] for shape in shapes] or shapes[0][1:] != shapes[1][1:]:
+            raise ValueError(f"its maps do not fit each other: {[list(shape) for shape in (*means, *shapes)]}")
+
+    @classmethod
+    def of(cls, maps: LinearMaps, scale: float) -> "Projections":
+        tensors = [torch.from_numpy(array.copy()) for array in maps]
+        return cls(dict(zip(FIELDS, [*tensors, torch.tensor(scale).log()], strict=True)))
+
+    def text(self, text_BP: Tensor) -> Tensor:
+        """Returns unit-length embedding_BE."""
+        return F.normalize((text_BP - self.text_mean) @ self.text_map, dim=-1)
+
+    def tokens(self, tokens_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Returns tokens_BTE where token states live in the space of the pooled vector, else the states as they are."""
+        if tokens_BTD.shape[-1] != len(self.text_mean):
+            return tokens_BTD
+        return (tokens_BTD - self.text_mean) @ self.text_map * mask_BT[..., None]
+
+    def image(self, image_BQ: Tensor) -> Tensor:
+        """Returns unit-length embedding_BE."""
+        return F.normalize((image_BQ - self.image_mean) @ self.image_map, dim=-1)
+
+
+class MappedDualEncoder:
+    """Two frozen encoders and their maps, as a `FrozenDualEncoder` is used."""
+
+    def __init__(self, config: Config, text: Any, image: Any, weights: Tensors) -> None:
+        """
+        Args:
+            text, image: a `t2i.text.TextEncoder` and a `t2i.extractors.ImageEncoder`.
+            weights: tensors of `Projections`.
+
+        Raises:
+            ValueError: the maps are of other encoders.
+        """
+        self.config, self.encoder, self.image_encoder = config, text, image
+        self.projections = Projections(weights).requires_grad_(False).eval()
+        image.tower.requires_grad_(False).eval()
+        sides = len(self.projections.text_mean), len(self.projections.image_mean)
+        if sides != (text.pooled_dim, image.pooled_dim):
+            raise ValueError(f"its maps read {sides} features, its encoders give {text.pooled_dim, image.pooled_dim}")
+        self.max_tokens: int = text.max_tokens
+        self.pooled_dim = self.projections.text_map.shape[1]
+        mapped = text.token_dim == text.pooled_dim
+        self.token_dim: int = self.pooled_dim if mapped else text.token_dim
+        self.scale = float(self.projections.log_scale.exp())
+        self.resizing = f"that of {image.name}"
+
+    def images(self, images_BHWC: ImageArray) -> Tensor:
+        """Returns unit-length embeddings [B, E] of uint8 images of any square size."""
+        return self.projections.image(self.image_encoder.encode(images_BHWC).pooled_BP)
+
+    def embed_images(self, images_BCHW: Tensor) -> Tensor:
+        """Returns unit-length embedding_BE of images in [-1, 1], with gradients to them."""
+        return self.projections.image(self.image_encoder.tower(images_BCHW)[1].float())
+
+    def text(self, captions: Sequence[str]) -> Tensor:
+        """Returns unit-length embeddings [B, E] of captions."""
+        return self.states(captions)[2]
+
+    def states(self, captions: Sequence[str], max_tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Returns token states [B, T, D], mask [B, T], embeddings [B, E], and how many captions were cut to T here; the
+        encoder itself warns of those that it cuts.
+
+        Args:
+            max_tokens: T; None: the encoder's own. The embedding is of the whole caption in either case.
+        """
+        tokens, mask, pooled = self.encoder.encode(captions)
+        length = max_tokens or self.max_tokens
+        cut = int(mask[:, length:].any(dim=1).sum())
+        tokens, mask = tokens[:, :length], mask[:, :length]
+        return self.projections.tokens(tokens, mask), mask, self.projections.text(pooled), cut
+
+    def unknown_words(self, captions: Sequence[str]) -> list[str]:
+        """The words that the encoder skips, each once; none of an encoder that reads any."""
+        tell = getattr(self.encoder, "unknown_words", None)
+        return [] if tell is None else tell(captions)
+
+    def to(self, device: torch.device) -> None:
+        """Moves what `embed_images` needs."""
+        self.image_encoder.tower.to(device)
+        self.projections.to(device)
+
+    def digest(self) -> str:
+        """Returns the sha256 of both encoders and the maps."""
+        total = hashlib.sha256(json.dumps([self.encoder.digest(), self.image_encoder.digest()]).encode())
+        hash_values(total, self.projections.state_dict())
+        return total.hexdigest()
+
+    def built_on(self) -> list[str]:
+        """Returns the digests of dual encoders that this one is made of, on either side."""
+        inner = [getattr(side, "dual", None) for side in (self.encoder, self.image_encoder)]
+        return [digest for dual in inner if dual is not None for digest in (dual.digest(), *dual.built_on())]
+
+    def save(self, directory: Path) -> None:
+        """Writes the folder that `t2i.align.frozen.load_dual_encoder` reads."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / WEIGHTS).write_bytes(safetensors.torch.save(dict(self.projections.state_dict())))
+        self.encoder.save(directory / "text")
+        self.image_encoder.save(directory / "image")
+        write_text(directory / DESCRIPTION, json.dumps({"config": self.config.model_dump(mode="json")}))
+
+
+def load_mapped(config: Config, folder: Path, weights: Tensors) -> MappedDualEncoder:
+    """Opens what an aligner left, whose encoders are in `text` and `image` of the folder."""
+    return MappedDualEncoder(config, resolve(TEXT)(folder / "text"), resolve(IMAGE)(folder / "image"), weights)

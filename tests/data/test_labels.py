@@ -1,0 +1,97 @@
+"""Labels of images: scene facts, classes of published data, class folders and the column `label`."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from builders import published_layouts as layouts
+from t2i.data import View, open_dataset
+from t2i.data.shapes.captions import parse
+from t2i.data.shapes.vocabulary import COLORS, SHAPES
+from t2i.data.tools.labels import class_numbers, classes_of, labelled, values_of
+from t2i.errors import InputError
+
+
+def test_scene_facts_are_those_that_the_captions_tell():
+    dataset = open_dataset("shapes-2", "val", View(16, limit=200))
+    shapes, colours, counts = (values_of(dataset, name) for name in ("shape", "colour", "count"))
+    for row, options in enumerate(dataset.captions):
+        spec = parse(options[0])
+        assert spec is not None
+        assert set(shapes[row] or ()) == {SHAPES[k] for k in spec.shapes}
+        assert set(colours[row] or ()) == {COLORS[k] for k in spec.colors}
+        assert counts[row] == (str(len(spec.shapes)),)
+    assert labelled(counts, ("1", "2")).is_single and not labelled(shapes, SHAPES).is_single
+
+
+def test_published_classes_are_those_of_their_files(tmp_path: Path):
+    birds = open_dataset(f"cub:{layouts.cub(tmp_path / 'birds')}", "train", View(16))
+    assert classes_of(values_of(birds, "class"), "birds") == layouts.BIRDS[:3]
+    assert all(own[0] in name for own, name in zip(values_of(birds, "class"), birds.ids, strict=True) if own)
+    flowers = open_dataset(f"flowers:{layouts.flowers(tmp_path / 'flowers')}", "train", View(16))
+    number = {name: int(name[-9:-4]) for name in flowers.ids}
+    expected = [(f"class_{(number[name] - 1) % 4 + 1:05d}",) for name in flowers.ids]
+    assert values_of(flowers, "class") == expected
+
+
+def test_mirflickr_has_tags_for_captions_and_several_annotations_an_image(tmp_path: Path):
+    root = layouts.mirflickr(tmp_path / "mir")
+    with pytest.warns(UserWarning, match="1 image in split"):
+        splits = {split: open_dataset(str(root), split, View(16)) for split in ("train", "val", "test")}
+    names = [name for dataset in splits.values() for name in dataset.ids]
+    assert len(names) == 39 and "mirflickr/im7.jpg" not in names
+    train = splits["train"]
+    assert train.captions[0][0].endswith(", wall, nikon")
+    found = dict(zip(train.ids, values_of(train, "annotation"), strict=True))
+    for name, own in found.items():
+        number = int(name.removeprefix("mirflickr/im").removesuffix(".jpg"))
+        expected = {"animals": number % 2 == 1, "animals_r1": number % 4 == 1, "sky": number % 3 == 1}
+        expected["water"] = number in (1, 2, 3, 5, 8, 13, 21)
+        assert set(own or ()) == {word for word, holds in expected.items() if holds}
+
+
+def test_an_annotation_that_is_no_number_is_told(tmp_path: Path):
+    root = layouts.mirflickr(tmp_path / "mir")
+    (root / "annotations" / "sky.txt").write_text("1\nim2.jpg\n")
+    with pytest.raises(InputError, match=r"sky.txt: 'im2.jpg' is no number of an image; take the published file"):
+        open_dataset(f"mirflickr:{root}", "train", View(16))
+
+
+def test_folders_have_their_classes_and_a_column(tmp_path: Path):
+    rows = []
+    for k in range(12):
+        place = tmp_path / "train" / ("cats", "dogs")[k % 2] / f"{k}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (20 * k, 0, 0)).save(place)
+        row = {"file_name": str(place.relative_to(tmp_path / "train")), "text": f"an animal {k}"}
+        rows.append(row | [{"label": 3}, {"label": ["old", "grey"]}, {"label": ""}][k % 3])
+    (tmp_path / "train" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    dataset = open_dataset(str(tmp_path), "train", View(16))
+    order = [int(Path(name).stem) for name in dataset.ids]
+    assert values_of(dataset, "class") == [(("cats", "dogs")[k % 2],) for k in order]
+    assert values_of(dataset, "label") == [[("3",), ("old", "grey"), None][k % 3] for k in order]
+    rows[0]["label"] = {"a": 1}  # type: ignore[assignment]
+    (tmp_path / "train" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(InputError, match="row 1: label .* is no word, whole number or list"):
+        values_of(open_dataset(str(tmp_path), "train", View(16)), "label")
+
+
+def test_a_label_that_is_not_there_is_told_with_those_that_are(tmp_path: Path):
+    dataset = open_dataset("shapes-1", "val", View(16, limit=4))
+    with pytest.raises(InputError, match=r"no label 'color' \(did you mean colour\?\); it has shape, colour, size, "):
+        values_of(dataset, "color")
+    bare = open_dataset(str(layouts.folder(tmp_path / "bare")), "train", View(16))
+    with pytest.raises(InputError, match="has no labels; give shapes-1..3, cub:, flowers:, mirflickr:, or a folder"):
+        values_of(bare, "class")
+
+
+def test_classes_must_be_two_and_have_two_images_each():
+    with pytest.raises(InputError, match="label x has 1 class; there must be two"):
+        classes_of([("a",), ("a",)], "label x")
+    with pytest.raises(InputError, match="label x: one image alone has the class b"):
+        classes_of([("a",), ("b",), ("a",)], "label x")
+    dataset = open_dataset("shapes-1", "val", View(16, limit=200))
+    numbers = class_numbers(dataset, "background")
+    assert sorted(set(numbers.tolist())) == [0, 1, 2]

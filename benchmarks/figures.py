@@ -19,7 +19,7 @@ from t2i.weights import shipped
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 MODELS = ("prior", "cvae", "cgan")
-EMOJI = ("a slice of pizza", "a happy face", "a blue apple", "a rocket", "a cat", "a house")
+EMOJI = ("a slice of pizza", "a dog", "a red apple", "a rocket", "a penguin", "a house")
 COLUMNS = 6
 ENLARGED = 2
 GAP = 6  # between cells of a grid

@@ -57,7 +57,8 @@ def test_they_share_one_text_encoder_and_give_it_away_whole(tmp_path: Path):
 
 def test_emoji_are_of_the_colour_and_form_that_is_asked_for():
     pipe = TextToImagePipeline.from_pretrained("emoji")
-    colours = {"red": (0, 2), "green": (1, 0), "blue": (2, 0), "yellow": (0, 2)}  # channel that is high, and one that is low
+    # channels that are high and low
+    colours = {"red": (0, 2), "green": (1, 0), "blue": (2, 0), "yellow": (0, 2)}
     images = pipe([f"a {colour} square" for colour in colours], seed=0, output_type="uint8").images
     for image, (high, low) in zip(images, colours.values(), strict=True):
         middle = image[24:40, 24:40].reshape(-1, 3).mean(axis=0)

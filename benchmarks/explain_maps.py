@@ -1,10 +1,10 @@
 """Do the maps of words fall on the objects that the words are of?
 
-    python benchmarks/explain_maps.py prior cgan
+    python benchmarks/explain_maps.py prior cgan cvae
 
-60 captions of two objects (val of shapes-2), an image each, a map for each colour and shape: 240 words. A word is right if its
-map is larger in the half of the image where the caption has its object than in the other. Chance: the same maps against
-the halves of the next scene.
+60 captions of two objects (val of shapes-2), an image each, a map for each colour and shape: 240 words; and their attention
+where the network attends to words. A word is right if its map is larger in the half of the image where the caption has its
+object than in the other. Chance: the same maps against the halves of the next scene.
 """
 
 import sys
@@ -53,25 +53,31 @@ def halves(caption: str, rows: int, columns: int) -> np.ndarray:
 def run(name: str) -> None:
     pipe = TextToImagePipeline.from_pretrained(name)
     captions = two_objects()
-    right: dict[str, list[bool]] = {"colour": [], "shape": []}
-    chance: dict[str, list[bool]] = {"colour": [], "shape": []}
+    right: dict[tuple[str, str], list[bool]] = {}
+    chance: dict[tuple[str, str], list[bool]] = {}
     for k, caption in enumerate(captions):
-        every = words_of(caption)
-        words = [(kind, word) for word in every for kind, known in KINDS.items() if word.text.lower() in known]
-        maps = maps_of(pipe, caption, [word for _, word in words], 0).words
-        seen = {"colour": 0, "shape": 0}
-        for (kind, _), found in zip(words, maps, strict=True):
+        words = words_of(caption)
+        kinds = [next((kind for kind, known in KINDS.items() if word.text.lower() in known), None) for word in words]
+        maps = maps_of(pipe, caption, words, 0)
+        for what, found in (("change", maps.words), ("attention", maps.attention or [])):
             for whose, store in ((caption, right), (captions[(k + 1) % len(captions)], chance)):
-                inside = np.clip(found, 0, None) * halves(whose, *found.shape)
-                own = inside.sum(axis=(1, 2))
-                store[kind].append(bool(own[seen[kind]] > own[1 - seen[kind]]))
-            seen[kind] += 1
-    for kind in right:
-        print(
-            f"{name}: own object outweighs the other for {kind} {np.mean(right[kind]):.3f} of {len(right[kind])}, "
-            f"chance {np.mean(chance[kind]):.3f}",
-            flush=True,
-        )
+                for kind in KINDS:
+                    own = [one for one, of in zip(found, kinds, strict=False) if of == kind]
+                    judged = [outweighs(one, i, whose) for i, one in enumerate(own)]
+                    store.setdefault((what, kind), []).extend(judged)
+    for (what, kind), found in right.items():
+        if found:
+            print(
+                f"{name}: own object outweighs the other by {what} for {kind} {np.mean(found):.3f} of {len(found)}, "
+                f"chance {np.mean(chance[what, kind]):.3f}",
+                flush=True,
+            )
+
+
+def outweighs(found: np.ndarray, i: int, caption: str) -> bool:
+    """True where a map is larger in the half of the object that is named i-th."""
+    inside = (np.clip(found, 0, None) * halves(caption, *found.shape)).sum(axis=(1, 2))
+    return bool(inside[i] > inside[1 - i])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trains a one-pass generator of a tokenizer's latents: a conditional VAE, at the end with a critic (CVAE-GAN).
+"""Trains a one-pass generator of a tokenizer's latents: a conditional VAE that ends with a critic (CVAE-GAN).
 
     t2i train cvae --config cvae-shapes64 --set tokenizer.path=runs/vqvae-shapes64 --run-dir runs/cvae
     torchrun --nproc_per_node 2 -m t2i.cli train cvae --config cvae-shapes64 ...
@@ -20,7 +20,7 @@ from t2i.cvae.config import Config
 from t2i.cvae.critic import Critic
 from t2i.cvae.network import ConditionalVAE, parameter_groups
 from t2i.cvae.sampling import Latents, sample_codes
-from t2i.cvae.step import Micro, calm, criticise, draw_micro, generate, rate, sharpening
+from t2i.cvae.step import Micro, criticise, draw_micro, generate, has_critic, rate, shorten_momentum
 from t2i.data import Dataset
 from t2i.data.caption_checks import may_flip, warn_of_crops
 from t2i.data.loader import RowLoader, Rows
@@ -60,13 +60,13 @@ def validate(
 def prepare_micro(
     config: Config, train: Dataset, captions: Captions, codes: CachedCodes, latents: Latents, batch: Rows, run: Run
 ) -> Micro:
-    """Puts latents and captions of one micro-batch on the device and draws its noises."""
+    """Moves latents and captions of one micro-batch to the device and draws its random numbers."""
     index = captions.chosen(train, codes.shown(batch.rows), batch.sample_ids, config.seed)
     text = TextFeatures(*(x.to(run.device) for x in captions.text.rows(index)))
     flips = seeding.uniform(config.seed, "flip", batch.sample_ids, 1)[:, 0] < 0.5
     mirrored = flips.astype(np.int64) * config.flip
-    said = captions.same[index]
-    return draw_micro(config, latents.of(codes.at(batch.rows, mirrored)), text, said != said.roll(-1), batch.sample_ids)
+    same = captions.same[index]
+    return draw_micro(config, latents.of(codes.at(batch.rows, mirrored)), text, same != same.roll(-1), batch.sample_ids)
 
 
 def main(config: Config, run_dir: Path) -> None:
@@ -74,13 +74,13 @@ def main(config: Config, run_dir: Path) -> None:
     train = open_training(config.data, replay=config.replayed)
 
     with Run(run_dir, config, "cvae") as run:
-        # Data: what of it may contradict its captions, and a record of it, and of what the run starts from, for later scores
+        # Starting weights, and data, with checks of its captions and a record of it for later scores
         source = open_start(run, config)
         warn_of_crops(config.data.fit, train)
         config = config.model_copy(update={"flip": may_flip(config.flip, train)})
         remember(run, train, config.data, [config.tokenizer.path, config.text.path], source)
 
-        # Latents and text: the frozen tokenizer and encoder, and what they make of all images and captions
+        # Frozen tokenizer and text encoder, and the latents and features of all images and captions
         tokenizer = prepare_tokenizer(config.tokenizer.path, config.data.resolution, run)
         latents = Latents(tokenizer)
         encoder = prepare_text(config.text, train, run)
@@ -88,7 +88,7 @@ def main(config: Config, run_dir: Path) -> None:
         codes = prepare_codes(tokenizer, train, config.flip, run, points=True)
         validation = prepare_validation(config.data, config.validation_n, config.validation_extractor, encoder, run)
 
-        # Generator and posterior, their average, the critic, and an optimizer for each player
+        # Generator and posterior, their average, the critic, and an optimizer for each of the two
         plain = ConditionalVAE(config, latents.shape, encoder.token_dim, encoder.pooled_dim, encoder.max_tokens)
         plain = plain.to(run.device)
         plain_critic = Critic(config, latents.shape, encoder.token_dim, encoder.max_tokens).to(run.device)
@@ -99,7 +99,7 @@ def main(config: Config, run_dir: Path) -> None:
         generator_optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, BETA2))
         critic_optimizer = torch.optim.Adam(plain_critic.parameters(), config.critic.learning_rate, betas=(0.0, BETA2))
 
-        # Parts of a checkpoint, and the newest one to go on from
+        # Parts of a checkpoint, and the state of the newest one
         for name, part in {"model": plain, "ema": ema, "optimizer": generator_optimizer}.items():
             run.register(name, part)
         run.register("critic", plain_critic)
@@ -108,7 +108,7 @@ def main(config: Config, run_dir: Path) -> None:
         run.resume()
         run.extra["shape"] = list(latents.shape)
 
-        # Both networks as the processes of the run share them, and the rows from where the run left off
+        # Both networks wrapped for several processes, and rows from the position of the run
         model, critic = (run.prepare(part, config.compile) for part in (plain, plain_critic))
         loader = RowLoader(train, config.train_batch_size, config.seed, *run.position)
 
@@ -116,31 +116,31 @@ def main(config: Config, run_dir: Path) -> None:
         for batches in run.steps(loader, generator_optimizer, critic_optimizer, schedule=schedule):
             # Validation of the averaged model, and a checkpoint
             if validation and run.due(config.validation_steps):
-                found = run.on_main(
+                scores = run.on_main(
                     lambda: validate(ema.module, validation, tokenizer, latents, run)  # type: ignore[arg-type]
                 )
-                note_validation(run, found, best)
+                note_validation(run, scores, best)
             if run.due(config.checkpointing_steps):
                 run.save()
 
-            # Micro-batches of this step; none at the end of the run
+            # Micro-batches of this step, none at the end of the run
             micros = [prepare_micro(config, train, captions, codes, latents, batch, run) for batch in batches]
             if not micros:
                 break
 
-            # Generator and posterior: squared error and the information in the noise, late in the run also the critic's view
-            critical = sharpening(run.step, run.total_steps, config)
+            # Generator and posterior: squared error and KL divergence, late in the run also the adversarial loss
+            critical = has_critic(run.step, run.total_steps, config)
             if critical:
-                calm(generator_optimizer)
+                shorten_momentum(generator_optimizer)
             losses: list[Tensor] = []
-            made: list[Tensor] = []
+            sampled: list[Tensor] = []
             require_gradients(judging, False)
             for micro in run.accumulate(model, micros):
                 opponent = plain_critic if critical else None
                 loss, watch, free = generate(model, opponent, micro, config, run.autocast())
                 run.accelerator.backward(loss)
                 losses.append(loss)
-                made.append(free)
+                sampled.append(free)
                 run.note(watch)
             require_gradients(judging, True)
             norm = clip_gradients(plain)
@@ -149,7 +149,7 @@ def main(config: Config, run_dir: Path) -> None:
 
             # Critic, on the same real and generated latents
             if critical:
-                for micro, free in zip(run.accumulate(critic, micros), made, strict=True):
+                for micro, free in zip(run.accumulate(critic, micros), sampled, strict=True):
                     loss, watch = criticise(critic, micro, free)
                     run.accelerator.backward(loss)
                     losses.append(loss)
@@ -158,7 +158,7 @@ def main(config: Config, run_dir: Path) -> None:
                 losses.append(norm)
                 run.note({"critic_gradient_norm": norm})
 
-            # Both players move, or neither
+            # Update of both, unless a loss or gradient is not finite
             if run.judge(*losses):
                 generator_optimizer.step()
                 if critical:

@@ -11,7 +11,7 @@ from t2i.text import TextConfig
 
 
 class FrozenLatentsConfig(Section):
-    """Which tokenizer's latents are generated."""
+    """The tokenizer whose latents are generated."""
 
     path: str = Field(
         default="runs/vqvae",
@@ -20,7 +20,7 @@ class FrozenLatentsConfig(Section):
 
 
 class NetworkConfig(Section):
-    """The generator, and the small posterior network that training alone uses."""
+    """Sizes of the generator and of the small posterior network, which only training uses."""
 
     z_dim: int = Field(default=16, ge=1, description="dimensions of the noise")
     width: int = Field(default=96, ge=16, multiple_of=16, description="channels of the residual stream")
@@ -39,43 +39,49 @@ class NetworkConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """Squared error of latents and the price of the noise's information."""
+    """Weights of the squared error of latents and of the information in the noise."""
 
     kl: float = Field(
-        default=0.003, ge=0, description="weight of the KL divergence of the noise, in nats an image, from a normal"
+        default=0.003,
+        ge=0,
+        description="weight of the KL divergence of the posterior from a standard normal, in nats per image",
     )
     without_noise: float = Field(
         default=0.5,
         ge=0,
         lt=1,
-        description="share of captions that see no noise: they must find in their words all that words decide",
+        description="share of captions trained without noise, so that the generator has to use their words",
     )
     contrast: float = Field(
-        default=3.0, ge=0, description="extra weight of a place by its difference from its neighbours, on average"
+        default=3.0,
+        ge=0,
+        description="average extra weight of places, proportional to their difference from their neighbours",
     )
 
 
-CRITIC_COST = 4.6  # time of a step in which the critic plays, in units of one without it (LOG.md)
+CRITIC_COST = 4.6  # time of a step with the critic, relative to one without it (LOG.md)
 
 
 class CriticConfig(Section):
-    """A critic that joins late and sharpens what squared error leaves blurred."""
+    """A critic that is trained in the last part of a run and sharpens what squared error leaves blurred."""
 
-    start: float = Field(default=0.9, ge=0, le=1, description="share of the run after which it joins; 1: never")
-    weight: float = Field(default=0.05, ge=0, description="of the adversarial loss beside the squared error")
+    start: float = Field(default=0.9, ge=0, le=1, description="share of the run after which the critic joins; 1: never")
+    weight: float = Field(default=0.05, ge=0, description="weight of the adversarial loss")
     lead: float = Field(
-        default=1.0, ge=0, description="weight of squared error and information while it plays; 0: the critic alone"
+        default=1.0,
+        ge=0,
+        description="weight of squared error and KL divergence once the critic has joined; 0: only the adversarial loss",
     )
     learning_rate: float = Field(
-        default=1e-3, gt=0, description="peak learning rate of both players once it has joined"
+        default=1e-3, gt=0, description="peak learning rate of generator and critic once the critic has joined"
     )
-    depth: int = Field(default=2, ge=1, le=64, description="transformer blocks; their width is the generator's")
-    gamma: float = Field(default=0.1, ge=0, description="weight of the penalties on its gradient (R1 and R2)")
+    depth: int = Field(default=2, ge=1, le=64, description="transformer blocks, of the generator's width")
+    gamma: float = Field(default=0.1, ge=0, description="weight of the gradient penalties (R1 and R2)")
 
     @model_validator(mode="after")
-    def _somebody_teaches(self) -> "CriticConfig":
+    def _generator_has_a_loss(self) -> "CriticConfig":
         if not self.lead and not self.weight and self.start < 1:
-            raise ValueError("weight and lead are both 0: nothing would teach the generator")
+            raise ValueError("weight and lead are both 0, so the generator would have no loss")
         return self
 
 
@@ -90,7 +96,7 @@ class Config(DrawingConfig):
     loss: ObjectiveConfig = ObjectiveConfig()
     critic: CriticConfig = CriticConfig()
     flip: bool = Field(
-        default=False, description="mirror training images at random; off by itself where captions say left or right"
+        default=False, description="mirror training images at random; switched off if captions mention left or right"
     )
     learning_rate: float = Field(default=4e-3, gt=0, description="peak learning rate")
     ema_halflife_images: int = Field(default=20_000, ge=1, description="half-life of the averaged weights, in images")

@@ -1,7 +1,7 @@
 """A critic of latents and captions, which sharpens what squared error leaves blurred (CVAE-GAN, Bao et al., ICCV 2017).
 
 Relativistic pairs with penalties on real and generated latents (Huang et al., R3GAN, NeurIPS 2024), the penalties by finite
-differences. Words stand beside places, and there is a logit for each place and one for the whole.
+differences. The input sequence is words and then places; there is a logit for each place and one for the whole image.
 
 Axes: B batch, L places, C channels of a latent, N = L + 1 logits.
 """
@@ -17,21 +17,24 @@ from t2i.cvae.config import Config
 from t2i.cvae.network import Block, Shape, Words, normalize, trimmed
 from t2i.text import TextFeatures
 
-STEP = 0.02  # of the finite difference, where latents have unit mean square
+STEP = 0.02  # step of the finite difference, for latents of unit mean square
 PENALISED = 0.25  # share of the batch that the penalties are computed on
-MISMATCHED, CENTERING = 0.5, 0.01  # weights beside the main loss
+MISMATCHED, CENTERING = (
+    0.5,
+    0.01,
+)  # weights of mismatched captions, and of the mean square of the logits of whole images
 
 
 class CriticTerms(NamedTuple):
     """The critic's loss and its terms, all scalars; only `critic_loss` has a gradient."""
 
     critic_loss: Tensor
-    told_apart: Tensor  # share of pairs in which the real latents win
+    told_apart: Tensor  # share of pairs in which the real latents have the larger logit
     penalty: Tensor  # mean squared gradient norm, of real and generated latents together
 
 
 class Critic(nn.Module):
-    """(latents, words) -> logits; all of them start at 0."""
+    """Maps latents and words to logits, which start at 0."""
 
     roles: ClassVar[dict[str, str]] = {
         "words.embed.weight": "tokens", "words.positions": "order", "embed.*": "codes", "places": "square"
@@ -52,11 +55,11 @@ class Critic(nn.Module):
             nn.init.zeros_(head.bias)
 
     def forward(self, real_BLC: Tensor, fake_BLC: Tensor, text: TextFeatures, other_B: Tensor) -> CriticTerms:
-        """The critic's loss on one micro-batch, in one pass so that it may be wrapped for several processes.
+        """Computes the critic's loss on one micro-batch; it is one forward pass, as DistributedDataParallel requires.
 
         Args:
-            fake_BLC: generated for the same captions; no gradient flows into them.
-            other_B: False where the caption of the next row reads as the row's own, and is no mismatch.
+            fake_BLC: latents generated for the same captions; they are detached.
+            other_B: False for rows whose caption equals that of the next row, which is then no mismatch.
         """
         count = max(1, round(PENALISED * len(real_BLC)))
         fake_BLC = fake_BLC.detach()
@@ -72,7 +75,7 @@ class Critic(nn.Module):
         batch = len(real_BLC)
         real, fake, mismatched, real_moved, fake_moved = logits.split([batch, batch, batch, count, count])
         slopes = torch.cat([real_moved - real[:count], fake_moved - fake[:count]]) / STEP
-        penalty = 2 * balanced(slopes.square())  # the mean over real and generated ones, times two, is their sum
+        penalty = 2 * balanced(slopes.square())  # twice the mean over real and generated latents is R1 + R2
         loss = balanced(F.softplus(fake - real)) / 2
         loss = loss + MISMATCHED * (F.softplus(mismatched - real)[:, -1] * other_B).mean()
         loss = loss + self.config.gamma / 2 * penalty
@@ -80,26 +83,26 @@ class Critic(nn.Module):
         return CriticTerms(loss, (real > fake)[:, -1].float().mean(), penalty.detach())
 
     def logits(self, latents_BLC: Tensor, text: TextFeatures) -> Tensor:
-        """[B, N]: those of the places, then that of the whole."""
+        """Returns logits [B, N]: one for each place, then the one for the whole image."""
         tokens, mask = trimmed(text)
         words = self.words(tokens, mask)
         grid = rearrange(latents_BLC, "b (h w) c -> b c h w", h=self.grid)
         places = rearrange(self.embed(grid), "b c h w -> b (h w) c").float() + self.places
         x, visible = torch.cat([words, places], dim=1), F.pad(mask, (0, places.shape[1]), value=True)
-        nothing = x.new_zeros(len(x), 4 * x.shape[2])  # words act by attention alone
+        no_modulation = x.new_zeros(len(x), 4 * x.shape[2])  # words condition by attention only
         for block in self.blocks:
-            x = block(x, nothing, visible)
+            x = block(x, no_modulation, visible)
         x = normalize(x[:, words.shape[1] :])
         return torch.cat([self.of_place(x)[..., 0], self.of_whole(x.mean(dim=1))], dim=1).float()
 
 
 def balanced(values_BN: Tensor) -> Tensor:
-    """The mean over places plus the value of the whole, averaged over the batch."""
+    """Returns the mean over places plus the value of the whole image, averaged over the batch."""
     return values_BN[:, :-1].mean() + values_BN[:, -1].mean()
 
 
-def deceive(critic: Critic, real_BLC: Tensor, fake_BLC: Tensor, text: TextFeatures) -> Tensor:
-    """The generator's adversarial loss; its gradient reaches the generator through `fake_BLC` alone."""
+def adversarial_loss(critic: Critic, real_BLC: Tensor, fake_BLC: Tensor, text: TextFeatures) -> Tensor:
+    """Returns the generator's adversarial loss; its gradient reaches the generator only through `fake_BLC`."""
     both = TextFeatures(*(torch.cat([x, x]) for x in text))
     fake, real = critic.logits(torch.cat([fake_BLC, real_BLC]), both).chunk(2)
     return balanced(F.softplus(real.detach() - fake)) / 2

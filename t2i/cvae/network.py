@@ -1,10 +1,9 @@
-"""A transformer that writes all latents of an image in one pass, from words and noise, and its training as a conditional VAE.
+"""A transformer that generates all latents of an image in one pass from words and noise, trained as a conditional VAE.
 
-Words pass residual convolutions over their neighbours before the first block, so that a noun's state holds the adjectives
-before it and the relation beside it; then words and places attend to each other in every block. Noise enters by adaptive
-norms (Peebles & Xie, DiT, ICCV 2023). In training the noise comes from a posterior that sees the image and its bag of words
-(Sohn et al., conditional VAE, NeurIPS 2015); part of the captions see no noise, so that the words are learned from whatever
-the posterior could tell.
+Residual convolutions over neighbouring words precede the first block, so that the state of a noun includes its adjectives and
+relations; in every block, words and places attend to each other. Noise enters by adaptive norms (Peebles & Xie, DiT, ICCV 2023).
+In training, a posterior that sees the image and its bag of words gives the noise (Sohn et al., conditional VAE, NeurIPS 2015).
+Part of the captions are trained without noise, so that the generator uses the words even for what the posterior could encode.
 
 Axes: B batch, T words, L places row by row, N = T + L, C channels of a latent, D width, M = 4 D, Z noise, P pooled text.
 """
@@ -20,14 +19,14 @@ from torch import Tensor, nn
 from t2i.cvae.config import Config, NetworkConfig
 from t2i.text import TextFeatures
 
-WINDOW = 5  # words that a convolution sees
+WINDOW = 5  # kernel size of the convolutions over words
 EPS = 1e-6
 
 
 class Shape(NamedTuple):
-    """What the tokenizer's latents look like."""
+    """Shape of the tokenizer's latents."""
 
-    grid: int  # places a side
+    grid: int  # places per side
     channels: int
 
 
@@ -35,21 +34,21 @@ class Draws(NamedTuple):
     """All random numbers of one micro-batch."""
 
     noise_BZ: Tensor  # standard normals of the posterior
-    hidden_B: Tensor  # uniforms in [0, 1); below `loss.without_noise` the noise is hidden
-    free_BZ: Tensor  # standard normals for images that no posterior has seen
+    hidden_B: Tensor  # uniforms in [0, 1); rows below `loss.without_noise` are trained without noise
+    free_BZ: Tensor  # standard normals that the generator samples from for the critic
 
 
 class Terms(NamedTuple):
     """The loss of one micro-batch and its terms, all scalars; only `loss` has a gradient."""
 
     loss: Tensor
-    error: Tensor  # weighted squared error a channel, with noise from the posterior
-    error_of_text: Tensor  # the same where the noise is hidden
-    nats: Tensor  # KL divergence of the posterior from the normal, an image
+    error: Tensor  # weighted squared error per channel, with noise from the posterior
+    error_of_text: Tensor  # the same for rows without noise
+    nats: Tensor  # KL divergence of the posterior from the standard normal, per image
 
 
 def linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
-    """Keeps the variance, times gain squared; gain 0 starts as nothing."""
+    """Returns a layer that multiplies the variance of its input by gain squared; with gain 0 its output starts at 0."""
     layer = nn.Linear(inputs, outputs, bias=False)
     nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs))
     return layer
@@ -60,9 +59,9 @@ def normalize(x: Tensor) -> Tensor:
 
 
 def trimmed(text: TextFeatures) -> tuple[Tensor, Tensor]:
-    """Token states and mask without the columns that are padding in every row."""
+    """Returns token states and mask without the columns that are padding in every row."""
     tokens, mask, _ = text
-    # elsewhere it would cost a synchronisation, and a shape to compile for
+    # on a GPU this would cost a synchronisation and a recompilation for each length
     if mask.device.type != "cpu" or torch.compiler.is_exporting():
         return tokens, mask
     longest = max(1, int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0)
@@ -70,7 +69,7 @@ def trimmed(text: TextFeatures) -> tuple[Tensor, Tensor]:
 
 
 class Words(nn.Module):
-    """Token states with their neighbours mixed in; padding stays zero."""
+    """Projects token states and mixes neighbouring words; padding stays zero."""
 
     def __init__(self, token_dim: int, width: int, layers: int, max_tokens: int) -> None:
         super().__init__()
@@ -79,13 +78,13 @@ class Words(nn.Module):
         self.positions = nn.Parameter(torch.randn(max_tokens, width) * 0.3)
         self.mix = nn.ModuleList(nn.Conv1d(width, width, WINDOW, padding=WINDOW // 2) for _ in range(layers))
         for layer in self.mix:
-            # not zero: neighbours are mixed in from the first step on
+            # not zero, so that neighbours are mixed from the first step on
             nn.init.normal_(layer.weight, std=1.5 / math.sqrt(WINDOW * width))  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, tokens_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         real = mask_BT[..., None].float()
-        # of unit length: a word's vector moves as fast as in a table of vectors, however many channels its token has
+        # unit length, so that the embedding of a word learns as fast as a row of an embedding table, whatever token_dim is
         x = (self.embed(F.normalize(tokens_BTD, dim=-1)) + self.positions[: tokens_BTD.shape[1]]) * real
         for layer in self.mix:
             mixed = layer((normalize(x) * real).transpose(1, 2)).transpose(1, 2)
@@ -94,17 +93,17 @@ class Words(nn.Module):
 
 
 def rotation(grid: int, head_dim: int) -> Tensor:
-    """[L, head_dim / 2, 2] cosines and sines: half of the pairs turn with the row of a place, half with its column."""
+    """Returns cosines and sines [L, head_dim / 2, 2]; half of the pairs rotate with the row of a place, half with its column."""
     place = torch.arange(grid**2)
     pairs = head_dim // 4
-    # a grid is short: wavelengths from 2 pi to a few grids, where language models go to 10,000
+    # grids are short, so wavelengths range from 2 pi to a few grids; language models use a base of 10,000
     frequency = 100.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
     angle = torch.cat([(place // grid)[:, None] * frequency, (place % grid)[:, None] * frequency], dim=1)
     return torch.view_as_real(torch.polar(torch.ones_like(angle), angle).to(torch.complex64))
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turns neighbouring channels as pairs (2-D RoPE)."""
+    """Rotates pairs of neighbouring channels (2-D RoPE)."""
     pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_exporting():  # ONNX has no complex numbers
         (even, odd), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)
@@ -114,10 +113,10 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU; their inputs are scaled and shifted by what noise and caption say to all blocks, plus a table.
+    """Attention and SwiGLU. A modulation shared by all blocks, plus a learned table of the block, scales and shifts their inputs.
 
-    A modulation of each block's own binds words to objects later: after 32,000 captions the colours of two objects were right
-    in .23 of images, against .94 (LOG.md).
+    With a separate modulation for each block, words bind to objects later: after 32,000 captions the colours of two objects
+    were right in .23 of images, against .94 (LOG.md).
     """
 
     turn: Tensor
@@ -133,12 +132,12 @@ class Block(nn.Module):
 
     def forward(self, x_BND: Tensor, modulation_BM: Tensor, mask_BN: Tensor) -> Tensor:
         words = x_BND.shape[1] - len(self.turn)
-        still = F.pad(self.turn.new_ones(words, self.turn.shape[1], 1), (0, 1))  # words do not turn
-        turn = torch.cat([still, self.turn])
+        identity = F.pad(self.turn.new_ones(words, self.turn.shape[1], 1), (0, 1))  # words are not rotated
+        turn = torch.cat([identity, self.turn])
         scale_1, shift_1, scale_2, shift_2 = (modulation_BM + self.table)[:, None].chunk(4, dim=-1)
         h = torch.addcmul(shift_1, normalize(x_BND), 1 + scale_1)
         q, k, v = rearrange(self.qkv(h), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        # queries and keys of unit variance keep attention soft at any learning rate
+        # normalised queries and keys keep attention from saturating at high learning rates
         q, k = (rotate(normalize(x) * self.sharpness, turn).type_as(v) for x in (q, k))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BN[:, None, None, :])
         x_BND = x_BND + self.out(rearrange(attended, "b h n d -> b n (h d)"))
@@ -148,7 +147,7 @@ class Block(nn.Module):
 
 
 class Generator(nn.Module):
-    """(words, noise) -> latents of all places, in one pass."""
+    """Maps words and noise to the latents of all places in one pass."""
 
     def __init__(self, config: NetworkConfig, shape: Shape, token_dim: int, max_tokens: int) -> None:
         super().__init__()
@@ -164,7 +163,7 @@ class Generator(nn.Module):
         self.head = linear(width, shape.channels, 0)
 
     def forward(self, text: TextFeatures, z_BZ: Tensor, hidden_B: Tensor | None = None) -> Tensor:
-        """latents_BLC of unit mean square; the noise of `hidden_B` is replaced by the learned absence of noise."""
+        """Returns latents_BLC of unit mean square; for rows of `hidden_B`, a learned vector replaces the encoded noise."""
         tokens, mask = trimmed(text)
         words = self.words(tokens, mask)
         noise = self.noise(z_BZ).float()
@@ -181,7 +180,10 @@ class Generator(nn.Module):
 
 
 class Posterior(nn.Module):
-    """(latents, bag of words) -> mean and log variance of the noise. Without the words it would override them."""
+    """Maps latents and the bag of words to mean and log variance of the noise.
+
+    Without the words, the noise would encode what they already determine, and the generator would ignore them.
+    """
 
     def __init__(self, config: NetworkConfig, shape: Shape, pooled_dim: int) -> None:
         super().__init__()
@@ -202,7 +204,7 @@ class Posterior(nn.Module):
 
 
 def contrast(latents_BLC: Tensor, grid: int) -> Tensor:
-    """[B, L]: how far each place is from the mean of its 3 x 3 neighbours, 1 on average over an image."""
+    """Returns [B, L], the distance of each place from the mean of its 3 x 3 neighbourhood; the mean over an image is 1."""
     x = rearrange(latents_BLC, "b (h w) c -> b c h w", h=grid)
     near = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     distance = (x - near).square().mean(dim=1).sqrt().flatten(1)
@@ -210,9 +212,9 @@ def contrast(latents_BLC: Tensor, grid: int) -> Tensor:
 
 
 class ConditionalVAE(nn.Module):
-    """Generator and posterior; freshly initialised from torch's generator."""
+    """Generator and posterior, initialised from torch's global generator."""
 
-    # what rows and columns stand for, where a run starts from other weights (t2i.training.initialise)
+    # meaning of the rows and columns of weights, for runs that start from other weights (t2i.training.initialise)
     roles: ClassVar[dict[str, str]] = {
         "generator.words.embed.weight": "tokens", "generator.words.positions": "order", "generator.rows": "line",
         "generator.columns": "line", "generator.head.weight": "codes", "posterior.conv_1.*": "codes",
@@ -228,10 +230,11 @@ class ConditionalVAE(nn.Module):
     def forward(
         self, latents_BLC: Tensor, text: TextFeatures, draws: Draws, free: bool = False
     ) -> tuple[Terms, Tensor | None]:
-        """The loss of one micro-batch; with `free` also latents_BLC of the same captions and noise of no posterior.
+        """Computes the loss of one micro-batch.
 
         Args:
-            latents_BLC: of real images, of unit mean square.
+            latents_BLC: latents of real images, of unit mean square.
+            free: also returns latents_BLC generated for the same captions from standard normal noise, otherwise None.
         """
         loss, batch = self.config.loss, len(latents_BLC)
         mean, log_variance = self.posterior(latents_BLC, text.pooled_BP)
@@ -240,13 +243,13 @@ class ConditionalVAE(nn.Module):
         if free:
             double = TextFeatures(*(torch.cat([x, x]) for x in text))
             z_BZ = torch.cat([z_BZ, draws.free_BZ])
-            made = self.generator(double, z_BZ, F.pad(hidden_B, (0, batch), value=False))
+            generated = self.generator(double, z_BZ, F.pad(hidden_B, (0, batch), value=False))
         else:
-            made = self.generator(text, z_BZ, hidden_B)
-        made, freely_made = made[:batch], made[batch:] if free else None
+            generated = self.generator(text, z_BZ, hidden_B)
+        reconstructed, sampled = generated[:batch], generated[batch:] if free else None
         weight = 1 + loss.contrast * contrast(latents_BLC, self.shape.grid)
         weight = weight / weight.mean(dim=1, keepdim=True)
-        error_B = ((made - latents_BLC).square().mean(dim=2) * weight).mean(dim=1)
+        error_B = ((reconstructed - latents_BLC).square().mean(dim=2) * weight).mean(dim=1)
         nats_B = (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1) / 2
         shown_B = (~hidden_B).float()
         total = error_B.mean() + loss.kl * (nats_B * shown_B).mean()
@@ -254,12 +257,12 @@ class ConditionalVAE(nn.Module):
             share = shown_B.mean()
             error = (error_B * shown_B).mean() / share.clamp(min=EPS)
             of_text = (error_B * (1 - shown_B)).mean() / (1 - share).clamp(min=EPS)
-        return Terms(total, error, of_text, nats_B.detach().mean()), freely_made
+        return Terms(total, error, of_text, nats_B.detach().mean()), sampled
 
 
 def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
     """Returns AdamW's groups: weight decay for all matrices and kernels, none for gains, biases and the rest."""
     decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")]
-    kept = {id(p) for p in decayed}
-    rest = [p for p in model.parameters() if id(p) not in kept]
+    decayed_ids = {id(p) for p in decayed}
+    rest = [p for p in model.parameters() if id(p) not in decayed_ids]
     return [{"params": decayed, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""From text and noise to images in one pass: what `t2i sample` and the pipeline use for a run of `t2i train cvae`.
+"""Samples images in one pass from text and noise, for runs of `t2i train cvae`.
 
 Axes: B batch, L places, C channels of a latent, K codes, Z noise.
 """
@@ -25,12 +25,12 @@ from t2i.trained import TrainedRun
 
 
 class Latents:
-    """Latents of unit mean square: what a tokenizer makes of an image before it takes the nearest codes."""
+    """Converts a tokenizer's points, its features before quantisation, to latents of unit mean square, and latents to codes."""
 
     def __init__(self, tokenizer: ImageTokenizer) -> None:
         if tokenizer.codebooks > 1:
             raise InputError(
-                f"this tokenizer has {tokenizer.codebooks} codes a place, and a cvae needs one; train it with another "
+                f"this tokenizer has {tokenizer.codebooks} codes per place, but a cvae needs one; train one with another "
                 "quantizer.kind than residual"
             )
         vectors_KC = tokenizer.codebook()
@@ -39,11 +39,11 @@ class Latents:
         self.shape = Shape(tokenizer.grid, vectors_KC.shape[1])
 
     def of(self, points_BLC: Tensor) -> Tensor:
-        """latents_BLC of a tokenizer's points, on its device."""
+        """Returns latents_BLC of a tokenizer's points, on its device."""
         return points_BLC.to(self.vectors_KC.device) * self.scale
 
     def nearest(self, latents_BLC: Tensor) -> Tensor:
-        """indices_BL of the codes at the least Euclidean distance."""
+        """Returns indices_BL of the nearest codes by Euclidean distance."""
         codes = self.vectors_KC
         flat = latents_BLC.flatten(0, 1).float()
         return torch.addmm(codes.square().sum(dim=1), flat, codes.T, alpha=-2).argmin(dim=1).view(latents_BLC.shape[:2])
@@ -100,14 +100,18 @@ class CvaeSampler:
         values, tensors = components["generator"]
         config = Config.kept({key: value for key, value in values.items() if key != "shape"})
         shape = TypeAdapter(Shape).validate_python(values.get("shape"))
-        with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # keeps the state of torch's generator, which the initial weights advance
             model = ConditionalVAE(config, shape, text.token_dim, text.pooled_dim, text.max_tokens)
         checkpoint.load_module(model, tensors, "generator")
         family = str(components["tokenizer"][0].get("family"))
         tokenizer = tokenizer_class(family, Path("tokenizer")).load({"tokenizer": components["tokenizer"]})
         sampler = cls(config, model, tokenizer)
         if sampler.latents.shape != shape:
-            raise InputError("the tokenizer of this model has other latents than its generator was trained on")
+            raise InputError(
+                "this model's tokenizer has latents of another shape than the generator was trained on; save the model again"
+            )
         return sampler
 
     def components(self) -> Components:
@@ -122,7 +126,7 @@ class CvaeSampler:
 
     def tuned(self, settings: Mapping[str, Any]) -> Self:
         if settings:
-            raise InputError(f"a cvae has no setting {min(settings)!r}; it has truncation alone")
+            raise InputError(f"a cvae has no setting {min(settings)!r}; its only setting is truncation")
         return self
 
     def settings(self) -> dict[str, Any]:
@@ -157,9 +161,9 @@ class CvaeSampler:
         guidance: float,
         on_step: Callable[[float], None] | None,
     ) -> ImageArray:
-        """Truncation shortens the noise: 0 gives the most typical image of a caption, whatever the seed."""
+        """Samples with the noise multiplied by `truncation`; 0 gives the most typical image of a caption for any seed."""
         if guidance != 1:
-            raise InputError(f"guidance {guidance:g} is a setting of a GAN or a prior; a cvae has truncation alone")
+            raise InputError(f"a cvae has no guidance, got {guidance:g}; its only setting is truncation")
         indices = sample_codes(self.model, self.latents, z_BZ * truncation, text, on_step)
         return self.tokenizer.decode(indices.cpu()[..., None])
 

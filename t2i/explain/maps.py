@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from t2i.explain.attention import attention_maps
 from t2i.explain.words import Word, without
 from t2i.families import Likelihood
 from t2i.images import ImageArray
@@ -25,6 +26,7 @@ class Maps(NamedTuple):
     image_HWC: ImageArray
     words: list[Map]  # [rows, columns] of cells or pixels, in the order of the words
     unit: str
+    attention: list[Map] | None  # shares of what a place attends to the prompt; None: nothing does
 
 
 def maps_of(pipe: TextToImagePipeline, prompt: str, words: Sequence[Word], seed: int) -> Maps:
@@ -34,7 +36,8 @@ def maps_of(pipe: TextToImagePipeline, prompt: str, words: Sequence[Word], seed:
     if isinstance(pipe.sampler, Likelihood):
         text = pipe.text_encoder.encode([prompt])
         codes, image = pipe.sampler.sample_with_codes(text, noise_seed, pipe.guidance_scale)
-        return Maps(image, likelihood_maps(pipe, codes, prompt, replaced), "nats a cell")
+        attention = attention_maps(pipe, prompt, words, noise_seed, codes)
+        return Maps(image, likelihood_maps(pipe, codes, prompt, replaced), "nats a cell", attention)
     every = [prompt, *(text for texts in replaced for text in texts)]
     images = pipe(every, seed=[noise_seed] * len(every), output_type="uint8").images.astype(np.float64)
     maps, start = [], 1
@@ -42,7 +45,8 @@ def maps_of(pipe: TextToImagePipeline, prompt: str, words: Sequence[Word], seed:
         change = images[start : start + len(texts)] - images[0]
         maps.append((change**2).mean(axis=(0, 3)))
         start += len(texts)
-    return Maps(images[0].astype(np.uint8), maps, "squared levels a pixel")
+    attention = attention_maps(pipe, prompt, words, noise_seed, None)
+    return Maps(images[0].astype(np.uint8), maps, "squared levels a pixel", attention)
 
 
 def likelihood_maps(

@@ -67,15 +67,20 @@ def write_page(
         {
             "word": word.text,
             "map": inline(overlay(maps.image_HWC, word_map)),
+            "attention": None if attention is None else inline(overlay(maps.image_HWC, attention)),
+            "largest_share": None if attention is None else f"{attention.max():.3g}",
             "peak": f"{word_map.max():.3g}",
             "others": " ".join(other or "nothing" for other in word.others),
             "share": f"{value:+.3f}",
             "width": round(100 * abs(value) / largest),
             "positive": bool(value >= 0),
         }
-        for word, word_map, value in zip(words, maps.words, shares.values, strict=True)
+        for word, word_map, attention, value in zip(
+            words, maps.words, maps.attention or [None] * len(words), shares.values, strict=True
+        )
     ]
     values = {"prompt": prompt, "image": inline(maps.image_HWC), "rows": rows, "unit": maps.unit, "facts": facts}
+    values["attends"] = maps.attention is not None
     sums = {"whole": f"{shares.whole:.3f}", "base": f"{shares.none:.3f}"}
     css = style("chart.css", "style.css")
     write_text(out, render("page.html", FOLDER, title=f"explain: {prompt}", style=css, **values, **sums))

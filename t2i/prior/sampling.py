@@ -149,16 +149,21 @@ class PriorSampler:
         grid, device, count = self.prior.grid, self.prior.code.device, len(text.pooled_BP)
         codes_BS = torch.from_numpy(codes).to(device).expand(count, -1)
         features = TextFeatures(*(part.to(device) for part in text))
-        orders: list[Order | None] = [None]
-        if self.prior.query is not None:
-            draws = [seeding.uniform(k, "likelihood/order", [0], grid.slots) for k in range(ORDERS)]
-            ranked = [torch.from_numpy(np.argsort(draw, axis=1)).to(device).expand(count, -1) for draw in draws]
-            orders = [Order(one, (1,) * grid.slots) for one in ranked]
+        orders = self.orders(count)
         total = torch.zeros(count, grid.slots, dtype=torch.float64, device=device)
         for order in orders:
             log_p = self.prior.logits(codes_BS, features, order).double().log_softmax(dim=-1)
             total += log_p.gather(-1, codes_BS[..., None])[..., 0] / len(orders)
         return total.view(count, grid.height, grid.width, grid.depth).sum(dim=-1).cpu().numpy()
+
+    def orders(self, count: int) -> list[Order | None]:
+        """Returns the orders over which the likelihood of a cell is averaged, one code a step, for `count` equal images."""
+        if self.prior.query is None:
+            return [None]
+        slots, device = self.prior.grid.slots, self.prior.code.device
+        draws = [seeding.uniform(k, "likelihood/order", [0], slots) for k in range(ORDERS)]
+        ranked = [torch.from_numpy(np.argsort(draw, axis=1)).to(device).expand(count, -1) for draw in draws]
+        return [Order(one, (1,) * slots) for one in ranked]
 
     def decode(self, codes_BS: Tensor) -> ImageArray:
         """Returns the images of codes."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i.cvae.config import Config
-from t2i.cvae.critic import CENTERING, MISMATCHED, Critic, deceive
+from t2i.cvae.critic import CENTERING, MISMATCHED, Critic, adversarial_loss
 from t2i.cvae.network import Shape
 from t2i.text import TextFeatures
 
@@ -36,7 +36,7 @@ def test_the_first_losses_are_their_theory_values() -> None:
     terms = critic(real, fake, text, torch.tensor([True, True, True, False]))
     assert terms.critic_loss.item() == pytest.approx(LN2 * (1 + MISMATCHED * 3 / 4), abs=1e-6)
     assert terms.penalty.item() == 0
-    assert deceive(critic, real, fake, text).item() == pytest.approx(LN2, abs=1e-6)
+    assert adversarial_loss(critic, real, fake, text).item() == pytest.approx(LN2, abs=1e-6)
 
 
 class Linear(Critic):
@@ -65,7 +65,7 @@ def test_gradients_reach_every_parameter_and_no_generator() -> None:
         optimizer.step()
     assert fake.grad is None
     assert not [name for name, p in critic.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    deceive(critic, latents_of(6), fake, text_of(6)).backward()
+    adversarial_loss(critic, latents_of(6), fake, text_of(6)).backward()
     assert fake.grad is not None and fake.grad.abs().sum() > 0
 
 

@@ -57,7 +57,8 @@ def test_noise_and_captions_have_a_path_between_them(pipe) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"guidance_scale": 2.0}, "truncation alone"), ({"temperature": 0.4}, "temperature")]
+    ("options", "says"),
+    [({"guidance_scale": 2.0}, "its only setting is truncation"), ({"temperature": 0.4}, "temperature")],
 )
 def test_settings_of_other_families_are_refused(pipe, options, says) -> None:
     with pytest.raises(InputError, match=says):

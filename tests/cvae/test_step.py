@@ -9,7 +9,7 @@ import torch
 from t2i.cvae.config import CRITIC_COST, Config
 from t2i.cvae.critic import Critic
 from t2i.cvae.network import ConditionalVAE, Shape, parameter_groups
-from t2i.cvae.step import calm, criticise, draw_micro, generate, rate, sharpening
+from t2i.cvae.step import criticise, draw_micro, generate, has_critic, rate, shorten_momentum
 from t2i.text import TextFeatures
 
 SHAPE, WORDS, TOKEN, POOLED = Shape(grid=4, channels=5), 6, 7, 3
@@ -29,7 +29,7 @@ def micro_of(config: Config, ids: np.ndarray):
 def test_each_phase_rises_stays_and_falls() -> None:
     config = tiny(learning_rate=4e-3, lr_warmup_steps=50, critic={"start": 0.8, "learning_rate": 1e-3})
     rates = [rate(step, 1000, config) for step in range(1000)]
-    assert [sharpening(step, 1000, config) for step in (0, 799, 800)] == [False, False, True]
+    assert [has_critic(step, 1000, config) for step in (0, 799, 800)] == [False, False, True]
     assert rates[0] == pytest.approx(4e-3 / 50) and rates[49] == rates[400] == 4e-3
     assert rates[799] == pytest.approx(4e-3 * (0.02 + 0.98 / (800 * 0.3)))
     assert rates[800] == pytest.approx(1e-3 / 20) and rates[820] == rates[930] == 1e-3  # a tenth of the phase
@@ -42,14 +42,14 @@ def test_a_run_of_one_phase(start: float) -> None:
     config = tiny(critic={"start": start, "learning_rate": 2e-3}, learning_rate=3e-3)
     rates = [rate(step, 200, config) for step in range(200)]
     assert max(rates) == (2e-3 if start == 0 else 3e-3) and 0 < rates[-1] < 0.1 * max(rates)
-    assert sharpening(0, 200, config) == (start == 0) and sharpening(199, 200, config) == (start == 0)
+    assert has_critic(0, 200, config) == (start == 0) and has_critic(199, 200, config) == (start == 0)
 
 
 @pytest.mark.parametrize("start", [0.0, 0.3, 0.5, 0.9, 1.0])
 def test_runs_of_a_few_steps_have_a_rate_at_each(start: float) -> None:
     config = tiny(critic={"start": start})
     for total in range(1, 12):
-        phases = [sharpening(step, total, config) for step in range(total)]
+        phases = [has_critic(step, total, config) for step in range(total)]
         assert phases == sorted(phases) and sum(phases) == int((1 - start) * total + 1e-9)
         assert all(0 < rate(step, total, config) <= 4e-3 for step in range(total))
 
@@ -120,5 +120,5 @@ def test_calm_shortens_the_first_moment_alone() -> None:
     optimizer = torch.optim.AdamW(
         parameter_groups(ConditionalVAE(tiny(), SHAPE, 7, 3, 6), 0.1), 1e-3, betas=(0.9, 0.95)
     )
-    calm(optimizer)
+    shorten_momentum(optimizer)
     assert {group["betas"] for group in optimizer.param_groups} == {(0.5, 0.95)}

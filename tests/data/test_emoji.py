@@ -262,7 +262,7 @@ def test_an_npm_package_of_iconify_is_a_style(named: SimpleNamespace, tmp_path: 
     found = {name for own in rows_of(f"emoji:{root}").values() for name in own}
     assert found == {f"twemoji/{key_of(letter)}" for letter in LETTERS} | {"twemoji/2764"}, "mirrored ones are left out"
     (root / "icons.json").write_text(json.dumps({"icons": [1]}))
-    assert "has no icons as Iconify writes them" in error_of(lambda: open_dataset(f"emoji:{root}"))
+    assert "is not an icon set of Iconify" in error_of(lambda: open_dataset(f"emoji:{root}"))
 
 
 def test_drawings_without_a_name_are_for_tokenizers(named: SimpleNamespace, tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_what_does_not_render_is_named_counted_and_skipped(named: SimpleNamespac
     root = tiny_emoji.folder(tmp_path / "tiny", named)
     (root / "1f355.png").write_bytes(b"no image")
     with pytest.warns(
-        UserWarning, match=r"left out 1 drawing that cannot be rendered: tiny/1F355: 1f355.png: not a PNG"
+        UserWarning, match=r"skipped 1 drawing that cannot be rendered: tiny/1F355: 1f355.png: not a PNG"
     ):
         every = [name for own in rows_of(f"emoji:{root}").values() for name in own]
     assert "tiny/1F355" not in every and "tiny/41" in every
@@ -328,7 +328,7 @@ def test_svg_is_rendered_on_white_and_a_bad_one_is_skipped(named: SimpleNamespac
     (root / "1F680.svg").write_text(wide.replace("0 0 60 30", "0 0 30 60").replace("H60V30", "H30V60"))
     named.EMOJI_DATA["🚀"] = {"en": ":rocket:", "status": 2}
     forget()
-    with pytest.warns(UserWarning, match=r"left out 2 drawings that cannot be rendered: .*1F355.svg: does not render"):
+    with pytest.warns(UserWarning, match=r"skipped 2 drawings that cannot be rendered: .*1F355.svg: does not render"):
         images = {}
         for split in rows_of(f"emoji:{root}", View(32)):
             data = open_dataset(f"emoji:{root}", split, View(32))

@@ -8,17 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
+from builders import tiny_text_models
+from builders.tiny_cvae_run import make_cvae_run
 from builders.tiny_prior_run import make_prior_run
 from builders.tiny_run import make_run
 from t2i.cli import app
 from t2i.errors import InputError
 from t2i.explain import editing
+from t2i.explain.attention import Heard, attention_maps, tokens_of
 from t2i.explain.editing import cells_of, mask_of_edit
 from t2i.explain.maps import maps_of
 from t2i.explain.shapley import EXACT, shapley
-from t2i.explain.words import edited, without, words_of
+from t2i.explain.words import Word, edited, without, words_of
 from t2i.pipeline import TextToImagePipeline
 from t2i.sampling.inpainting import painted, touched
+from t2i.text import TextConfig, fit_encoder
 
 PROMPT = "a large blue square above a small green star"
 
@@ -153,3 +157,46 @@ def test_the_page_shows_each_word_and_escapes_it(prior, tmp_path, capsys):
     )
     assert app.main(["explain", str(prior), prompt, "--out", str(page)]) == 2
     assert f"{page} exists" in capsys.readouterr().err
+
+
+def test_attention_is_that_of_the_network(prior, tmp_path):
+    words = words_of(PROMPT)
+    for run, side in (
+        (prior, 4),
+        (make_prior_run(tmp_path / "raster", "raster"), 4),
+        (make_cvae_run(tmp_path / "cvae"), 4),
+        (make_run(tmp_path / "attending", generator={"cross_attention": True}), 16),
+    ):
+        pipe = TextToImagePipeline.from_pretrained(run)
+        maps = maps_of(pipe, PROMPT, words, 3)
+        assert maps.attention is not None and all(one.shape == (side, side) for one in maps.attention)
+        every = np.sum(maps.attention, axis=0)
+        assert (np.array(maps.attention) > 0).all() and (every < 1 + 1e-6).all()
+        one = tokens_of(pipe.text_encoder, PROMPT, words[1])
+        assert one == (2, 3)  # of a bag of words, which knows `a` too
+        other = maps_of(pipe, PROMPT, [words[1]], 3).attention
+        np.testing.assert_array_equal(other, maps.attention[1:2])
+        (whole,) = attention_maps(pipe, PROMPT, [Word("all", 0, len(PROMPT), ())], 3, np.arange(16) % 32) or []
+        np.testing.assert_allclose(whole, 1, atol=1e-6)  # of what a place attends to the prompt
+    assert maps_of(TextToImagePipeline.from_pretrained(make_run(tmp_path / "none")), PROMPT, words, 3).attention is None
+
+
+def test_recorded_weights_are_those_that_the_kernel_takes():
+    q, k = torch.randn(2, 1, 2, 5, 4).unbind(0)
+    mask = torch.tensor([True, True, True, False, True])[None, None, None]
+    with Heard() as heard:
+        given = torch.nn.functional.scaled_dot_product_attention(q, k, torch.eye(5).expand(1, 2, 5, 5), attn_mask=mask)
+    torch.testing.assert_close(heard.weights[0], given[0].mean(dim=0))
+
+
+@pytest.mark.parametrize("kind", ["clip", "t5", "bert"])
+def test_tokens_of_a_word_are_those_of_its_tower(tmp_path, kind):
+    folder = tmp_path / kind
+    save = getattr(tiny_text_models, f"save_{kind}")
+    save(folder, "projected") if kind == "clip" else save(folder)
+    encoder = fit_encoder(TextConfig(encoder=kind, path=str(folder), max_tokens=40), [])
+    prompt = "a large blue square above a ring"
+    ids = encoder.tokenizer(prompt)["input_ids"]
+    for word in words_of(prompt):
+        start, end = tokens_of(encoder, prompt, word)
+        assert encoder.tokenizer.decode(ids[start:end]).strip() == word.text

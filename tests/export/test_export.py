@@ -15,6 +15,7 @@ from builders.exportable_runs import RUNS
 from builders.tiny_run import CAPTIONS, make_run
 from t2i.cli import app
 from t2i.export import writing
+from t2i.export.graphs import EXAMPLES, parts_of
 from t2i.export.runner import ExportedModel
 from t2i.export.text import text_part
 from t2i.export.writing import Narrow, write_graph
@@ -41,6 +42,41 @@ def test_the_folder_makes_the_images_of_the_pipeline(exported, capsys, name):
         assert np.abs(to_uint8(torch.from_numpy(found)).astype(int) - own).max() <= 1
     for told in model.manifest["graphs"].values():
         assert {one["shape"][0] for one in told["inputs"].values()} == {"batch"}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_graph_takes_batches_of_any_size(exported, name):
+    run, out = exported(name)
+    pipe, model = TextToImagePipeline.from_pretrained(run), ExportedModel(out)
+    captions = CAPTIONS[:EXAMPLES]
+    graphs = {"text": text_part(pipe.text_encoder, captions).graph} | parts_of(
+        pipe, pipe.text_encoder.encode(captions)
+    ).graphs
+    assert set(graphs) == set(model.manifest["graphs"])
+    for key, graph in graphs.items():
+        for count in (2, 5):  # others than those that the export itself tries
+            given = {name: value[torch.arange(count) % EXAMPLES] for name, value in graph.inputs.items()}
+            with torch.no_grad():
+                own = graph.module(*given.values())
+            found = model.run(key, **{name: value.numpy() for name, value in given.items()})
+            for one, theirs in zip(own if isinstance(own, tuple) else (own,), found.values(), strict=True):
+                torch.testing.assert_close(torch.from_numpy(theirs), one, atol=1e-4, rtol=1e-4)
+
+
+def test_a_machine_without_a_kernel_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    for package in writing.NEEDED["onnx"]:
+        pytest.importorskip(package)
+
+    def lacking(*_, **__):
+        raise RuntimeError("NOT_IMPLEMENTED : Could not find an implementation\nfor MatMulInteger(10)")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lacking)
+    run, out = make_run(tmp_path / "run"), tmp_path / "out"
+    assert app.main(["export", str(run), str(out), "-n", "0", "--quantize", "int8"]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(told) == 1 and "cannot run text.onnx on this machine" in told[0] and "use --format torch" in told[0]
+    assert not out.exists()
 
 
 def test_programs_of_torch_are_the_same(tmp_path):

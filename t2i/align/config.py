@@ -242,10 +242,10 @@ class Config(StartConfig):
     @model_validator(mode="after")
     def _no_key_is_without_effect(self) -> Self:
         if not self.is_frozen:
-            given = [name for name in ("text", "image") if getattr(self, name) is not None]
-            if given:
+            unused = [name for name in ("text", "image") if getattr(self, name) is not None]
+            if unused:
                 raise ValueError(
-                    f"{', '.join(given)}: no effect with aligner=contrastive, which trains its own towers; remove what is there, "
+                    f"{', '.join(unused)}: no effect with aligner=contrastive, which trains its own towers; remove it, "
                     "or set aligner=cca"
                 )
             return self

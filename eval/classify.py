@@ -1,10 +1,10 @@
-"""Classifies images and captions by logistic regression in the space that a dual encoder brings them into.
+"""Classifies images and captions by logistic regression in the shared space of a dual encoder.
 
     t2i eval classify runs/cca --data shapes-2 --label shape
     t2i eval classify clip:vit-b-32 --data mirflickr:/path/to/mirflickr25k --label annotation
 
-Each side's training split teaches a classifier, which is scored on held-out images and on their captions: four directions. How
-well it does across sides tells how well the sides are aligned. docs/alignment.md says what labels there are.
+A classifier is fitted to the training images and another to their captions; each is scored on held-out images and on their
+captions. The accuracy across sides measures how well the sides are aligned. docs/alignment.md lists the labels.
 """
 
 import warnings
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from t2i.align.classifier import fit_logistic, macro_f1, right_rows
+from t2i.align.classifier import correct_rows, fit_logistic, macro_f1
 from t2i.cli import run_program
 from t2i.console import shown_progress, table
 from t2i.data import Dataset, View, open_dataset
@@ -36,21 +36,21 @@ DIRECTIONS = [(a, b) for a in SIDES for b in SIDES]
 
 
 def open_split(options: ClassifyOptions, split: str, most: int | None, resolution: int) -> tuple[Dataset, Values]:
-    """Returns up to `most` images of a split that have the label, and their classes."""
+    """Opens a split, with up to `most` images if they are rendered, and returns it with the classes of its images."""
     view = View(resolution=resolution, limit=most if options.data.startswith("shapes-") else None)
     dataset = open_dataset(options.data, split, view)
     return dataset, values_of(dataset, options.label)
 
 
 def chosen_rows(dataset: Dataset, values: Values, most: int | None) -> list[int]:
-    """Returns the rows whose classes are known, spread over the split, at most `most`."""
+    """Returns up to `most` rows with known classes, spread over the split."""
     known = [row for row, own in enumerate(values) if own is not None]
     where = f"split {dataset.split} of {dataset.address}"
     if not known:
         raise InputError(f"{where} has no image with the label; name another split or label")
     if len(known) < len(values):
         warnings.warn(
-            f"left out: {counted(len(values) - len(known), 'image')} without the label in {where}", stacklevel=2
+            f"skipped {counted(len(values) - len(known), 'image')} without the label in {where}", stacklevel=2
         )
     if most is None or most >= len(known):
         return known
@@ -58,7 +58,7 @@ def chosen_rows(dataset: Dataset, values: Values, most: int | None) -> list[int]
 
 
 def features_of(extractor: ImageTextExtractor, dataset: Dataset, rows: list[int], tick: Any) -> dict[str, Features]:
-    """Returns the features of images and of the first caption of each."""
+    """Returns the features of images and of their first captions."""
     parts = []
     for start in range(0, len(rows), CHUNK):
         parts.append(extractor.features(dataset.images(rows[start : start + CHUNK])))
@@ -67,24 +67,24 @@ def features_of(extractor: ImageTextExtractor, dataset: Dataset, rows: list[int]
 
 
 def predictions(
-    learned: dict[str, Features], labels: Labelled, held_out: dict[str, Features], c: float
+    train: dict[str, Features], labels: Labelled, held_out: dict[str, Features], c: float
 ) -> dict[tuple[str, str], NDArray[np.bool_]]:
     """Returns the predicted classes of held-out rows in each direction.
 
-    Each side is centred by its training images and divided by one number, their root mean square: a number a feature would raise
-    those in which the sides have nothing in common.
+    Each side is centred on its training mean and divided by the root mean square of all features. Scaling each feature would
+    amplify those that the sides do not share.
     """
-    means = {side: its.mean(axis=0) for side, its in learned.items()}
-    lengths = {side: float(np.sqrt(np.square(its - means[side]).mean())) for side, its in learned.items()}
+    means = {side: features.mean(axis=0) for side, features in train.items()}
+    lengths = {side: float(np.sqrt(np.square(features - means[side]).mean())) for side, features in train.items()}
 
     def scaled(side: str, features: Features) -> Features:
         return (features - means[side]) / (lengths[side] + 1e-6)
 
-    found = {}
+    result = {}
     for side in SIDES:
-        model = fit_logistic(scaled(side, learned[side]), labels.has_NC, labels.is_single, c)
-        found |= {(side, other): model.predict(scaled(other, held_out[other])) for other in SIDES}
-    return found
+        model = fit_logistic(scaled(side, train[side]), labels.has_NC, labels.is_single, c)
+        result |= {(side, other): model.predict(scaled(other, held_out[other])) for other in SIDES}
+    return result
 
 
 def main(options: ClassifyOptions) -> None:
@@ -92,7 +92,7 @@ def main(options: ClassifyOptions) -> None:
     if options.out is not None:
         refuse_unwritable(options.out, "a JSON file", "--out")
 
-    # The encoder, and the training split: classes, features of both sides
+    # Encoder, and the classes and features of the training split
     extractor = open_image_text(options.run)
     resolution = options.resolution or extractor.side
     train, values = open_split(options, "train", options.train_n, resolution)
@@ -101,19 +101,18 @@ def main(options: ClassifyOptions) -> None:
     labels = labelled([values[row] for row in rows], classes)
     scores: list[Score] = []
     with shown_progress() as tick:
-        learned = features_of(extractor, train, rows, tick)
+        features = features_of(extractor, train, rows, tick)
 
-        # Each held-out split in four directions
+        # Scores of each held-out split in four directions
         for split in options.split:
-            dataset, found = open_split(options, split, options.n, resolution)
-            held = chosen_rows(dataset, found, options.n)
-            truth = labelled([found[row] for row in held], classes)
+            dataset, truth_values = open_split(options, split, options.n, resolution)
+            held = chosen_rows(dataset, truth_values, options.n)
+            truth = labelled([truth_values[row] for row in held], classes)
             if not truth.has_NC.any():
                 raise InputError(
-                    f"no class of split {split} is one of split train, as where classes decide the split; name a split that "
-                    "shares them with --split"
+                    f"split {split} shares no class with split train, e.g. because classes are split; name another with --split"
                 )
-            predicted = predictions(learned, labels, features_of(extractor, dataset, held, tick), options.c)
+            predicted = predictions(features, labels, features_of(extractor, dataset, held, tick), options.c)
             protocol = ScoreProtocol(
                 metric_version=VERSION,
                 extractor=extractor.clip_name,
@@ -131,7 +130,7 @@ def main(options: ClassifyOptions) -> None:
             for direction in DIRECTIONS:
                 scores += scores_of(options.label, direction, predicted[direction], truth, labels, protocol)
 
-    # Results
+    # Scores on the terminal and as a file
     show(options.label, classes, scores)
     if options.out is not None:
         write_scores(options.out, scores)
@@ -146,15 +145,15 @@ def scores_of(
     labels: Labelled,
     protocol: ScoreProtocol,
 ) -> list[Score]:
-    """Returns accuracy and macro F1 of one direction, beside the accuracy of the commonest answer."""
+    """Returns accuracy and macro F1 of one direction, with the accuracy of always predicting the most common classes."""
     name = f"{label}-{direction[0]}-to-{direction[1]}"
-    right = right_rows(predicted_NC, truth.has_NC)
+    correct = correct_rows(predicted_NC, truth.has_NC)
     rows, counts = np.unique(labels.has_NC, axis=0, return_counts=True)
     common = rows[int(counts.argmax())]
     chance = {"commonest": float((truth.has_NC == common).all(axis=1).mean())}
     accuracy, f1 = replace(protocol, metric=f"accuracy-{name}"), replace(protocol, metric=f"f1-{name}")
     return [
-        Score(float(right.mean()), accuracy, wilson(int(right.sum()), len(right)), "wilson", chance),
+        Score(float(correct.mean()), accuracy, wilson(int(correct.sum()), len(correct)), "wilson", chance),
         Score(macro_f1(predicted_NC, truth.has_NC), f1),
     ]
 
@@ -164,14 +163,12 @@ def show(label: str, classes: tuple[str, ...], scores: list[Score]) -> None:
     lines = []
     for k in range(0, len(scores), 2):
         accuracy, f1 = scores[k], scores[k + 1]
-        learned, shown = DIRECTIONS[k // 2 % len(DIRECTIONS)]
+        source, target = DIRECTIONS[k // 2 % len(DIRECTIONS)]
         common = rounded(accuracy.bounds["commonest"])
         interval = "..".join(map(rounded, accuracy.interval or ()))
         split = str(accuracy.protocol.split)
-        lines.append([f"{learned} -> {shown}", split, rounded(accuracy.value), interval, rounded(f1.value), common])
-    print(
-        f"{label}: {counted(len(classes), 'class').replace('classs', 'classes')}, {scores[0].protocol.n_real:,} to learn from"
-    )
+        lines.append([f"{source} -> {target}", split, rounded(accuracy.value), interval, rounded(f1.value), common])
+    print(f"{label}: {len(classes):,} classes, {counted(scores[0].protocol.n_real or 0, 'training image')}")
     table(("direction", "split", "accuracy", "95 % interval", "macro F1", "commonest"), lines)
 
 

@@ -3,7 +3,7 @@
     t2i train align --data shapes-2 --run-dir runs/align
     t2i train align --config align-cca --data shapes-2 --run-dir runs/cca
 
-The second brings frozen features together in seconds: `aligner` is procrustes, ridge, cca, subspace or adversarial.
+The second fits maps between frozen encoders in seconds; `aligner` is procrustes, ridge, cca, subspace or adversarial.
 
 Other programs take the run directory as `text.path` or `guidance.path`. To resume, run the same command again.
 """
@@ -108,7 +108,7 @@ def validate(
 def validate_towers(
     model: DualEncoder, tokenizer: CaptionTokenizer, dataset: Dataset, device: torch.device
 ) -> dict[str, float]:
-    """Returns the scores of towers that are being trained."""
+    """Returns the scores of the towers in training."""
 
     def embed_text(captions: Sequence[str]) -> Tensor:
         ids, mask, _ = tokenizer(captions)
@@ -139,7 +139,8 @@ def prepare_pairs(config: Config, train: Dataset, tokenizer: CaptionTokenizer, b
 
 
 def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, Dataset], source: Source | None) -> None:
-    # The tokenizer, both towers, a captioner that trains them better (CoCa) and is not kept in use, and AdamW
+    """Trains both towers of a dual encoder."""
+    # Tokenizer, both towers, a captioner that improves them and is used only in training (CoCa), and AdamW
     tokenizer = prepare_tokenizer(config, run, train)
     model = DualEncoder(config, len(tokenizer)).to(run.device)
     captioner = Captioner(config, len(tokenizer)).to(run.device)
@@ -150,7 +151,7 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
         parameter_groups(both, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
     )
 
-    # Parts of a checkpoint, and the newest one to go on from
+    # Parts of a checkpoint, and the state of the newest one
     run.register("model", model)
     run.register("captioner", captioner)
     run.register("optimizer", optimizer)
@@ -158,7 +159,7 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
     best = keep_best(run, model.state_dict, config.best_metric, names)
     run.resume()
 
-    # The model as the processes of the run share it, and the images from where the run left off
+    # The model wrapped for several processes, and images from the position of the run
     paired = run.prepare(both, config.compile)
     reading = config.dataloader_num_workers, run.quarantine, config.data.augment
     loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
@@ -167,17 +168,17 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
         # Validation, and a checkpoint
         if run.due(config.validation_steps):
             for split, dataset in held_out.items():
-                found = run.on_main(lambda: validate_towers(model, tokenizer, dataset, run.device))  # noqa: B023
-                note_validation(run, found, best if split == "val" else None, split)
+                scores = run.on_main(lambda: validate_towers(model, tokenizer, dataset, run.device))  # noqa: B023
+                note_validation(run, scores, best if split == "val" else None, split)
         if run.due(config.checkpointing_steps):
             run.save()
 
-        # Micro-batches of this step; none at the end of the run
+        # Micro-batches of this step, none at the end of the run
         micros = [prepare_pairs(config, train, tokenizer, batch, run) for batch in batches]
         if not micros:
             break
 
-        # Step on the contrast of all pairs of the step, and on the captions
+        # Step on the contrastive loss of all pairs of the step and on the likelihood of captions
         known = embed_all(paired, micros) if len(micros) > 1 else []
         losses: list[Tensor] = []
         for number in run.accumulate(paired, range(len(micros))):
@@ -193,13 +194,14 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
 
 
 def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, Dataset]) -> None:
-    # Frozen encoders of the run's own, features of pairs, and what learns the maps between them
+    """Fits maps between two frozen encoders."""
+    # Frozen encoders, features of pairs, and the fitting of maps
     assert config.text is not None and config.image is not None
     text, image = prepare_text(config.text, train, run), prepare_images(config.image, run)
     if config.is_solved:
         run.see_all(len(train))
     elif run.num_processes > 1:
-        raise InputError("aligner=adversarial plays on one process; start it without torchrun")
+        raise InputError("aligner=adversarial trains on one process only; start it without torchrun")
 
     def read_pairs() -> Pairing:
         pairs = pooled_pairs(text, image, train, run, config.seed)
@@ -208,7 +210,7 @@ def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, D
 
     fitting = fitting_of(config, read_pairs, run.device)
 
-    # Parts of a checkpoint, and the newest one to go on from
+    # Parts of a checkpoint, and the state of the newest one
     run.register("model", fitting)
     for name, extra in fitting.parts.items():
         run.register(name, extra)
@@ -221,12 +223,12 @@ def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, D
         if run.due(config.validation_steps):
             dual = MappedDualEncoder(config, text, image, fitting.state_tensors())
             for split, dataset in held_out.items():
-                found = run.on_main(lambda: validate(dataset, dual.images, dual.text))  # noqa: B023
-                note_validation(run, found, None, split)
+                scores = run.on_main(lambda: validate(dataset, dual.images, dual.text))  # noqa: B023
+                note_validation(run, scores, None, split)
         if run.due(config.checkpointing_steps):
             run.save()
 
-        # One step; none at the end of the run
+        # One step, none at the end of the run
         micros = list(batches)
         if not micros:
             break

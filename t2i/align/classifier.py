@@ -1,4 +1,4 @@
-"""Logistic regression on features (multinomial where each row has one class, else one yes or no a class) and its scores.
+"""Logistic regression on features and its scores; multinomial if each row has one class, otherwise one classifier per class.
 
 Axes: N rows, D features, C classes.
 """
@@ -17,14 +17,14 @@ ITERATIONS, TOLERANCE = 500, 1e-9
 
 
 class LogisticRegression(NamedTuple):
-    """Fitted weights."""
+    """Weights of a fitted classifier."""
 
     weight_CD: NDArray[np.float64]
     bias_C: NDArray[np.float64]
     is_single: bool
 
     def predict(self, features_ND: Features) -> NDArray[np.bool_]:
-        """Returns the classes of each row [N, C]: the likeliest one, or all that are likelier than not."""
+        """Returns the classes of each row [N, C]: the most likely one, or all with a probability above 1/2."""
         logits_NC = np.asarray(features_ND, dtype=np.float64) @ self.weight_CD.T + self.bias_C
         if not self.is_single:
             return logits_NC > 0
@@ -32,9 +32,9 @@ class LogisticRegression(NamedTuple):
 
 
 def fit_logistic(features_ND: Features, has_NC: NDArray[np.bool_], is_single: bool, c: float) -> LogisticRegression:
-    """Returns the weights of least cross-entropy, summed over rows, plus |weights|^2 / (2 c), as scikit-learn has it.
+    """Minimises the cross-entropy, summed over rows, plus |weights|^2 / (2 c), as scikit-learn does.
 
-    Solved by L-BFGS in float64; the biases are not shrunk.
+    Uses L-BFGS in float64; biases are not regularised.
 
     Args:
         is_single: each row has exactly one class.
@@ -68,13 +68,13 @@ def fit_logistic(features_ND: Features, has_NC: NDArray[np.bool_], is_single: bo
     return LogisticRegression(weight.detach().numpy(), bias.detach().numpy(), is_single)
 
 
-def right_rows(predicted_NC: NDArray[np.bool_], true_NC: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """[N]: all classes of the row are right, whose mean is the accuracy (of several classes: the exact-match ratio)."""
+def correct_rows(predicted_NC: NDArray[np.bool_], true_NC: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns [N], True for rows with all classes correct; its mean is the accuracy, or exact-match ratio."""
     return (predicted_NC == true_NC).all(axis=1)
 
 
 def macro_f1(predicted_NC: NDArray[np.bool_], true_NC: NDArray[np.bool_]) -> float:
-    """Mean over classes of 2 TP / (2 TP + FP + FN); a class that neither has counts 0, as scikit-learn has it."""
+    """Returns the mean over classes of 2 TP / (2 TP + FP + FN), 0 for classes without any of these, as scikit-learn does."""
     both = (predicted_NC & true_NC).sum(axis=0)
     total = predicted_NC.sum(axis=0) + true_NC.sum(axis=0)
     return float((2 * both / np.maximum(total, 1)).mean())

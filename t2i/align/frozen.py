@@ -31,11 +31,13 @@ class FrozenDualEncoder:
 
     def __init__(self, config: Config, tokenizer: CaptionTokenizer, weights: Tensors) -> None:
         self.config, self.tokenizer = config, tokenizer
-        with torch.random.fork_rng(devices=[]):  # fresh weights come from the caller's generator, and are overwritten
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # keeps the state of torch's generator, which the initial weights advance
             self.model = DualEncoder(config, len(tokenizer))
         checkpoint.load_module(self.model, weights, "dual encoder")
         if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
-            raise ValueError(f"its weights are not finite: {bad}")
+            raise ValueError(f"{bad} is not finite")
         self.model.eval().requires_grad_(False)
         self.max_tokens, self.token_dim = config.text_tower.max_tokens, config.text_tower.width
         self.pooled_dim, self.scale = config.embedding, float(self.model.scale())
@@ -57,12 +59,12 @@ class FrozenDualEncoder:
         return self.states(captions)[2]
 
     def states(self, captions: Sequence[str], max_tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Returns token states [B, T, D], mask [B, T], unit-length embeddings [B, E], and how many captions were cut.
+        """Returns token states [B, T, D], mask [B, T], unit-length embeddings [B, E], and the number of truncated captions.
 
-        A row has the same bits whatever captions are beside it.
+        The bits of a row do not depend on the other captions.
 
         Args:
-            max_tokens: T; None: the tower's own limit.
+            max_tokens: T; None: the limit of the tower.
         """
         ids, mask, cut = self.tokenizer(captions, max_tokens)
         tokens = torch.zeros(*ids.shape, self.config.text_tower.width)
@@ -75,11 +77,11 @@ class FrozenDualEncoder:
         return tokens, mask, embeddings, cut
 
     def to(self, device: torch.device) -> None:
-        """Moves what `embed_images` needs."""
+        """Moves the modules that `embed_images` needs."""
         self.model.image.to(device)
 
     def built_on(self) -> list[str]:
-        """Returns the digests of dual encoders that this one is made of: none."""
+        """Returns an empty list, as this encoder is not built on other dual encoders."""
         return []
 
     def digest(self) -> str:
@@ -89,7 +91,7 @@ class FrozenDualEncoder:
         return total.hexdigest()
 
     def save(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Writes the folder that `load_dual_encoder` reads; `dtype` float16 takes half the space."""
+        """Writes a folder for `load_dual_encoder`; `dtype` float16 halves its size."""
         directory.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.to(dtype).contiguous() for name, tensor in self.model.state_dict().items()}
         (directory / WEIGHTS).write_bytes(safetensors.torch.save(weights))
@@ -108,9 +110,9 @@ def load_dual_encoder(path: Path) -> AnyDualEncoder:
     """
     try:
         return _read(path)
-    except InputError:  # a ValueError, and says what is wrong
+    except InputError:  # is a ValueError with a message of its own
         raise
-    # ValueError: JSON, UTF-8, pydantic and the tokenizer each have their own
+    # the errors of JSON, UTF-8 and pydantic are ValueErrors
     except (ValueError, KeyError, TypeError, OSError, RecursionError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
@@ -129,7 +131,7 @@ def _read(path: Path) -> AnyDualEncoder:
         return FrozenDualEncoder(config, _tokenizer(description["tokenizer"], config), weights)
     if not (path / TOKENIZER).is_file() and not (path / "image").is_dir():
         raise InputError(
-            f"{path} is no dual encoder: it holds neither {DESCRIPTION} nor {TOKENIZER}; train one: t2i train align"
+            f"{path} is no dual encoder, as it has neither {DESCRIPTION} nor {TOKENIZER}; train one: t2i train align"
         )
     run = open_run(path)
     config = Config.kept(run.manifest["config"])

@@ -1,4 +1,4 @@
-"""Linear maps that bring frozen text and image features into one space, in closed form and float64.
+"""Linear maps of frozen text and image features into one space, in closed form and float64.
 
 Axes: N pairs, P text features, Q image features, K a basis, E the shared space.
 """
@@ -17,13 +17,13 @@ from t2i.names import counted
 
 Array = NDArray[np.float64]
 REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-MOST_TRIED = 1000  # pairs among which a regularisation is judged
-FOLD = 5  # every fifth pair
+MOST_TRIED = 1000  # pairs that a regularisation or a temperature is evaluated on
+FOLDS = 5  # of cross-validation
 SCALES = np.geomspace(1.0, 100.0, 41)
 
 
 class LinearMaps(NamedTuple):
-    """Both sides' ways into the shared space: (features - mean) @ map."""
+    """Maps of both sides into the shared space: (features - mean) @ map."""
 
     text_mean_P: Array
     text_PE: Array
@@ -38,7 +38,7 @@ class LinearMaps(NamedTuple):
 
 
 class Pairing(NamedTuple):
-    """Features of N pairs, for each a number that captions of one wording share, and its class where classes are told apart."""
+    """Features of N pairs, a number for each that equal captions share, and optionally its class."""
 
     text_NP: Array
     image_NQ: Array
@@ -50,20 +50,20 @@ class Pairing(NamedTuple):
         return Pairing(self.text_NP[rows], self.image_NQ[rows], self.wording_N[rows], class_N)
 
     def centred(self) -> tuple[Array, Array, Array, Array]:
-        """Returns the mean of each side, and the sides without it: text, text_NP, image, image_NQ."""
+        """Returns text mean, centred text_NP, image mean, centred image_NQ."""
         text, image = self.text_NP.mean(axis=0), self.image_NQ.mean(axis=0)
         return text, self.text_NP - text, image, self.image_NQ - image
 
 
 def check_pairs(text_NP: Array, image_NQ: Array, least: int = 2) -> None:
-    """Raises InputError unless there are as many features of captions as of images, at least `least`, all finite."""
+    """Raises InputError unless there are as many captions as images, at least `least` of them, and all features are finite."""
     if len(text_NP) != len(image_NQ):
         raise InputError(
-            f"{counted(len(text_NP), 'caption')} and {counted(len(image_NQ), 'image')} are no pairs; give one caption an image"
+            f"{counted(len(text_NP), 'caption')} and {counted(len(image_NQ), 'image')} are not pairs; add or remove some"
         )
     if len(text_NP) < least:
         raise InputError(
-            f"an aligner learns from pairs, and there are {len(text_NP)}; give at least {least} (data.limit, anchors)"
+            f"an aligner needs at least {least} pairs, got {len(text_NP)}; check data.limit and aligner.anchors"
         )
     if not (np.isfinite(text_NP).all() and np.isfinite(image_NQ).all()):
         raise InputError("features are not finite; check the weights of text.path and image.path")
@@ -73,7 +73,7 @@ def check_pairs(text_NP: Array, image_NQ: Array, least: int = 2) -> None:
 
 
 def principal_axes(x_ND: Array, count: int) -> Array:
-    """Returns the `count` axes of largest variance of centred rows, [D, count], or as many as there are."""
+    """Returns the `count` axes of largest variance of centred rows, [D, count], or fewer if the rank is lower."""
     _, values, axes_KD = np.linalg.svd(x_ND, full_matrices=False)
     rank = int((values > values[0] * max(x_ND.shape) * np.finfo(float).eps).sum()) if values[0] > 0 else 0
     if rank == 0:
@@ -82,8 +82,8 @@ def principal_axes(x_ND: Array, count: int) -> Array:
 
 
 def discriminant_axes(x_ND: Array, class_N: NDArray[np.int64], count: int) -> Array:
-    """Returns Fisher's axes (1936) of centred rows, which tell classes apart, [D, count], or as many as there are."""
-    if len(x_ND) < x_ND.shape[1]:  # the classes cannot differ where nothing varies
+    """Returns Fisher's discriminant axes (1936) of centred rows, [D, count], or fewer if the rank is lower."""
+    if len(x_ND) < x_ND.shape[1]:  # classes differ only along axes with variance
         basis_DR = principal_axes(x_ND, len(x_ND))
         return basis_DR @ discriminant_axes(x_ND @ basis_DR, class_N, count)
     classes = int(class_N.max()) + 1
@@ -97,7 +97,7 @@ def discriminant_axes(x_ND: Array, class_N: NDArray[np.int64], count: int) -> Ar
 
 
 class Spectrum(NamedTuple):
-    """The axes along which centred features vary, their variances, and the mean variance of all D features."""
+    """Principal axes of centred features with a positive variance, the variances, and the mean variance of all D features."""
 
     axes_DR: Array
     variances_R: Array
@@ -105,7 +105,7 @@ class Spectrum(NamedTuple):
 
     @classmethod
     def of(cls, x_ND: Array) -> "Spectrum":
-        """Raises InputError: they do not vary."""
+        """Decomposes the covariance of centred rows; raises InputError if they do not vary."""
         count, dims = x_ND.shape
         if count < dims:
             _, values, axes = np.linalg.svd(x_ND, full_matrices=False)
@@ -118,23 +118,23 @@ class Spectrum(NamedTuple):
         return cls(axes_DR[:, kept], variances[kept], float(variances[kept].sum() / dims))
 
     def divided(self, regularisation: float, power: float) -> Array:
-        """Returns the axes, each divided by its regularised variance to a power, [D, R]."""
+        """Returns the axes divided by powers of their regularised variances, [D, R]."""
         return self.axes_DR / (self.variances_R + regularisation * self.mean) ** power
 
 
-# ---- aligners: each returns what makes maps of one regularisation ---------------------------------------------------
+# ---- aligners; those with a regularisation return a function of it ---------------------------------------------------
 
 Solver = Callable[[float], LinearMaps]
 
 
 def rotation(text_NK: Array, image_NK: Array) -> Array:
-    """Returns the orthogonal K x K matrix that brings text nearest to image (Schoenemann, 1966)."""
+    """Returns the orthogonal K x K matrix that minimises the distance of rotated text to image (Schoenemann, 1966)."""
     left, _, right = np.linalg.svd(text_NK.T @ image_NK)
     return left @ right
 
 
 def procrustes(pairs: Pairing, dims: int) -> LinearMaps:
-    """Returns maps onto principal axes, of the text turned onto those of the image."""
+    """Returns maps onto principal axes; those of the text are rotated onto those of the image."""
     text, text_NP, image, image_NQ = pairs.centred()
     text_PK, image_QK = principal_axes(text_NP, dims), principal_axes(image_NQ, dims)
     dims = min(text_PK.shape[1], image_QK.shape[1])
@@ -143,7 +143,7 @@ def procrustes(pairs: Pairing, dims: int) -> LinearMaps:
 
 
 def ridge(pairs: Pairing, dims: int) -> Solver:
-    """Returns maps that predict image features from text features, in the principal axes of what is predicted."""
+    """Returns maps that predict image features from text features, in the principal axes of the prediction."""
     text, text_NP, image, image_NQ = pairs.centred()
     spectrum = Spectrum.of(text_NP)
     cross_RQ = spectrum.axes_DR.T @ text_NP.T @ image_NQ / len(text_NP)
@@ -157,7 +157,7 @@ def ridge(pairs: Pairing, dims: int) -> Solver:
 
 
 def cca(pairs: Pairing, dims: int, power: float) -> Solver:
-    """Returns maps onto the directions of largest correlation, each times its correlation to `power`."""
+    """Returns maps onto the directions of largest correlation, scaled by the correlation to the power of `power`."""
     text, text_NP, image, image_NQ = pairs.centred()
     text_side, image_side = Spectrum.of(text_NP), Spectrum.of(image_NQ)
     cross_RS = (text_NP @ text_side.axes_DR).T @ (image_NQ @ image_side.axes_DR) / len(text_NP)
@@ -174,9 +174,9 @@ def cca(pairs: Pairing, dims: int, power: float) -> Solver:
 
 
 def subspace(pairs: Pairing, dims: int) -> Solver:
-    """Returns maps onto a basis of each side, and from the text's onto the image's by ridge regression.
+    """Returns maps onto a basis of each side, and of the text basis onto the image basis by ridge regression.
 
-    The bases are Fisher's axes where the pairs have classes, else principal axes.
+    The bases are discriminant axes if the pairs have classes, otherwise principal axes.
     """
     text, text_NP, image, image_NQ = pairs.centred()
     classes = pairs.class_N
@@ -197,10 +197,10 @@ def subspace(pairs: Pairing, dims: int) -> Solver:
 
 
 def fit_linear(config: Config, pairs: Pairing) -> tuple[LinearMaps, float | None]:
-    """Returns the maps of the aligner that a config names, and its regularisation where it has one.
+    """Returns the maps of a config's aligner, and its regularisation if it has one.
 
     Raises:
-        InputError: there are too few pairs, or one side's features are all the same.
+        InputError: there are too few pairs, or all features of one side are the same.
     """
     check_pairs(pairs.text_NP, pairs.image_NQ)
     aligner, dims = config.aligner, config.embedding
@@ -221,31 +221,31 @@ def fit_linear(config: Config, pairs: Pairing) -> tuple[LinearMaps, float | None
 
 
 def choose_regularisation(pairs: Pairing, solver: Callable[[NDArray], Solver]) -> float:
-    """Returns the regularisation whose maps of four fifths of the pairs rank the others best, both ways."""
+    """Returns the regularisation with the best mean reciprocal rank in 5-fold cross-validation (one fold for many pairs)."""
     rows = np.arange(len(pairs.text_NP))
-    if len(rows) < 2 * FOLD:
+    if len(rows) < 2 * FOLDS:
         return REGULARISATIONS[-1]
     totals = np.zeros(len(REGULARISATIONS))
-    for fold in range(FOLD if len(rows) < MOST_TRIED else 1):
-        out = rows % FOLD == fold
-        solve, tried = solver(rows[~out]), pairs.part(rows[out][:MOST_TRIED])
-        totals += [reciprocal_rank(solve(one), tried) for one in REGULARISATIONS]
+    for fold in range(FOLDS if len(rows) < MOST_TRIED else 1):
+        out = rows % FOLDS == fold
+        solve, validation = solver(rows[~out]), pairs.part(rows[out][:MOST_TRIED])
+        totals += [reciprocal_rank(solve(one), validation) for one in REGULARISATIONS]
     return REGULARISATIONS[int(totals.argmax())]
 
 
 def reciprocal_rank(maps: LinearMaps, pairs: Pairing) -> float:
-    """Returns the mean of 1 / rank of the own caption and of the own image, among `pairs`."""
+    """Returns the mean reciprocal rank of captions given images and of images given captions, among `pairs`."""
     sides = unit_rows(maps.text(pairs.text_NP)), unit_rows(maps.image(pairs.image_NQ))
     words = pairs.wording_N
     return float(np.mean([(1 / ranks(a, b, words, words)).mean() for a, b in (sides, sides[::-1])]))
 
 
 def fitted_scale(maps: LinearMaps, pairs: Pairing) -> float:
-    """Returns the 1 / temperature under which the captions of up to 1,000 pairs are likeliest given their images."""
+    """Returns the 1 / temperature with the lowest contrastive loss on up to 1,000 pairs."""
     few = pairs.part(np.arange(min(len(pairs.text_NP), MOST_TRIED)))
     cosines = unit_rows(maps.text(few.text_NP)) @ unit_rows(maps.image(few.image_NQ)).T
-    own = np.diag(cosines)
-    losses = [sum(_log_sum(scale * x) for x in (cosines, cosines.T)) / 2 - scale * own.mean() for scale in SCALES]
+    matching = np.diag(cosines)
+    losses = [sum(_log_sum(scale * x) for x in (cosines, cosines.T)) / 2 - scale * matching.mean() for scale in SCALES]
     return float(SCALES[int(np.argmin(losses))])
 
 

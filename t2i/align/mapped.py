@@ -1,4 +1,4 @@
-"""Frozen text and image encoders with linear maps into one space: what the aligners but `contrastive` leave.
+"""Frozen text and image encoders with linear maps into one space, the result of all aligners except `contrastive`.
 
 Axes: B batch, C channels, H W image, T text tokens, D token width, P text features, Q image features, E shared space.
 """
@@ -23,13 +23,13 @@ from t2i.tensors import hash_values
 from t2i.trained import Tensors
 
 DESCRIPTION, WEIGHTS = "dual_encoder.json", "model.safetensors"
-# above this room, and so found by name as all swap points are
+# resolved by name, as these packages import this one
 TEXT, IMAGE = "t2i.text:load_encoder", "t2i.extractors:load_image_encoder"
 FIELDS = ("text_mean", "text_map", "image_mean", "image_map", "log_scale")
 
 
 class Projections(nn.Module):
-    """The linear maps of both sides and the temperature of their cosines, float32."""
+    """The linear maps of both sides and the temperature of their cosines, in float32."""
 
     text_mean: Tensor
     text_map: Tensor
@@ -38,16 +38,16 @@ class Projections(nn.Module):
     log_scale: Tensor
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raises ValueError: they do not fit each other, or are not finite."""
+        """Raises ValueError if the tensors are not finite or their shapes do not fit."""
         super().__init__()
         for name in FIELDS:
             if not tensors[name].isfinite().all():
-                raise ValueError(f"its maps are not finite: {name}")
+                raise ValueError(f"{name} is not finite")
             self.register_buffer(name, tensors[name].float())
         shapes = [self.text_map.shape, self.image_map.shape]
         means = [self.text_mean.shape, self.image_mean.shape]
         if means != [shape[:1] for shape in shapes] or shapes[0][1:] != shapes[1][1:]:
-            raise ValueError(f"its maps do not fit each other: {[list(shape) for shape in (*means, *shapes)]}")
+            raise ValueError(f"the shapes of its maps do not fit: {[list(shape) for shape in (*means, *shapes)]}")
 
     @classmethod
     def of(cls, maps: LinearMaps, scale: float) -> "Projections":
@@ -59,7 +59,7 @@ class Projections(nn.Module):
         return F.normalize((text_BP - self.text_mean) @ self.text_map, dim=-1)
 
     def tokens(self, tokens_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Returns tokens_BTE where token states live in the space of the pooled vector, else the states as they are."""
+        """Returns tokens_BTE if token states have the width of the pooled vector, otherwise the unchanged states."""
         if tokens_BTD.shape[-1] != len(self.text_mean):
             return tokens_BTD
         return (tokens_BTD - self.text_mean) @ self.text_map * mask_BT[..., None]
@@ -70,7 +70,7 @@ class Projections(nn.Module):
 
 
 class MappedDualEncoder:
-    """Two frozen encoders and their maps, as a `FrozenDualEncoder` is used."""
+    """Two frozen encoders and their maps, with the methods of `FrozenDualEncoder`."""
 
     def __init__(self, config: Config, text: Any, image: Any, weights: Tensors) -> None:
         """
@@ -79,14 +79,16 @@ class MappedDualEncoder:
             weights: tensors of `Projections`.
 
         Raises:
-            ValueError: the maps are of other encoders.
+            ValueError: the maps do not fit the encoders.
         """
         self.config, self.encoder, self.image_encoder = config, text, image
         self.projections = Projections(weights).requires_grad_(False).eval()
         image.tower.requires_grad_(False).eval()
         sides = len(self.projections.text_mean), len(self.projections.image_mean)
         if sides != (text.pooled_dim, image.pooled_dim):
-            raise ValueError(f"its maps read {sides} features, its encoders give {text.pooled_dim, image.pooled_dim}")
+            raise ValueError(
+                f"its maps take {sides} features, but its encoders have {text.pooled_dim, image.pooled_dim}"
+            )
         self.max_tokens: int = text.max_tokens
         self.pooled_dim = self.projections.text_map.shape[1]
         mapped = text.token_dim == text.pooled_dim
@@ -107,11 +109,12 @@ class MappedDualEncoder:
         return self.states(captions)[2]
 
     def states(self, captions: Sequence[str], max_tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Returns token states [B, T, D], mask [B, T], embeddings [B, E], and how many captions were cut to T here; the
-        encoder itself warns of those that it cuts.
+        """Returns token states [B, T, D], mask [B, T], embeddings [B, E], and the number of captions truncated to T.
+
+        The count does not include captions that the encoder truncates, of which it warns.
 
         Args:
-            max_tokens: T; None: the encoder's own. The embedding is of the whole caption in either case.
+            max_tokens: T; None: the encoder's limit. The embedding is always that of the whole caption.
         """
         tokens, mask, pooled = self.encoder.encode(captions)
         length = max_tokens or self.max_tokens
@@ -120,12 +123,12 @@ class MappedDualEncoder:
         return self.projections.tokens(tokens, mask), mask, self.projections.text(pooled), cut
 
     def unknown_words(self, captions: Sequence[str]) -> list[str]:
-        """The words that the encoder skips, each once; none of an encoder that reads any."""
-        tell = getattr(self.encoder, "unknown_words", None)
-        return [] if tell is None else tell(captions)
+        """Returns the unique words that the encoder skips; empty for encoders of any word."""
+        unknown_words = getattr(self.encoder, "unknown_words", None)
+        return [] if unknown_words is None else unknown_words(captions)
 
     def to(self, device: torch.device) -> None:
-        """Moves what `embed_images` needs."""
+        """Moves the modules that `embed_images` needs."""
         self.image_encoder.tower.to(device)
         self.projections.to(device)
 
@@ -136,12 +139,12 @@ class MappedDualEncoder:
         return total.hexdigest()
 
     def built_on(self) -> list[str]:
-        """Returns the digests of dual encoders that this one is made of, on either side."""
+        """Returns the digests of the dual encoders that either side is built on."""
         inner = [getattr(side, "dual", None) for side in (self.encoder, self.image_encoder)]
         return [digest for dual in inner if dual is not None for digest in (dual.digest(), *dual.built_on())]
 
     def save(self, directory: Path) -> None:
-        """Writes the folder that `t2i.align.frozen.load_dual_encoder` reads."""
+        """Writes a folder for `t2i.align.frozen.load_dual_encoder`."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / WEIGHTS).write_bytes(safetensors.torch.save(dict(self.projections.state_dict())))
         self.encoder.save(directory / "text")
@@ -150,5 +153,5 @@ class MappedDualEncoder:
 
 
 def load_mapped(config: Config, folder: Path, weights: Tensors) -> MappedDualEncoder:
-    """Opens what an aligner left, whose encoders are in `text` and `image` of the folder."""
+    """Loads a mapped dual encoder; its encoders are in `text` and `image` of the folder."""
     return MappedDualEncoder(config, resolve(TEXT)(folder / "text"), resolve(IMAGE)(folder / "image"), weights)

@@ -104,10 +104,8 @@ def _direction_scores(
 
     def score(name: str, measure: Callable[[NDArray[np.int64]], float], **bounds: float) -> Score:
         interval, how = bootstrap_interval(lambda rows: measure(ranks[rows]), groups, seed=base.seed or 0), BOOTSTRAP
-        if name.startswith("r") and interval.low == interval.high in (
-            0,
-            1,
-        ):  # the bootstrap has no width if all queries are found, or none
+        # the bootstrap has no width if all queries are found, or none
+        if name.startswith("r") and interval.low == interval.high in (0, 1):
             interval, how = wilson(interval.low * len(images), len(images)), "wilson"
         protocol = replace(base, metric=f"retrieval-{direction}-{name}", n_fake=recall.queries)
         return Score(measure(ranks), protocol, interval, how, bounds)

@@ -141,7 +141,7 @@ class Session:
         return prepared
 
     def shard(self, model: nn.Module, blocks: Iterable[nn.Module], average: nn.Module) -> None:
-        """Leaves each process its part of a model and of its average, as `state.sharding.shard`; one process keeps them whole."""
+        """Shards a model and its average (`state.sharding.shard`); has no effect on one process."""
         if self.num_processes == 1:
             warnings.warn("sharding has no effect on one process; start several with torchrun", stacklevel=2)
         else:
@@ -149,7 +149,7 @@ class Session:
             self.ranks.each(lambda: shard(model, blocks, average, self.device, bf16))
 
     def whole(self, average: M) -> M:
-        """Returns an average with all of its weights on the main process, for a validation there. Call it on every rank."""
+        """Returns an average with full weights on the main process, to validate it there. Call it on every rank."""
         return self.ranks.each(lambda: whole(average, self.is_main))
 
     def autocast(self) -> AbstractContextManager[None]:

@@ -7,6 +7,7 @@ import t2i
 
 INDEX = "model_index.json"
 DEFAULT = "prior"  # makes the images where no run and no model is named
+KNOWN = {"emoji": "emoji"}  # what a model knows, where that is not rendered shapes
 
 
 def shipped() -> dict[str, Path]:

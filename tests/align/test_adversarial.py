@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from t2i.align.adversarial import Game, mutual_neighbours, part, refined
+from t2i.align.adversarial import Game, mutual_neighbours, refined, unpair
 from t2i.align.config import AdversarialAligner, Config
 from t2i.align.fitting import fitting_of
 from t2i.align.linear import Pairing, reciprocal_rank
@@ -23,16 +23,16 @@ def turned(count: int = 600, dims: int = 6) -> Pairing:
 
 def test_captions_and_images_of_one_pair_are_parted_but_for_anchors():
     pairs = turned(200)
-    parted = part(pairs, 6, AdversarialAligner(anchors=10))
+    parted = unpair(pairs, 6, AdversarialAligner(anchors=10))
     assert [len(x) for x in parted[:4]] == [95, 95, 10, 10]
     np.testing.assert_allclose(parted.text_MK, parted.bases.text(pairs.text_NP[10::2]))
     np.testing.assert_allclose(parted.image_MK, parted.bases.image(pairs.image_NQ[11::2]))
-    with pytest.raises(InputError, match="aligner.anchors=180 of 200 images leave too few without a pair"):
-        part(pairs, 6, AdversarialAligner(anchors=180))
+    with pytest.raises(InputError, match="aligner.anchors=180 leaves 20 of 200 images, but at least 40 are needed"):
+        unpair(pairs, 6, AdversarialAligner(anchors=180))
 
 
 def test_losses_begin_at_their_theory_values_and_gradients_reach_their_side_alone():
-    parted = part(turned(), 6, AdversarialAligner(anchors=0))
+    parted = unpair(turned(), 6, AdversarialAligner(anchors=0))
     game = Game(parted, 32).eval()
     torch.nn.init.zeros_(game.discriminator[-1].weight)  # type: ignore[arg-type]
     torch.nn.init.zeros_(game.discriminator[-1].bias)  # type: ignore[arg-type]
@@ -42,15 +42,15 @@ def test_losses_begin_at_their_theory_values_and_gradients_reach_their_side_alon
     loss.backward()
     assert game.turn.weight.grad is None
     torch.nn.init.normal_(game.discriminator[-1].weight)  # type: ignore[arg-type]
-    game.deceive(text, (text[:0], image[:0])).backward()
+    game.rotation_loss(text, (text[:0], image[:0])).backward()
     assert game.turn.weight.grad is not None and game.turn.weight.grad.abs().sum() > 0
 
 
 def test_a_map_returns_to_the_rotations():
-    game = Game(part(turned(), 6, AdversarialAligner(anchors=0)), 8)
+    game = Game(unpair(turned(), 6, AdversarialAligner(anchors=0)), 8)
     game.turn.weight.data += 0.1 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
     for _ in range(1000):
-        game.straighten()
+        game.orthogonalise()
     torch.testing.assert_close(game.turn.weight @ game.turn.weight.T, torch.eye(6), atol=1e-4, rtol=0)
 
 
@@ -63,7 +63,7 @@ def test_mutual_neighbours_of_a_shuffled_copy_are_its_rows():
 
 def test_the_refinement_finds_a_rotation_from_a_rough_start():
     pairs = turned()
-    parted = part(pairs, 6, AdversarialAligner(anchors=4))
+    parted = unpair(pairs, 6, AdversarialAligner(anchors=4))
     start = Game(parted, 8).turn.weight.detach().double().numpy().T
     before, after = (refined(parted, start, rounds, 4.0) for rounds in (0, 10))
 

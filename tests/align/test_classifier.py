@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from t2i.align.classifier import fit_logistic, macro_f1, right_rows
+from t2i.align.classifier import correct_rows, fit_logistic, macro_f1
 
 RNG = np.random.default_rng(0)
 CENTRES = RNG.normal(size=(4, 5))
@@ -38,6 +38,6 @@ def test_scores_are_scikit_learns():
         (RNG.random((50, 6)) < 0.3, RNG.random((50, 6)) < 0.3),
         (np.zeros((5, 2), bool), np.zeros((5, 2), bool)),
     ):
-        assert right_rows(guess, truth).mean() == pytest.approx(metrics.accuracy_score(truth, guess))
+        assert correct_rows(guess, truth).mean() == pytest.approx(metrics.accuracy_score(truth, guess))
         f1 = metrics.f1_score(truth, guess, average="macro", zero_division=0.0)
         assert macro_f1(guess, truth) == pytest.approx(f1)

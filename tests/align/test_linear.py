@@ -136,9 +136,9 @@ def test_the_scale_has_the_likeliest_pairs():
 
 
 def test_what_is_no_pairing_is_told_in_one_line():
-    with pytest.raises(InputError, match="3 captions and 4 images are no pairs"):
+    with pytest.raises(InputError, match="3 captions and 4 images are not pairs"):
         check_pairs(np.zeros((3, 2)), np.zeros((4, 2)))
-    with pytest.raises(InputError, match="learns from pairs, and there are 1; give at least 2"):
+    with pytest.raises(InputError, match="an aligner needs at least 2 pairs, got 1"):
         check_pairs(np.zeros((1, 2)), np.zeros((1, 2)))
     with pytest.raises(InputError, match="not finite"):
         check_pairs(np.full((3, 2), np.nan), np.zeros((3, 2)))

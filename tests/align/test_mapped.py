@@ -132,8 +132,8 @@ def test_keys_without_effect_are_refused(sets, says):
 @pytest.mark.parametrize(
     ("sets", "says"),
     [
-        (["aligner=cca", "data.limit=1"], "an aligner learns from pairs, and there are 1; give at least 2"),
-        (["aligner=adversarial", "aligner.anchors=299"], "aligner.anchors=299 of 300 images leave too few"),
+        (["aligner=cca", "data.limit=1"], "an aligner needs at least 2 pairs, got 1"),
+        (["aligner=adversarial", "aligner.anchors=299"], "aligner.anchors=299 leaves 1 of 300 images"),
         (
             ["aligner=subspace", "aligner.basis=lda", "aligner.label=breed"],
             "no label 'breed'; it has shape, colour, size",
@@ -151,7 +151,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys, sets, says):
 def test_maps_of_other_encoders_are_damage(run, tmp_path):
     load_dual_encoder(run).save(tmp_path / "copy")
     fit_encoder(TextConfig(encoder="bow"), ["only these words"]).save(tmp_path / "copy" / "text")
-    with pytest.raises(InputError, match="is damaged .its maps read "):
+    with pytest.raises(InputError, match="is damaged .its maps take "):
         load_dual_encoder(tmp_path / "copy")
 
 

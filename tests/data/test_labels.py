@@ -83,14 +83,14 @@ def test_a_label_that_is_not_there_is_told_with_those_that_are(tmp_path: Path):
     with pytest.raises(InputError, match=r"no label 'color' \(did you mean colour\?\); it has shape, colour, size, "):
         values_of(dataset, "color")
     bare = open_dataset(str(layouts.folder(tmp_path / "bare")), "train", View(16))
-    with pytest.raises(InputError, match="has no labels; give shapes-1..3, cub:, flowers:, mirflickr:, or a folder"):
+    with pytest.raises(InputError, match="has no labels; use shapes-1..3, cub:, flowers:, mirflickr:, or a folder"):
         values_of(bare, "class")
 
 
 def test_classes_must_be_two_and_have_two_images_each():
-    with pytest.raises(InputError, match="label x has 1 class; there must be two"):
+    with pytest.raises(InputError, match="label x has 1 class; at least two are needed"):
         classes_of([("a",), ("a",)], "label x")
-    with pytest.raises(InputError, match="label x: one image alone has the class b"):
+    with pytest.raises(InputError, match="label x: only one image has the class b"):
         classes_of([("a",), ("b",), ("a",)], "label x")
     dataset = open_dataset("shapes-1", "val", View(16, limit=200))
     numbers = class_numbers(dataset, "background")

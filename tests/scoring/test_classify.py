@@ -24,7 +24,7 @@ def test_four_directions_are_scored_on_both_splits(run, tmp_path, capsys):
     asked = ["--data", "shapes-1", "--label", "background", "--train-n", "300", "-n", "60", "--out", str(out)]
     assert app.main(["eval", "classify", str(run), *asked]) == 0
     text = capsys.readouterr().out
-    assert "background: 3 classes, 300 to learn from" in text and text.count("text -> image") == 2
+    assert "background: 3 classes, 300 training images" in text and text.count("text -> image") == 2
     scores = {(score.name, score.protocol.split): score for score in read_scores(out)}
     assert len(scores) == 16
     one = next(
@@ -47,8 +47,8 @@ def test_several_annotations_an_image_are_learned_each(run, tmp_path, capsys):
     ("asked", "says"),
     [
         (["--data", "shapes-1", "--label", "breed"], "no label 'breed'; it has shape, colour"),
-        (["--data", "shapes-1", "--label", "shape", "--train-n", "2"], "one image alone has the class"),
-        (["--data", "CUB", "--label", "class", "--split", "test"], "no class of split test is one of split train"),
+        (["--data", "shapes-1", "--label", "shape", "--train-n", "2"], "only one image has the class"),
+        (["--data", "CUB", "--label", "class", "--split", "test"], "split test shares no class with split train"),
         (["--data", "shapes-1", "--label", "shape", "--c", "0"], "--c 0.0: must be greater than 0"),
         (["--data", "shapes-1"], "--label"),
     ],

@@ -96,6 +96,7 @@ def test_the_page_is_of_this_machine_alone_and_asks_nobody_else(page):
     assert page.local_url.startswith("http://127.0.0.1:") and not page.share
     config = httpx.get(page.local_url + "config").json()
     assert config["analytics_enabled"] is False
+    assert page._queue.ANALYTICS_MAX_EVENTS == 100  # events that Gradio keeps a record of, not 10,000
     answer = httpx.get(page.local_url)
     assert "default-src 'self'" in answer.headers["content-security-policy"]
     assert "fonts.googleapis.com" not in answer.text
@@ -204,6 +205,7 @@ def test_everything_is_deleted_at_the_end(made, monkeypatch):
     monkeypatch.chdir(made)
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "")
+    monkeypatch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "")
     with served(Models(["runs/gan"], None, 1e9)):
         folder = Path(os.environ["GRADIO_TEMP_DIR"])
         assert folder.is_dir()
@@ -215,6 +217,7 @@ def test_a_port_that_is_taken_is_one_line(made, monkeypatch, capsys):
     monkeypatch.chdir(made)
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "")
+    monkeypatch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

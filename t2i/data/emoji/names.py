@@ -24,7 +24,7 @@ _JOINER, _SELECTOR = 0x200D, 0xFE0F
 _GENDERS_AND_TURNS = (0x2640, 0x2642, 0x27A1)
 _COUPLE, _KISS, _FAMILY, _HOLDING, _SHAKE, _SANTA = 0x1F491, 0x1F48F, 0x1F46A, 0x1F46D, 0x1F91D, 0x1F385
 _PERSON, _CHILD = 0x1F9D1, 0x1F9D2
-# code points that differ only in gender, age or hair -> the one that stands for their concept
+# code points that differ only in gender, age or hair -> the one in the key of their concept
 _SAME: Mapping[int, int] = {
     **dict.fromkeys((0x1F468, 0x1F469, 0x1F471), _PERSON),
     **dict.fromkeys((0x1F466, 0x1F467), _CHILD),

@@ -27,7 +27,7 @@ from t2i.data import View
 from t2i.data.cached import ArrowColumn, Keep, read_table, stamp_of, write_table
 from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
-from t2i.data.packed.remote import Place, alone, find
+from t2i.data.packed.remote import Place, find, locked
 from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, assign_splits
 from t2i.data.verify import known_broken, warn_damaged
 from t2i.errors import InputError
@@ -242,7 +242,7 @@ def indexed(
     path = cache_dir() / kind / f"{name}.arrow"
     remote = [file for file in files if not isinstance(file, Path)]
     # one process of a machine copies a remote file, the others wait for its index
-    with alone(path) if remote and not path.exists() else nullcontext():
+    with locked(path) if remote and not path.exists() else nullcontext():
         table = read_table(path)
         if table is None:
             table = _make_index(path, files, stamps, settings, columns, rows, rows_a_batch)

@@ -1,7 +1,7 @@
 """Files in object storage or on a web server, read by ranges through fsspec: `s3://bucket/key`, `gs://`, `https://`, ...
 
-A dropped connection is tried again; one that does not come back raises `LostConnection`, which ends a run with all that is done
-saved, as an image must never be replaced because a network was down.
+Dropped connections are retried. `LostConnection` is raised if that fails; it ends a run after saving a checkpoint, so
+that no image is ever replaced by another because the network was down.
 """
 
 import re
@@ -18,50 +18,50 @@ from t2i.files import open_regular
 from t2i.images import LostConnection
 from t2i.names import shown
 
-# protocol -> the package that reads it; others of fsspec, as its chains and references, are not opened
+# protocol -> the package that reads it; other protocols of fsspec, such as chains and references, are refused
 PROTOCOLS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "http": "aiohttp", "https": "aiohttp", "memory": "fsspec"}
-WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before another try
-BLOCK = 1 << 23  # bytes of one request while a file is copied
-SILENT = 60.0  # seconds without an answer, after which a connection is lost
-AT_ONCE = 16  # requests for sizes
+WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before each retry
+BLOCK = 1 << 23  # bytes per request when a file is copied
+TIMEOUT = 60.0  # seconds without data, after which a connection counts as lost
+AT_ONCE = 16  # concurrent requests for file sizes
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "Last-Modified", "LastModified", "mtime", "created")
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, NotImplementedError, ValueError)
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, NotImplementedError, ValueError)
 
 T = TypeVar("T")
 
 
 class RemoteFile(NamedTuple):
-    """One file at a URL, as it was when it was found."""
+    """A file at a URL, with the size and the tag that it had when the data was opened."""
 
     url: str
     size: int
-    tag: str  # changes with the contents: an ETag, else a time
+    tag: str  # changes with the contents: an ETag, otherwise a time
 
     def __str__(self) -> str:
         return self.url
 
     @property
     def stamp(self) -> tuple[str, int, str]:
-        """What an index of the file is valid for."""
+        """Identifies the contents; an index of the file is valid as long as it does not change."""
         return self.url, self.size, self.tag
 
     def read(self, start: int, size: int) -> bytes:
-        """Returns bytes of the file.
+        """Reads `size` bytes from `start`.
 
         Raises:
-            LostConnection: they do not come, however often they are asked for.
+            LostConnection: all retries failed.
         """
 
         def fetch() -> bytes:
             data = _system(self.url).cat_file(self.url, start=start, end=start + size)
             if len(data) > size:
-                raise NotImplementedError("the server sends whole files where a range is asked for")
+                raise NotImplementedError("the server ignores range requests")
             if len(data) < size:
-                raise OSError(f"{len(data):,} of {size:,} bytes came")
+                raise OSError(f"got {len(data):,} of {size:,} bytes")
             return data
 
         try:
-            return _patiently(fetch)
+            return _retried(fetch)
         except Exception as error:
             raise LostConnection(f"{shown(self.url)} cannot be read: {_reason(error)}") from error
 
@@ -76,11 +76,11 @@ def is_remote(place: str) -> bool:
 
 @contextmanager
 def opened(place: Place) -> Iterator[BinaryIO]:
-    """Opens a file for reading at any place; a remote one is copied to a temporary file first, in blocks.
+    """Opens a local or remote file for reading; a remote one is first copied to a temporary file, in blocks.
 
     Raises:
-        OSError: it cannot be opened.
-        LostConnection: as `RemoteFile.read`.
+        OSError: the file cannot be opened.
+        LostConnection: the connection was lost and all retries failed.
     """
     if isinstance(place, Path):
         with open_regular(place) as file:
@@ -90,15 +90,15 @@ def opened(place: Place) -> Iterator[BinaryIO]:
         for start in range(0, place.size, BLOCK):
             copy.write(place.read(start, min(BLOCK, place.size - start)))
         copy.seek(0)
-        yield copy  # pyright: ignore[reportReturnType]  # a file, however tempfile wraps it
+        yield copy  # pyright: ignore[reportReturnType]  # tempfile returns a wrapper of a binary file
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Lets one process of a machine at a time make the file `path`."""
+def locked(path: Path) -> Iterator[None]:
+    """Locks `path`, so that only one process of a machine writes it at a time."""
     from filelock import FileLock
 
-    with suppress(OSError):  # writing the file will tell
+    with suppress(OSError):  # writing the file reports the error
         path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock.tmp")):
         yield
@@ -108,14 +108,14 @@ def find(urls: Sequence[str]) -> list[RemoteFile]:
     """Returns the files at these URLs.
 
     Raises:
-        InputError: one is not there, or cannot be reached; the message names it.
+        InputError: a file does not exist or cannot be reached.
     """
     with ThreadPoolExecutor(min(AT_ONCE, len(urls))) as pool:
         return list(pool.map(_find, urls))
 
 
 def beside(place: Place, suffix: str) -> Place | None:
-    """Returns the file of that name with another suffix, if there is one."""
+    """Returns the file with the same stem and another suffix, or None if it does not exist."""
     if isinstance(place, Path):
         path = place.with_suffix(suffix)
         return path if path.is_file() else None
@@ -129,21 +129,21 @@ def beside(place: Place, suffix: str) -> Place | None:
 
 
 def matching(*patterns: str) -> list[RemoteFile]:
-    """Returns the files that fit any of some patterns with `*`, in order.
+    """Returns the files that match any of these patterns with `*`, sorted.
 
     Raises:
-        InputError: none does, or the storage cannot list.
+        InputError: no file matches, or the storage cannot list files.
     """
     first = patterns[0]
     protocol = first.partition("://")[0]
     if protocol in ("http", "https"):
-        raise InputError(f"{shown(first)}: a web server lists no files; name them, as in .../train-{{000..063}}.tar")
+        raise InputError(f"{shown(first)}: a web server cannot list files; name them, as in .../train-{{000..063}}.tar")
     try:
-        names = _patiently(lambda: sorted(name for one in patterns for name in _system(one).glob(one)))
+        names = _retried(lambda: sorted(name for one in patterns for name in _system(one).glob(one)))
     except Exception as error:
         raise _refusal(first, error) from error
     if not names:
-        raise InputError(f"nothing fits {' or '.join(map(shown, patterns))}; check the bucket and the name")
+        raise InputError(f"no file matches {' or '.join(map(shown, patterns))}; check the bucket and the name")
     return find([f"{protocol}://{str(name).lstrip('/')}" for name in names])
 
 
@@ -155,33 +155,35 @@ def _find(url: str) -> RemoteFile:
 
 
 def _info(url: str) -> RemoteFile:
-    found: dict[str, Any] = _patiently(lambda: _system(url).info(url))
-    if found.get("type") == "directory" or found.get("size") is None:
-        raise IsADirectoryError("no file of a known size")
-    return RemoteFile(url, int(found["size"]), str(next((found[tag] for tag in _TAGS if found.get(tag)), "")))
+    info: dict[str, Any] = _retried(lambda: _system(url).info(url))
+    if info.get("type") == "directory" or info.get("size") is None:
+        raise IsADirectoryError("it has no size")
+    return RemoteFile(url, int(info["size"]), str(next((info[tag] for tag in _TAGS if info.get(tag)), "")))
 
 
 def _system(url: str) -> Any:
-    """The file system of a URL; fsspec keeps one for each process."""
+    """Returns the file system of a URL, which fsspec caches in each process."""
     protocol = url.partition(":")[0]
     if protocol not in PROTOCOLS:
         raise ImportError
     import fsspec
 
-    words: dict[str, Any] = {}
-    if protocol in ("http", "https"):  # as long as it likes, but not without a byte
+    options: dict[str, Any] = {}
+    if protocol in ("http", "https"):  # no limit of the total time, only of the time without data
         import aiohttp
 
-        words = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=SILENT, sock_read=SILENT)}}
-    return fsspec.filesystem(protocol, **words)
+        options = {
+            "client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)}
+        }
+    return fsspec.filesystem(protocol, **options)
 
 
-def _patiently(action: Callable[[], T]) -> T:
-    """Tries again what fails as a network does, a few times."""
+def _retried(action: Callable[[], T]) -> T:
+    """Calls `action`, and retries it after errors that may be temporary."""
     for seconds in WAITS:
         try:
             return action()
-        except _LASTING:
+        except _PERMANENT:
             raise
         except Exception as error:
             if "Credentials" in type(error).__name__:
@@ -191,29 +193,29 @@ def _patiently(action: Callable[[], T]) -> T:
 
 
 def _refusal(url: str, error: Exception) -> InputError:
-    """What the user can do about a file that cannot be opened."""
+    """Returns the error for a file that cannot be opened, with what the user can do."""
     name, protocol = shown(url), url.partition(":")[0]
     if protocol not in PROTOCOLS:
         return InputError(
-            f"{name}: {protocol}:// is not read; there are: {', '.join(PROTOCOLS)}, or copy the files here"
+            f"{name}: protocol {protocol}:// is not supported; use one of {', '.join(PROTOCOLS)}, or copy the files here"
         )
     if isinstance(error, ImportError):
         package = PROTOCOLS[protocol]
         how = "'t2i[remote]'" if package in ("s3fs", "aiohttp", "fsspec") else package
-        return InputError(f"{name} is read with {package}, which is not installed; pip install {how}")
+        return InputError(f"{name} needs the package {package}, which is not installed: pip install {how}")
     if "Credentials" in type(error).__name__:
         return InputError(
-            f"no credentials to read {name}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE ({_reason(error)})"
+            f"no credentials for {name}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE ({_reason(error)})"
         )
     if isinstance(error, PermissionError):
         return InputError(
-            f"not allowed to read {name} ({_reason(error)}); check the credentials and the rights of the bucket"
+            f"no permission to read {name} ({_reason(error)}); check the credentials and the permissions of the bucket"
         )
     if isinstance(error, FileNotFoundError | IsADirectoryError):
-        return InputError(f"{name} is not there ({_reason(error)}); check the bucket and the name")
+        return InputError(f"{name} does not exist ({_reason(error)}); check the bucket and the name")
     return InputError(f"{name} cannot be reached ({_reason(error)}); check the network and the address")
 
 
 def _reason(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return (words if words and not words.startswith(("s3:", "http")) else type(error).__name__)[:160]
+    message = " ".join(str(error).split())
+    return (message if message and not message.startswith(("s3:", "http")) else type(error).__name__)[:160]

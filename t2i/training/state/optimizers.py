@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from t2i.checkpoint import OTHER_MODEL
 from t2i.errors import InputError
-from t2i.training.state.sharding import laid_out_as
+from t2i.training.state.sharding import sharded_like
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ def _placed(tensor: Tensor, parameter: Tensor, group: Mapping[str, Any], name: s
     if tensor.shape == parameter.shape and tensor.ndim:
         # the parameter's strides are kept, as kernels round identically only for the same memory layout
         return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(
-            laid_out_as(parameter, tensor)
+            sharded_like(parameter, tensor)
         )
     # torch keeps `step` on the CPU, where reading it needs no synchronisation, except for these two kinds of kernels
     on_cpu = name == "step" and not group.get("capturable") and not group.get("fused")

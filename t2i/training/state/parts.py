@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from t2i import checkpoint
 from t2i.training.state.optimizers import load_optimizer_state, optimizer_state
-from t2i.training.state.sharding import gathered, laid_out_as
+from t2i.training.state.sharding import gathered, sharded_like
 
 
 @runtime_checkable
@@ -67,7 +67,7 @@ class Parts:
             part = self._parts[name]
             if not isinstance(part, Optimizer):
                 own = self._state_of(part)
-                tensors = {key: laid_out_as(own.get(key), tensor) for key, tensor in tensors.items()}
+                tensors = {key: sharded_like(own.get(key), tensor) for key, tensor in tensors.items()}
             if isinstance(part, nn.Module):
                 checkpoint.load_module(self._plain(part), tensors, name)
             elif isinstance(part, Optimizer):

@@ -1,8 +1,8 @@
-"""Sharded training: each process keeps its part of every weight, gradient, moment and average (ZeRO-3, Rajbhandari et al.,
-SC 2020; torch's `fully_shard`, known as FSDP2).
+"""Sharded training with torch's `fully_shard` (FSDP2; ZeRO-3, Rajbhandari et al., SC 2020).
 
-The weights of a block are whole on a process only while it computes with them. Checkpoints hold whole tensors, gathered one at a
-time on the main process, so they are those of a run that is not sharded and any number of processes resumes them.
+Each process stores a shard of every weight, gradient, moment and average, and gathers the weights of a block only while it
+computes with them. Checkpoints hold full tensors, gathered one at a time on the main process, so they are the same as without
+sharding, and any number of processes can resume them.
 """
 
 import copy
@@ -21,17 +21,17 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module], average: nn.Module, device: torch.device, bf16: bool) -> None:
-    """Leaves each process its part of a model, whose parameters become DTensors, and of a copy of it.
+    """Shards a model and its average across processes; their parameters become DTensors.
 
-    Call it on every process, with equal weights, before an optimizer is made of them.
+    Call it on every process, with equal weights, before the optimizer is created.
 
     Args:
-        blocks: modules of the model whose weights are gathered together, in the order in which they run.
-        average: a copy of the model that is never run in this form; `whole` makes one that is.
-        bf16: the weights of blocks are gathered in bfloat16, for products in it: else autocast would keep its own whole copy of
-            each until the backward pass. Gradients meet in float32.
+        blocks: modules whose weights are gathered together, in the order of their execution.
+        average: a copy of the model; it is not executed in this form, `whole` returns one that can be.
+        bf16: gathers the weights of blocks in bfloat16; otherwise autocast would hold a full copy of each until the backward
+            pass. Gradients are reduced in float32.
     """
-    # keys and values, which a block also returns and training does not read
+    # the views are keys and values, which blocks also return and training does not use
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
@@ -43,45 +43,45 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], average: nn.Module, dev
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Returns True for a model that `shard` has divided, whose gradients are exchanged without DDP."""
+    """Returns True for a model that `shard` was applied to; it must not be wrapped in DDP."""
     return isinstance(module, FSDPModule)
 
 
 def whole(average: M, keep: bool) -> M:
-    """Returns a copy of a sharded average with all of its weights; without sharding, the average itself.
+    """Returns a copy of a sharded average with full weights, or the average itself if it is not sharded.
 
     Call it on every process.
 
     Args:
-        keep: False on the processes that do not need it, which get the average itself.
+        keep: False on processes that do not need the copy; they get the average itself.
     """
     state = average.state_dict()
     if not any(isinstance(tensor, DTensor) for tensor in state.values()):
         return average
-    made = copy.deepcopy(average) if keep else average
+    full_average = copy.deepcopy(average) if keep else average
     for name, tensor in state.items():
         full = _full(tensor)
         if keep and isinstance(tensor, DTensor):
-            _put(made, name, full)
-    return made
+            _put(full_average, name, full)
+    return full_average
 
 
 def gathered(state: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Returns whole tensors, those that were sharded on the CPU; empty where they are not to be kept. On every process."""
-    found: dict[str, Tensor] = {}
-    for name in sorted(state):  # in one order on all processes: what a file holds is read in any
+    """Returns full tensors, sharded ones on the CPU, or {} if `keep` is False. Call it on every process."""
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(state):  # the same order on all processes; a state read from a file may have another
         full = _full(state[name])
         if keep:
-            found[name] = full.cpu() if isinstance(state[name], DTensor) else full
-    return found
+            tensors[name] = full.cpu() if isinstance(state[name], DTensor) else full
+    return tensors
 
 
-def laid_out_as(own: Tensor | None, tensor: Tensor) -> Tensor:
-    """Returns this process's part of a whole tensor if `own` is sharded, else the tensor as it is."""
-    if not isinstance(own, DTensor) or own.shape != tensor.shape:
+def sharded_like(other: Tensor | None, tensor: Tensor) -> Tensor:
+    """Returns this process's shard of a full tensor if `other` is sharded, otherwise the tensor itself."""
+    if not isinstance(other, DTensor) or other.shape != tensor.shape:
         return tensor
-    # every process has read the same file: nothing is sent
-    return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+    # without communication, as every process has read the same file
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 def _full(tensor: Tensor) -> Tensor:

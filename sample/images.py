@@ -39,7 +39,7 @@ from t2i.names import counted
 from t2i.sampling.options import SampleOptions
 from t2i.sampling.output import GRID_MOST, InitialImage, Job, free_folder, prompt_in, slug, write
 from t2i.sampling.prompts import clean_prompt, read_prompts
-from t2i.weights import DEFAULT, shipped
+from t2i.weights import DEFAULT, KNOWN, shipped
 
 MAX_LINE = 1 << 20  # bytes of a line of standard input
 
@@ -197,7 +197,8 @@ def main(options: SampleOptions) -> None:
     if options.out is not None and not options.interactive:
         refuse_used(options.out)
     if run in shipped():
-        print(f"sampling from {run}, a model that ships with t2i and knows rendered shapes", file=sys.stderr)
+        known = KNOWN.get(run, "rendered shapes")
+        print(f"sampling from {run}, a model that ships with t2i and knows {known}", file=sys.stderr)
     initial = options.init and InitialImage(options.init, options.mask, options.keep_rows, options.edit)
     arguments = initial.arguments() if initial else {}
 

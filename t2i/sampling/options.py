@@ -40,7 +40,9 @@ class SampleOptions(Sampling):
         metavar="[RUN] PROMPTS...",
         default=(),
     )
-    model: str | None = option(None, "A model that ships with t2i: prior (default), cvae or cgan.", metavar="NAME")
+    model: str | None = option(
+        None, "A model that ships with t2i: prior (default), cvae, cgan or emoji.", metavar="NAME"
+    )
     num_images_per_prompt: int = option(1, "Images for each prompt.", metavar="N", short="-n", ge=1)
     seed: int = option(0, "Seed of the noise; an image does not depend on the batch.", ge=0)
     prompts_file: Path | None = option(None, "A text file with one prompt a line.", metavar="FILE", flag="--prompts")

@@ -7,6 +7,7 @@ import t2i
 
 INDEX = "model_index.json"
 DEFAULT = "prior"  # makes the images where no run and no model is named
+KNOWN = {"emoji": "emoji"}  # what a model knows, where that is not rendered shapes
 
 
 def shipped() -> dict[str, Path]:
@@ -40,6 +41,13 @@ def dual_encoder_in(place: str | Path) -> Path:
     folder = find(place)
     if folder in shipped().values():
         folder = shared_text_encoder()
+    config = folder / "config.yaml"
+    if (
+        (folder / "dual_encoder.json").is_file()
+        or config.is_file()
+        and "\nfamily: align\n" in f"\n{config.read_text()}"
+    ):
+        return folder  # itself one, whose own text encoder may read by another
     inner = (folder / "dual_encoder", folder / "text_encoder" / "dual_encoder", folder / "text" / "dual_encoder")
     return next((path for path in inner if path.is_dir()), folder)
 

@@ -25,6 +25,10 @@ from t2i.errors import InputError
 RNG = np.random.default_rng(0)
 
 
+def of(kind: str) -> Config:
+    return Config.model_validate({"aligner": kind})
+
+
 def pairs_of(count: int = 300, text: int = 7, image: int = 9, noise: float = 0.3) -> Pairing:
     """Two views of five hidden causes."""
     rng = np.random.default_rng(1)
@@ -117,21 +121,19 @@ def test_the_unpaired_product_of_bases_is_at_chance():
     pairs = pairs_of(600, noise=0.1)
     text, text_NP, image, image_NQ = pairs.centred()
     maps = LinearMaps(text, principal_axes(text_NP, 5), image, principal_axes(image_NQ, 5))
-    assert (
-        reciprocal_rank(maps, pairs) < 0.1 < 0.5 < reciprocal_rank(fit_linear(Config(aligner="cca"), pairs)[0], pairs)
-    )  # type: ignore[arg-type]
+    assert reciprocal_rank(maps, pairs) < 0.1 < 0.5 < reciprocal_rank(fit_linear(of("cca"), pairs)[0], pairs)
 
 
 def test_more_noise_chooses_more_regularisation():
     few, many = pairs_of(60, 40, 40, noise=3.0), pairs_of(2000, noise=0.01)
-    config = Config(aligner="cca")  # type: ignore[arg-type]
+    config = of("cca")
     (_, strong), (_, weak) = fit_linear(config, few), fit_linear(config, many)
     assert strong is not None and weak is not None and strong > weak
 
 
 def test_the_scale_has_the_likeliest_pairs():
     pairs = pairs_of(200)
-    maps, _ = fit_linear(Config(aligner="cca"), pairs)  # type: ignore[arg-type]
+    maps, _ = fit_linear(of("cca"), pairs)
     assert 1 < fitted_scale(maps, pairs) < 100
 
 
@@ -144,4 +146,4 @@ def test_what_is_no_pairing_is_told_in_one_line():
         check_pairs(np.full((3, 2), np.nan), np.zeros((3, 2)))
     for kind in ("procrustes", "cca", "ridge"):
         with pytest.raises(InputError, match="features of one side are the same"):
-            fit_linear(Config(aligner=kind), Pairing(np.ones((20, 3)), RNG.normal(size=(20, 3)), np.arange(20)))  # type: ignore[arg-type]
+            fit_linear(of(kind), Pairing(np.ones((20, 3)), RNG.normal(size=(20, 3)), np.arange(20)))

@@ -14,7 +14,11 @@ from t2i.cli import app
 from t2i.config.load import load
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
+from t2i.export.text import text_part
 from t2i.extractors import load_image_encoder, open_image_encoder, open_image_text
+from t2i.reader.reading import Reader
+from t2i.sampling.source import open_source
+from t2i.sampling.trained_with import trained_with
 from t2i.text import TextConfig, fit_encoder, load_encoder
 from t2i.trained import open_run
 
@@ -90,6 +94,28 @@ def test_an_aligned_run_may_be_aligned_again_and_names_what_it_is_built_on(run, 
     assert train(place, *sets) == 0
     dual = load_dual_encoder(place)
     assert dual.built_on() == [load_dual_encoder(run).digest()]
+    encoder = fit_encoder(TextConfig(encoder="aligned", path=str(place)), [])
+    assert encoder.digest() == f"{dual.digest()}-{dual.max_tokens}"
+    roles = trained_with(encoder, {"guide_built_on": ["abc"]}, None)  # none of these may judge
+    assert (
+        roles[load_dual_encoder(run).digest()] == "text encoder's image side" and roles["abc"] == "guide's image side"
+    )
+
+
+def test_it_is_no_start_of_towers_and_no_reader(run):
+    with pytest.raises(InputError, match="maps between frozen encoders .aligner=cca. and no towers to start from"):
+        open_source(str(run), "align")
+    with pytest.raises(InputError, match="maps between frozen encoders and no captioner; train a reader"):
+        Reader.from_pretrained(run)
+
+
+def test_its_text_side_is_exported_as_its_encoder_with_the_maps(run):
+    encoder = fit_encoder(TextConfig(encoder="aligned", path=str(run)), [])
+    part = text_part(encoder, CAPTIONS)
+    tokens, pooled = part.graph.module(*part.tokenize(CAPTIONS))
+    expected = encoder.encode(CAPTIONS)
+    torch.testing.assert_close(pooled, expected.pooled_BP)
+    torch.testing.assert_close(tokens, expected.tokens_BTD)
 
 
 def test_a_game_is_trained_in_steps_and_goes_on_bit_for_bit(tmp_path):

@@ -83,7 +83,7 @@ def test_captions_of_one_concept_are_no_other_concepts(named: SimpleNamespace) -
     assert (
         "pencil" not in captions_of("1F4DD") and "note" in captions_of("1F4DD") and captions_of("270F")[0] == "pencil"
     )
-    assert keywords_of("1F436") == ["puppy", "pet"] and keywords_of("1F355") == ["pepperoni", "slice"]
+    assert "puppy" in keywords_of("1F436") and keywords_of("1F355") == ["pepperoni", "slice"]
 
 
 def test_captions_get_an_article_where_they_take_one() -> None:

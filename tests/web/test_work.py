@@ -61,13 +61,13 @@ def pixels(images: list[tuple[str, str]]) -> np.ndarray:
 def test_shipped_models_come_first_and_every_run_below_is_found(here):
     models = Models([], Path("runs"), 1e9)
     runs = ["runs/any/order", "runs/cvae", "runs/gan", "runs/raster"]
-    assert list(models.places()) == ["prior", "cgan", "cvae", *runs]
+    assert list(models.places()) == ["prior", "cgan", "cvae", "emoji", *runs]
     (here / "runs" / "young").mkdir()
     (here / "runs" / "young" / "config.yaml").write_text("family: cgan\n")  # no checkpoint yet
     (here / "runs" / "odd").mkdir()
     (here / "runs" / "odd" / "config.yaml").write_bytes(b"\xff: [")
     TextToImagePipeline.from_pretrained("runs/gan").save_pretrained("runs/saved", prompts=[])
-    assert list(models.places()) == ["prior", "cgan", "cvae", *runs, "runs/saved"]
+    assert list(models.places()) == ["prior", "cgan", "cvae", "emoji", *runs, "runs/saved"]
     assert list(Models(["runs/gan", "cgan"], Path("runs"), 1).places())[:3] == ["runs/gan", "cgan", "prior"]
     assert list(Models(["runs/gan"], None, 1).places()) == ["runs/gan"]
     assert Models([], Path("nowhere"), 1).places().keys() == {*shipped()}

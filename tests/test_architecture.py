@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("t2i.train", "t2i.sample", "t2i.eval"),
     ("t2i.cli",),
     ("t2i.web",),
-    ("t2i.export", "t2i.explain", "t2i.retrieval"),
+    ("t2i.export", "t2i.explain", "t2i.privacy", "t2i.retrieval"),
     ("t2i.report",),
     ("t2i.scoring",),
     ("t2i.pipeline",),

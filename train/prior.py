@@ -28,14 +28,16 @@ from t2i.images import grid
 from t2i.prior.config import Config
 from t2i.prior.decoding import decode
 from t2i.prior.low_rank import Merged, add_low_rank
-from t2i.prior.step import BITS, PriorMicro, bits_per_token, draw_micro, parameter_groups
+from t2i.prior.step import BITS, PriorMicro, bits_per_token, draw_micro, one_by_one, parameter_groups
 from t2i.prior.transformer import Grid, Prior
 from t2i.sampling.source import open_start
 from t2i.text import TextEncoder, TextFeatures
 from t2i.training.codes import CachedCodes, prepare_codes, prepare_tokenizer
 from t2i.training.conditioning import Captions, prepare_captions, prepare_text
 from t2i.training.initialise import Reads, initialise
-from t2i.training.optimization import EMA, clip_gradients
+from t2i.training.optimization import EMA, clip_gradients, trained
+from t2i.training.private.checks import refuse_seen
+from t2i.training.private.training import PrivateTraining
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import CHUNK, HeldOut, keep_best, note_validation, open_held_out
@@ -123,6 +125,12 @@ def main(config: Config, run_dir: Path) -> None:
         encoder = prepare_text(config.text, train, run)
         captions = prepare_captions(encoder, train, run, tokens=True)
         codes = prepare_codes(tokenizer, train, config.flip, run)
+        private = None
+        if config.privacy is not None:
+            parts = {"tokenizer.path": config.tokenizer.path, "init_from": config.init_from}
+            named = {key: place for key, place in parts.items() if place is not None}
+            refuse_seen(train, named | ({"text.path": config.text.path} if config.text.encoder == "aligned" else {}))
+            private = PrivateTraining(run, config.privacy, codes.shown(np.arange(len(codes))))
         validation = prepare_validation(config, encoder, tokenizer, run)
 
         # Transformer, its average, and AdamW
@@ -148,13 +156,17 @@ def main(config: Config, run_dir: Path) -> None:
 
         # The model wrapped for the run's processes, and a loader of rows that starts at the run's position
         model = run.prepare(plain, config.compile)
-        loader = RowLoader(train, config.train_batch_size, config.seed, *run.position)
+        loader = private.rows() if private else RowLoader(train, config.train_batch_size, config.seed, *run.position)
+        if private:
+            private.account(run.step)
 
         for batches in run.steps(loader, optimizer):
             # Validation of the averaged model, and a checkpoint
             if validation and run.due(config.validation_steps):
                 scores = run.on_main(partial(validate, run.whole(ema.module), validation, tokenizer, run))  # type: ignore[arg-type]
                 note_validation(run, scores, best)
+            if private and run.due(config.validation_steps):
+                run.record({"epsilon": private.account(run.step)})
             if run.due(config.checkpointing_steps):
                 run.save()
 
@@ -164,12 +176,19 @@ def main(config: Config, run_dir: Path) -> None:
                 break
 
             # Micro-batches of this step; there are none at the end of the run
-            micros = [prepare_micro(config, train, captions, codes, batch, run) for batch in batches]
-            if not micros:
+            drawn = list(batches)
+            if not drawn:
                 break
+            micros = [prepare_micro(config, train, captions, codes, batch, run) for batch in drawn if len(batch.rows)]
 
             # Optimizer step on the negative log likelihood of the codes
             losses: list[Tensor] = []
+            if private:  # the journal has no loss, which is of the training images
+                private.put_gradients(
+                    trained(plain), (model(*one).loss for micro in micros for one in one_by_one(micro))
+                )
+                private.account(run.step + 1)
+                micros = []
             for micro in run.accumulate(model, micros):
                 output = model(*micro)
                 run.accelerator.backward(output.loss)

@@ -49,6 +49,7 @@ EVAL = group(
         "report": Command("t2i.report.options:ReportOptions", "t2i.eval.report:main"),
         "tokenizer": Command("t2i.scoring.options:TokenizerOptions", "t2i.eval.tokenizer:main"),
         "captions": Command("t2i.scoring.options:CaptionsOptions", "t2i.eval.captions:main"),
+        "privacy": Command("t2i.privacy.options:PrivacyOptions", "t2i.eval.privacy:main"),
         "classify": Command("t2i.scoring.options:ClassifyOptions", "t2i.eval.classify:main"),
         "retrieval": Command("t2i.retrieval.options:RetrievalOptions", "t2i.eval.retrieval:main"),
         "sweep": Command("t2i.scoring.options:SweepOptions", "t2i.eval.sweep:main"),

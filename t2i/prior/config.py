@@ -5,9 +5,11 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from t2i.config.section import Section
-from t2i.config.training import DrawingConfig, LowRankConfig
+from t2i.config.training import DrawingConfig, LowRankConfig, PrivacyConfig
 from t2i.data import DataConfig
 from t2i.text import TextConfig
+
+FITTED = ("bow", "tfidf", "word2vec", "static")  # text encoders whose words are those of the training captions
 
 
 class TokenizerConfig(Section):
@@ -124,6 +126,9 @@ class Config(DrawingConfig):
     lora: LowRankConfig | None = Field(
         default=None, description="low-rank fine-tuning of the weights of init_from; null: all weights are trained"
     )
+    privacy: PrivacyConfig | None = Field(
+        default=None, description="differentially private training; null: without, faster and better"
+    )
     train_batch_size: int = Field(default=64, ge=1, description="images of one micro-batch on one process")
     max_train_steps: int = Field(default=10_000, ge=1, description="optimizer steps of the whole run")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
@@ -178,6 +183,28 @@ class Config(DrawingConfig):
             raise ValueError(
                 f"lora trains few weights, which are not sharded, and sharding is {self.sharding}; set sharding=none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_counts_every_look(self) -> "Config":
+        """Whatever else reads the training images, or draws them otherwise, is not in the account."""
+        if self.privacy is None:
+            return self
+        others = {
+            "data.unlabelled": self.data.unlabelled,
+            "replay": self.replay and self.replay.address,
+            "flip": self.flip or None,
+            "compile": self.compile or None,
+            "sharding": None if self.sharding == "none" else self.sharding,
+            "gradient_accumulation_steps": None
+            if self.gradient_accumulation_steps == 1
+            else self.gradient_accumulation_steps,
+            "text.encoder": self.text.encoder if self.text.encoder in FITTED else None,
+        }
+        for name, value in others.items():
+            if value is not None:
+                fix = "take a published encoder: clip, t5, bert, gpt2" if name == "text.encoder" else "leave it out"
+                raise ValueError(f"{name} {value} is not in the account of privacy; {fix}")
         return self
 
     @model_validator(mode="after")

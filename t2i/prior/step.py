@@ -3,6 +3,7 @@
 Axes: B batch, S slots.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +58,15 @@ def blurred(text: TextFeatures, share: float, seed: int, sample_ids: NDArray[np.
         return x + share * x.square().mean(dim=-1, keepdim=True).sqrt() * noise.view_as(x).to(device, x.dtype)
 
     return TextFeatures(noisy(text.tokens_BTD, of_tokens), text.mask_BT, noisy(text.pooled_BP, of_pooled))
+
+
+def one_by_one(micro: PriorMicro) -> Iterator[PriorMicro]:
+    """Yields micro-batches of one image each."""
+    for k in range(len(micro.codes_BS)):
+        row = slice(k, k + 1)
+        text = TextFeatures(*(part[row] for part in micro.text))
+        order = None if micro.order is None else Order(micro.order.permutation_BS[row], micro.order.sizes)
+        yield PriorMicro(micro.codes_BS[row], text, order, PriorDraws(*(draw[row] for draw in micro.draws)))
 
 
 def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:

@@ -101,7 +101,18 @@ def _summary(stored: Stored) -> str:
         f"{article} {words} that makes images of {size} x {size} pixels from a caption: "
         f"{parameters:,} parameters, text encoder `{stored.text.name}`, trained for {counted(manifest['step'], 'step')} on "
         f"{counted(manifest['images_seen'], 'image')} of `{_public(data['address'])}` with t2i "
-        f"{manifest['versions']['t2i']}.{_start(manifest)}"
+        f"{manifest['versions']['t2i']}.{_start(manifest)}{_privacy(manifest)}"
+    )
+
+
+def _privacy(manifest: Mapping[str, Any]) -> str:
+    """Returns a sentence about what the training may tell of an image, or "" where nothing is guaranteed."""
+    spent = manifest.get("privacy")
+    if not isinstance(spent, Mapping):
+        return ""
+    return (
+        f" Training was ({spent['epsilon']:.3g}, {spent['delta']:g})-differentially private for one image more or less "
+        f"(DP-SGD, noise multiplier {spent['noise_multiplier']:g}, {counted(spent['steps'], 'step')})."
     )
 
 

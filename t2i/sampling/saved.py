@@ -4,7 +4,7 @@ model_index.json            family, checkpoint manifest, sha256 of each file
 generator/config.json       one folder for each component of the family
 generator/model.safetensors
 text_encoder/               files for `t2i.text.load_encoder`
-trained_on.safetensors      hashes of the training data, if the run has them
+trained_on.safetensors      hashes of the training data, if the run has them and is not private
 README.md, grid.png         the model card
 """
 
@@ -248,11 +248,16 @@ def write(folder: Path, stored: Stored, dtype: torch.dtype | None = None) -> Non
             "settings": dict(stored.settings),
             "text_digest": stored.text.digest(),
             "sha256": digests,
-            "checkpoint": _published(stored.manifest),
+            "checkpoint": _published(_without_hashes(stored.manifest)),
         }
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", "utf-8")
-        if (record := stored.home / RECORD).is_file():
+        if (record := stored.home / RECORD).is_file() and "privacy" not in stored.manifest:
             (folder / RECORD).write_bytes(record.read_bytes())
+
+
+def _without_hashes(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the manifest; that of a private model without hashes of its training data, by which an image could be tried."""
+    return {key: value for key, value in manifest.items() if key != "data"} if "privacy" in manifest else manifest
 
 
 def _published(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Tells what a trained model gives away about its training images."""

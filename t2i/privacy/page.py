@@ -1,0 +1,51 @@
+"""The page of `t2i eval privacy`: the scores, and the sampled images that are nearest to training images."""
+
+from pathlib import Path
+
+import numpy as np
+
+from t2i.files import write_text
+from t2i.metrics.score import rounded
+from t2i.privacy.attacks import flat
+from t2i.privacy.scores import Attacked
+from t2i.report.judged import Pool
+from t2i.report.neighbours import neighbours_of
+from t2i.report.template import inline, render, style
+
+FOLDER = Path(__file__).parent
+
+
+def write_page(out: Path, title: str, facts: dict[str, str], attacked: Attacked) -> None:
+    """Writes the page, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    members, others = attacked.sides.members, attacked.sides.others
+    made = attacked.sampled[: len(members)]
+    pool = Pool(members, [], list(made), np.empty(0))
+    real = flat(attacked.sides.other_pixels)
+    near = neighbours_of(
+        f"{len(members):,} training images", pool, members, flat(made), real, flat(attacked.sides.member_pixels)
+    )
+    rows = [
+        {
+            "made": inline(one.made.image),
+            "caption": one.made.caption,
+            "training": [(inline(image.image), f"{distance:.3f}", image.caption) for image, distance in one.training],
+        }
+        for one in near.nearest
+    ]
+    scores = [
+        (
+            score.name,
+            rounded(score.value),
+            "" if score.interval is None else " to ".join(map(rounded, score.interval)),
+            rounded(score.bounds["chance"]),
+        )
+        for score in attacked.scores
+    ]
+    told = {"sampled": f"{near.median:.3f}", "held": f"{near.held_out:.3f}", "others": f"{len(others):,}"}
+    look = style("chart.css", "style.css")
+    values = {"facts": facts, "scores": scores, "rows": rows, "near": near, **told}
+    write_text(out, render("page.html", FOLDER, title=title, style=look, **values))

@@ -1,0 +1,58 @@
+"""Refuses what would void the account of a private run: other parts of the model that have seen its training images."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from t2i.config.training import PrivacyConfig
+from t2i.data import Dataset
+from t2i.errors import InputError
+from t2i.names import counted
+from t2i.training.trained_on import RECORD, is_rendered, note, read_record
+from t2i.weights import find
+
+
+def refuse_seen(train: Dataset, parts: Mapping[str, str | None]) -> None:
+    """Refuses frozen parts that were trained on some of the training images, or of which nobody can tell.
+
+    Args:
+        parts: config key -> the run or saved model that the part comes from; None: the encoder of the shipped models.
+
+    Raises:
+        InputError: the message names the part and what to take instead.
+    """
+    own = note(train, train.fingerprint())
+    for key, place in parts.items():
+        if place is None:
+            if is_rendered(train.address):
+                raise InputError(
+                    f"{key}: the encoder of the shipped models was trained on rendered shapes, and privacy for {train.address} "
+                    "cannot be told with it; take a published encoder, as text.encoder=clip"
+                )
+            continue
+        folder = find(place)
+        record = next((found for at in (folder, folder.parent) if (found := read_record(at / RECORD))), None)
+        if record is None:
+            raise InputError(
+                f"{key} {place} has no record of its training data ({RECORD} is missing), and privacy needs a part that has not "
+                "seen these images; name a run of t2i train on other data"
+            )
+        shared = int(np.isin(own.pixels, record.pixels).sum())
+        if shared:
+            raise InputError(
+                f"{key} {place} was trained on {shared:,} of the {counted(len(train), 'image')} of {train.address} without "
+                "noise, so privacy would not hold; train it on other data"
+            )
+
+
+def refuse_unaccountable(config: PrivacyConfig, images: int, per_step: int, processes: int) -> None:
+    """Raises InputError for several processes, a step larger than the data, or a delta that lets an image be published."""
+    if processes > 1:
+        raise InputError(f"privacy is accounted for on one process, and there are {processes}; start one")
+    if per_step > images:
+        raise InputError(f"a step of {per_step} images is more than the {images:,} there are; lower train_batch_size")
+    if config.delta >= 1 / images:
+        raise InputError(
+            f"privacy.delta {config.delta:g} is not below 1 / {images:,} images: publishing one of them whole would be within "
+            f"it; set privacy.delta={0.1 / images:.1g} or less"
+        )

@@ -4,12 +4,14 @@ Each attack gives a number an image, high for one that it takes for a training i
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from t2i import seeding
 from t2i.cgan.critic import PART, critic_logits
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
@@ -24,10 +26,11 @@ from t2i.trained import open_run
 
 LEAST = 100  # images below which 1 % is not one image
 BATCH = 32
+CANDIDATES = 4  # images that are looked through for each that is chosen
 
 
 class Sides(NamedTuple):
-    """As many training images as images of val, chosen by their number alone."""
+    """As many training images as images of val, with captions of the same lengths: longer ones are of fuller images."""
 
     members: Images
     others: Images
@@ -36,24 +39,51 @@ class Sides(NamedTuple):
 
 
 def open_sides(pipe: TextToImagePipeline, n: int) -> Sides:
-    """Opens training images and images of val of the data that a model was trained on.
+    """Opens n training images and n images of val of the data that a model was trained on, or fewer where there are fewer.
 
     Raises:
-        InputError: the data is not there, or has no val.
+        InputError: the data is not there, has no val, or captions of other lengths there.
     """
     data = pipe.manifest["config"]["data"]
     fit = "center" if data.get("fit") == "random" else data.get("fit", "center")
     view = View(data["resolution"], fit, None, data.get("split_seed", 0))
-    limited = view if data.get("limit") is None else View(view.resolution, view.fit, data["limit"], view.seed)
+    views = {"train": view if data.get("limit") is None else replace(view, limit=data["limit"]), "val": view}
     address = str(data["address"])
-    count = min(n, *(len(open_dataset(address, name, how)) for name, how in (("train", limited), ("val", view))))
-    if count < LEAST:
-        warnings.warn(f"{count} images a side: 1 % of them is none, so that no false find is allowed", stacklevel=3)
-    members = dataset_images(address, "train", count, limited)
-    others = dataset_images(address, "val", count, view)
-    if members.captions is None or others.captions is None:
-        raise InputError(f"data {address} has no captions; the attacks need those that the model was trained with")
+    pools = [
+        dataset_images(address, split, min(CANDIDATES * n, len(open_dataset(address, split, its))), its)
+        for split, its in views.items()
+    ]
+    captions, other_captions = (pool.captions or [] for pool in pools)
+    pairs = matched(captions, other_captions, n)
+    if not pairs:
+        raise InputError(f"no caption of val of {address} is as long as one of train; the two cannot be compared")
+    if len(pairs) < LEAST:
+        warnings.warn(
+            f"{len(pairs)} images a side: 1 % of them is none, so that no false find is allowed", stacklevel=3
+        )
+    members, others = (_chosen(pool, [pair[side] for pair in pairs]) for side, pool in enumerate(pools))
     return Sides(members, others, *(_pixels(images) for images in (members, others)))
+
+
+def matched(first: Sequence[str], second: Sequence[str], n: int) -> list[tuple[int, int]]:
+    """At most n pairs of rows whose captions have as many words, each row once; a random choice, in order."""
+    by_length: dict[int, tuple[list[int], list[int]]] = {}
+    for side, captions in enumerate((first, second)):
+        for row, caption in enumerate(captions):
+            by_length.setdefault(len(caption.split()), ([], []))[side].append(row)
+    pairs = sorted(pair for rows in by_length.values() for pair in zip(*rows, strict=False))
+    return [pairs[k] for k in sorted(seeding.permutation(0, 0, len(pairs))[:n].tolist())]
+
+
+def _chosen(images: Images, rows: list[int]) -> Images:
+    captions = images.captions
+    assert captions is not None
+    return replace(
+        images,
+        ids=[images.ids[row] for row in rows],
+        captions=[captions[row] for row in rows],
+        chunks=lambda wanted: images.chunks([rows[k] for k in wanted]),
+    )
 
 
 def _pixels(images: Images) -> ImageArray:

@@ -10,7 +10,7 @@ from builders.tiny_prior_run import make_prior_run
 from builders.tiny_run import make_run
 from t2i.cli import app
 from t2i.metrics.score import read_scores
-from t2i.privacy.attacks import by_distance, flat
+from t2i.privacy.attacks import by_distance, flat, matched
 from t2i.privacy.membership import auc, found_at, membership
 
 
@@ -51,6 +51,13 @@ def test_distance_is_the_root_mean_square_of_pixels() -> None:
     assert by_distance(grey, np.concatenate([black, grey]))[0] == pytest.approx(0, abs=1e-6)
     assert by_distance(grey, black)[0] == pytest.approx(-0.2)
     assert flat(grey).shape == (1, 48)
+
+
+def test_both_sides_have_captions_of_the_same_lengths() -> None:
+    pairs = matched(["a b", "a", "a b c", "a b"], ["x", "x y", "x", "x y z v"], 9)
+    assert pairs == [(0, 1), (1, 0)]
+    many = matched(["a b"] * 50, ["x y"] * 60, 20)
+    assert len(many) == 20 == len({a for a, _ in many}) == len({b for _, b in many})
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def write_page(out: Path, title: str, facts: dict[str, str], attacked: Attacked)
     )
     rows = [
         {
-            "made": inline(one.made.image),
-            "caption": one.made.caption,
+            "made": inline(one.generated.image),
+            "caption": one.generated.caption,
             "training": [(inline(image.image), f"{distance:.3f}", image.caption) for image, distance in one.training],
         }
         for one in near.nearest

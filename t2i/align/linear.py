@@ -150,7 +150,9 @@ def ridge(pairs: Pairing, dims: int) -> Solver:
 
     def solve(regularisation: float) -> LinearMaps:
         predict_PQ = spectrum.divided(regularisation, 1.0) @ cross_RQ
-        axes_QE = principal_axes(text_NP @ predict_PQ, dims)
+        deviations_R1 = np.sqrt(spectrum.variances_R)[:, None]
+        # these R rows have the second moments of all N predictions
+        axes_QE = principal_axes(deviations_R1 * (spectrum.axes_DR.T @ predict_PQ), dims)
         return LinearMaps(text, predict_PQ @ axes_QE, image, axes_QE)
 
     return solve

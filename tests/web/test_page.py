@@ -153,10 +153,10 @@ def test_history_is_of_one_visit(page, tmp_path):
     [
         ({"prompt": "x" * 5000}, "shorten it to at most 4,096"),
         ({"number": 10**9}, "maximum"),
-        ({"number": "many"}, "wrong form"),
-        ({"seed": "NaN"}, "a seed is a whole number"),
+        ({"number": "many"}, "this request is malformed"),
+        ({"seed": "NaN"}, "a seed must be a whole number"),
         ({"model": "../../etc"}, "not in the list of choices"),
-        ({"guidance": {"path": "/etc/passwd"}}, "wrong form"),
+        ({"guidance": {"path": "/etc/passwd"}}, "this request is malformed"),
         ({"other": "9" * 5000}, "Value: 99999"),
     ],
 )

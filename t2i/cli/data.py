@@ -1,6 +1,6 @@
 """`t2i data`: checks, captions, exports and rewrites images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import typer
 from pydantic import BeforeValidator, model_validator
 
-from t2i.cli.environment import tell_address
+from t2i.cli.environment import print_address_notice
 from t2i.config.options import Options, argument, option, split_commas
 from t2i.errors import InputError
 from t2i.files import refuse_used
@@ -63,7 +63,7 @@ class FilterOptions(Options):
         if self.near is None:
             for flag, value in {"--min-score": self.min_score, "--top": self.top, "--by": self.by}.items():
                 if value is not None:
-                    raise InputError(f"{flag} {value} does nothing without words; add --near TEXT, or leave it out")
+                    raise InputError(f"{flag} {value} has no effect without --near; add --near TEXT, or drop it")
         elif (self.min_score is None) == (self.top is None):
             raise InputError(f"--near {self.near!r} needs one measure: --min-score S, or --top N")
         return self
@@ -113,14 +113,14 @@ def export(options: ExportOptions) -> None:
 
     if not options.split:
         raise InputError("--split names no split; give one or several, e.g. --split train,val")
-    tell_address(options.address)
+    print_address_notice(options.address)
     view = View(resolution=options.size, limit=options.n)
     opened = {name: open_dataset(options.address, name, view) for name in options.split}
     if len(opened) == 1:
         export_one(opened[options.split[0]], options.out)
     else:
         export_splits(opened, options.out)
-    _tell_written({name: len(dataset) for name, dataset in opened.items()}, options.out)
+    _print_written({name: len(dataset) for name, dataset in opened.items()}, options.out)
 
 
 def check(options: CheckOptions) -> None:
@@ -161,9 +161,9 @@ def filter_data(options: FilterOptions) -> None:
                 options.address, options.near, options.by, options.min_score, options.top, device(), tick
             )
         done = filter_captions(options.address, options.out, rules, *chosen)
-    _tell_written(done.images, options.out)
-    for why, count in done.left_out.items():
-        typer.echo(f"left out: {count:,} {why}")
+    _print_written(done.images, options.out)
+    for reason, count in done.left_out.items():
+        typer.echo(f"skipped {count:,} {reason}")
 
 
 def split_data(options: SplitOptions) -> None:
@@ -172,7 +172,7 @@ def split_data(options: SplitOptions) -> None:
     shares = {"train": options.train, "val": options.val, "test": options.test}
     with _decoding():
         done = split_images(options.address, options.out, shares, options.seed)
-    _tell_written(done.images, options.out)
+    _print_written(done.images, options.out)
 
 
 def pack_data(options: PackOptions) -> None:
@@ -191,10 +191,7 @@ def pack_data(options: PackOptions) -> None:
         )
     before = f", {done.before:,} were packed before" if done.before else ""
     typer.echo(f"packed {counted(done.images, 'image')}{before}: {counted(done.shards, 'shard')} in {options.shards}")
-    for name, reason in done.broken[:5]:
-        typer.echo(f"left out: {name}: {reason}")
-    if len(done.broken) > 5:
-        typer.echo(f"... and {len(done.broken) - 5:,} more")
+    _print_broken(done.broken)
 
 
 def caption_data(options: CaptionOptions) -> None:
@@ -202,7 +199,7 @@ def caption_data(options: CaptionOptions) -> None:
     from t2i.reader.captioning import write_captions
     from t2i.reader.reading import Reader
 
-    tell_address(options.address)
+    print_address_notice(options.address)
     prepare_cpu()
     reader = Reader.from_pretrained(options.by, device())
     with _decoding() as tick:
@@ -215,16 +212,13 @@ def caption_data(options: CaptionOptions) -> None:
             options.beams,
             lambda done, total: tick("captioning", done, total),
         )
-    before = f", {done.before:,} of them before" if done.before else ""
+    before = f", {done.before:,} of them in earlier calls" if done.before else ""
     typer.echo(f"wrote captions of {done.written:,} images{before} to {options.out}")
     if done.kept:
         typer.echo(f"kept the captions of {done.kept:,} images")
     if done.dropped:
-        typer.echo(f"left out: {done.dropped:,} images with an unlikely caption")
-    for name, reason in done.broken[:5]:
-        typer.echo(f"left out: {name}: {reason}")
-    if len(done.broken) > 5:
-        typer.echo(f"... and {len(done.broken) - 5:,} more")
+        typer.echo(f"skipped {done.dropped:,} images with an unlikely caption")
+    _print_broken(done.broken)
 
 
 @contextmanager
@@ -237,6 +231,14 @@ def _decoding() -> Iterator[Callable[[str, float, int], None]]:
         yield tick
 
 
-def _tell_written(images: dict[str, int], out: Path) -> None:
+def _print_broken(broken: Sequence[tuple[str, str]]) -> None:
+    """Prints the names of the first broken images, with the reasons."""
+    for name, reason in broken[:5]:
+        typer.echo(f"skipped {name}: {reason}")
+    if len(broken) > 5:
+        typer.echo(f"... and {len(broken) - 5:,} more")
+
+
+def _print_written(images: dict[str, int], out: Path) -> None:
     counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
     typer.echo(f"wrote {counts} image{'' if sum(images.values()) == 1 else 's'} to {out}")

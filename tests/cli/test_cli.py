@@ -296,7 +296,7 @@ def test_a_dry_run_prints_the_config_and_writes_nothing(run, trained, tmp_path, 
         "# text        aligned (the encoder of the shipped models)",
     ):
         assert line in out
-    assert "# training    4,000 steps of 64 images a process: 256,000 images, 2,560.0 epochs" in out
+    assert "# training    4,000 steps of 64 images per process: 256,000 images, 2,560.0 epochs" in out
     assert "# parameters  generator 1,000\n" in out and "# memory      1.2 GB at the peak of these steps\n" in out
     assert (
         "# time        about 43 minutes for the 4,000 steps left, at 100 images/s (measured: at most 16 steps " in out

@@ -7,16 +7,17 @@ a deleted file open can still read it.
 import os
 import re
 import time
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from t2i.errors import InputError
-from t2i.files import new_file
+from t2i.files import new_file, open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,6 +157,30 @@ def write_shard(path: Path, tensors: dict[str, "Tensor"]) -> None:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write the cache {path.parent}: {reason}; free some space or set T2I_CACHE") from error
+
+
+def read_shard(path: Path, name: str, check: Callable[[dict[str, "Tensor"]], bool]) -> dict[str, "Tensor"] | None:
+    """Returns the tensors of a shard, memory-mapped; None if it is not needed, or is damaged and therefore deleted.
+
+    Args:
+        name: name of the cache, for the warning about a damaged shard.
+        check: returns False if the shard is not needed; raises ValueError or KeyError for unexpected tensors.
+    """
+    try:
+        open_regular(path).close()
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            expected = (file.metadata() or {}).get("crc32")
+        if not check(tensors):
+            return None
+        if expected != checksum(tensors):
+            raise ValueError("its checksum is wrong")
+        return tensors
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        warnings.warn(f"{name} cache: {path} is damaged ({error}); its contents are computed again", stacklevel=5)
+        with suppress(OSError):
+            path.unlink()
+        return None
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -7,6 +7,11 @@ class InputError(ValueError):
     """Invalid input; the message names the value, the file and the fix."""
 
 
+def reason_of(error: Exception) -> str:
+    """Returns the type and the message of an exception in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 class TruncationWarning(UserWarning):
     """Captions were longer than the encoder's limit; given once per `encode` call."""
 

@@ -74,7 +74,7 @@ def announce_start(run: "Run") -> None:
     """Prints the device, the data, the number of parameters, the run directory and the length of a run."""
     config: Any = run.config
     if run.step >= run.total_steps:
-        more = "" if run.is_whole else "; set a higher max_train_steps to continue"
+        more = "" if getattr(config, "is_solved", False) else "; set a higher max_train_steps to continue"
         run.say(f"run {run.directory} is finished: {counted(run.step, 'step')} done{more}")
         return
     processes = f", {run.num_processes} processes" if run.num_processes > 1 else ""

@@ -12,20 +12,18 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from t2i.cache import cache_dir, checksum, write_shard
+from t2i.cache import cache_dir, read_shard, write_shard
 from t2i.distributed import Ranks
 from t2i.errors import InputError, TruncationWarning, warn_truncated
-from t2i.files import open_regular
 from t2i.names import counted
 from t2i.text import TextEncoder, TextFeatures
 
@@ -117,11 +115,9 @@ def encode_cached(
         InputError: on every rank, if the cache cannot be written or the encoder returns features that are not finite.
     """
     ranks = ranks or Ranks(1, True)
-    key = _key(encoder, dtype, tokens)
-    form = _Form(key, dtype, encoder.pooled_dim, encoder.max_tokens * tokens, encoder.token_dim)
-    folder = (root or cache_dir()) / "text" / form.key[:32]
+    form = _Form.of(encoder, dtype, tokens)
     hashes = [_hash(caption) for caption in captions]
-    shelf = _Shelf(folder, form, dict(zip(hashes, captions, strict=True)))
+    shelf = _Shelf((root or cache_dir()) / "text" / form.key[:32], form, dict(zip(hashes, captions, strict=True)))
     shelf.open_new()
     missing = ranks.broadcast(shelf.missing())
     share = ranks.share(len(missing))
@@ -132,9 +128,9 @@ def encode_cached(
         ranks.each(lambda: shelf.encode(encoder, shelf.missing(), on_progress))
     if lost := shelf.missing():
         raise InputError(
-            f"{counted(len(lost), 'caption')} cannot be read back from the cache {folder}; check that disk"
+            f"{counted(len(lost), 'caption')} cannot be read back from the cache {shelf.folder}; check that disk"
         )
-    places = torch.tensor([shelf.place[one] for one in hashes], dtype=torch.int64).reshape(-1, 2)
+    places = torch.tensor([shelf.place[caption] for caption in hashes], dtype=torch.int64).reshape(-1, 2)
     hits = len(shelf.caption_of) - len(missing)
     return CachedText(hits, len(missing), form.token_dim, form.pooled_dim, form.max_tokens, shelf.shards, places)
 
@@ -148,22 +144,31 @@ class _Form(NamedTuple):
     max_tokens: int
     token_dim: int
 
+    @classmethod
+    def of(cls, encoder: TextEncoder, dtype: torch.dtype, tokens: bool) -> "_Form":
+        """Returns the form of an encoder's features; `tokens` says if token states are stored."""
+        if dtype not in (torch.float32, torch.float16):
+            raise ValueError(f"dtype={dtype}: features are stored as torch.float32 or torch.float16")
+        parts = [FORMAT, encoder.name, encoder.digest(), encoder.max_tokens, str(dtype), tokens]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return cls(key, dtype, encoder.pooled_dim, encoder.max_tokens * tokens, encoder.token_dim)
+
 
 class _Shelf:
     """Finds the captions of a list in the shards of one folder, and adds shards for those that are missing."""
 
     def __init__(self, folder: Path, form: _Form, caption_of: dict[bytes, str]) -> None:
-        self._folder, self._form, self.caption_of = folder, form, caption_of
+        self.folder, self._form, self.caption_of = folder, form, caption_of
         self.shards: list[_Shard] = []
         self.place: dict[bytes, tuple[int, int]] = {}  # shard and row of each caption that was found
         self._seen: set[Path] = set()
 
     def missing(self) -> list[bytes]:
-        return [one for one in self.caption_of if one not in self.place]
+        return [caption for caption in self.caption_of if caption not in self.place]
 
     def open_new(self) -> None:
         """Opens the shards that have appeared since the last call."""
-        for path in sorted(set(self._folder.glob("*.safetensors")) - self._seen):
+        for path in sorted(set(self.folder.glob("*.safetensors")) - self._seen):
             self._add(path)
 
     def encode(
@@ -174,7 +179,7 @@ class _Shelf:
             part = list(hashes[done : done + SHARD_CAPTIONS])
             report = (lambda count, done=done: on_progress(done + count, len(hashes))) if on_progress else None
             tensors = _encode(encoder, [self.caption_of[one] for one in part], self._form, report)
-            self._add(_write(self._folder, self._form, part, tensors))
+            self._add(_write(self.folder, self._form, part, tensors))
 
     def _add(self, path: Path) -> None:
         shard = _open(path, self._form, self.caption_of.keys() - self.place.keys())
@@ -183,13 +188,6 @@ class _Shelf:
             rows = enumerate(_split(shard.captions))
             self.place.update({one: (len(self.shards), row) for row, one in rows if one not in self.place})
             self.shards.append(shard)
-
-
-def _key(encoder: TextEncoder, dtype: torch.dtype, tokens: bool) -> str:
-    if dtype not in (torch.float32, torch.float16):
-        raise ValueError(f"dtype={dtype}: features are stored as torch.float32 or torch.float16")
-    parts = [FORMAT, encoder.name, encoder.digest(), encoder.max_tokens, str(dtype), tokens]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _hash(caption: str) -> bytes:
@@ -235,39 +233,30 @@ def _write(folder: Path, form: _Form, hashes: list[bytes], tensors: dict[str, Te
 
 def _open(path: Path, form: _Form, missing: set[bytes]) -> _Shard | None:
     """Returns a shard, memory-mapped; None if it holds no missing caption, or is damaged and therefore deleted."""
-    try:
-        open_regular(path).close()
-        with safe_open(path, framework="pt") as file:
-            captions = file.get_tensor("captions")
-            if path.stem != _name(form, captions.numpy().tobytes()):
-                raise ValueError("its captions are not those of its name")
-            if missing.isdisjoint(_split(captions)):
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            stored = (file.metadata() or {}).get("crc32")
-        return _check(tensors, stored, form)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        warnings.warn(f"text cache: {path} is damaged ({error}); its captions are encoded again", stacklevel=4)
-        with suppress(OSError):
-            path.unlink()
+
+    def check(tensors: dict[str, Tensor]) -> bool:
+        captions = tensors["captions"]
+        if path.stem != _name(form, captions.numpy().tobytes()):
+            raise ValueError("its captions are not those of its name")
+        if missing.isdisjoint(_split(captions)):
+            return False
+        expected = {
+            "captions": ((len(captions), _HASH_BYTES), torch.uint8),
+            "mask": ((len(captions), form.max_tokens), torch.bool),
+            "pooled": ((len(captions), form.pooled_dim), form.dtype),
+            "tokens": ((int(tensors["mask"].sum()), form.token_dim), form.dtype),
+        }
+        present = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        if present != expected:
+            raise ValueError(f"it holds {present}")
+        return True
+
+    tensors = read_shard(path, "text", check)
+    if tensors is None:
         return None
-
-
-def _check(tensors: dict[str, Tensor], stored: str | None, form: _Form) -> _Shard:
-    mask_NT, captions = tensors["mask"], tensors["captions"]
-    lengths_N = mask_NT.sum(dim=1)
-    expected = {
-        "captions": ((len(captions), _HASH_BYTES), torch.uint8),
-        "mask": ((len(captions), form.max_tokens), torch.bool),
-        "pooled": ((len(captions), form.pooled_dim), form.dtype),
-        "tokens": ((int(lengths_N.sum()), form.token_dim), form.dtype),
-    }
-    present = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    if present != expected:
-        raise ValueError(f"it holds {present}")
-    if stored != checksum(tensors):
-        raise ValueError("its checksum is wrong")
-    return _Shard(captions, tensors["pooled"], mask_NT, tensors["tokens"], lengths_N.cumsum(dim=0) - lengths_N)
+    lengths_N = tensors["mask"].sum(dim=1)
+    starts_N = lengths_N.cumsum(dim=0) - lengths_N
+    return _Shard(tensors["captions"], tensors["pooled"], tensors["mask"], tensors["tokens"], starts_N)
 
 
 @contextmanager

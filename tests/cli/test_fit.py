@@ -21,7 +21,7 @@ from t2i import checkpoint
 from t2i.cli import app
 from t2i.cli.fit import data as looks
 from t2i.cli.fit import plan, program, tour
-from t2i.cli.fit.plan import Chosen, Facts, is_stale, choose, needed, schedule, steps
+from t2i.cli.fit.plan import Chosen, Facts, choose, is_stale, needed, schedule, steps
 from t2i.cli.fit.words import expectations
 from t2i.config.load import load
 from t2i.families import config_class

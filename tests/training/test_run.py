@@ -643,7 +643,8 @@ def test_steps_that_stay_broken_go_back_once_to_the_last_sound_checkpoint(tmp_pa
 
         cfg = config(checkpointing_steps=2, checkpoints_total_limit=2)
         with pytest.warns(
-            UserWarning, match="step 7: losses or gradients are no longer finite; .* weights of step 4; if"
+            UserWarning,
+            match="step 7: losses or gradients are no longer finite; continuing once with the weights of step 4",
         ):
             train(tmp_path, cfg, each_step, spoilt=lambda step: step in (5, 6, 7))
         return drift

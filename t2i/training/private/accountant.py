@@ -1,7 +1,7 @@
-"""What private training has cost so far: epsilon of (epsilon, delta)-differential privacy, for one image more or less.
+"""Computes the privacy cost of a run: epsilon of (epsilon, delta)-differential privacy, for adding or removing one image.
 
-The accountant is that of Opacus, by Renyi divergences of the sampled Gaussian mechanism (Mironov et al., 2019), which the extra
-`t2i[privacy]` installs. Each step costs the same, so that nothing is kept but their number.
+Uses the accountant of Opacus (extra `t2i[privacy]`), which bounds Renyi divergences of the sampled Gaussian mechanism (Mironov
+et al., 2019). All steps cost the same, so their number is enough.
 """
 
 import warnings
@@ -11,10 +11,10 @@ from t2i.errors import InputError
 
 
 class Accountant:
-    """The account of one run.
+    """The privacy accountant of one run.
 
     Args:
-        rate: probability with which an image is in a step.
+        rate: probability that a step uses a given image.
 
     Raises:
         InputError: Opacus is not installed.
@@ -35,12 +35,11 @@ class Accountant:
         self._one_step = rdp.compute_rdp(q=rate, noise_multiplier=config.noise_multiplier, steps=1, orders=self._orders)
 
     def epsilon(self, steps: int) -> float:
-        """Epsilon after so many steps."""
+        """Returns epsilon after a number of steps."""
         if steps == 0:
             return 0.0
-        with (
-            warnings.catch_warnings()
-        ):  # the best order may be the first or the last: the bound holds, and may be loose
+        with warnings.catch_warnings():
+            # Opacus warns if the best order is the first or the last: the bound is valid, but may be loose
             warnings.simplefilter("ignore")
             spent = self._rdp.get_privacy_spent(orders=self._orders, rdp=self._one_step * steps, delta=self._delta)
         return float(spent[0])

@@ -1,7 +1,7 @@
-"""Private draws: which images a step sees, and its noise. Whoever knew them could take the noise away again.
+"""Draws the images and the noise of each step of private training. Anyone who knew them could remove the noise again.
 
-They are functions of (secret, step), so that a run resumes bit for bit. The secret is the file `privacy.key` of the run
-directory, which no saved pipeline has. The generators are not those of cryptography.
+They are functions of (secret, step), so that a run resumes bit for bit. The secret is in the file `privacy.key` of the run
+directory and not in saved pipelines. The generators are not cryptographically secure.
 """
 
 import os
@@ -24,31 +24,33 @@ _BYTES = 8
 
 
 def secret_of(run: Run) -> int:
-    """Returns the secret of a run, drawn when it starts; a resumed run whose key is gone draws another."""
+    """Returns the secret of a run, which is drawn when the run starts, or again on resume if its file is missing."""
     path = run.directory / KEY
     if run.is_new or not path.exists():
         if not run.is_new:
-            warnings.warn(f"{path} is gone: the run goes on with other noise, as private as before", stacklevel=2)
+            warnings.warn(
+                f"{path} is missing: the run continues with other noise; privacy is not affected", stacklevel=2
+            )
         write_text(path, secrets.token_hex(_BYTES) + "\n")
         os.chmod(path, 0o600)
     try:
         return int(read_regular(path).decode(), 16)
     except ValueError as error:
-        raise InputError(f"{path} holds no key; delete it, and the run draws another") from error
+        raise InputError(f"{path} does not hold a key; delete it, and the run will draw another") from error
 
 
 def noise_of(secret: int, step: int, device: torch.device) -> torch.Generator:
-    """Returns the generator of the noise of one step."""
+    """Returns the noise generator of one step."""
     return torch.Generator(device).manual_seed(seeding.derive(secret, "noise", step))
 
 
 class PoissonRows(Iterator[Rows]):
-    """A batch a step in which each row is with the same probability, whatever others are: as the account supposes.
+    """Yields the batch of each step, which contains each row independently with the same probability (Poisson sampling).
 
     Args:
-        rows: those that may be drawn.
-        rate: probability of each.
-        start: steps done.
+        rows: rows to choose from.
+        rate: probability of each row.
+        start: first step.
     """
 
     def __init__(self, rows: NDArray[np.int64], rate: float, secret: int, start: int = 0) -> None:

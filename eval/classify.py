@@ -57,6 +57,16 @@ def chosen_rows(dataset: Dataset, values: Values, most: int | None) -> list[int]
     return [known[k] for k in choose(len(known), most, where)]
 
 
+def true_classes(dataset: Dataset, values: Values, rows: list[int], classes: tuple[str, ...]) -> Labelled:
+    """Returns the classes of held-out rows; raises InputError if none of them is a class of the training split."""
+    truth = labelled([values[row] for row in rows], classes)
+    if not truth.has_NC.any():
+        raise InputError(
+            f"split {dataset.split} shares no class with split train, e.g. because classes are split; name another with --split"
+        )
+    return truth
+
+
 def features_of(extractor: ImageTextExtractor, dataset: Dataset, rows: list[int], tick: Any) -> dict[str, Features]:
     """Returns the features of images and of their first captions."""
     parts = []
@@ -99,34 +109,28 @@ def main(options: ClassifyOptions) -> None:
     rows = chosen_rows(train, values, options.train_n)
     classes = classes_of([values[row] for row in rows], f"label {options.label} of {train.address}, split train")
     labels = labelled([values[row] for row in rows], classes)
+    base = ScoreProtocol(
+        metric_version=VERSION,
+        extractor=extractor.clip_name,
+        extractor_digest=extractor.digest(),
+        n_real=len(rows),
+        captions="first",
+        resize=extractor.resize,
+        resolution=resolution,
+        sampling=f"logistic regression, c {options.c:g}",
+    )
     scores: list[Score] = []
     with shown_progress() as tick:
         features = features_of(extractor, train, rows, tick)
 
         # Scores of each held-out split in four directions
         for split in options.split:
-            dataset, truth_values = open_split(options, split, options.n, resolution)
-            held = chosen_rows(dataset, truth_values, options.n)
-            truth = labelled([truth_values[row] for row in held], classes)
-            if not truth.has_NC.any():
-                raise InputError(
-                    f"split {split} shares no class with split train, e.g. because classes are split; name another with --split"
-                )
-            predicted = predictions(features, labels, features_of(extractor, dataset, held, tick), options.c)
-            protocol = ScoreProtocol(
-                metric_version=VERSION,
-                extractor=extractor.clip_name,
-                extractor_digest=extractor.digest(),
-                n_real=len(rows),
-                n_fake=len(held),
-                data=dataset.address,
-                data_digest=dataset.fingerprint(),
-                split=dataset.split,
-                captions="first",
-                resize=extractor.resize,
-                resolution=resolution,
-                sampling=f"logistic regression, c {options.c:g}",
-            )
+            dataset, values = open_split(options, split, options.n, resolution)
+            rows = chosen_rows(dataset, values, options.n)
+            truth = true_classes(dataset, values, rows, classes)
+            predicted = predictions(features, labels, features_of(extractor, dataset, rows, tick), options.c)
+            about = {"data": dataset.address, "data_digest": dataset.fingerprint(), "split": dataset.split}
+            protocol = replace(base, n_fake=len(rows), **about)
             for direction in DIRECTIONS:
                 scores += scores_of(options.label, direction, predicted[direction], truth, labels, protocol)
 

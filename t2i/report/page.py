@@ -77,7 +77,7 @@ def make_report(options: ReportOptions, out: Path, tick: "Tick", extras: Extras 
         tick: called with the name of the stage, the number of finished images and the total.
 
     Raises:
-        InputError: a folder is no run or has no checkpoint, there are no held-out captions, or `out` cannot be written.
+        InputError: a folder is not a run or has no checkpoint, there are no held-out captions, or `out` cannot be written.
     """
     from t2i.report.gallery import make_gallery
 

@@ -89,7 +89,7 @@ def open_runs(places: Sequence[str | Path]) -> list[ShownRun]:
     """Opens the runs, each with a unique name.
 
     Raises:
-        InputError: a folder is no run, has no checkpoint, or is named twice.
+        InputError: a folder is not a run, has no checkpoint, or is named twice.
     """
     paths = [find(place) for place in places]
     real = [os.path.realpath(path) for path in paths]
@@ -107,7 +107,7 @@ def open_run(folder: Path, name: str) -> ShownRun:
         InputError: the folder is neither, or has no intact checkpoint.
     """
     if not folder.is_dir() or not any((folder / part).exists() for part in ("checkpoints", "config.yaml", INDEX)):
-        what = "does not exist" if not folder.exists() else "is no run: it holds no checkpoints"
+        what = "does not exist" if not folder.exists() else "is not a run: it holds no checkpoints"
         raise InputError(f"{folder} {what}; name a run directory of t2i train")
     from t2i.trained import open_run as open_trained
     from t2i.trained import refuse_links

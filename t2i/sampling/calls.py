@@ -69,7 +69,7 @@ def split_idle(
         values, why = idle[name]
         value = arguments[name]
         if not any(value is other or (type(value) is type(other) and value == other) for other in values):
-            raise InputError(f"{callee} does not take {name}={_short(value)}: {why}; leave it out")
+            raise InputError(f"{callee} does not take {name}={_short(value)}: {why}; drop it")
     return {name: value for name, value in arguments.items() if name not in idle}
 
 
@@ -92,7 +92,7 @@ def settings_of_call(arguments: Mapping[str, Any], resolution: int) -> dict[str,
     """Returns the settings of the family from the keyword arguments of a call.
 
     Args:
-        resolution: pixels a side of the model's images, the only valid height and width.
+        resolution: pixels per side of the model's images, the only valid height and width.
     """
     settings = split_idle(arguments, IDLE_CALL, "a call")
     for side in ("height", "width"):
@@ -108,12 +108,13 @@ def prompts_of(prompt: Any) -> list[str]:
     """Returns the prompts as a list, cleaned like training captions.
 
     Raises:
-        InputError: `prompt` is neither a text nor a list of texts, or a text is empty or too long.
+        InputError: `prompt` is neither a text nor a list of texts, the list is empty, or a text is empty or too long.
     """
     if isinstance(prompt, str):
         return [clean_prompt(prompt)]
     if not _is_list(prompt):
         raise InputError(f"a prompt must be text or a list of texts, got {_short(prompt)}")
+    count("prompts", len(prompt))
     return [clean_prompt(text) for text in prompt]
 
 

@@ -77,9 +77,9 @@ class SampleOptions(Sampling):
         parts = {"--init": self.init, "--mask": self.mask, "--keep-rows": self.keep_rows, "--edit": self.edit}
         first = next((name for name, value in parts.items() if value is not None), None)
         if self.interpolate and first:
-            raise InputError(f"{first} does nothing with --interpolate; drop one of the two")
+            raise InputError(f"{first} has no effect with --interpolate; drop one of the two")
         if self.interpolate and self.best_of > 1:
-            raise InputError(f"--best-of {self.best_of} does nothing with --interpolate; drop one of the two")
+            raise InputError(f"--best-of {self.best_of} has no effect with --interpolate; drop one of the two")
         if self.scorer is not None and self.best_of == 1:
             raise InputError(
                 f"--scorer {self.scorer} chooses among candidates, and there is only one; set --best-of to 2 or more"

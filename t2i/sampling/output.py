@@ -242,7 +242,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         return decode(path)
     except BrokenImage as error:
-        raise InputError(f"{path} is no image that can be read ({error}); name a PNG or JPEG file") from error
+        raise InputError(f"{path} cannot be read as an image ({error}); name a PNG or JPEG file") from error
 
 
 def prompt_in(path: Path) -> str | None:

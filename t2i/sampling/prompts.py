@@ -63,7 +63,7 @@ def read_prompts(path: Path) -> list[str]:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
-            f"prompts file {path} is no {', '.join(filter(None, READERS))} file; write a .txt file with one prompt a line"
+            f"prompts file {path} is not a {', '.join(filter(None, READERS))} file; write a .txt file with one prompt per line"
         )
     prompts: list[str] = []
     for number, prompt in reader(_text(path), shown(path)):
@@ -172,7 +172,7 @@ def _quoted(text: str, delimiter: str, name: str) -> Iterator[tuple[int, list[st
             before = reader.line_num
     except csv.Error as error:
         raise InputError(
-            f"{name} line {before + 1} is no row of a table ({error}); put quotes around its cells"
+            f"{name} line {before + 1} is not a row of a table ({error}); put quotes around its cells"
         ) from None
 
 

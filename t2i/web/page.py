@@ -15,7 +15,7 @@ from t2i.web.work import Made, Stop, Work
 
 MOST_ENTRIES = 30  # entries in the history of a visit
 MOST_CHARACTERS = 300  # of a message
-CANVAS = 512  # pixels a side of an image on the canvas
+CANVAS = 512  # pixels per side of an image on the canvas
 KEPT_SECONDS = 24 * 3600  # uploads and images stay in Gradio's cache for this time
 
 

@@ -556,7 +556,7 @@ def test_exported_data_passes_the_check(run):
         (("data", "export", "shapes-1", "none", "--split", " ,"), "names no split"),
         (("data", "check", "one", "--sheet", "no/sheet.png"), "there is no folder no"),
         (("data", "check", "x" * 10_000), "is too long for the name of a file or folder"),
-        (("eval", "score", "bare"), "bare holds no images and is no run"),
+        (("eval", "score", "bare"), "bare holds no images and is not a run"),
         (("eval", "score", "x" * 10_000), "is too long for the name of a file or folder"),
     ):
         status, out, err = run(*argv)

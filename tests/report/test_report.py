@@ -668,7 +668,7 @@ def test_runs_of_different_data_are_warned_of(tmp_path, capsys):
     ("words", "message"),
     [
         (["{gan}/../nowhere"], "nowhere does not exist; name a run directory of t2i train"),
-        (["{gan}/text"], "text is no run: it holds no checkpoints; name a run directory of t2i train"),
+        (["{gan}/text"], "text is not a run: it holds no checkpoints; name a run directory of t2i train"),
         (["{young}"], "young has no checkpoint yet; train until its first one"),
         (["{gan}", "{gan}/."], "gan is named twice; name each run once"),
         (["{gan}", "--out", "{here}"], "here.html exists; delete it, or name another file with --out"),

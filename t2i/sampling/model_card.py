@@ -1,10 +1,11 @@
 """Writes the model card of a saved pipeline: description, usage, scores and training config."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from t2i.config.load import leaves
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
 from t2i.families import FAMILIES
@@ -87,7 +88,7 @@ def _card(name: str, stored: Stored, license: str, prompts: Sequence[str], files
         "",
         "| hyper-parameter | value |",
         "|---|---|",
-        *(f"| `{key}` | {_cell(value)} |" for key, value in _leaves(stored.manifest["config"])),
+        *(f"| `{key}` | {_cell(value)} |" for key, value in leaves(stored.manifest["config"])),
     ]
     return _front(name.rpartition("/")[2], stored.family, license, scores) + "\n".join(lines) + "\n"
 
@@ -183,14 +184,6 @@ def _public(address: str) -> str:
     """Returns an address without its parent folders, which are private."""
     kind, colon, rest = address.rpartition(":")
     return f"{kind}{colon}{Path(rest).name}"
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _cell(value: Any) -> str:

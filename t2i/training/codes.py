@@ -21,7 +21,7 @@ from torch import Tensor
 
 from t2i.cache import cache_dir, read_shard, write_shard
 from t2i.data import Dataset
-from t2i.data.loader import BatchReader, Broken
+from t2i.data.loader import Broken, RowReader
 from t2i.distributed import Ranks
 from t2i.errors import InputError
 from t2i.families import ImageTokenizer
@@ -149,7 +149,7 @@ class _Cache(NamedTuple):
         Raises:
             InputError: a shard cannot be written, the data has vanished, or too many images cannot be decoded.
         """
-        reader, done, total = BatchReader(dataset), 0, sum(map(self.count, numbers))
+        reader, done, total = RowReader(dataset), 0, sum(map(self.count, numbers))
         broken: list[Broken] = []
         for number in numbers:
             parts, shown = [], []

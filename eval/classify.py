@@ -99,8 +99,7 @@ def predictions(
 
 def main(options: ClassifyOptions) -> None:
     prepare_cpu()
-    if options.out is not None:
-        refuse_unwritable(options.out, "a JSON file", "--out")
+    refuse_unwritable(options.out, "a JSON file", "--out")
 
     # Encoder, and the classes and features of the training split
     extractor = open_image_text(options.run)

@@ -22,7 +22,7 @@ from t2i.errors import InputError
 from t2i.files import refuse_unwritable
 from t2i.hardware import prepare_cpu
 from t2i.images import ImageArray, grid
-from t2i.metrics.score import Score, rounded, write_scores
+from t2i.metrics.score import Score, rounded, score_row, write_scores
 from t2i.scoring.comparison import Samples, beside
 from t2i.scoring.images.store import FeatureFile
 from t2i.scoring.options import ScoreOptions, refuse_ignored
@@ -34,17 +34,10 @@ from t2i.weights import shipped
 COLUMNS = ("score", "value", "95 % interval", "real", "shuffled")  # the last two are names of bounds
 
 
-def row(score: Score) -> list[str]:
-    """Returns one line of the table."""
-    interval = "" if score.interval is None else "..".join(map(rounded, score.interval))
-    beside = (rounded(score.bounds[key]) if key in score.bounds else "" for key in COLUMNS[3:])
-    return [score.name, rounded(score.value), interval, *beside]
-
-
 def show(scores: Sequence[Score]) -> None:
     """Prints the table; for unseen combinations only `strict`, while the file has every aspect."""
     shown = [score for score in scores if "-unseen-" not in score.name or "-strict-" in score.name]
-    table(COLUMNS, [row(score) for score in shown])
+    table(COLUMNS, [score_row(score, COLUMNS[3:]) for score in shown])
     for score in shown:
         for bound, value in score.bounds.items():
             if bound not in COLUMNS:

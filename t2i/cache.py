@@ -114,18 +114,18 @@ def _files() -> Iterator[tuple[Path, int, float]]:
 
 def parse_size(text: str) -> int:
     """Converts `10GB` to bytes, where 1 GB is 10^9 bytes."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
         raise InputError(f"--max-size {text!r} is not a size; write it as 10GB or 500MB")
-    return int(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " "))
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
 
 
 def parse_age(text: str) -> float:
     """Converts `30d` to seconds."""
-    found = _AGE.fullmatch(text.strip())
-    if found is None:
+    match = _AGE.fullmatch(text.strip())
+    if match is None:
         raise InputError(f"--older-than {text!r} is not an age; write it as 30d, 12h or 2w")
-    return float(found[1]) * _SECONDS[found[2].lower()]
+    return float(match[1]) * _SECONDS[match[2].lower()]
 
 
 _STALE_SECONDS = 24 * 3600

@@ -193,16 +193,19 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def refuse_unwritable(out: Path, kind: str, option: str = "") -> None:
+def refuse_unwritable(out: Path | None, kind: str, option: str = "") -> None:
     """Raises InputError if a file cannot be written; call it before the work whose result the file will hold.
 
     Args:
+        out: None: no file will be written.
         kind: kind of the file, e.g. `a JSON file`.
         option: the option that named the file; "": none.
 
     Raises:
         InputError: `out` is a folder, or its folder does not exist or cannot be written.
     """
+    if out is None:
+        return
     why = ""
     if out.is_dir():
         why = "is a folder"

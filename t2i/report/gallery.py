@@ -107,17 +107,17 @@ def _splits(address: str, run: ShownRun, options: ReportOptions) -> list[str]:
         for split in options.split:
             open_dataset(address, split, _view(run))
         return list(options.split)
-    found, problem = [], None
+    splits, problem = [], None
     for split in ("val", "heldout", "test"):
         try:
             # `heldout` of a folder is another name of `test` or `val`
-            if not (split == "test" and found) and open_dataset(address, split, _view(run)).split == split:
-                found.append(split)
+            if not (split == "test" and splits) and open_dataset(address, split, _view(run)).split == split:
+                splits.append(split)
         except InputError as error:
             problem = problem or error
-    if not found:
+    if not splits:
         raise InputError(f"{problem or f'{address} holds no held-out split'}; or name other captions with --data")
-    return found
+    return splits
 
 
 def _view(run: ShownRun) -> View:

@@ -52,7 +52,7 @@ class Progress:
         elif show:
             means = self._means.take(self._ranks, self._device, keep=True)
             if self._journal is not None:
-                self._journal.write(step, means, kept=False)
+                self._journal.write(step, means, store=False)
         if self._journal is not None:
             self._journal.show(step)
 
@@ -80,10 +80,10 @@ def announce_start(run: "Run") -> None:
     processes = f", {run.num_processes} processes" if run.num_processes > 1 else ""
     precision = {"no": "fp32"}.get(run.accelerator.mixed_precision, run.accelerator.mixed_precision)
     run.say(f"device: {why_device(run.device, config.device)}{processes}, {precision}")
-    if "data" in run.identity.kept:
+    if "data" in run.identity.digests:
         data = getattr(config, "data", None)
         what = f"{data.address}, {data.resolution} px, " if data is not None else ""
-        counts = describe_counts(run.identity.kept["data"])
+        counts = describe_counts(run.identity.digests["data"])
         run.say(f"data: {what}{counts}; {counted(run.images_per_step, 'image')} per step")
     if sizes := run.parts.sizes():
         run.say(f"parameters: {sizes}")

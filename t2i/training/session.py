@@ -176,7 +176,7 @@ class Session:
             "config_hash": config_digest(self.config),
             "config": self.config.model_dump(mode="json"),
             "versions": {"t2i": t2i.__version__, "torch": torch.__version__},
-            **self.identity.kept,
+            **self.identity.digests,
             **self.extra,
         }
 

@@ -781,7 +781,7 @@ def test_the_bar_and_its_scalars_are_whole_on_a_terminal(tmp_path: Path, columns
 def test_a_pipe_gets_a_line_at_once_and_no_number_twice(tmp_path: Path, capfd) -> None:
     def show() -> None:
         log = journal.Journal(tmp_path / "journal.jsonl", 50, seconds=0.0)
-        log.write(1, {"loss": 0.5}, kept=False)
+        log.write(1, {"loss": 0.5}, store=False)
         for step in (1, 10, 11, 50):
             if step in (10, 50):
                 log.write(step, {"loss": 1 / step, "images_per_second": 123.4})

@@ -143,11 +143,11 @@ def stages(chosen: Chosen) -> list[Stage]:
     return [*text, *judge, *tokenizer, GENERATORS[chosen.family, chosen.resolution]]
 
 
-def schedule(chosen: Chosen, speed: float, minutes: float, kept: Mapping[str, float] = NOTHING) -> list[Timed]:
+def schedule(chosen: Chosen, speed: float, minutes: float, earlier: Mapping[str, float] = NOTHING) -> list[Timed]:
     """Divides the minutes: each stage gets its share, or less if its images need less; the generator gets the rest.
 
     Args:
-        kept: stage -> minutes of the stages before the generator in an earlier call. They are kept unless there is much more
+        earlier: stage -> minutes of the stages before the generator in an earlier call. They are kept unless there is much more
             time now, since with another tokenizer or text encoder the generator is trained from scratch.
     """
     every, left = stages(chosen), minutes * (1 - OVERHEAD)
@@ -159,17 +159,17 @@ def schedule(chosen: Chosen, speed: float, minutes: float, kept: Mapping[str, fl
         limit = min(left, SHARES.get(stage.name, 1.0) * minutes)
         own = min(limit, 1.3 * steps / pace) if stage is not every[-1] else limit
         own = max(round(own, 2), 0.01)
-        if own < AGAIN * kept.get(stage.name, 0.0):
-            own = kept[stage.name]
+        if own < AGAIN * earlier.get(stage.name, 0.0):
+            own = earlier[stage.name]
         left = max(left - own, 0.0)
         timed.append(Timed(stage, steps, own, min(steps, pace * own), min(own, steps / pace)))
     return timed
 
 
-def is_stale(before: Chosen, timed: Sequence[Timed], kept: Mapping[str, float]) -> bool:
+def is_stale(before: Chosen, timed: Sequence[Timed], earlier: Mapping[str, float]) -> bool:
     """Returns True if a tokenizer or text encoder of an earlier generator is trained further, so that it no longer fits."""
     used = {stage.name for stage in stages(before)[:-1]} - {JUDGE.name}
-    return any(one.stage.name in used and one.minutes != kept.get(one.stage.name, one.minutes) for one in timed)
+    return any(one.stage.name in used and one.minutes != earlier.get(one.stage.name, one.minutes) for one in timed)
 
 
 def needed(timed: Sequence[Timed]) -> float:

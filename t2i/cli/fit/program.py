@@ -40,7 +40,7 @@ from t2i.config.options import Options, argument, option
 from t2i.config.section import Section
 from t2i.errors import InputError
 
-KEPT = "plan.json"
+PLAN_FILE = "plan.json"
 
 
 class FitOptions(Options):
@@ -64,21 +64,21 @@ def fit(options: FitOptions, command: Run) -> None:
         InputError: the data cannot be used for training, or the folder holds something else.
     """
     folder = options.run or Path("runs") / f"fit-{name_of(options.data)}"
-    kept = read_plan(folder, options.data)
+    stored = read_plan(folder, options.data)
     began = time.monotonic()
     print_address_notice(options.data)
-    if kept is None:
+    if stored is None:
         facts = look(options.data, say)  # before measuring the machine, as it may refuse the data
-        kept = StoredPlan(speed=machine_speed(command))
-        chosen = choose(facts, kept.speed, options.minutes, options.family)
+        stored = StoredPlan(speed=machine_speed(command))
+        chosen = choose(facts, stored.speed, options.minutes, options.family)
     else:
-        chosen = decide(options, kept)
-    timed = schedule(chosen, kept.speed, options.minutes, kept.minutes)
-    stale = [name for name, one in kept.families.items() if is_stale(one, timed, kept.minutes)]
+        chosen = decide(options, stored)
+    timed = schedule(chosen, stored.speed, options.minutes, stored.minutes)
+    stale = [name for name, one in stored.families.items() if is_stale(one, timed, stored.minutes)]
     stale = [name for name in stale if (folder / name).is_dir()]
     tour = steps(chosen, timed, folder)
-    expected = [f"expect     {line}" for line in expectations(chosen, timed, kept.speed, options.minutes)]
-    say("\n".join(describe(chosen, timed, kept.speed, options.minutes)))
+    expected = [f"expect     {line}" for line in expectations(chosen, timed, stored.speed, options.minutes)]
+    say("\n".join(describe(chosen, timed, stored.speed, options.minutes)))
     say("commands\n" + "\n".join(f"  {step.command}" for step in tour))
     say(f"then       a page ({page_of(folder)}) and a saved pipeline ({model_of(folder, chosen)})")
     say("\n".join([*(f"retrained  {name}, as a model that it uses is trained further" for name in stale), *expected]))
@@ -87,7 +87,7 @@ def fit(options: FitOptions, command: Run) -> None:
     make_folder(folder)
     for name in stale:
         shutil.rmtree(folder / name)
-    keep(folder, kept, chosen, timed)
+    write_plan(folder, stored, chosen, timed)
     write_prompts(folder / "prompts.txt", chosen)
     record = Timings(folder / "timings.json")
     carry_out(tour, record, command)
@@ -144,13 +144,13 @@ class StoredPlan(Section):
     families: dict[str, Chosen] = {}
 
 
-def decide(options: FitOptions, kept: StoredPlan) -> Chosen:
+def decide(options: FitOptions, stored: StoredPlan) -> Chosen:
     """Returns the stored choices for this family; if there are none, checks the data and makes them."""
-    if options.family in kept.families:
-        return kept.families[options.family]
+    if options.family in stored.families:
+        return stored.families[options.family]
     facts = look(options.data, say)
-    chosen = choose(facts, kept.speed, options.minutes, options.family)
-    for other in kept.families.values():  # the tokenizer is shared
+    chosen = choose(facts, stored.speed, options.minutes, options.family)
+    for other in stored.families.values():  # the tokenizer is shared
         chosen = chosen.model_copy(update={key: getattr(other, key) for key in ("resolution", "codes")})
     return chosen
 
@@ -163,7 +163,7 @@ def read_plan(folder: Path, address: str) -> StoredPlan | None:
     """
     from t2i.files import read_regular
 
-    path = folder / KEPT
+    path = folder / PLAN_FILE
     if not path.exists():
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file; name a folder with --run-dir")
@@ -171,25 +171,25 @@ def read_plan(folder: Path, address: str) -> StoredPlan | None:
             raise InputError(f"{folder} is not empty and does not hold a fit; name a new folder with --run-dir")
         return None
     try:
-        kept = StoredPlan.model_validate_json(read_regular(path))
+        stored = StoredPlan.model_validate_json(read_regular(path))
     except (OSError, ValidationError) as error:
         raise InputError(
             f"{path} is not a plan of a fit; delete {folder}, or name another folder with --run-dir"
         ) from error
-    other = next((plan.address for plan in kept.families.values() if plan.address != address), None)
+    other = next((plan.address for plan in stored.families.values() if plan.address != address), None)
     if other is not None:
         raise InputError(f"{folder} holds a fit of {other}, not of {address}; name another folder with --run-dir")
-    return kept
+    return stored
 
 
-def keep(folder: Path, kept: StoredPlan, chosen: Chosen, timed: Sequence[Timed]) -> None:
+def write_plan(folder: Path, stored: StoredPlan, chosen: Chosen, timed: Sequence[Timed]) -> None:
     """Writes plan.json, which keeps the plans for other families."""
     from t2i.files import write_text
 
-    minutes = {**kept.minutes, **{one.stage.name: one.minutes for one in timed[:-1]}}
-    families = {**kept.families, chosen.family: chosen}
-    now = kept.model_copy(update={"minutes": minutes, "families": families})
-    write_text(folder / KEPT, now.model_dump_json(indent=1) + "\n")
+    minutes = {**stored.minutes, **{one.stage.name: one.minutes for one in timed[:-1]}}
+    families = {**stored.families, chosen.family: chosen}
+    now = stored.model_copy(update={"minutes": minutes, "families": families})
+    write_text(folder / PLAN_FILE, now.model_dump_json(indent=1) + "\n")
 
 
 # ---- results --------------------------------------------------------------------------------------------------------

@@ -98,9 +98,8 @@ def predictions(
 
 
 def main(options: ClassifyOptions) -> None:
-    prepare_cpu()
     refuse_unwritable(options.out, "a JSON file", "--out")
-
+    prepare_cpu()
     # Encoder, and the classes and features of the training split
     extractor = open_image_text(options.run)
     resolution = options.resolution or extractor.side
@@ -128,8 +127,8 @@ def main(options: ClassifyOptions) -> None:
             rows = chosen_rows(dataset, values, options.n)
             truth = true_classes(dataset, values, rows, classes)
             predicted = predictions(features, labels, features_of(extractor, dataset, rows, tick), options.c)
-            about = {"data": dataset.address, "data_digest": dataset.fingerprint(), "split": dataset.split}
-            protocol = replace(base, n_fake=len(rows), **about)
+            data = {"data": dataset.address, "data_digest": dataset.fingerprint(), "split": dataset.split}
+            protocol = replace(base, n_fake=len(rows), **data)
             for direction in DIRECTIONS:
                 scores += scores_of(options.label, direction, predicted[direction], truth, labels, protocol)
 

@@ -84,6 +84,9 @@ def open_model(run: str, options: SampleOptions) -> tuple["TextToImagePipeline",
     from t2i.pipeline import TextToImagePipeline
     from t2i.sampling.reranking import open_chooser
 
+    if run in shipped():
+        known = KNOWN.get(run, "rendered shapes")
+        print(f"sampling from {run}, a model that ships with t2i and knows {known}", file=sys.stderr)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scorer = open_chooser(options.scorer, device) if options.best_of > 1 else None
     # a name that was typed as a run may also be a folder, which from_pretrained warns of
@@ -211,9 +214,6 @@ def main(options: SampleOptions) -> None:
     prompts = read_all_prompts(words, options)
     if options.out is not None and not options.interactive:
         refuse_used(options.out)
-    if run in shipped():
-        known = KNOWN.get(run, "rendered shapes")
-        print(f"sampling from {run}, a model that ships with t2i and knows {known}", file=sys.stderr)
     initial = options.init and InitialImage(options.init, options.mask, options.keep_rows, options.edit)
     arguments = initial.arguments() if initial else {}
     job = Job(prompts, options, initial, initial_arguments=arguments)

@@ -9,7 +9,7 @@ from typing import Any, Self, cast
 import torch
 
 from t2i.errors import InputError
-from t2i.families import FAMILIES, Sampler
+from t2i.families import FAMILIES, Sampler, parameters_of
 from t2i.files import new_folder
 from t2i.images import Fit
 from t2i.sampling import calls, hub, saved
@@ -43,7 +43,7 @@ class StoredPipeline:
 
     def __repr__(self) -> str:
         side = self._view()[0]
-        size = sum(tensor.numel() for _, tensors in self.sampler.components().values() for tensor in tensors.values())
+        size = parameters_of(self.sampler.components())
         words = FAMILIES[self.family].words
         return (
             f"{type(self).__name__}({words}, {side} x {side} pixels, {size:,} parameters, text encoder "

@@ -102,12 +102,10 @@ def encode_cached(
     """Returns the features of `captions`: cached ones are read from disk, the others are encoded and stored.
 
     Args:
-        encoder: any frozen text encoder.
         captions: cleaned; equal captions are encoded once.
         root: the folder of caches; None: `t2i.cache.cache_dir()`.
-        tokens: also store token states, which take most of the space; a generator that reads only the pooled vector does not
-            need them.
-        dtype: how features are stored, float32 or float16 (half the space; rows are returned as float32 in either case).
+        tokens: also store token states, which take most of the space.
+        dtype: type of the stored features, float32 or float16; rows are returned as float32 in either case.
         ranks: the processes that call this together, each of which encodes its share; None: this process alone.
         on_progress: called with (captions encoded, captions to encode) of this process.
 
@@ -118,7 +116,6 @@ def encode_cached(
     form = _Form.of(encoder, dtype, tokens)
     hashes = [_hash(caption) for caption in captions]
     shelf = _Shelf((root or cache_dir()) / "text" / form.key[:32], form, dict(zip(hashes, captions, strict=True)))
-    shelf.open_new()
     missing = ranks.broadcast(shelf.missing())
     share = ranks.share(len(missing))
     with _one_truncation_warning():
@@ -126,13 +123,13 @@ def encode_cached(
         ranks.each(shelf.open_new)
         # a process on another machine may use another cache folder
         ranks.each(lambda: shelf.encode(encoder, shelf.missing(), on_progress))
-    if lost := shelf.missing():
+    if lost := len(shelf.missing()):
         raise InputError(
-            f"{counted(len(lost), 'caption')} cannot be read back from the cache {shelf.folder}; check that disk"
+            f"{counted(lost, 'caption')} cannot be read back from the cache {shelf.folder}; check that disk"
         )
     places = torch.tensor([shelf.place[caption] for caption in hashes], dtype=torch.int64).reshape(-1, 2)
-    hits = len(shelf.caption_of) - len(missing)
-    return CachedText(hits, len(missing), form.token_dim, form.pooled_dim, form.max_tokens, shelf.shards, places)
+    sizes = form.token_dim, form.pooled_dim, form.max_tokens
+    return CachedText(len(shelf.caption_of) - len(missing), len(missing), *sizes, shelf.shards, places)
 
 
 class _Form(NamedTuple):
@@ -162,6 +159,7 @@ class _Shelf:
         self.shards: list[_Shard] = []
         self.place: dict[bytes, tuple[int, int]] = {}  # shard and row of each caption that was found
         self._seen: set[Path] = set()
+        self.open_new()
 
     def missing(self) -> list[bytes]:
         return [caption for caption in self.caption_of if caption not in self.place]

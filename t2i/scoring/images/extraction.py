@@ -64,9 +64,7 @@ def extract(
     oracle: bool = False,
     show: bool = False,
 ) -> Evidence:
-    """Reads every image once, with every extractor and optionally with the oracle of the embedded data.
-
-    Processes other than the main one return only a part of the evidence.
+    """Reads every image once, with every extractor and optionally the oracle; the main process returns all evidence.
 
     Args:
         what: name of the images in progress and messages.
@@ -76,10 +74,9 @@ def extract(
     Raises:
         InputError: the oracle cannot read an image, or there are more processes than images.
     """
-    ranks = how.ranks
+    ranks, evidence = how.ranks, Evidence(images.captions, images.ids)
     if len(images) < ranks.num_processes:
         raise InputError(f"{counted(len(images), 'image')} for {ranks.num_processes} processes; start fewer processes")
-    evidence = Evidence(images.captions, images.ids)
     extractors = [extractor for extractor in extractors if not _stored(evidence, images, what, extractor, how)]
     rows = ranks.share(len(images))
     sinks = [(one, _sink(one, one.digest() in condensed, images, rows, how)) for one in extractors]

@@ -18,6 +18,8 @@ from t2i.training.state.identity import describe_counts
 if TYPE_CHECKING:
     from t2i.training.run import Run
 
+PROGRESS_SECONDS = 10.0  # time between two lines about a long preparation
+
 
 class Progress:
     """Collects running means of a run's scalars and measures its speed, for the journal.
@@ -101,13 +103,13 @@ def announce_end(run: "Run") -> None:
         run.say(f"done; next: t2i train prior --set tokenizer.path={place}")
 
 
-def report_progress(say: Callable[[str], None], what: str, seconds: float = 10.0) -> Callable[[int, int], None]:
+def report_progress(say: Callable[[str], None], what: str) -> Callable[[int, int], None]:
     """Returns a callback (done, total) that prints the progress of a long preparation every few seconds."""
     last = time.monotonic()
 
     def progress(done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last > seconds:
+        if time.monotonic() - last > PROGRESS_SECONDS:
             last = time.monotonic()
             say(f"{what}: {done:,} of {total:,}")
 

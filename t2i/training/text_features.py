@@ -1,8 +1,8 @@
 """Caches text features on disk, so that each encoder encodes a caption once and no outdated feature is ever read.
 
 Layout: ROOT/text/KEY/NAME.safetensors. KEY hashes everything that the features depend on (the encoder's digest, its token
-limit, the stored dtype, whether token states are kept); NAME hashes KEY and the captions of the shard. A shard with N captions
-and M real tokens in total holds: `captions` [N, 16], their hashes; `pooled` [N, P]; `mask` [N, T]; `tokens` [M, D], without
+limit, whether token states are stored); NAME hashes KEY and the captions of the shard. A shard with N captions and M real
+tokens in total holds: `captions` [N, 16], their hashes; `pooled` [N, P]; `mask` [N, T]; `tokens` [M, D], without
 rows of padding.
 Shards are written atomically and read memory-mapped; one that does not match its name, its shapes or its checksum is deleted
 and its captions are encoded again. The whole folder may be deleted at any time.
@@ -95,7 +95,6 @@ def encode_cached(
     root: Path | None = None,
     *,
     tokens: bool = True,
-    dtype: torch.dtype = torch.float32,
     ranks: Ranks | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CachedText:
@@ -105,15 +104,14 @@ def encode_cached(
         captions: cleaned; equal captions are encoded once.
         root: the folder of caches; None: `t2i.cache.cache_dir()`.
         tokens: also store token states, which take most of the space.
-        dtype: type of the stored features, float32 or float16; rows are returned as float32 in either case.
+
         ranks: the processes that call this together, each of which encodes its share; None: this process alone.
         on_progress: called with (captions encoded, captions to encode) of this process.
 
     Raises:
         InputError: on every rank, if the cache cannot be written or the encoder returns features that are not finite.
     """
-    ranks = ranks or Ranks(1, True)
-    form = _Form.of(encoder, dtype, tokens)
+    ranks, form = ranks or Ranks(1, True), _Form.of(encoder, tokens)
     hashes = [_hash(caption) for caption in captions]
     shelf = _Shelf((root or cache_dir()) / "text" / form.key[:32], form, dict(zip(hashes, captions, strict=True)))
     missing = ranks.broadcast(shelf.missing())
@@ -136,19 +134,16 @@ class _Form(NamedTuple):
     """The layout that all shards of one folder share."""
 
     key: str
-    dtype: torch.dtype
     pooled_dim: int
     max_tokens: int
     token_dim: int
 
     @classmethod
-    def of(cls, encoder: TextEncoder, dtype: torch.dtype, tokens: bool) -> "_Form":
+    def of(cls, encoder: TextEncoder, tokens: bool) -> "_Form":
         """Returns the form of an encoder's features; `tokens` says if token states are stored."""
-        if dtype not in (torch.float32, torch.float16):
-            raise ValueError(f"dtype={dtype}: features are stored as torch.float32 or torch.float16")
-        parts = [FORMAT, encoder.name, encoder.digest(), encoder.max_tokens, str(dtype), tokens]
+        parts = [FORMAT, encoder.name, encoder.digest(), encoder.max_tokens, str(torch.float32), tokens]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        return cls(key, dtype, encoder.pooled_dim, encoder.max_tokens * tokens, encoder.token_dim)
+        return cls(key, encoder.pooled_dim, encoder.max_tokens * tokens, encoder.token_dim)
 
 
 class _Shelf:
@@ -208,14 +203,11 @@ def _encode(
     pooled, mask, tokens = [], [], []
     for start in range(0, len(captions), ENCODE_CAPTIONS):
         features = encoder.encode(captions[start : start + ENCODE_CAPTIONS])
-        pooled.append(features.pooled_BP.to(form.dtype))
+        pooled.append(features.pooled_BP.float())
         mask.append(features.mask_BT[:, : form.max_tokens])
-        tokens.append(features.tokens_BTD[:, : form.max_tokens][mask[-1]].to(form.dtype))
+        tokens.append(features.tokens_BTD[:, : form.max_tokens][mask[-1]].float())
         if not (pooled[-1].isfinite().all() and tokens[-1].isfinite().all()):
-            raise InputError(
-                f"the text encoder {encoder.name} returns features that are not finite in {form.dtype}; "
-                "check its weights, or store float32"
-            )
+            raise InputError(f"the text encoder {encoder.name} returns features that are not finite; check its weights")
         if on_progress is not None:
             on_progress(start + len(features.pooled_BP))
     return {"pooled": torch.cat(pooled), "mask": torch.cat(mask), "tokens": torch.cat(tokens)}
@@ -241,8 +233,8 @@ def _open(path: Path, form: _Form, missing: set[bytes]) -> _Shard | None:
         expected = {
             "captions": ((len(captions), _HASH_BYTES), torch.uint8),
             "mask": ((len(captions), form.max_tokens), torch.bool),
-            "pooled": ((len(captions), form.pooled_dim), form.dtype),
-            "tokens": ((int(tensors["mask"].sum()), form.token_dim), form.dtype),
+            "pooled": ((len(captions), form.pooled_dim), torch.float32),
+            "tokens": ((int(tensors["mask"].sum()), form.token_dim), torch.float32),
         }
         present = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
         if present != expected:

@@ -27,9 +27,9 @@ KINDS = {
     "text": "features of captions",
     "features": "features of images that were searched",
     "codes": "codes of images",
-    "index": "what is known of images: t2i data check",
+    "index": "facts about images: t2i data check",
     "folders": "names and captions of large folders",
-    "shards": "places of images in tar files",
+    "shards": "positions of images in tar files",
     "tables": "images of parquet files and of the hub",
     "emoji": "rendered emoji",
     "looks": "appearance of training images",
@@ -75,7 +75,7 @@ def prune(max_size: str | None = None, older_than: str | None = None) -> Pruned:
 
     Args:
         max_size: maximum size of the remaining files, e.g. `10GB` or `500MB`.
-        older_than: removes all files that were not used for so long, e.g. `30d` or `12h`.
+        older_than: removes all files that were not used for this long, e.g. `30d` or `12h`.
 
     Raises:
         InputError: both are None, one is not valid, or a file cannot be removed.

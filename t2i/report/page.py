@@ -3,7 +3,7 @@
     t2i eval report runs/cgan runs/prior --out report.html
 
 The page needs no network and no other file: images are embedded, curves are SVG, and there are no scripts. This module gathers
-the values, and `page.html` lays them out. The page leaves out what a run does not have, or states it in a line.
+the values, and `page.html` lays them out. If a run lacks something, the page omits it or mentions it in a line.
 """
 
 import json

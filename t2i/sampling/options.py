@@ -45,9 +45,9 @@ class SampleOptions(Sampling):
     )
     num_images_per_prompt: int = option(1, "Images for each prompt.", metavar="N", short="-n", ge=1)
     seed: int = option(0, "Seed of the noise; an image does not depend on the batch.", ge=0)
-    prompts_file: Path | None = option(None, "A text file with one prompt a line.", metavar="FILE", flag="--prompts")
+    prompts_file: Path | None = option(None, "A text file with one prompt per line.", metavar="FILE", flag="--prompts")
     interactive: bool = option(
-        False, "Read prompts from standard input, one a line; the model stays loaded.", short="-i"
+        False, "Read prompts from standard input, one per line; the model stays loaded.", short="-i"
     )
     batch_size: int = option(64, "Images sampled at once.", ge=1)
     out: Path | None = option(None, "Output folder; default: inside the run.", metavar="DIR")

@@ -37,7 +37,7 @@ class Sampled(NamedTuple):
 
 
 class InitialImage(NamedTuple):
-    """An image of which parts are kept; one of `mask`, `keep_rows` and `edit` says which parts."""
+    """An image, parts of which are kept: those outside `mask`, in the first `keep_rows` rows, or not changed by `edit`."""
 
     init: Path
     mask: Path | None

@@ -134,7 +134,7 @@ class Tracking:
         """Starts the tracker with the run's config; call it on the main process.
 
         Raises:
-            InputError: the tracker cannot start; the message quotes its error and says what may help.
+            InputError: the tracker cannot start; the message quotes its error and suggests a fix.
         """
         if self._name == "none":
             return

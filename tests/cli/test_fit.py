@@ -48,7 +48,7 @@ FEW = Facts("folder", train=40, val=2, side=256)
         (MANY, 1.0, 10, "prior", 32, 2048, "bow", True),  # too little time for them
         (MANY._replace(side=40), 1.0, 60, "prior", 32, 2048, "bow", True),  # the images are no larger
         (MANY._replace(spaced=False), 1.0, 60, "prior", 64, 4096, "align", True),  # no words to tell apart
-        (MANY._replace(drawn=True), 1.0, 60, "prior", 64, 4096, "bow", False),  # the embedded scorer knows them
+        (MANY._replace(rendered=True), 1.0, 60, "prior", 64, 4096, "bow", False),  # the embedded scorer knows them
         (MANY, 1.0, 60, "cgan", 64, 4096, "align", True),
         (SOME, 1.0, 60, "cgan", 64, 1024, "bow", False),
         (SOME, 1.0, 60, "cvae", 64, 1024, "bow", False),
@@ -189,7 +189,7 @@ def test_captions_without_blanks_get_an_encoder_that_needs_none(tmp_path: Path) 
     for path in place.glob("*.txt"):
         path.write_text("草地上的一只猫", "utf-8")
     facts = looks.look(str(place), lambda text: None)
-    assert not facts.spaced and not facts.drawn and facts.side == 40 and choose(facts, 1, 5, "prior").text == "align"
+    assert not facts.spaced and not facts.rendered and facts.side == 40 and choose(facts, 1, 5, "prior").text == "align"
 
 
 def test_a_plan_is_printed_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -36,7 +36,7 @@ class Facts(NamedTuple):
     val: int
     side: int  # median shorter side, in pixels
     spaced: bool = True  # True if captions have spaces between words
-    drawn: bool = False  # True for rendered shapes
+    rendered: bool = False  # True for rendered shapes
 
 
 class Chosen(Section):
@@ -124,7 +124,7 @@ def choose(facts: Facts, speed: float, minutes: float, family: Family) -> Chosen
         resolution=resolution,
         codes=codes,
         text="align" if dual else "bow",
-        judge=not facts.drawn and facts.train >= DUAL_ENCODER and facts.val >= LEAST_CAPTIONS,
+        judge=not facts.rendered and facts.train >= DUAL_ENCODER and facts.val >= LEAST_CAPTIONS,
         small=facts.train < SMALL,
         warmup=100,
         train=facts.train,

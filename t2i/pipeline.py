@@ -7,6 +7,7 @@ docs/python.md compares the two, argument by argument. Axes: B images, H, W pixe
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class TextToImagePipeline(StoredPipeline):
     """Samples images from prompts; see `StoredPipeline` for its attributes, loading and saving."""
 
     _interrupt = False  # set to True in a callback: the call then returns the finished batches
+    _is_calling = False  # True within a call: a call in its callback neither sees nor clears its interrupt
 
     def __init__(self, sampler: Sampler, stored: Stored) -> None:
         super().__init__(sampler, stored)
@@ -94,12 +96,14 @@ class TextToImagePipeline(StoredPipeline):
             InputError: a prompt is empty or too long, an argument has the wrong type or is out of range, or the mask does
                 not fit the image.
         """
-        output_type, self._interrupt = output_type_of(output_type), False
+        output_type = output_type_of(output_type)
         prompts, each = calls.prompts_of(prompt), count("num_images_per_prompt", num_images_per_prompt)
         batch_size, best_of = count("batch_size", batch_size), count("best_of", best_of)
         seeds = calls.seeds_of(prompts, each, seed, generator)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise InputError(f"callback_on_step_end must be a function, got {callback_on_step_end!r:.40}")
+        if scorer is not None and best_of == 1:
+            raise InputError("scorer chooses among candidates, and there is only one; set best_of to 2 or more")
         if len(prompts) <= CHECKED_PROMPTS:
             self.warn_of_unknown_words(prompts)
         knobs = self._knobs(truncation, guidance_scale)
@@ -112,13 +116,26 @@ class TextToImagePipeline(StoredPipeline):
         seeds = [candidate_seed(image_seed, k) for image_seed in seeds for k in range(best_of)]
         batches = self._sample(sampler, candidates, seeds, knobs, batch_size, callback_on_step_end)
         positions, scores = range(len(seeds)), None
-        if best_of > 1:
-            batches, positions, scores = keep_best(batches, scorer, captions, best_of)
-        # after an interrupt there are fewer images than seeds
-        images = np.concatenate([np.empty((0, resolution, resolution, 3), np.uint8), *batches])
+        with self._interruptible():
+            if best_of > 1:
+                batches, positions, scores = keep_best(batches, scorer, captions, best_of)
+            # after an interrupt there are fewer images than seeds
+            images = np.concatenate([np.empty((0, resolution, resolution, 3), np.uint8), *batches])
         seeds = [seeds[i] for i in positions[: len(images)]]
         output = ImagePipelineOutput(as_output(output_type, images), seeds, scores)
         return output if return_dict else (output.images,)  # pyright: ignore[reportReturnType]
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Starts without an interrupt; if this call is in the callback of another one, restores its interrupt at the end."""
+        was_calling, interrupt = self._is_calling, self._interrupt
+        self._is_calling, self._interrupt = True, False
+        try:
+            yield
+        finally:
+            self._is_calling = was_calling
+            if was_calling:
+                self._interrupt = interrupt
 
     def _sample(
         self,

@@ -149,6 +149,10 @@ class StoredPipeline:
         """
         options = calls.split_idle(options, calls.IDLE_SAVING, "save_pretrained")
         calls.refuse_unknown(options, "save_pretrained", ["prompts", "license", "dtype", *calls.IDLE_SAVING])
+        if not isinstance(directory, str | Path) or not str(directory):
+            raise InputError(f"save_pretrained needs the name of a new or an empty folder, got {directory!r:.40}")
+        if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+            raise InputError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype!r:.40}")
         self._save(Path(directory), Path(directory).name, prompts, license, dtype)
 
     def push_to_hub(

@@ -104,10 +104,10 @@ def refuse_unknown(arguments: Mapping[str, Any], callee: str, known: Sequence[st
 def usable_device(device: Any) -> torch.device:
     """Returns the device with its index, after allocating on it; raises InputError if that fails."""
     try:
-        found = torch.empty(0, device=device).device
-        if found.type == "meta":  # has shapes and no values
+        usable = torch.empty(0, device=device).device
+        if usable.type == "meta":  # its tensors have shapes but no values
             raise RuntimeError("it holds no values")
-        return found
+        return usable
     except (RuntimeError, AssertionError, TypeError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(f"device {str(device)!r} cannot be used ({why}); `t2i doctor` lists the devices") from error
@@ -208,10 +208,10 @@ def seeds_of(prompts: Sequence[str], each: int, seed: Any, generator: Any) -> li
 
 
 def _seed_of(value: Any) -> int:
-    found = whole(value)
-    if found is None or not 0 <= found < SEEDS:
+    seed = whole(value)
+    if seed is None or not 0 <= seed < SEEDS:
         raise InputError(f"a seed must be a whole number from 0 to 2**63 - 1, got {_short(value)}")
-    return found
+    return seed
 
 
 def _one_each(values: Any, total: int, name: str, kind: str) -> list[Any]:

@@ -48,7 +48,7 @@ class Run(Session):
         super().__init__(directory, config, family)
         self.step = self.images_seen = self._first_step = 0
         self.total_steps = config.max_train_steps
-        self.images_per_step = config.train_batch_size * config.gradient_accumulation_steps * self.num_processes
+        self.images_per_step: int = config.train_batch_size * config.gradient_accumulation_steps * self.num_processes
         self.guard = NonFiniteGuard(self.rollback)
         self._progress = Progress(self.journal, self.ranks, self.device)
         self._ending = Ending(config, self.ranks, self._end_now)

@@ -124,7 +124,7 @@ def test_wrong_usage_exits_with_2(run, argv):
             "eval score a_run --resize fine",
             "'fine' is not one of 'clean', 'legacy', 'torch'; see t2i eval score --help",
         ),
-        ("eval sweep a_run --guidance 1,x", "--guidance 1,x: 'x' is no number; write --guidance 1,1.5,2"),
+        ("eval sweep a_run --guidance 1,x", "--guidance 1,x: 'x' is not a number; write --guidance 1,1.5,2"),
         ("eval scor a_run", "no such command 'scor'. Did you mean 'score'?; see t2i eval --help"),
         ("quickstart --minutes 0", "must be greater than or equal to 0.1; see t2i quickstart --help"),
     ],

@@ -117,7 +117,7 @@ class FolderIndex:
         An assigned split depends on the id and the seed alone, so new files move no others.
         """
         numbers = self.split_numbers(ids)
-        numbers = divide(numbers, lambda rows: seeding.ids_of([ids[i] for i in rows.tolist()]), seed, self.needs_val)
+        numbers = divide(numbers, lambda rows: seeding.ids_of([ids[int(i)] for i in rows]), seed, self.needs_val)
         return [SPLITS[number] if number >= 0 else None for number in numbers.tolist()]
 
 

@@ -487,7 +487,7 @@ def test_addresses_are_read(tmp_path: Path) -> None:
         ("vg:{root}?min_side=-3", "option min_side must be a whole number, got '-3'"),
         ("hub:a/b?streaming=yes", "option streaming must be true or false, got 'yes'"),
         ("coco:{root}?split", "'split' after `?` must read key=value"),
-        ("coco:{root}?split=a&split=b", "'split=b' after `?` is there twice"),
+        ("coco:{root}?split=a&split=b", "'split=b' after `?` occurs twice"),
         ("coco:{root}/none", "is not there; name the folder that holds the data set"),
     ],
 )

@@ -33,13 +33,9 @@ VERIFIED_AT_ONCE = 20_000  # if more images are unknown, opening the data does n
 
 
 class FolderOptions(NamedTuple):
-    """Options of a folder.
+    """Options of a folder."""
 
-    Attributes:
-        caption: caption of images that have none, such as `a photo of a {class}`, where `{class}` is the name of their folder.
-    """
-
-    caption: str = ""
+    caption: str = ""  # caption of images that have none, e.g. `a photo of a {class}` with the name of their folder
 
 
 _DEFAULTS = FolderOptions()

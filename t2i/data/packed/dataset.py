@@ -45,17 +45,11 @@ MakeRows = Callable[[dict[str, Any], Keep], Iterable[dict[str, Any]]]
 
 
 class PackedOptions(NamedTuple):
-    """Options of data in tar shards and tables.
+    """Options of data in tar shards and tables."""
 
-    Attributes:
-        split: the split that is read as `train`, by the names of files or their folders.
-        image: the column of images, or the suffix of members that are images, e.g. `input.jpg`; "": the usual ones.
-        text: the column of captions, the suffix of members that hold them, or their key in the .json; "": the usual ones.
-    """
-
-    split: str | None = None
-    image: str = ""
-    text: str = ""
+    split: str | None = None  # the split that is read as `train`, by the names of files or their folders
+    image: str = ""  # column of images, or suffix of members that are images, e.g. `input.jpg`; "": the usual ones
+    text: str = ""  # column of captions, suffix of members with captions, or their key in the .json; "": the usual ones
 
 
 class IndexedPart(NamedTuple):

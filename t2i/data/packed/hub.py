@@ -32,25 +32,15 @@ if TYPE_CHECKING:
 
 
 class HubOptions(NamedTuple):
-    """Options of data sets of the `datasets` library.
+    """Options of data sets of the `datasets` library."""
 
-    Attributes:
-        split: the published split that is read as `train`.
-        image: the column of images; "": the usual names.
-        text: the column of captions; "": the usual names.
-        config: name of the configuration, if the data set has several.
-        revision: branch, tag or commit.
-        streaming: fetch each row once, straight into the cache, without a copy of the whole data set.
-        rows: with `streaming`: number of rows of each split; 0: all.
-    """
-
-    split: str | None = None
-    image: str = ""
-    text: str = ""
-    config: str = ""
-    revision: str = "main"
-    streaming: bool = False
-    rows: int = 0
+    split: str | None = None  # the published split that is read as `train`
+    image: str = ""  # column of images; "": the usual names
+    text: str = ""  # column of captions; "": the usual names
+    config: str = ""  # name of the configuration, if the data set has several
+    revision: str = "main"  # branch, tag or commit
+    streaming: bool = False  # fetch each row once, straight into the cache, without a copy of the whole data set
+    rows: int = 0  # with `streaming`: number of rows of each split; 0: all
 
 
 class MappedRows(PackedImages):
@@ -83,11 +73,7 @@ class MappedRows(PackedImages):
 
 
 def open_hub(place: str, split: str, view: View, options: HubOptions) -> MappedRows | CopiedRows:
-    """Opens one split of `org/name` on the hub, or of a folder that `save_to_disk` wrote or that holds parquet files.
-
-    Raises:
-        InputError: there is no such data set, split or column, or it cannot be fetched.
-    """
+    """Opens one split of `org/name` on the hub, or of a folder that `save_to_disk` wrote or that holds parquet files."""
     address, folder = f"hub:{place}", Path(place).expanduser()
     if options.rows and not options.streaming:
         raise InputError(f"data {address}: ?rows={options.rows} needs streaming=true; without it, all rows are fetched")

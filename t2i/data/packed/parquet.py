@@ -69,11 +69,7 @@ class CopiedRows(PackedImages):
 
 
 def open_parquet(place: str, split: str, view: View, options: PackedOptions) -> CopiedRows:
-    """Opens one split of a parquet file, of the files that match a pattern, or of all in a folder and its subfolders.
-
-    Raises:
-        InputError: there is no such file, column or split, or no image with a caption.
-    """
+    """Opens one split of a parquet file, of the files that match a pattern, or of all in a folder and its subfolders."""
     paths = _find(place)
     root = paths[0].parent if len({path.parent for path in paths}) == 1 else Path(os.path.commonpath(paths))
     parts: list[IndexedPart] = []

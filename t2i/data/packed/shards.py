@@ -73,9 +73,6 @@ def open_shards(place: str, split: str, view: View, options: PackedOptions) -> S
 
     Args:
         place: `/path/{00000..00099}.tar`, `/path/*.tar`, one tar, or a folder; each also as a URL, `s3://bucket/path/...`.
-
-    Raises:
-        InputError: a shard does not exist, is not a plain tar or has no captioned image, or there is no such split.
     """
     paths = _find_shards(place)
     with ThreadPoolExecutor(INDEXED_AT_ONCE if isinstance(paths[0], RemoteFile) else 1) as pool:

@@ -647,5 +647,5 @@ def test_digest_of_what_is_read_is_that_of_the_file(tmp_path: Path) -> None:
         number = int(data.ids[i][-4:]) + 20 * int(data.ids[i][:5])
         assert data.source(i) == layouts.picture(number)  # type: ignore[attr-defined]
         part, row = data.locate(i)  # type: ignore[attr-defined]
-        kept = data._parts[part].index["sha256"][row].as_py()  # type: ignore[attr-defined]
+        kept = part.index["sha256"][row].as_py()
         assert kept == hashlib.sha256(layouts.picture(number)).digest()

@@ -140,7 +140,7 @@ def open_folder(path: str, split: str, view: View, options: FolderOptions = _DEF
     """
     root = Path(path).expanduser()
     if not options.caption and not view.bare and is_large(root):
-        return _open_large(open_table(root, require_captions), split, view)
+        return _open_large(open_table(root), split, view)
     return open_index(index_folder(path, options.caption), split, view)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from t2i.data.captions import captions_of
+from t2i.data.tools.classes import LABEL, classes_in
 from t2i.errors import InputError
 from t2i.files import open_regular, text_lines
 
@@ -19,8 +20,6 @@ METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 TEXT_COLUMNS = ("text", "caption")
-LABEL = "label"  # a column of classes, for t2i.data.tools.labels
-
 
 EXAMPLE = '{"file_name": "0001.png", "text": "a red circle"}'
 
@@ -54,17 +53,15 @@ def read_labels(path: Path) -> Iterator[tuple[str, tuple[str, ...] | None]]:
     """Yields the file name and the classes of each row of a captions file; None: its label is empty.
 
     Raises:
-        InputError: the file cannot be read, or a label is neither a word, a whole number nor a list of such.
+        InputError: the file cannot be read, or a label is neither a word, a whole number nor a list of these.
     """
     for place, row in _ROWS[path.suffix.lower()](path):
         if not isinstance(row.get("file_name"), str):
             continue
-        value = row.get(LABEL)
-        values = value if isinstance(value, list) else [] if value in (None, "") else [value]
-        if not all(isinstance(one, str | int) for one in values):
-            raise InputError(f"{path} row {place}: label {str(value)[:40]!r} is no word, whole number or list of such")
-        none = value is None or value == ""
-        yield row["file_name"], None if none else tuple(dict.fromkeys(str(one).strip() for one in values))
+        try:
+            yield row["file_name"], classes_in(row.get(LABEL))
+        except ValueError as error:
+            raise InputError(f"{path} row {place}: {error}") from error
 
 
 def has_labels(path: Path) -> bool:

@@ -3,7 +3,7 @@
 An index is a table in the cache directory (cached.py), memory-mapped: a million rows open at once, take no memory of their own,
 and are shared by all workers. It has a row for each image: `key`, `captions` (cleaned, at least one), `sha256` of the image's
 bytes, and what finds the bytes. Its name hashes the file's path, size and times, so that one that is older than the file is
-never read. The folder may be deleted at any time.
+never read. A row may also have `label`, the classes of its image. The folder may be deleted at any time.
 """
 
 import hashlib
@@ -29,6 +29,7 @@ from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
 from t2i.data.packed.remote import Place, find, locked
 from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, assign_splits
+from t2i.data.tools.classes import LABEL, Values
 from t2i.data.verify import known_broken, warn_damaged
 from t2i.errors import InputError
 from t2i.names import counted, nearest, numbered
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-FORMAT = 2  # raised when the same file comes to give other rows, as by another cleaning of captions
+FORMAT = 3  # raised when the same file comes to give other rows, as by another cleaning of captions
 
 
 _log = logging.getLogger(__name__)
@@ -68,8 +69,8 @@ class PackedImages(EncodedImages):
         pc: Any = pyarrow.compute
         self._parts = list(parts)
         self._starts = list(accumulate((part.index.num_rows for part in parts), initial=0))
-        table = pa.concat_tables([part.index.select(["key", "captions", "sha256"]) for part in parts])
-        self._sha256 = table["sha256"]
+        table = pa.concat_tables([part.index.select(["key", "captions", "sha256", "label"]) for part in parts])
+        self._sha256, self._label = table["sha256"], table["label"]
         part, rows = _choose_rows(parts, self._starts, split, view, train, address)
         self._rows = self._without_broken(rows, address, table)[: view.limit]
         flat = pc.list_flatten(table["captions"])
@@ -105,6 +106,14 @@ class PackedImages(EncodedImages):
         row = int(self._rows[i])
         part = self._part_of(row)
         return part, row - self._starts[part]
+
+    @property
+    def labels(self) -> dict[str, Callable[[], Values]]:
+        """The label `label` if an image of the data has one, and a function that reads the classes of each image."""
+        if self._label.null_count == len(self._label):
+            return {}
+        own = ArrowColumn(self._label, self._rows)
+        return {LABEL: lambda: [None if classes is None else tuple(classes) for classes in own]}
 
     def contents(self, lasting: bool = False) -> Iterator[str]:
         """sha256 of the bytes of each image."""
@@ -183,11 +192,12 @@ def _roles(published: Sequence[str | None], train: str | None, address: str) -> 
 
 
 def schema(extra: Mapping[str, "pa.DataType"]) -> "pa.Schema":
-    """Returns the columns of an index: the common ones, then those that find the bytes."""
+    """Returns the columns of an index: the common ones, then those that find the bytes; only `label` may be null."""
     import pyarrow as pa
 
     common = {"key": pa.string(), "captions": pa.list_(pa.string()), "sha256": pa.binary(32), "split": pa.string()}
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in {**common, **extra}.items()])
+    fields = [pa.field(name, kind, nullable=False) for name, kind in {**common, **extra}.items()]
+    return pa.schema([*fields, pa.field(LABEL, pa.list_(pa.string()))])
 
 
 def stamp(path: Place) -> tuple[Any, ...]:
@@ -266,7 +276,7 @@ def _make_index(
     def batches(keep: Keep) -> Iterator["pa.RecordBatch"]:
         import pyarrow as pa
 
-        for batch in _batches(({"split": ""} | row for row in rows(counts, keep)), rows_a_batch):
+        for batch in _batches(({"split": "", LABEL: None} | row for row in rows(counts, keep)), rows_a_batch):
             yield pa.RecordBatch.from_pylist(batch, schema=columns())
         now = [stamp(file if isinstance(file, Path) else find([file.url])[0]) for file in files]
         if now != stamps:

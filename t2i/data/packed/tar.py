@@ -1,9 +1,9 @@
 """The samples of one tar shard and their places: headers are walked, nothing is ever extracted.
 
 The rule is webdataset's: a member's key is its path up to the first dot of the base name, its kind is what follows, and the
-members of one key are one sample (img2dataset: key.jpg, key.txt, key.json). Where that kind is unknown, the last dot counts:
-photo.1.jpg and photo.1.txt are the sample photo.1. Only plain members are looked at; links, devices, sparse members and
-names that leave the folder are counted and passed over, whatever they hold.
+members of one key are one sample (img2dataset: key.jpg, key.txt, key.json; key.cls is its class). Where that kind is unknown,
+the last dot counts: photo.1.jpg and photo.1.txt are the sample photo.1. Only plain members are looked at; links, devices, sparse
+members and names that leave the folder are counted and passed over, whatever they hold.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from t2i.data.captions import captions_of
 from t2i.data.packed.captions import captions_in, read_beside
 from t2i.data.packed.dataset import indexed, schema
 from t2i.data.packed.remote import Place, beside, opened
+from t2i.data.tools.classes import LABEL, classes_in
 from t2i.errors import InputError
 from t2i.files import open_regular
 from t2i.images import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES, LostConnection
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_HEADER = 1 << 20  # bytes of one extended header: names are far shorter
 MAX_TEXT = 1 << 20  # of a caption or a JSON member
+CLASS = "cls"  # the kind of member that names the class of an image
 _IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
 _SAID = 4  # kinds of members, or keys of JSON, that a message names
 _Member = tuple[str, int, int]  # kind, offset, bytes
@@ -75,7 +77,7 @@ def _samples(
         whole = 0
         for key, (member, words) in samples.items():
             if member is None:
-                passed["captions without an image"] += bool(words)
+                passed["captions without an image"] += bool(words.keys() - {CLASS})
                 continue
             captions = _captions(file, words, passed, text, others) or captions_beside.get(key, [])
             if not captions:
@@ -83,7 +85,8 @@ def _samples(
                 continue
             whole += 1
             digest = _sha256(file, *member[1:])
-            yield {"key": key, "captions": captions, "sha256": digest, "offset": member[1], "size": member[2]}
+            place = {"offset": member[1], "size": member[2]}
+            yield {"key": key, "captions": captions, "sha256": digest, LABEL: _classes(file, words), **place}
     if not whole:
         raise InputError(_empty(path, image, text, passed, others))
     counts |= passed
@@ -207,7 +210,7 @@ def _group(
     """Returns key -> (its image, its captions by kind), in the order of the shard; counts the kinds of `others`."""
     samples: dict[str, tuple[_Member | None, dict[str, _Member]]] = {}
     kinds = (image,) if image else _IMAGES
-    texts = (text.lower(), "json") if text else ("txt", "json")
+    texts = (text.lower(), "json", CLASS) if text else ("txt", "json", CLASS)
     for name, offset, size in members:
         folder, slash, base = name.removeprefix("./").rpartition("/")
         stem, dot, kind = base.partition(".")
@@ -229,6 +232,8 @@ def _group(
         member, words = samples.get(key, (None, {}))
         if kind in texts:
             words[kind] = (kind, offset, size)
+            if kind == CLASS:
+                others[f".{CLASS}"] += 1
         elif member is None:
             member = (kind, offset, size)
         else:
@@ -258,7 +263,8 @@ def _captions(
     file: BinaryIO, words: Mapping[str, _Member], passed: Counter[str], text: str, others: Counter[str]
 ) -> list[str]:
     """Returns the cleaned captions of a sample: lines of its text member, or those its JSON names."""
-    for kind, offset, size in sorted(words.values(), key=lambda member: member[0].endswith("json")):
+    own = [member for kind, member in words.items() if kind != CLASS or text == CLASS]
+    for kind, offset, size in sorted(own, key=lambda member: member[0].endswith("json")):
         if size > MAX_TEXT and kind.endswith("json"):
             passed["JSON members over 1 MiB"] += 1
             continue
@@ -282,3 +288,22 @@ def _captions(
         if found:
             return found
     return []
+
+
+def _classes(file: BinaryIO, words: Mapping[str, _Member]) -> tuple[str, ...] | None:
+    """Returns the class in a sample's .cls, or the classes that its JSON names under `label`; None if there are none."""
+    for kind in (CLASS, "json"):
+        if kind not in words or words[kind][2] > MAX_TEXT:
+            continue
+        try:
+            content = _read(file, *words[kind][1:]).decode("utf-8-sig")
+            if kind == CLASS:
+                found = classes_in(content.strip())
+            else:
+                row = json.loads(content) if f'"{LABEL}"' in content else {}
+                found = classes_in(row.get(LABEL)) if isinstance(row, dict) else None
+        except (ValueError, RecursionError):  # neither text nor JSON, or no label
+            continue
+        if found is not None:
+            return found
+    return None

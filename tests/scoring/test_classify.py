@@ -61,7 +61,9 @@ def test_training_images_of_the_encoder_are_refused_or_marked(tmp_path, capsys):
     capsys.readouterr()
     for more in ([], ["--resolution", "32"]):
         assert app.main([*asked, *more]) == 2
-        assert re.search(r"was trained on \d+ of \d+ images \('.*split val; name held-out data", capsys.readouterr().err)
+        assert re.search(
+            r"was trained on \d+ of \d+ images \('.*split val; name held-out data", capsys.readouterr().err
+        )
     out = tmp_path / "scores.json"
     assert app.main([*asked, "--allow-leak", "--out", str(out)]) == 0
     assert all(re.match(r"trained on \d+ of \d+ images", score.protocol.leak or "") for score in read_scores(out))

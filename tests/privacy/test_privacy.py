@@ -90,7 +90,10 @@ def test_every_family_is_attacked(
     assert all(0 <= score.value <= 1 and score.interval is not None for score in scores)
     assert {score.protocol.n_fake for score in scores} == {score.protocol.n_real for score in scores} == {12}
     out, err = capsys.readouterr()
-    assert "membership-distance-auc@12" in out and "only 12 images of each side: at a false positive rate of 1 % none may be wrong" in err
+    assert (
+        "membership-distance-auc@12" in out
+        and "only 12 images of each side: at a false positive rate of 1 % none may be wrong" in err
+    )
     assert Path("page.html").read_text().count("<article") == 6
 
 

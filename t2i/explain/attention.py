@@ -1,8 +1,8 @@
 """Attention of the places of an image to the words of its prompt, for networks that attend to words.
 
-The attention is averaged over blocks and heads, as in DAAM (Tang et al., ACL 2023), and divided by the total attention of a place to
-the prompt, since some places attend more to other places. It shows where a word is read; the maps of `t2i.explain.maps` show what
-the word changes.
+The attention is averaged over blocks and heads, as in DAAM (Tang et al., ACL 2023), and divided by the total attention of a place
+to the prompt, since some places attend more to other places. It shows where a word is read; the maps of `t2i.explain.maps` show
+what the word changes.
 
 Axes: S slots or places, T text tokens.
 """

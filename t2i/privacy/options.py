@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from t2i.config.options import Options, argument, option
+from t2i.config.options import SEEDS, Options, argument, option
 
 
 class PrivacyOptions(Options):
@@ -16,7 +16,7 @@ class PrivacyOptions(Options):
         short="-n",
         ge=10,
     )
-    seed: int = option(0, "Seed of the sampled images and of the bootstrap.", ge=0)
+    seed: int = option(0, "Seed of the sampled images and of the bootstrap.", ge=0, lt=SEEDS)
     html: Path | None = option(
         None, "Also write an HTML page with the sampled images that are nearest to training images.", metavar="PAGE"
     )

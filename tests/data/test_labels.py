@@ -57,7 +57,7 @@ def test_mirflickr_has_tags_for_captions_and_several_annotations_an_image(tmp_pa
 def test_an_annotation_that_is_no_number_is_told(tmp_path: Path):
     root = layouts.mirflickr(tmp_path / "mir")
     (root / "annotations" / "sky.txt").write_text("1\nim2.jpg\n")
-    with pytest.raises(InputError, match=r"sky.txt: 'im2.jpg' is no number of an image; take the published file"):
+    with pytest.raises(InputError, match=r"sky.txt: 'im2.jpg' is not the number of an image; take the published file"):
         open_dataset(f"mirflickr:{root}", "train", View(16))
 
 

@@ -1,4 +1,4 @@
-"""Labels of images: facts of rendered scenes, classes of a data set, or a column of a folder's metadata."""
+"""Labels of images: facts of rendered scenes, classes of a data set, or a column `label`."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

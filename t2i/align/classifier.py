@@ -46,7 +46,7 @@ def fit_logistic(features_ND: Features, has_NC: NDArray[np.bool_], is_single: bo
         weight_CE = flat.reshape(-1, x_NE.shape[1])
         logits_NC = x_NE @ weight_CE.T
         if is_single:
-            total_N1 = logsumexp(logits_NC, axis=1, keepdims=True)
+            total_N1 = np.asarray(logsumexp(logits_NC, axis=1, keepdims=True))
             fit = total_N1.sum() - (logits_NC * target_NC).sum()
             error_NC = np.exp(logits_NC - total_N1) - target_NC
         else:

@@ -22,7 +22,7 @@ from t2i.data.folders.labels import folder_labels
 from t2i.data.folders.table import FolderTable, is_large, open_table
 from t2i.data.questions import Question
 from t2i.data.splits import SPLITS, fallbacks, split_folder
-from t2i.data.tools.labels import Values
+from t2i.data.tools.classes import Values
 from t2i.data.verified_index import Index, Verified
 from t2i.data.verify import verify, warn_damaged, warn_unverified
 from t2i.errors import InputError

@@ -11,7 +11,7 @@ from t2i.data.shapes.drawing import render
 from t2i.data.shapes.questions import SceneQuestions
 from t2i.data.shapes.scenes import draw_scenes
 from t2i.data.shapes.vocabulary import BACKGROUNDS, COLORS, LAYOUTS, SHAPES, SIZES
-from t2i.data.tools.labels import Values
+from t2i.data.tools.classes import Values
 from t2i.errors import InputError
 from t2i.images import ImageArray
 

@@ -178,7 +178,7 @@ def open_reference(path: Path) -> Reference | None:
         if about["schema"] != SCHEMA:
             raise InputError(f"{path}: statistics of schema {about['schema']}, expected {SCHEMA}; make them again")
         keys = ("data", "split", "data_digest", "n", "resolution", "sizes", "extractors", "skipped")
-        return Reference(path, *(about[key] for key in keys), about.get("formats"))
+        return Reference(path, *(about[key] for key in keys), formats=about.get("formats"))
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{path}: its header lacks {error}; make the statistics again with t2i eval reference"

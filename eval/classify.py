@@ -27,7 +27,8 @@ from t2i.metrics import Features
 from t2i.metrics.intervals import wilson
 from t2i.metrics.score import Score, ScoreProtocol, rounded, write_scores
 from t2i.names import counted
-from t2i.scoring.images.collection import choose
+from t2i.scoring.images.collection import choose, images_of_rows
+from t2i.scoring.leaks import refuse_leaks_of_encoder
 from t2i.scoring.options import ClassifyOptions
 
 CHUNK, VERSION = 500, 1
@@ -65,6 +66,22 @@ def true_classes(dataset: Dataset, values: Values, rows: list[int], classes: tup
             f"split {dataset.split} shares no class with split train, e.g. because classes are split; name another with --split"
         )
     return truth
+
+
+def protocol_of(
+    base: ScoreProtocol, options: ClassifyOptions, side: int, dataset: Dataset, rows: list[int]
+) -> ScoreProtocol:
+    """Adds a held-out split to the protocol; refuses rows that an align run was trained on, or records them as a leak.
+
+    Args:
+        side: pixels per side of the run's training images.
+    """
+    data = {"data": dataset.address, "data_digest": dataset.fingerprint(), "split": dataset.split}
+    captions = [dataset.captions[row][0] for row in rows]
+    if dataset.resolution != side:
+        dataset = open_split(options, dataset.split, options.n, side)[0]
+    leak = refuse_leaks_of_encoder(options.run, images_of_rows(dataset, rows, captions), options.allow_leak)
+    return replace(base, n_fake=len(rows), leak=leak, **data)
 
 
 def features_of(extractor: ImageTextExtractor, dataset: Dataset, rows: list[int], tick: Any) -> dict[str, Features]:
@@ -126,9 +143,8 @@ def main(options: ClassifyOptions) -> None:
             dataset, values = open_split(options, split, options.n, resolution)
             rows = chosen_rows(dataset, values, options.n)
             truth = true_classes(dataset, values, rows, classes)
+            protocol = protocol_of(base, options, extractor.side, dataset, rows)
             predicted = predictions(features, labels, features_of(extractor, dataset, rows, tick), options.c)
-            data = {"data": dataset.address, "data_digest": dataset.fingerprint(), "split": dataset.split}
-            protocol = replace(base, n_fake=len(rows), **data)
             for direction in DIRECTIONS:
                 scores += scores_of(options.label, direction, predicted[direction], truth, labels, protocol)
 

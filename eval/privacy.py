@@ -1,10 +1,10 @@
-"""Guesses which images a model was trained on, and reports how often the guess is right.
+"""Measures how much a model reveals about its training images, by guessing which images it was trained on.
 
     t2i eval privacy runs/prior
     t2i eval privacy cgan -n 1000 --html privacy.html --out privacy.json
 
-Attacks use the likelihood (of a prior), the logit of the critic (of a GAN), and the distance from the nearest sampled image. They
-separate training images from images of val: if that is impossible, `auc` is .5 and `found` .01. docs/privacy.md has the limits.
+Attacks training images and images of val by likelihood (a prior), by the logit of the critic (a GAN), and by the distance from
+the nearest sampled image. If the two cannot be separated, `auc` is .5 and `found` is .01. docs/privacy.md has the limits.
 """
 
 from t2i.cli import run_program
@@ -24,23 +24,25 @@ def main(options: PrivacyOptions) -> None:
     from t2i.privacy.page import write_page
     from t2i.privacy.scores import attack
 
-    # Scores of all attacks, with their intervals and chance
+    # Attacks on training images and images of val
     with shown_progress(" images") as tick:
         pipe = TextToImagePipeline.from_pretrained(options.run, device())
-        result = attack(options, pipe, tick)
-    table(("score", "value", "95 % interval", "chance"), [score_row(score, ["chance"]) for score in result.scores])
+        attacked = attack(options, pipe, tick)
 
-    # A page, and the scores as a file
-    facts = {"model": f"{options.run}, step {pipe.manifest['step']:,}", "data": result.sides.members.name}
+    # Scores with their intervals, and the epsilon of private training
+    table(("score", "value", "95 % interval", "chance"), [score_row(score, ["chance"]) for score in attacked.scores])
+    facts = {"model": f"{options.run}, step {pipe.manifest['step']:,}", "data": attacked.sides.members.name}
     if spent := pipe.manifest.get("privacy"):
         facts["trained with"] = f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g}"
         print(f"trained with differential privacy: {facts['trained with'].removeprefix('trained with ')}")
+
+    # The same as a page and as a file
     if options.html is not None:
-        write_page(options.html, f"privacy: {options.run}", facts, result)
+        write_page(options.html, f"privacy: {options.run}", facts, attacked)
     if options.out is not None:
-        write_scores(options.out, result.scores)
-    for place in filter(None, (options.html, options.out)):
-        print(f"wrote {place}")
+        write_scores(options.out, attacked.scores)
+    for path in filter(None, (options.html, options.out)):
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":  # python -m t2i.eval.privacy

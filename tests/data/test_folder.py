@@ -149,7 +149,7 @@ def test_every_kind_of_captions_file(write: Callable[[Path, list[tuple[str, str]
     rows = [("a.png", "one,  \u201cquoted\u201d é"), ("sub/b.JPG", "two"), ("a.png", "second of a"), ("d.png", "  ")]
     write(folder / "train", [*rows, ("a.png", "second of a")])
     with pytest.warns(
-        UserWarning, match=r"left out: 2 images in split train .* without a caption: train/d.png, train/sub/c.webp"
+        UserWarning, match=r"skipped 2 images in split train .* without a caption: train/d.png, train/sub/c.webp"
     ):
         got = captions_of(folder)
     assert got == {"train/a.png": ["one, \u201cquoted\u201d é", "second of a"], "train/sub/b.JPG": ["two"]}
@@ -237,7 +237,7 @@ def test_limit_takes_the_first_good_rows(folder: Path) -> None:
     put_captioned(folder, [f"train/{i}.png" for i in range(6)])
     (folder / "train/1.png").write_bytes(b"")
     with pytest.warns(
-        UserWarning, match="left out: 1 image in split train .* cannot be decoded: train/1.png: the file is empty"
+        UserWarning, match="skipped 1 image in split train .* cannot be decoded: train/1.png: the file is empty"
     ):
         data = open_folder(str(folder), "train", View(limit=3))
     assert data.ids == ["train/0.png", "train/2.png", "train/3.png"]
@@ -245,7 +245,7 @@ def test_limit_takes_the_first_good_rows(folder: Path) -> None:
 
 def test_pictures_outside_the_split_folders_are_counted(folder: Path) -> None:
     put_captioned(folder, ["train/1.png", "loose.png", "cars/2.png"])
-    with pytest.warns(UserWarning, match="left out: 2 images outside the split folders .* cars/2.png, loose.png"):
+    with pytest.warns(UserWarning, match="skipped 2 images outside the split folders .* cars/2.png, loose.png"):
         assert captions_of(folder) == {"train/1.png": ["picture 0"]}
 
 
@@ -388,7 +388,7 @@ def test_many_unknown_pictures_are_not_decoded_for_the_opening(folder: Path, mon
     in_the_past(folder)
     monkeypatch.setattr("t2i.data.folders.dataset.VERIFIED_AT_ONCE", 4)
     counted = count_decodes(monkeypatch)
-    with pytest.warns(UserWarning, match="6 images of folder:.* have not been looked at: `t2i data check` does"):
+    with pytest.warns(UserWarning, match="6 images of folder:.* have not been verified: after `t2i data check`"):
         data = open_folder(str(folder), "train", View())
     assert len(data) == 6 and counted == []
     before = data.fingerprint()
@@ -442,7 +442,7 @@ def test_columns_hold_what_the_plain_reader_finds(folder: Path, large: None, mon
         assert (data.images(range(len(data))) == plain[split].images(range(len(data)))).all()
     assert list(columns["train"].captions[1]) == ["two spaces", "again"]
     said = "\n".join(str(warning.message) for warning in caught)
-    assert "1 caption in split train" in said and "train/lost.png" in said and "not been looked at" in said
+    assert "1 caption in split train" in said and "train/lost.png" in said and "not been verified" in said
 
 
 def test_columns_of_drawn_splits_are_the_plain_ones(folder: Path, large: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,7 +450,7 @@ def test_columns_of_drawn_splits_are_the_plain_ones(folder: Path, large: None, m
     for row in rows:
         (folder / row["file_name"]).write_bytes(b"not decoded")
     jsonl(folder / "metadata.jsonl", list(reversed(rows)))
-    with pytest.warns(UserWarning, match="not been looked at"):
+    with pytest.warns(UserWarning, match="not been verified"):
         columns = [open_folder(str(folder), split, View(seed=4)) for split in ("train", "val", "test")]
     index = index_folder(folder)
     for data in columns:
@@ -492,7 +492,7 @@ def test_what_a_check_found_broken_leaves_the_columns(folder: Path, large: None)
     in_the_past(folder)
     report = check(folder)
     assert [name for name, _ in report.broken] == ["train/5.png"] and report.splits == {"train": 7}
-    with pytest.warns(UserWarning, match="left out: 1 image in .* cannot be decoded: train/5.png: not a PNG"):
+    with pytest.warns(UserWarning, match="skipped 1 image in .* cannot be decoded: train/5.png: not a PNG"):
         data = open_folder(str(folder), "train", View(resolution=12))
     assert "train/5.png" not in data.ids and len(data) == 7
     before = data.fingerprint()
@@ -757,7 +757,7 @@ def test_check_of_a_clean_folder_finds_nothing_and_spares_training_the_work(
     counted = count_decodes(monkeypatch)
     report = check(folder)
     assert report.seeded and sum(report.splits.values()) == 60
-    assert format_report(report).endswith("nothing wrong was found")
+    assert format_report(report).endswith("no faults were found")
     open_folder(str(folder), "train", View())
     assert len(counted) == 60
 

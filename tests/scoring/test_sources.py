@@ -229,6 +229,7 @@ def test_a_file_that_holds_no_images_says_what_to_do(tmp_path: Path, name: str, 
         (NOISE[..., :1], "1 channel; save RGB"),
         (np.concatenate([NOISE, NOISE[..., :1]], axis=3), "4 channels; save RGB"),
         (NOISE[0], "another shape"),
+        (NOISE[..., 0], "it has no channels; save numpy.stack"),
         (NOISE[:0], "another shape"),
         (np.zeros(3), "another shape"),
     ],
@@ -238,6 +239,26 @@ def test_an_npz_says_how_to_mend_it(tmp_path: Path, array: np.ndarray, words: st
     with pytest.raises(InputError) as error:
         open_images(str(tmp_path / "a.npz"))
     assert words in str(error.value) and "uint8 [N, H, W, 3]" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "hint"), [("folder:x", True), ("shapes-2", True), ("coco:/x", True), ("x", False), ("x/y", False)]
+)
+def test_what_is_not_there(place: str, hint: bool) -> None:
+    with pytest.raises(InputError, match="is not there; name a folder, a .tar or an .npz of images") as error:
+        open_images(place)
+    assert str(error.value).endswith("; a data set is named with --data") == hint
+
+
+def test_all_reasons_are_told_if_nothing_can_be_scored(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mu.npz", mu=np.zeros(64), sigma=np.eye(64))
+    options = ScoreOptions(
+        target=str(save(tmp_path / "f", ["a.png", "b.png"])), against=str(tmp_path / "mu.npz"), out=tmp_path / "s.json"
+    )
+    with pytest.raises(
+        InputError, match="none of 2 images .* have captions; .*mu.npz holds .* 64 features of an Inception"
+    ):
+        score_images(options)
 
 
 def test_an_npz_of_one_array_has_it_under_any_name(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from statistics import median_low
 import numpy as np
 
 from t2i import images
+from t2i.data import DATASETS
 from t2i.data.folders.index import index_folder
 from t2i.data.packed.tar import list_tar
 from t2i.data.verify import MIN_SIDE, Verified, verify, workers
@@ -54,6 +55,10 @@ def open_images(place: str, n: int | None = None, skip_broken: bool = False) -> 
         raise InputError(
             f"{shown(path)} is a {suffix or 'file without a suffix'}, which cannot be read as images; {hint}"
         )
+    if not path.exists():
+        data = place.split(":")[0] in DATASETS or place.startswith("shapes-")
+        hint = "; a data set is named with --data" if data else ""
+        raise InputError(f"'{shown(place)}' is not there; name a folder, a .tar or an .npz of images{hint}")
     return folder_images(place, n, skip_broken)
 
 

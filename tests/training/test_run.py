@@ -853,7 +853,7 @@ class Machine:
     def __init__(self, monkeypatch, busy: list[list[float]], own: float = 0.0, quota: int = 99):
         self.busy, self.own, self.windows = busy, own, 0
         cores = len(busy[0])
-        monkeypatch.setattr(hardware, "_allowed_cores", lambda: set(range(cores)))
+        monkeypatch.setattr(hardware, "allowed_cores", lambda: set(range(cores)))
         monkeypatch.setattr(hardware, "_quota", lambda most: min(most, quota))
         monkeypatch.setattr(hardware, "_idle_seconds", self.idle_seconds)
         monkeypatch.setattr(hardware, "_job_seconds", lambda: 0.2 * self.own * self.windows)

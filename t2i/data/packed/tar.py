@@ -1,9 +1,9 @@
 """Finds the samples of a tar shard and their offsets; only headers are read, and nothing is extracted.
 
 As in webdataset, the key of a member is its path up to the first dot of its name, its suffix is the rest, and the members with
-the same key are one sample (img2dataset: key.jpg, key.txt, key.json). If such a suffix is unknown, the last dot counts:
-photo.1.jpg and photo.1.txt are the sample photo.1. Links, devices, sparse members and names outside the folder are counted
-and skipped.
+the same key are one sample (img2dataset: key.jpg, key.txt, key.json; key.cls has its class). If such a suffix is unknown, the
+last dot counts: photo.1.jpg and photo.1.txt are the sample photo.1. Links, devices, sparse members and names outside the folder
+are counted and skipped.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from t2i.data.captions import captions_of
 from t2i.data.packed.dataset import indexed, schema
 from t2i.data.packed.remote import Place, beside, opened
 from t2i.data.packed.tables import captions_in, read_beside
+from t2i.data.tools.classes import LABEL, classes_in
 from t2i.errors import InputError
 from t2i.files import open_regular
 from t2i.images import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES, LostConnection
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_HEADER = 1 << 20  # bytes of one extended header; names are far shorter
 MAX_TEXT = 1 << 20  # bytes of a caption or a JSON member
+CLASS = "cls"  # suffix of members with the class of an image
 _IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
 _SHOWN = 4  # number of suffixes or keys of JSON in a message
 _PACKERS = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -44,6 +46,7 @@ class _Member(NamedTuple):
 class _Sample(NamedTuple):
     image: _Member | None
     texts: dict[str, _Member]  # by suffix
+    label: _Member | None = None
 
 
 class TarImage(NamedTuple):
@@ -86,16 +89,17 @@ def _rows(tar: "_Tar", table: Place | None, counts: dict[str, Any]) -> Iterator[
     samples = tar.samples()
     captions_beside = read_beside(table) if table else {}
     count = 0
-    for key, (image, texts) in samples.items():
+    for key, sample in samples.items():
+        image = sample.image
         if image is None:
-            tar.skipped["captions without an image"] += 1
+            tar.skipped["captions without an image"] += bool(sample.texts)
             continue
-        captions = tar.captions(texts) or captions_beside.get(key, [])
+        captions = tar.captions(sample.texts) or captions_beside.get(key, [])
         if not captions:
             tar.skipped["images without a caption"] += 1
             continue
         count += 1
-        row = {"key": key, "captions": captions, "sha256": tar.sha256(image)}
+        row = {"key": key, "captions": captions, "sha256": tar.sha256(image), LABEL: tar.classes(sample)}
         yield row | {"offset": image.offset, "size": image.size}
     if not count:
         raise tar.no_samples()
@@ -112,9 +116,9 @@ def list_tar(path: Path) -> tuple[dict[str, TarImage], Counter[str]]:
         with open_regular(path) as file:
             tar = _Tar(path, file)
             images = {
-                key: TarImage(tar.captions(texts), image.offset, image.size)
-                for key, (image, texts) in tar.samples().items()
-                if image is not None
+                key: TarImage(tar.captions(sample.texts), sample.image.offset, sample.image.size)
+                for key, sample in tar.samples().items()
+                if sample.image is not None
             }
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; name a .tar of images") from error
@@ -163,10 +167,11 @@ class _Tar:
         known = (*((self._image,) if self._image else _IMAGES), *texts)
         for name, offset, size in self._members():
             folder, slash, base = name.removeprefix("./").rpartition("/")
-            stem, suffix = self._split(base, known)
+            stem, suffix = self._split(base, (*known, CLASS))
             if not stem or suffix not in known:
-                self.skipped["other members"] += 1
                 self.unknown[f".{suffix}" if suffix else "names without a suffix"] += 1
+            if not stem or suffix not in (*known, CLASS):
+                self.skipped["other members"] += 1
                 continue
             key, member = f"{folder}{slash}{stem}", _Member(suffix, offset, size)
             try:
@@ -175,8 +180,12 @@ class _Tar:
                 self.skipped["names in another encoding than UTF-8"] += 1
                 continue
             sample = samples.setdefault(key, _Sample(None, {}))
+            if suffix == CLASS:
+                samples[key] = sample._replace(label=member)
             if suffix in texts:
                 sample.texts[suffix] = member
+            elif suffix == CLASS:
+                continue
             elif sample.image is None:
                 samples[key] = sample._replace(image=member)
             else:
@@ -249,6 +258,25 @@ class _Tar:
         if not captions and isinstance(row, dict):
             self.unknown.update(f"JSON key {shown(key)[:30]!r}" for key in row)
         return captions
+
+    def classes(self, sample: _Sample) -> tuple[str, ...] | None:
+        """Returns the class in the .cls of a sample, or the classes under `label` in its .json; None if there are none."""
+        for member in (sample.label, sample.texts.get("json")):
+            if member is None or member.size > MAX_TEXT:
+                continue
+            self._file.seek(member.offset)
+            try:
+                content = self._file.read(member.size).decode("utf-8-sig")
+                if member.suffix == CLASS:
+                    found = classes_in(content.strip())
+                else:
+                    row = json.loads(content) if f'"{LABEL}"' in content else None
+                    found = classes_in(row.get(LABEL)) if isinstance(row, dict) else None
+            except (ValueError, RecursionError):  # neither text nor JSON, or no classes
+                continue
+            if found is not None:
+                return found
+        return None
 
     def sha256(self, member: _Member) -> bytes:
         """Returns the hash of a member's first `MAX_BYTES` + 1 bytes; larger images are refused when they are decoded."""

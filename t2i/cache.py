@@ -141,8 +141,11 @@ def checksum(tensors: dict[str, "Tensor"]) -> str:
     return f"{crc:08x}"
 
 
-def write_shard(path: Path, tensors: dict[str, "Tensor"]) -> None:
+def write_shard(path: Path, tensors: dict[str, "Tensor"], **facts: str) -> None:
     """Writes one shard with a checksum, atomically.
+
+    Args:
+        facts: entries of the header beside the checksum.
 
     Raises:
         InputError: the disk is full or not writable.
@@ -153,7 +156,7 @@ def write_shard(path: Path, tensors: dict[str, "Tensor"]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent)
         with new_file(path, durable=True) as temporary:
-            temporary.write_bytes(save(tensors, metadata={"crc32": checksum(tensors)}))
+            temporary.write_bytes(save(tensors, metadata={"crc32": checksum(tensors), **facts}))
     except (OSError, SafetensorError) as error:
         raise cache_error(path.parent, error) from error
 
@@ -164,25 +167,27 @@ def cache_error(folder: Path, error: Exception) -> InputError:
     return InputError(f"cannot write the cache {folder}: {reason}; free some space or set T2I_CACHE")
 
 
-def read_shard(path: Path, name: str, check: Callable[[dict[str, "Tensor"]], bool]) -> dict[str, "Tensor"] | None:
-    """Returns the tensors of a shard, memory-mapped; None if it is not needed, or is damaged and therefore deleted.
+def read_shard(
+    path: Path, cache: str, check: Callable[[dict[str, "Tensor"]], bool]
+) -> tuple[dict[str, "Tensor"], dict[str, str]] | None:
+    """Returns tensors, memory-mapped, and header of a shard; None if it is not needed, or is damaged and therefore deleted.
 
     Args:
-        name: name of the cache, for the warning about a damaged shard.
+        cache: name of the cache, for the warning about a damaged shard.
         check: returns False if the shard is not needed; raises ValueError or KeyError for unexpected tensors.
     """
     try:
         open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            expected = (file.metadata() or {}).get("crc32")
+            header = file.metadata() or {}
         if not check(tensors):
             return None
-        if expected != checksum(tensors):
+        if header.get("crc32") != checksum(tensors):
             raise ValueError("its checksum is wrong")
-        return tensors
+        return tensors, header
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        warnings.warn(f"{name} cache: {path} is damaged ({error}); its contents are computed again", stacklevel=5)
+        warnings.warn(f"{cache} cache: {path} is damaged ({error}); its contents are computed again", stacklevel=5)
         with suppress(OSError):
             path.unlink()
         return None

@@ -182,7 +182,8 @@ class _Cache(NamedTuple):
             return True
 
         path = self.path(number)
-        return read_shard(path, "code", check) if path.exists() else None
+        shard = read_shard(path, "code", check) if path.exists() else None
+        return None if shard is None else shard[0]
 
 
 def _refuse(failures: Sequence[Broken], broken: Sequence[Broken]) -> NoReturn:

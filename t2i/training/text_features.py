@@ -2,8 +2,8 @@
 
 Layout: ROOT/text/KEY/NAME.safetensors. KEY hashes everything that the features depend on (the encoder's digest, its token
 limit, whether token states are stored); NAME hashes KEY and the captions of the shard. A shard with N captions and M real
-tokens in total holds: `captions` [N, 16], their hashes; `pooled` [N, P]; `mask` [N, T]; `tokens` [M, D], without
-rows of padding.
+tokens in total holds: `captions` [N, 16], their hashes; `pooled` [N, P]; `mask` [N, T]; `tokens` [M, D], without rows of
+padding. Its header has the number of captions that were cut off.
 Shards are written atomically and read memory-mapped; one that does not match its name, its shapes or its checksum is deleted
 and its captions are encoded again. The whole folder may be deleted at any time.
 """
@@ -39,6 +39,7 @@ class _Shard(NamedTuple):
     mask_NT: Tensor
     tokens_MD: Tensor  # the rows where the mask is True, caption by caption
     starts_N: Tensor  # row of the first token of each caption
+    truncated: int  # captions that were longer than the limit
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,15 @@ def encode_cached(
     shelf = _Shelf((root or cache_dir()) / "text" / form.key[:32], form, dict(zip(hashes, captions, strict=True)))
     missing = ranks.broadcast(shelf.missing())
     share = ranks.share(len(missing))
-    with _one_truncation_warning():
-        ranks.each(lambda: shelf.encode(encoder, missing[share.start : share.stop], on_progress))
-        ranks.each(shelf.open_new)
-        # a process on another machine may use another cache folder
-        ranks.each(lambda: shelf.encode(encoder, shelf.missing(), on_progress))
+    ranks.each(lambda: shelf.encode(encoder, missing[share.start : share.stop], on_progress))
+    ranks.each(shelf.open_new)
+    # a process on another machine may use another cache folder
+    ranks.each(lambda: shelf.encode(encoder, shelf.missing(), on_progress))
     if lost := len(shelf.missing()):
         raise InputError(
             f"{counted(lost, 'caption')} cannot be read back from the cache {shelf.folder}; check that disk"
         )
+    warn_truncated(shelf.truncated(), encoder.name, encoder.max_tokens)
     places = torch.tensor([shelf.place[caption] for caption in hashes], dtype=torch.int64).reshape(-1, 2)
     sizes = form.token_dim, form.pooled_dim, form.max_tokens
     return CachedText(len(shelf.caption_of) - len(missing), len(missing), *sizes, shelf.shards, places)
@@ -171,8 +172,18 @@ class _Shelf:
         for done in range(0, len(hashes), SHARD_CAPTIONS):
             part = list(hashes[done : done + SHARD_CAPTIONS])
             report = (lambda count, done=done: on_progress(done + count, len(hashes))) if on_progress else None
-            tensors = _encode(encoder, [self.caption_of[one] for one in part], self._form, report)
-            self._add(_write(self.folder, self._form, part, tensors))
+            with _counted_truncations() as cut:
+                tensors = _encode(encoder, [self.caption_of[one] for one in part], self._form, report)
+            self._add(_write(self.folder, self._form, part, tensors, sum(cut)))
+
+    def truncated(self) -> int:
+        """Returns the number of captions that were cut off; an upper bound if a shard also has captions of other lists."""
+        rows: dict[int, list[int]] = {}
+        for number, row in map(self.place.__getitem__, self.caption_of):
+            rows.setdefault(number, []).append(row)
+        # a caption that was cut off fills the mask; a shard without token states has no mask
+        full = {number: int(self.shards[number].mask_NT[used].all(dim=1).sum()) for number, used in rows.items()}
+        return sum(min(self.shards[number].truncated, count) for number, count in full.items())
 
     def _add(self, path: Path) -> None:
         shard = _open(path, self._form, self.caption_of.keys() - self.place.keys())
@@ -213,11 +224,11 @@ def _encode(
     return {"pooled": torch.cat(pooled), "mask": torch.cat(mask), "tokens": torch.cat(tokens)}
 
 
-def _write(folder: Path, form: _Form, hashes: list[bytes], tensors: dict[str, Tensor]) -> Path:
+def _write(folder: Path, form: _Form, hashes: list[bytes], tensors: dict[str, Tensor], truncated: int) -> Path:
     captions = b"".join(hashes)
     tensors["captions"] = torch.frombuffer(bytearray(captions), dtype=torch.uint8).reshape(-1, _HASH_BYTES)
     path = folder / f"{_name(form, captions)}.safetensors"
-    write_shard(path, tensors)
+    write_shard(path, tensors, truncated=str(truncated))
     return path
 
 
@@ -241,25 +252,29 @@ def _open(path: Path, form: _Form, missing: set[bytes]) -> _Shard | None:
             raise ValueError(f"it holds {present}")
         return True
 
-    tensors = read_shard(path, "text", check)
-    if tensors is None:
+    if (shard := read_shard(path, "text", check)) is None:
         return None
+    tensors, header = shard
     lengths_N = tensors["mask"].sum(dim=1)
-    starts_N = lengths_N.cumsum(dim=0) - lengths_N
-    return _Shard(tensors["captions"], tensors["pooled"], tensors["mask"], tensors["tokens"], starts_N)
+    return _Shard(
+        captions=tensors["captions"],
+        pooled_NP=tensors["pooled"],
+        mask_NT=tensors["mask"],
+        tokens_MD=tensors["tokens"],
+        starts_N=lengths_N.cumsum(dim=0) - lengths_N,
+        truncated=int(header["truncated"]) if header.get("truncated", "").isdecimal() else 0,
+    )
 
 
 @contextmanager
-def _one_truncation_warning() -> Iterator[None]:
-    """Merges the truncation warnings of many `encode` calls into one; other warnings are passed on unchanged."""
+def _counted_truncations() -> Iterator[list[int]]:
+    """Yields a list that receives the counts of the truncation warnings; other warnings are passed on unchanged."""
+    counts: list[int] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield
-    cut: list[TruncationWarning] = []
+        yield counts
     for item in caught:
         if isinstance(item.message, TruncationWarning):
-            cut.append(item.message)
+            counts.append(item.message.count)
         else:
             warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
-    if cut:
-        warn_truncated(sum(one.count for one in cut), cut[0].name, cut[0].limit)

@@ -239,7 +239,7 @@ def test_what_would_void_the_account_is_one_line(
 @pytest.mark.parametrize("family", NOT_PRIVATE)
 def test_other_families_say_why_not(family: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(f"family: {family}\nprivacy: {{noise_multiplier: 1.0}}\n")
-    with pytest.raises(InputError, match=f"privacy is not to be had for {family}: "):
+    with pytest.raises(InputError, match=f"privacy is not supported for {family}: "):
         load(config_class(family), tmp_path / "config.yaml")  # type: ignore[type-var]
 
 

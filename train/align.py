@@ -65,7 +65,9 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
         captions = [caption for options in train.captions for caption in options]
         return CaptionTokenizer.fit(captions, config.text_tower.vocabulary, most).json_text
 
-    return CaptionTokenizer(own_vocabulary(run, TOKENIZER, fit), most)
+    tokenizer = CaptionTokenizer(own_vocabulary(run, TOKENIZER, fit), most)
+    tokenizer.warn_of_cut((caption for options in train.captions for caption in options), "text_tower.max_tokens")
+    return tokenizer
 
 
 def refuse_unseen(config: Config, source: Source | None) -> None:

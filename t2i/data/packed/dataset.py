@@ -47,17 +47,11 @@ MakeRows = Callable[[dict[str, Any], Keep], Iterable[dict[str, Any]]]
 
 
 class PackedOptions(NamedTuple):
-    """Options of data in tar shards and tables.
+    """Options of data in tar shards and tables."""
 
-    Attributes:
-        split: the split that is read as `train`, by the names of files or their folders.
-        image: the column of images, or the suffix of members that are images, e.g. `input.jpg`; "": the usual ones.
-        text: the column of captions, the suffix of members that hold them, or their key in the .json; "": the usual ones.
-    """
-
-    split: str | None = None
-    image: str = ""
-    text: str = ""
+    split: str | None = None  # the split that is read as `train`, by the names of files or their folders
+    image: str = ""  # column of images, or suffix of members that are images, e.g. `input.jpg`; "": the usual ones
+    text: str = ""  # column of captions, suffix of members with captions, or their key in the .json; "": the usual ones
 
 
 class IndexedPart(NamedTuple):
@@ -66,6 +60,7 @@ class IndexedPart(NamedTuple):
     name: str  # prefix of the ids of its images
     split: str | None  # published name of its split
     index: "pa.Table"
+    data: Any  # holds the bytes of the images
 
     def id_of(self, key: str) -> str:
         return f"{self.name}/{key}" if self.name else key
@@ -83,7 +78,7 @@ class PackedImages(EncodedImages):
         import pyarrow.compute
 
         pc: Any = pyarrow.compute
-        self._parts = list(parts)
+        self._parts = parts
         self._starts = list(accumulate((part.index.num_rows for part in parts), initial=0))
         table = pa.concat_tables([part.index.select(["key", "captions", "sha256", LABEL]) for part in parts])
         self._sha256, self._label = table["sha256"], table[LABEL]
@@ -150,11 +145,11 @@ class PackedImages(EncodedImages):
     def _part_of(self, row: int) -> int:
         return bisect_right(self._starts, row) - 1
 
-    def locate(self, i: int) -> tuple[int, int]:
-        """Returns (number of the part, row of its index) of row i of the split."""
+    def locate(self, i: int) -> tuple[IndexedPart, int]:
+        """Returns (part, row of its index) of row i of the split."""
         row = int(self._rows[i])
-        part = self._part_of(row)
-        return part, row - self._starts[part]
+        number = self._part_of(row)
+        return self._parts[number], row - self._starts[number]
 
     @property
     def labels(self) -> dict[str, Callable[[], Values]]:
@@ -223,23 +218,29 @@ def stamp(path: Place) -> tuple[Any, ...]:
         InputError: the file does not exist.
     """
     if not isinstance(path, Path):
-        return path.stamp
+        return tuple(path)
     found = stamp_of(path)
     if found[0] < 0:
         raise InputError(f"cannot read {path}: No such file or directory; check its name and permissions")
     return str(path.absolute()), *found
 
 
-def parts_of(name: str, split: str | None, index: "pa.Table") -> list[IndexedPart]:
+def parts_of(name: str, split: str | None, index: "pa.Table", data: Any) -> list[IndexedPart]:
     """Returns one file as one part, or as a part for each split if its rows name their splits."""
     import pyarrow.compute
 
     pc: Any = pyarrow.compute
     named = sorted(set(index["split"].unique().to_pylist()) - {""})
     if not any(SPLIT_FOLDERS.get(own.lower()) for own in named):  # the column is not about splits
-        return [IndexedPart(name, split, index)]
+        return [IndexedPart(name, split, index, data)]
     parts = [(own, index.filter(pc.equal(index["split"], own))) for own in [*named, ""]]
-    return [IndexedPart(name, own or None, rows) for own, rows in parts if rows.num_rows]
+    return [IndexedPart(name, own or None, rows, data) for own, rows in parts if rows.num_rows]
+
+
+def names_below(paths: Sequence[Path]) -> list[str]:
+    """Returns the paths relative to their common folder, without the suffix."""
+    root = paths[0].parent if len({path.parent for path in paths}) == 1 else Path(os.path.commonpath(paths))
+    return [path.relative_to(root).with_suffix("").as_posix() for path in paths]
 
 
 def indexed(

@@ -254,7 +254,10 @@ def test_images_that_cannot_be_decoded_are_left_out(
         (["photos", "a star", "--image", "photos/00001.png"], "a search has one query"),
         (["photos", "a star", "-k", "0"], "-k"),
         (["photos", "a star", "--ef", "9"], "--ef 9 has no effect on the exact search"),
-        (["photos", "--image", "nowhere.png"], "--image nowhere.png cannot be read (No such file or directory); name a .png, .jpg,"),
+        (
+            ["photos", "--image", "nowhere.png"],
+            "--image nowhere.png cannot be read (No such file or directory); name a .png",
+        ),
         (["photos", "--image", "photos/metadata.jsonl"], "cannot be read (not a PNG, JPEG"),
         (["photos", "--image", "photos"], "--image photos cannot be read (it is a folder, not a plain file); name"),
         (["photos", "a star", "--by", "gan"], "gan is not a dual encoder"),

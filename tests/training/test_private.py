@@ -220,11 +220,11 @@ def test_a_run_tells_its_account_and_resumes_bit_for_bit(
     ("changes", "told"),
     [
         (["privacy.delta=0.05"], "is not below 1 / 40 images"),
-        (["train_batch_size=41"], "a step of 41 images is more than the 40"),
-        (["text.encoder=bow", "text.path=null"], "text.encoder bow is not in the account"),
-        (["data.unlabelled=shapes-1"], "data.unlabelled shapes-1 is not in the account"),
-        (["flip=true"], "flip True is not in the account"),
-        (["gradient_accumulation_steps=2"], "gradient_accumulation_steps 2 is not in the account"),
+        (["train_batch_size=41"], "a step of 41 images is larger than the data, 40 images; lower train_batch_size"),
+        (["text.encoder=bow", "text.path=null"], "text.encoder bow is not covered by the privacy account"),
+        (["data.unlabelled=shapes-1"], "data.unlabelled shapes-1 is not covered by the privacy account"),
+        (["flip=true"], "flip True is not covered by the privacy account"),
+        (["gradient_accumulation_steps=2"], "gradient_accumulation_steps 2 is not covered by the privacy account"),
         (["privacy.noise_multiplier=0"], "privacy.noise_multiplier"),
     ],
 )

@@ -31,7 +31,8 @@ SMALL: dict[str, Any] = {
 def tiny_config(**changes: Any) -> Config:
     values = {**SMALL, "tasks": {"caption": 1, "answer": 1}}
     for key, value in changes.items():
-        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+        partial = isinstance(value, dict) and "encoder" not in value
+        values[key] = {**values.get(key, {}), **value} if partial else value
     return Config.model_validate(values)
 
 

@@ -35,7 +35,7 @@ def open_vqa2(place: str, split: str, view: View) -> FolderDataset:
         own = _read(root, part, path)
         questions |= own
         parts |= dict.fromkeys(own, part)
-    captions = {name: [_told(question) for question in own] for name, own in questions.items()}
+    captions = {name: [_with_answer(question) for question in own] for name, own in questions.items()}
     dataset = open_listed(
         Listing("vqa2", root, ", ".join(map(str, files.values())), captions, parts, _ROLES), split, view
     )
@@ -43,7 +43,8 @@ def open_vqa2(place: str, split: str, view: View) -> FolderDataset:
     return dataset
 
 
-def _told(question: Question) -> str:
+def _with_answer(question: Question) -> str:
+    """Returns the question and its most frequent answer as one text."""
     return f"{question.text} {max(question.answers, key=question.answers.__getitem__)}"
 
 
@@ -52,7 +53,7 @@ def _json_files(root: Path) -> list[Path]:
 
 
 def _read(root: Path, part: str, path: Path) -> dict[str, list[Question]]:
-    """Path of an image -> its questions."""
+    """Returns path of an image -> its questions."""
     answers_name = f"v2_mscoco_{part}_annotations.json"
     found = next((other for other in _json_files(root) if other.name == answers_name), None)
     if found is None:
@@ -75,12 +76,18 @@ def _read(root: Path, part: str, path: Path) -> dict[str, list[Question]]:
 
 
 def _answers(path: Path) -> Mapping[int, tuple[dict[str, float], str]]:
-    """Number of a question -> credit of its answers, and what kind of answer it asks for."""
+    """Returns number of a question -> the credit of its answers, and the kind of answer."""
     content: Any = read_json(path)
     try:
-        return {
+        answers = {
             row["question_id"]: (vqa_credit(one["answer"] for one in row["answers"]), str(row.get("answer_type", "")))
             for row in content["annotations"]
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise bad_layout(path, error, "annotations with question_id and answers") from error
+    unanswered = next((number for number, (credit, _) in answers.items() if not credit), None)
+    if unanswered is not None:
+        raise InputError(
+            f"{path}: question {unanswered} has an empty list of answers; download the published file again"
+        )
+    return answers

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from t2i.data import View, open_dataset
-from t2i.data.loader import Loader, RowLoader
+from t2i.data.loader import Loader, Position, RowLoader
 from t2i.training import journal
 
 WORLDS = (1, 2, 4)
@@ -40,8 +40,8 @@ def order(batch: int, steps: int) -> dict[int, tuple[list[int], list[int]]]:
     data = open_dataset("shapes-1", "train", View(16, limit=100))
     found = {}
     for world in WORLDS:
-        loaders = [RowLoader(data, batch // world, 3, 0, rank, world) for rank in range(world)]
-        readers = [Loader(data, batch // world, 3, 0, rank, world) for rank in range(world)]
+        loaders = [RowLoader(data, batch // world, 3, Position(0, rank, world)) for rank in range(world)]
+        readers = [Loader(data, batch // world, 3, Position(0, rank, world)) for rank in range(world)]
         ids, rows = [], []
         for _ in range(steps):
             for loader, reader in zip(loaders, readers, strict=True):

@@ -211,7 +211,7 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
     # The model wrapped for several processes, and images from the position of the run
     paired = run.prepare(both, config.compile)
     reading = config.dataloader_num_workers, run.quarantine, config.data.augment
-    loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
+    loader = Loader(train, config.train_batch_size, config.seed, run.position, *reading)
 
     for batches in run.steps(loader, optimizer, schedule=cosine(config, FINAL_RATE)):
         # Validation, and a checkpoint
@@ -265,9 +265,7 @@ def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, D
         run.register(name, extra)
     run.resume()
 
-    for batches in run.steps(
-        RowLoader(train, config.train_batch_size, config.seed, *run.position), *fitting.optimizers
-    ):
+    for batches in run.steps(RowLoader(train, config.train_batch_size, config.seed, run.position), *fitting.optimizers):
         # Validation, and a checkpoint
         if run.due(config.validation_steps):
             dual = MappedDualEncoder(config, text, image, fitting.state_tensors())

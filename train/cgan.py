@@ -136,7 +136,7 @@ def main(config: Config, run_dir: Path) -> None:
         # Both networks wrapped for the run's processes, and a loader that starts at the run's position
         generator, discriminator = (run.prepare(model, config.compile) for model in models)
         reading = config.dataloader_num_workers, run.quarantine, config.data.augment
-        loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
+        loader = Loader(train, config.train_batch_size, config.seed, run.position, *reading)
 
         for batches in run.steps(loader, generator_optimizer, discriminator_optimizer):
             # Validation of the averaged generator, and a checkpoint

@@ -110,7 +110,7 @@ def main(config: Config, run_dir: Path) -> None:
 
         # Both networks wrapped for several processes, and rows from the position of the run
         model, critic = (run.prepare(part, config.compile) for part in (plain, plain_critic))
-        loader = RowLoader(train, config.train_batch_size, config.seed, *run.position)
+        loader = RowLoader(train, config.train_batch_size, config.seed, run.position)
 
         schedule = partial(rate, config=config)
         for batches in run.steps(loader, generator_optimizer, critic_optimizer, schedule=schedule):

@@ -156,7 +156,7 @@ def main(config: Config, run_dir: Path) -> None:
 
         # The model wrapped for the run's processes, and a loader of rows that starts at the run's position
         model = run.prepare(plain, config.compile)
-        loader = private.rows() if private else RowLoader(train, config.train_batch_size, config.seed, *run.position)
+        loader = private.rows() if private else RowLoader(train, config.train_batch_size, config.seed, run.position)
         if private:
             private.account(run.step)
 

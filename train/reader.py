@@ -180,7 +180,7 @@ def main(config: Config, run_dir: Path) -> None:
         shared = run.prepare(losses_of, config.compile)
         data = TrainingData(train, questions, reader)
         reading = config.dataloader_num_workers, run.quarantine, config.data.augment
-        loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
+        loader = Loader(train, config.train_batch_size, config.seed, run.position, *reading)
 
         for batches in run.steps(loader, optimizer, schedule=cosine(config, FINAL_RATE)):
             # Validation, and a checkpoint

@@ -119,7 +119,7 @@ def main(config: Config, run_dir: Path) -> None:
         model = run.prepare(plain, config.compile)
         shared_critic = run.prepare(critic, config.compile) if critic else None
         reading = config.dataloader_num_workers, run.quarantine, config.data.augment
-        loader = Loader(train, config.train_batch_size, config.seed, *run.position, *reading)
+        loader = Loader(train, config.train_batch_size, config.seed, run.position, *reading)
         use = CodeUse(plain.codes.codebooks, plain.codes.codebook_size, run.device)
 
         optimizers = [optimizer] if critic_optimizer is None else [optimizer, critic_optimizer]

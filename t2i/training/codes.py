@@ -25,7 +25,7 @@ from torch import Tensor
 
 from t2i.cache import cache_dir, checksum, write_shard
 from t2i.data import Dataset
-from t2i.data.loader import BatchReader, Broken
+from t2i.data.loader import Broken, RowReader
 from t2i.distributed import Ranks
 from t2i.errors import InputError
 from t2i.families import ImageTokenizer
@@ -124,7 +124,7 @@ def encode_codes(
             on_progress(before + count, total)
 
     def encode_mine() -> None:
-        reader, done = BatchReader(dataset), 0
+        reader, done = RowReader(dataset), 0
         for n in mine:
             broken.extend(cache.encode(n, reader, partial(report, done)))
             done += cache.count(n)
@@ -159,7 +159,7 @@ class _Cache(NamedTuple):
     def path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.safetensors"
 
-    def encode(self, number: int, reader: BatchReader, on_progress: Callable[[int], None]) -> list[Broken]:
+    def encode(self, number: int, reader: RowReader, on_progress: Callable[[int], None]) -> list[Broken]:
         """Encodes and writes a shard; returns the images that could not be decoded.
 
         Raises:

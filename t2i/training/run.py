@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from t2i.config.load import flat
 from t2i.config.training import TrainConfig
-from t2i.data.loader import LoadingEnded
+from t2i.data.loader import LoadingEnded, Position
 from t2i.errors import InputError
 from t2i.seeding import derive
 from t2i.training.directory import STOPPED, report_crash, write_stopped
@@ -136,9 +136,9 @@ class Run(Session):
     # ---- steps ------------------------------------------------------------------------------------------------------
 
     @property
-    def position(self) -> tuple[int, int, int]:
-        """The arguments of a loader that continues at this step: samples consumed, process index, number of processes."""
-        return self.images_seen, self.process_index, self.num_processes
+    def position(self) -> Position:
+        """Where a loader continues at this step."""
+        return Position(self.images_seen, self.process_index, self.num_processes)
 
     def see_all(self, images: int) -> None:
         """Makes a step one look at so many images, as where a model is solved for. Call it before `resume`."""

@@ -79,7 +79,7 @@ def train(
         run.register("optimizer_d", optimizers[1])
         run.resume()
         first = run.step
-        loader = Loader(dataset, cfg.train_batch_size, cfg.seed, *run.position, cfg.dataloader_num_workers)
+        loader = Loader(dataset, cfg.train_batch_size, cfg.seed, run.position, cfg.dataloader_num_workers)
         run.guard = NonFiniteGuard(run.rollback, limit)
         schedule = partial(learning_rate, base=cfg.learning_rate, warmup=cfg.lr_warmup_steps, final_factor=0.0)
         for batches in run.steps(loader, *optimizers, schedule=schedule):

@@ -8,7 +8,7 @@ import pytest
 from t2i.data import Augmentation, View, open_dataset
 from t2i.data.augment import COLOURS, MOVES, NOISE, SHARE_GREY, augment
 from t2i.data.caption_checks import warn_of_colors
-from t2i.data.loader import Loader
+from t2i.data.loader import Loader, Position
 
 NAMES = get_args(Augmentation)
 IDS = np.arange(40)
@@ -76,7 +76,7 @@ def test_the_loader_augments_alike_with_workers_and_when_resumed():
     batches = [next(here) for _ in range(6)]
     for batch in batches[:3]:
         np.testing.assert_array_equal(batch.images_BHWC.numpy(), next(there).images_BHWC.numpy())
-    resumed = next(Loader(data, 10, 3, samples_consumed=50, augmented=("color", "shift")))
+    resumed = next(Loader(data, 10, 3, position=Position(50), augmented=("color", "shift")))
     np.testing.assert_array_equal(resumed.images_BHWC.numpy(), batches[5].images_BHWC.numpy())
     plain = next(Loader(data, 10, 3))
     assert (plain.images_BHWC.numpy() != batches[0].images_BHWC.numpy()).any()

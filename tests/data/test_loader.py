@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from t2i.data import View, open_dataset
-from t2i.data.loader import Batch, Loader, LoadingEnded, choose_captions
+from t2i.data.loader import Batch, Loader, LoadingEnded, Position, choose_captions
 from t2i.errors import InputError
 from t2i.images import BrokenImage, ImageArray
 from t2i.seeding import permutation
@@ -85,7 +85,7 @@ def test_seeds_differ():
 @pytest.mark.parametrize("stop", [1, 2, 5, 13])
 def test_resumed_loader_gives_the_next_fifty_batches(stop):
     whole = take(Loader(Numbered(30), 7, seed=5), stop + 50)
-    resumed = Loader(Numbered(30), 7, seed=5, samples_consumed=7 * stop)
+    resumed = Loader(Numbered(30), 7, seed=5, position=Position(7 * stop))
     for batch in whole[stop:]:
         assert_same(batch, next(resumed))
 
@@ -93,7 +93,7 @@ def test_resumed_loader_gives_the_next_fifty_batches(stop):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_processes_share_one_global_order(workers):
     whole = take(Loader(Numbered(25), 8, seed=2), 20)
-    ranks = [Loader(Numbered(25), 4, 2, process_index=r, num_processes=2, num_workers=workers) for r in (0, 1)]
+    ranks = [Loader(Numbered(25), 4, 2, Position(0, r, 2), num_workers=workers) for r in (0, 1)]
     for batch in whole:
         left, right = (next(rank) for rank in ranks)
         joined = [np.concatenate(pair) for pair in zip(left[1:], right[1:], strict=True)]
@@ -104,7 +104,7 @@ def test_changing_the_number_of_processes_keeps_the_order():
     """1 -> 2 -> 1 processes at the same global batch: the rows run on as if nothing had happened."""
     dataset, seen, consumed = Numbered(25), [], 0
     for processes in (1, 2, 1):
-        ranks = [Loader(dataset, 8 // processes, 2, consumed, r, processes) for r in range(processes)]
+        ranks = [Loader(dataset, 8 // processes, 2, Position(consumed, r, processes)) for r in range(processes)]
         for _ in range(6):
             seen += [row for rank in ranks for row in next(rank).rows.tolist()]
             consumed += 8
@@ -133,7 +133,7 @@ def test_random_crops_are_a_function_of_seed_epoch_and_picture(workers, tmp_path
 
     def crops(start: int = 0, seed: int = 0) -> dict[tuple[int, int], bytes]:
         dataset = open_dataset(str(tmp_path / "data"), "train", View(8, "random", seed=seed))
-        loader = Loader(dataset, 4, 3, samples_consumed=start, num_workers=workers)
+        loader = Loader(dataset, 4, 3, position=Position(start), num_workers=workers)
         batches = take(loader, 9 - start // 4)
         keys = [(int(row), int(epoch)) for batch in batches for row, epoch in zip(batch.rows, batch.epoch, strict=True)]
         return dict(
@@ -169,7 +169,7 @@ def test_broken_rows_are_replaced_by_the_next_and_reported_once(workers, error):
 def test_substitutes_do_not_depend_on_where_training_started():
     dataset = Numbered(300, (17, 18, 150))
     whole = rows_of(take(Loader(dataset, 20, 4), 30))
-    assert rows_of(take(Loader(dataset, 20, 4, samples_consumed=260), 17)) == whole[260:]
+    assert rows_of(take(Loader(dataset, 20, 4, position=Position(260)), 17)) == whole[260:]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from t2i.data import DataConfig, View, open_dataset
-from t2i.data.loader import Loader, RowLoader
+from t2i.data.loader import Loader, Position, RowLoader
 from t2i.data.mixture import Mixture, Other, members_of, open_training
 from t2i.errors import InputError
 
@@ -44,9 +44,9 @@ def test_a_resumed_and_a_divided_order_are_the_same_order() -> None:
     data = mixed()
     whole = RowLoader(data, 8, 0)
     rows = np.concatenate([next(whole).rows for _ in range(6)])
-    later = RowLoader(data, 8, 0, samples_consumed=24)
+    later = RowLoader(data, 8, 0, Position(24))
     assert (np.concatenate([next(later).rows for _ in range(3)]) == rows[24:]).all()
-    ranks = [RowLoader(data, 4, 0, 0, index, 2) for index in range(2)]
+    ranks = [RowLoader(data, 4, 0, Position(0, index, 2)) for index in range(2)]
     assert (np.concatenate([next(rank).rows for _ in range(6) for rank in ranks]) == rows).all()
     assert (np.concatenate([next(batches).rows for batches in [Loader(data, 8, 0)] for _ in range(6)]) == rows).all()
 

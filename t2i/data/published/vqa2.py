@@ -91,5 +91,7 @@ def _answers(path: Path) -> Mapping[int, tuple[dict[str, float], str]]:
         raise bad_layout(path, error, "annotations with question_id and answers") from error
     unanswered = next((number for number, (credit, _) in answers.items() if not credit), None)
     if unanswered is not None:
-        raise InputError(f"{path}: question {unanswered} has an empty list of answers; download the published file again")
+        raise InputError(
+            f"{path}: question {unanswered} has an empty list of answers; download the published file again"
+        )
     return answers

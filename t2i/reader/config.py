@@ -39,16 +39,6 @@ class OwnTextConfig(Section):
     path: ClassVar[None] = None
 
 
-class DecoderTextConfig(Section):
-    """The caption decoder reads the questions too and attends to the image while it reads (as in BLIP, Li et al., ICML 2022).
-
-    What it learns from captions about words and places then also serves the answers.
-    """
-
-    encoder: Literal["decoder"] = Field(default="decoder", description="the caption decoder reads the questions too")
-    path: ClassVar[None] = None
-
-
 class DecoderConfig(Section):
     """GPT-2's decoder with cross-attention to the cells of the image, which writes captions."""
 
@@ -76,7 +66,7 @@ class Config(TrainConfig):
     data: DataConfig = DataConfig()
     tasks: TasksConfig = TasksConfig()
     image: Annotated[OwnImageConfig | TunableImageConfig, Field(discriminator="encoder")] = OwnImageConfig()
-    text: Annotated[OwnTextConfig | DecoderTextConfig | TextConfig, Field(discriminator="encoder")] = OwnTextConfig()
+    text: Annotated[OwnTextConfig | TextConfig, Field(discriminator="encoder")] = OwnTextConfig()
     decoder: DecoderConfig = DecoderConfig()
     fusion: FusionConfig = FusionConfig()
     width: int = Field(default=128, ge=16, multiple_of=16, description="width of words, cells and fusion layers")
@@ -104,11 +94,6 @@ class Config(TrainConfig):
         if not self.tasks.caption and not self.tasks.answer:
             raise ValueError(
                 "tasks.caption and tasks.answer are both 0, so there is nothing to learn; raise one of them"
-            )
-        if isinstance(self.text, DecoderTextConfig) and not (self.tasks.caption and self.tasks.answer):
-            raise ValueError(
-                "text.encoder=decoder reads questions with the decoder that learns captions; set tasks.caption=1 and "
-                "tasks.answer=1, or text.encoder=own"
             )
         for name, heads in (("decoder", self.decoder.heads), ("fusion", self.fusion.heads)):
             if self.width % heads:

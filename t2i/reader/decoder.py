@@ -92,17 +92,12 @@ class CaptionDecoder(nn.Module):
 
     def forward(self, ids_BT: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Returns logits_BTK for the token after each of `ids`, and the past including `ids`."""
-        x_BTD, past = self.states(ids_BT, past)
-        return F.linear(x_BTD, self.tokens.weight), past
-
-    def states(self, ids_BT: Tensor, past: Past) -> tuple[Tensor, Past]:
-        """Returns the normalised states x_BTD of `ids`, and the past including `ids`."""
         at = torch.arange(past.length, past.length + ids_BT.shape[1], device=ids_BT.device)
         x, own = self.tokens(ids_BT) + self.positions(at), []
         for block, cells, before in zip(self.blocks, past.cells, past.own, strict=True):
             x, after = block(x, cells, before)
             own.append(after)
-        return self.norm(x), Past(tuple(own), past.cells)
+        return F.linear(self.norm(x), self.tokens.weight), Past(tuple(own), past.cells)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from t2i.align.dual_encoder import ResidualStage, TowerBlock, last_map
 from t2i.extractors import ImageEncoder, ImageFeatures
-from t2i.reader.config import Config, DecoderTextConfig, OwnImageConfig, OwnTextConfig
+from t2i.reader.config import Config, OwnImageConfig
 from t2i.reader.decoder import CaptionDecoder
 from t2i.reader.fusion import FUSIONS
 from t2i.text import TextFeatures
@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
 
     vocabulary: int
     answers: int = 0
-    text_dim: int = 0  # width of the states of a frozen encoder of questions; 0: the reader has no such encoder
+    text_dim: int = 0  # width of a frozen encoder of questions; 0: the reader trains its own
     decoder: tuple[int, int, int, int] | None = None  # tokens, width, depth, heads of a GPT-2; None: from the config
 
 
@@ -100,10 +100,10 @@ class Answerer(nn.Module):
     def __init__(self, config: Config, cells: int, sizes: Sizes) -> None:
         super().__init__()
         width, text, fusion = config.width, config.text, config.fusion
+        self.frozen_text = sizes.text_dim > 0
+        depth = 0 if self.frozen_text else text.depth  # type: ignore[union-attr]
         self.text: nn.Module = (
-            QuestionTower(config, sizes.vocabulary, text.depth)
-            if isinstance(text, OwnTextConfig)
-            else nn.Linear(sizes.text_dim, width)
+            nn.Linear(sizes.text_dim, width) if self.frozen_text else QuestionTower(config, sizes.vocabulary, depth)
         )
         self.norm_text = nn.LayerNorm(width)
         self.fuse = FUSIONS[fusion.kind](width, cells, fusion.depth, fusion.heads)
@@ -116,7 +116,7 @@ class Answerer(nn.Module):
         """Returns logits_QA.
 
         Args:
-            questions: tokens of the questions, or their features by another encoder.
+            questions: tokens of the questions, or their features by the frozen encoder.
         """
         states = self.text(questions.tokens_BTD if isinstance(questions, TextFeatures) else questions)
         mask = questions.mask_BT
@@ -154,11 +154,7 @@ class ReaderNetwork(nn.Module):
         if config.tasks.caption:
             shape = sizes.decoder or (config.max_tokens, width, config.decoder.depth, config.decoder.heads)
             self.captions = CaptionDecoder(sizes.vocabulary, *shape, memory=width)
-        self.decoder_reads = isinstance(config.text, DecoderTextConfig)
         if config.tasks.answer:
-            if self.decoder_reads:
-                assert self.captions is not None
-                sizes = sizes._replace(text_dim=self.captions.norm.normalized_shape[0])
             self.answers = Answerer(config, cells, sizes)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -174,19 +170,6 @@ class ReaderNetwork(nn.Module):
             with torch.no_grad():
                 cells = self._frozen[0](images_BCHW).cells_BLD
         return self.norm_cells(self.cells(cells) + self.places)
-
-    def answer_logits(self, cells_QLD: Tensor, questions: Tokens | TextFeatures) -> Tensor:
-        """Returns logits_QA of the answers to one question about each image.
-
-        Args:
-            questions: tokens of the questions, or their features by the frozen encoder.
-        """
-        assert self.answers is not None
-        if self.decoder_reads and isinstance(questions, Tokens):
-            assert self.captions is not None
-            states, _ = self.captions.states(questions.ids_BT, self.captions.start(cells_QLD))
-            questions = TextFeatures(states, questions.mask_BT, states[:, 0])
-        return self.answers(cells_QLD, questions)
 
     def caption_nll(self, cells_BLD: Tensor, captions: Tokens) -> Tensor:
         """Returns the negative log likelihood of each token [B, T - 1] after the first, in nats; 0 at padding."""

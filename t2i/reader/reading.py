@@ -218,7 +218,7 @@ class Reader:
         for start in range(0, len(questions), 4 * BATCH):
             rows = slice(start, start + 4 * BATCH)
             cells = cells_BLD[image_Q[rows]].to(self.device)
-            logits = self.network.answer_logits(cells, self.words(questions[rows]))
+            logits = self.network.answers(cells, self.words(questions[rows]))
             scores[rows] = logits.softmax(dim=-1).cpu().numpy()
         return scores
 

@@ -47,7 +47,7 @@ class Losses(nn.Module):
             losses["caption_nll"] = nll.sum() / micro.captions.mask_BT[:, 1:].sum()
             total = total + self.tasks.caption * losses["caption_nll"]
         if micro.questions is not None and reader.answers is not None:
-            logits = reader.answer_logits(cells[micro.questions.image_Q], micro.questions.text)
+            logits = reader.answers(cells[micro.questions.image_Q], micro.questions.text)
             losses["answer_nll"] = F.cross_entropy(logits, micro.questions.target_QA)
             total = total + self.tasks.answer * losses["answer_nll"]
         return total, {name: value.detach() for name, value in losses.items()}

@@ -31,8 +31,7 @@ SMALL: dict[str, Any] = {
 def tiny_config(**changes: Any) -> Config:
     values = {**SMALL, "tasks": {"caption": 1, "answer": 1}}
     for key, value in changes.items():
-        partial = isinstance(value, dict) and "encoder" not in value
-        values[key] = {**values.get(key, {}), **value} if partial else value
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     return Config.model_validate(values)
 
 

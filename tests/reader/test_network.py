@@ -2,10 +2,8 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from builders.tiny_reader_run import tiny_config, tiny_reader
 from builders.tiny_text_models import save_gpt2
@@ -21,8 +19,6 @@ from t2i.reader.reading import Reader
 from t2i.reader.scores import answer_scores, caption_scores
 from t2i.reader.step import Losses, QuestionBatch, ReaderMicro
 from t2i.reader.vocabulary import Vocabulary
-
-DECODER = {"encoder": "decoder"}  # the caption decoder reads the questions
 
 
 def prepared(**changes) -> tuple[Losses, ReaderMicro, Reader]:
@@ -50,9 +46,9 @@ def prepared(**changes) -> tuple[Losses, ReaderMicro, Reader]:
     )
 
 
-@pytest.mark.parametrize("changes", [*({"fusion": {"kind": kind}} for kind in FUSIONS), {"text": DECODER}])
-def test_losses_are_their_theory_values_and_gradients_reach_every_parameter(changes: dict) -> None:
-    losses, micro, reader = prepared(**changes)
+@pytest.mark.parametrize("kind", list(FUSIONS))
+def test_losses_are_their_theory_values_and_gradients_reach_every_parameter(kind: str) -> None:
+    losses, micro, reader = prepared(fusion={"kind": kind})
     loss, watched = losses(micro)
     assert watched["caption_nll"].item() == pytest.approx(math.log(len(reader.tokenizer)), rel=0.05)
     assert watched["answer_nll"].item() == pytest.approx(math.log(len(reader.answers)), rel=0.02)
@@ -85,9 +81,8 @@ def test_places_tell_all_cells_apart() -> None:
     assert codes.shape == (64, 64) and apart.min() > 0.5
 
 
-@pytest.mark.parametrize("text", [{}, DECODER])
-def test_it_learns_eight_images_by_heart(text: dict) -> None:
-    losses, micro, reader = prepared(width=64, text=text)
+def test_it_learns_eight_images_by_heart() -> None:
+    losses, micro, reader = prepared(width=64)
     optimizer = torch.optim.AdamW(losses.parameters(), 3e-3)
     for _ in range(110):
         loss, _ = losses(micro)
@@ -138,21 +133,6 @@ def test_a_gpt2_folder_starts_the_decoder(tmp_path) -> None:
         expected = theirs(input_ids=ids, attention_mask=mask.long()).logits
     torch.testing.assert_close(ours[mask], expected[mask], rtol=1e-4, atol=1e-4)
     assert ids[0, 0] == gpt2.end and mask.sum(dim=1).tolist()[1] < mask.sum(dim=1).tolist()[0]
-
-
-def test_questions_read_by_the_caption_decoder_do_not_depend_on_padding() -> None:
-    reader = tiny_reader(text=DECODER)
-    assert reader.network.captions is not None and reader.network.answers is not None
-    cells = next(reader.cells(open_dataset("shapes-2", "val", View(16, limit=2)).images(range(2))))
-    short, long = "is there a red star?", "is the red star left of the large blue circle?"
-    together = reader.answer_scores(cells, torch.tensor([0, 1]), [short, long])
-    alone = reader.answer_scores(cells, torch.tensor([0]), [short])
-    np.testing.assert_allclose(together[0], alone[0], atol=1e-6)
-    assert abs(reader.answer_scores(cells, torch.tensor([1]), [short]) - alone).max() > 1e-6
-    with pytest.raises(
-        ValidationError, match="text.encoder=decoder reads questions with the decoder that learns captions"
-    ):
-        tiny_config(text=DECODER, tasks={"caption": 0})
 
 
 def test_a_reader_of_one_task_has_the_networks_of_that_task() -> None:

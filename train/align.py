@@ -68,7 +68,9 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
         captions = [caption for options in train.captions for caption in options]
         return CaptionTokenizer.fit(captions, config.text_tower.vocabulary, most).json_text
 
-    return CaptionTokenizer(own_vocabulary(run, TOKENIZER, fit), most)
+    tokenizer = CaptionTokenizer(own_vocabulary(run, TOKENIZER, fit), most)
+    tokenizer.warn_of_cut((caption for options in train.captions for caption in options), "text_tower.max_tokens")
+    return tokenizer
 
 
 def refuse_unseen(config: Config, source: Source | None) -> None:
@@ -244,13 +246,16 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
 
 def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, Dataset]) -> None:
     """Fits maps between two frozen encoders."""
+    if run.num_processes > 1 and not config.is_solved:
+        raise InputError(
+            f"aligner=adversarial trains on one process, and there are {run.num_processes}; start it without torchrun"
+        )
+
     # Frozen encoders, features of pairs, and the fitting of maps
     assert config.text is not None and config.image is not None
     text, image = prepare_text(config.text, train, run), prepare_images(config.image, run)
     if config.is_solved:
         run.see_all(len(train))
-    elif run.num_processes > 1:
-        raise InputError("aligner=adversarial trains on one process only; start it without torchrun")
 
     def read_pairs() -> Pairing:
         pairs = pooled_pairs(text, image, train, run, config.seed)

@@ -1,9 +1,13 @@
 """A byte-pair tokenizer that is fitted to the training captions (Sennrich et al., ACL 2016; the `tokenizers` library)."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
+
+COUNTED = 20_000  # maximum number of captions that `warn_of_cut` checks
 
 
 class CaptionTokenizer:
@@ -59,6 +63,22 @@ class CaptionTokenizer:
             ids[row, : len(tokens)] = torch.tensor(tokens)
             lengths.append(len(tokens))
         return ids, torch.arange(length) < torch.tensor(lengths, dtype=torch.long)[:, None], cut
+
+    def warn_of_cut(self, captions: Iterable[str], key: str) -> None:
+        """Warns if captions are truncated, since captions with equal beginnings then become the same.
+
+        Args:
+            key: config key of the limit.
+        """
+        first = list(islice(captions, COUNTED))
+        cut = sum(len(encoding.ids) > self.max_tokens - 2 for encoding in self._tokenizer.encode_batch(first))
+        if cut:
+            every = f"the first {len(first):,}" if len(first) == COUNTED else f"{len(first):,}"
+            warnings.warn(
+                f"{cut:,} of {every} captions are longer than {key}={self.max_tokens}, start and end included; the rest is "
+                "cut off",
+                stacklevel=2,
+            )
 
     def decode(self, ids_T: Tensor) -> str:
         """Returns the text of one row of ids, in lower case, without start, end and padding."""

@@ -19,13 +19,9 @@ SEEDED, NONE = -2, -1  # take the place of a split's index in SPLITS: assigned b
 
 
 class PublishedOptions(NamedTuple):
-    """Options of data with published splits.
+    """Options of data with published splits."""
 
-    Attributes:
-        split: the published split that is read as `train`; None: the one that the data set names so.
-    """
-
-    split: str | None = None
+    split: str | None = None  # the published split that is read as `train`; None: as published
 
 
 def fallbacks(split: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+import warnings
 
 import numpy as np
 import pytest
@@ -77,6 +78,17 @@ def test_tokenizer_reads_any_string_and_keeps_the_end() -> None:
     again = CaptionTokenizer(tokenizer.json_text, 8)
     torch.testing.assert_close(again(["a small red circle"])[0], tokenizer(["a small red circle"])[0])
     assert CaptionTokenizer.fit(CAPTIONS, 512, 8).json_text == tokenizer.json_text
+
+
+def test_captions_that_are_cut_are_counted() -> None:
+    captions = ["a red circle", "a red circle " * 10, "a blue star " * 10]
+    tokenizer = CaptionTokenizer.fit(captions, 300, 8)
+    cut = tokenizer(captions)[2]
+    with pytest.warns(UserWarning, match=f"{cut} of 3 captions are longer than text_tower.max_tokens=8"):
+        tokenizer.warn_of_cut(captions, "text_tower.max_tokens")
+    with warnings.catch_warnings(action="error"):
+        tokenizer.warn_of_cut([], "max_tokens")
+        CaptionTokenizer.fit(captions, 300, 200).warn_of_cut(captions, "max_tokens")
 
 
 def test_tokens_decode_to_the_caption() -> None:

@@ -439,7 +439,13 @@ def test_metadata_of_any_size_breaks_no_image(size: int, packed: bool, tmp_path:
 
 def test_a_photo_of_a_telephone_is_read(tmp_path: Path) -> None:
     Image.new("L", (12_000, 9_000)).save(tmp_path / "a.jpg")
-    assert images.decode(tmp_path / "a.jpg", 64).size == (1500, 1125)
+    Image.new("L", (16_320, 12_240)).save(tmp_path / "b.jpg")
+    Image.new("L", (16_384, 13_000)).save(tmp_path / "c.jpg")
+    with warnings.catch_warnings(action="error"):
+        assert images.decode(tmp_path / "a.jpg", 64).size == (1500, 1125)
+        assert images.decode(tmp_path / "b.jpg", 64).size == (2040, 1530)
+        with pytest.raises(images.BrokenImage, match="16384x13000 pixels, over the limit of 210,000,000 pixels"):
+            images.decode(tmp_path / "c.jpg", 64)
 
 
 def test_two_spellings_of_one_name_are_two_images(folder: Path) -> None:

@@ -348,7 +348,7 @@ def test_a_score_of_training_images_is_refused_and_marked(
         told.update(place=place, n=len(asked), allow=allow)
         return "trained on 9 images"
 
-    monkeypatch.setattr("t2i.retrieval.scores.refuse_leaks", refuse)
+    monkeypatch.setattr("t2i.scoring.leaks.refuse_leaks", refuse)
     score_retrieval(RetrievalOptions(data="shapes-2", n=20), "cpu", lambda *_: None)
     assert not told  # the embedded scorer has no training data to keep apart: it was trained on split all
     options = RetrievalOptions(data="shapes-2", n=20, by=str(scorer_dir()), allow_leak=True)

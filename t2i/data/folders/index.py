@@ -46,12 +46,8 @@ class _Files(Mapping[str, str]):
         self._joined, self._paths = entries.joined, entries.paths
 
     def __getitem__(self, name: str) -> str:
-        if name not in self._joined:
-            raise KeyError(name)
+        self._joined[name]  # raises KeyError
         return self._paths.get(name, name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._joined
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._joined)

@@ -27,11 +27,7 @@ _ROLES = {"train": ("train2014",), "val": ("val2014",)}
 
 
 def open_vqa2(place: str, split: str, view: View) -> FolderDataset:
-    """Opens one split: `train` is train2014, `val` is val2014; `test` is published without answers.
-
-    Raises:
-        InputError: there are no files of VQAv2, no such split or no images, or questions have no answers.
-    """
+    """Opens one split: `train` is train2014, `val` is val2014; `test` is published without answers."""
     root = require_folder(place, "vqa2")
     files = {match[1]: path for path in _json_files(root) if (match := _NAME.fullmatch(path.name))}
     if not files:

@@ -17,26 +17,26 @@ class ReplayConfig(Section):
 
 # why a family cannot be trained with differential privacy, and what can
 NOT_PRIVATE = {
-    "vqvae": "its codebook is a running average over images without noise; train it on other data, and a prior over its codes "
-    "with privacy",
-    "align": "its loss compares the images of a batch with each other, so there is no gradient per image; use a published "
-    "encoder",
-    "cgan": "its critic compares images with each other and trains the generator, so there is no gradient per image; train a "
-    "prior",
-    "cvae": "its critic sees all images without noise; train a prior",
-    "reader": "it is not implemented; train a prior",
+    "vqvae": "its codebook is a running average of images, to which no noise is added; train it on other data, and a prior over "
+    "its codes with privacy",
+    "align": "its loss compares the images of a batch with each other, so that no image has a gradient of its own; take a "
+    "published encoder",
+    "cgan": "its critic compares images with each other and leads the generator, so that no image has a gradient of its own; "
+    "train a prior",
+    "cvae": "its critic also learns from all images, without noise; train a prior",
+    "reader": "private training is only implemented for a prior",
 }
 
 
 class PrivacyConfig(Section):
-    """Differentially private training (DP-SGD, Abadi et al., 2016): clips the gradient of each image and adds noise."""
+    """Differentially private training: clips the gradient of each image and adds noise (DP-SGD, Abadi et al., 2016)."""
 
     noise_multiplier: float = Field(
         default=1.0, ge=0.3, le=100, description="standard deviation of the noise, in units of max_grad_norm"
     )
-    max_grad_norm: float = Field(default=1.0, gt=0, description="norm that the gradient of each image is clipped to")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="length to which the gradient of each image is clipped")
     delta: float = Field(
-        default=1e-5, gt=0, lt=0.1, description="probability that the guarantee of epsilon fails; below 1 / images"
+        default=1e-5, gt=0, lt=0.1, description="probability that the bound epsilon fails; below 1 / images"
     )
 
 
@@ -50,7 +50,7 @@ class TrainConfig(Section):
     def _only_a_prior_is_private(cls, values: Any) -> Any:
         family = getattr(cls.model_fields.get("family"), "default", None)
         if isinstance(values, dict) and values.get("privacy") is not None and family in NOT_PRIVATE:
-            raise ValueError(f"privacy is not available for {family}: {NOT_PRIVATE[family]}")
+            raise ValueError(f"privacy is not supported for {family}: {NOT_PRIVATE[family]}")
         return values
 
     @model_validator(mode="before")

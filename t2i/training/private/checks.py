@@ -1,4 +1,4 @@
-"""Refuses settings that would void the privacy guarantee of a run, such as parts that were trained on the same images."""
+"""Refuses settings, and parts of the model trained on the same images, with which the privacy account would not hold."""
 
 from collections.abc import Mapping
 
@@ -13,28 +13,28 @@ from t2i.weights import find
 
 
 def refuse_seen(train: Dataset, parts: Mapping[str, str | None]) -> None:
-    """Refuses frozen parts that were trained on some of the training images, or without a record of their training data.
+    """Refuses frozen parts that were trained on some of the training images, or that have no record of their training data.
 
     Args:
         parts: config key -> the run or saved model that the part comes from; None: the encoder of the shipped models.
 
     Raises:
-        InputError: the message names the part and what to use instead.
+        InputError: the message names the part and a replacement.
     """
     own = note(train, train.fingerprint())
     for key, place in parts.items():
         if place is None:
             if is_rendered(train.address):
                 raise InputError(
-                    f"{key}: the encoder of the shipped models was trained on rendered shapes, possibly those of "
-                    f"{train.address}, so privacy would not hold; use a published encoder, e.g. text.encoder=clip"
+                    f"{key}: the encoder of the shipped models was trained on rendered shapes, so privacy of "
+                    f"{train.address} would not hold; take a published encoder, as text.encoder=clip"
                 )
             continue
         folder = find(place)
         record = read_record(folder / RECORD) or read_record(folder.parent / RECORD)
         if record is None:
             raise InputError(
-                f"{key} {place} has no record of its training data ({RECORD} is missing), but privacy needs parts that were not "
+                f"{key} {place} has no record of its training data ({RECORD} is missing), but privacy needs one that was not "
                 "trained on these images; name a run of t2i train on other data"
             )
         shared = int(np.isin(own.pixels, record.pixels).sum())
@@ -46,15 +46,15 @@ def refuse_seen(train: Dataset, parts: Mapping[str, str | None]) -> None:
 
 
 def refuse_unaccountable(config: PrivacyConfig, images: int, per_step: int, processes: int) -> None:
-    """Raises InputError for several processes, a step larger than the data, or a delta that permits publishing an image."""
+    """Raises InputError for several processes, for a step larger than the data, and for a delta of 1 / images or more."""
     if processes > 1:
-        raise InputError(f"privacy can only be accounted for on one process, but there are {processes}; start one")
+        raise InputError(f"private training runs on one process, and there are {processes}; start it without torchrun")
     if per_step > images:
         raise InputError(
             f"a step of {per_step} images is larger than the data, {images:,} images; lower train_batch_size"
         )
     if config.delta >= 1 / images:
         raise InputError(
-            f"privacy.delta {config.delta:g} is not below 1 / {images:,} images, so it would permit publishing one of them; set "
-            f"privacy.delta={0.1 / images:.1g} or less"
+            f"privacy.delta {config.delta:g} is not below 1 / {images:,} images, so it would allow the publication of an image; "
+            f"set privacy.delta={0.1 / images:.1g} or less"
         )

@@ -1,7 +1,7 @@
-"""Draws the images and the noise of each step of private training. Anyone who knew them could remove the noise again.
+"""Draws the images of each step, and its noise, from a secret; with it, the noise could be removed again.
 
-They are functions of (secret, step), so that a run resumes bit for bit. The secret is in the file `privacy.key` of the run
-directory and not in saved pipelines. The generators are not cryptographically secure.
+The draws are functions of (secret, step), so a run resumes bit for bit. The secret is in the file `privacy.key` of the run
+directory, which saved pipelines do not have. The generators are not cryptographic.
 """
 
 import os
@@ -24,33 +24,31 @@ _BYTES = 8
 
 
 def secret_of(run: Run) -> int:
-    """Returns the secret of a run, which is drawn when the run starts, or again on resume if its file is missing."""
+    """Returns the secret of a run, which is drawn when the run starts; if its file is missing on resume, draws another."""
     path = run.directory / KEY
     if run.is_new or not path.exists():
         if not run.is_new:
-            warnings.warn(
-                f"{path} is missing: the run continues with other noise; privacy is not affected", stacklevel=2
-            )
+            warnings.warn(f"{path} is missing; the run continues with other noise, which is as private", stacklevel=2)
         write_text(path, secrets.token_hex(_BYTES) + "\n")
         os.chmod(path, 0o600)
     try:
         return int(read_regular(path).decode(), 16)
     except ValueError as error:
-        raise InputError(f"{path} does not hold a key; delete it, and the run will draw another") from error
+        raise InputError(f"{path} holds no key; delete it, and the next start draws another") from error
 
 
 def noise_of(secret: int, step: int, device: torch.device) -> torch.Generator:
-    """Returns the noise generator of one step."""
+    """Returns the generator of the noise of one step."""
     return torch.Generator(device).manual_seed(seeding.derive(secret, "noise", step))
 
 
 class PoissonRows(Iterator[Rows]):
-    """Yields the batch of each step, which contains each row independently with the same probability (Poisson sampling).
+    """Draws a batch for each step; each row is in it independently with the same probability, as the account assumes.
 
     Args:
-        rows: rows to choose from.
+        rows: the rows to draw from.
         rate: probability of each row.
-        start: first step.
+        start: number of the first step.
     """
 
     def __init__(self, rows: NDArray[np.int64], rate: float, secret: int, start: int = 0) -> None:

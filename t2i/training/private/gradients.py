@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-_EPS = 1e-6  # keeps rounding from making a gradient longer than the limit
+_EPS = 1e-6  # keeps clipped gradients below the limit in spite of rounding
 
 
 def put_private_gradients(
@@ -17,16 +17,15 @@ def put_private_gradients(
     expected: float,
     generator: torch.Generator,
 ) -> None:
-    """Writes to `grad` the sum of clipped per-image gradients plus noise, divided by the expected number of images.
+    """Sets `grad` to the sum of clipped gradients plus noise, divided by the expected number of images.
 
-    Gradients that are not finite are skipped, as clipping cannot bound them. With a large `max_norm` and without noise, the
-    result is the gradient of the mean loss.
+    A gradient that is not finite is left out. With a large max_norm and no noise, these are the gradients of the mean loss.
 
     Args:
-        losses: one scalar per image, computed on demand, so that only one graph is in memory.
-        max_norm: norm that the gradient of each image is clipped to.
+        losses: the scalar loss of each image; an iterator, so that one graph at a time is in memory.
+        max_norm: length to which the gradient of each image is clipped.
         noise_multiplier: standard deviation of the noise, in units of `max_norm`.
-        expected: expected number of images in a step; their number in this step is private.
+        expected: expected number of images in a step; the actual number is private.
         generator: generator of the noise, on the device of the parameters.
     """
     total = [torch.zeros_like(parameter) for parameter in parameters]

@@ -1,4 +1,4 @@
-"""Private training of a run: its batches, its gradients and its accountant."""
+"""Private training of a run: its draws, its gradients and its account."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,14 +14,13 @@ from t2i.training.run import Run
 
 
 class PrivateTraining:
-    """DP-SGD of one run; the manifest of every checkpoint records its privacy cost.
+    """DP-SGD of one run; its account is written into the manifest of every checkpoint.
 
     Args:
-        shown: the image that each row shows; rows that show the image of another row, as their own cannot be decoded, are not
-            used.
+        shown: the row of the image that each row shows; rows of broken images show another one, and are not drawn.
 
     Raises:
-        InputError: Opacus is missing, or the settings do not allow private training.
+        InputError: Opacus is missing, or the account would not hold with these settings.
     """
 
     def __init__(self, run: Run, config: PrivacyConfig, shown: np.ndarray) -> None:
@@ -33,17 +32,17 @@ class PrivateTraining:
         self._secret = secret_of(run)
 
     def rows(self) -> PoissonRows:
-        """Returns the batches that follow the run's step."""
+        """Returns the batches, from the run's step on."""
         return PoissonRows(self._rows, self._rate, self._secret, self._run.step)
 
     def put_gradients(self, parameters: Sequence[nn.Parameter], losses: Iterable[Tensor]) -> None:
-        """Writes the private gradients of the step to `grad`; takes one loss per image."""
+        """Sets `grad` to the private gradients of the step; `losses` has the loss of each image."""
         generator = noise_of(self._secret, self._run.step, parameters[0].device)
         limits = self._config.max_grad_norm, self._config.noise_multiplier
         put_private_gradients(parameters, losses, *limits, self._run.images_per_step, generator)
 
     def account(self, steps: int) -> float:
-        """Records the privacy cost of `steps` steps in the manifest and returns epsilon."""
+        """Writes the cost of a number of steps into the manifest, and returns epsilon."""
         epsilon = self._accountant.epsilon(steps)
         self._run.extra["privacy"] = {
             "epsilon": round(epsilon, 4),

@@ -11,8 +11,8 @@ from t2i.data.folders.metadata import METADATA_NAMES
 from t2i.data.packed.tables import holds_bytes
 from t2i.errors import InputError
 from t2i.files import contents, open_regular, walk
-from t2i.images import SUFFIXES
-from t2i.names import nearest
+from t2i.images import OTHER_SUFFIXES, SUFFIXES
+from t2i.names import nearest, shown
 
 
 class Address(NamedTuple):
@@ -136,6 +136,10 @@ def recognise(place: str) -> tuple[str, str]:
         own = f"; for the images in it with captions beside them say folder:{place}" if holds_images(path) else ""
         return kind, f"data {place}: read as {kind}:{place}, as {mark} is there{own}"
     if not holds_images(path):
+        if other := next((name for name in walk(path) if name.lower().endswith(OTHER_SUFFIXES)), ""):
+            raise InputError(
+                f"data {place!r} holds images in a format that is not read, such as {shown(other)}; convert them to PNG or JPEG"
+            )
         looked = "; ".join(f"{', '.join(patterns[:2])} ({kind})" for kind, patterns in MARKS.items())
         raise InputError(
             f"data {place!r}: no known data there; looked for images with captions (folder); {looked}; found "

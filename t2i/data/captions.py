@@ -32,7 +32,7 @@ def captions_of(value: Any) -> list[str]:
     Raises:
         ValueError: the value is none of these; the message begins with "must be".
     """
-    if isinstance(value, str) and not value.lstrip().startswith(("[", "(", "array(")):
+    if isinstance(value, str) and not value.lstrip().startswith(("[", "(", "{", "array(")):
         cleaned = clean_caption(value)
         return [cleaned] if cleaned else []
     values = [] if value is None else value if isinstance(value, list) else [value]
@@ -47,7 +47,7 @@ def _listed(text: str) -> list[Any]:
     """Returns the elements of a list that a table program wrote into a cell; other text unchanged, as one element."""
     if array := _ARRAY.fullmatch(text):
         text = array[1]
-    if not text.startswith(("[", "(")):
+    if not text.startswith(("[", "(", "{")):
         return [text]
     try:
         value = json.loads(text)
@@ -55,10 +55,19 @@ def _listed(text: str) -> list[Any]:
         value = ast.literal_eval(text) if _LIST.fullmatch(text) else text
     if isinstance(value, list | tuple):
         return list(value)
-    if text.startswith(("['", '["')) and (text.endswith("]") or re.search(r"""['"],""", text)):
+    cut = text.startswith(("['", '["')) and (text.endswith("]") or re.search(r"""['"],""", text))
+    if cut or isinstance(value, dict) or _is_container(text):
         fix = "write it as JSON, or one row for each caption"
         raise ValueError(f"must be a string or a list of strings, got the text {text[:60]!r}; {fix}")
     return [text]
+
+
+def _is_container(text: str) -> bool:
+    """Returns True for a list, tuple, set or dict as Python prints it, of other elements than strings."""
+    try:
+        return isinstance(ast.literal_eval(text), list | tuple | set | dict)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
 
 
 def clean_caption(text: str) -> str:

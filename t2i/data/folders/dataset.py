@@ -241,6 +241,12 @@ def _warn_left_out(index: FolderIndex, part: str, view: View, broken: Sequence[t
     if outside := [name for name in index.files if by_folder and split_folder(name) is None]:
         _warn(f"{counted(len(outside), 'image')} outside the split folders of {shown(index.root)}: {some(outside)}")
 
+    if lost := [
+        name for name in index.captions if index.kind == "folder" and index.parts and not index.parts.get(name)
+    ]:
+        why = "whose row names no known split (train, val, test, heldout)"
+        _warn(f"{counted(len(lost), 'image')} of {shown(index.root)} {why}: {some(lost)}")
+
 
 def _warn(message: str) -> None:
     warnings.warn(f"left out: {message} (`t2i data check` lists all)", stacklevel=4)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from t2i.data.captions import captions_of
+from t2i.data.splits import split_column
 from t2i.data.tools.classes import LABEL, classes_in
 from t2i.errors import InputError
 from t2i.files import open_regular, text_lines
@@ -105,7 +106,7 @@ def _captions_of(row: dict[str, Any]) -> CaptionRow:
         captions = captions_of(row.get(column))
     except ValueError as error:
         raise ValueError(f"{column!r} {error}") from error
-    split = row.get("split")
+    split = row.get(split_column(row))
     return CaptionRow(name, captions, split.strip() if isinstance(split, str) else "")
 
 
@@ -160,7 +161,7 @@ def _rows_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with open_regular(path) as source, pq.ParquetFile(source) as file:
             names = file.schema_arrow.names
-            columns = [column for column in ("file_name", *TEXT_COLUMNS, "split", LABEL) if column in names]
+            columns = [column for column in ("file_name", *TEXT_COLUMNS, split_column(names), LABEL) if column in names]
             if "file_name" not in columns or not any(column in columns for column in TEXT_COLUMNS):
                 try:
                     _captions_of(dict.fromkeys(names))  # raises, naming the columns

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.data.captions import captions_of
 from t2i.data.packed.remote import Place, opened
+from t2i.data.splits import split_column
 from t2i.data.tools.classes import LABEL, classes_in
 from t2i.errors import InputError
 from t2i.names import brief, nearest
@@ -59,10 +60,18 @@ def choose_columns(schema: "pa.Schema", image: str, text: str, where: str) -> Im
         raise InputError(
             f"{where}: column {columns[0]!r} is {kind}, not the bytes of images; say which with ?image=NAME"
         )
-    is_split = "split" in schema.names and str(schema.field("split").type) in ("string", "large_string")
+    split = split_column(name for name in schema.names if name not in columns)
+    is_split = split and _holds_words(schema.field(split).type)
     is_label = LABEL in schema.names and LABEL not in columns and _holds_classes(schema.field(LABEL).type)
-    chosen = ImageColumns(columns[0], columns[1], "split" if is_split else "")
+    chosen = ImageColumns(columns[0], columns[1], split if is_split else "")
     return chosen._replace(label=LABEL, classes=_class_names(schema)) if is_label else chosen
+
+
+def _holds_words(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # a category of pandas
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def holds_bytes(kind: "pa.DataType") -> bool:

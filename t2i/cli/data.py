@@ -1,4 +1,4 @@
-"""`t2i data`: checks, captions, exports and rewrites images."""
+"""`t2i data`: checks, captions, exports, filters, splits and packs images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ class CheckOptions(Options):
 
 
 class FilterOptions(Options):
-    """Write a folder of the images that pass, by captions or contents: links and a metadata.jsonl; the source stays as it is."""
+    """Write a folder of the images whose captions or contents pass, as links with a metadata.jsonl; the source is not changed."""
 
     address: str = argument(ADDRESS, metavar="ADDRESS")
     out: Path = argument(OUT, metavar="OUT")

@@ -266,6 +266,15 @@ def contents(folder: Path, most: int = 5) -> str:
     return some(names, most) or "nothing"
 
 
+def link(source: Path, path: Path) -> None:
+    """Makes `path` a hard link to a file, or a symbolic link on another file system."""
+    target = os.path.realpath(source)
+    try:
+        os.link(target, path)
+    except OSError:  # another file system, or one without hard links
+        path.symlink_to(target)
+
+
 def lines_of(path: Path) -> list[str]:
     """Returns the lines of a text file that are not empty.
 

@@ -5,6 +5,7 @@ half up and happens once, at the model's output.
 """
 
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -117,7 +118,8 @@ def read_limited(path: Path) -> bytes:
         OSError: the file cannot be read, or is not a regular file.
     """
     with open_regular(path) as file:
-        return file.read(MAX_BYTES + 1)
+        size = os.fstat(file.fileno()).st_size  # `read` first allocates as much as it is asked for
+        return file.read(min(size, MAX_BYTES) + 1)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -135,7 +137,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(canvas, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def fit(image: Image.Image, size: int, how: Fit = "center", offset: tuple[float, float] = (0.5, 0.5)) -> ImageArray:

@@ -154,8 +154,13 @@ def write_shard(path: Path, tensors: dict[str, "Tensor"]) -> None:
         with new_file(path, durable=True) as temporary:
             temporary.write_bytes(save(tensors, metadata={"crc32": checksum(tensors)}))
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write the cache {path.parent}: {reason}; free some space or set T2I_CACHE") from error
+        raise cache_error(path.parent, error) from error
+
+
+def cache_error(folder: Path, error: Exception) -> InputError:
+    """Returns the error for a folder of the cache that cannot be written."""
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"cannot write the cache {folder}: {reason}; free some space or set T2I_CACHE")
 
 
 def _remove_leftovers(folder: Path) -> None:

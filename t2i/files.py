@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from t2i.errors import InputError
-from t2i.names import shown
+from t2i.names import shown, some
 
 MAX_TEXT_BYTES = 1 << 30  # size of a text or JSON file that is read at once
 MAX_LINE_BYTES = 1 << 26
@@ -255,6 +255,12 @@ def walk(root: Path, enter: Callable[[str], None] = lambda folder: None) -> Iter
         except OSError as error:
             why = f"{error.strerror or error}; check its permissions"
             raise InputError(f"cannot list folder {shown(root / folder)}: {why}") from error
+
+
+def contents(folder: Path, most: int = 5) -> str:
+    """Returns the first names in a folder for a message, e.g. `a.png, images/ and 4 more`; `nothing` if it is empty."""
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir())
+    return some(names, most) or "nothing"
 
 
 def lines_of(path: Path) -> list[str]:

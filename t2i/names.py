@@ -36,6 +36,11 @@ def numbered(count: int, things: str) -> str:
     return f"{count:,} {re.sub(r'(?<=[a-z])s(?![a-z])', '', things, count=1) if count == 1 else things}"
 
 
+def brief(error: BaseException, most: int = 120) -> str:
+    """Returns the first line of an error's message, cut to `most` characters; the name of its class if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:most]
+
+
 def resolve(target: str) -> Any:
     """Imports and returns the object `module:name`."""
     module, _, name = target.partition(":")

@@ -8,6 +8,7 @@ docs/python.md compares the two, argument by argument. Axes: B images, H, W pixe
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -60,6 +61,7 @@ class TextToImagePipeline:
         self._stored = stored
         self._warned_words: set[str] = set()  # unknown words, each of which is warned of once
         self._interrupt = False  # set to True in a callback: the call then returns the finished batches
+        self._is_calling = False  # within a callback: a call in it neither sees nor clears the outer interrupt
         self.device = torch.device("cpu")
 
     def __repr__(self) -> str:
@@ -199,7 +201,7 @@ class TextToImagePipeline:
             InputError: a prompt is empty or too long, an argument has the wrong type or is out of range, or the mask does
                 not fit the image.
         """
-        output_type, self._interrupt = output_type_of(output_type), False
+        output_type = output_type_of(output_type)
         prompts = calls.prompts_of(prompt)
         each = count("num_images_per_prompt", num_images_per_prompt)
         batch_size, best_of = count("batch_size", batch_size), count("best_of", best_of)
@@ -207,6 +209,8 @@ class TextToImagePipeline:
         seeds = calls.seeds_of(prompts, each, seed, generator)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise InputError(f"callback_on_step_end must be a function, got {callback_on_step_end!r:.40}")
+        if scorer is not None and best_of == 1:
+            raise InputError("scorer chooses among candidates, and there is only one; set best_of to 2 or more")
         if len(prompts) <= CHECKED_PROMPTS:
             self.warn_of_unknown_words(prompts)
         knobs = self._knobs(truncation, guidance_scale)
@@ -219,13 +223,26 @@ class TextToImagePipeline:
         texts = [text for text in captions for _ in range(best_of)]
         batches = self._sample(sampler, texts, seeds, knobs, batch_size, callback_on_step_end)
         positions, scores = range(len(seeds)), None
-        if best_of > 1:
-            batches, positions, scores = keep_best(batches, scorer, captions, best_of)
-        # after an interrupt there are fewer images than seeds
-        images = np.concatenate([np.empty((0, resolution, resolution, 3), np.uint8), *batches])
+        with self._interruptible():
+            if best_of > 1:
+                batches, positions, scores = keep_best(batches, scorer, captions, best_of)
+            # after an interrupt there are fewer images than seeds
+            images = np.concatenate([np.empty((0, resolution, resolution, 3), np.uint8), *batches])
         seeds = [seeds[i] for i in positions[: len(images)]]
         output = ImagePipelineOutput(as_output(output_type, images), seeds, scores)
         return output if return_dict else (output.images,)  # pyright: ignore[reportReturnType]
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Starts without an interrupt; within a callback of another call, that call's interrupt returns at the end."""
+        outer = self._is_calling, self._interrupt
+        self._is_calling, self._interrupt = True, False
+        try:
+            yield
+        finally:
+            self._is_calling = outer[0]
+            if self._is_calling:
+                self._interrupt = outer[1]
 
     def _sample(
         self,
@@ -361,6 +378,10 @@ class TextToImagePipeline:
         """
         options = calls.split_idle(options, calls.IDLE_SAVING, "save_pretrained")
         calls.refuse_unknown(options, "save_pretrained", ["prompts", "license", "dtype", *calls.IDLE_SAVING])
+        if not isinstance(directory, str | Path) or not str(directory):
+            raise InputError(f"save_pretrained needs the name of a new or an empty folder, got {directory!r:.40}")
+        if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+            raise InputError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype!r:.40}")
         self._save(Path(directory), Path(directory).name, prompts, license, dtype)
 
     def push_to_hub(

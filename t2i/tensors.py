@@ -1,6 +1,7 @@
 """Reads and writes safetensors files, and reads weight files that torch saved. Nothing is unpickled."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -107,7 +108,8 @@ def read_state_dict(path: Path, label: str, advice: str) -> "dict[str, Tensor]":
 
             weights = load_file(path)
         else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # about kinds of files, which the error names
+                weights = torch.load(path, map_location="cpu", weights_only=True)
     # damaged files raise SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError, ...
     except Exception as error:
         raise InputError(f"{label} {_refusal(error, advice)}") from error

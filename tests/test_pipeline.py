@@ -230,6 +230,16 @@ def test_a_callback_may_sample_itself(pipe):
     assert len(inner) == 2 and np.array_equal(inner[0], sampled(pipe, CAPTIONS[1], seed=5))
 
 
+def test_a_call_in_a_callback_keeps_the_interrupt_of_the_outer_call(pipe):
+    def stop_and_sample(who, step, *_):
+        if step == 1:
+            who._interrupt = True
+            assert len(who(CAPTIONS[1], 3, seed=5, batch_size=1).images) == 3
+
+    assert len(pipe(PROMPT, 6, seed=3, batch_size=1, callback_on_step_end=stop_and_sample).images) == 2
+    assert len(pipe(PROMPT, 6, seed=3, batch_size=1).images) == 6
+
+
 @pytest.mark.parametrize("kind", ["pil", "np", "pt", "uint8"])
 def test_interrupt_ends_a_call_with_the_batches_that_are_whole(pipe, kind):
     def stop_at(last):
@@ -285,7 +295,14 @@ def test_the_seed_of_an_image_makes_it_again(pipe):
         (PROMPT, {"seed": True}, "seed must be a whole number or a list of them, got True"),
         (PROMPT, {"seed": b"4"}, "seed must be a whole number or a list of them, got b'4'"),
         (PROMPT, {"seed": {4}}, "seed must be a whole number or a list of them, got .4."),
-        (PROMPT, {"seed": ["4"]}, "a seed must be a whole number, got '4'"),
+        (PROMPT, {"seed": ["4"]}, "a seed must be a whole number from 0 to .* - 1, got '4'"),
+        (PROMPT, {"seed": -1}, "a seed must be a whole number from 0 to .* - 1, got -1"),
+        (PROMPT, {"seed": 2**63}, "a seed must be a whole number from 0 to .* - 1, got 9223372036854775808"),
+        (PROMPT, {"seed": [2**64 + 5]}, "a seed must be a whole number from 0 to"),
+        (PROMPT, {"seed": torch.tensor([1, 2])}, "got 2 seeds for 1 images"),
+        (PROMPT, {"scorer": "clip:x"}, "scorer chooses among candidates, and there is only one; set best_of"),
+        (PROMPT, {"timesteps": [1]}, "does not take timesteps=.1.: there is no diffusion process"),
+        (PROMPT, {"prompt_2": "red"}, "does not take prompt_2='red': pass the prompt as text"),
         (PROMPT, {"generator": 3}, "generator must be a torch.Generator or a list of them, got 3; a number is a seed"),
         (
             PROMPT,
@@ -328,8 +345,9 @@ def test_wrong_calls(pipe, prompt, options, says, monkeypatch):
 def test_arguments_of_diffusers_that_change_nothing_work(pipe):
     plain = sampled(pipe, PROMPT, seed=1)
     idle = {
-        "height": 32, "width": 32, "num_inference_steps": None, "negative_prompt": None, "eta": 0.0, "latents": None,
+        "height": 32, "width": 32, "num_inference_steps": None, "negative_prompt": "", "eta": 0.0, "latents": None,
         "prompt_embeds": None, "clip_skip": None, "guidance_rescale": 0.0, "callback_on_step_end_tensor_inputs": ["latents"],
+        "timesteps": None, "sigmas": None, "ip_adapter_image": None, "callback": None, "callback_steps": 1, "prompt_2": None,
     }  # fmt: skip
     assert np.array_equal(sampled(pipe, PROMPT, seed=np.int64(1), num_images_per_prompt=np.int32(1), **idle), plain)
     assert np.array_equal(sampled(pipe, (PROMPT,), seed=1), plain)
@@ -346,6 +364,7 @@ def test_arguments_of_diffusers_that_change_nothing_work(pipe):
         {"torch_dtype": torch.float32}, {"torch_dtype": "auto"}, {"dtype": None}, {"use_safetensors": True},
         {"variant": None}, {"local_files_only": True, "cache_dir": "/tmp/x", "revision": "main", "token": None},
         {"safety_checker": None, "requires_safety_checker": False}, {"low_cpu_mem_usage": True}, {"device_map": None},
+        {"proxies": None, "max_memory": None, "offload_folder": None, "quantization_config": None, "disable_mmap": False},
     ],
     ids=str,
 )  # fmt: skip
@@ -373,12 +392,28 @@ def test_loading_options_that_change_nothing_work(run, pipe, options):
         ({"subfolder": "unet"}, "unet does not exist"),
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"device": 3.5}, "device '3.5' cannot be used"),
+        ({"device": "meta"}, "device 'meta' cannot be used .it holds no values"),
+        ({"proxies": {"https": "x"}}, "does not take proxies="),
     ],
 )
 def test_loading_options_that_ask_for_what_there_is_not(run, options, says):
     with pytest.raises(InputError, match=says) as error:
         TextToImagePipeline.from_pretrained(run, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["CGAN", "./cgan", "cgan/", "weights/Cgan"])
+def test_another_spelling_of_a_shipped_name_is_told(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(InputError, match=r"does not exist; .*; cgan, without a path and in lower case, is the model"):
+        TextToImagePipeline.from_pretrained(place)
+
+
+@pytest.mark.parametrize("place", [None, "", 7])
+def test_no_place_to_save(pipe, place):
+    with pytest.raises(InputError, match="save_pretrained needs the name of a new or an empty folder, got"):
+        pipe.save_pretrained(place)
 
 
 @pytest.mark.parametrize("place", [None, "", 7, b"runs"])
@@ -416,6 +451,8 @@ def test_the_rest_of_the_face(pipe, run, tmp_path):
         ({"push_to_hub": True}, r"call pipe.push_to_hub\(repo_id\) instead"),
         ({"max_shard_size": "1GB"}, "each component is one file"),
         ({"varant": None}, "save_pretrained has no argument 'varant'"),
+        ({"dtype": torch.int8}, "dtype must be torch.float32, torch.bfloat16 or torch.float16, got torch.int8"),
+        ({"dtype": "float16"}, "dtype must be .* got 'float16'"),
     ):
         with pytest.raises(InputError, match=says):
             pipe.save_pretrained(tmp_path / "refused", **options)

@@ -14,6 +14,7 @@ from t2i.config.section import Section
 from t2i.errors import InputError
 
 REQUIRED = ...
+SEEDS = 2**63  # seeds are smaller: of larger ones the hash would read 64 bits, and two would make the same image
 
 
 class Options(Section):

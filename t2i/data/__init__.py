@@ -98,8 +98,8 @@ class Dataset(Protocol):
         ...
 
 
-# kind -> "module:function"; each function is open(place: str, split: str, view: View, *, option: type = default, ...) ->
-# Dataset. Its keyword arguments are the options that an address may name after `?`, `train` under the name `split`.
+# kind -> "module:function"; each function is open(place: str, split: str, view: View, options: SomeOptions) -> Dataset, where
+# SomeOptions is a NamedTuple of the options that an address may name after `?`; kinds without options omit it
 DATASETS: dict[str, str] = {
     "shapes": "t2i.data.shapes.dataset:open_shapes",
     "folder": "t2i.data.folders.dataset:open_folder",
@@ -154,13 +154,13 @@ def open_dataset(address: str, split: str = "train", view: View = View()) -> Dat
     Raises:
         InputError: the address, an option, the split or the captions do not exist; the message says what was looked for.
     """
-    from t2i.data.address import typed_options
+    from t2i.data.address import read_options
 
     parsed = parse_address(address)
     function = resolve(DATASETS[parsed.kind])
-    options = typed_options(parsed, function)
+    options = read_options(parsed, function)
     try:
-        return function(parsed.place, split, view, **options)
+        return function(parsed.place, split, view, *options)
     except InputError as error:
         if not parsed.notice or parsed.place in str(error) and f"folder:{parsed.place}" in str(error):
             raise

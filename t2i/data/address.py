@@ -1,6 +1,5 @@
 """Reads addresses: the options after `?`, and the kind of data at a bare path."""
 
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -77,22 +76,21 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
     return place, options
 
 
-def typed_options(address: Address, function: Callable[..., object]) -> dict[str, Any]:
-    """Returns the options of an address as keyword arguments of the function that opens it.
+def read_options(address: Address, function: Callable[..., object]) -> tuple[Any, ...]:
+    """Returns the options of an address as the last argument of the function that opens it; () if its kind has none.
 
     Raises:
         InputError: the kind has no such option, or the value has the wrong type.
     """
-    hints = get_type_hints(function)
-    words = inspect.signature(function).parameters.values()
-    known = {"split" if w.name == "train" else w.name: w.name for w in words if w.kind is w.KEYWORD_ONLY}
+    kind = get_type_hints(function).get("options")
+    known = get_type_hints(kind) if kind else {}
     typed: dict[str, Any] = {}
     for key, value in address.options.items():
         if key not in known:
-            there = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise InputError(f"data {address}: {address.kind} has no option {key!r}{nearest(key, known)}; {there}")
-        typed[known[key]] = _typed(value, hints[known[key]], f"data {address}: option {key}")
-    return typed
+            takes = f"it takes {', '.join(known) or 'none'}"
+            raise InputError(f"data {address}: {address.kind} has no option {key!r}{nearest(key, known)}; {takes}")
+        typed[key] = _typed(value, known[key], f"data {address}: option {key}")
+    return (kind(**typed),) if kind else ()
 
 
 def _typed(value: str, hint: Any, where: str) -> Any:

@@ -1,6 +1,6 @@
-"""Arrow tables in the cache directory, each with a checksum that every opening verifies; a damaged one is made again.
+"""Writes and reads Arrow tables in the cache directory; a checksum is verified each time, and damaged tables are written again.
 
-Layout of a file: a header of 64 bytes (magic, place and crc32 of the table), bytes that rows may point to (images copied out of
+Layout of a file: a header of 64 bytes (magic, offset and crc32 of the table), bytes that rows may point to (images copied from
 parquet files), then the table in Arrow's file format, which is memory-mapped.
 """
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _MAGIC = b"t2i table 1"
-_HEADER = 64  # bytes; Arrow wants its buffers aligned
+_HEADER = 64  # bytes; Arrow aligns its buffers to 64
 _CHUNK = 1 << 20
 Stamp = tuple[int, int, int]
-Keep = Callable[[bytes], int]  # stores bytes in the file of a table and returns where they begin
+Keep = Callable[[bytes], int]  # stores bytes in the file of a table and returns their offset
 
 
 def stamp_of(path: Path | str) -> Stamp:
-    """Returns (bytes, time of contents, time of any change) of a file, in ns; -1 each where there is none.
+    """Returns (bytes, modification time, change time) of a file, times in ns; -1 for each if it does not exist.
 
-    Copying tools set the second time at will; the third moves whenever contents are replaced.
+    Copying tools may set the modification time; the change time moves whenever contents are replaced.
     """
     try:
         status = os.stat(path)
@@ -46,14 +46,14 @@ def write_table(
     batches: Callable[[Keep], Iterable["pa.RecordBatch"]],
     facts: Mapping[str, Any],
 ) -> None:
-    """Writes a table whole or not at all.
+    """Writes a table atomically.
 
     Args:
-        batches: makes the rows; it is handed a function that stores further bytes in the file.
-        facts: JSON values, kept as metadata of the schema; `batches` may add some while it runs.
+        batches: yields the rows; it is called with a function that stores further bytes in the file.
+        facts: JSON values that are stored with the table; `batches` may add some while it runs.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     import pyarrow as pa
 
@@ -68,7 +68,7 @@ def write_table(
         with pa.ipc.new_file(pa.PythonFile(body, "w"), schema) as writer:
             for batch in batches(keep):
                 writer.write_batch(batch)
-            # an empty batch carries what is known only at the end
+            # the metadata of an empty batch, as facts are known only at the end
             empty = pa.RecordBatch.from_pylist([], schema=schema)
             writer.write_batch(empty, custom_metadata={"facts": json.dumps(dict(facts))})
         file.write(bytes(-file.tell() % _HEADER))
@@ -94,7 +94,7 @@ def _checksum(path: Path, start: int) -> int:
 
 
 def read_table(path: Path) -> "pa.Table | None":
-    """Returns a table, memory-mapped, with its facts as metadata; None where it is absent or damaged."""
+    """Returns a table, memory-mapped, with its facts as metadata; None if it does not exist or is damaged."""
     import pyarrow as pa
 
     try:
@@ -113,12 +113,16 @@ def read_table(path: Path) -> "pa.Table | None":
 
 
 def facts_of(table: "pa.Table") -> dict[str, Any]:
-    """Returns the facts that were written with a table."""
+    """Returns the facts that are stored with a table."""
     return json.loads((table.schema.metadata or {})[b"facts"])
 
 
 class ArrowColumn(Sequence[Any]):
-    """Some rows of an Arrow column as a sequence of Python values; nothing is read before it is asked for."""
+    """Some rows of an Arrow column as a sequence of Python values, each of which is read when it is accessed.
+
+    Args:
+        form: converts a value, from its row and the value.
+    """
 
     def __init__(
         self,

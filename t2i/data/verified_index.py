@@ -1,19 +1,19 @@
-"""An index of the images of one place: size, contents, why one is broken. `t2i data check` fills it, training reads it.
+"""Stores what is known of the images of one data set: sizes, hashes, and reasons why images are broken.
 
-Layout: CACHE/index/KEY/TIME.arrow, where KEY hashes the place. Each file is written whole and later ones win, so a check that
-was killed continues. An entry is valid while the image's file keeps its size and times, or its bytes their sha256. The
-folder may be deleted at any time; nothing is ever written beside the images.
+Layout: CACHE/index/KEY/TIME.arrow, where KEY hashes the path or address. Each file is written atomically and later files override
+earlier ones, so a check that was killed continues. An entry is valid as long as the image's file keeps its size and times, or
+its bytes keep their sha256. The folder may be deleted at any time; nothing is written beside the images.
 """
 
 import hashlib
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import starmap
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import PIL
 
@@ -29,38 +29,47 @@ _RULES = f"4/{images.MAX_PIXELS}/{images.MAX_SIDE}/{images.MAX_BYTES}/{MIN_SIDE}
 
 
 class Verified(NamedTuple):
-    """Facts about one image. `reason` is empty for a good one; `sha256` is of the file's bytes, in hex."""
+    """Facts about one image."""
 
-    size: int  # bytes
-    mtime_ns: int  # 0: not a file of its own, `sha256` tells whether it is the same
+    size: int  # bytes; -1: unknown
+    mtime_ns: int  # 0: not a separate file, so only `sha256` identifies it
     width: int = 0
     height: int = 0
     format: str = ""
-    mode: str = ""  # of the file: RGB, CMYK, P, I;16, ...
-    sha256: str = ""
-    signature: bytes = b""  # phash.py: the hash and the colours of the cells
-    reason: str = ""
+    mode: str = ""  # mode of the file: RGB, CMYK, P, I;16, ...
+    sha256: str = ""  # of the file's bytes, in hex; "": not decoded yet
+    signature: bytes = b""  # hash and colours of the cells (phash.py)
+    reason: str = ""  # why the image is broken; "": it is not
     ctime_ns: int = 0
-    lasting: bool = True  # False: a fault of reading, which may pass without the file changing; never kept
+    lasting: bool = True  # False: reading failed, which may be temporary, so the entry is not stored
 
     @property
     def stamp(self) -> Stamp:
-        """Size and times of the file, as `stamp_of` gives them."""
+        """Size and times of the file, as returned by `stamp_of`."""
         return self.size, self.mtime_ns, self.ctime_ns
 
 
 class Index:
-    """The entries of one place, by the id of the image."""
+    """The entries of one data set, by the id of the image.
+
+    Args:
+        place: path of a folder, or address of data whose images are not separate files.
+    """
 
     def __init__(self, place: str | Path) -> None:
         name = hashlib.sha256(str(place).encode("utf-8", "surrogatepass")).hexdigest()[:24]
         self.folder = cache_dir() / "index" / name
-        self._files: list[Path] = []  # those that this process read or wrote, and may replace
+        self._files: list[Path] = []  # files that this process read or wrote, and may replace
 
-    def load(self) -> dict[str, Verified]:
-        """Returns all entries; none where the folder is absent, damaged or of other rules."""
+    def load(self, only_broken: bool = False) -> dict[str, Verified]:
+        """Returns all entries, or those of broken images; files that are damaged or of other rules are skipped."""
+        import pyarrow.compute
+
+        pc: Any = pyarrow.compute
         known: dict[str, Verified] = {}
         for table in self.tables():
+            if only_broken:
+                table = table.filter(pc.not_equal(table["reason"], ""))
             names = (name.decode("utf-8", "surrogatepass") for name in table["name"].to_pylist())
             columns = (table[column].to_pylist() for column in Verified._fields[:-1])
             known.update(zip(names, starmap(Verified, zip(*columns, strict=True)), strict=True))
@@ -69,18 +78,13 @@ class Index:
     def tables(self) -> list["pa.Table"]:
         """Returns the intact files of the index, memory-mapped, oldest first."""
         self._files = sorted(self.folder.glob("*.arrow"))
-        found = map(read_table, self._files)
-        return [table for table in found if table is not None and facts_of(table).get("rules") == _RULES]
-
-    def add(self, entries: Mapping[str, Verified]) -> None:
-        """Adds entries."""
-        if entries:
-            self._save(entries)
+        tables = map(read_table, self._files)
+        return [table for table in tables if table is not None and facts_of(table).get("rules") == _RULES]
 
     def replace(self, entries: Mapping[str, Verified]) -> None:
-        """Replaces what was read or written here by these entries, in one file; files of other processes stay."""
+        """Replaces the files that were read or written here by one file; files of other processes are kept."""
         old = list(self._files)
-        if self._save(entries):
+        if self.add(entries):
             for path in old:
                 with suppress(OSError):
                     path.unlink()
@@ -89,15 +93,16 @@ class Index:
     def __len__(self) -> int:
         return len(self._files)
 
-    def _save(self, entries: Mapping[str, Verified]) -> bool:
+    def add(self, entries: Mapping[str, Verified]) -> bool:
+        """Writes entries to a new file; returns False with a warning if it cannot be written."""
         path = self.folder / f"{time.time_ns():020d}-{os.getpid()}.arrow"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(path, entries.keys(), entries.values())
+            _write(path, entries)
         except OSError as error:
             warnings.warn(
                 f"cannot write {self.folder} ({error.strerror or error}): images will be verified again next time; "
-                "set T2I_CACHE to a folder that can be written",
+                "set T2I_CACHE to a writable folder",
                 stacklevel=2,
             )
             return False
@@ -105,14 +110,14 @@ class Index:
         return True
 
 
-def _write(path: Path, names: Iterable[str], entries: Iterable[Verified]) -> None:
+def _write(path: Path, entries: Mapping[str, Verified]) -> None:
     import pyarrow as pa
 
     kinds = {int: pa.int64(), str: pa.string(), bytes: pa.binary()}
-    fields = [("name", pa.binary()), *((name, kinds[Verified.__annotations__[name]]) for name in Verified._fields[:-1])]
-    columns = [[name.encode("utf-8", "surrogatepass") for name in names], *zip(*entries, strict=True)][: len(fields)]
-    columns = columns if len(columns) == len(fields) else [[] for _ in fields]
-    schema = pa.schema(fields)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    stored = Verified._fields[:-1]  # without `lasting`
+    schema = pa.schema([("name", pa.binary()), *((name, kinds[Verified.__annotations__[name]]) for name in stored)])
+    columns: list[list[Any]] = [[name.encode("utf-8", "surrogatepass") for name in entries]]
+    columns += [[getattr(entry, name) for entry in entries.values()] for name in stored]
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
     write_table(path, schema, lambda _: [batch], {"rules": _RULES})

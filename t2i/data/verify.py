@@ -1,6 +1,6 @@
 """Finds broken images by decoding each image once; results are stored in the cache directory (verified_index.py).
 
-A second pass over an unchanged folder needs one `stat` per file. Nothing is written to the folder itself.
+A second pass over an unchanged folder needs one `stat` per file. The folder itself is not changed.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from PIL import Image
 
 from t2i import images
 from t2i.data.cached import Stamp, stamp_of
-from t2i.data.phash import signatures
+from t2i.data.phash import pack, signatures
 from t2i.data.verified_index import MIN_SIDE, Index, Verified
 from t2i.names import counted
 
-_RACE_NS = 2_000_000_000  # a younger file may change again without a new time stamp (FAT stores even seconds)
-_KEEP_EVERY_S = 20.0  # maximum time of work that is lost if the process is killed
+_RACE_NS = 2_000_000_000  # a newer file may change again without a new time stamp (FAT stores even seconds)
+_SAVE_EVERY_S = 20.0  # maximum time of work that is lost if the process is killed
 _HASHED_SIDE = 64
 _AT_ONCE = 256  # images between two checks of the time
 Progress = Callable[[int, int], None]
@@ -33,7 +33,7 @@ _progress: ContextVar[Progress | None] = ContextVar("progress of verification", 
 
 @contextmanager
 def watched(progress: Progress) -> Iterator[None]:
-    """Has verification call `progress(images done, images to do)` within the block."""
+    """Calls `progress(images done, images to do)` during all verification in the block."""
     token = _progress.set(progress)
     try:
         yield
@@ -53,10 +53,10 @@ def verify(root: Path, files: Mapping[str, str], wanted: Sequence[str], most: in
         root: the folder.
         files: all images of the folder, id -> path under `root`; entries of other ids are removed from the index.
         wanted: ids to verify, keys of `files`.
-        most: decode nothing if more than so many images are unknown; None: no limit.
+        most: maximum number of unknown images, above which none is decoded; None: no limit.
 
     Returns:
-        one `Verified` for each id of `wanted`; `sha256` and `reason` are empty for images that were not decoded.
+        One `Verified` for each id of `wanted`; `sha256` and `reason` are empty for images that were not decoded.
     """
     index = Index(root.resolve())
     known = index.load()
@@ -67,63 +67,66 @@ def verify(root: Path, files: Mapping[str, str], wanted: Sequence[str], most: in
         return {name: _stamped(stamps[name]) if name in unknown else known[name] for name in wanted}
     if todo:
         before = dict(known)
-        _examine(index, known, todo, lambda name: _verify_file(root / files[name], before.get(name)), files)
+
+        def one(name: str) -> Verified:
+            path = root / files[name]
+            return _verify_one(lambda: path, _stamped(stamp_of(path)), before.get(name))
+
+        _examine(index, known, todo, one, files)
     return {name: known[name] for name in wanted}
 
 
 def verify_packed(address: str, ids: Sequence[str], read: Callable[[int], bytes | Path]) -> dict[str, Verified]:
-    """Does the same as `verify` for images that are not separate files.
+    """Like `verify`, for images that are not separate files.
 
     Args:
         address: address of the data.
-        read: returns the bytes or the file of image number i; raises BrokenImage or OSError.
+        read: returns the bytes or the file of row i; raises BrokenImage or OSError.
     """
     index = Index(place_of(address))
     known = index.load()
     number = {name: i for i, name in enumerate(ids)}
     before = dict(known)
-    _examine(index, known, ids, lambda name: _verify_packed(read, number[name], before.get(name)), None)
+
+    def one(name: str) -> Verified:
+        return _verify_one(lambda: read(number[name]), Verified(-1, 0), before.get(name))
+
+    _examine(index, known, ids, one, None)
     return {name: known[name] for name in ids}
 
 
 def verify_rendered(ids: Sequence[str], render: Callable[[Sequence[int]], images.ImageArray]) -> dict[str, Verified]:
-    """Does the same as `verify` for rendered images, which are never broken; nothing is stored."""
-    found: dict[str, Verified] = {}
+    """Like `verify`, for rendered images, which are never broken; nothing is stored."""
+    verified: dict[str, Verified] = {}
     progress = _progress.get() or (lambda done, total: None)
     for start in range(0, len(ids), _AT_ONCE):
         rows = range(start, min(start + _AT_ONCE, len(ids)))
         pixels_BHWC = render(rows)
-        for i, image_HWC, signature in zip(rows, pixels_BHWC, _signatures(pixels_BHWC), strict=True):
+        for i, image_HWC, signature in zip(rows, pixels_BHWC, pack(signatures(pixels_BHWC)), strict=True):
             height, width, _ = image_HWC.shape
             digest = hashlib.sha256(image_HWC.tobytes()).hexdigest()
-            found[ids[i]] = Verified(image_HWC.nbytes, 0, width, height, "rendered", "RGB", digest, signature)
+            verified[ids[i]] = Verified(image_HWC.nbytes, 0, width, height, "rendered", "RGB", digest, signature)
         progress(rows.stop, len(ids))
-    return found
+    return verified
 
 
 def place_of(address: str) -> str:
-    """Returns the name of the index of images that are not separate files."""
+    """Returns the place, for `Index`, of data whose images are not separate files."""
     kind, _, place = address.partition(":")
     return address if "://" in place else f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
 
 
 def known_broken(address: str) -> dict[str, str]:
     """Returns SHA-256 -> reason for the images that a check of this address found broken."""
-    import pyarrow.compute as pc
-
-    bad: dict[str, str] = {}
-    for table in Index(place_of(address)).tables():
-        rows = table.filter(pc.not_equal(table["reason"], ""))  # pyright: ignore[reportAttributeAccessIssue]
-        bad |= dict(zip(rows["sha256"].to_pylist(), rows["reason"].to_pylist(), strict=True))
-    return bad
+    return {known.sha256: known.reason for known in Index(place_of(address)).load(only_broken=True).values()}
 
 
 def warn_unverified(address: str, count: int) -> None:
     """Warns that `count` images have not been verified."""
     if count:
         warnings.warn(
-            f"{counted(count, 'image')} of {address} have not been looked at: `t2i data check` does, and training then "
-            "leaves out what is broken; without it, a broken image is replaced when training meets it",
+            f"{counted(count, 'image')} of {address} {'has' if count == 1 else 'have'} not been verified: after `t2i data "
+            "check`, training leaves out broken images; otherwise it replaces them when it reads them",
             stacklevel=4,
         )
 
@@ -132,8 +135,8 @@ def warn_damaged(address: str, captions: Sequence[str]) -> None:
     """Warns about captions with U+FFFD in place of letters."""
     if captions:
         warnings.warn(
-            f"{counted(len(captions), 'caption')} of {address} with U+FFFD in the place of letters, as {captions[0][:80]!r}: "
-            "a file was read in a wrong encoding before; `t2i data check` lists all",
+            f"{counted(len(captions), 'caption')} of {address} with U+FFFD in place of letters, e.g. {captions[0][:80]!r}: "
+            "a program has read them in a wrong encoding; `t2i data check` lists all",
             stacklevel=5,
         )
 
@@ -145,29 +148,32 @@ def _examine(
     one: Callable[[str], Verified],
     members: Collection[str] | None,
 ) -> None:
-    """Verifies each image by `one` and adds the results to `known` and to the index."""
+    """Verifies each image by `one` and adds the results to `known` and to the index.
+
+    Args:
+        members: ids whose entries stay in the index; None: all.
+    """
     progress = _progress.get() or (lambda done, total: None)
     new: dict[str, Verified] = {}
-    kept = time.monotonic()
+    saved = time.monotonic()
     progress(0, len(todo))
     try:
         with ThreadPoolExecutor(workers()) as pool:
             for start in range(0, len(todo), _AT_ONCE):
                 names = todo[start : start + _AT_ONCE]
-                found = dict(zip(names, pool.map(one, names), strict=True))
-                new |= {name: its for name, its in found.items() if _may_keep(its) and known.get(name) != its}
-                known.update(found)
+                verified = dict(zip(names, pool.map(one, names), strict=True))
+                new |= {name: own for name, own in verified.items() if _is_lasting(own) and known.get(name) != own}
+                known.update(verified)
                 progress(start + len(names), len(todo))
-                if time.monotonic() - kept > _KEEP_EVERY_S:
+                if new and time.monotonic() - saved > _SAVE_EVERY_S:
                     index.add(new)
-                    kept, new = time.monotonic(), {}
+                    saved, new = time.monotonic(), {}
     finally:  # also after an interruption
-        index.add(new)
-    gone = members is not None and any(name not in members for name in known)
-    if len(index) > 1 or gone:
-        index.replace(
-            {name: its for name, its in known.items() if _may_keep(its) and (members is None or name in members)}
-        )
+        if new:
+            index.add(new)
+    current = {name: own for name, own in known.items() if members is None or name in members}
+    if len(index) > 1 or len(current) < len(known):
+        index.replace({name: own for name, own in current.items() if _is_lasting(own)})
 
 
 def _stamped(stamp: Stamp) -> Verified:
@@ -175,51 +181,43 @@ def _stamped(stamp: Stamp) -> Verified:
     return Verified(size, mtime_ns, ctime_ns=ctime_ns)
 
 
-def _verify_file(path: Path, before: Verified | None = None) -> Verified:
-    found = _stamped(stamp_of(path))
-    try:
-        data = images.read_limited(path)
-    except OSError as error:
-        return found._replace(reason=f"cannot be read: {error.strerror or error}", lasting=False)
-    content = hashlib.sha256(data).hexdigest()
-    if before is not None and before.sha256 == content:  # only touched, or linked once more
-        return before._replace(size=found.size, mtime_ns=found.mtime_ns, ctime_ns=found.ctime_ns)
-    return _decoded(data, found._replace(sha256=content))
+def _verify_one(read: Callable[[], bytes | Path], known: Verified, before: Verified | None) -> Verified:
+    """Reads and decodes one image.
 
-
-def _verify_packed(read: Callable[[int], bytes | Path], i: int, before: Verified | None) -> Verified:
+    Args:
+        read: returns the bytes or the file.
+        known: size and times of the file, if it is a separate file.
+        before: the result for an earlier version of the image, which is still valid if the bytes are the same.
+    """
     try:
-        source = read(i)
+        source = read()
         data = source if isinstance(source, bytes) else images.read_limited(source)
     except images.BrokenImage as error:
-        return Verified(-1, 0, reason=str(error), lasting=False)
+        return known._replace(reason=str(error), lasting=False)
     except OSError as error:
-        return Verified(-1, 0, reason=f"cannot be read: {error.strerror or error}", lasting=False)
-    found = Verified(len(data), 0, sha256=hashlib.sha256(data).hexdigest())
-    return before if before is not None and before.sha256 == found.sha256 else _decoded(data, found)
+        return known._replace(reason=f"cannot be read: {error.strerror or error}", lasting=False)
+    known = known._replace(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    if before is not None and before.sha256 == known.sha256:
+        return before._replace(size=known.size, mtime_ns=known.mtime_ns, ctime_ns=known.ctime_ns)
+    return _decoded(data, known)
 
 
-def _decoded(data: bytes, found: Verified) -> Verified:
-    """Decodes one image and adds the result to its size, time and SHA-256."""
+def _decoded(data: bytes, known: Verified) -> Verified:
+    """Decodes one image and adds the result to its size, times and SHA-256."""
     try:
         image = images.decode(data)
     except images.BrokenImage as error:
-        return found._replace(reason=str(error))
+        return known._replace(reason=str(error))
     width, height = image.size
     small = f"{width}x{height} pixels: too small to be an image" if min(width, height) < MIN_SIDE else ""
     with Image.open(BytesIO(data)) as header:
         mode = header.mode
     shrunk = image.resize((_HASHED_SIDE, _HASHED_SIDE), Image.Resampling.BOX)
-    signature = _signatures(np.asarray(shrunk)[None])[0]
-    return found._replace(
+    (signature,) = pack(signatures(np.asarray(shrunk)[None]))
+    return known._replace(
         width=width, height=height, format=image.format or "", mode=mode, signature=signature, reason=small
     )
 
 
-def _signatures(images_BHWC: images.ImageArray) -> list[bytes]:
-    found = signatures(images_BHWC)
-    return [number.tobytes() + colors.tobytes() for number, colors in zip(found.hashes_N, found.colors_ND, strict=True)]
-
-
-def _may_keep(found: Verified) -> bool:
-    return found.lasting and abs(time.time_ns() - found.mtime_ns) > _RACE_NS
+def _is_lasting(known: Verified) -> bool:
+    return known.lasting and abs(time.time_ns() - known.mtime_ns) > _RACE_NS

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from t2i.config.options import Options, argument, option
+from t2i.config.options import SEEDS, Options, argument, option
 
 
 class PrivacyOptions(Options):
@@ -12,7 +12,7 @@ class PrivacyOptions(Options):
     n: int = option(
         500, "Training images, and as many of val; fewer where there are fewer.", metavar="N", short="-n", ge=10
     )
-    seed: int = option(0, "Seed of the sampled images and of the bootstrap.", ge=0)
+    seed: int = option(0, "Seed of the sampled images and of the bootstrap.", ge=0, lt=SEEDS)
     html: Path | None = option(
         None, "Also write a page of the sampled images that are nearest to training images.", metavar="PAGE"
     )

@@ -14,7 +14,7 @@ from t2i import images
 from t2i.data import parse_address
 from t2i.data.encoded import EncodedImages
 from t2i.data.folders.index import index_folder
-from t2i.data.tools.rewrite import open_splits
+from t2i.data.tools.opening import open_splits
 from t2i.errors import InputError
 from t2i.files import read_utf8, refuse_used, walk, write_text
 from t2i.images import SUFFIXES

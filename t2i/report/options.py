@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from t2i.config.options import Options, argument, option, split_commas
+from t2i.config.options import SEEDS, Options, argument, option, split_commas
 
 
 class ReportOptions(Options):
@@ -30,7 +30,7 @@ class ReportOptions(Options):
     scorer: str | None = option(
         None, "An align run or clip:DIR that scores images, instead of the embedded scorer.", metavar="DIR"
     )
-    seed: int = option(0, "Seed of the noise, the same for all runs.", ge=0)
+    seed: int = option(0, "Seed of the noise, the same for all runs.", ge=0, lt=SEEDS)
     title: str | None = option(None, "Title of the page; default: the names of the runs.")
     out: Path | None = option(
         None, "Path of the page; default: report.html, inside the run if there is one run.", metavar="FILE"

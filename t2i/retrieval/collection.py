@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from t2i import images
-from t2i.data import NO_CAPTION, Dataset, View
+from t2i.data import NO_CAPTION, Dataset, View, open_dataset
 from t2i.data.encoded import EncodedImages
-from t2i.data.tools.rewrite import every_split
+from t2i.data.tools.opening import every_split
 from t2i.errors import InputError
 from t2i.extractors import ImageTextExtractor
 from t2i.images import BrokenImage, ImageArray
@@ -180,8 +180,9 @@ def open_collection(address: str, encoder: ImageTextExtractor, split: str | None
     Raises:
         InputError: the data or the split does not exist, or has no images.
     """
-    splits = every_split(address, View(encoder.side, bare=True), None if split is None else [split])
-    return ImageCollection(address, list(splits.values()), encoder)
+    view = View(encoder.side, bare=True)
+    datasets = [open_dataset(address, split, view)] if split else list(every_split(address, view).values())
+    return ImageCollection(address, datasets, encoder)
 
 
 def content_keys(dataset: Dataset) -> Iterator[bytes]:

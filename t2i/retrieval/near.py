@@ -7,7 +7,8 @@ import numpy as np
 from t2i.data import View
 from t2i.data.captions import clean_caption
 from t2i.data.encoded import EncodedImages
-from t2i.data.tools.rewrite import Nearness, open_splits
+from t2i.data.tools.opening import open_splits
+from t2i.data.tools.rewrite import Nearness
 from t2i.errors import InputError
 from t2i.retrieval.collection import ImageCollection, Tick
 from t2i.retrieval.exact import BLOCK, cosines

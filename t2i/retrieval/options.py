@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from t2i.config.options import Options, argument, option
+from t2i.config.options import SEEDS, Options, argument, option
 from t2i.errors import InputError
 
 BY = "Encoder to use instead of the embedded scorer: an align run or clip:DIR."
@@ -50,6 +50,6 @@ class RetrievalOptions(Options):
     n: int | None = option(
         None, "Number of images; default: 1,000, or all if there are fewer.", metavar="N", short="-n", ge=2
     )
-    seed: int = option(0, "Seed of the bootstrap; the choice of images does not depend on it.", ge=0)
+    seed: int = option(0, "Seed of the bootstrap; the choice of images does not depend on it.", ge=0, lt=SEEDS)
     allow_leak: bool = option(False, "Score a run on its training data; its scores are marked.")
     out: Path | None = option(None, "JSON file for the scores; default: only print the table.", metavar="FILE")

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from t2i.config.options import SEEDS
 from t2i.errors import InputError
 from t2i.images import ImageArray
 from t2i.sampling.prompts import clean_prompt, image_seed
@@ -33,7 +34,15 @@ IDLE_LOADING: dict[str, tuple[tuple[Any, ...], str]] = {
     "requires_safety_checker": ((None, True, False), ""),
     "feature_extractor": ((None,), "there is none"),
     "resume_download": ((None, True, False), ""),
-}
+    "output_loading_info": ((None, False), "there is none"),
+    "load_connected_pipeline": ((None, False), "a pipeline is one folder"),
+    "quantization_config": ((None,), "models compute in float32; t2i export writes int8"),
+    **dict.fromkeys(
+        ("proxies", "mirror", "custom_revision", "max_memory", "offload_folder", "offload_state_dict", "use_onnx",
+         "provider", "sess_options", "provider_options", "use_flashpack", "disable_mmap", "image_encoder", "scheduler"),
+        ((None, False), "nothing here reads it"),
+    ),
+}  # fmt: skip
 HUB = ("cache_dir", "revision", "token", "local_files_only", "force_download")
 IDLE_SAVING: dict[str, tuple[tuple[Any, ...], str]] = {
     "safe_serialization": ((None, True), "only safetensors files are written"),
@@ -43,18 +52,31 @@ IDLE_SAVING: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 IDLE_CALL: dict[str, tuple[tuple[Any, ...], str]] = {
     "num_inference_steps": ((None,), "a GAN has no steps, a prior takes steps=N"),
-    "negative_prompt": ((None,), "guidance is relative to the empty caption"),
+    "negative_prompt": ((None, ""), "guidance is relative to the empty caption"),
     "eta": ((None, 0, 0.0), "there is no diffusion process"),
     "latents": ((None,), "pass seed or generator"),
-    "prompt_embeds": ((None,), "pass the prompt as text"),
-    "negative_prompt_embeds": ((None,), "pass the prompt as text"),
     "cross_attention_kwargs": ((None, {}), "there are no attention processors"),
     "guidance_rescale": ((None, 0, 0.0), "set guidance_scale"),
     "clip_skip": ((None,), "the model was trained with one layer of its text encoder"),
     "callback_on_step_end_tensor_inputs": ((None, [], ["latents"]), "the callback receives the seeds"),
     "image": ((None,), "the argument is init_image"),
     "strength": ((None,), "mask_image marks the part to resample"),
-}
+    "callback": ((None,), "the argument is callback_on_step_end"),
+    "callback_steps": ((None, 1), "the argument is callback_on_step_end"),
+    "true_cfg_scale": ((None, 1, 1.0), "set guidance_scale"),
+    "max_sequence_length": ((None,), "the text encoder of the model decides it"),
+    **dict.fromkeys(("timesteps", "sigmas", "denoising_end"), ((None,), "there is no diffusion process")),
+    **dict.fromkeys(
+        ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds", "prompt_2",
+         "negative_prompt_2", "ip_adapter_image", "ip_adapter_image_embeds"),
+        ((None,), "pass the prompt as text"),
+    ),
+    **dict.fromkeys(
+        ("original_size", "target_size", "crops_coords_top_left", "joint_attention_kwargs", "masked_image_latents",
+         "padding_mask_crop"),
+        ((None,), "nothing here reads it"),
+    ),
+}  # fmt: skip
 
 
 def split_idle(
@@ -82,7 +104,10 @@ def refuse_unknown(arguments: Mapping[str, Any], callee: str, known: Sequence[st
 def usable_device(device: Any) -> torch.device:
     """Returns the device with its index, after allocating on it; raises InputError if that fails."""
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
+        if found.type == "meta":  # has shapes and no values
+            raise RuntimeError("it holds no values")
+        return found
     except (RuntimeError, AssertionError, TypeError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(f"device {str(device)!r} cannot be used ({why}); `t2i doctor` lists the devices") from error
@@ -173,13 +198,19 @@ def seeds_of(prompts: Sequence[str], each: int, seed: Any, generator: Any) -> li
                 f"generator must be a torch.Generator or a list of them, got {_short(odd)}; a number is a seed"
             )
         return [int(torch.randint(2**63 - 1, (), generator=source, device=source.device)) for source in sources]
-    base = secrets.randbits(63) if seed is None else whole(seed)
-    if base is not None:
+    if seed is None:
+        seed = secrets.randbits(63)
+    if whole(seed) is not None:
+        base = _seed_of(seed)
         return [image_seed(base, text, k) for text in prompts for k in range(each)]
-    seeds = [(one, whole(one)) for one in _one_each(seed, total, "seed", "whole number")]
-    if odd := next((repr(one) for one, value in seeds if value is None), None):
-        raise InputError(f"a seed must be a whole number, got {odd[:40]}")
-    return [value for _, value in seeds if value is not None]
+    return [_seed_of(one) for one in _one_each(seed, total, "seed", "whole number")]
+
+
+def _seed_of(value: Any) -> int:
+    found = whole(value)
+    if found is None or not 0 <= found < SEEDS:
+        raise InputError(f"a seed must be a whole number from 0 to 2**63 - 1, got {_short(value)}")
+    return found
 
 
 def _one_each(values: Any, total: int, name: str, kind: str) -> list[Any]:
@@ -199,7 +230,7 @@ def _is_list(value: Any) -> bool:
 
 def whole(value: Any) -> int | None:
     """Returns the value as an int, or None if it is not a whole number."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or getattr(value, "ndim", 0):  # a tensor with one entry is a list
         return None
     try:
         return operator.index(value)

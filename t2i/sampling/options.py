@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from t2i.config.options import Options, argument, option
+from t2i.config.options import SEEDS, Options, argument, option
 from t2i.errors import InputError
 
 Interpolate = Literal["noise", "caption"]
@@ -44,7 +44,7 @@ class SampleOptions(Sampling):
         None, "A model that ships with t2i: prior (default), cvae, cgan or emoji.", metavar="NAME"
     )
     num_images_per_prompt: int = option(1, "Images for each prompt.", metavar="N", short="-n", ge=1)
-    seed: int = option(0, "Seed of the noise; an image does not depend on the batch.", ge=0)
+    seed: int = option(0, "Seed of the noise; an image does not depend on the batch.", ge=0, lt=SEEDS)
     prompts_file: Path | None = option(None, "A text file with one prompt a line.", metavar="FILE", flag="--prompts")
     interactive: bool = option(
         False, "Read prompts from standard input, one a line; the model stays loaded.", short="-i"

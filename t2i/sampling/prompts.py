@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2i.data.captions import MAX_CHARACTERS, clean_caption
+from t2i.data.captions import MAX_CHARACTERS, captions_of, clean_caption
 from t2i.errors import InputError
 from t2i.files import read_regular
 from t2i.names import shown, some
@@ -131,6 +131,14 @@ def _field(row: dict[str, Any]) -> Any:
     return next((fields[key] for key in COLUMNS if key in fields), None)
 
 
+def _first_of(cell: str, where: str) -> str:
+    """Returns the first caption of a list that a table program wrote into a cell."""
+    try:
+        return next(iter(captions_of(cell)), "")
+    except ValueError as error:
+        raise InputError(f"{where} {error}") from None
+
+
 def _prompt_of(row: Any, where: str) -> str:
     value = _field(row) if isinstance(row, dict) else None
     if isinstance(value, list) and len(value) > 1 and _field({key: row[key] for key in row if "prompt" in key.lower()}):
@@ -159,7 +167,11 @@ def _pandas_wrote(text: str) -> bool:
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
     except csv.Error:  # text follows the closing quotation mark of a cell
         return False
-    return text.startswith('"') or '""' in text or any("\n" in cell or "\t" in cell for row in rows for cell in row)
+    lines = [line.split("\t") for _, line in _lines(text)][1:]
+    columns = zip(*lines, strict=False) if len(lines) > 1 else ()
+    whole = any(all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in column) for column in columns)
+    marks = text.startswith('"') or '""' in text or whole
+    return marks or any("\n" in cell or "\t" in cell for row in rows for cell in row)
 
 
 def _quoted(text: str, delimiter: str, name: str) -> Iterator[tuple[int, list[str]]]:
@@ -185,7 +197,8 @@ def _cells(rows: Iterator[tuple[int, list[str]]], name: str) -> Numbered:
         if any(cell.strip() for cell in cells[len(header) :]):
             counts = f"{len(cells)} cells but the first line has {len(header)}"
             raise InputError(f"{name} line {number} has {counts}; put quotes around a prompt with a comma")
-        yield number, cells[column] if column < len(cells) else ""
+        cell = cells[column] if column < len(cells) else ""
+        yield number, _first_of(cell, f"{name} line {number}") if cell.lstrip().startswith("[") else cell
 
 
 READERS: dict[str, Callable[[str, str], Numbered]] = {

@@ -103,7 +103,9 @@ def read(place: str | Path, subfolder: str | None = None, hub: Mapping[str, Any]
         raise InputError(f"{path} is a file; {EXPECTED}")
     # `runs/typo` has the form of a hub id, but if there is a folder `runs`, the user meant a run in it
     if not _HUB_ID.fullmatch(str(place)) or Path(place).parent.is_dir():
-        raise InputError(f"{path} does not exist; {EXPECTED}")
+        name = next((name for name in shipped() if name == Path(place).name.lower()), None)
+        hint = f"; {name}, without a path and in lower case, is the model that ships with t2i" if name else ""
+        raise InputError(f"{path if subfolder else place} does not exist; {EXPECTED}{hint}")
     return _read_saved(download(str(place), subfolder, hub))
 
 

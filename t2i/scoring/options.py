@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, ValidationInfo, model_validator
 
-from t2i.config.options import Options, argument, option, split_commas
+from t2i.config.options import SEEDS, Options, argument, option, split_commas
 from t2i.errors import InputError
 from t2i.extractors import Resize
 from t2i.sampling.options import OF_THE_FAMILY, Sampling
@@ -50,7 +50,7 @@ class ScoringOptions(ExtractorOptions):
         None, "Images to score; default: 1,000 for a run, all of a folder.", metavar="N", short="-n", ge=1
     )
     metrics: Names | None = option(None, "Metrics; default: all that apply.", metavar="A,B", commas=True)
-    seed: int = option(0, "Seed of noise, shuffled captions and bootstrap.", ge=0)
+    seed: int = option(0, "Seed of noise, shuffled captions and bootstrap.", ge=0, lt=SEEDS)
     force: bool = option(False, "Score even where the protocol advises against it.")
     allow_leak: bool = option(False, "Score a run on its training data; the scores are marked.")
     out: Path | None = option(None, "JSON file of the scores; default: in the run.", metavar="FILE")
@@ -200,7 +200,7 @@ class SweepOptions(Options):
     data: str | None = option(None, "Captioned images; default: the training data of the run.", metavar="ADDRESS")
     split: str = option("val", "Split of the data; not one for reported scores.")
     n: int = option(500, "Images sampled at each setting.", metavar="N", short="-n", ge=2)
-    seed: int = option(0, "Seed of the noise, the same at each setting.", ge=0)
+    seed: int = option(0, "Seed of the noise, the same at each setting.", ge=0, lt=SEEDS)
     inception: Path | None = option(
         None,
         "State dict of the FID Inception, for `fid` instead of the embedded scorer; auto: the published file.",

@@ -66,7 +66,7 @@ def _sizes(real: Real, fake: Images) -> str | None:
 
 def _formats(real: Real, fake: Images) -> str | None:
     """Describes the file formats of both sides if they are known and differ."""
-    if not isinstance(real, Images) or None in (real.formats, fake.formats) or real.formats == fake.formats:
+    if real is None or None in (real.formats, fake.formats) or real.formats == fake.formats:
         return None
     return f"generated {fake.formats}, real {real.formats}"
 

@@ -62,7 +62,8 @@ def choose_metrics(
         if required := next((title for title in left_out if every[title].name in needed), None):
             raise InputError(absent[required])
         if not usual:
-            raise InputError(f"no metric can be scored: {next(iter(absent.values()), 'none applies')}")
+            reasons = dict.fromkeys(absent[title] for title in left_out)
+            raise InputError(f"no metric can be scored: {'; '.join(reasons) or 'none applies'}")
         selected = usual
     else:
         selected, left_out = _named_metrics(options, every, usable, absent)

@@ -388,7 +388,7 @@ def test_many_unknown_pictures_are_not_decoded_for_the_opening(folder: Path, mon
     in_the_past(folder)
     monkeypatch.setattr("t2i.data.folders.dataset.VERIFIED_AT_ONCE", 4)
     counted = count_decodes(monkeypatch)
-    with pytest.warns(UserWarning, match="6 images of folder:.* have not been looked at: `t2i data check` does"):
+    with pytest.warns(UserWarning, match="6 images of folder:.* have not been verified: after `t2i data check`"):
         data = open_folder(str(folder), "train", View())
     assert len(data) == 6 and counted == []
     before = data.fingerprint()
@@ -442,7 +442,7 @@ def test_columns_hold_what_the_plain_reader_finds(folder: Path, large: None, mon
         assert (data.images(range(len(data))) == plain[split].images(range(len(data)))).all()
     assert list(columns["train"].captions[1]) == ["two spaces", "again"]
     said = "\n".join(str(warning.message) for warning in caught)
-    assert "1 caption in split train" in said and "train/lost.png" in said and "not been looked at" in said
+    assert "1 caption in split train" in said and "train/lost.png" in said and "not been verified" in said
 
 
 def test_columns_of_drawn_splits_are_the_plain_ones(folder: Path, large: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,7 +450,7 @@ def test_columns_of_drawn_splits_are_the_plain_ones(folder: Path, large: None, m
     for row in rows:
         (folder / row["file_name"]).write_bytes(b"not decoded")
     jsonl(folder / "metadata.jsonl", list(reversed(rows)))
-    with pytest.warns(UserWarning, match="not been looked at"):
+    with pytest.warns(UserWarning, match="not been verified"):
         columns = [open_folder(str(folder), split, View(seed=4)) for split in ("train", "val", "test")]
     index = index_folder(folder)
     for data in columns:
@@ -757,7 +757,7 @@ def test_check_of_a_clean_folder_finds_nothing_and_spares_training_the_work(
     counted = count_decodes(monkeypatch)
     report = check(folder)
     assert report.seeded and sum(report.splits.values()) == 60
-    assert format_report(report).endswith("nothing wrong was found")
+    assert format_report(report).endswith("no faults were found")
     open_folder(str(folder), "train", View())
     assert len(counted) == 60
 

@@ -571,7 +571,7 @@ def broken_trees(tmp: Path) -> list[tuple[str, str]]:
     )
     tree("vg-rows", layouts.visual_genome, rewrite("region_descriptions.json", lambda t: t.replace('"phrase"', '"text"')),
          "no regions with region_id, x, y, width, height and phrase")  # fmt: skip
-    tree("shards-none", layouts.flowers, lambda r: 0, "looked for *.tar and */*.tar; found jpg, testclasses.txt")
+    tree("shards-none", layouts.flowers, lambda r: 0, "looked for *.tar and */*.tar; found jpg/, testclasses.txt")
     tree(
         "shards-empty",
         layouts.shards,

@@ -55,7 +55,7 @@ def test_mirflickr_has_tags_for_captions_and_several_annotations_an_image(tmp_pa
 def test_an_annotation_that_is_no_number_is_told(tmp_path: Path):
     root = layouts.mirflickr(tmp_path / "mir")
     (root / "annotations" / "sky.txt").write_text("1\nim2.jpg\n")
-    with pytest.raises(InputError, match=r"sky.txt: 'im2.jpg' is no number of an image; take the published file"):
+    with pytest.raises(InputError, match=r"sky.txt: 'im2.jpg' is not the number of an image; take the published file"):
         open_dataset(f"mirflickr:{root}", "train", View(16))
 
 
@@ -74,7 +74,7 @@ def test_folders_have_their_classes_and_a_column(tmp_path: Path):
     assert values_of(dataset, "label") == [[("3",), ("old", "grey"), None][k % 3] for k in order]
     rows[0]["label"] = {"a": 1}  # type: ignore[assignment]
     (tmp_path / "train" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    with pytest.raises(InputError, match="row 1: label .* is no word, whole number or list"):
+    with pytest.raises(InputError, match="row 1: label .* is not a word, a whole number or a list of these"):
         values_of(open_dataset(str(tmp_path), "train", View(16)), "label")
 
 

@@ -153,20 +153,20 @@ def class_folders(folder: Path) -> None:
 MISTAKES: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda f: caption(f, put(f), "metadata.json1"),
-        "metadata.json1 is not read under that name; call it metadata.jsonl",
+        "metadata.json1 is not read under that name; rename it to metadata.jsonl",
     ),
     (
         lambda f: caption(f, put(f), "metadata.json"),
-        "metadata.json is not read under that name; call it metadata.jsonl",
+        "metadata.json is not read under that name; rename it to metadata.jsonl",
     ),
     (lambda f: caption(f, put(f), "metadata.jsonl.txt"), "metadata.jsonl.txt is not read under that name"),
-    (metadata_array, "write it as metadata.jsonl, one object a line"),
+    (metadata_array, "write it as metadata.jsonl, one object per line"),
     (lambda f: caption(f, [f"/home/me/{name}" for name in put(f)]), "is an absolute path; write file_name relative to"),
     (lambda f: caption(f, [f"C:\\{name}" for name in put(f)]), "is an absolute path"),
     (lambda f: caption(f, [name.lower() for name in put(f, suffix=".PNG")]), "in the same upper and lower case"),
     (lambda f: caption(f, put(f, below="images")), "not '00.png', but 'images/00.png'"),
     (text_folder, "move text/00.txt to images/00.txt"),
-    (other_suffix, "00.caption and its like are not read; rename them to .txt"),
+    (other_suffix, "00.caption and similar files are not read; rename them to .txt"),
     (class_folders, "?caption=a photo of a {class}"),
     (lambda f: coco(f / "outer", ["a dog"] * 9), "name coco:"),
 ]
@@ -208,7 +208,7 @@ def test_an_empty_split_and_an_outer_folder_are_told(folder: Path) -> None:
     outer = folder / "outer"
     for split in ("train", "val"):
         caption(outer / "inner" / split, put(outer, 5, f"inner/{split}"))
-    with pytest.warns(UserWarning, match=f"decides no split, as it is not at the top; name folder:{outer}/inner"):
+    with pytest.warns(UserWarning, match=f"is ignored as a split, as it is not at the top; name folder:{outer}/inner"):
         open_dataset(f"folder:{outer}", "train", SMALL)
 
 
@@ -221,7 +221,7 @@ def test_class_folders_become_captions_when_asked(folder: Path) -> None:
         captions |= dict(zip(data.ids, data.captions, strict=True))
     assert captions.pop("cats/00.png") == ("its own",)
     assert {own for own in captions.values()} == {("a photo of a cats",), ("a photo of a red dogs",)}
-    assert "must hold {class}" in refusal(f"folder:{folder}?caption=a photo")
+    assert "must contain {class}" in refusal(f"folder:{folder}?caption=a photo")
 
 
 # ---- captions read as they were meant -------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_rows_of_a_parquet_file_marked_test_are_not_trained_on(folder: Path) -> 
 
 def test_captions_with_lost_letters_are_told(folder: Path) -> None:
     caption(folder, put(folder), text="caf\ufffd")
-    with pytest.warns(UserWarning, match="captions of .* with U\\+FFFD in the place of letters"):
+    with pytest.warns(UserWarning, match="captions of .* with U\\+FFFD in place of letters"):
         open_dataset(f"folder:{folder}", "train", SMALL)
     assert len(check(folder).damaged_captions) == 40
 
@@ -333,7 +333,7 @@ def test_keys_with_a_dot_are_samples(tmp_path: Path) -> None:
             "?image=in.png",
         ),
         (samples("avif", "txt"), "images in .avif are not read, convert them to PNG or JPEG", ""),
-        ([*samples("png", "txt"), ("3.jpg", encoded())], "say which kind is meant, as in", "?image=png"),
+        ([*samples("png", "txt"), ("3.jpg", encoded())], "say which suffix is meant, as in", "?image=png"),
         (
             [*samples("png", "txt"), ("3.png", encoded())],
             "two images with the key '3', .png and .png; remove one of",
@@ -692,7 +692,9 @@ def test_an_array_that_was_written_as_text_is_a_list(text: str, read: list[str])
 def test_a_second_suffix_is_told(folder: Path) -> None:
     for name in put(folder):
         (folder / f"{name}.txt").write_text("a photo")
-    assert "00.png.txt and its like are not read; rename it to 00.txt, and so the others" in refusal(str(folder))
+    assert "00.png.txt and similar files are not read; rename it to 00.txt, and the others likewise" in refusal(
+        str(folder)
+    )
 
 
 def test_lines_that_cross_chunks_are_whole(folder: Path, monkeypatch) -> None:

@@ -130,7 +130,7 @@ def test_an_object_that_changed_is_told(memory: str) -> None:
         content = bytearray(system.cat_file(name))
         content[:] = bytes(len(content))
         system.pipe_file(name, bytes(content))
-    with pytest.raises(InputError, match="the shard is newer than its index; start again, and it is indexed anew"):
+    with pytest.raises(InputError, match="the shard is newer than its index; start again to index it again"):
         next(Loader(data, 5, seed=1))
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import tarfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from t2i.data import View, open_dataset, verify
 from t2i.data.caption_checks import may_flip, warn_of_crops
 from t2i.data.captions import script_of
 from t2i.data.tools.check import check
+from t2i.data.tools.opening import open_splits
 from t2i.data.tools.pack import pack
-from t2i.data.tools.rewrite import Rules, filter_captions, open_splits, split_images
+from t2i.data.tools.rewrite import Rules, filter_captions, split_images
 from t2i.data.verified_index import Index, Verified
 from t2i.errors import InputError
 
@@ -114,17 +116,17 @@ def test_a_killed_check_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     for key in range(12):
         put(folder / f"train/{key:02d}.png", ["x"], key)
     in_the_past(folder)
-    monkeypatch.setattr(verify, "_KEEP_EVERY_S", 0.0)
-    real = verify._verify_file
+    monkeypatch.setattr(verify, "_SAVE_EVERY_S", 0.0)
+    real = verify._verify_one
     child = os.fork()
     if child == 0:
 
-        def die_at_the_last(path: Path, before: Verified | None = None) -> Verified:
-            if path.name == "11.png":
+        def die_at_the_last(read: Callable[[], Path], known: Verified, before: Verified | None) -> Verified:
+            if read().name == "11.png":
                 os.kill(os.getpid(), signal.SIGKILL)
-            return real(path, before)
+            return real(read, known, before)
 
-        monkeypatch.setattr(verify, "_verify_file", die_at_the_last)
+        monkeypatch.setattr(verify, "_verify_one", die_at_the_last)
         monkeypatch.setattr(verify, "_AT_ONCE", 4)
         try:
             check(folder)
@@ -132,7 +134,7 @@ def test_a_killed_check_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     decoded: list[str] = []
-    monkeypatch.setattr(verify, "_verify_file", lambda path, before=None: decoded.append(path.name) or real(path))
+    monkeypatch.setattr(verify, "_verify_one", lambda read, *known: decoded.append(read().name) or real(read, *known))
     assert check(folder).images == 12 and 0 < len(decoded) <= 4
     decoded.clear()
     assert check(folder).images == 12 and decoded == []
@@ -151,7 +153,7 @@ def test_shards_are_checked_and_training_leaves_out_what_is_broken(folder: Path,
     in_the_past(folder)
     report = check(address)
     assert report.images == 6 and [name[-1] for name, _ in report.broken] == ["3"]
-    with pytest.warns(UserWarning, match="left out 1 image that its check found broken"):
+    with pytest.warns(UserWarning, match="left out 1 image that `t2i data check` found broken"):
         splits = open_splits(address)
     assert sum(map(len, splits.values())) == 5
     again = check(address)
@@ -160,9 +162,11 @@ def test_shards_are_checked_and_training_leaves_out_what_is_broken(folder: Path,
 
 def test_drawn_data_can_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     real = open_dataset
-    monkeypatch.setattr(
-        "t2i.data.tools.check.open_dataset", lambda address, split, view: real(address, split, View(64, limit=30))
-    )
+    for module in ("check", "opening"):
+        monkeypatch.setattr(
+            f"t2i.data.tools.{module}.open_dataset",
+            lambda address, split, view: real(address, split, View(64, limit=30)),
+        )
     report = check("shapes-1")
     assert report.splits == {"train": 30, "val": 30, "heldout": 30} and report.formats == {"rendered": 90}
 
@@ -184,7 +188,7 @@ def test_filters_of_captions(folder: Path, tmp_path: Path) -> None:
         "captions too long": 1,
         "captions without an allowed word": 1,
         "captions with a denied word": 1,
-        "captions that were there before": 1,
+        "repeated captions": 1,
     }
     rows = rows_of(tmp_path / "out/train")
     assert [(row["text"], row["id"]) for row in rows] == [

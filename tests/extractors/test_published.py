@@ -129,7 +129,7 @@ def test_what_is_no_weights_is_one_whole_sentence(tmp_path: Path, name: str, wor
     for page in ("page.pth", "page.safetensors"):
         (tmp_path / page).write_text("<!doctype html>Not found")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError) as error, warnings.catch_warnings(action="error"):
         open_extractor(f"inception:{tmp_path / name}")
     message = str(error.value)
     assert words in message and "\n" not in message and "weights-inception-2015-12-05-6726825d.pth" in message

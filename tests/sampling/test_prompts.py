@@ -64,6 +64,9 @@ def test_what_pandas_wrote_is_read_back(tmp_path, quoting, suffix, delimiter, en
         ),
         ("nested.json", '{"data": {"prompts": ["a red circle", "a blue star"]}}'),
         ("nested.json", '{"data": [{"prompt": "a red circle"}, {"prompt": "a blue star"}]}'),
+        ("quoted.tsv", 'Prompt\tCategory\n"a red circle"\tx\n"a blue star"\ty\n'),
+        ("lists.csv", "text,n\n\"['a red circle', 'another']\",1\n\"['a blue star']\",2\n"),
+        ("lists.tsv", 'caption\n["a red circle", "another"]\n["a blue star"]\n'),
         ("several.json", '[{"captions": ["a red circle", "another"]}, {"captions": ["a blue star"]}]'),
     ],
 )
@@ -94,6 +97,8 @@ def test_quotes_of_partiprompts_stay(tmp_path):
             "a.csv line 2 has 2 cells but the first line has 1; put quotes around",
         ),
         ("a.tsv", "Prompt\tn\na\tb\tc\n", "a.tsv line 2 has 3 cells"),
+        ("a.csv", "prompt\n\"['a' 'b']\"\n", "a.csv line 2 must be a string or a list of strings"),
+        ("a.csv", "prompt\n[]\n", "a.csv line 2: the prompt '' is empty"),
         ("a.jsonl", '{"prompt": ["a", "b"]}\n', "a.jsonl line 1 has 2 prompts; write one prompt in each entry"),
         ("a.json", '[{"prompts": ["a", "b"]}]', "a.json entry 1 has 2 prompts"),
         ("a.json", "{", r"a.json is not JSON \(line 1\)"),

@@ -10,10 +10,13 @@ import pytest
 from PIL import Image
 
 from t2i.errors import InputError
+from t2i.extractors import open_extractor
+from t2i.images import jpeg_quality
 from t2i.metrics.frechet import check_for_infinity
 from t2i.scoring import runs as runs_module
 from t2i.scoring.advice import without_others
 from t2i.scoring.images import collection
+from t2i.scoring.images.reference import make_reference
 from t2i.scoring.images.sources import open_images
 from t2i.scoring.options import ScoreOptions, SweepOptions, TokenizerOptions
 from t2i.scoring.runs import score_images, score_run
@@ -95,6 +98,36 @@ def test_a_folder_of_geneval_has_prompts_and_a_kid(tmp_path: Path) -> None:
     assert scores[0].name == "kid-shapes@4"
 
 
+@pytest.mark.parametrize(
+    ("images", "grid", "metadata"),
+    [
+        ("samples", "grid.png", '{"prompt": "a cow"}'),
+        ("samples", "grid.jpeg", '{"tag": "x", "caption": "a cow"}'),
+        ("samples", "0000.png", '{"text": "a cow", "include": []}'),
+        (".", "grid.png", '{"prompt": "a cow"}'),
+        (".", "Grid.JPG", '{"prompt": "a cow", "tag": "single_object"}'),
+    ],
+)
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.json"])
+def test_other_folders_of_one_prompt(tmp_path: Path, images: str, grid: str, metadata: str, name: str) -> None:
+    save(tmp_path / "f" / "00000" / images, ["00001.png", "00002.png"])
+    save(tmp_path / "f" / "00000", [grid])
+    (tmp_path / "f" / "00000" / name).write_text(metadata)
+    found = open_images(str(tmp_path / "f"))
+    assert len(found) == 2 and found.captions == ["a cow"] * 2
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ['{"prompt": "a cow", "image": "00001.png"}', '{"text": "notes on the data"}', '{"prompt": ["a"]}', "[]", "{"],
+)
+def test_a_file_that_is_no_prompt_of_all_images(tmp_path: Path, metadata: str) -> None:
+    save(tmp_path / "f", ["00001.png", "00002.png", "grid.png"])
+    (tmp_path / "f" / "metadata.json").write_text(metadata)
+    found = open_images(str(tmp_path / "f"))
+    assert len(found) == 3 and found.captions is None
+
+
 # ---------------------------------------------------------------- names and formats
 
 
@@ -109,7 +142,9 @@ def test_a_name_in_two_normal_forms_is_two_images(tmp_path: Path) -> None:
     assert len({image.tobytes() for image in shown}) == 3
 
 
-@pytest.mark.parametrize("name", ["c.tif", "c.TIFF", "c.ppm", "c.tga", "c.avif", "c.jp2", "below/c.tiff"])
+@pytest.mark.parametrize(
+    "name", ["c.tif", "c.TIFF", "c.ppm", "c.tga", "c.avif", "c.jp2", "c.ico", "c.pgm", "below/c.tiff"]
+)
 def test_formats_that_are_not_read_are_told(tmp_path: Path, name: str) -> None:
     folder = save(tmp_path / "f", ["a.png", "b.png"])
     (folder / name).parent.mkdir(exist_ok=True)
@@ -133,10 +168,29 @@ def test_jpeg_against_png_is_in_the_protocol(tmp_path: Path) -> None:
         assert bool(told) == (score.protocol.formats is not None)
         return score.protocol.formats
 
-    assert formats(sides["png"], sides["jpeg"]) == "generated lossless, real JPEG"
-    assert formats(sides["webp"], sides["jpeg"]) == "generated WebP, real JPEG"
-    assert formats(mixed, sides["png"]) == "generated JPEG and lossless, real lossless"
+    assert formats(sides["png"], sides["jpeg"]) == "generated lossless, real JPEG of quality 75"
+    assert formats(sides["webp"], sides["jpeg"]) == "generated WebP, real JPEG of quality 75"
+    assert formats(mixed, sides["png"]) == "generated JPEG of quality 75 and lossless, real lossless"
     assert formats(sides["jpeg"], sides["jpeg2"]) is None and formats(sides["bmp"], sides["png"]) is None
+    fine, named = tmp_path / "fine", tmp_path / "named"
+    for folder in (fine, named):
+        folder.mkdir()
+    for k in range(20):
+        with Image.open(sides["png"] / f"{k}.png") as image:
+            image.save(fine / f"{k}.jpg", quality=95)
+            image.save(named / f"{k}.png", format="JPEG")
+    assert formats(sides["jpeg"], fine) == "generated JPEG of quality 75, real JPEG of quality 95"
+    assert formats(named, sides["png"]) == "generated JPEG of quality 75, real lossless"
+    make_reference(open_images(str(sides["png"])), [open_extractor("embedded")], tmp_path / "real.safetensors", True)
+    assert formats(fine, tmp_path / "real.safetensors") == "generated JPEG of quality 95, real lossless"
+
+
+@pytest.mark.parametrize("quality", [25, 50, 60, 75, 90, 95, 100])
+def test_the_quality_of_a_jpeg_is_read_from_its_table(tmp_path: Path, quality: int) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.jpg", quality=quality)
+    found = jpeg_quality(tmp_path / "a.jpg")
+    assert found is not None and abs(found - quality) <= 1
+    assert jpeg_quality((tmp_path / "a.jpg").read_bytes()) == found and jpeg_quality(b"no image") is None
 
 
 # ---------------------------------------------------------------- files of another kind
@@ -173,6 +227,7 @@ def test_a_file_that_holds_no_images_says_what_to_do(tmp_path: Path, name: str, 
         (NOISE[..., :1], "1 channel; save RGB"),
         (np.concatenate([NOISE, NOISE[..., :1]], axis=3), "4 channels; save RGB"),
         (NOISE[0], "another shape"),
+        (NOISE[..., 0], "it has no channels; save numpy.stack"),
         (NOISE[:0], "another shape"),
         (np.zeros(3), "another shape"),
     ],
@@ -182,6 +237,26 @@ def test_an_npz_says_how_to_mend_it(tmp_path: Path, array: np.ndarray, words: st
     with pytest.raises(InputError) as error:
         open_images(str(tmp_path / "a.npz"))
     assert words in str(error.value) and "uint8 [N, H, W, 3]" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "hint"), [("folder:x", True), ("shapes-2", True), ("coco:/x", True), ("x", False), ("x/y", False)]
+)
+def test_what_is_not_there(place: str, hint: bool) -> None:
+    with pytest.raises(InputError, match="is not there; name a folder, a .tar or an .npz of images") as error:
+        open_images(place)
+    assert str(error.value).endswith("; a data set is named with --data") == hint
+
+
+def test_all_reasons_are_told_if_nothing_can_be_scored(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mu.npz", mu=np.zeros(64), sigma=np.eye(64))
+    options = ScoreOptions(
+        target=str(save(tmp_path / "f", ["a.png", "b.png"])), against=str(tmp_path / "mu.npz"), out=tmp_path / "s.json"
+    )
+    with pytest.raises(
+        InputError, match="none of 2 images .* have captions; .*mu.npz holds .* 64 features of an Inception"
+    ):
+        score_images(options)
 
 
 def test_an_npz_of_one_array_has_it_under_any_name(tmp_path: Path) -> None:

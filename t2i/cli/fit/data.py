@@ -51,7 +51,7 @@ def _of_images(address: str, say: Callable[[str], None]) -> Facts:
     say(format_report(report) + "\n")
     if report.problem:
         raise InputError(report.problem)
-    usable = [here.found[name] for name in here.usable]
+    usable = [here.verified[name] for name in here.usable]
     unspaced = sum(count for script, count in report.scripts.items() if script in UNSPACED)
     return Facts(
         address=address,

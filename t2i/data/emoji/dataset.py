@@ -20,7 +20,7 @@ from t2i.data.emoji.styles import open_styles
 from t2i.data.emoji.tints import NONE, tint, tinted, tints_of
 from t2i.data.encoded import EncodedImages
 from t2i.data.packed.dataset import file_of
-from t2i.data.phash import Signatures, near_duplicates
+from t2i.data.phash import near_duplicates, unpack
 from t2i.data.splits import SPLITS, assign_splits
 from t2i.errors import InputError
 from t2i.files import lines_of
@@ -80,15 +80,22 @@ class EmojiDataset(EncodedImages):
         return ([one, row.tint] if row.tint else one for one, row in zip(hashes, self._rows, strict=True))
 
 
-def open_emoji(
-    place: str, split: str, view: View, *, tones: bool = False, unnamed: bool = False, tints: int = 0
-) -> EmojiDataset:
-    """Opens one split of the drawings of one or several styles.
+class EmojiOptions(NamedTuple):
+    """Options of emoji.
 
-    Args:
-        tones: adds variants with a skin tone.
-        unnamed: adds drawings without a name, captioned `emoji`, to train a tokenizer.
+    Attributes:
+        tones: add variants with a skin tone.
+        unnamed: add drawings without a name, captioned `emoji`, to train a tokenizer.
         tints: number of further colours of each training drawing that has one colour; the captions name the colour.
+    """
+
+    tones: bool = False
+    unnamed: bool = False
+    tints: int = 0
+
+
+def open_emoji(place: str, split: str, view: View, options: EmojiOptions) -> EmojiDataset:
+    """Opens one split of the drawings of one or several styles.
 
     Raises:
         InputError: the extra is not installed, a style does not exist or has no colour, more than half of the drawings cannot
@@ -97,17 +104,17 @@ def open_emoji(
     if split not in (*SPLITS, ALL):
         raise InputError(f"data emoji has no split {split!r}: choose one of {', '.join(SPLITS)}, {ALL}")
     styles = open_styles(place)
-    tables = {style.name: style.index(view.resolution, tones) for style in styles}
+    tables = {style.name: style.index(view.resolution, options.tones) for style in styles}
     every, broken = _rows(tables, f"emoji:{place}")
     split_of = _splits(every, tables, view.seed)
-    rows = [row for row in every if unnamed or captions_of(row.key)]
+    rows = [row for row in every if options.unnamed or captions_of(row.key)]
     # in random order, so that the first rows are a fair sample of all
     chosen = sorted(
         (row for row in rows if split in (split_of[row.concept], ALL)),
         key=lambda row: (seeding.key_of(row.concept), row.key, row.style),
     )
-    if split in ("train", ALL) and tints:
-        chosen = [variant for row in chosen for variant in (row, *_tinted(row, tables, tints))]
+    if split in ("train", ALL) and options.tints:
+        chosen = [variant for row in chosen for variant in (row, *_tinted(row, tables, options.tints))]
     if not chosen:
         raise InputError(
             f"data emoji:{place}: none of {counted(len(rows), 'drawing')} is in split {split}; add drawings, or change "
@@ -175,9 +182,7 @@ def _splits(rows: Sequence[Row], tables: Mapping[str, "pa.Table"], seed: int) ->
 
 def equal_drawings(packed: Sequence[bytes]) -> list[tuple[int, int]]:
     """Returns the index pairs of drawings that differ in a line or two at most, from their signatures."""
-    numbers = np.frombuffer(b"".join(packed), np.uint8).reshape(len(packed), -1)
-    parsed = Signatures(np.ascontiguousarray(numbers[:, :8]).view(np.uint64)[:, 0], numbers[:, 8:])
-    return [(int(a), int(b)) for a, b in near_duplicates(parsed, None, EQUAL_BITS, EQUAL_LEVELS)]
+    return [(int(a), int(b)) for a, b in near_duplicates(unpack(packed), None, EQUAL_BITS, EQUAL_LEVELS)]
 
 
 @cache

@@ -21,10 +21,11 @@ from t2i.data.cached import Keep
 from t2i.data.emoji.names import codes_of, names, need, toned
 from t2i.data.emoji.tints import NONE, hue_of
 from t2i.data.packed.dataset import indexed, schema
-from t2i.data.phash import signatures
+from t2i.data.phash import pack, signatures
 from t2i.errors import InputError
+from t2i.files import contents
 from t2i.images import SUFFIXES, TRANSFORM, BrokenImage, decode, fit, read_limited
-from t2i.names import shown, some
+from t2i.names import brief, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +62,7 @@ class Style(ABC):
         """Returns the table of all drawings at one resolution, without variants with a skin tone unless `tones` is set."""
         keys = [key for key in self.keys if tones or not toned(key)]
         settings = [DRAWING, TRANSFORM, self.renderer, Image.__version__, side, keys]
-        return indexed("emoji", self.files, settings, _schema, lambda counts, keep: self._rows(keys, side, keep))
+        return indexed("emoji", self.files, settings, _schema(), lambda counts, keep: self._rows(keys, side, keep))
 
     def _rows(self, keys: Sequence[str], side: int, keep: Keep) -> Iterator[dict[str, Any]]:
         for start in range(0, len(keys), _AT_ONCE):
@@ -73,9 +74,8 @@ class Style(ABC):
                 if isinstance(image, str) or isinstance(signed, str):
                     yield row | {"offset": 0, "size": 0, "signature": bytes(56), "hue": NONE, "reason": str(image)}
                     continue
-                hashes, colors = signatures(np.asarray(signed)[None])
                 hue = hue_of(np.asarray(signed))
-                signature = hashes[0].tobytes() + colors[0].tobytes()
+                (signature,) = pack(signatures(np.asarray(signed)[None]))
                 data = png_of(image)
                 yield row | {"offset": keep(data), "size": len(data), "signature": signature, "hue": hue}
 
@@ -112,10 +112,9 @@ class FolderStyle(Style):
                 if key and (key not in paths or suffix == ".svg"):
                     paths[key] = path
         if not paths:
-            content = some(sorted(os.listdir(root)), 5) or "nothing"
             raise InputError(
-                f"no drawings named by code point, such as 1F355.svg or 1f355.png, in {shown(root)}; found {content}; name the "
-                "folder that holds them"
+                f"no drawings named by code point, such as 1F355.svg or 1f355.png, in {shown(root)}; found {contents(root)}; "
+                "name the folder that holds them"
             )
         self.name, self._paths = name, paths
         self.keys, self.files = list(paths), list(paths.values())
@@ -156,8 +155,7 @@ class FontStyle(Style):
             self._side = max(high, font["hmtx"].metrics[font.getBestCmap()[max(known)]][0]) / font["head"].unitsPerEm
             self._below = (self._side - high / font["head"].unitsPerEm) / 2
         except Exception as error:  # damaged fonts raise TTLibError, struct.error, KeyError, AssertionError, ...
-            reason = (str(error).splitlines() or [""])[0][:80]
-            raise InputError(f"cannot read the font {shown(path)} ({reason}); download it again") from error
+            raise InputError(f"cannot read the font {shown(path)} ({brief(error, 80)}); download it again") from error
         if not tables & set(_COLOURS):
             raise InputError(
                 f"font {shown(path)} has no colour glyphs (no table CBDT, sbix, COLR or SVG); name a colour emoji font, "
@@ -226,8 +224,7 @@ def _render(svg: str, width: int, **options: Any) -> "Image.Image":
         ).convert("RGBA")
     except BaseException as error:  # the PanicException of the renderer is not an Exception
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
-            raise BrokenImage(f"does not render ({reason})") from error
+            raise BrokenImage(f"does not render ({brief(error, 80)})") from error
         raise
 
 

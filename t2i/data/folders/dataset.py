@@ -1,6 +1,6 @@
-"""A folder of captioned images as a `Dataset`: one split of it, at one resolution.
+"""Opens one split of a folder of captioned images as a `Dataset`.
 
-docs/data.md describes the layouts; index.py reads names and captions, verify.py finds the broken images.
+docs/data.md describes the layouts; index.py reads names and captions, verify.py finds broken images.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from t2i.data.folders.index import FolderIndex, index_folder
 from t2i.data.folders.labels import folder_labels
 from t2i.data.folders.table import FolderTable, is_large, open_table
 from t2i.data.questions import Question
-from t2i.data.splits import SPLITS, split_folder
+from t2i.data.splits import SPLITS, fallbacks, split_folder
 from t2i.data.tools.labels import Values
 from t2i.data.verified_index import Index, Verified
 from t2i.data.verify import verify, warn_damaged, warn_unverified
@@ -29,24 +29,38 @@ from t2i.errors import InputError
 from t2i.images import BrokenImage, read_limited
 from t2i.names import counted, shown, some
 
-VERIFIED_AT_ONCE = 20_000  # more images than these are not decoded for their opening
+VERIFIED_AT_ONCE = 20_000  # if more images are unknown, opening the data does not decode them
+
+
+class FolderOptions(NamedTuple):
+    """Options of a folder.
+
+    Attributes:
+        caption: caption of images that have none, such as `a photo of a {class}`, where `{class}` is the name of their folder.
+    """
+
+    caption: str = ""
+
+
+_DEFAULTS = FolderOptions()
 
 
 class FolderRows(NamedTuple):
-    """The images of one split; all four in one order."""
+    """The images of one split; all fields have the same order."""
 
     ids: Sequence[str]
-    paths: Sequence[str]  # below the root, as the disk spells them
+    paths: Sequence[str]  # below the root, as on the disk
     captions: Sequence[Sequence[str]]
-    found: Sequence[Verified] | None  # None: not looked at
+    verified: Sequence[Verified] | None  # None: of a large folder, whose images are not verified
 
 
 class FolderDataset(EncodedImages):
     """One split of a folder.
 
-    `split` is the split that was read: `test` or `val` where `heldout` was asked for and the folder has none.
-    `questions` of each image, with answers, are there for data that has them.
-    `broken` names the captioned images of the split that cannot be decoded, each with the reason.
+    Attributes:
+        split: the split that was read: `test` or `val` if `heldout` was requested and does not exist.
+        questions: the questions of each image, for data that has them.
+        broken: (id, reason) of the captioned images of the split that cannot be decoded.
     """
 
     questions: Sequence[Sequence[Question]] | None = None
@@ -64,17 +78,17 @@ class FolderDataset(EncodedImages):
         self.root = source.root
         self._source = source
         self.broken: list[tuple[str, str]] = list(broken)
-        self._paths, self._found = rows.paths, rows.found
+        self._paths, self._verified = rows.paths, rows.verified
 
     def source(self, i: int) -> Path:
         """Returns the file of row i.
 
         Raises:
-            BrokenImage: it cannot be read, or its contents changed since the folder was opened.
+            BrokenImage: the file cannot be read, or its contents changed since the folder was opened.
         """
         path = self.root.absolute() / self._paths[i]
-        known = self._found[i] if self._found is not None else None
-        if known is not None and stamp_of(path) != known.stamp:  # it may only have been touched
+        known = self._verified[i] if self._verified is not None else None
+        if known is not None and stamp_of(path) != known.stamp:  # the contents may still be the same
             try:
                 content = hashlib.sha256(read_limited(path)).hexdigest()
             except OSError as error:
@@ -85,27 +99,31 @@ class FolderDataset(EncodedImages):
 
     @property
     def labels(self) -> dict[str, Callable[[], Values]]:
-        """Names of labels, and what reads the classes of each image."""
+        """Functions that return the classes of each image, by the name of the label."""
         published = self._source.labels if isinstance(self._source, FolderIndex) else {}
         if published:
-            return {name: lambda of=of: [of.get(one, ()) for one in self.ids] for name, of in published.items()}
+            return {
+                label: lambda classes=classes: [classes.get(name, ()) for name in self.ids]
+                for label, classes in published.items()
+            }
         return folder_labels(self.root, self.ids)
 
     @property
     def files(self) -> Mapping[str, str]:
-        """id -> path below the root, of the images of all splits."""
+        """The path below the root of each id, of all splits."""
         return self._source.files
 
     def place(self, i: int) -> str:
         return shown(self.root.absolute() / self._paths[i])
 
     def contents(self, lasting: bool = False) -> Iterable[Any]:
-        """sha256 of each file; of files not yet looked at their size and time, and of many, lasting, the size alone."""
+        """Returns the sha256 of each file, or size and time of files that are not verified; for lasting values of many files,
+        the size alone."""
         root = os.fspath(self.root)
         if lasting and len(self) > VERIFIED_AT_ONCE:
             return (stamp_of(f"{root}/{path}")[0] for path in self._paths)
-        if self._found is not None:
-            return (found.sha256 or f"{found.size}/{found.mtime_ns}" for found in self._found)
+        if self._verified is not None:
+            return (known.sha256 or f"{known.size}/{known.mtime_ns}" for known in self._verified)
         known = Index(self.root.resolve()).load()
         stamps = (stamp_of(f"{root}/{path}") for path in self._paths)
         return (
@@ -114,26 +132,24 @@ class FolderDataset(EncodedImages):
         )
 
 
-def open_folder(path: str, split: str, view: View, *, caption: str = "") -> FolderDataset:
+def open_folder(path: str, split: str, view: View, options: FolderOptions = _DEFAULTS) -> FolderDataset:
     """Opens one split of a folder of captioned images; `heldout` falls back to `test`, then to `val`.
 
-    Broken images, images without captions and captions without images are left out and counted in warnings; of a bare view,
-    images without captions are in.
-
-    Args:
-        caption: of images that have none, such as `a photo of a {class}`, where `{class}` is the name of their folder.
+    Broken images, images without captions and captions without images are left out and counted in warnings; a bare view includes
+    images without captions.
 
     Raises:
-        InputError: no such folder or split, no images, no captions or unreadable ones, or more than half are broken.
+        InputError: there is no such folder or split, no image, or no caption, captions cannot be read, or more than half of the
+            images are broken.
     """
     root = Path(path).expanduser()
-    if not caption and not view.bare and is_large(root):
+    if not options.caption and not view.bare and is_large(root):
         return _open_large(open_table(root, require_captions), split, view)
-    return open_index(index_folder(path, caption), split, view)
+    return open_index(index_folder(path, options.caption), split, view)
 
 
 def open_index(index: FolderIndex, split: str, view: View) -> FolderDataset:
-    """Opens one split of what an index lists, as `open_folder` does."""
+    """Opens one split of the images of an index, like `open_folder`."""
     if not view.bare or index.problems:
         require_captions(index)
     named = list(index.files if view.bare else index.captions)
@@ -141,14 +157,13 @@ def open_index(index: FolderIndex, split: str, view: View) -> FolderDataset:
     for name, part in zip(named, index.splits(named, view.seed), strict=True):
         members.setdefault(part, []).append(name)
     part = _choose_split(index.root, split, members, index)
-    found, broken = _verified_rows(index, members[part], view.limit)
+    good, broken = _verified_rows(index, members[part], view.limit)
     _warn_left_out(index, part, view, broken)
     address = f"{index.kind}:{index.root}"
-    warn_unverified(address, sum(not its.sha256 for its in found.values()))
-    ids = list(found)
-    captions = [index.captions.get(name, (NO_CAPTION,)) for name in ids]
-    warn_damaged(address, [caption for options in captions for caption in options if REPLACED in caption])
-    rows = FolderRows(ids, [index.files[name] for name in ids], captions, list(found.values()))
+    warn_unverified(address, sum(not known.sha256 for known in good.values()))
+    captions = [index.captions.get(name, (NO_CAPTION,)) for name in good]
+    warn_damaged(address, [caption for several in captions for caption in several if REPLACED in caption])
+    rows = FolderRows(list(good), [index.files[name] for name in good], captions, list(good.values()))
     return FolderDataset(address, part, view, index, rows, broken)
 
 
@@ -163,8 +178,8 @@ def _open_large(table: FolderTable, split: str, view: View) -> FolderDataset:
     if broken:
         _warn(f"{counted(len(broken), 'image')} in {where} cannot be decoded: {_reasons(broken, 3)}")
     rows = rows[: view.limit].astype(np.int64)
-    looked_at = sum(known.num_rows for known in Index(table.root.resolve()).tables())
-    warn_unverified(address, max(0, len(rows) - looked_at))
+    verified = sum(known.num_rows for known in Index(table.root.resolve()).tables())
+    warn_unverified(address, max(0, len(rows) - verified))
     ids, paths, captions = (ArrowColumn(table.rows[name], rows) for name in ("id", "path", "captions"))
     return FolderDataset(address, part, view, table, FolderRows(ids, paths, captions, None), broken)
 
@@ -172,33 +187,32 @@ def _open_large(table: FolderTable, split: str, view: View) -> FolderDataset:
 def _choose_split(
     root: Path, split: str, members: Mapping[str | None, Any] | Mapping[str, Any], index: FolderIndex | None = None
 ) -> str:
-    wanted = ("heldout", "test", "val") if split == "heldout" else (split,)
-    found = next((name for name in wanted if name in members), None)
-    if found is not None:
-        return found
-    there = ", ".join(name for name in SPLITS if name in members) or "none with captions"
-    why = "put its images into a folder of that name"
+    for name in fallbacks(split):
+        if name in members:
+            return name
+    known = ", ".join(name for name in SPLITS if name in members) or "none with captions"
+    fix = "put its images into a folder of that name"
     if index is not None and index.kind != "folder":
-        why = "take one of those, or say with ?split=NAME which is for training"
+        fix = "use one of these, or name the one for training with ?split=NAME"
     if index is not None and index.seeded and split in SPLITS:
-        drawn = f"the draw by name gave it none of {counted(len(index.captions), 'image')}"
-        why = f"{drawn}: add images, or take another data.split_seed"
-        why += " or make folders train/, val/ and test/" if index.kind == "folder" else ""
-    raise InputError(f"no split '{split}' in {shown(root)}, which has: {there}; {why}")
+        none = f"none of {counted(len(index.captions), 'image')} was assigned to it by name"
+        fix = f"{none}: add images, or use another data.split_seed"
+        fix += " or make folders train/, val/ and test/" if index.kind == "folder" else ""
+    raise InputError(f"no split '{split}' in {shown(root)}, which has: {known}; {fix}")
 
 
 def _verified_rows(
     index: FolderIndex, ids: Sequence[str], limit: int | None
 ) -> tuple[dict[str, Verified], list[tuple[str, str]]]:
-    """Returns the first `limit` good images of `ids`, and the broken ones met on the way."""
+    """Returns the first `limit` good images of `ids`, and the broken ones among them."""
     good: dict[str, Verified] = {}
     broken: list[tuple[str, str]] = []
     start = 0
     while start < len(ids) and (limit is None or len(good) < limit):
         batch = ids[start:] if limit is None else ids[start : start + limit - len(good)]
-        found = verify(index.root, index.files, batch, VERIFIED_AT_ONCE)
-        good |= {name: found[name] for name in batch if not found[name].reason}
-        broken += [(name, found[name].reason) for name in batch if found[name].reason]
+        verified = verify(index.root, index.files, batch, VERIFIED_AT_ONCE)
+        good |= {name: known for name, known in verified.items() if not known.reason}
+        broken += [(name, known.reason) for name, known in verified.items() if known.reason]
         start += len(batch)
     if len(broken) > len(good):
         raise InputError(
@@ -217,20 +231,18 @@ def _warn_left_out(index: FolderIndex, part: str, view: View, broken: Sequence[t
     where = f"split {part} of {shown(index.root)}"
 
     def here(names: Sequence[str]) -> list[str]:
-        return [name for name, its in zip(names, index.splits(names, view.seed), strict=True) if its == part]
+        return [name for name, own in zip(names, index.splits(names, view.seed), strict=True) if own == part]
 
-    bare = here([name for name in index.files if name not in index.captions])
-    missing = here(index.missing)
-    outside = [] if index.seeded or index.parts is not None else [n for n in index.files if split_folder(n) is None]
     if broken:
         _warn(f"{counted(len(broken), 'image')} in {where} cannot be decoded: {_reasons(broken, 3)}")
-    if bare and not view.bare:
+    if not view.bare and (bare := here([name for name in index.files if name not in index.captions])):
         _warn(f"{counted(len(bare), 'image')} in {where} without a caption: {some(bare)}")
-    if missing:
+    if missing := here(index.missing):
         _warn(f"{counted(len(missing), 'caption')} in {where} without an image: {some(missing)}")
     if inner := inner_folder(index):
         warnings.warn(inner, stacklevel=3)
-    if outside:
+    by_folder = not index.seeded and index.parts is None
+    if outside := [name for name in index.files if by_folder and split_folder(name) is None]:
         _warn(f"{counted(len(outside), 'image')} outside the split folders of {shown(index.root)}: {some(outside)}")
 
 

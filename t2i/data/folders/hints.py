@@ -1,10 +1,10 @@
-"""Advice for a folder whose captions cannot be used: the usual mistakes, each with its fix."""
+"""Finds the usual mistakes in a folder whose captions cannot be used, and suggests a fix for each."""
 
 import json
 from pathlib import Path, PurePosixPath
 
 from t2i.data.address import inner_data
-from t2i.data.folders.index import FolderIndex, classes, nfc
+from t2i.data.folders.index import FolderIndex, class_of, nfc
 from t2i.data.folders.metadata import EXAMPLE, METADATA_NAMES
 from t2i.data.splits import SPLIT_FOLDERS
 from t2i.errors import InputError
@@ -16,7 +16,7 @@ _CAPTION_SUFFIXES = (".caption", ".captions", ".cap", ".text", ".prompt", ".tags
 
 
 def require_captions(index: FolderIndex) -> None:
-    """Raises InputError where a captions file cannot be read, or no image has a caption; it names the likely mistake."""
+    """Raises InputError with a likely cause if a captions file cannot be read or no image has a caption."""
     root = shown(index.root)
     if index.problems:
         more = len(index.problems) - 1
@@ -39,7 +39,7 @@ def require_captions(index: FolderIndex) -> None:
 
 
 def _lost(index: FolderIndex) -> str:
-    """Names images that captions ask for, images that are there instead, and a likely reason."""
+    """Describes an image that captions name, the nearest existing one, and how to fix it."""
     first = index.missing[0]
     if first.startswith("/") or first[1:3] in (":/", ":\\"):
         return f"'{shown(first)}' is an absolute path; write file_name relative to the metadata file"
@@ -54,13 +54,13 @@ def _lost(index: FolderIndex) -> str:
 
 
 def _inner_data(index: FolderIndex) -> str:
-    """A data set of a known kind in a folder below."""
+    """Suggests a data set of a known kind in a subfolder."""
     address = inner_data(index.root)
     return f"name {shown(address)}, which is inside" if address else ""
 
 
 def _near_metadata(index: FolderIndex) -> str:
-    """A captions file under a name that is not read."""
+    """Suggests another name for a captions file whose name is not read."""
     for name in index.others:
         base = name.rpartition("/")[2].lower()
         stem, _, suffix = base.partition(".")
@@ -70,17 +70,15 @@ def _near_metadata(index: FolderIndex) -> str:
         ):
             continue
         if suffix == "json" and not _is_jsonl(index.root / name):
-            return f"{shown(name)} is not read: write it as metadata.jsonl, one object a line such as {EXAMPLE}"
-        kind = next((own for own in ("parquet", "jsonl", "csv") if suffix.startswith(own)), "")
+            return f"{shown(name)} is not read: write it as metadata.jsonl, one object per line such as {EXAMPLE}"
+        kind = next((kind for kind in ("parquet", "jsonl", "csv") if suffix.startswith(kind)), "")
         kind = kind or {"json1": "jsonl", "ndjson": "jsonl", "tsv": "csv", "txt": "csv"}.get(suffix, "jsonl")
-        return (
-            f"{shown(name)} is not read under that name; call it metadata.{kind} ({', '.join(METADATA_NAMES)} are read)"
-        )
+        return f"{shown(name)} is not read under that name; rename it to metadata.{kind} ({', '.join(METADATA_NAMES)} are read)"
     return ""
 
 
 def _is_jsonl(path: Path) -> bool:
-    """Returns True if the first line is an object with a file name: the file is .jsonl under another name."""
+    """Returns True if the first line is an object with a file name, i.e. the file is .jsonl under another name."""
     try:
         with open_regular(path) as file:
             row = json.loads(file.readline(1 << 20))
@@ -90,42 +88,44 @@ def _is_jsonl(path: Path) -> bool:
 
 
 def _other_suffix(index: FolderIndex) -> str:
-    stems = {path.rpartition(".")[0] for path in index.files.values()}
-    found = [name for name in index.others if name.lower().endswith(_CAPTION_SUFFIXES)]
-    beside = next((name for name in found if name.rpartition(".")[0] in stems), "")
-    if beside:
-        return f"{shown(beside)} and its like are not read; rename them to .txt"
+    """Suggests .txt for captions such as 1.caption or 1.png.txt beside 1.png."""
     paths = set(index.files.values())
-    doubled = next((name for name in index.others if name.lower().endswith(".txt") and name[:-4] in paths), "")
-    if not doubled:
-        return ""
-    right = PurePosixPath(doubled).with_suffix("").with_suffix(".txt").name
-    return f"{shown(doubled)} and its like are not read; rename it to {shown(right)}, and so the others"
+    stems = {path.rpartition(".")[0] for path in paths}
+    for name in index.others:
+        if name.lower().endswith(_CAPTION_SUFFIXES) and name.rpartition(".")[0] in stems:
+            return f"{shown(name)} and similar files are not read; rename them to .txt"
+    for name in index.others:
+        if name.lower().endswith(".txt") and name[:-4] in paths:
+            right = PurePosixPath(name).with_suffix("").with_suffix(".txt").name
+            return f"{shown(name)} and similar files are not read; rename it to {shown(right)}, and the others likewise"
+    return ""
 
 
 def _text_folder(index: FolderIndex) -> str:
-    """Captions in a folder of their own, as text/1.txt of images/1.png."""
+    """Suggests moving captions that are in another folder than their images, as in text/1.txt and images/1.png."""
     texts = {PurePosixPath(name).stem: name for name in index.others if name.lower().endswith(".txt")}
     for name, path in index.files.items():
         text = texts.get(PurePosixPath(name).stem)
         if text:
             beside = PurePosixPath(path).with_suffix(".txt")
-            return f"a caption is read beside its image alone; move {shown(text)} to {shown(str(beside))}, and so the others"
+            fix = f"move {shown(text)} to {shown(str(beside))}, and the others likewise"
+            return f"captions are read beside their images only; {fix}"
     return ""
 
 
 def _class_folders(index: FolderIndex) -> str:
-    names = list(classes(index))
+    """Suggests captions from the names of folders."""
+    names = list(dict.fromkeys(word for name in index.files if (word := class_of(name))))
     if len(names) < 2:
         return ""
     return (
-        f"if the folders are classes ({some(names)}), ask for captions made of their names, as in "
+        f"if the folders are classes ({some(names)}), have captions made from their names, as in "
         f"'folder:{shown(index.root)}?caption=a photo of a {{class}}'; or put a metadata.jsonl there with lines such as {EXAMPLE}"
     )
 
 
 def inner_folder(index: FolderIndex) -> str:
-    """Returns a warning where split folders lie one or two folders down, and the split is therefore drawn; else ""."""
+    """Returns a warning if split folders are one or two levels too deep, so images are assigned by name; otherwise ""."""
     if not index.seeded or index.kind != "folder":
         return ""
     for name in index.files:
@@ -134,7 +134,7 @@ def inner_folder(index: FolderIndex) -> str:
             above = "/".join(folders[:k])
             if folder.lower() in SPLIT_FOLDERS and all(other.startswith(f"{above}/") for other in index.files):
                 return (
-                    f"the folder {folder}/ in {shown(index.root / above)} decides no split, as it is not at the top; "
+                    f"the folder {folder}/ in {shown(index.root / above)} is ignored as a split, as it is not at the top; "
                     f"name folder:{shown(index.root / above)}"
                 )
     return ""

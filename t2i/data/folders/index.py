@@ -1,33 +1,37 @@
-"""Names, captions and splits of a folder of captioned images; nothing is decoded.
-
-docs/data.md describes the layouts that are read.
-"""
+"""Lists the images, captions and splits of a folder, without decoding an image. docs/data.md describes the layouts."""
 
 import os
 import unicodedata
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from t2i import images
+import numpy as np
+from numpy.typing import NDArray
+
+from t2i import images, seeding
 from t2i.data.cached import Stamp, stamp_of
 from t2i.data.captions import clean_caption
 from t2i.data.folders.metadata import METADATA_NAMES, read_metadata, read_txt
-from t2i.data.splits import SPLIT_FOLDERS, VAL_SHARE, assign_splits, split_folder
+from t2i.data.splits import NONE, SEEDED, SPLIT_FOLDERS, SPLITS, divide, split_folder
 from t2i.errors import InputError
 from t2i.files import walk
 from t2i.names import counted, shown, some
 
 CLASS = "{class}"
-_NO_CAPTIONS = ("readme", "license", "licence", "classes")  # .txt files that caption no image
+_NO_CAPTIONS = ("readme", "license", "licence", "classes")  # .txt files that are not captions
+_NUMBER_OF: Mapping[str | None, int] = {name: number for number, name in enumerate(SPLITS)}
 
 
 class _Entries:
-    """Captions and paths of the images of a folder in one dict; a million tuples and a second dict would take 200 MB."""
+    """Captions and paths of the images of a folder in one dict; a dict of tuples would take 200 MB more per million."""
 
     def __init__(self, names: Iterable[str], paths: Mapping[str, str]) -> None:
-        self.joined = dict.fromkeys(names, "")  # id -> its captions, joined by line ends: cleaned ones hold none
-        self.paths = paths  # of the ids that the disk spells otherwise
+        self.joined = dict.fromkeys(
+            names, ""
+        )  # id -> its captions joined by line ends, which cleaned captions do not have
+        self.paths = paths  # only of ids that differ from their paths
 
     def add(self, name: str, captions: Sequence[str]) -> None:
         if self.joined[name]:
@@ -79,61 +83,61 @@ class _Captions(Mapping[str, tuple[str, ...]]):
 
 @dataclass
 class FolderIndex:
-    """The images of a folder and their captions. An id is the image's path below the root, with `/`, in NFC."""
+    """The images of a folder and their captions. The id of an image is its path below the root, with `/`, in NFC."""
 
     root: Path
-    files: Mapping[str, str] = field(default_factory=dict)  # id -> path below root as the disk spells it, sorted by id
+    files: Mapping[str, str] = field(default_factory=dict)  # id -> path below root as on the disk, sorted by id
     captions: Mapping[str, Sequence[str]] = field(default_factory=dict)  # id -> its captions, at least one
-    missing: list[str] = field(default_factory=list)  # images that captions name and that are absent
-    problems: list[str] = field(default_factory=list)  # captions files that cannot be read, a full sentence each
+    missing: list[str] = field(default_factory=list)  # images that captions name and that do not exist
+    problems: list[str] = field(default_factory=list)  # a message for each captions file that cannot be read
     unsupported: list[str] = field(default_factory=list)  # images in formats that are not read
     others: list[str] = field(default_factory=list)  # all other files
-    sources: list[str] = field(default_factory=list)  # the captions files but .txt
+    sources: list[str] = field(default_factory=list)  # captions files, except .txt
     stamps: dict[str, Stamp] = field(default_factory=dict)  # of all folders and captions files, taken before reading
-    kind: str = "folder"  # of its address
-    # id -> split where the data set itself says so; None: by folder, or drawn
-    parts: Mapping[str, str | None] | None = None
+    kind: str = "folder"  # kind of the address
+    parts: Mapping[str, str | None] | None = None  # id -> split by the data set's own lists; None: it has none
     labels: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)  # label -> id -> classes
-    drawn_val: bool = False  # of `parts`: no split is for validation, so a share of train is drawn
+    needs_val: bool = False  # `parts` has no split for validation, so a share of train is assigned to it
 
-    @property
+    @cached_property
     def seeded(self) -> bool:
-        """True without split folders: the split is drawn by id."""
+        """True without lists of splits and without split folders: images are assigned by id."""
         return self.parts is None and not any(split_folder(name) for name in self.files)
+
+    def split_numbers(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Returns the index in SPLITS of each id's split; SEEDED if it is assigned by id, NONE outside the split folders."""
+        if self.seeded:
+            return np.full(len(ids), SEEDED)
+        split_of = split_folder if self.parts is None else self.parts.get
+        return np.array([_NUMBER_OF.get(split_of(name), NONE) for name in ids], np.int64)
 
     def splits(self, ids: Sequence[str], seed: int) -> list[str | None]:
         """Returns the split of each id; None for an image outside the split folders.
 
-        The seeded split of an id depends on the id and the seed alone, so that new files move no others.
+        An assigned split depends on the id and the seed alone, so new files move no others.
         """
-        if self.parts is not None:
-            own = [self.parts.get(name) for name in ids]
-            if not self.drawn_val:
-                return own
-            drawn = assign_splits(ids, seed, {"train": 1 - VAL_SHARE, "val": VAL_SHARE})
-            return [new if part == "train" else part for part, new in zip(own, drawn, strict=True)]
-        if not self.seeded:
-            return [split_folder(name) for name in ids]
-        return list(assign_splits(ids, seed))
+        numbers = self.split_numbers(ids)
+        numbers = divide(numbers, lambda rows: seeding.ids_of([ids[int(i)] for i in rows]), seed, self.needs_val)
+        return [SPLITS[number] if number >= 0 else None for number in numbers.tolist()]
 
 
 def index_folder(path: str | Path, template: str = "") -> FolderIndex:
-    """Lists the images and reads the captions of a folder and all below it. Hidden files and folders are passed over.
+    """Lists the images and reads the captions in a folder and below; skips hidden files and folders.
 
     Args:
-        template: the caption of images without one; `{class}` in it becomes the name of the image's folder.
+        template: caption of images that have none; `{class}` in it is replaced by the name of the image's folder.
 
     Raises:
-        InputError: there is no such folder, it cannot be listed, or no image is in it.
+        InputError: the folder does not exist, cannot be listed, or has no images.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "not found"
         raise InputError(f"data folder '{shown(path)}' {what}; name an existing folder of captioned images")
     if template and CLASS not in template:
-        raise InputError(f"caption={template!r} must hold {CLASS}, as in caption=a photo of a {CLASS}")
+        raise InputError(f"caption={template!r} must contain {CLASS}, as in caption=a photo of a {CLASS}")
     index = FolderIndex(root)
-    entries, texts = _sort_out(index)
+    entries, texts = _list_files(index)
     if not index.files:
         hint = "name the folder that holds them"
         if index.unsupported:
@@ -146,12 +150,12 @@ def index_folder(path: str | Path, template: str = "") -> FolderIndex:
 
 
 def holds_images(root: Path) -> bool:
-    """Returns True if a file in the folder or below has the name of an image."""
+    """Returns True if a file in the folder or below has the suffix of an image."""
     return any(name.lower().endswith(images.SUFFIXES) for name in walk(root))
 
 
-def _sort_out(index: FolderIndex) -> tuple[_Entries, dict[str, str]]:
-    """Fills the lists of files; returns the images, and the .txt files by their paths without the suffix."""
+def _list_files(index: FolderIndex) -> tuple[_Entries, dict[str, str]]:
+    """Lists the files of the index by kind; returns the images, and the .txt files by their paths without the suffix."""
     names: list[str] = []
     composed: set[str] = set()
     decomposed: list[str] = []
@@ -177,7 +181,7 @@ def _sort_out(index: FolderIndex) -> tuple[_Entries, dict[str, str]]:
             index.sources.append(path)
         else:
             index.others.append(path)
-    odd: dict[str, str] = {}  # id -> path that is spelled otherwise
+    odd: dict[str, str] = {}  # id -> path, where they differ
     for path in decomposed:
         name = nfc(path)
         odd[path if name in composed or name in odd else name] = path
@@ -187,11 +191,12 @@ def _sort_out(index: FolderIndex) -> tuple[_Entries, dict[str, str]]:
 
 
 def nfc(name: str) -> str:
-    """Returns a file name as ids spell it: the same file is NFD on one system and NFC on another."""
+    """Returns a file name in NFC, as ids have it; some systems store the same name in NFD."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _gather_captions(index: FolderIndex, found: _Entries, texts: Mapping[str, str], template: str) -> None:
+def _gather_captions(index: FolderIndex, entries: _Entries, texts: Mapping[str, str], template: str) -> None:
+    """Adds the captions of metadata files, of .txt files, and by `template`, in this order of precedence."""
     parts: dict[str, str | None] = {}
     missing: dict[str, None] = {}
     for path in index.sources:
@@ -199,27 +204,27 @@ def _gather_captions(index: FolderIndex, found: _Entries, texts: Mapping[str, st
         index.stamps[path] = stamp_of(index.root / path)
         try:
             for row in read_metadata(index.root / path):
-                name = resolve_name(found.joined, folder, row.file_name)
-                if name not in found.joined:
+                name = resolve_name(entries.joined, folder, row.file_name)
+                if name not in entries.joined:
                     missing[name] = None
                     continue
-                found.add(name, row.captions)
+                entries.add(name, row.captions)
                 if row.split:
                     parts[name] = SPLIT_FOLDERS.get(row.split.lower())
         except InputError as error:
             index.problems.append(str(error))
-    _gather_txt(index, texts, found, missing)
+    _gather_txt(index, texts, entries, missing)
     if template:
         for name in index.files:
-            if name not in index.captions and (own := _of_class(name, template)):
-                found.add(name, [own])
+            if name not in index.captions and (word := class_of(name)):
+                entries.add(name, [clean_caption(template.replace(CLASS, word))])
     index.missing = list(missing)
-    if any(parts.values()):  # a column of other words is not about splits
-        index.parts, index.drawn_val = parts, "val" not in parts.values()
+    if any(parts.values()):  # otherwise the column is not about splits
+        index.parts, index.needs_val = parts, "val" not in parts.values()
 
 
 def resolve_name(names: Container[str], folder: str, file_name: str) -> str:
-    """Returns the id, of those in `names`, that a metadata file in `folder` means."""
+    """Returns the id in `names` of a file that a metadata file in `folder` names; an id that is not in `names` if none is."""
     name = f"{folder}/{file_name}" if folder else file_name
     if name in names:
         return name
@@ -229,22 +234,22 @@ def resolve_name(names: Container[str], folder: str, file_name: str) -> str:
     return name
 
 
-def _gather_txt(index: FolderIndex, texts: Mapping[str, str], found: _Entries, missing: dict[str, None]) -> None:
-    """Adds the .txt files beside the images that no metadata names."""
-    pictured: set[str] = set()
+def _gather_txt(index: FolderIndex, texts: Mapping[str, str], entries: _Entries, missing: dict[str, None]) -> None:
+    """Adds the captions of .txt files beside images that have no captions yet."""
+    used: set[str] = set()
     for name, path in index.files.items() if texts else ():
         stem = path.rpartition(".")[0]
         if stem not in texts:
             continue
-        pictured.add(stem)
+        used.add(stem)
         if name not in index.captions:
             index.stamps[texts[stem]] = stamp_of(index.root / texts[stem])
             try:
-                found.add(name, read_txt(index.root / texts[stem]))
+                entries.add(name, read_txt(index.root / texts[stem]))
             except InputError as error:
                 index.problems.append(str(error))
-    folders = {stem.rpartition("/")[0] for stem in pictured}
-    for stem in sorted(texts.keys() - pictured):
+    folders = {stem.rpartition("/")[0] for stem in used}
+    for stem in sorted(texts.keys() - used):
         folder, _, base = stem.rpartition("/")
         if folder in folders and base.lower() not in _NO_CAPTIONS:
             missing[f"{stem} (of {texts[stem]})"] = None
@@ -252,22 +257,9 @@ def _gather_txt(index: FolderIndex, texts: Mapping[str, str], found: _Entries, m
             index.others.append(texts[stem])
 
 
-# ---- folders that are classes --------------------------------------------------------------------------------------
-
-
 def class_of(name: str) -> str:
-    """Returns the class that the folder of an id names, as words; "" at the top and in a split folder."""
+    """Returns the words in the name of an image's folder, its class; "" at the top and in a split folder."""
     folder = PurePosixPath(name).parent
     if folder.name == "" or len(folder.parts) == 1 and split_folder(name):
         return ""
     return clean_caption(folder.name.replace("_", " ").replace("-", " "))
-
-
-def _of_class(name: str, template: str) -> str:
-    word = class_of(name)
-    return clean_caption(template.replace(CLASS, word)) if word else ""
-
-
-def classes(index: FolderIndex) -> Iterator[str]:
-    """Yields the words that the folders of the images name, each once."""
-    yield from dict.fromkeys(word for name in index.files if (word := class_of(name)))

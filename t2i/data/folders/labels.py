@@ -10,19 +10,19 @@ from t2i.data.tools.labels import Values
 
 
 def folder_labels(root: Path, ids: Sequence[str]) -> dict[str, Callable[[], Values]]:
-    """Returns the labels that a folder has: `class` and `label`, each read when asked for.
+    """Returns what reads the labels `class` and `label`, if the folder has them.
 
-    Metadata is looked for at the top and in the split folders.
+    Metadata files are read at the top and in the split folders.
     """
-    found: dict[str, Callable[[], Values]] = {}
+    labels: dict[str, Callable[[], Values]] = {}
     if any(class_of(name) for name in ids):
-        found["class"] = lambda: [(word,) if (word := class_of(name)) else None for name in ids]
+        labels["class"] = lambda: [(word,) if (word := class_of(name)) else None for name in ids]
     places = ["", *(name for name in SPLIT_FOLDERS if (root / name).is_dir())]
     files = [(place, path) for place in places for name in METADATA_NAMES if (path := root / place / name).is_file()]
     files = [(place, path) for place, path in files if has_labels(path)]
     if files:
-        found["label"] = lambda: _column(files, ids)
-    return found
+        labels["label"] = lambda: _column(files, ids)
+    return labels
 
 
 def _column(files: Sequence[tuple[str, Path]], ids: Sequence[str]) -> Values:

@@ -1,7 +1,7 @@
-"""Reads the captions of an image folder: metadata.jsonl, .csv or .parquet, or a .txt beside each image.
+"""Reads the captions of an image folder: metadata.jsonl, .csv or .parquet, or a .txt file beside each image.
 
-The convention is that of the `datasets` library's ImageFolder: a column `file_name`, relative to the metadata file, and
-`text` or `caption`, a string or a list of strings; further, `split`. Captions come out cleaned, empty ones dropped.
+The columns are those of ImageFolder in the `datasets` library: `file_name`, relative to the metadata file, and `text` or
+`caption`, a string or a list of strings; `split` is optional. Captions are cleaned, and empty ones are dropped.
 """
 
 import csv
@@ -13,15 +13,12 @@ from typing import Any, NamedTuple
 from t2i.data.captions import captions_of
 from t2i.errors import InputError
 from t2i.files import open_regular, text_lines
+from t2i.names import brief
 
-_LACKING = ("nan", "NaN", "None", "null", "<NA>")  # what table programs write where there is no caption
+_EMPTY = ("nan", "NaN", "None", "null", "<NA>")  # what table programs write for a missing caption
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-
-
 TEXT_COLUMNS = ("text", "caption")
 LABEL = "label"  # a column of classes, for t2i.data.tools.labels
-
-
 EXAMPLE = '{"file_name": "0001.png", "text": "a red circle"}'
 
 
@@ -34,10 +31,10 @@ class CaptionRow(NamedTuple):
 
 
 def read_metadata(path: Path) -> Iterator[CaptionRow]:
-    """Yields the rows of a captions file; a million of them take no memory.
+    """Yields the rows of a captions file without reading all of it into memory.
 
     Raises:
-        InputError: the file cannot be read as what its suffix says, or a row lacks a column or holds another type.
+        InputError: the file cannot be read in the format of its suffix, or a row lacks a column or has another type.
     """
     suffix = path.suffix.lower()
     try:
@@ -51,10 +48,10 @@ def read_metadata(path: Path) -> Iterator[CaptionRow]:
 
 
 def read_labels(path: Path) -> Iterator[tuple[str, tuple[str, ...] | None]]:
-    """Yields the file name and the classes of each row of a captions file; None: its label is empty.
+    """Yields the file name and the classes of each row of a captions file; None for an empty label.
 
     Raises:
-        InputError: the file cannot be read, or a label is neither a word, a whole number nor a list of such.
+        InputError: the file cannot be read, or a label is not a word, a whole number or a list of these.
     """
     for place, row in _ROWS[path.suffix.lower()](path):
         if not isinstance(row.get("file_name"), str):
@@ -62,13 +59,15 @@ def read_labels(path: Path) -> Iterator[tuple[str, tuple[str, ...] | None]]:
         value = row.get(LABEL)
         values = value if isinstance(value, list) else [] if value in (None, "") else [value]
         if not all(isinstance(one, str | int) for one in values):
-            raise InputError(f"{path} row {place}: label {str(value)[:40]!r} is no word, whole number or list of such")
-        none = value is None or value == ""
-        yield row["file_name"], None if none else tuple(dict.fromkeys(str(one).strip() for one in values))
+            raise InputError(
+                f"{path} row {place}: label {str(value)[:40]!r} is not a word, a whole number or a list of these"
+            )
+        unknown = value is None or value == ""
+        yield row["file_name"], None if unknown else tuple(dict.fromkeys(str(one).strip() for one in values))
 
 
 def has_labels(path: Path) -> bool:
-    """Returns True if the first row of a captions file has a label; False of one that cannot be read."""
+    """Returns True if the first row of a captions file has a label; False if the file cannot be read."""
     try:
         return LABEL in next(iter(_ROWS[path.suffix.lower()](path)), (0, {}))[1]
     except (InputError, OSError, ValueError):
@@ -76,7 +75,7 @@ def has_labels(path: Path) -> bool:
 
 
 def read_txt(path: Path) -> list[str]:
-    """Returns the cleaned captions of a text file, one a non-empty line.
+    """Returns the cleaned captions of a text file, one per non-empty line.
 
     Raises:
         InputError: the file cannot be read or is not UTF-8.
@@ -97,10 +96,11 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 
 
 def _captions_of(row: dict[str, Any]) -> CaptionRow:
-    """Raises ValueError where a column is absent or of another type."""
+    """Returns the captions of a row; raises ValueError if a column is missing or has another type."""
     if "file_name" not in row or not ("text" in row or "caption" in row):
         missing = "'file_name'" if "file_name" not in row else "'text' or 'caption'"
-        raise ValueError(f"no column {missing}; it has {_listed(row)}; rename one of them")
+        columns = ", ".join(map(repr, row)) or "no columns"
+        raise ValueError(f"no column {missing}; it has {columns}; rename one of them")
     name = row["file_name"]
     if not isinstance(name, str) or not name:
         raise ValueError(f"'file_name' must name an image, got {name!r}")
@@ -113,12 +113,8 @@ def _captions_of(row: dict[str, Any]) -> CaptionRow:
     return CaptionRow(name, captions, split.strip() if isinstance(split, str) else "")
 
 
-def _listed(row: dict[str, Any]) -> str:
-    return ", ".join(repr(column) for column in row) or "no columns"
-
-
 def _rows_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # not splitlines(): JSON strings may hold U+2028 and its like
+    # not splitlines(), as JSON strings may contain U+2028 and similar line ends
     for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
@@ -127,19 +123,19 @@ def _rows_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
             raise InputError(
-                f"{path} line {number} is not JSON ({why}); write one object a line, such as {EXAMPLE}"
+                f"{path} line {number} is not JSON ({why}); write one object per line, such as {EXAMPLE}"
             ) from error
         if not isinstance(row, dict):
             raise InputError(
-                f"{path} line {number} is a JSON {type(row).__name__}; write one object a line, such as {EXAMPLE}"
+                f"{path} line {number} is a JSON {type(row).__name__}; write one object per line, such as {EXAMPLE}"
             )
         yield number, row
 
 
 def _rows_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     first = next(text_lines(path), "").partition("\r")[0]
-    delimiter = max(",;\t", key=first.count)  # spreadsheets of some countries write semicolons
-    lines = (f"{part}\n" for line in text_lines(path) for part in line.split("\r"))  # old ones end lines with CR
+    delimiter = max(",;\t", key=first.count)  # spreadsheets write semicolons in some countries
+    lines = (f"{part}\n" for line in text_lines(path) for part in line.split("\r"))  # old programs end lines with CR
     reader = csv.reader(lines, delimiter=delimiter)
     columns: list[str] = []
     try:
@@ -149,14 +145,14 @@ def _rows_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             elif not any(fields):
                 continue
             elif len(fields) != len(columns):
-                found = f"{len(fields)} fields under {len(columns)} columns"
+                what = f"{len(fields)} fields under {len(columns)} columns"
                 raise InputError(
-                    f"{path} line {reader.line_num} has {found}; put captions that hold {delimiter!r} into quotation marks"
+                    f"{path} line {reader.line_num} has {what}; put captions that contain {delimiter!r} in quotation marks"
                 )
             else:
                 row = dict(zip(columns, fields, strict=True))
-                lacking = {key: "" for key in ("text", "caption") if row.get(key, "").strip() in _LACKING}
-                yield reader.line_num, row | lacking
+                empty = {key: "" for key in TEXT_COLUMNS if row.get(key, "").strip() in _EMPTY}
+                yield reader.line_num, row | empty
     except csv.Error as error:
         raise InputError(f"{path} line {reader.line_num} is not CSV ({error}); save it again as CSV") from error
 
@@ -168,20 +164,16 @@ def _rows_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with open_regular(path) as source, pq.ParquetFile(source) as file:
             names = file.schema_arrow.names
-            wanted = [column for column in ("file_name", *TEXT_COLUMNS, "split", LABEL) if column in names]
-            if "file_name" not in wanted or not any(column in wanted for column in TEXT_COLUMNS):
+            columns = [column for column in ("file_name", *TEXT_COLUMNS, "split", LABEL) if column in names]
+            if "file_name" not in columns or not any(column in columns for column in TEXT_COLUMNS):
                 try:
                     _captions_of(dict.fromkeys(names))  # raises, naming the columns
                 except ValueError as error:
                     raise InputError(f"{path}: {error}") from error
-            number = 0
-            for batch in file.iter_batches(columns=wanted):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+            batches = file.iter_batches(columns=columns)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{path} is not a parquet file that can be read ({reason}); write it again") from error
+        raise InputError(f"{path} is not a parquet file that can be read ({brief(error)}); write it again") from error
 
 
 _ROWS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {

@@ -1,11 +1,11 @@
-"""Names and captions of a folder of many images as a memory-mapped table: read once, then opened in a second.
+"""Keeps names and captions of a folder of many images in a memory-mapped table, which opens in a second.
 
-The table holds what `index_folder` finds and is kept in the cache directory until a captions file or a folder changes. A million
-rows take no memory of their own and are shared by all workers.
+The table has the results of `index_folder` and stays in the cache directory until a captions file or a folder changes. Its rows
+take no memory of their own and are shared by all workers.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t2i import seeding
-from t2i.cache import cache_dir
+from t2i.cache import cache_dir, cache_error
 from t2i.data.cached import Keep, facts_of, read_table, stamp_of, write_table
 from t2i.data.captions import REPLACED
 from t2i.data.folders.index import FolderIndex, index_folder
 from t2i.data.folders.metadata import METADATA_NAMES
-from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, split_folder
+from t2i.data.splits import SPLIT_FOLDERS, SPLITS, divide
 from t2i.data.verified_index import Index
 from t2i.errors import InputError
 from t2i.names import counted, shown, some
@@ -27,104 +27,89 @@ from t2i.names import counted, shown, some
 if TYPE_CHECKING:
     import pyarrow as pa
 
-LARGE_BYTES = 8 * 1024 * 1024  # of captions files at the top or in the split folders: about 80,000 rows
+LARGE_BYTES = 8 * 1024 * 1024  # size of captions files at the top or in the split folders: about 80,000 rows
 _ROWS_AT_ONCE = 16_384
-_DRAWN, _NONE = -2, -1  # in the column `part`, else a place in SPLITS
 
 
 def is_large(root: Path) -> bool:
-    """Returns True if the captions files at the top of a folder, or of its split folders, are worth a table."""
-    places = [root, *(root / folder for folder in SPLIT_FOLDERS)]
-    paths = [path for place in places for name in METADATA_NAMES if (path := place / name).is_file()]
+    """Returns True if the captions files at the top of a folder and in its split folders are large enough for a table."""
+    folders = [root, *(root / name for name in SPLIT_FOLDERS)]
+    paths = [path for folder in folders for name in METADATA_NAMES if (path := folder / name).is_file()]
     return sum(path.stat().st_size for path in paths) >= LARGE_BYTES
 
 
 class FolderTable(NamedTuple):
-    """The captioned images of a folder; columns `id`, `path`, `captions`, `key` (the id as a number) and `part`."""
+    """The captioned images of a folder.
+
+    Columns are `id`, `path`, `captions`, `key` (the id as a number) and `part` (`FolderIndex.split_numbers`).
+    """
 
     root: Path
     rows: "pa.Table"
 
     @property
     def files(self) -> dict[str, str]:
-        """id -> path below the root, of all splits."""
+        """The path below the root of each id, of all splits."""
         return dict(zip(*(self.rows[name].to_pylist() for name in ("id", "path")), strict=True))
 
     @property
     def left_out(self) -> list[str]:
-        """Sentences about what was left out when the table was made."""
+        """Messages about the images and captions that the table does not have."""
         return facts_of(self.rows)["left_out"]
 
     @property
     def damaged(self) -> list[str]:
-        """Captions with U+FFFD in the place of letters, of all splits."""
+        """Captions with U+FFFD in place of letters, of all splits."""
         return facts_of(self.rows)["damaged"]
 
     def splits(self, seed: int) -> dict[str, NDArray[np.int64]]:
-        """Returns the rows of each split, the same as `FolderIndex.splits` tells."""
-        part = _numbers(self.rows["part"])
-        names = np.full(len(part), _NONE)
-        own = part >= 0
-        names[own] = part[own]
-        shares = SEEDED_SHARES
-        drawn = part == _DRAWN
-        if facts_of(self.rows)["drawn_val"]:
-            drawn, shares = part == SPLITS.index("train"), {"train": 1 - VAL_SHARE, "val": VAL_SHARE}
-        if drawn.any():
-            draws = seeding.uniform(seed, "split", _numbers(self.rows["key"])[drawn], 1)[:, 0]
-            chosen = np.searchsorted(np.cumsum(list(shares.values()))[:-1], draws, side="right")
-            names[drawn] = np.array([SPLITS.index(name) for name in shares])[chosen]
-        return {split: np.flatnonzero(names == k) for k, split in enumerate(SPLITS)}
+        """Returns the rows of each split, which are those of `FolderIndex.splits`."""
+        keys, needs_val = _numbers(self.rows["key"]), facts_of(self.rows)["drawn_val"]
+        numbers = divide(_numbers(self.rows["part"]), keys.__getitem__, seed, needs_val)
+        return {split: np.flatnonzero(numbers == k) for k, split in enumerate(SPLITS)}
 
     def without_broken(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[tuple[str, str]]]:
-        """Returns `rows` without those that a check found broken and that have not changed since, and these by name."""
+        """Returns `rows` without images that a check found broken and that have not changed since, and these with reasons."""
         import pyarrow as pa
         import pyarrow.compute
 
         pc: Any = pyarrow.compute
-        known = {}
-        for part in Index(self.root.resolve()).tables():
-            bad = part.filter(pc.not_equal(part["reason"], ""))
-            columns = (bad[name].to_pylist() for name in ("name", "reason", "size", "mtime_ns", "ctime_ns"))
-            known |= {name.decode("utf-8", "surrogatepass"): rest for name, *rest in zip(*columns, strict=True)}
+        known = Index(self.root.resolve()).load(only_broken=True)
         if not known:
             return rows, []
         ids = self.rows["id"].take(pa.array(rows))
         broken: list[tuple[str, str]] = []
         gone = np.zeros(len(rows), dtype=bool)
         for i in np.flatnonzero(pc.is_in(ids, pa.array(list(known))).to_numpy()).tolist():
-            reason, *stamp = known[name := ids[i].as_py()]
-            if stamp_of(self.root / self.rows["path"][int(rows[i])].as_py()) == tuple(stamp):
-                broken.append((name, reason))
+            name = ids[i].as_py()
+            if stamp_of(self.root / self.rows["path"][int(rows[i])].as_py()) == known[name].stamp:
+                broken.append((name, known[name].reason))
                 gone[i] = True
         return rows[~gone], broken
 
 
 def open_table(root: Path, require: Callable[[FolderIndex], None]) -> FolderTable:
-    """Opens the table of a folder, from the cache while nothing has changed, else made now.
+    """Opens the table of a folder; it is written first if it does not exist or the folder has changed.
 
     Args:
-        require: called with the index of a folder that is read anew; raises where it cannot be used.
+        require: called with the index of a folder that is read again; raises if the folder cannot be used.
 
     Raises:
-        InputError: what `index_folder` and `require` raise, or the cache cannot be written.
+        InputError: errors of `index_folder` and `require`, or the cache cannot be written.
     """
     name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:24]
     path = cache_dir() / "folders" / f"{name}.arrow"
     for _ in range(2):
         table = read_table(path)
-        # the time of a folder changes when a file comes or goes
+        # the time of a folder changes if a file is added or removed
         if table is not None and all(list(stamp_of(root / at)) == stamp for at, stamp in facts_of(table)["stamps"]):
             return FolderTable(root, table)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(root, path, require)
         except OSError as error:
-            why = error.strerror or error
-            raise InputError(
-                f"cannot write the cache {path.parent}: {why}; free some space or set T2I_CACHE"
-            ) from error
-    raise InputError(f"{root} changes while it is read; start again when it is whole")
+            raise cache_error(path.parent, error) from error
+    raise InputError(f"{root} changes while it is read; start again when it is complete")
 
 
 def _write(root: Path, path: Path, require: Callable[[FolderIndex], None]) -> None:
@@ -135,15 +120,18 @@ def _write(root: Path, path: Path, require: Callable[[FolderIndex], None]) -> No
     index = index_folder(root)
     require(index)
     unread = [name for name in index.captions if not _is_text(name)]
-    facts = {"stamps": list(index.stamps.items()), "left_out": _left_out(index, unread), "drawn_val": index.drawn_val}
+    facts = {"stamps": list(index.stamps.items()), "left_out": _left_out(index, unread), "drawn_val": index.needs_val}
     facts["damaged"] = [caption for own in index.captions.values() for caption in own if REPLACED in caption]
 
     def batches(_: Keep) -> Iterator["pa.RecordBatch"]:
-        part_of = _parts(index)
-        names = (name for name in index.captions if _is_text(name))
+        names = filter(_is_text, index.captions)
         while ids := list(islice(names, _ROWS_AT_ONCE)):
-            columns = [ids, [index.files[name] for name in ids], [index.captions[name] for name in ids]]
-            columns += [seeding.ids_of(ids), [part_of(name) for name in ids]]
+            columns: list[Iterable[Any]] = [
+                ids,
+                [index.files[name] for name in ids],
+                [index.captions[name] for name in ids],
+            ]
+            columns += [seeding.ids_of(ids), index.split_numbers(ids)]
             arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
@@ -170,15 +158,6 @@ def _left_out(index: FolderIndex, unread: Sequence[str]) -> list[str]:
         for noun, why, names in kinds
         if names
     ]
-
-
-def _parts(index: FolderIndex) -> Callable[[str], int]:
-    """id -> its value in the column `part`."""
-    if index.seeded:
-        return lambda name: _DRAWN
-    place = {split: k for k, split in enumerate(SPLITS)}
-    own = split_folder if index.parts is None else index.parts.get
-    return lambda name: place.get(own(name) or "", _NONE)
 
 
 def _numbers(column: "pa.ChunkedArray") -> NDArray[Any]:

@@ -1,9 +1,8 @@
-"""Data sets whose images lie inside larger files: tar shards, tables. An index of each file is made once and kept.
+"""Data sets whose images are inside larger files: tar shards and tables. Each file is indexed once, in the cache directory.
 
-An index is a table in the cache directory (cached.py), memory-mapped: a million rows open at once, take no memory of their own,
-and are shared by all workers. It has a row for each image: `key`, `captions` (cleaned, at least one), `sha256` of the image's
-bytes, and what finds the bytes. Its name hashes the file's path, size and times, so that one that is older than the file is
-never read. The folder may be deleted at any time.
+An index is a memory-mapped table (cached.py): a million rows open at once, take no memory of their own, and are shared by all
+workers. It has a row for each image: `key`, `captions` (cleaned, at least one), `sha256` of the image's bytes, and the columns
+that locate the bytes. Its name hashes the file's path, size and times, so an index that is older than its file is never read.
 """
 
 import hashlib
@@ -22,32 +21,48 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from t2i.cache import cache_dir
+from t2i import seeding
+from t2i.cache import cache_dir, cache_error
 from t2i.data import View
-from t2i.data.cached import ArrowColumn, Keep, read_table, stamp_of, write_table
+from t2i.data.cached import ArrowColumn, Keep, facts_of, read_table, stamp_of, write_table
 from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
 from t2i.data.packed.remote import Place, find, locked
-from t2i.data.splits import SEEDED_SHARES, SPLIT_FOLDERS, SPLITS, VAL_SHARE, assign_splits
+from t2i.data.splits import NONE, SEEDED, SPLIT_FOLDERS, SPLITS, divide, fallbacks, split_of_parts
 from t2i.data.verify import known_broken, warn_damaged
 from t2i.errors import InputError
-from t2i.names import counted, nearest, numbered
+from t2i.names import counted, numbered
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-
-FORMAT = 2  # raised when the same file comes to give other rows, as by another cleaning of captions
-
-
+FORMAT = 2  # raised when the same file gives other rows than before, e.g. after a change in the cleaning of captions
+_ROWS_AT_ONCE = 1024
 _log = logging.getLogger(__name__)
+
+# yields rows of an index; is called with a dict for the counts of what it skips, and a function that stores bytes in the index
+MakeRows = Callable[[dict[str, Any], Keep], Iterable[dict[str, Any]]]
+
+
+class PackedOptions(NamedTuple):
+    """Options of data in tar shards and tables.
+
+    Attributes:
+        split: the split that is read as `train`, by the names of files or their folders.
+        image: the column of images, or the suffix of members that are images, e.g. `input.jpg`; "": the usual ones.
+        text: the column of captions, the suffix of members that hold them, or their key in the .json; "": the usual ones.
+    """
+
+    split: str | None = None
+    image: str = ""
+    text: str = ""
 
 
 class IndexedPart(NamedTuple):
     """One file, or one table, of a data set."""
 
-    name: str  # begins the ids of its images
-    split: str | None  # by its published name
+    name: str  # prefix of the ids of its images
+    split: str | None  # published name of its split
     index: "pa.Table"
 
     def id_of(self, key: str) -> str:
@@ -55,9 +70,9 @@ class IndexedPart(NamedTuple):
 
 
 class PackedImages(EncodedImages):
-    """One split of a data set made of `IndexedPart`s; a subclass says where the bytes of a row are."""
+    """One split of a data set made of `IndexedPart`s; a subclass reads the bytes of a row."""
 
-    broken: Sequence[tuple[str, str]] = ()  # found by `t2i data check`: an opening decodes nothing
+    broken: Sequence[tuple[str, str]] = ()  # found by `t2i data check`; opening decodes nothing
 
     def __init__(
         self, address: str, split: str, view: View, parts: Sequence[IndexedPart], train: str | None = None
@@ -70,12 +85,45 @@ class PackedImages(EncodedImages):
         self._starts = list(accumulate((part.index.num_rows for part in parts), initial=0))
         table = pa.concat_tables([part.index.select(["key", "captions", "sha256"]) for part in parts])
         self._sha256 = table["sha256"]
-        part, rows = _choose_rows(parts, self._starts, split, view, train, address)
+        splits = _roles([part.split for part in parts], train, address)
+        found, rows = self._choose_rows(splits, split, view.seed, address)
         self._rows = self._without_broken(rows, address, table)[: view.limit]
         flat = pc.list_flatten(table["captions"])
         warn_damaged(address, flat.filter(pc.match_substring(flat, REPLACED)).to_pylist())
         ids = ArrowColumn(table["key"], self._rows, self._id)
-        super().__init__(address, part, view, ids, ArrowColumn(table["captions"], self._rows))
+        super().__init__(address, found, view, ids, ArrowColumn(table["captions"], self._rows))
+
+    def _choose_rows(
+        self, splits: Sequence[str | None], split: str, seed: int, address: str
+    ) -> tuple[str, NDArray[np.int64]]:
+        """Returns the split that is read, and its rows among those of all parts.
+
+        Args:
+            splits: the split of each part; all None: rows are assigned by id.
+        """
+        numbers = [SPLITS.index(name) if name else NONE if any(splits) else SEEDED for name in splits]
+        needs_val = any(splits) and "val" not in splits and bool({"train", "val"} & {*fallbacks(split)})
+        splits_N = divide(np.repeat(numbers, np.diff(self._starts)), self._keys, seed, needs_val)
+        rows_of = {name: np.flatnonzero(splits_N == k) for k, name in enumerate(SPLITS)}
+        found = next((name for name in fallbacks(split) if len(rows_of.get(name, ()))), None)
+        if found is None:
+            known = ", ".join(name for name, rows in rows_of.items() if len(rows)) or "no split with a known name"
+            named = sorted({part.split for part in self._parts if part.split})
+            say = f", or name the one for training, as in ?split={named[0]}" if named else ""
+            raise InputError(
+                f"data {address}: no split {split!r}; there are: {known}; name files train-00000, val-00000, test-00000 "
+                f"or put them into folders of these names{say}"
+            )
+        return found, rows_of[found]
+
+    def _keys(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the keys of the ids of sorted rows."""
+        keys = [np.empty(0, np.int64)]
+        for part, start, end in zip(self._parts, self._starts, self._starts[1:], strict=False):
+            first, last = np.searchsorted(rows, (start, end))
+            own = part.index["key"].take(rows[first:last] - start).to_pylist()
+            keys.append(seeding.ids_of([part.id_of(key) for key in own]))
+        return np.concatenate(keys)
 
     def _without_broken(self, rows: NDArray[np.int64], address: str, table: "pa.Table") -> NDArray[np.int64]:
         import pyarrow as pa
@@ -86,11 +134,11 @@ class PackedImages(EncodedImages):
             return rows
         contents = table["sha256"].take(rows)
         bad = pc.is_in(contents, pa.array(list(reasons), pa.binary(32))).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
-        named = ArrowColumn(table["key"], rows[bad], self._id)
-        found = contents.filter(pa.array(bad)).to_pylist()
-        self.broken = [(name, reasons[content]) for name, content in zip(named, found, strict=True)]
+        names = ArrowColumn(table["key"], rows[bad], self._id)
+        hashes = contents.filter(pa.array(bad)).to_pylist()
+        self.broken = [(name, reasons[sha256]) for name, sha256 in zip(names, hashes, strict=True)]
         if self.broken:
-            what = f"{counted(len(self.broken), 'image')} that its check found broken"
+            what = f"{counted(len(self.broken), 'image')} that `t2i data check` found broken"
             warnings.warn(f"data {address}: left out {what}", stacklevel=5)
         return rows[~bad]
 
@@ -107,83 +155,50 @@ class PackedImages(EncodedImages):
         return part, row - self._starts[part]
 
     def contents(self, lasting: bool = False) -> Iterator[str]:
-        """sha256 of the bytes of each image."""
+        """Returns the sha256 of the bytes of each image."""
         return (content.hex() for content in ArrowColumn(self._sha256, self._rows))
 
 
-def _choose_rows(
-    parts: Sequence[IndexedPart], starts: list[int], split: str, view: View, train: str | None, address: str
-) -> tuple[str, NDArray[np.int64]]:
-    """(split that is read, its rows among those of all parts)."""
-    roles = _roles([part.split for part in parts], train, address)
-    wanted = ("heldout", "test", "val") if split == "heldout" else (split,)
+def _roles(published: Sequence[str | None], train: str | None, address: str) -> list[str | None]:
+    """Returns the split of each part from its published name; all None if no name is that of a split.
 
-    def rows_with(role: str | None) -> NDArray[np.int64]:
-        own = [np.arange(starts[k], starts[k + 1]) for k, its in enumerate(roles or [None] * len(parts)) if its == role]
-        return np.concatenate(own) if own else np.arange(0)
-
-    rows_of = {name: rows_with(name) for name in SPLITS}
-    if roles is None:
-        rows_of = _assign(parts, starts, rows_with(None), view.seed, SEEDED_SHARES)
-    elif not len(rows_of["val"]) and {"train", "val"} & set(wanted):
-        rows_of = rows_of | _assign(
-            parts, starts, rows_of["train"], view.seed, {"train": 1 - VAL_SHARE, "val": VAL_SHARE}
-        )
-    found = next((name for name in wanted if len(rows_of.get(name, ()))), None)
-    if found is None:
-        there = ", ".join(name for name, rows in rows_of.items() if len(rows)) or "no split with a known name"
-        named = sorted({part.split for part in parts if part.split})
-        say = f", or say which is for training, as in ?split={named[0]}" if named else ""
-        raise InputError(
-            f"data {address}: no split {split!r}; there are: {there}; name files train-00000, val-00000, test-00000 "
-            f"or put them into folders of these names{say}"
-        )
-    return found, rows_of[found]
-
-
-def _assign(
-    parts: Sequence[IndexedPart], starts: list[int], rows: NDArray[np.int64], seed: int, shares: Mapping[str, float]
-) -> dict[str, NDArray[np.int64]]:
-    """`rows` by split, each drawn by its id and the seed alone."""
-    drawn: list[NDArray[Any]] = [np.empty(0, dtype=str)]
-    for k, part in enumerate(parts):
-        first, last = np.searchsorted(rows, starts[k : k + 2])
-        own = rows[first:last] - starts[k]
-        keys = part.index["key"].take(own).to_pylist()
-        drawn.append(np.array(assign_splits([part.id_of(key) for key in keys], seed, shares), dtype=str))
-    names = np.concatenate(drawn)
-    return {name: rows[names == name] for name in shares}
-
-
-def _roles(published: Sequence[str | None], train: str | None, address: str) -> list[str | None] | None:
-    """The role of each part; None where no name says anything and the split is drawn."""
-    names = sorted({name for name in published if name})
-    if train is not None:
-        meant = next((name for name in names if name == train), None)
-        meant = meant or next(
-            (name for name in names if SPLIT_FOLDERS.get(train) == SPLIT_FOLDERS.get(name, name)), None
-        )
-        if meant is None:
-            there = f"there are: {', '.join(names)}" if names else "no file's name says its split"
-            raise InputError(f"data {address}: no split {train!r}{nearest(train, names)}; {there}")
-        others = [None if role == "train" else role for role in (SPLIT_FOLDERS.get(name or "") for name in published)]
-        return ["train" if name == meant else other for name, other in zip(published, others, strict=True)]
-    roles = [SPLIT_FOLDERS.get((name or "").lower()) for name in published]
-    if not any(roles):
-        return None
-    unknown = [name for name, role in zip(published, roles, strict=True) if role is None]
-    if unknown:
-        warnings.warn(
-            f"data {address}: left out: {numbered(len(unknown), 'files or tables in no known split')}", stacklevel=6
-        )
+    Args:
+        train: the published name, or another name of its split, of the only part that is read as `train`.
+    """
+    split_of = {name: SPLIT_FOLDERS.get(name.lower()) for name in published if name}
+    if train is not None and train not in split_of and train in SPLIT_FOLDERS:
+        train = next((name for name, split in split_of.items() if split == SPLIT_FOLDERS[train]), train)
+    named = {split: tuple(name for name, own in split_of.items() if own == split) for split in SPLITS}
+    role_of = split_of_parts({name: name for name in split_of}, named, train, address) or {}
+    roles = [role_of.get(name or "") for name in published]
+    if train is None and any(roles) and None in roles:
+        left_out = numbered(roles.count(None), "files or tables in no known split")
+        warnings.warn(f"data {address}: left out: {left_out}", stacklevel=5)
     return roles
+
+
+def warn_skipped(parts: Sequence[IndexedPart], address: str) -> None:
+    """Warns once about all rows that the indices skip, except members of other kinds, which many shards have."""
+    total: dict[str, int] = {}
+    first: dict[str, str] = {}
+    for part in {file_of(part.index): part for part in reversed(parts)}.values():  # several parts may share a file
+        for what, count in facts_of(part.index).items():
+            if count and what != "other members":
+                total[what] = total.get(what, 0) + count
+                first[what] = part.name
+    if total:
+        counts = (
+            numbered(count, what) + (f" (first in {first[what]})" if first[what] else "")
+            for what, count in total.items()
+        )
+        warnings.warn(f"data {address}: skipped {'; '.join(counts)}", stacklevel=3)
 
 
 # ---- the index -----------------------------------------------------------------------------------------------------
 
 
 def schema(extra: Mapping[str, "pa.DataType"]) -> "pa.Schema":
-    """Returns the columns of an index: the common ones, then those that find the bytes."""
+    """Returns the columns of an index: the common ones, then those that locate the bytes."""
     import pyarrow as pa
 
     common = {"key": pa.string(), "captions": pa.list_(pa.string()), "sha256": pa.binary(32), "split": pa.string()}
@@ -191,10 +206,10 @@ def schema(extra: Mapping[str, "pa.DataType"]) -> "pa.Schema":
 
 
 def stamp(path: Place) -> tuple[Any, ...]:
-    """Returns what an index of this file is valid for: path, size and times, or URL, size and tag.
+    """Returns what identifies the contents of a file: path, size and times, or URL, size and tag.
 
     Raises:
-        InputError: there is no such file.
+        InputError: the file does not exist.
     """
     if not isinstance(path, Path):
         return path.stamp
@@ -205,98 +220,68 @@ def stamp(path: Place) -> tuple[Any, ...]:
 
 
 def parts_of(name: str, split: str | None, index: "pa.Table") -> list[IndexedPart]:
-    """Returns one file as a part or, where its rows name their splits, a part for each of these."""
+    """Returns one file as one part, or as a part for each split if its rows name their splits."""
     import pyarrow.compute
 
     pc: Any = pyarrow.compute
     named = sorted(set(index["split"].unique().to_pylist()) - {""})
-    if not any(SPLIT_FOLDERS.get(own.lower()) for own in named):  # a column of other words is not about splits
+    if not any(SPLIT_FOLDERS.get(own.lower()) for own in named):  # the column is not about splits
         return [IndexedPart(name, split, index)]
     parts = [(own, index.filter(pc.equal(index["split"], own))) for own in [*named, ""]]
     return [IndexedPart(name, own or None, rows) for own, rows in parts if rows.num_rows]
 
 
 def indexed(
-    kind: str,
-    files: Sequence[Place],
-    settings: Sequence[Any],
-    columns: Callable[[], "pa.Schema"],
-    rows: Callable[[dict[str, Any], Keep], Iterable[dict[str, Any]]],
-    rows_a_batch: int = 1024,
+    kind: str, files: Sequence[Place], settings: Sequence[Any], columns: "pa.Schema", rows: MakeRows
 ) -> "pa.Table":
-    """Returns the index of some files, from the cache where it is there, else made now and kept.
+    """Returns the index of some files from the cache, where it is written first if it does not exist.
 
     Args:
-        kind: names the folder of the cache.
-        files: the index is valid while size and times of all of them stay the same.
-        settings: what else decides the index.
-        columns: its schema.
-        rows: makes the rows, given a dict for counts of what was left out, which are kept with them, and a function
-            that stores bytes in the index and returns their place.
+        kind: folder of the cache.
+        files: the index is valid as long as size and times of all of them stay the same.
+        settings: everything else that the rows depend on.
 
     Raises:
-        InputError: the cache cannot be written, or what `rows` raises.
+        InputError: the cache cannot be written, or the files change while they are read; errors of `rows`.
     """
     stamps = [stamp(path) for path in files]
     name = hashlib.sha256(json.dumps([FORMAT, kind, stamps, list(settings)]).encode()).hexdigest()[:32]
     path = cache_dir() / kind / f"{name}.arrow"
-    remote = [file for file in files if not isinstance(file, Path)]
+    remote = any(not isinstance(file, Path) for file in files)
     # one process of a machine copies a remote file, the others wait for its index
     with locked(path) if remote and not path.exists() else nullcontext():
         table = read_table(path)
         if table is None:
-            table = _make_index(path, files, stamps, settings, columns, rows, rows_a_batch)
-    return _located(table, path)
+            what, started = files[0] if files else settings[0], time.monotonic()
+            _log.info("indexing %s", what)
+            _write(path, files, stamps, columns, rows)
+            _log.info("indexed %s in %.0f s", what, time.monotonic() - started)
+            table = read_table(path)
+    if table is None:
+        raise InputError(f"the index cannot be read back from the cache {path.parent}; check that disk")
+    facts = dict(table.schema.metadata) | {b"path": str(path).encode("utf-8", "surrogatepass")}
+    return table.replace_schema_metadata(facts)
 
 
-def _make_index(
-    path: Path,
-    files: Sequence[Place],
-    stamps: Sequence[Any],
-    settings: Sequence[Any],
-    columns: Callable[[], "pa.Schema"],
-    rows: Callable[[dict[str, Any], Keep], Iterable[dict[str, Any]]],
-    rows_a_batch: int,
-) -> "pa.Table":
-    started = time.monotonic()
-    what = files[0] if files else settings[0]
-    _log.info("indexing %s", what)
+def _write(path: Path, files: Sequence[Place], stamps: Sequence[Any], columns: "pa.Schema", rows: MakeRows) -> None:
+    import pyarrow as pa
+
     counts: dict[str, Any] = {}
 
     def batches(keep: Keep) -> Iterator["pa.RecordBatch"]:
-        import pyarrow as pa
-
-        for batch in _batches(({"split": ""} | row for row in rows(counts, keep)), rows_a_batch):
-            yield pa.RecordBatch.from_pylist(batch, schema=columns())
-        now = [stamp(file if isinstance(file, Path) else find([file.url])[0]) for file in files]
-        if now != stamps:
-            raise InputError(f"{what} changed while it was indexed; start again when it is whole")
+        remaining = ({"split": ""} | row for row in rows(counts, keep))
+        while batch := list(islice(remaining, _ROWS_AT_ONCE)):
+            yield pa.RecordBatch.from_pylist(batch, schema=columns)
+        if [stamp(file if isinstance(file, Path) else find([file.url])[0]) for file in files] != stamps:
+            raise InputError(f"{files[0]} changed while it was indexed; start again when it is complete")
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(path, columns(), batches, counts)
+        write_table(path, columns, batches, counts)
     except OSError as error:
-        why = error.strerror or error
-        raise InputError(f"cannot write the cache {path.parent}: {why}; free some space or set T2I_CACHE") from error
-    _log.info("indexed %s in %.0f s", what, time.monotonic() - started)
-    table = read_table(path)
-    if table is None:
-        raise InputError(f"the index cannot be read back from the cache {path.parent}; check that disk")
-    return table
+        raise cache_error(path.parent, error) from error
 
 
 def file_of(table: "pa.Table") -> str:
     """Returns the file of an index, which also holds the bytes that were stored with it."""
     return os.fsdecode(table.schema.metadata[b"path"])
-
-
-def _located(table: "pa.Table", path: Path) -> "pa.Table":
-    """The table with its own path among its facts, for rows that point into the file."""
-    metadata = dict(table.schema.metadata) | {b"path": str(path).encode("utf-8", "surrogatepass")}
-    return table.replace_schema_metadata(metadata)
-
-
-def _batches(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    rows = iter(rows)
-    while batch := list(islice(rows, size)):
-        yield batch

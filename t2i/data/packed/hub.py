@@ -1,35 +1,56 @@
 """Data sets of the `datasets` library: `hub:org/name`, or a folder that `save_to_disk` wrote.
 
-Their Arrow files are read where they lie, without the library; only fetching from the hub needs it (`pip install t2i[hub]`), and
-no code of a data set is run. docs/data.md shows the trees.
+Arrow files are read in place and without the library, which only fetching from the hub needs (`pip install t2i[hub]`). No code
+of a data set is run. docs/data.md shows the trees.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.data import View
 from t2i.data.cached import Keep
-from t2i.data.packed.dataset import IndexedPart, PackedImages, indexed, parts_of, schema
-from t2i.data.packed.parquet import (
-    ROWS_A_BATCH,
-    CopiedRows,
-    copied,
-    copy_schema,
-    open_parquet,
-    require_rows,
-    warn_left_out,
+from t2i.data.packed.dataset import (
+    IndexedPart,
+    PackedImages,
+    PackedOptions,
+    indexed,
+    parts_of,
+    schema,
+    warn_skipped,
 )
-from t2i.data.packed.tables import ImageColumns, choose_columns, image_bytes, row_of
+from t2i.data.packed.parquet import ROWS_AT_ONCE, CopiedRows, copied, copy_schema, open_parquet, require_rows
+from t2i.data.packed.tables import ImageColumns, bad_table, choose_columns, image_bytes, index_rows
 from t2i.errors import InputError
-from t2i.files import open_regular, read_json
+from t2i.files import contents, open_regular, read_json
 from t2i.images import BrokenImage
-from t2i.names import shown, some
+from t2i.names import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+class HubOptions(NamedTuple):
+    """Options of data sets of the `datasets` library.
+
+    Attributes:
+        split: the published split that is read as `train`.
+        image: the column of images; "": the usual names.
+        text: the column of captions; "": the usual names.
+        config: name of the configuration, if the data set has several.
+        revision: branch, tag or commit.
+        streaming: fetch each row once, straight into the cache, without a copy of the whole data set.
+        rows: with `streaming`: number of rows of each split; 0: all.
+    """
+
+    split: str | None = None
+    image: str = ""
+    text: str = ""
+    config: str = ""
+    revision: str = "main"
+    streaming: bool = False
+    rows: int = 0
 
 
 class MappedRows(PackedImages):
@@ -51,7 +72,7 @@ class MappedRows(PackedImages):
         """Returns the bytes of row i.
 
         Raises:
-            BrokenImage: they are not those that were indexed.
+            BrokenImage: the bytes are not those that were indexed.
         """
         part, row = self.locate(i)
         index = self._parts[part].index
@@ -61,84 +82,61 @@ class MappedRows(PackedImages):
         return data
 
 
-def open_hub(
-    place: str,
-    split: str,
-    view: View,
-    *,
-    train: str | None = None,
-    image: str = "",
-    text: str = "",
-    config: str = "",
-    revision: str = "main",
-    streaming: bool = False,
-    rows: int = 0,
-) -> MappedRows | CopiedRows:
-    """Opens one split.
-
-    Args:
-        place: `org/name` on the hub, or a folder that `save_to_disk` wrote or that holds parquet files.
-        train: the published split that is read as `train`.
-        image, text: columns, as of `parquet:`.
-        config: of a data set that has several.
-        revision: branch, tag or commit.
-        streaming: rows are fetched once, straight into the cache, without a copy of the whole data set.
-        rows: with `streaming`: so many of each split; 0: all.
+def open_hub(place: str, split: str, view: View, options: HubOptions) -> MappedRows | CopiedRows:
+    """Opens one split of `org/name` on the hub, or of a folder that `save_to_disk` wrote or that holds parquet files.
 
     Raises:
-        InputError: no such data set, split or column; it cannot be fetched.
+        InputError: there is no such data set, split or column, or it cannot be fetched.
     """
-    address = f"hub:{place}"
-    folder = Path(place).expanduser()
-    if rows and not streaming:
-        raise InputError(f"data {address}: ?rows={rows} needs streaming=true: without it all is fetched")
+    address, folder = f"hub:{place}", Path(place).expanduser()
+    if options.rows and not options.streaming:
+        raise InputError(f"data {address}: ?rows={options.rows} needs streaming=true; without it, all rows are fetched")
     if folder.is_dir():
         if not (folder / "state.json").is_file() and not (folder / "dataset_dict.json").is_file():
-            return open_parquet(place, split, view, train=train, image=image, text=text)
-        return _open_files(_saved(folder), address, split, view, train, image, text)
+            return open_parquet(place, split, view, PackedOptions(*options[:3]))
+        return _open_files(_saved(folder), address, split, view, options)
     if place.startswith(("/", "./", "../", "~")):
         raise InputError(f"data {address}: there is no folder {shown(folder)}; name one, or org/name on the hub")
-    if streaming:
-        parts = _stream(place, config, revision, rows, image, text)
-        warn_left_out(parts, address)
-        return CopiedRows(address, split, view, parts, train)
-    return _open_files(_fetch(place, config, revision), address, split, view, train, image, text)
+    fetched = _load(place, options)
+    if not options.streaming:
+        files = {name: [Path(file["filename"]) for file in data.cache_files] for name, data in fetched.items()}
+        return _open_files(files, address, split, view, options)
+    parts: list[IndexedPart] = []
+    for name, rows in fetched.items():
+        parts += parts_of(name, name, require_rows(_stream(rows, name, place, options), f"{address}, split {name},"))
+    warn_skipped(parts, address)
+    return CopiedRows(address, split, view, parts, options.split)
 
 
 def _open_files(
-    files: Mapping[str, Sequence[Path]], address: str, split: str, view: View, train: str | None, image: str, text: str
+    files: Mapping[str, Sequence[Path]], address: str, split: str, view: View, options: HubOptions
 ) -> MappedRows:
-    """Opens one split of data sets given as the Arrow files of each published split."""
+    """Opens one split of a data set, given the Arrow files of each published split."""
     parts: list[IndexedPart] = []
     images: list[pa.ChunkedArray] = []
     for name, paths in files.items():
         table = _table(paths)
-        columns = choose_columns(table.schema, image, text, address)
-        index = require_rows(_index(paths, table, columns), f"{address}, split {name},")
-        own = parts_of(name, name, index)
+        columns = choose_columns(table.schema, options.image, options.text, address)
+        own = parts_of(name, name, require_rows(_index(paths, table, columns), f"{address}, split {name},"))
         parts += own
         images += [table[columns.image]] * len(own)
-    warn_left_out(parts, address)
-    return MappedRows(address, split, view, parts, images, train)
+    warn_skipped(parts, address)
+    return MappedRows(address, split, view, parts, images, options.split)
 
 
 def _index(paths: Sequence[Path], table: "pa.Table", columns: ImageColumns) -> "pa.Table":
     import pyarrow as pa
 
     def rows(counts: dict[str, Any], keep: Keep) -> Iterator[dict[str, Any]]:
-        number = 0
-        for batch in table.select(columns.names).to_batches(max_chunksize=ROWS_A_BATCH):
-            for row in batch.to_pylist():
-                _, found = row_of(row, columns, number, counts)
-                if found:
-                    yield found | {"row": number}
-                number += 1
+        batches = table.select(columns.names).to_batches(max_chunksize=ROWS_AT_ONCE)
+        for _, row in index_rows((row for batch in batches for row in batch.to_pylist()), columns, counts):
+            yield row | {"row": int(row["key"])}
 
-    return indexed("tables", paths, list(columns), lambda: schema({"row": pa.int64()}), rows)
+    return indexed("tables", paths, list(columns), schema({"row": pa.int64()}), rows)
 
 
 def _table(paths: Sequence[Path]) -> "pa.Table":
-    """The rows of Arrow files in the library's stream layout, memory-mapped."""
+    """Returns the memory-mapped rows of Arrow files in the library's stream layout."""
     import pyarrow as pa
 
     tables = []
@@ -147,48 +145,46 @@ def _table(paths: Sequence[Path]) -> "pa.Table":
             open_regular(path).close()
             tables.append(pa.ipc.open_stream(pa.memory_map(str(path))).read_all())
         except (OSError, pa.ArrowException) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise InputError(
-                f"{path} is not an Arrow file that can be read ({reason}); save the data set again"
-            ) from error
+            raise bad_table(path, "an Arrow file", error, "save the data set again") from error
     return pa.concat_tables(tables)
 
 
 def _saved(folder: Path) -> dict[str, list[Path]]:
-    """Returns split -> its Arrow files, of a folder that `save_to_disk` wrote."""
-    splits = {"": folder}
+    """Returns split -> its Arrow files, for a folder that `save_to_disk` wrote."""
+    folders = {"": folder}
     if (folder / "dataset_dict.json").is_file():
         content = read_json(folder / "dataset_dict.json")
-        named = content.get("splits") if isinstance(content, dict) else None
-        if not isinstance(named, list):
+        splits = content.get("splits") if isinstance(content, dict) else None
+        if not isinstance(splits, list):
             raise InputError(f"{folder / 'dataset_dict.json'} names no splits; save the data set again")
-        # a name is a name, not a way out of the folder
-        splits = {name: folder / name for name in (Path(str(split)).name for split in named)}
-    found: dict[str, list[Path]] = {}
-    for name, below in splits.items():
+        # only the last part of each path, so that no file outside the folder is read
+        folders = {name: folder / name for name in (Path(str(split)).name for split in splits)}
+    files: dict[str, list[Path]] = {}
+    for name, below in folders.items():
         state = below / "state.json"
         if not state.is_file():
-            there = some(sorted(os.listdir(folder)), 5) or "nothing"
-            raise InputError(f"{state} is not there: {shown(folder)} holds {there}; save the data set again")
+            raise InputError(f"{state} is not there: {shown(folder)} holds {contents(folder)}; save the data set again")
         try:
             names = [entry["filename"] for entry in read_json(state)["_data_files"]]
         except (KeyError, TypeError) as error:
             raise InputError(f"{state} names no _data_files ({error!r}); save the data set again") from error
-        found[name] = [below / Path(str(file)).name for file in names]
-    return found
+        files[name] = [below / Path(str(file)).name for file in names]
+    return files
 
 
 # ---- the hub -------------------------------------------------------------------------------------------------------
 
 
-def _load(place: str, config: str, revision: str, streaming: bool) -> Any:
+def _load(place: str, options: HubOptions) -> Any:
+    """Returns the splits of a data set on the hub, fetched whole or as streams."""
     try:
         import datasets
     except ImportError as error:
         raise InputError(f"data hub:{place} needs the datasets library; install it: pip install 't2i[hub]'") from error
     try:
-        return datasets.load_dataset(place, config or None, revision=revision, streaming=streaming)
-    except Exception as error:  # the library and what it calls raise anything; nothing of ours runs in there
+        config, streaming = options.config or None, options.streaming
+        return datasets.load_dataset(place, config, revision=options.revision, streaming=streaming)
+    except Exception as error:  # the library and the code that it calls raise anything
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"data hub:{place} cannot be fetched ({type(error).__name__}: {reason}); check name and network, or name a "
@@ -196,31 +192,17 @@ def _load(place: str, config: str, revision: str, streaming: bool) -> Any:
         ) from error
 
 
-def _fetch(place: str, config: str, revision: str) -> dict[str, list[Path]]:
-    splits = _load(place, config, revision, streaming=False)
-    return {name: [Path(file["filename"]) for file in data.cache_files] for name, data in splits.items()}
+def _stream(data: Any, name: str, place: str, options: HubOptions) -> "pa.Table":
+    """Returns the index of a streamed split, whose rows are copied into the cache."""
 
+    def rows(counts: dict[str, Any], keep: Keep) -> Iterator[dict[str, Any]]:
+        import datasets
 
-def _stream(place: str, config: str, revision: str, count: int, image: str, text: str) -> list[IndexedPart]:
-    splits = _load(place, config, revision, streaming=True)
-    parts: list[IndexedPart] = []
-    for name, data in splits.items():
-        settings = [place, config, revision, name, count, image, text]
+        taken = data.take(options.rows) if options.rows else data
+        features = taken.features if taken.features is not None else taken._resolve_features().features
+        columns = choose_columns(features.arrow_schema, options.image, options.text, f"hub:{place}")
+        as_bytes = taken.select_columns(columns.names).cast_column(columns.image, datasets.Image(decode=False))
+        yield from copied(as_bytes, columns, counts, keep)
 
-        def rows(counts: dict[str, Any], keep: Keep, data: Any = data) -> Iterator[dict[str, Any]]:
-            columns, plain = _plain(data.take(count) if count else data, place, image, text)
-            for number, row in enumerate(plain):
-                yield from copied([row], columns, number, counts, keep)
-
-        table = indexed("tables", [], settings, copy_schema, rows, ROWS_A_BATCH)
-        parts += parts_of(name, name, require_rows(table, f"hub:{place}, split {name},"))
-    return parts
-
-
-def _plain(data: Any, place: str, image: str, text: str) -> tuple[ImageColumns, Any]:
-    """The columns to read, and the rows with images as bytes."""
-    import datasets
-
-    features = data.features if data.features is not None else data._resolve_features().features
-    columns = choose_columns(features.arrow_schema, image, text, f"hub:{place}")
-    return columns, data.select_columns(columns.names).cast_column(columns.image, datasets.Image(decode=False))
+    settings = [place, options.config, options.revision, name, options.rows, options.image, options.text]
+    return indexed("tables", [], settings, copy_schema(), rows)

@@ -1,31 +1,40 @@
-"""Parquet files that hold the bytes of images, as the hub keeps data sets: `parquet:/path?image=image&text=caption`.
+"""Parquet files that hold the bytes of images, as on the Hugging Face hub: `parquet:/path?image=image&text=caption`.
 
-A parquet file is read by groups of rows, so images in random order would be unpacked a hundred times over; the first opening
-copies rows into the cache (as much space again), from where each is read by itself. docs/data.md shows the tree.
+Parquet is read by groups of rows, so reading images in random order would unpack each group many times. The first opening
+therefore copies the rows into the cache, which takes as much space again; each row is then read by itself. docs/data.md shows
+the tree.
 """
 
 import hashlib
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.data import View
 from t2i.data.cached import Keep, facts_of
-from t2i.data.packed.dataset import IndexedPart, PackedImages, file_of, indexed, parts_of, schema
-from t2i.data.packed.tables import ImageColumns, choose_columns, row_of
+from t2i.data.packed.dataset import (
+    IndexedPart,
+    PackedImages,
+    PackedOptions,
+    file_of,
+    indexed,
+    parts_of,
+    schema,
+    warn_skipped,
+)
+from t2i.data.packed.tables import ImageColumns, bad_table, choose_columns, index_rows
 from t2i.data.splits import split_of_name
 from t2i.errors import InputError
-from t2i.files import open_regular
+from t2i.files import contents, open_regular
 from t2i.images import BrokenImage
-from t2i.names import numbered, shown, some
+from t2i.names import numbered, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS_A_BATCH = 64  # images in memory at one time
+ROWS_AT_ONCE = 64  # images in memory at one time
 
 
 class CopiedRows(PackedImages):
@@ -45,7 +54,7 @@ class CopiedRows(PackedImages):
         """Returns the bytes of row i.
 
         Raises:
-            BrokenImage: the copy in the cache is damaged; it is removed, so that the next opening makes it anew.
+            BrokenImage: the copy in the cache is damaged; it is removed, so that the next opening makes a new one.
         """
         part, row = self.locate(i)
         path, file = self._files[part]
@@ -55,46 +64,37 @@ class CopiedRows(PackedImages):
         if hashlib.sha256(data).digest() != expected:
             with suppress(OSError):
                 os.unlink(path)
-            raise BrokenImage("its copy in the cache was damaged and is removed; start again, and it is made anew")
+            raise BrokenImage("its copy in the cache was damaged and is removed; start again to copy it again")
         return data
 
 
-def open_parquet(
-    place: str, split: str, view: View, *, train: str | None = None, image: str = "", text: str = ""
-) -> CopiedRows:
-    """Opens one split of a parquet file, of those that fit a pattern, or of all in a folder and those in it.
-
-    Args:
-        train: the split that is read as `train`, by the names of files or their folders.
-        image: the column of images; "": `image`, `img`, `jpg` or `png`.
-        text: the column of captions; "": `captions`, `caption` or `text`.
+def open_parquet(place: str, split: str, view: View, options: PackedOptions) -> CopiedRows:
+    """Opens one split of a parquet file, of the files that match a pattern, or of all in a folder and its subfolders.
 
     Raises:
-        InputError: no such file or column, no image with a caption, no such split.
+        InputError: there is no such file, column or split, or no image with a caption.
     """
     paths = _find(place)
     root = paths[0].parent if len({path.parent for path in paths}) == 1 else Path(os.path.commonpath(paths))
-    names = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
-    parts = [
-        part
-        for name, path in zip(names, paths, strict=True)
-        for part in parts_of(name, split_of_name(name), _index(path, image, text))
-    ]
-    warn_left_out(parts, f"parquet:{place}")
-    return CopiedRows(f"parquet:{place}", split, view, parts, train)
+    parts: list[IndexedPart] = []
+    for path in paths:
+        name = path.relative_to(root).with_suffix("").as_posix()
+        parts += parts_of(name, split_of_name(name), _index(path, options.image, options.text))
+    warn_skipped(parts, f"parquet:{place}")
+    return CopiedRows(f"parquet:{place}", split, view, parts, options.split)
 
 
 def _find(place: str) -> list[Path]:
     path = Path(place).expanduser()
     if path.is_dir():
-        found = [*path.glob("*.parquet"), *path.glob("*/*.parquet")]
+        paths = [*path.glob("*.parquet"), *path.glob("*/*.parquet")]
     else:
-        found = [path] if path.is_file() else list(path.parent.glob(path.name))
-    if not found:
+        paths = [path] if path.is_file() else list(path.parent.glob(path.name))
+    if not paths:
         near = path if path.is_dir() else path.parent
-        there = (some(sorted(os.listdir(near)), 5) or "nothing") if near.is_dir() else "no such folder"
-        raise InputError(f"no parquet files at {shown(place)}: looked for *.parquet and */*.parquet; found {there}")
-    return sorted(found)
+        found = contents(near) if near.is_dir() else "no such folder"
+        raise InputError(f"no parquet files at {shown(place)}: looked for *.parquet and */*.parquet; found {found}")
+    return sorted(paths)
 
 
 def _index(path: Path, image: str, text: str) -> "pa.Table":
@@ -105,15 +105,12 @@ def _index(path: Path, image: str, text: str) -> "pa.Table":
         try:
             with open_regular(path) as source, pq.ParquetFile(source) as file:
                 columns = choose_columns(file.schema_arrow, image, text, str(path))
-                number = 0
-                for batch in file.iter_batches(batch_size=ROWS_A_BATCH, columns=columns.names):
-                    yield from copied(batch.to_pylist(), columns, number, counts, keep)
-                    number += batch.num_rows
+                batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns.names)
+                yield from copied((row for batch in batches for row in batch.to_pylist()), columns, counts, keep)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise InputError(f"{path} is not a parquet file that can be read ({reason}); write it again") from error
+            raise bad_table(path, "a parquet file", error) from error
 
-    return require_rows(indexed("tables", [path], [image, text, "copied"], copy_schema, rows, ROWS_A_BATCH), str(path))
+    return require_rows(indexed("tables", [path], [image, text, "copied"], copy_schema(), rows), str(path))
 
 
 def copy_schema() -> "pa.Schema":
@@ -124,31 +121,18 @@ def copy_schema() -> "pa.Schema":
 
 
 def copied(
-    rows: Sequence[Mapping[str, Any]], columns: ImageColumns, first: int, counts: dict[str, Any], keep: Keep
+    rows: Iterable[Mapping[str, Any]], columns: ImageColumns, counts: dict[str, Any], keep: Keep
 ) -> Iterator[dict[str, Any]]:
-    """Yields rows of an index whose file holds the images; those without an image or a caption are counted."""
-    for number, row in enumerate(rows, first):
-        data, found = row_of(row, columns, number, counts)
-        if found:
-            yield found | {"offset": keep(data), "size": len(data)}
+    """Stores the images of rows in the file of the index, and yields the rows of the index."""
+    for data, row in index_rows(rows, columns, counts):
+        yield row | {"offset": keep(data), "size": len(data)}
 
 
 def require_rows(index: "pa.Table", where: str) -> "pa.Table":
-    """Returns the index; raises InputError where it is empty."""
+    """Returns the index; raises InputError if it is empty."""
     if not index.num_rows:
         found = ", ".join(numbered(count, what) for what, count in facts_of(index).items()) or "no rows"
         raise InputError(
             f"{where} holds no image with a caption, but {found}; name its columns with ?image=...&text=..."
         )
     return index
-
-
-def warn_left_out(parts: Sequence[IndexedPart], address: str) -> None:
-    """Warns once of all rows that the indices passed over."""
-    total: dict[str, int] = {}
-    for index in {(part.index.schema.metadata or {}).get(b"path"): part.index for part in parts}.values():
-        for what, count in facts_of(index).items():
-            total[what] = total.get(what, 0) + count
-    if total:
-        told = ", ".join(numbered(count, what) for what, count in total.items())
-        warnings.warn(f"data {address}: passed over {told}", stacklevel=3)

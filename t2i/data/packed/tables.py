@@ -1,18 +1,20 @@
-"""Tables of captioned images: which columns hold what, and how a row becomes a row of an index."""
+"""Finds images and captions in the rows of tables: parquet files, Arrow files, and JSON objects of tar shards."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.data.captions import captions_of
-from t2i.data.packed.captions import CAPTION_KEYS
+from t2i.data.packed.remote import Place, opened
 from t2i.errors import InputError
-from t2i.names import nearest
+from t2i.names import brief, nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
+CAPTION_COLUMNS = ("captions", "caption", "text")
 
 
 class ImageColumns(NamedTuple):
@@ -29,50 +31,95 @@ class ImageColumns(NamedTuple):
 
 
 def choose_columns(schema: "pa.Schema", image: str, text: str, where: str) -> ImageColumns:
-    """Returns the columns of a table, those named or the first of the usual names.
+    """Returns the columns of a table: those named by `image` and `text`, or the first of the usual names.
 
     Raises:
-        InputError: there is no such column, or the one of images holds no bytes.
+        InputError: there is no such column, or the column of images holds no bytes.
     """
-    import pyarrow as pa
-
-    there = schema.names
     columns = []
-    for option, named, usual in (("image", image, IMAGE_COLUMNS), ("text", text, CAPTION_KEYS)):
-        found = named if named in there else None if named else next((name for name in usual if name in there), None)
+    for option, named, usual in (("image", image, IMAGE_COLUMNS), ("text", text, CAPTION_COLUMNS)):
+        found = next((name for name in ((named,) if named else usual) if name in schema.names), None)
         if found is None:
-            wanted = f"{named!r}{nearest(named, there)}" if named else " or ".join(map(repr, usual))
-            raise InputError(f"{where}: no column {wanted}; it has {', '.join(there)}; say which with ?{option}=NAME")
+            choices = f"{named!r}{nearest(named, schema.names)}" if named else " or ".join(map(repr, usual))
+            raise InputError(
+                f"{where}: no column {choices}; it has {', '.join(schema.names)}; say which with ?{option}=NAME"
+            )
         columns.append(found)
     kind = schema.field(columns[0]).type
-    inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+    if not holds_bytes(kind):
         raise InputError(
             f"{where}: column {columns[0]!r} is {kind}, not the bytes of images; say which with ?image=NAME"
         )
-    split = "split" if "split" in there and schema.field("split").type in (pa.string(), pa.large_string()) else ""
-    return ImageColumns(columns[0], columns[1], split)
+    is_split = "split" in schema.names and str(schema.field("split").type) in ("string", "large_string")
+    return ImageColumns(columns[0], columns[1], "split" if is_split else "")
+
+
+def holds_bytes(kind: "pa.DataType") -> bool:
+    """Returns True for a column of bytes, or of structs with bytes as the datasets library writes them."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def image_bytes(value: Any) -> bytes | None:
-    """Returns the bytes of a cell: plain, or as the datasets library keeps them. Paths are not followed."""
+    """Returns the bytes of an image cell; paths in a struct are not followed."""
     return value.get("bytes") if isinstance(value, dict) else value
 
 
-def row_of(
-    row: Mapping[str, Any], columns: ImageColumns, number: int, counts: dict[str, Any]
-) -> tuple[bytes, dict[str, Any] | None]:
-    """Returns (bytes of the image, its row of an index); None for the latter, and counted, where something is lacking."""
-    data = image_bytes(row[columns.image])
-    lacking = "" if data else "rows without the bytes of an image"
-    captions: list[str] = []
+def index_rows(
+    rows: Iterable[Mapping[str, Any]], columns: ImageColumns, counts: dict[str, Any]
+) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yields (bytes of the image, row of an index) for each row with an image and a caption; adds the others to `counts`."""
+    for number, row in enumerate(rows):
+        data = image_bytes(row[columns.image])
+        why = "" if data else "rows without the bytes of an image"
+        captions: list[str] = []
+        try:
+            captions = captions_of(row[columns.text])
+            why = why or ("" if captions else "rows without a caption")
+        except ValueError as error:
+            why = why or f"rows whose caption is not text (it {error})"
+        if why or not data:
+            counts[why] = counts.get(why, 0) + 1
+            continue
+        split = (row[columns.split] or "").strip() if columns.split else ""
+        sha256 = hashlib.sha256(data).digest()
+        yield data, {"key": str(number), "captions": captions, "sha256": sha256, "split": split}
+
+
+def captions_in(row: Any, key: str = "") -> list[str]:
+    """Returns the cleaned captions of a JSON object under `key` or, without one, under `captions`, `caption` or `text`.
+
+    Raises:
+        ValueError: the captions are not text.
+    """
+    for name in (key,) if key and key != "json" else CAPTION_COLUMNS:
+        value = row.get(name) if isinstance(row, dict) else None
+        if value:
+            return captions_of([one for one in value if isinstance(one, str)] if isinstance(value, list) else value)
+    return []
+
+
+def read_beside(path: Place) -> dict[str, list[str]]:
+    """Returns key -> captions from the parquet that img2dataset writes beside a shard; empty without such columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
-        captions = captions_of(row[columns.text])
-        lacking = lacking or ("" if captions else "rows without a caption")
-    except ValueError as error:
-        lacking = lacking or f"rows whose caption is not text (it {error})"
-    if lacking or not data:
-        counts[lacking] = counts.get(lacking, 0) + 1
-        return b"", None
-    split = (row[columns.split] or "").strip() if columns.split else ""
-    return data, {"key": str(number), "captions": captions, "sha256": hashlib.sha256(data).digest(), "split": split}
+        with opened(path) as file:
+            names = pq.read_schema(file).names
+            column = next((name for name in CAPTION_COLUMNS if name in names), None)
+            if "key" not in names or column is None:
+                return {}
+            table = pq.read_table(file, columns=["key", column])
+        keys, values = (table[name].to_pylist() for name in ("key", column))
+        return {str(key): captions_of(value) for key, value in zip(keys, values, strict=True)}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise bad_table(path, "a parquet file", error, "remove it or write it again") from error
+
+
+def bad_table(path: Path | Place, kind: str, error: Exception, fix: str = "write it again") -> InputError:
+    """Returns the error for a table that cannot be read."""
+    return InputError(f"{path} is not {kind} that can be read ({brief(error)}); {fix}")

@@ -1,7 +1,7 @@
 """Caltech-UCSD Birds 200-2011 with the captions of Reed et al. (CVPR 2016): `cub:/path`.
 
-One text file for each image, one caption a line, in a folder for each class; the split of the text-to-image papers is by
-class: 150 that training shows, 50 that it never does. docs/data.md shows the tree.
+There is one text file per image, with one caption per line, in a folder per class. The text-to-image papers split by class:
+training shows 150 classes, and 50 are held out. docs/data.md shows the tree.
 """
 
 import warnings
@@ -10,6 +10,7 @@ from pathlib import Path
 from t2i.data import View
 from t2i.data.folders.dataset import FolderDataset
 from t2i.data.published.listing import Listing, first_of, open_listed, require_folder
+from t2i.data.splits import PublishedOptions
 from t2i.errors import InputError
 from t2i.files import lines_of
 
@@ -22,11 +23,11 @@ _CLASS_LISTS = {
 }
 
 
-def open_cub(place: str, split: str, view: View, *, train: str | None = None) -> FolderDataset:
-    """Opens one split: by class where the lists of classes are there, else by train_test_split.txt.
+def open_cub(place: str, split: str, view: View, options: PublishedOptions) -> FolderDataset:
+    """Opens one split: by class if there are lists of classes, otherwise by train_test_split.txt.
 
     Raises:
-        InputError: no CUB there, no captions beside it, no such split, or no images.
+        InputError: CUB or its captions are not there, or there is no such split or no image.
     """
     root = require_folder(place, "cub")
     images = first_of(root, ("images.txt", "CUB_200_2011/images.txt"), "cub", "list of images").parent
@@ -34,7 +35,8 @@ def open_cub(place: str, split: str, view: View, *, train: str | None = None) ->
     numbers = dict(_pairs(images / "images.txt"))
     below = "" if images == root else f"{images.name}/"
     names = {number: f"{below}images/{name}" for number, name in numbers.items()}
-    captions = {names[number]: class_captions(text, name) for number, name in numbers.items()}
+    texts = {names[number]: text / Path(name).with_suffix(".txt") for number, name in numbers.items()}
+    captions = {name: lines_of(path) if path.is_file() else [] for name, path in texts.items()}
     classes = {names[number]: name.partition("/")[0] for number, name in numbers.items()}
     parts = class_parts((root, images, text), classes)
     if parts is None:
@@ -45,37 +47,30 @@ def open_cub(place: str, split: str, view: View, *, train: str | None = None) ->
         )
         flags = dict(_pairs(first_of(images, ("train_test_split.txt",), "cub", "split")))
         parts = {names[number]: {"1": "train", "0": "test"}.get(flags.get(number, ""), "") for number in numbers}
-    source = str(images / "images.txt")
     require_captions(captions, text)
-    labels = {"class": {name: (own,) for name, own in classes.items()}}
-    return open_listed(Listing("cub", root, source, captions, parts, roles(), labels), split, view, train)
+    listing = Listing("cub", root, str(images / "images.txt"), captions, parts, labels=class_label(classes))
+    return open_listed(listing, split, view, options.split)
 
 
-def roles() -> dict[str, tuple[str, ...]]:
-    """Returns the roles of the splits, which have our names already."""
-    return {part: (part,) for part in ("train", "val", "test")}
-
-
-def class_captions(text: Path, name: str) -> list[str]:
-    """Returns the captions of image `class/name.jpg`: the lines of `class/name.txt`; none where there is no such file."""
-    path = text / Path(name).with_suffix(".txt")
-    return lines_of(path) if path.is_file() else []
+def class_label(classes: dict[str, str]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Returns the label `class` for a `Listing`, from image -> class."""
+    return {"class": {name: (own,) for name, own in classes.items()}}
 
 
 def require_captions(captions: dict[str, list[str]], text: Path) -> None:
-    """Raises InputError when no image has a caption."""
+    """Raises InputError if no image has a caption."""
     if not any(captions.values()):
         first = next(iter(captions), "")
         raise InputError(
-            f"no captions in {text} fit the images: looked for class/{Path(first).stem}.txt and the like; unpack the "
-            "captions of Reed et al. there, a folder for each class"
+            f"no captions in {text} match the images: looked for class/{Path(first).stem}.txt and the like; unpack the "
+            "captions of Reed et al. there, one folder per class"
         )
 
 
 def class_parts(places: tuple[Path, ...], classes: dict[str, str]) -> dict[str, str] | None:
-    """Returns the split of each image by the lists of classes, from image -> class; None where there are no lists.
+    """Returns the split of each image by the lists of classes, from image -> class; None if there are no lists.
 
-    Where trainvalclasses.txt is there, its 150 (of flowers 82) classes are all for training, as in the papers.
+    If trainvalclasses.txt exists, all its classes (150 of CUB, 82 of flowers) are for training, as in the papers.
     """
     part_of: dict[str, str] = {}
     for name, part in _CLASS_LISTS.items():

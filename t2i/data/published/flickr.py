@@ -1,19 +1,20 @@
 """Flickr8k and Flickr30k: `flickr8k:/path`, `flickr30k:/path`.
 
-Hodosh et al., JAIR 2013; Young et al., TACL 2014. The captions are those of the authors (`Flickr8k.token.txt`,
+Hodosh et al., JAIR 2013; Young et al., TACL 2014. Reads the captions of the authors (`Flickr8k.token.txt`,
 `results_20130124.token`), of Kaggle's copies (`captions.txt`, `results.csv`), or of Karpathy's JSON with its split.
 docs/data.md shows the trees.
 """
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from t2i.data import View
 from t2i.data.folders.dataset import FolderDataset
 from t2i.data.published.listing import Listing, first_of, open_listed, read_karpathy, require_folder
+from t2i.data.splits import PublishedOptions
 from t2i.errors import InputError
 from t2i.files import lines_of
 
@@ -22,8 +23,8 @@ class _Layout(NamedTuple):
     kind: str
     karpathy: str
     captions: tuple[str, ...]
-    folders: tuple[str, ...]  # that may hold the images
-    lists: dict[str, tuple[str, ...]]  # split -> files that may list its images
+    folders: tuple[str, ...]  # possible folders of the images
+    lists: dict[str, tuple[str, ...]]  # split -> possible names of the file that lists its images
 
 
 _FLICKR8K = _Layout(
@@ -53,46 +54,39 @@ _FLICKR30K = _Layout(
 _ROW = re.compile(r"(?P<name>[^|]+\.jpg)\s*\|\s*(?P<number>\d+)\s*\|?\s*(?P<caption>.*)")
 
 
-def open_flickr8k(place: str, split: str, view: View, *, train: str | None = None) -> FolderDataset:
-    """Opens one split of Flickr8k: by its lists or Karpathy's where they are there, else assigned by name.
+def open_flickr8k(place: str, split: str, view: View, options: PublishedOptions) -> FolderDataset:
+    """Opens one split of Flickr8k: by its lists or Karpathy's if they exist, otherwise assigned by name.
 
     Raises:
-        InputError: no captions of Flickr8k there, no such split, or no images.
+        InputError: there are no captions of Flickr8k, no such split, or no images.
     """
-    return _open(_FLICKR8K, place, split, view, train)
+    return _open(_FLICKR8K, place, split, view, options.split)
 
 
-def open_flickr30k(place: str, split: str, view: View, *, train: str | None = None) -> FolderDataset:
-    """Opens one split of Flickr30k: by Karpathy's or `train.txt`, `val.txt`, `test.txt`, else assigned by name.
+def open_flickr30k(place: str, split: str, view: View, options: PublishedOptions) -> FolderDataset:
+    """Opens one split of Flickr30k: by Karpathy's or `train.txt`, `val.txt`, `test.txt`, otherwise assigned by name.
 
     Raises:
-        InputError: no captions of Flickr30k there, no such split, or no images.
+        InputError: there are no captions of Flickr30k, no such split, or no images.
     """
-    return _open(_FLICKR30K, place, split, view, train)
+    return _open(_FLICKR30K, place, split, view, options.split)
 
 
 def _open(layout: _Layout, place: str, split: str, view: View, train: str | None) -> FolderDataset:
     root = require_folder(place, layout.kind)
     source = first_of(root, (layout.karpathy, *layout.captions), layout.kind, "captions")
-    folder = next((name for name in layout.folders if _holds_images(root / name)), layout.folders[0])
+    folder = next((name for name in layout.folders if any((root / name).glob("*.jpg"))), layout.folders[0])
     if source.name == layout.karpathy:
         return open_listed(read_karpathy(source, layout.kind, root, lambda row: folder), split, view, train)
     captions: dict[str, list[str]] = {}
     for name, caption in _READERS[source.suffix if source.name != "captions.txt" else ".kaggle"](source):
         captions.setdefault(f"{folder}/{name}", []).append(caption)
     parts = _parts(root, layout, folder, captions)
-    roles = {part: (part,) for part in layout.lists}
-    return open_listed(Listing(layout.kind, root, str(source), captions, parts, roles), split, view, train)
+    return open_listed(Listing(layout.kind, root, str(source), captions, parts), split, view, train)
 
 
-def _holds_images(folder: Path) -> bool:
-    return next(folder.glob("*.jpg"), None) is not None
-
-
-def _parts(
-    root: Path, layout: _Layout, folder: str, names: Sequence[str] | dict[str, list[str]]
-) -> dict[str, str] | None:
-    """The split of each image by the lists that are there; None without lists. An image on no list is in none."""
+def _parts(root: Path, layout: _Layout, folder: str, names: Iterable[str]) -> dict[str, str] | None:
+    """Returns the split of each image by the lists; None without lists. Images on no list are in no split."""
     parts: dict[str, str] = {}
     for part, candidates in layout.lists.items():
         path = next((root / name for name in candidates if (root / name).is_file()), None)
@@ -102,7 +96,7 @@ def _parts(
 
 
 def _rows_token(path: Path) -> Iterator[tuple[str, str]]:
-    """`1000268201_693b08cb0e.jpg#0<TAB>A child in a pink dress ...`"""
+    """Reads lines such as `1000268201_693b08cb0e.jpg#0<TAB>A child in a pink dress ...`."""
     for number, line in enumerate(lines_of(path), 1):
         name, tab, caption = line.partition("\t")
         if not tab or "#" not in name:
@@ -113,7 +107,7 @@ def _rows_token(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _rows_bars(path: Path) -> Iterator[tuple[str, str]]:
-    """`1000092795.jpg| 0| Two young guys ...` under a header."""
+    """Reads lines such as `1000092795.jpg| 0| Two young guys ...` under a header."""
     for number, line in enumerate(lines_of(path)[1:], 2):
         match = _ROW.match(line)
         if match is None:
@@ -124,7 +118,7 @@ def _rows_bars(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _rows_kaggle(path: Path) -> Iterator[tuple[str, str]]:
-    """`image,caption` as CSV with quotes, as Kaggle has Flickr8k."""
+    """Reads CSV with the columns `image` and `caption`, Kaggle's copy of Flickr8k."""
     lines = csv.reader(lines_of(path))
     try:
         header = next(lines, [])

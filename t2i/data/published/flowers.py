@@ -4,17 +4,18 @@ import warnings
 
 from t2i.data import View
 from t2i.data.folders.dataset import FolderDataset
-from t2i.data.published.cub import TEXT_FOLDERS, class_parts, require_captions, roles
+from t2i.data.published.cub import TEXT_FOLDERS, class_label, class_parts, require_captions
 from t2i.data.published.listing import Listing, first_of, open_listed, require_folder
+from t2i.data.splits import PublishedOptions
 from t2i.errors import InputError
 from t2i.files import lines_of
 
 
-def open_flowers(place: str, split: str, view: View, *, train: str | None = None) -> FolderDataset:
-    """Opens one split: by class where the lists of classes are there, else assigned by name.
+def open_flowers(place: str, split: str, view: View, options: PublishedOptions) -> FolderDataset:
+    """Opens one split: by class if there are lists of classes, otherwise assigned by name.
 
     Raises:
-        InputError: no Flowers-102 there, no captions beside it, no such split, or no images.
+        InputError: Flowers-102 or its captions are not there, or there is no such split or no image.
     """
     root = require_folder(place, "flowers")
     images = first_of(root, ("jpg", "102flowers/jpg"), "flowers", "folder of images")
@@ -33,10 +34,9 @@ def open_flowers(place: str, split: str, view: View, *, train: str | None = None
     parts = class_parts((root, text, text.parent), classes)
     if parts is None:
         warnings.warn(
-            f"data flowers:{root}: without trainvalclasses.txt and testclasses.txt each image is assigned by its name, so that "
+            f"data flowers:{root}: without trainvalclasses.txt and testclasses.txt, each image is assigned by its name, so "
             "train and test share all classes; the text-to-image papers split by class, so scores do not compare with theirs",
-            stacklevel=2,
+            stacklevel=3,
         )
-    labels = {"class": {name: (own,) for name, own in classes.items()}}
-    listing = Listing("flowers", root, str(text), captions, parts, roles() if parts else {}, labels)
-    return open_listed(listing, split, view, train)
+    listing = Listing("flowers", root, str(text), captions, parts, labels=class_label(classes))
+    return open_listed(listing, split, view, options.split)

@@ -1,12 +1,13 @@
-"""Published data sets of image files: captions and splits by their own files, opened as a folder is.
+"""Opens published data sets of image files, whose captions and splits come from their own files.
 
-A format's file reads its lists into a `Listing`; `open_listed` does the rest: which images are there, which of them are
-whole, which split is meant.
+The module of a format reads its files into a `Listing`; `open_listed` finds the existing images, verifies them, and selects the
+split.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,25 @@ from t2i.data.folders.dataset import FolderDataset, open_index
 from t2i.data.folders.index import FolderIndex
 from t2i.data.splits import split_of_parts
 from t2i.errors import InputError
-from t2i.files import read_json
-from t2i.names import counted, shown, some
+from t2i.files import contents, read_json
+from t2i.names import counted, shown
 
+OWN_NAMES = {"train": ("train",), "val": ("val",), "test": ("test",)}
 KARPATHY = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 
 
 @dataclass
 class Listing:
-    """The lists of a data set. An image's id is its path below the root, with `/`."""
+    """The images, captions and splits of a data set. The id of an image is its path below the root, with `/`."""
 
     kind: str
     root: Path
     source: str  # the file that names the images, for messages
-    captions: Mapping[str, Sequence[str]]  # id -> captions as they are written
-    parts: Mapping[str, str] | None = None  # id -> split by its published name; None: nothing says
-    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # train, val, test -> published names
+    captions: Mapping[str, Sequence[str]]  # id -> captions before cleaning
+    parts: Mapping[str, str] | None = None  # id -> published name of its split; None: no splits are published
+    roles: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: OWN_NAMES
+    )  # train, val, test -> published names
     labels: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)  # label -> id -> classes
 
 
@@ -40,10 +44,10 @@ def open_listed(listing: Listing, split: str, view: View, train: str | None = No
     """Opens one split of a listing; `heldout` falls back to `test`, then to `val`.
 
     Args:
-        train: the published split that is read as `train`; None: as the listing says. No other split reads it then.
+        train: the published split that is read as `train`, and by no other split; None: as in the listing.
 
     Raises:
-        InputError: no such split, no captions, none of the images of the split is there, or a caption is not text.
+        InputError: there is no such split, no caption or no image of the split, or a caption is not text.
     """
     outside = next((name for name in listing.captions if name.startswith(("/", "\\")) or ".." in name.split("/")), None)
     if outside is not None:
@@ -62,39 +66,38 @@ def open_listed(listing: Listing, split: str, view: View, train: str | None = No
         missing=[name for name in listing.captions if name not in files],
         kind=listing.kind,
         parts=splits,
-        drawn_val=splits is not None and "val" not in splits.values(),
+        needs_val=splits is not None and "val" not in splits.values(),
         labels=listing.labels,
     )
-    _require_pictures(listing, index, split, view.seed)
+    _require_images(listing, index, split, view.seed)
     return open_index(index, split, view)
 
 
 def _cleaned(listing: Listing, name: str, captions: Sequence[str]) -> tuple[str, ...]:
     wrong = [caption for caption in captions if not isinstance(caption, str)]
     if wrong:
-        found = f"a caption of '{shown(name)}' is {json.dumps(wrong[0])[:60]}, not text"
-        raise InputError(f"{listing.source}: {found}; correct or remove that entry")
+        what = f"a caption of '{shown(name)}' is {json.dumps(wrong[0])[:60]}, not text"
+        raise InputError(f"{listing.source}: {what}; correct or remove that entry")
     return tuple(captions_of(list(captions)))
 
 
 def _present(root: Path, names: Iterable[str]) -> set[str]:
-    """Returns those of the names that are files; each folder is listed once."""
+    """Returns the names that exist; lists each folder once."""
     listed: dict[str, set[str]] = {}
-    found: set[str] = set()
+    present: set[str] = set()
     for name in names:
         folder, _, base = name.rpartition("/")
         if folder not in listed:
-            try:
+            listed[folder] = set()
+            with suppress(OSError):
                 listed[folder] = set(os.listdir(root / folder))
-            except OSError:
-                listed[folder] = set()
         if base in listed[folder]:
-            found.add(name)
-    return found
+            present.add(name)
+    return present
 
 
-def _require_pictures(listing: Listing, index: FolderIndex, split: str, seed: int) -> None:
-    """Raises InputError when the lists name images of the split, or any, and none of them has a caption or is there."""
+def _require_images(listing: Listing, index: FolderIndex, split: str, seed: int) -> None:
+    """Raises InputError if the lists name images of the split, or any, and none of them exists or has a caption."""
     names = list(listing.captions)
     own = [name for name, part in zip(names, index.splits(names, seed), strict=True) if part == split]
     own = own if index.files else names
@@ -107,22 +110,21 @@ def _require_pictures(listing: Listing, index: FolderIndex, split: str, seed: in
         return
     folder, _, base = lacking[0].rpartition("/")
     place = listing.root / folder
-    there = sorted(os.listdir(place)) if place.is_dir() else []
-    found = f"which holds {some(there)}" if there else "which is empty" if place.is_dir() else "which is not there"
+    found = f"which holds {contents(place)}" if place.is_dir() else "which is not there"
     raise InputError(
         f"{listing.source} names {counted(len(lacking), 'image')} and none is there: looked for '{shown(base)}' in "
         f"{shown(place)}, {found}; put the images into that folder"
     )
 
 
-# ---- what the formats share ----------------------------------------------------------------------------------------
+# ---- used by several formats ---------------------------------------------------------------------------------------
 
 
 def require_folder(place: str, kind: str) -> Path:
     """Returns the folder of an address.
 
     Raises:
-        InputError: there is none.
+        InputError: it does not exist.
     """
     root = Path(place).expanduser()
     if not root.is_dir():
@@ -132,31 +134,37 @@ def require_folder(place: str, kind: str) -> Path:
 
 
 def first_of(root: Path, names: Sequence[str], kind: str, what: str) -> Path:
-    """Returns the first of several names that is there.
+    """Returns the first of several names that exists.
 
     Raises:
-        InputError: none is; the message says what was looked for and what was found.
+        InputError: none of them exists; the message lists them and what was found instead.
     """
-    found = next((root / name for name in names if (root / name).exists()), None)
-    if found is not None:
-        return found
-    there = some(sorted(os.listdir(root)), 5) or "nothing"
-    raise InputError(f"data {kind}:{shown(root)}: no {what}: looked for {' or '.join(names)}; found {there}")
+    for name in names:
+        if (root / name).exists():
+            return root / name
+    looked = " or ".join(names)
+    raise InputError(f"data {kind}:{shown(root)}: no {what}: looked for {looked}; found {contents(root)}")
 
 
-def bad_layout(path: Path, error: Exception, wanted: str) -> InputError:
-    """Returns the error for a JSON file that lacks what its format has."""
-    return InputError(f"{path}: no {wanted} ({type(error).__name__}: {error}); is it the published file?")
+def image_folder(root: Path, part: str) -> str:
+    """Returns the folder of the images of e.g. `train2014`: that folder, or the one in `images/`."""
+    below = not (root / part).is_dir() and (root / "images" / part).is_dir()
+    return f"images/{part}" if below else part
+
+
+def bad_layout(path: Path, error: Exception, expected: str) -> InputError:
+    """Returns the error for a JSON file without the entries of its format."""
+    return InputError(f"{path}: no {expected} ({type(error).__name__}: {error}); is it the published file?")
 
 
 def read_karpathy(path: Path, kind: str, root: Path, folder_of: Callable[[dict[str, Any]], str]) -> Listing:
     """Reads the captions and splits of Karpathy and Fei-Fei (CVPR 2015): dataset_coco.json, dataset_flickr8k.json, ...
 
     Args:
-        folder_of: the folder below the root that holds the image of an entry.
+        folder_of: returns the folder, below the root, of the image of an entry.
 
     Raises:
-        InputError: the file is not of that layout.
+        InputError: the file does not have that layout.
     """
     captions: dict[str, list[str]] = {}
     parts: dict[str, str] = {}

@@ -22,7 +22,7 @@ def read_questions(path: Path) -> Mapping[str, Sequence[Question]]:
     """Returns the questions of each caption.
 
     Raises:
-        InputError: the file is missing, has neither layout, or has a question without an answer; the message names it.
+        InputError: the file does not exist, has neither layout, or has a question without an answer.
     """
     suffix = path.suffix.lower()
     if suffix not in (".json", ".csv"):
@@ -57,7 +57,7 @@ def _text(entry: Any, key: str) -> str:
 
 
 def _dsg(path: Path) -> dict[str, list[Question]]:
-    """Reads DSG, where every answer is yes and a question names the questions that it depends on by number, 0 for none."""
+    """Reads DSG: all answers are yes; a question lists the numbers of the questions that it depends on, 0 for none."""
     try:
         rows = list(csv.DictReader(io.StringIO(read_utf8(path))))
     except (OSError, csv.Error) as error:
@@ -69,17 +69,17 @@ def _dsg(path: Path) -> dict[str, list[Question]]:
         by_caption.setdefault(clean_caption(row["text"]), []).append(row)
     questions: dict[str, list[Question]] = {}
     for caption, entries in by_caption.items():
-        place = {row["proposition_id"].strip(): k for k, row in enumerate(entries)}
+        position = {row["proposition_id"].strip(): k for k, row in enumerate(entries)}
         questions[caption] = []
         for row in entries:
             needed = [word.strip() for word in row["dependency"].split(",")]
-            unknown = [word for word in needed if word not in (*place, "0", "")]
+            unknown = [word for word in needed if word not in (*position, "0", "")]
             if unknown or not row["question_natural_language"].strip():
                 what = f"depends on question {unknown[0]}, which does not exist" if unknown else "is empty"
                 raise InputError(
                     f"questions {path}: question {row['proposition_id']} about {caption[:60]!r} {what}; correct it"
                 )
-            parents = tuple(place[word] for word in needed if word in place)
+            parents = tuple(position[word] for word in needed if word in position)
             kind = (row.get("category_broad") or "").strip()
             questions[caption].append(
                 Question(row["question_natural_language"].strip(), {"yes": 1.0}, kind, parents, ("yes", "no"))

@@ -1,7 +1,7 @@
 """Visual Genome's region descriptions: `vg:/path?regions=concat|crop`.
 
-Krishna et al., IJCV 2017: 108,077 images with about 50 phrases each, a box for every phrase. Read one image at a time, as
-the file has a gigabyte. docs/data.md shows the tree.
+Krishna et al., IJCV 2017: 108,077 images with about 50 phrases each, and a box for each phrase. The file has a gigabyte, so it is
+read one image at a time. docs/data.md shows the tree.
 """
 
 import json
@@ -37,49 +37,50 @@ class Region(NamedTuple):
     phrase: str
 
 
-def open_visual_genome(
-    place: str,
-    split: str,
-    view: View,
-    *,
-    regions: Literal["concat", "crop"] = "concat",
-    min_side: int = 64,
-) -> Dataset:
-    """Opens one split, assigned by image: nothing published says which is which.
+class GenomeOptions(NamedTuple):
+    """Options of Visual Genome.
 
-    Args:
-        regions: `concat`: whole images, each with all its phrases as one caption. `crop`: each region is an image
-            of its own, with its phrase.
-        min_side: of `crop`: regions with a shorter side, in pixels, are left out.
+    Attributes:
+        regions: `concat`: whole images, each with all its phrases as one caption; `crop`: each region as a separate image, with
+            its phrase as caption.
+        min_side: with `crop`: leave out regions with a shorter side than this, in pixels.
+    """
+
+    regions: Literal["concat", "crop"] = "concat"
+    min_side: int = 64
+
+
+def open_visual_genome(place: str, split: str, view: View, options: GenomeOptions) -> Dataset:
+    """Opens one split; no split is published, so images are assigned by name.
 
     Raises:
-        InputError: no region descriptions there, or no images.
+        InputError: there are no region descriptions or no images.
     """
     root = require_folder(place, "vg")
     source = first_of(root, ("region_descriptions.json",), "vg", "region descriptions")
     where = {path.stem: f"{name}/{path.name}" for name in reversed(_FOLDERS) for path in (root / name).glob("*.jpg")}
-    found = {
-        where.get(str(image), f"{_FOLDERS[0]}/{image}.jpg"): [own for own in of_image if clean_caption(own.phrase)]
-        for image, of_image in _read(source)
+    crops = options.regions == "crop"
+    min_side = options.min_side if crops else 0
+    regions = {
+        where.get(str(image), f"{_FOLDERS[0]}/{image}.jpg"): [
+            one for one in own if clean_caption(one.phrase) and (not crops or min(one.width, one.height) >= min_side)
+        ]
+        for image, own in _read(source)
     }
-    if regions == "crop":
-        found = {name: [r for r in own if min(r.width, r.height) >= min_side] for name, own in found.items()}
-        captions = {name: [region.phrase for region in own] for name, own in found.items()}
-    else:
-        captions = {name: [_sentence(own)] for name, own in found.items()}
-    # the view's limit counts regions, of which the first images hold enough
+    captions = {name: [one.phrase for one in own] if crops else [_sentence(own)] for name, own in regions.items()}
+    # as each image has at least one region, the view's limit of images gives enough regions
     whole = open_listed(Listing("vg", root, str(source), captions), split, view)
-    return Regions(whole, found, view) if regions == "crop" else whole
+    return Regions(whole, regions, view) if crops else whole
 
 
 def _sentence(regions: list[Region]) -> str:
-    """All different phrases of an image as one text, in their order."""
+    """Joins the different phrases of an image to one text, in their order."""
     phrases = dict.fromkeys(clean_caption(region.phrase).rstrip(".") for region in regions)
     return ". ".join(phrases) + "." if phrases else ""
 
 
 class Regions(EncodedImages):
-    """The regions of a split's images, each an image with one caption."""
+    """The regions of a split's images as separate images with one caption each."""
 
     def __init__(self, whole: FolderDataset, regions: dict[str, list[Region]], view: View) -> None:
         rows = [(i, region) for i, name in enumerate(whole.ids) for region in regions[name]][: view.limit]
@@ -93,25 +94,25 @@ class Regions(EncodedImages):
         return self._whole.source(self._rows[i][0])
 
     def image(self, i: int, full: bool = True) -> Image.Image:
-        of, region = self._rows[i]
-        image = self._whole.image(of, full)
-        # published boxes reach over the border here and there
+        row, region = self._rows[i]
+        image = self._whole.image(row, full)
+        # some published boxes extend beyond the border
         left, top = min(max(region.x, 0), image.width - 1), min(max(region.y, 0), image.height - 1)
         right, bottom = min(region.x + region.width, image.width), min(region.y + region.height, image.height)
         return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
 
     def contents(self, lasting: bool = False) -> list[Any]:
-        of_image = list(self._whole.contents(lasting))
-        return [[of_image[i], region] for i, region in self._rows]
+        contents = list(self._whole.contents(lasting))
+        return [[contents[i], region] for i, region in self._rows]
 
 
 def _read(path: Path) -> Iterator[tuple[int, list[Region]]]:
-    """Yields (image, its regions) for each entry; both spellings of the published versions, `id` and `image_id`."""
+    """Yields (number of an image, its regions); published versions call the number `id` or `image_id`."""
     for entry in _entries(path):
         try:
             image = entry["id"] if "id" in entry else entry["image_id"]
-            own = [(r["region_id"], r["x"], r["y"], r["width"], r["height"], r["phrase"]) for r in entry["regions"]]
-            yield int(image), [Region(*map(int, row[:5]), phrase=_phrase(row[5])) for row in own]
+            rows = [(r["region_id"], r["x"], r["y"], r["width"], r["height"], r["phrase"]) for r in entry["regions"]]
+            yield int(image), [Region(*map(int, row[:5]), phrase=_phrase(row[5])) for row in rows]
         except (KeyError, TypeError, ValueError) as error:
             raise bad_layout(path, error, "regions with region_id, x, y, width, height and phrase") from error
 
@@ -123,7 +124,7 @@ def _phrase(value: Any) -> str:
 
 
 def _entries(path: Path) -> Iterator[Any]:
-    """Yields the elements of a JSON array, one at a time."""
+    """Yields the elements of a JSON array without reading the whole file."""
     decoder = json.JSONDecoder()
     try:
         with TextIOWrapper(open_regular(path), "utf-8-sig") as file:
@@ -132,13 +133,13 @@ def _entries(path: Path) -> Iterator[Any]:
                 raise InputError(f"{path} is not a JSON array, but begins with {text[:20]!r}; take the published file")
             at = 1
             while True:
-                at = _BETWEEN.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]  # matches nothing too
+                at = _BETWEEN.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]  # the pattern matches the empty string
                 if text.startswith("]", at):
                     return
                 try:
                     entry, at = decoder.raw_decode(text, at)
                 except (ValueError, RecursionError):
-                    more = file.read(max(_CHUNK, len(text) - at))  # doubling: an entry is tried a few times at most
+                    more = file.read(max(_CHUNK, len(text) - at))  # doubled each time, so that few attempts are needed
                     if not more:
                         near = text[at : at + 40]
                         raise InputError(f"{path} is cut off or not JSON, near {near!r}; download it again") from None

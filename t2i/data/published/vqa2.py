@@ -1,6 +1,6 @@
-"""VQAv2 (Goyal et al., CVPR 2017): `vqa2:/path`, with the question and annotation files and the COCO 2014 images as published.
+"""VQAv2 (Goyal et al., CVPR 2017): `vqa2:/path`, the published files of questions and annotations with the images of COCO 2014.
 
-The captions of an image are its questions, each with its most frequent answer.
+The captions of an image are its questions, each followed by its most frequent answer.
 """
 
 import re
@@ -10,7 +10,14 @@ from typing import Any
 
 from t2i.data import View
 from t2i.data.folders.dataset import FolderDataset
-from t2i.data.published.listing import Listing, bad_layout, first_of, open_listed, require_folder
+from t2i.data.published.listing import (
+    Listing,
+    bad_layout,
+    first_of,
+    image_folder,
+    open_listed,
+    require_folder,
+)
 from t2i.data.questions import Question, vqa_credit
 from t2i.errors import InputError
 from t2i.files import read_json
@@ -23,7 +30,7 @@ def open_vqa2(place: str, split: str, view: View) -> FolderDataset:
     """Opens one split: `train` is train2014, `val` is val2014; `test` is published without answers.
 
     Raises:
-        InputError: no files of VQAv2 there, questions without answers, no such split, or no images.
+        InputError: there are no files of VQAv2, no such split or no images, or questions have no answers.
     """
     root = require_folder(place, "vqa2")
     files = {match[1]: path for path in _json_files(root) if (match := _NAME.fullmatch(path.name))}
@@ -32,18 +39,17 @@ def open_vqa2(place: str, split: str, view: View) -> FolderDataset:
     questions: dict[str, list[Question]] = {}
     parts: dict[str, str] = {}
     for part, path in files.items():
-        own = _read(root, part, path)
-        questions |= own
-        parts |= dict.fromkeys(own, part)
-    captions = {name: [_told(question) for question in own] for name, own in questions.items()}
-    dataset = open_listed(
-        Listing("vqa2", root, ", ".join(map(str, files.values())), captions, parts, _ROLES), split, view
-    )
+        questions_of_part = _read(root, part, path)
+        questions |= questions_of_part
+        parts |= dict.fromkeys(questions_of_part, part)
+    captions = {name: [_with_answer(question) for question in several] for name, several in questions.items()}
+    listing = Listing("vqa2", root, ", ".join(map(str, files.values())), captions, parts, _ROLES)
+    dataset = open_listed(listing, split, view)
     dataset.questions = [questions[name] for name in dataset.ids]
     return dataset
 
 
-def _told(question: Question) -> str:
+def _with_answer(question: Question) -> str:
     return f"{question.text} {max(question.answers, key=question.answers.__getitem__)}"
 
 
@@ -52,13 +58,12 @@ def _json_files(root: Path) -> list[Path]:
 
 
 def _read(root: Path, part: str, path: Path) -> dict[str, list[Question]]:
-    """Path of an image -> its questions."""
+    """Returns the questions of each image by its path."""
     answers_name = f"v2_mscoco_{part}_annotations.json"
-    found = next((other for other in _json_files(root) if other.name == answers_name), None)
-    if found is None:
+    answers_file = next((other for other in _json_files(root) if other.name == answers_name), None)
+    if answers_file is None:
         raise InputError(f"vqa2:{root}: {path.name} has no answers beside it; put {answers_name} there")
-    folder = f"images/{part}" if not (root / part).is_dir() and (root / "images" / part).is_dir() else part
-    answers = _answers(found)
+    folder, answers = image_folder(root, part), _answers(answers_file)
     content, by_image = read_json(path), dict[str, list[Question]]()
     try:
         for row in content["questions"]:
@@ -68,14 +73,14 @@ def _read(root: Path, part: str, path: Path) -> dict[str, list[Question]]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, KeyError) and isinstance(row := error.args[0], int):
             raise InputError(
-                f"{path}: question {row} has no answers in {found.name}; download both of one release"
+                f"{path}: question {row} has no answers in {answers_file.name}; download both files of one release"
             ) from error
         raise bad_layout(path, error, "questions with question_id, image_id and question") from error
     return by_image
 
 
 def _answers(path: Path) -> Mapping[int, tuple[dict[str, float], str]]:
-    """Number of a question -> credit of its answers, and what kind of answer it asks for."""
+    """Returns (credit of the answers, kind of answer) by the number of a question."""
     content: Any = read_json(path)
     try:
         return {

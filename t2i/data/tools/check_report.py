@@ -1,27 +1,29 @@
-"""Writes the findings of `t2i data check` as text, as JSON, as a table of all images, and as a contact sheet."""
+"""Writes the results of `t2i data check` as text, as JSON, as a table of all images, and as a contact sheet."""
 
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
 
 from t2i import images, seeding
-from t2i.data import View, open_dataset
-from t2i.data.splits import SPLITS
+from t2i.cache import cache_error
+from t2i.data import View
 from t2i.data.tools.check import CheckedData, CheckReport, Spread
+from t2i.data.tools.opening import try_splits
 from t2i.errors import InputError
 from t2i.files import new_file, write_text
 from t2i.names import shown, some
 
-BUCKETS = (1, 5, 10, 20, 40, 80)  # words a caption
-SHEET, COLUMNS, SIDE = 48, 8, 128  # images of a contact sheet, in a row, pixels a side
+BUCKETS = (1, 5, 10, 20, 40, 80)  # words per caption
+SHEET, COLUMNS, SIDE = 48, 8, 128  # images per contact sheet, images per row, pixels per side
 
 
 def format_report(report: CheckReport) -> str:
-    """Returns the report as lines of text: what is there, then what is wrong, each with the first few names."""
+    """Returns the report as lines of text: statistics, then faults, each with the first few names."""
     shares = " (assigned by name: 90 % train, 5 % val, 5 % test; seed 0)" if report.seeded else ""
     splits = ", ".join(f"{split} {count:,}" for split, count in report.splits.items()) or "none"
     once = sum(count == 1 for count in report.words.values())
@@ -37,12 +39,12 @@ def format_report(report: CheckReport) -> str:
         f"caption words        {_row(report.caption_words)}",
         f"  of so many words   {_buckets(report.words_per_caption)}",
         f"captions per image   {_row(report.captions_per_image)}",
-        f"vocabulary           {len(report.words):,} words, {once:,} of them once: {_counted(report.words, 8)}",
+        f"vocabulary           {len(report.words):,} words, {once:,} of which occur once: {_counted(report.words, 8)}",
         f"scripts              {_counted(report.scripts)}",
         f"index                {shown(report.index)}",
     ]
-    findings = [f"{title}: {len(names):,}{_listed(names)}" for title, names in _findings(report) if names]
-    return "\n".join([*lines, "", *(findings or [report.problem or "nothing wrong was found"])])
+    faults = [f"{title}: {len(names):,}{_listed(names)}" for title, names in _faults(report) if names]
+    return "\n".join([*lines, "", *(faults or [report.problem or "no faults were found"])])
 
 
 def _row(spread: Spread | None) -> str:
@@ -50,18 +52,17 @@ def _row(spread: Spread | None) -> str:
 
 
 def _counted(counts: Mapping[str, int], most: int = 6) -> str:
-    told = ", ".join(f"{shown(name)[:30]} {count:,}" for name, count in list(counts.items())[:most])
-    return (told + (", ..." if len(counts) > most else "")) or "none"
+    parts = [f"{shown(name)[:30]} {count:,}" for name, count in list(counts.items())[:most]]
+    return ", ".join([*parts, "..."] if len(counts) > most else parts) or "none"
 
 
 def _buckets(histogram: Mapping[int, int]) -> str:
     total = sum(histogram.values())
     shares = []
     for low, high in zip(BUCKETS, [*(edge - 1 for edge in BUCKETS[1:]), None], strict=True):
-        count = sum(its for words, its in histogram.items() if words >= low and (high is None or words <= high))
-        shares.append(
-            f"{low}-{high} {count / total:.0%}" if high else f"over {low - 1} {count / total:.0%}"
-        ) if count else None
+        count = sum(n for words, n in histogram.items() if words >= low and (high is None or words <= high))
+        if count:
+            shares.append(f"{low}-{high} {count / total:.0%}" if high else f"over {low - 1} {count / total:.0%}")
     return ", ".join(shares) or "none"
 
 
@@ -70,8 +71,8 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
     return "".join(f"\n    {line}" for line in [*names[:most], *more])
 
 
-def _findings(report: CheckReport) -> list[tuple[str, list[str]]]:
-    """All that may be wrong: title, one line a case."""
+def _faults(report: CheckReport) -> list[tuple[str, list[str]]]:
+    """Returns (title, one line per case) for each kind of fault."""
     near = "groups of different files that look the same"
     near += "" if report.near_compared else " (many images: only those with one perceptual hash and the same colours)"
     return [
@@ -84,15 +85,15 @@ def _findings(report: CheckReport) -> list[tuple[str, list[str]]]:
         ("groups of equal image files", [some(names) for names in report.duplicate_images]),
         (near, [some(names) for names in report.near_duplicate_images]),
         ("groups of equal image files in several splits", [some(names) for names in report.shared_images]),
-        ("captions with U+FFFD in the place of letters (a file was read in a wrong encoding)", report.damaged_captions),
+        ("captions with U+FFFD in place of letters (a file was read in a wrong encoding)", report.damaged_captions),
         ("splits without an image (add images, or make folders train/ and val/)", report.empty_splits),
         ("captions on several images", [f"{count:,} x {text[:80]}" for text, count in report.duplicate_captions]),
-        ("captions in several splits", [f"{', '.join(its)}: {text[:80]}" for text, its in report.shared_captions]),
+        ("captions in several splits", [f"{', '.join(own)}: {text[:80]}" for text, own in report.shared_captions]),
     ]
 
 
-def save_report(report: CheckReport, here: CheckedData) -> None:
-    """Writes report.json and pictures.parquet, a row for each image, into the folder of the index.
+def save_report(report: CheckReport, data: CheckedData) -> None:
+    """Writes report.json and pictures.parquet, with a row for each image, into the folder of the index.
 
     Raises:
         InputError: the cache cannot be written.
@@ -103,13 +104,13 @@ def save_report(report: CheckReport, here: CheckedData) -> None:
     rows = [
         {
             "id": shown(name),
-            "split": here.split_of.get(name),
-            "captions": len(here.captions.get(name, ())),
-            "bytes": its.size,
-            **{key: getattr(its, key) for key in ("width", "height", "format", "mode", "sha256")},
-            "broken": its.reason or None,
+            "split": data.split_of.get(name),
+            "captions": len(data.captions.get(name, ())),
+            "bytes": known.size,
+            **{key: getattr(known, key) for key in ("width", "height", "format", "mode", "sha256")},
+            "broken": known.reason or None,
         }
-        for name, its in here.found.items()
+        for name, known in data.verified.items()
     ]
     folder = Path(report.index)
     try:
@@ -117,37 +118,28 @@ def save_report(report: CheckReport, here: CheckedData) -> None:
         with new_file(folder / "pictures.parquet") as temporary:
             pq.write_table(pa.Table.from_pylist(rows), temporary)
     except OSError as error:
-        why = error.strerror or error
-        raise InputError(f"cannot write the cache {folder}: {why}; free some space or set T2I_CACHE") from error
+        raise cache_error(folder, error) from error
     write_text(folder / "report.json", json.dumps(asdict(report), indent=1) + "\n")
 
 
 def contact_sheet(address: str) -> Image.Image:
-    """Some images of each split with a caption each, whole, on one page: which ones is decided by a seed.
+    """Returns a page of random images of each split with one caption each, uncropped; the same images each time.
 
     Raises:
-        InputError: no split can be opened, or none of the images can be decoded.
+        InputError: no split can be opened, or no image can be decoded.
     """
     cells: list[images.ImageArray] = []
     labels: list[str] = []
-    for split in SPLITS:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the report tells what is left out
-                dataset = open_dataset(address, split, View(SIDE, "pad"))
-        except InputError:
-            continue
-        if dataset.split != split:
-            continue
-        wanted = SHEET - 2 * COLUMNS if split == "train" else COLUMNS
-        for row in seeding.permutation(0, 0, len(dataset))[:wanted].tolist():
-            try:
-                image = dataset.images([row])[0]
-            except images.BrokenImage:
-                continue
-            more = len(dataset.captions[row]) - 1
-            cells.append(image)
-            labels.append(f"{split}: {dataset.captions[row][0]}" + (f" (+{more})" if more else ""))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report lists what is left out
+        datasets, _ = try_splits(address, View(SIDE, "pad"))
+    for split, dataset in datasets.items():
+        count = SHEET - 2 * COLUMNS if split == "train" else COLUMNS
+        for row in seeding.permutation(0, 0, len(dataset))[:count].tolist():
+            with suppress(images.BrokenImage):
+                cells.append(dataset.images([row])[0])
+                more = len(dataset.captions[row]) - 1
+                labels.append(f"{split}: {dataset.captions[row][0]}" + (f" (+{more})" if more else ""))
     if not cells:
         raise InputError(f"data {address}: no image for a contact sheet; `t2i data check` without --sheet says why")
     return images.grid(cells, labels, columns=min(COLUMNS, len(cells)), cell=SIDE)

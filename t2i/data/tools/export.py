@@ -1,10 +1,10 @@
 """Writes any `Dataset` as an image folder with metadata.jsonl: `t2i data export shapes-2 OUT --n 5000 --size 64`.
 
-`open_folder` reads it back with the same pixels, as do the `datasets` library and other trainers.
+`open_folder` reads the same pixels from it, and so do the `datasets` library and other trainers.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,18 +17,18 @@ _CHUNK = 256
 
 
 def export(dataset: Dataset, out: Path) -> None:
-    """Writes one split as `out/00000.png`, ... and `out/metadata.jsonl`; `out` appears when all of it is written.
+    """Writes one split as `out/00000.png`, ... and `out/metadata.jsonl`; `out` appears when all is written.
 
     Raises:
-        InputError: `out` is a file or holds something, cannot be written, or an image of the data set is broken.
+        InputError: `out` is a file, is not empty or cannot be written, or an image of the data set is broken.
     """
-    with _whole(out) as folder:
+    with _new_folder(out) as folder:
         _write(dataset, folder)
 
 
 def export_splits(datasets: Mapping[str, Dataset], out: Path) -> None:
-    """Writes each split into its own subfolder, `out/train`, `out/val`, ...; raises as `export` does."""
-    with _whole(out) as folder:
+    """Writes each split into a subfolder, `out/train`, `out/val`, ...; raises the errors of `export`."""
+    with _new_folder(out) as folder:
         for split, dataset in datasets.items():
             (folder / split).mkdir()
             _write(dataset, folder / split)
@@ -42,14 +42,18 @@ def _write(dataset: Dataset, folder: Path) -> None:
         for i, image_HWC in zip(indices, dataset.images(indices), strict=True):
             name = f"{i:0{digits}d}.png"
             save_png(image_HWC, folder / name)
-            captions = list(dataset.captions[i])
-            text = captions[0] if len(captions) == 1 else captions
-            rows.append(json.dumps({"file_name": name, "text": text}, ensure_ascii=False) + "\n")
+            rows.append(metadata_line(name, dataset.captions[i]))
     (folder / "metadata.jsonl").write_text("".join(rows), "utf-8")
 
 
+def metadata_line(name: str, captions: Sequence[str], **more: object) -> str:
+    """Returns the line of metadata.jsonl for an image, with its captions and further entries."""
+    row = {"file_name": name, "text": captions[0] if len(captions) == 1 else list(captions), **more}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
 @contextmanager
-def _whole(out: Path) -> Iterator[Path]:
+def _new_folder(out: Path) -> Iterator[Path]:
     try:
         with new_folder(out) as folder:
             yield folder

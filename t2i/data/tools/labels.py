@@ -11,7 +11,7 @@ from t2i.data import Dataset
 from t2i.errors import InputError
 from t2i.names import nearest, some
 
-Values = Sequence[tuple[str, ...] | None]  # the classes of each image, none, one or several; None: unknown
+Values = Sequence[tuple[str, ...] | None]  # the classes of each image, which may be none or several; None: unknown
 
 
 class Labelled(NamedTuple):

@@ -1,8 +1,8 @@
 """Writes captioned images as WebDataset shards: `t2i data pack ADDRESS --shards OUT --size 256`.
 
-Layout: OUT/train-00000.tar with KEY.jpg, KEY.txt (a caption a line) and KEY.json (id, captions, size) for each image, and
-train-00000.parquet beside it with the same; OUT/pack.json says what was packed. The same data gives the same bytes. Each shard
-appears whole or not at all, and the same command again continues where it was stopped.
+Layout: OUT/train-00000.tar with KEY.jpg, KEY.txt (one caption per line) and KEY.json (id, captions, size) for each image,
+train-00000.parquet beside it with the same facts, and OUT/pack.json with the settings and the data's fingerprints. The same data
+gives the same bytes. Shards are written atomically, and the same command continues after an interruption.
 """
 
 import io
@@ -19,21 +19,28 @@ from t2i import images, seeding
 from t2i.data.encoded import EncodedImages
 from t2i.data.verify import workers
 from t2i.errors import InputError
-from t2i.files import new_file, write_text
+from t2i.files import new_file, refuse_used, write_text
 
 FORMAT = 1
-IMAGES = 1000  # a shard
-QUALITY = 95  # of JPEG
+IMAGES = 1000  # per shard
+QUALITY = 95  # JPEG quality
 _AT_ONCE = 64
 
 
 class PackResult(NamedTuple):
-    """Counts of images that a packing wrote and left out."""
+    """Counts of written images, and images that were left out."""
 
     shards: int
     images: int
-    before: int  # images of shards that were there already
+    before: int  # images of shards that were written earlier
     broken: list[tuple[str, str]]  # id, reason
+
+
+class _Format(NamedTuple):
+    """Size and suffix of written images, as for `pack`."""
+
+    size: int | None
+    suffix: str
 
 
 class _Sample(NamedTuple):
@@ -50,13 +57,13 @@ def pack(
     per_shard: int = IMAGES,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PackResult:
-    """Packs all splits; images come in a random order of a fixed seed.
+    """Packs all splits, in a random order that is the same each time.
 
     Args:
-        size: pixels of the shorter side, to which larger images are brought, and files that few programs read (CMYK) are
-            converted; None: the files as they are.
-        suffix: how images that are brought to size are written.
-        per_shard: images of a shard.
+        size: maximum length of the shorter side in pixels; larger images are resized, and files that few programs read (CMYK)
+            are converted; None: copies files unchanged.
+        suffix: format of images that are resized or converted.
+        per_shard: images per shard.
 
     Raises:
         InputError: `out` holds other shards or cannot be written.
@@ -65,31 +72,39 @@ def pack(
     settings |= {"data": {split: dataset.fingerprint() for split, dataset in splits.items()}}
     _claim(out, settings)
     done, total = 0, sum(map(len, splits.values()))
-    made = before = shards = 0
+    written = before = shards = 0
     broken: list[tuple[str, str]] = []
+    for stem, dataset, rows in _shards(splits, out, per_shard):
+        shards += 1
+        if stem.with_suffix(".parquet").exists() and stem.with_suffix(".tar").exists():
+            before += len(rows)
+        else:
+            try:
+                broken += _write_shard(stem, dataset, rows, _Format(size, suffix))
+            except OSError as error:
+                why = error.strerror or error
+                raise InputError(f"cannot write {out}: {why}; free some space and start again") from error
+            written += len(rows)
+        done += len(rows)
+        on_progress(done, total)
+    for leftover in out.glob(".*.tmp"):  # of a killed process
+        leftover.unlink(missing_ok=True)
+    return PackResult(shards, written - len(broken), before, broken)
+
+
+def _shards(
+    splits: Mapping[str, EncodedImages], out: Path, per_shard: int
+) -> Iterator[tuple[Path, EncodedImages, dict[int, int]]]:
+    """Yields (path without suffix, data set, row of each image by its number in the split) for each shard."""
     for split, dataset in splits.items():
         order = seeding.permutation(0, 0, len(dataset)).tolist()
         for number, start in enumerate(range(0, len(order), per_shard)):
-            rows = {start + k: row for k, row in enumerate(order[start : start + per_shard])}
-            stem = out / f"{split}-{number:05d}"
-            shards += 1
-            if stem.with_suffix(".parquet").exists() and stem.with_suffix(".tar").exists():
-                before += len(rows)
-            else:
-                try:
-                    broken += _write_shard(stem, dataset, rows, size, suffix)
-                except OSError as error:
-                    why = error.strerror or error
-                    raise InputError(f"cannot write {out}: {why}; free some space and start again") from error
-                made += len(rows)
-            done += len(rows)
-            on_progress(done, total)
-    for leftover in out.glob(".*.tmp"):  # of a killed process
-        leftover.unlink(missing_ok=True)
-    return PackResult(shards, made - len(broken), before, broken)
+            rows = dict(enumerate(order[start : start + per_shard], start))
+            yield out / f"{split}-{number:05d}", dataset, rows
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Writes pack.json into a new folder, or checks that it has the same settings."""
     note = out / "pack.json"
     if note.exists():
         try:
@@ -99,9 +114,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         if not same:
             raise InputError(f"{out} holds shards of other data or settings; name a new folder, or remove it")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "holds files" if out.is_dir() else "is a file"
-        raise InputError(f"output folder {out} {what}; name a new or an empty folder")
+    refuse_used(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -109,10 +122,8 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     write_text(note, json.dumps(settings, indent=1) + "\n")
 
 
-def _write_shard(
-    stem: Path, dataset: EncodedImages, rows: Mapping[int, int], size: int | None, suffix: str
-) -> list[tuple[str, str]]:
-    """Writes a tar, then the table that says it is whole; returns the images that cannot be decoded."""
+def _write_shard(stem: Path, dataset: EncodedImages, rows: Mapping[int, int], form: _Format) -> list[tuple[str, str]]:
+    """Writes a tar, then its table, which marks it as complete; returns the images that cannot be decoded."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -122,7 +133,7 @@ def _write_shard(
         new_file(stem.with_suffix(".tar"), durable=True) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        for number, row, sample in _samples(dataset, rows, size, suffix):
+        for number, row, sample in _samples(dataset, rows, form):
             if isinstance(sample, str):
                 broken.append((dataset.ids[row], sample))
                 continue
@@ -140,18 +151,20 @@ def _write_shard(
 
 
 def _samples(
-    dataset: EncodedImages, rows: Mapping[int, int], size: int | None, suffix: str
+    dataset: EncodedImages, rows: Mapping[int, int], form: _Format
 ) -> Iterator[tuple[int, int, "_Sample | str"]]:
+    """Yields (number of the image, row, sample or the reason why it is left out)."""
     pairs = list(rows.items())
     with ThreadPoolExecutor(workers()) as pool:
         for start in range(0, len(pairs), _AT_ONCE):
             part = pairs[start : start + _AT_ONCE]
-            made = pool.map(lambda pair: _sample(dataset, pair[1], size, suffix), part)
-            yield from ((number, row, sample) for (number, row), sample in zip(part, made, strict=True))
+            samples = pool.map(lambda pair: _sample(dataset, pair[1], form), part)
+            yield from ((number, row, sample) for (number, row), sample in zip(part, samples, strict=True))
 
 
-def _sample(dataset: EncodedImages, row: int, size: int | None, suffix: str) -> "_Sample | str":
-    """Returns an image with its facts, or why it is left out."""
+def _sample(dataset: EncodedImages, row: int, form: _Format) -> "_Sample | str":
+    """Returns an image with its facts, or the reason why it is left out."""
+    size, suffix = form
     try:
         source = dataset.source(row)
         data = source if isinstance(source, bytes) else images.read_limited(source)
@@ -177,6 +190,6 @@ def _sample(dataset: EncodedImages, row: int, size: int | None, suffix: str) -> 
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # time, owner and rights are the same for all
+    member = tarfile.TarInfo(name)  # time, owner and permissions are those of every member
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))

@@ -1,13 +1,13 @@
-"""Writes new folders of captioned images: `t2i data filter` chooses captions and images, `t2i data split` assigns splits.
+"""Writes new folders of captioned images: `t2i data filter` selects captions and images, `t2i data split` assigns splits.
 
-The new folder holds hard links (symbolic links on another disk), or copies of images from shards or tables, and a
-metadata.jsonl for each split. Nothing is decoded, and the source is never touched.
+The new folder has hard links (symbolic links on another disk), or copies of images from shards or tables, and a metadata.jsonl
+for each split. Nothing is decoded, and the source is not changed.
 """
 
 import hashlib
-import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from t2i.data import NO_CAPTION, Dataset, View, open_dataset
+from t2i.data import NO_CAPTION
 from t2i.data.encoded import EncodedImages
-from t2i.data.splits import SPLITS, assign_splits
+from t2i.data.splits import assign_splits
+from t2i.data.tools.export import metadata_line
+from t2i.data.tools.opening import open_splits
 from t2i.errors import InputError
 from t2i.files import new_folder, text_lines
 from t2i.images import BrokenImage, read_limited
@@ -28,7 +30,7 @@ FAR = "images far from the words"
 
 
 class Kept(NamedTuple):
-    """One image, with the captions that it is to have, and other entries of its row of metadata.jsonl."""
+    """An image of the new folder, with its captions and further entries of its row in metadata.jsonl."""
 
     dataset: EncodedImages
     row: int
@@ -37,66 +39,26 @@ class Kept(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """Rules by which captions stay. An image goes when none of its captions stays."""
+    """Rules that captions must satisfy. An image is removed if none of its captions satisfies them."""
 
     min_words: int = 0
     max_words: int | None = None
-    unique: bool = False  # of equal captions, whatever their case, the first alone
-    allow: Sequence[str] = ()  # one of these words must be there
-    deny: Sequence[str] = ()  # none of these
+    unique: bool = False  # only the first of equal captions stays; case is ignored
+    allow: Sequence[str] = ()  # one of these words must occur
+    deny: Sequence[str] = ()  # none of these words may occur
 
 
 class Rewritten(NamedTuple):
-    images: dict[str, int]  # of each split
-    left_out: dict[str, int]  # why -> how many captions or images
-
-
-def every_split(address: str, view: View, names: Sequence[str] | None = None) -> dict[str, Dataset]:
-    """Returns the splits of an address that are there.
-
-    Args:
-        names: of those that are wanted; None: all.
-
-    Raises:
-        InputError: none of them is there.
-    """
-    opened: dict[str, Dataset] = {}
-    problem: InputError | None = None
-    for split in names or SPLITS:
-        try:
-            dataset = open_dataset(address, split, view)
-        except InputError as error:
-            problem = problem or error
-            continue
-        if names or dataset.split == split:  # `heldout` may have fallen back to another
-            opened[split] = dataset
-    if not opened:
-        raise problem or InputError(f"data {address} holds no split")
-    return opened
-
-
-def open_splits(address: str, view: View = View()) -> dict[str, EncodedImages]:
-    """Returns all splits of an address that are there, of images in files.
-
-    Raises:
-        InputError: there is none, or its images are rendered.
-    """
-    found: dict[str, EncodedImages] = {}
-    for split, dataset in every_split(address, view).items():
-        if not isinstance(dataset, EncodedImages):
-            raise InputError(
-                f"data {address} is rendered and has no files; write it with `t2i data export {address} OUT`"
-            )
-        found[split] = dataset
-    return found
+    images: dict[str, int]  # number of images of each split
+    left_out: dict[str, int]  # reason -> number of captions or images
 
 
 class Nearness(NamedTuple):
-    """Which images stay by what they show.
+    """Selects images by their similarity to words.
 
     Attributes:
-        scores: of each image of these splits; NaN: it cannot be decoded.
-        least: score of the images that stay.
+        scores: similarity of each image of each split; NaN if the image cannot be decoded.
+        least: lowest score of the images that stay.
     """
 
     scores: Mapping[str, NDArray[np.float64]]
@@ -110,111 +72,109 @@ def filter_captions(
     splits: Mapping[str, EncodedImages] | None = None,
     near: Nearness | None = None,
 ) -> Rewritten:
-    """Writes the images whose captions follow the rules into a new folder, each split for itself.
+    """Writes the images that pass into a new folder with the same splits.
 
     Args:
-        splits: of the address, where they are open; None: all are opened.
-        near: removes images by what they show; those that stay have their `score` in metadata.jsonl.
+        splits: the splits of the address, if they are open already; None: opens all.
+        near: also selects images by contents; their `score` is written to metadata.jsonl.
 
     Raises:
-        InputError: nothing stays, or `out` holds something or cannot be written.
+        InputError: no image passes, or `out` is not empty or cannot be written.
     """
-    left_out: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     seen: set[str] = set()
-    refusals = _refusals(rules, seen)
+    tests = _tests(rules, seen)
 
     def kept(split: str, dataset: EncodedImages) -> Iterator[Kept]:
         for row, captions in enumerate(dataset.captions):
-            more: dict[str, object] = {}
-            if near is not None:
-                score = float(near.scores[split][row])
-                if not score >= near.least:
-                    left_out[FAR] = left_out.get(FAR, 0) + 1
-                    continue
-                more["score"] = round(score, 4)
-            stay = []
-            for caption in captions:
-                why = next((why for why, refuses in refusals.items() if refuses(caption)), "")
-                if why:
-                    left_out[why] = left_out.get(why, 0) + 1
-                else:
-                    stay.append(caption)
-                    seen.add(caption.lower())
-            if stay:
-                yield Kept(dataset, row, stay, more)
+            score = float(near.scores[split][row]) if near else 0.0
+            if near and not score >= near.least:  # also removes NaN
+                left_out[FAR] += 1
+            elif passed := [caption for caption in captions if _passes(caption, tests, seen, left_out)]:
+                yield Kept(dataset, row, passed, {"score": round(score, 4)} if near else {})
 
-    opened = open_splits(address) if splits is None else splits
-    parts = {split: list(kept(split, dataset)) for split, dataset in opened.items()}
+    splits = open_splits(address) if splits is None else splits
+    parts = {split: list(kept(split, dataset)) for split, dataset in splits.items()}
     if not any(parts.values()):
-        told = ", ".join(f"{count:,} {why}" for why, count in left_out.items())
+        counts = ", ".join(f"{count:,} {why}" for why, count in left_out.items())
         what = "caption" if near is None else "image"
-        raise InputError(f"no {what} of {address} passes the filters ({told}); loosen them")
+        raise InputError(f"no {what} of {address} passes the filters ({counts}); loosen them")
     return _write(out, parts, left_out)
 
 
-def _refusals(rules: Rules, seen: set[str]) -> dict[str, Callable[[str], bool]]:
-    """Returns why a caption goes -> a test of it."""
+def _passes(caption: str, tests: Mapping[str, Callable[[str], bool]], seen: set[str], left_out: Counter[str]) -> bool:
+    """Returns True for a caption that stays, which is added to `seen`; counts the reason for others."""
+    why = next((why for why, fails in tests.items() if fails(caption)), "")
+    if why:
+        left_out[why] += 1
+    else:
+        seen.add(caption.lower())
+    return not why
+
+
+def _tests(rules: Rules, seen: set[str]) -> dict[str, Callable[[str], bool]]:
+    """Returns tests that are true for captions to remove, by the reason."""
     allow, deny = _any_of(rules.allow), _any_of(rules.deny)
-    found: dict[str, Callable[[str], bool]] = {}
+    tests: dict[str, Callable[[str], bool]] = {}
     if rules.min_words:
-        found["captions too short"] = lambda caption: len(caption.split()) < rules.min_words
+        tests["captions too short"] = lambda caption: len(caption.split()) < rules.min_words
     if (most := rules.max_words) is not None:
-        found["captions too long"] = lambda caption: len(caption.split()) > most
+        tests["captions too long"] = lambda caption: len(caption.split()) > most
     if allow is not None:
-        found["captions without an allowed word"] = lambda caption: allow.search(caption) is None
+        tests["captions without an allowed word"] = lambda caption: allow.search(caption) is None
     if deny is not None:
-        found["captions with a denied word"] = lambda caption: deny.search(caption) is not None
+        tests["captions with a denied word"] = lambda caption: deny.search(caption) is not None
     if rules.unique:
-        found["captions that were there before"] = lambda caption: caption != NO_CAPTION and caption.lower() in seen
-    return found
+        tests["repeated captions"] = lambda caption: caption != NO_CAPTION and caption.lower() in seen
+    return tests
 
 
 def _any_of(words: Sequence[str]) -> re.Pattern[str] | None:
-    told = "|".join(re.escape(word) for word in words)
-    return re.compile(rf"(?<!\w)(?:{told})(?!\w)", re.IGNORECASE) if words else None
+    pattern = "|".join(map(re.escape, words))
+    return re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.IGNORECASE) if words else None
 
 
 def read_words(path: Path) -> list[str]:
-    """Returns a list of words, one a line.
+    """Returns the words in a file, one per line.
 
     Raises:
-        InputError: the file cannot be read or lists nothing.
+        InputError: the file cannot be read or is empty.
     """
     try:
         words = [line.strip() for line in text_lines(path) if line.strip()]
     except OSError as error:
         raise InputError(f"cannot read the words of {path}: {error.strerror or error}; name a text file") from error
     if not words:
-        raise InputError(f"{path} lists no words; write one a line")
+        raise InputError(f"{path} lists no words; write one per line")
     return words
 
 
 def split_images(address: str, out: Path, shares: Mapping[str, float], seed: int = 0) -> Rewritten:
-    """Assigns each image to a split anew and writes a folder for each; equal files always come into the same one.
+    """Assigns each image to a new split and writes a folder for each; equal files are in the same split.
 
     Args:
-        shares: of `train`, `val`, ...; they add up to 1.
-        seed: the split depends on it and on the contents of the file, so that new images move no others.
+        shares: shares of `train`, `val`, ..., which add up to 1.
+        seed: determines the split of an image together with its contents, so new images move no others.
 
     Raises:
-        InputError: the shares do not add up, a split stays empty, or `out` holds something or cannot be written.
+        InputError: the shares do not add up to 1, a split is empty, or `out` is not empty or cannot be written.
     """
     if abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
-        told = ", ".join(f"{split} {share:g}" for split, share in shares.items())
-        raise InputError(f"the shares of the splits must add up to 1, got {told}")
+        given = ", ".join(f"{split} {share:g}" for split, share in shares.items())
+        raise InputError(f"the shares of the splits must add up to 1, got {given}")
     items = [
         Kept(dataset, row, captions)
         for dataset in open_splits(address).values()
         for row, captions in enumerate(dataset.captions)
     ]
     contents = [hashlib.sha256(_bytes(item)).hexdigest() for item in items]
-    wanted = {split: share for split, share in shares.items() if share}
-    parts: dict[str, list[Kept]] = {split: [] for split in wanted}
-    for item, split in zip(items, assign_splits(contents, seed, wanted), strict=True):
+    shares = {split: share for split, share in shares.items() if share}
+    parts: dict[str, list[Kept]] = {split: [] for split in shares}
+    for item, split in zip(items, assign_splits(contents, seed, shares), strict=True):
         parts[split].append(item)
-    empty = [split for split, own in parts.items() if not own]
+    empty = next((split for split, own in parts.items() if not own), None)
     if empty:
-        raise InputError(f"no image of {len(items):,} came into {empty[0]}; take another --seed or a larger share")
+        raise InputError(f"none of {len(items):,} images is in {empty}; use another --seed or a larger share")
     return _write(out, parts, {})
 
 
@@ -236,14 +196,12 @@ def _write(out: Path, parts: Mapping[str, Sequence[Kept]], left_out: dict[str, i
             with open(folder / split / "metadata.jsonl", "w", encoding="utf-8", errors="replace") as file:
                 for number, item in enumerate(items):
                     name = _place(item, folder / split / f"{number:0{digits}d}")
-                    text = item.captions[0] if len(item.captions) == 1 else list(item.captions)
-                    row = {"file_name": name, "text": text, "id": item.dataset.ids[item.row], **item.more}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.write(metadata_line(name, item.captions, id=item.dataset.ids[item.row], **item.more))
     return Rewritten({split: len(items) for split, items in parts.items() if items}, left_out)
 
 
 def _place(item: Kept, stem: Path) -> str:
-    """Puts the image there by a link or a copy; returns its name."""
+    """Links or copies an image to `stem` with its suffix; returns the name of the file."""
     source = item.dataset.source(item.row)
     if isinstance(source, Path):
         path = stem.with_name(stem.name + source.suffix.lower())
@@ -255,7 +213,7 @@ def _place(item: Kept, stem: Path) -> str:
     try:
         with Image.open(BytesIO(source)) as header:
             suffix = f".{(header.format or 'png').lower()}"
-    except Exception:  # broken: it stays broken, under a name that is read
+    except Exception:  # a broken image is kept, with a suffix that is read
         suffix = ".jpg"
     path = stem.with_name(stem.name + suffix)
     path.write_bytes(source)

@@ -1,8 +1,8 @@
 """Reads the prompts of folders that a generator wrote, and finds the files in them that are not samples.
 
 Two layouts are known. `t2i sample` writes `manifest.json` and `grid.png` beside its images. GenEval's generators write
-`metadata.jsonl`, one line with a `prompt`, and `grid.png` beside a folder `samples`. A scored folder may hold any number of
-such folders.
+`metadata.jsonl`, one object with a `prompt` and no file name, beside a folder `samples`, or beside the images themselves; a
+grid lies next to it. A scored folder may hold any number of such folders.
 """
 
 import json
@@ -14,10 +14,12 @@ from typing import Any
 from t2i.data.folders.index import nfc
 from t2i.errors import InputError
 from t2i.files import read_regular
+from t2i.images import SUFFIXES
+from t2i.sampling.prompts import COLUMNS
 
-MANIFEST, GENEVAL, SAMPLES = "manifest.json", "metadata.jsonl", "samples"
+MANIFEST, GENEVAL, SAMPLES = "manifest.json", ("metadata.jsonl", "metadata.json"), "samples"
 MOST_BYTES = 2**28  # size of a manifest
-GRIDS = ("grid.png", "grid.jpg")
+GRID = "grid"  # name of a grid without its suffix
 
 
 @dataclass
@@ -62,8 +64,11 @@ def read_generated(root: Path, ids: Iterable[str]) -> Generated:
         path = PurePosixPath(folder)
         if path.name == SAMPLES and (prompt := _geneval_prompt(root / path.parent)) is not None:
             generated.prompts |= dict.fromkeys(names, prompt)
-        elif _geneval_prompt(root / folder) is not None:
-            generated.others |= {name for name in names if PurePosixPath(name).name in GRIDS}
+        elif (prompt := _geneval_prompt(root / folder)) is not None:
+            beside = (root / folder / SAMPLES).is_dir()  # the samples are there, and everything here is a grid
+            grids = {name for name in names if beside or PurePosixPath(name).stem.lower() == GRID}
+            generated.others |= grids
+            generated.prompts |= dict.fromkeys([name for name in names if name not in grids], prompt)
     if any(one != chosen[0] for one in chosen):
         raise InputError(f"folders below {root} were sampled with different --best-of; score one at a time")
     generated.chosen = chosen[0] if chosen else None
@@ -84,9 +89,14 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 def _geneval_prompt(folder: Path) -> str | None:
     """Returns the prompt if a generator for GenEval wrote the folder, else None."""
-    metadata = _read(folder / GENEVAL) if (folder / SAMPLES).is_dir() else None
-    prompt = metadata.get("prompt") if isinstance(metadata, dict) else None
-    return prompt if isinstance(prompt, str) and prompt.strip() else None
+    metadata = next((found for name in GENEVAL if (found := _read(folder / name)) is not None), None)
+    if not isinstance(metadata, dict):
+        return None
+    texts = {key: value for key, value in metadata.items() if isinstance(value, str) and value.strip()}
+    if "file_name" in texts or any(text.lower().endswith(SUFFIXES) for text in texts.values()):
+        return None  # a row about one image
+    keys = COLUMNS if (folder / SAMPLES).is_dir() else COLUMNS[:1]
+    return next((texts[key] for key in keys if key in texts), None)
 
 
 def _read(path: Path) -> Any:

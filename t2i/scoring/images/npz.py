@@ -105,6 +105,8 @@ def _wrong(shape: tuple[int, ...], fortran: bool, kind: np.dtype) -> str:
         return "the channels come first; save x.transpose(0, 2, 3, 1)"
     if len(shape) == 4 and shape[3] in (1, 4):
         return f"it has {shape[3]} channel{'s' if shape[3] > 1 else ''}; save RGB"
+    if len(shape) == 3 and shape[2] > 4:
+        return "it has no channels; save numpy.stack([x] * 3, axis=-1)"
     if len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
         return "it has another shape; save an array of this shape"
     if kind != np.uint8:

@@ -52,6 +52,7 @@ class Reference:
     sizes: str | None
     extractors: dict[str, dict[str, Any]] | None
     skipped: int = 0
+    formats: str | None = None
     captions: None = field(default=None, init=False)
 
     def why_not(self, extractor: Extractor, features: bool) -> str:
@@ -152,6 +153,7 @@ def _about(images: Images) -> dict[str, Any]:
         "n": len(images),
         "resolution": images.resolution,
         "sizes": images.sizes,
+        "formats": images.formats,
         "skipped": images.skipped,
         "libraries": library_versions(),
     }
@@ -176,7 +178,7 @@ def open_reference(path: Path) -> Reference | None:
         if about["schema"] != SCHEMA:
             raise InputError(f"{path}: statistics of schema {about['schema']}, expected {SCHEMA}; make them again")
         keys = ("data", "split", "data_digest", "n", "resolution", "sizes", "extractors", "skipped")
-        return Reference(path, *(about[key] for key in keys))
+        return Reference(path, *(about[key] for key in keys), formats=about.get("formats"))
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{path}: its header lacks {error}; make the statistics again with t2i eval reference"

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from statistics import median_low
 
 import numpy as np
 
 from t2i import images
+from t2i.data import DATASETS
 from t2i.data.folders.index import index_folder
 from t2i.data.packed.tar import list_tar
 from t2i.data.verify import MIN_SIDE, Verified, verify, workers
@@ -28,7 +30,8 @@ from t2i.scoring.images.collection import CHUNK, CHUNK_BYTES, Images, ahead, cho
 from t2i.scoring.images.generated import read_generated
 from t2i.scoring.images.npz import npz_images
 
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP"}  # others are lossless
+FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WebP", "GIF": "GIF"}  # GIF has 256 colours; others are lossless
+QUALITIES = 64  # JPEG files whose quality is read
 
 
 def open_images(place: str, n: int | None = None, skip_broken: bool = False) -> Images:
@@ -52,6 +55,10 @@ def open_images(place: str, n: int | None = None, skip_broken: bool = False) -> 
         raise InputError(
             f"{shown(path)} is a {suffix or 'file without a suffix'}, which cannot be read as images; {hint}"
         )
+    if not path.exists():
+        data = place.split(":")[0] in DATASETS or place.startswith("shapes-")
+        hint = "; a data set is named with --data" if data else ""
+        raise InputError(f"'{shown(place)}' is not there; name a folder, a .tar or an .npz of images{hint}")
     return folder_images(place, n, skip_broken)
 
 
@@ -125,11 +132,12 @@ _USUAL = ("folders", "other members", "captions without an image", "images witho
 def _verified(data: bytes) -> Verified:
     digest = hashlib.sha256(data).hexdigest()
     try:
-        width, height = images.decode(data).size
+        image = images.decode(data)
     except images.BrokenImage as error:
         return Verified(len(data), 0, sha256=digest, reason=str(error))
+    width, height = image.size
     small = f"{width}x{height} pixels: too small to be an image" if min(width, height) < MIN_SIDE else ""
-    return Verified(len(data), 0, width, height, sha256=digest, reason=small)
+    return Verified(len(data), 0, width, height, image.format or "", sha256=digest, reason=small)
 
 
 # ---- both ----------------------------------------------------------------------------------------------------------
@@ -169,7 +177,7 @@ def _encoded(
         sides.pop() if len(sides) == 1 else None,
         lambda positions: ahead(decode(positions)),
         sizes=_mixed(sizes),
-        formats=" and ".join(sorted({FORMATS.get(Path(name).suffix.lower(), "lossless") for name in names})),
+        formats=_formats(verified, load),
         captioned=len(captions),
     )
 
@@ -190,6 +198,16 @@ def _refuse_broken(place: str, verified: Mapping[str, Verified], skip: bool) -> 
         count = counted(len(verified), "image")
         raise InputError(f"{len(broken):,} of {count} in {place} cannot be decoded, such as {first}; repair them")
     return {name: result for name, result in verified.items() if not result.reason}
+
+
+def _formats(verified: Mapping[str, Verified], load: Callable[[str], Path | bytes]) -> str:
+    """Returns e.g. `JPEG of quality 75 and lossless`: by contents, as suffixes may lie; the quality is the median of some."""
+    kinds = {name: FORMATS.get(found.format, "lossless") for name, found in verified.items()}
+    compressed = [name for name, kind in kinds.items() if kind == "JPEG"]
+    some = compressed[:: max(1, len(compressed) // QUALITIES)][:QUALITIES]
+    qualities = [quality for name in some if (quality := images.jpeg_quality(load(name))) is not None]
+    jpeg = f"JPEG of quality {median_low(qualities)}" if qualities else "JPEG"
+    return " and ".join(jpeg if kind == "JPEG" else kind for kind in sorted(set(kinds.values())))
 
 
 def _mixed(sizes: Sequence[tuple[int, int]]) -> str | None:

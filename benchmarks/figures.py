@@ -3,9 +3,14 @@
     python benchmarks/figures.py
 
 `docs/strip.png`: a row of samples by the shipped emoji model, then one by each model of shapes (prior, one-pass
-generator, GAN) for the first held-out captions of shapes-3; seed 0, the first sample of each. Takes about 25 CPU seconds.
+generator, GAN) for the first held-out captions of shapes-3; seed 0, the first sample of each.
+`docs/report.png`: the upper part of `t2i eval report cgan prior -n 24 --neighbours 0` in a browser window, if Chromium or
+Chrome is installed. Both take about 35 CPU seconds.
 """
 
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +18,10 @@ import numpy as np
 from PIL import Image
 
 from t2i.data import View, open_dataset
+from t2i.eval import report
 from t2i.images import grid
 from t2i.pipeline import TextToImagePipeline
+from t2i.report.options import ReportOptions
 from t2i.weights import shipped
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -23,6 +30,8 @@ EMOJI = ("a slice of pizza", "a dog", "a red apple", "a rocket", "a penguin", "a
 COLUMNS = 6
 ENLARGED = 2
 GAP = 6  # between cells of a grid
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+WINDOW = (1280, 1592)  # pixels of the report that are shown
 
 
 def main() -> None:
@@ -33,6 +42,24 @@ def main() -> None:
     for i, row in enumerate(rows):
         sheet.paste(row, (0, sum(above.height - GAP for above in rows[:i])))
     sheet.save(DOCS / "strip.png", optimize=True)
+    show_report(("cgan", "prior"))
+
+
+def show_report(models: tuple[str, ...]) -> None:
+    """Writes the report of shipped models and takes an image of it in a browser."""
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        print(f"docs/report.png stays as it is: none of {', '.join(BROWSERS)} is installed")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        page, shot = Path(folder) / "report.html", Path(folder) / "report.png"
+        report.main(ReportOptions(runs=models, n=24, neighbours=0, out=page))
+        size = f"{WINDOW[0]},{WINDOW[1] + 200}"  # the last part of a window may not be painted
+        how = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={size}"]
+        command = [browser, *how, f"--user-data-dir={folder}/profile", f"--screenshot={shot}", page.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        with Image.open(shot) as image:
+            image.convert("RGB").crop((0, 0, *WINDOW)).save(DOCS / "report.png", optimize=True)
 
 
 def row_of(model: str, prompts: Sequence[str], said: bool) -> Image.Image:

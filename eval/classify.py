@@ -27,7 +27,8 @@ from t2i.metrics import Features
 from t2i.metrics.intervals import wilson
 from t2i.metrics.score import Score, ScoreProtocol, rounded, write_scores
 from t2i.names import counted
-from t2i.scoring.images.collection import choose
+from t2i.scoring.images.collection import choose, images_of_rows
+from t2i.scoring.leaks import refuse_leaks_of_encoder
 from t2i.scoring.options import ClassifyOptions
 
 CHUNK, VERSION = 500, 1
@@ -55,6 +56,18 @@ def chosen_rows(dataset: Dataset, values: Values, most: int | None) -> list[int]
     if most is None or most >= len(known):
         return known
     return [known[k] for k in choose(len(known), most, where)]
+
+
+def leak_of(options: ClassifyOptions, side: int, dataset: Dataset, rows: list[int]) -> str | None:
+    """Refuses rows that an align run was trained on, or describes the leak for the scores if `--allow-leak` is set.
+
+    Args:
+        side: pixels a side of the run's training images.
+    """
+    captions = [dataset.captions[row][0] for row in rows]
+    if dataset.resolution != side:
+        dataset = open_split(options, dataset.split, options.n, side)[0]
+    return refuse_leaks_of_encoder(options.run, images_of_rows(dataset, rows, captions), options.allow_leak)
 
 
 def features_of(extractor: ImageTextExtractor, dataset: Dataset, rows: list[int], tick: Any) -> dict[str, Features]:
@@ -112,6 +125,7 @@ def main(options: ClassifyOptions) -> None:
                 raise InputError(
                     f"split {split} shares no class with split train, e.g. because classes are split; name another with --split"
                 )
+            leak = leak_of(options, extractor.side, dataset, held)
             predicted = predictions(features, labels, features_of(extractor, dataset, held, tick), options.c)
             protocol = ScoreProtocol(
                 metric_version=VERSION,
@@ -126,6 +140,7 @@ def main(options: ClassifyOptions) -> None:
                 resize=extractor.resize,
                 resolution=resolution,
                 sampling=f"logistic regression, c {options.c:g}",
+                leak=leak,
             )
             for direction in DIRECTIONS:
                 scores += scores_of(options.label, direction, predicted[direction], truth, labels, protocol)

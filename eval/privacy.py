@@ -1,10 +1,10 @@
-"""Guesses which images a model was trained on, and tells how often the guess is right.
+"""Measures how much a model reveals about its training images, by guessing which images it was trained on.
 
     t2i eval privacy runs/prior
     t2i eval privacy cgan -n 1000 --html privacy.html --out privacy.json
 
-Attacks by likelihood (a prior), by the logit of the critic (a GAN), and by the distance from the nearest sampled image. Training
-images against images of val: where the two cannot be told apart, `auc` is .5 and `found` .01. docs/privacy.md has the limits.
+Attacks training images and images of val by likelihood (a prior), by the logit of the critic (a GAN), and by the distance from
+the nearest sampled image. If the two cannot be separated, `auc` is .5 and `found` is .01. docs/privacy.md has the limits.
 """
 
 from t2i.cli import run_program
@@ -21,29 +21,34 @@ def main(options: PrivacyOptions) -> None:
         refuse_unwritable(options.html, "an HTML file", "--html")
     if options.out is not None:
         refuse_unwritable(options.out, "a JSON file", "--out")
-    # slow to import: a mistake above is told first
+    # slow to import, so only after the checks
     from t2i.pipeline import TextToImagePipeline
     from t2i.privacy.page import write_page
     from t2i.privacy.scores import attack
 
+    # Attacks on training images and images of val
     with shown_progress(" images") as tick:
         pipe = TextToImagePipeline.from_pretrained(options.run, device())
-        found = attack(options, pipe, tick)
+        attacked = attack(options, pipe, tick)
+
+    # Scores with their intervals, and the epsilon of private training
     rows = []
-    for score in found.scores:
+    for score in attacked.scores:
         interval = "" if score.interval is None else "..".join(map(rounded, score.interval))
         rows.append([score.name, rounded(score.value), interval, rounded(score.bounds["chance"])])
     table(("score", "value", "95 % interval", "chance"), rows)
-    facts = {"model": f"{options.run}, step {pipe.manifest['step']:,}", "data": found.sides.members.name}
+    facts = {"model": f"{options.run}, step {pipe.manifest['step']:,}", "data": attacked.sides.members.name}
     if spent := pipe.manifest.get("privacy"):
         facts["trained with"] = f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g}"
         print(f"trained with differential privacy: {facts['trained with'].removeprefix('trained with ')}")
+
+    # The same as a page and as a file
     if options.html is not None:
-        write_page(options.html, f"privacy: {options.run}", facts, found)
+        write_page(options.html, f"privacy: {options.run}", facts, attacked)
     if options.out is not None:
-        write_scores(options.out, found.scores)
-    for place in filter(None, (options.html, options.out)):
-        print(f"wrote {place}")
+        write_scores(options.out, attacked.scores)
+    for path in filter(None, (options.html, options.out)):
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":  # python -m t2i.eval.privacy

@@ -7,6 +7,7 @@ t2i read runs/vqa a.png b.png --ask "what colour is the star?" --ask "how many o
 import json
 
 from t2i.cli import run_program
+from t2i.errors import InputError
 from t2i.files import refuse_unwritable, write_text
 from t2i.hardware import device, prepare_cpu
 from t2i.reader.captioning import image_files
@@ -16,6 +17,10 @@ from t2i.reader.reading import BATCH, Reader
 
 def main(options: ReadOptions) -> None:
     prepare_cpu()
+    if options.ask and options.beams != 1:
+        raise InputError(
+            f"--beams {options.beams} does nothing with --ask, as answers are chosen, not written; remove it"
+        )
 
     # Images, the reader, and a place for the results
     if options.out is not None:

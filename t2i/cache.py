@@ -140,8 +140,11 @@ def checksum(tensors: dict[str, "Tensor"]) -> str:
     return f"{crc:08x}"
 
 
-def write_shard(path: Path, tensors: dict[str, "Tensor"]) -> None:
+def write_shard(path: Path, tensors: dict[str, "Tensor"], **facts: str) -> None:
     """Writes one shard with a checksum, atomically.
+
+    Args:
+        facts: entries of the header beside the checksum.
 
     Raises:
         InputError: the disk is full or not writable.
@@ -152,7 +155,7 @@ def write_shard(path: Path, tensors: dict[str, "Tensor"]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent)
         with new_file(path, durable=True) as temporary:
-            temporary.write_bytes(save(tensors, metadata={"crc32": checksum(tensors)}))
+            temporary.write_bytes(save(tensors, metadata={"crc32": checksum(tensors), **facts}))
     except (OSError, SafetensorError) as error:
         raise cache_error(path.parent, error) from error
 

@@ -59,9 +59,9 @@ def progress_of(main: bool) -> Iterator[Tick]:
 
 @contextmanager
 def warnings_of(main: bool) -> Iterator[None]:
-    """Acts as `warnings_as_lines` on the main process; the others show no warnings."""
+    """Prints each warning at once, as one line on stderr of the main process; the others show no warnings."""
     if main:
-        with warnings_as_lines(Console(stderr=True)):
+        with warnings_as_lines(Console(stderr=True), merged=False):
             yield
         return
     with warnings.catch_warnings(action="ignore"):
@@ -69,13 +69,17 @@ def warnings_of(main: bool) -> Iterator[None]:
 
 
 @contextmanager
-def warnings_as_lines(console: Console) -> Iterator[None]:
-    """Prints each warning once, as one line on stderr; the warnings about truncated captions of all batches are merged."""
+def warnings_as_lines(console: Console, merged: bool = True) -> Iterator[None]:
+    """Prints each warning once, as one line on stderr.
+
+    Args:
+        merged: the warnings about truncated captions of all batches become one at the end; False: each is printed at once.
+    """
     cut: list[TruncationWarning] = []
     messages: set[str] = set()
 
     def show(message: Warning | str, *_: Any) -> None:
-        if isinstance(message, TruncationWarning):
+        if isinstance(message, TruncationWarning) and merged:
             cut.append(message)
         elif str(message) not in messages:
             messages.add(str(message))

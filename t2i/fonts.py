@@ -20,6 +20,8 @@ PREFERRED = (
     "notosansdevanagari", "notosansthai", "segoeui.", "seguisym", "notoemoji", "symbola",
 )  # fmt: skip
 
+_MARKS = ("Mn", "Me")  # categories of accents, which are written onto the letter before
+
 
 class Pen:
     """Measures and writes lines of text at one size."""
@@ -31,8 +33,8 @@ class Pen:
     def spelled(self, text: str) -> str:
         """Returns text in which words replace characters without a font: `:cat face:`, `(2 CJK characters)`."""
         parts = []
-        for font, run in self._runs(text):
-            parts.append(run if font is not None else _in_words(run, _default(self.size)))
+        for font, run in self._runs(unicodedata.normalize("NFC", text)):
+            parts.append(_in_words(run, _default(self.size)) if font is None else _without_lone_marks(run, font))
         return " ".join("".join(parts).split())
 
     def length(self, text: str) -> float:
@@ -64,7 +66,12 @@ class Pen:
                 if lines[-1] and self.length(lines[-1] + letter) > width:
                     lines.append("")
                 lines[-1] += letter
-        return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " ..."]
+        if len(lines) <= most:
+            return lines
+        last = lines[most - 1]
+        while last and self.length(f"{last} ...") > width:
+            last = last[:-1].rstrip()
+        return [*lines[: most - 1], f"{last} ..."]
 
     def _runs(self, text: str) -> Iterator[tuple[Font | None, str]]:
         """Yields runs of characters with their font, None if no font has them."""
@@ -77,6 +84,11 @@ class Pen:
             yield fonts[places[0]], text[places[0] : places[-1] + 1]
 
 
+def _without_lone_marks(run: str, font: Font) -> str:
+    """Returns the run without accents that the font would show as boxes."""
+    return "".join(letter for letter in run if unicodedata.category(letter) not in _MARKS or _has(font, letter))
+
+
 def _in_words(run: str, font: Font) -> str:
     """Returns a replacement for characters without a font: letters without accents, else their names."""
     plain = "".join(
@@ -86,9 +98,10 @@ def _in_words(run: str, font: Font) -> str:
     if all(_has(font, letter) for letter in plain):
         return plain
     # without accents, joiners and skin tones
-    letters = [x for x in run if unicodedata.category(x)[0] not in "MC" and unicodedata.category(x) != "Sk"]
+    letters = [x for x in run if unicodedata.category(x) not in (*_MARKS, "Mc", "Cf", "Cc", "Cs", "Sk")]
     parts = []
-    for symbol, group in groupby(letters, key=lambda letter: unicodedata.category(letter)[0] in "SPN"):
+    # a character newer than this Python has no name and the category Cn
+    for symbol, group in groupby(letters, key=lambda letter: unicodedata.category(letter)[0] in "SPNC"):
         held = list(group)
         if symbol:
             parts += [f":{unicodedata.name(letter, f'U+{ord(letter):04X}').lower()}:" for letter in held]

@@ -24,7 +24,7 @@ from t2i.fonts import Pen
 if TYPE_CHECKING:
     import torch
 
-MAX_PIXELS = 120_000_000  # phone cameras take images of 108 million
+MAX_PIXELS = 210_000_000  # phone cameras take images of 200 million
 MAX_SIDE = 16_384
 MAX_BYTES = 64 * 1024 * 1024
 TRANSFORM = 2  # version of the decoder: incremented when a file decodes to other pixels, which invalidates caches
@@ -53,9 +53,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Set once, as `catch_warnings` around each decode would race between threads. Pillow's limit for decompression bombs is
-# higher than MAX_PIXELS, which is checked anyway; its other warnings are about damaged metadata, which does not affect pixels.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Set once, as `catch_warnings` around each decode would race between threads. MAX_PIXELS, which is checked before an image is
+# decoded, replaces Pillow's limit; Pillow's other warnings are about damaged metadata, which does not affect pixels.
+Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # Otherwise intact images with text or colour profiles over Pillow's limit of a megabyte would count as broken.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_BYTES
@@ -159,7 +159,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(canvas, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
 
 
 def fit(image: Image.Image, size: int, how: Fit = "center", offset: tuple[float, float] = (0.5, 0.5)) -> ImageArray:

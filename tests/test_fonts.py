@@ -13,6 +13,7 @@ from t2i.fonts import Pen
 CAPTIONS = [
     "a small red circle", "café, naïve, Übergröße", "красный круг", "κόκκινος κύκλος", "小さい赤い円", "一个红色的圆",
     "빨간 원", "دائرة حمراء", "עיגול אדום", "लाल वृत्त", "วงกลมสีแดง", "🐱 on 🚲", "👩‍👩‍👧", "👍🏽", "“quoted” — and… →", "𝒳𓀀",
+    "x\u0302 q\u0301\u0323 e\u0301",
 ]  # fmt: skip
 
 
@@ -51,6 +52,8 @@ def test_every_character_is_there_or_told_in_words(caption):
         ("👩‍👧", ":woman: :girl:"),
         ("دائرة", "(5 Arabic characters)"),
         ("→", ":rightwards arrow:"),
+        ("\ue000 \U000f0000", ":u+e000: :u+f0000:"),
+        ("x\u0302 q\u0301", "x q"),
         ("caf\u00e9 — na\u00efve", "cafe - naive"),
         ("\u200b", ""),
     ],
@@ -64,7 +67,8 @@ def test_words_wider_than_a_line_are_cut():
     pen = Pen(11)
     for text in ("x" * 300, "円" * 90, "a " + "y" * 60):
         lines = pen.wrapped(text, 128)
-        assert 1 < len(lines) <= 5 and all(pen.length(line) <= 140 for line in lines)
+        assert 1 < len(lines) <= 5 and all(pen.length(line) <= 128 for line in lines)
+        assert lines[-1].endswith("...") == (len(text) > 70)
     assert pen.wrapped("", 128) == [""]
 
 

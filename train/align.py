@@ -1,9 +1,9 @@
-"""Trains a small dual encoder on captioned images (CLIP, Radford et al., 2021). It serves as text encoder and as scorer.
+"""Trains a small dual encoder on captioned images (CLIP, Radford et al., 2021), which is used as text encoder and as scorer.
 
     t2i train align --data shapes-2 --run-dir runs/align
     t2i train align --config align-cca --data shapes-2 --run-dir runs/cca
 
-The second fits maps between frozen encoders in seconds; `aligner` is procrustes, ridge, cca, subspace or adversarial.
+The second command fits maps between frozen encoders, in seconds. With `image_weight`, the dual encoder also decodes images.
 
 Other programs take the run directory as `text.path` or `guidance.path`. To resume, run the same command again.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from t2i import seeding
@@ -36,7 +37,8 @@ from t2i.data.tools.labels import class_numbers
 from t2i.errors import InputError
 from t2i.families import Source
 from t2i.hardware import prepare_cpu
-from t2i.images import ImageArray, to_model
+from t2i.images import ImageArray, grid, to_model, to_uint8
+from t2i.metrics.reconstruction import psnr
 from t2i.metrics.retrieval import binding, retrieval
 from t2i.sampling.source import open_start
 from t2i.training.conditioning import own_vocabulary, pooled_pairs, prepare_images, prepare_text
@@ -44,10 +46,11 @@ from t2i.training.initialise import Reads, initialise
 from t2i.training.optimization import clip_gradients, cosine
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
-from t2i.training.validation import keep_best, note_validation, open_held_out_splits
+from t2i.training.validation import keep_best, note_validation, open_held_out_splits, oracle_names, oracle_scores
 
 WAYS, RECALLS = ("text_to_image", "image_to_text"), (1, 5, 10)
-CHUNK = 250  # pairs embedded at once in validation
+CHUNK = 250  # pairs embedded or decoded at once in validation
+SHOWN = 8  # pairs in the sample grid of the image decoder
 FINAL_RATE = 0.02  # the cosine ends at this share of the peak learning rate
 
 
@@ -65,7 +68,9 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
         captions = [caption for options in train.captions for caption in options]
         return CaptionTokenizer.fit(captions, config.text_tower.vocabulary, most).json_text
 
-    return CaptionTokenizer(own_vocabulary(run, TOKENIZER, fit), most)
+    tokenizer = CaptionTokenizer(own_vocabulary(run, TOKENIZER, fit), most)
+    tokenizer.warn_of_cut((caption for options in train.captions for caption in options), "text_tower.max_tokens")
+    return tokenizer
 
 
 def refuse_unseen(config: Config, source: Source | None) -> None:
@@ -105,19 +110,66 @@ def validate(
     return scores
 
 
+@torch.no_grad()
+def validate_decoder(
+    dataset: Dataset,
+    decode: Callable[[Tensor], Tensor],
+    embed_images: Callable[[ImageArray], Tensor],
+    embed_text: Callable[[Sequence[str]], Tensor],
+) -> tuple[dict[str, float], Image.Image]:
+    """Scores images decoded from their own embedding (`image_`) and from that of their caption (`text_`).
+
+    Returns:
+        PSNR and, for rendered shapes, the oracle's strict score of both; and a sheet of images, first the real ones.
+    """
+    captions = [options[0] for options in dataset.captions]
+    images = dataset.images(range(len(dataset)))
+    starts = range(0, len(images), CHUNK)
+    decoded = {
+        "image": np.concatenate([to_uint8(decode(embed_images(images[k : k + CHUNK]))) for k in starts]),
+        "text": np.concatenate([to_uint8(decode(embed_text(captions[k : k + CHUNK]))) for k in starts]),
+    }
+    scores = {f"{side}_psnr": float(psnr(made, images).mean()) for side, made in decoded.items()}
+    for side, made in decoded.items():
+        scores |= {f"{side}_{name}": value for name, value in oracle_scores(made, captions).items() if name == "strict"}
+    count = min(SHOWN, len(images))
+    labels = [*captions[:count], *["decoded from the image"] * count, *["decoded from the caption"] * count]
+    shown = [image for part in (images, *decoded.values()) for image in part[:count]]
+    return scores, grid(shown, labels, columns=count)
+
+
 def validate_towers(
-    model: DualEncoder, tokenizer: CaptionTokenizer, dataset: Dataset, device: torch.device
+    model: DualEncoder, tokenizer: CaptionTokenizer, split: str, dataset: Dataset, run: Run
 ) -> dict[str, float]:
-    """Returns the scores of the towers in training."""
+    """Returns the scores of the towers in training; saves a sheet of decoded images for `val` if there is a decoder."""
+
+    def embed_images(images: ImageArray) -> Tensor:
+        return model.embed_images(to_model(images).to(run.device))
 
     def embed_text(captions: Sequence[str]) -> Tensor:
         ids, mask, _ = tokenizer(captions)
-        return model.embed_text(ids.to(device), mask.to(device))
+        return model.embed_text(ids.to(run.device), mask.to(run.device))
 
     model.eval()
-    scores = validate(dataset, lambda images: model.embed_images(to_model(images).to(device)), embed_text)
+    scores = validate(dataset, embed_images, embed_text)
+    if model.image_decoder is not None:
+        decoder_scores, sheet = validate_decoder(dataset, model.image_decoder, embed_images, embed_text)
+        scores |= decoder_scores
+        if split == "val":
+            run.save_samples(sheet)
     model.train()
     return scores
+
+
+def score_names(config: Config, held_out: dict[str, Dataset]) -> list[str] | None:
+    """Returns the names of the scores on val that the best weights can be chosen by; None if the data has no val."""
+    if "val" not in held_out:
+        return None
+    names = [f"{way}_recall@{k}" for way in WAYS for k in RECALLS]
+    if config.image_weight:
+        oracle = {"strict"}.intersection(oracle_names([options[0] for options in held_out["val"].captions]))
+        names += [f"{side}_{name}" for side in ("image", "text") for name in ("psnr", *oracle)]
+    return names
 
 
 def prepare_pairs(config: Config, train: Dataset, tokenizer: CaptionTokenizer, batch: Batch, run: Run) -> Pairs:
@@ -140,7 +192,7 @@ def prepare_pairs(config: Config, train: Dataset, tokenizer: CaptionTokenizer, b
 
 def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, Dataset], source: Source | None) -> None:
     """Trains both towers of a dual encoder."""
-    # Tokenizer, both towers, a captioner that improves them and is used only in training (CoCa), and AdamW
+    # Tokenizer, both towers, a captioner that improves them (CoCa), and AdamW
     tokenizer = prepare_tokenizer(config, run, train)
     model = DualEncoder(config, len(tokenizer)).to(run.device)
     captioner = Captioner(config, len(tokenizer)).to(run.device)
@@ -155,8 +207,7 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
     run.register("model", model)
     run.register("captioner", captioner)
     run.register("optimizer", optimizer)
-    names = [f"{way}_recall@{k}" for way in WAYS for k in RECALLS] if "val" in held_out else None
-    best = keep_best(run, model.state_dict, config.best_metric, names)
+    best = keep_best(run, model.state_dict, config.best_metric, score_names(config, held_out))
     run.resume()
 
     # The model wrapped for several processes, and images from the position of the run
@@ -168,7 +219,7 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
         # Validation, and a checkpoint
         if run.due(config.validation_steps):
             for split, dataset in held_out.items():
-                scores = run.on_main(lambda: validate_towers(model, tokenizer, dataset, run.device))  # noqa: B023
+                scores = run.on_main(lambda: validate_towers(model, tokenizer, split, dataset, run))  # noqa: B023
                 note_validation(run, scores, best if split == "val" else None, split)
         if run.due(config.checkpointing_steps):
             run.save()
@@ -182,7 +233,7 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
         known = embed_all(paired, micros) if len(micros) > 1 else []
         losses: list[Tensor] = []
         for number in run.accumulate(paired, range(len(micros))):
-            loss, watch = micro_loss(paired, micros, number, known, config.negatives, run.num_processes)
+            loss, watch = micro_loss(paired, micros, number, known, config, run.num_processes)
             run.accelerator.backward(loss)
             losses.append(loss)
             run.note(watch)
@@ -195,13 +246,16 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
 
 def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, Dataset]) -> None:
     """Fits maps between two frozen encoders."""
+    if run.num_processes > 1 and not config.is_solved:
+        raise InputError(
+            f"aligner=adversarial trains on one process, and there are {run.num_processes}; start it without torchrun"
+        )
+
     # Frozen encoders, features of pairs, and the fitting of maps
     assert config.text is not None and config.image is not None
     text, image = prepare_text(config.text, train, run), prepare_images(config.image, run)
     if config.is_solved:
         run.see_all(len(train))
-    elif run.num_processes > 1:
-        raise InputError("aligner=adversarial trains on one process only; start it without torchrun")
 
     def read_pairs() -> Pairing:
         pairs = pooled_pairs(text, image, train, run, config.seed)

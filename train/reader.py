@@ -68,17 +68,21 @@ def prepare_vocabulary(config: Config, run: Run, train: Dataset, questions: Ques
             f"the questions of {train.address} have {len(answers)} answers; at least two are needed to choose from"
         )
 
+    texts = [caption for options in train.captions for caption in options] if config.tasks.caption else []
+    texts += [question.text for question in sample]
+
     def fit() -> str:
         if gpt2 is not None:
             return gpt2.tokenizer
-        texts = [caption for options in train.captions for caption in options] if config.tasks.caption else []
-        texts += [question.text for question in sample]
         return CaptionTokenizer.fit(texts, config.vocabulary, config.max_tokens).json_text
 
     text = own_vocabulary(run, TOKENIZER, fit)
     if gpt2 is None:
-        return Vocabulary(CaptionTokenizer(text, config.max_tokens), answers)
-    return Vocabulary(CaptionTokenizer(text, gpt2.shape[0], (gpt2.end, gpt2.end, gpt2.end)), answers, gpt2.shape)
+        tokenizer, shape = CaptionTokenizer(text, config.max_tokens), None
+    else:
+        tokenizer, shape = CaptionTokenizer(text, gpt2.shape[0], (gpt2.end, gpt2.end, gpt2.end)), gpt2.shape
+    tokenizer.warn_of_cut(texts, "max_tokens")
+    return Vocabulary(tokenizer, answers, shape)
 
 
 def prepare_text(config: Config, run: Run, train: Dataset, questions: Questions) -> TextEncoder | None:

@@ -6,14 +6,13 @@ Axes: N rows, D features, C classes.
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from scipy.optimize import minimize
+from scipy.special import expit, logsumexp
 
 from t2i.metrics import Features
 
-ITERATIONS, TOLERANCE = 500, 1e-9
+SOLVER = {"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "gtol": 1e-9, "ftol": 1e-15}
 
 
 class LogisticRegression(NamedTuple):
@@ -39,33 +38,29 @@ def fit_logistic(features_ND: Features, has_NC: NDArray[np.bool_], is_single: bo
     Args:
         is_single: each row has exactly one class.
     """
-    x_ND, target = torch.from_numpy(np.asarray(features_ND, dtype=np.float64)), torch.from_numpy(has_NC)
-    weight = torch.zeros(has_NC.shape[1], x_ND.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(has_NC.shape[1], dtype=torch.float64, requires_grad=True)
-    target_N, target_NC = target.int().argmax(dim=1), target.double()
-    solver = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=ITERATIONS,
-        history_size=20,
-        tolerance_grad=TOLERANCE,
-        tolerance_change=TOLERANCE**2,
-        line_search_fn="strong_wolfe",
-    )
+    x_NE = np.hstack([features_ND, np.ones((len(features_ND), 1))]).astype(np.float64)  # E = D + 1, the bias
+    target_NC = has_NC.astype(np.float64)
 
-    def loss() -> Tensor:
-        solver.zero_grad()
-        logits_NC = x_ND @ weight.T + bias
+    def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        """Returns the mean loss and its gradient."""
+        weight_CE = flat.reshape(-1, x_NE.shape[1])
+        logits_NC = x_NE @ weight_CE.T
         if is_single:
-            fit = F.cross_entropy(logits_NC, target_N)
+            total_N1 = np.asarray(logsumexp(logits_NC, axis=1, keepdims=True))
+            fit = total_N1.sum() - (logits_NC * target_NC).sum()
+            error_NC = np.exp(logits_NC - total_N1) - target_NC
         else:
-            fit = F.binary_cross_entropy_with_logits(logits_NC, target_NC, reduction="none").sum() / len(x_ND)
-        total = fit + weight.square().sum() / (2 * c * len(x_ND))
-        total.backward()
-        return total
+            fit = (np.logaddexp(0, logits_NC) - logits_NC * target_NC).sum()
+            error_NC = expit(logits_NC) - target_NC
+        penalised_CE = np.hstack([weight_CE[:, :-1], np.zeros((len(weight_CE), 1))])
+        loss = fit + np.square(penalised_CE).sum() / (2 * c)
+        gradient_CE = error_NC.T @ x_NE + penalised_CE / c
+        return loss / len(x_NE), gradient_CE.ravel() / len(x_NE)
 
-    with torch.enable_grad():
-        solver.step(loss)
-    return LogisticRegression(weight.detach().numpy(), bias.detach().numpy(), is_single)
+    start = np.zeros(has_NC.shape[1] * x_NE.shape[1])
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=SOLVER)
+    weight_CE = found.x.reshape(-1, x_NE.shape[1])
+    return LogisticRegression(weight_CE[:, :-1], weight_CE[:, -1], is_single)
 
 
 def correct_rows(predicted_NC: NDArray[np.bool_], true_NC: NDArray[np.bool_]) -> NDArray[np.bool_]:

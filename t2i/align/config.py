@@ -162,8 +162,8 @@ AlignerConfig = (
     ContrastiveAligner | ProcrustesAligner | RidgeAligner | CCAAligner | SubspaceAligner | AdversarialAligner
 )
 KEYS_OF_TRAINED_TOWERS = (
-    "text_tower", "image_tower", "negatives", "init_from", "freeze", "replay", "compile", "best_metric", "lr_warmup_steps",
-    "weight_decay", "gradient_accumulation_steps",
+    "text_tower", "image_tower", "negatives", "image_weight", "kl_weight", "init_from", "freeze", "replay", "compile",
+    "best_metric", "lr_warmup_steps", "weight_decay", "gradient_accumulation_steps",
 )  # fmt: skip
 KEYS_OF_STEPS = ("train_batch_size", "learning_rate")
 ADVERSARIAL_STEPS, ADVERSARIAL_RATE = 300, 2e-4
@@ -184,6 +184,17 @@ class Config(StartConfig):
     text_tower: TextTowerConfig = TextTowerConfig()
     image_tower: ImageTowerConfig = ImageTowerConfig()
     negatives: Annotated[NegativesConfig, Field(discriminator="kind")] = BatchNegatives()
+    image_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the squared errors of images decoded from both embeddings, which makes the dual encoder an "
+        "autoencoder; 0: no image decoder",
+    )
+    kl_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the KL divergence, in nats per image, of a variational autoencoder; 0: decoded without noise",
+    )
     embedding: int = Field(
         default=128,
         ge=8,
@@ -247,6 +258,10 @@ class Config(StartConfig):
                 raise ValueError(
                     f"{', '.join(unused)}: no effect with aligner=contrastive, which trains its own towers; remove it, "
                     "or set aligner=cca"
+                )
+            if self.kl_weight and not self.image_weight:
+                raise ValueError(
+                    f"kl_weight={self.kl_weight:g} has no effect without an image decoder; set image_weight too, or remove it"
                 )
             return self
         names = (*KEYS_OF_TRAINED_TOWERS, *KEYS_OF_STEPS * self.is_solved)

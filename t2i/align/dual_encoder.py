@@ -1,4 +1,4 @@
-"""A dual encoder: a caption and an image mapped into one space (CLIP, Radford et al. 2021), small enough for a CPU.
+"""A dual encoder, which maps captions and images into one space (CLIP, Radford et al., 2021), small enough for a CPU.
 
 Axes: B batch, C channels, H W image, T text tokens, D token width, E shared embedding.
 """
@@ -12,17 +12,18 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from t2i.align.config import Config, ImageTowerConfig, TextTowerConfig
+from t2i.align.image_decoder import ImageDecoder
 
 TEMPERATURE_START, SCALE_LIMIT = 0.07, 100.0
-PLACES = 16  # of the 4 x 4 map that the image tower ends in
-KERNEL = 5  # tokens that the text tower's convolution spans
+PLACES = 16  # in the 4 x 4 map at the end of the image tower
+KERNEL = 5  # width of the text tower's convolution, in tokens
 
 
 class TowerBlock(nn.Module):
-    """Pre-norm transformer block; with a kernel, a depthwise convolution first mixes each token with its neighbours.
+    """A pre-norm transformer block; with a kernel, a depthwise convolution first mixes each token with its neighbours.
 
-    The convolution binds an adjective to its noun in a third of the steps that attention alone takes (LOG.md; compare Primer,
-    So et al., NeurIPS 2021).
+    With the convolution, adjectives are bound to their nouns in a third of the steps that attention alone needs (LOG.md;
+    compare Primer, So et al., NeurIPS 2021).
     """
 
     def __init__(self, width: int, heads: int, kernel: int = 0) -> None:
@@ -45,13 +46,13 @@ class TowerBlock(nn.Module):
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None, visible_TT: Tensor | None = None) -> Tensor:
         """
         Args:
-            mask_BT: True at real tokens; padded ones are never attended to. None: all are real.
-            visible_TT: True where token i may see token j; None: everywhere.
+            mask_BT: True at real tokens; padding is never attended to. None: all tokens are real.
+            visible_TT: True if token i may attend to token j; None: all tokens may.
         """
         if self.neighbours is not None:
-            heard = self.neighbours["norm"](x_BTD)
-            heard = heard if mask_BT is None else heard * mask_BT[..., None]
-            x_BTD = x_BTD + self.neighbours["conv"](heard.transpose(1, 2)).transpose(1, 2)
+            normed = self.neighbours["norm"](x_BTD)
+            normed = normed if mask_BT is None else normed * mask_BT[..., None]
+            x_BTD = x_BTD + self.neighbours["conv"](normed.transpose(1, 2)).transpose(1, 2)
         q, k, v = rearrange(
             self.qkv(self.norm_attention(x_BTD)), "b t (three n d) -> three b n t d", three=3, n=self.heads
         )
@@ -62,7 +63,7 @@ class TowerBlock(nn.Module):
 
 
 class TextTower(nn.Module):
-    """LinearMaps ids to token states and to their mean, projected."""
+    """Maps token ids to token states, and projects their mean to an embedding."""
 
     def __init__(self, config: TextTowerConfig, vocabulary: int, embedding: int) -> None:
         super().__init__()
@@ -74,10 +75,10 @@ class TextTower(nn.Module):
         nn.init.normal_(self.tokens.weight, std=0.02)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor, trim: bool = True) -> tuple[Tensor, Tensor]:
-        """Returns tokens_BTD (normed states, zero at padding) and embedding_BE (not yet normalised).
+        """Returns tokens_BTD (normalised states, zero at padding) and embedding_BE (not normalised).
 
         Args:
-            trim: skips the padding beyond the longest caption. This is faster, but the last bits then depend on the batch.
+            trim: skip the padding after the longest caption, which is faster; the last bits then depend on the batch.
         """
         longest = int(mask_BT.sum(dim=1).max()) if trim else ids_BT.shape[1]
         mask = mask_BT[:, :longest]
@@ -90,7 +91,7 @@ class TextTower(nn.Module):
 
 
 class ResidualStage(nn.Module):
-    """Halves the resolution, then adds residual pairs of 3x3 convolutions."""
+    """Halves the resolution, then applies residual pairs of 3x3 convolutions."""
 
     def __init__(self, channels_in: int, channels: int, depth: int) -> None:
         super().__init__()
@@ -115,7 +116,7 @@ class ResidualStage(nn.Module):
 
 
 def last_map(images_BCHW: Tensor, resolution: int, stem: nn.Module, stages: Iterable[nn.Module]) -> Tensor:
-    """Returns the map that the stages end in, of images that are resized to `resolution` first."""
+    """Resizes images to `resolution` and returns the output map of the last stage."""
     x = images_BCHW
     if x.shape[-1] != resolution:
         x = F.interpolate(x, (resolution, resolution), mode="bilinear", antialias=True)
@@ -126,7 +127,7 @@ def last_map(images_BCHW: Tensor, resolution: int, stem: nn.Module, stages: Iter
 
 
 class ImageTower(nn.Module):
-    """LinearMaps an image in [-1, 1] to its embedding. The last 4 x 4 map is flattened, not averaged: places carry meaning."""
+    """Maps images in [-1, 1] to embeddings. The last 4 x 4 map is flattened, not averaged, to keep positions."""
 
     def __init__(self, config: ImageTowerConfig, resolution: int, embedding: int) -> None:
         super().__init__()
@@ -141,7 +142,7 @@ class ImageTower(nn.Module):
         self.project = nn.Linear(widths[-1] * 16, embedding, bias=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Returns embedding_BE, not yet normalised. Images of another size are resized to the tower's own first."""
+        """Returns embedding_BE, not normalised, of images of any size."""
         return self.embed(self.map(images_BCHW))
 
     def map(self, images_BCHW: Tensor) -> Tensor:
@@ -149,14 +150,14 @@ class ImageTower(nn.Module):
         return last_map(images_BCHW, self.resolution, self.stem, self.stages)
 
     def embed(self, map_BCHW: Tensor) -> Tensor:
-        """Returns embedding_BE of a map, not yet normalised."""
+        """Returns embedding_BE of a map, not normalised."""
         return self.project(F.silu(self.norm(map_BCHW)).flatten(1))
 
 
 class DualEncoder(nn.Module):
-    """A text tower, an image tower and the learned temperature."""
+    """A text tower, an image tower, a learned temperature and, if `image_weight` is set, a decoder of images."""
 
-    # what rows stand for, where a run starts from other weights (t2i.training.initialise)
+    # meaning of the rows of weights, for runs that start from other weights (t2i.training.initialise)
     roles: ClassVar[dict[str, str]] = {"text.tokens.weight": "words", "text.positions": "order"}
 
     def __init__(self, config: Config, vocabulary: int) -> None:
@@ -164,6 +165,7 @@ class DualEncoder(nn.Module):
         self.text = TextTower(config.text_tower, vocabulary, config.embedding)
         self.image = ImageTower(config.image_tower, config.data.resolution, config.embedding)
         self.log_scale = nn.Parameter(torch.tensor(1 / TEMPERATURE_START).log())
+        self.image_decoder = ImageDecoder(config) if config.image_weight else None
         self.to(memory_format=torch.channels_last)
 
     def embed_images(self, images_BCHW: Tensor) -> Tensor:
@@ -175,15 +177,15 @@ class DualEncoder(nn.Module):
         return F.normalize(self.text(ids_BT, mask_BT)[1].float(), dim=-1)
 
     def scale(self) -> Tensor:
-        """Returns 1 / temperature, at most 100 as in CLIP."""
+        """Returns 1 / temperature, which is at most 100, as in CLIP."""
         return self.log_scale.exp().clamp(max=SCALE_LIMIT)
 
 
 class Captioner(nn.Module):
-    """Writes the caption of an image from the image tower's last map: a second task that trains both towers' first half.
+    """Writes captions from the last map of the image tower, as a second task that trains this tower.
 
-    The contrastive loss is satisfied by any detail that separates the captions of a batch; predicting the next word needs
-    all of them (CoCa, Yu et al., TMLR 2022). Used in training only.
+    Any detail that separates the captions of a batch satisfies the contrastive loss, while predicting the next word needs all
+    details (CoCa, Yu et al., TMLR 2022). After training it captions images (`t2i.reader`).
     """
 
     roles: ClassVar[dict[str, str]] = {"tokens.weight": "words", "out.*": "words", "positions": "order"}
@@ -200,14 +202,14 @@ class Captioner(nn.Module):
         nn.init.normal_(self.tokens.weight, std=0.02)
 
     def forward(self, map_BCHW: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Returns the mean negative log-likelihood of a token given the map and the tokens before it, in nats."""
+        """Returns the mean negative log likelihood of a token given the map and the tokens before it, in nats."""
         length = int(mask_BT.sum(dim=1).max())
         ids, mask = ids_BT[:, :length], mask_BT[:, :length]
         logits = self.logits(map_BCHW, ids[:, :-1]).float()
         return F.cross_entropy(logits[mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
 
     def logits(self, map_BCHW: Tensor, ids_BT: Tensor) -> Tensor:
-        """Returns logits [B, T, vocabulary] of the token after each of `ids`."""
+        """Returns logits [B, T, vocabulary] for the token after each of `ids`."""
         places = self.places(rearrange(map_BCHW, "b c h w -> b (h w) c")) + self.place_positions
         x = torch.cat([places, self.tokens(ids_BT) + self.positions[: ids_BT.shape[1]]], dim=1)
         visible = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()

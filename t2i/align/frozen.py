@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from t2i.align.mapped import DESCRIPTION, WEIGHTS, MappedDualEncoder, load_mappe
 from t2i.align.tokenizer import CaptionTokenizer, length_batches
 from t2i.errors import InputError
 from t2i.files import open_regular, read_regular
-from t2i.images import ImageArray, to_model
+from t2i.images import ImageArray, to_model, to_uint8
 from t2i.tensors import hash_values
 from t2i.trained import Tensors, open_run
 
@@ -31,9 +32,8 @@ class FrozenDualEncoder:
 
     def __init__(self, config: Config, tokenizer: CaptionTokenizer, weights: Tensors) -> None:
         self.config, self.tokenizer = config, tokenizer
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # keeps the state of torch's generator, which the initial weights advance
+        # initialising weights must not advance the caller's generator
+        with torch.random.fork_rng(devices=[]):
             self.model = DualEncoder(config, len(tokenizer))
         checkpoint.load_module(self.model, weights, "dual encoder")
         if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
@@ -57,6 +57,21 @@ class FrozenDualEncoder:
     def text(self, captions: Sequence[str]) -> Tensor:
         """Returns unit-length embeddings [B, E] of captions."""
         return self.states(captions)[2]
+
+    def decode(self, embeddings_BE: Tensor) -> ImageArray:
+        """Returns uint8 images of embeddings, which are normalised first: those of images or captions, or means of several.
+
+        Raises:
+            InputError: the dual encoder has no image decoder.
+        """
+        decoder = self.model.image_decoder
+        if decoder is None:
+            raise InputError(
+                "this dual encoder has no image decoder; train one with --set image_weight=10 (t2i train align)"
+            )
+        unit_BE = F.normalize(embeddings_BE, dim=-1)
+        with torch.no_grad():
+            return np.concatenate([to_uint8(decoder(part)) for part in unit_BE.split(CHUNK)])
 
     def states(self, captions: Sequence[str], max_tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor, int]:
         """Returns token states [B, T, D], mask [B, T], unit-length embeddings [B, E], and the number of truncated captions.
@@ -129,9 +144,11 @@ def _read(path: Path) -> AnyDualEncoder:
         if config.is_frozen:
             return load_mapped(config, path, weights)
         return FrozenDualEncoder(config, _tokenizer(description["tokenizer"], config), weights)
+    if not path.exists():
+        raise InputError(f"there is no folder {path}; name a run of t2i train align")
     if not (path / TOKENIZER).is_file() and not (path / "image").is_dir():
         raise InputError(
-            f"{path} is no dual encoder, as it has neither {DESCRIPTION} nor {TOKENIZER}; train one: t2i train align"
+            f"{path} is not a dual encoder, as it has neither {DESCRIPTION} nor {TOKENIZER}; name a run of t2i train align"
         )
     run = open_run(path)
     config = Config.kept(run.manifest["config"])

@@ -1,16 +1,20 @@
-"""A byte-pair tokenizer fitted on the training captions only (Sennrich et al., ACL 2016; the `tokenizers` library)."""
+"""A byte-pair tokenizer that is fitted to the training captions (Sennrich et al., ACL 2016; the `tokenizers` library)."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+COUNTED = 20_000  # maximum number of captions that `warn_of_cut` checks
+
 
 class CaptionTokenizer:
-    """Lower-cased byte pairs with start, end and padding; every string has an encoding.
+    """Encodes any string as lower-case byte pairs with start, end and padding.
 
     Args:
-        special: ids of padding, start and end, of another tokenizer than `fit` makes.
+        special: ids of padding, start and end, if the tokenizer was not made by `fit`.
     """
 
     PAD, START, END = 0, 1, 2
@@ -21,9 +25,8 @@ class CaptionTokenizer:
         self.json_text, self.max_tokens = json_text, max_tokens
         self.PAD, self.START, self.END = special
         self._tokenizer = Tokenizer.from_str(json_text)
-        self._tokenizer.decoder = (
-            decoders.ByteLevel()
-        )  # not in `json_text`, whose digest names encoders of earlier runs
+        # not in `json_text`, as digests of earlier runs depend on it
+        self._tokenizer.decoder = decoders.ByteLevel()
 
     @classmethod
     def fit(cls, captions: Sequence[str], vocabulary: int, max_tokens: int) -> "CaptionTokenizer":
@@ -44,10 +47,12 @@ class CaptionTokenizer:
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
 
-    def __call__(
-        self, captions: Sequence[str], max_tokens: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Returns ids [B, T] int64, mask [B, T] (True: real), and how many captions were cut; T is `max_tokens` or its own."""
+    def __call__(self, captions: Sequence[str], max_tokens: int | None = None) -> tuple[Tensor, Tensor, int]:
+        """Returns int64 ids [B, T], a mask [B, T] that is True at real tokens, and the number of truncated captions.
+
+        Args:
+            max_tokens: T; None: the limit of the tokenizer.
+        """
         length = max_tokens or self.max_tokens
         ids = torch.full((len(captions), length), self.PAD, dtype=torch.long)
         lengths, cut = [], 0
@@ -59,26 +64,42 @@ class CaptionTokenizer:
             lengths.append(len(tokens))
         return ids, torch.arange(length) < torch.tensor(lengths, dtype=torch.long)[:, None], cut
 
-    def decode(self, ids_T: torch.Tensor) -> str:
-        """The text of one row of ids, in lower case, without start, end and padding."""
+    def warn_of_cut(self, captions: Iterable[str], key: str) -> None:
+        """Warns if captions are truncated, since captions with equal beginnings then become the same.
+
+        Args:
+            key: config key of the limit.
+        """
+        first = list(islice(captions, COUNTED))
+        cut = sum(len(encoding.ids) > self.max_tokens - 2 for encoding in self._tokenizer.encode_batch(first))
+        if cut:
+            every = f"the first {len(first):,}" if len(first) == COUNTED else f"{len(first):,}"
+            warnings.warn(
+                f"{cut:,} of {every} captions are longer than {key}={self.max_tokens}, start and end included; the rest is "
+                "cut off",
+                stacklevel=2,
+            )
+
+    def decode(self, ids_T: Tensor) -> str:
+        """Returns the text of one row of ids, in lower case, without start, end and padding."""
         return self._tokenizer.decode(ids_T.tolist(), skip_special_tokens=True).removeprefix(" ")
 
     def has_word(self, word: str) -> bool:
-        """True if the word is one token, as every word of the captions is that it was fitted on until its tokens ran out."""
+        """Returns True if the word is a single token, as all frequent words of the fitted captions are."""
         return len(self._tokenizer.encode(word).ids) == 1
 
 
 def length_batches(mask_BT: Tensor, size: int, step: int = 8) -> Iterator[tuple[Tensor, int, int]]:
-    """Yields batches of captions of about one length, so that a text tower computes few tokens of padding.
+    """Yields batches of captions of similar length, so that a text tower processes little padding.
 
-    Lengths are rounded up to multiples of `step` and batches filled to `size` with their last row, so that a caption's
-    features have the same bits whatever captions are beside it.
+    Lengths are rounded up to multiples of `step`, and a batch is filled to `size` by repeating its last row, so that the bits
+    of a caption's features do not depend on the other captions.
 
     Args:
         mask_BT: True at real tokens, which come first.
 
     Yields:
-        rows of a batch [size], how many of them are no filling, and the tokens to read of each.
+        rows of a batch [size], the number of rows before the repeated ones, and the number of tokens to process.
     """
     lengths = (mask_BT.sum(dim=1) + step - 1) // step * step
     for length in lengths.unique().tolist():

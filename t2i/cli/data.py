@@ -1,6 +1,6 @@
-"""`t2i data`: checks, captions, exports and rewrites images."""
+"""`t2i data`: checks, captions, exports, filters, splits and packs images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -38,7 +38,7 @@ class CheckOptions(Options):
 
 
 class FilterOptions(Options):
-    """Write a folder of the images that pass, by captions or contents: links and a metadata.jsonl; the source stays as it is."""
+    """Write a folder of the images whose captions or contents pass, as links with a metadata.jsonl; the source is not changed."""
 
     address: str = argument(ADDRESS, metavar="ADDRESS")
     out: Path = argument(OUT, metavar="OUT")
@@ -63,7 +63,7 @@ class FilterOptions(Options):
         if self.near is None:
             for flag, value in {"--min-score": self.min_score, "--top": self.top, "--by": self.by}.items():
                 if value is not None:
-                    raise InputError(f"{flag} {value} does nothing without words; add --near TEXT, or leave it out")
+                    raise InputError(f"{flag} {value} has no effect without words; add --near TEXT, or leave it out")
         elif (self.min_score is None) == (self.top is None):
             raise InputError(f"--near {self.near!r} needs one measure: --min-score S, or --top N")
         return self
@@ -120,7 +120,7 @@ def export(options: ExportOptions) -> None:
         export_one(opened[options.split[0]], options.out)
     else:
         export_splits(opened, options.out)
-    _tell_written({name: len(dataset) for name, dataset in opened.items()}, options.out)
+    _echo_written({name: len(dataset) for name, dataset in opened.items()}, options.out)
 
 
 def check(options: CheckOptions) -> None:
@@ -132,9 +132,9 @@ def check(options: CheckOptions) -> None:
     if sheet is not None and not sheet.parent.is_dir():
         raise InputError(f"--sheet {sheet}: there is no folder {sheet.parent}; create it or name another file")
     with _decoding():
-        here = gather(options.address)
-    report = examine(here)
-    save_report(report, here)
+        data = gather(options.address)
+    report = examine(data)
+    save_report(report, data)
     typer.echo(format_report(report))
     if sheet is not None and not report.problem:
         page = contact_sheet(options.address)
@@ -160,9 +160,9 @@ def filter_data(options: FilterOptions) -> None:
             chosen = near_words(
                 options.address, options.near, options.by, options.min_score, options.top, device(), tick
             )
-        done = filter_captions(options.address, options.out, rules, *chosen)
-    _tell_written(done.images, options.out)
-    for why, count in done.left_out.items():
+        images, left_out = filter_captions(options.address, options.out, rules, *chosen)
+    _echo_written(images, options.out)
+    for why, count in left_out.items():
         typer.echo(f"left out: {count:,} {why}")
 
 
@@ -171,8 +171,8 @@ def split_data(options: SplitOptions) -> None:
 
     shares = {"train": options.train, "val": options.val, "test": options.test}
     with _decoding():
-        done = split_images(options.address, options.out, shares, options.seed)
-    _tell_written(done.images, options.out)
+        images = split_images(options.address, options.out, shares, options.seed)
+    _echo_written(images, options.out)
 
 
 def pack_data(options: PackOptions) -> None:
@@ -191,10 +191,7 @@ def pack_data(options: PackOptions) -> None:
         )
     before = f", {done.before:,} were packed before" if done.before else ""
     typer.echo(f"packed {counted(done.images, 'image')}{before}: {counted(done.shards, 'shard')} in {options.shards}")
-    for name, reason in done.broken[:5]:
-        typer.echo(f"left out: {name}: {reason}")
-    if len(done.broken) > 5:
-        typer.echo(f"... and {len(done.broken) - 5:,} more")
+    _echo_broken(done.broken)
 
 
 def caption_data(options: CaptionOptions) -> None:
@@ -221,10 +218,7 @@ def caption_data(options: CaptionOptions) -> None:
         typer.echo(f"kept the captions of {done.kept:,} images")
     if done.dropped:
         typer.echo(f"left out: {done.dropped:,} images with an unlikely caption")
-    for name, reason in done.broken[:5]:
-        typer.echo(f"left out: {name}: {reason}")
-    if len(done.broken) > 5:
-        typer.echo(f"... and {len(done.broken) - 5:,} more")
+    _echo_broken(done.broken)
 
 
 @contextmanager
@@ -237,6 +231,13 @@ def _decoding() -> Iterator[Callable[[str, float, int], None]]:
         yield tick
 
 
-def _tell_written(images: dict[str, int], out: Path) -> None:
+def _echo_broken(broken: Sequence[tuple[str, str]], most: int = 5) -> None:
+    for name, reason in broken[:most]:
+        typer.echo(f"left out: {name}: {reason}")
+    if len(broken) > most:
+        typer.echo(f"... and {len(broken) - most:,} more")
+
+
+def _echo_written(images: dict[str, int], out: Path) -> None:
     counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
     typer.echo(f"wrote {counts} image{'' if sum(images.values()) == 1 else 's'} to {out}")

@@ -80,6 +80,8 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple
         return "missing, and it has no default", ""
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"must be a section with the keys {', '.join(_keys_at(cls, path)) or '...'}", ""
+    if kind in ("tuple_type", "list_type") and value is not None:
+        return "must be a list", f"; write [{shown(value)}]"
     what = re.sub(r"^(Value error|Assertion failed), ", "", detail["msg"]).replace("Input should", "must")
     if kind == "literal_error" and not isinstance(value, Stray):
         close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", detail.get("ctx", {})["expected"]), 1)

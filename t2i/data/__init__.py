@@ -1,6 +1,6 @@
-"""Captioned images behind one protocol. A new kind of data is one file, one line in `DATASETS`, one paragraph in docs/data.md.
+"""Captioned images of all kinds as `Dataset`s. A new kind is one file, one line in `DATASETS`, one paragraph in docs/data.md.
 
-An address names a data set: `shapes-2`, `emoji`, `coco:/path?split=train2014`, or a bare path, whose kind address.py recognises
+The address of a data set is `shapes-2`, `emoji`, `coco:/path?split=train2014`, or a bare path, whose kind address.py recognises
 by its contents.
 """
 
@@ -26,7 +26,7 @@ Augmentation = Literal["color", "grey", "rotate", "zoom", "shift", "noise"]
 
 
 class DataConfig(Section):
-    """The captioned images, and how they are scaled to the model's size."""
+    """Captioned images, and how they are scaled to the model's size."""
 
     address: str = Field(default="shapes-2", description="shapes-1, shapes-2, shapes-3, emoji, a folder, or kind:place")
     resolution: int = Field(default=32, ge=16, le=1024, description="pixels per side, a power of two")
@@ -39,7 +39,7 @@ class DataConfig(Section):
 
     unlabelled: str | None = Field(
         default=None,
-        description="address of images without captions, e.g. any folder of images, which become half of the samples, with the "
+        description="address of images without captions, e.g. any folder of images, which become half of the samples with the "
         "null caption; for cgan and prior; null: none",
     )
     augment: tuple[Augmentation, ...] = Field(
@@ -62,7 +62,7 @@ class DataConfig(Section):
 
 @dataclass(frozen=True)
 class View:
-    """Resolution and crop of images, and which images of a split are used."""
+    """Resolution and crop of images, and the images of a split that are used."""
 
     resolution: int = 32
     fit: "Fit" = "center"
@@ -74,7 +74,7 @@ class View:
 class Dataset(Protocol):
     """One split of captioned images, opened at one resolution, with rows in a fixed order.
 
-    Images that cannot be decoded are not among the rows, but listed in `broken`.
+    Images that are known to be broken are not among the rows, but listed in `broken`.
     """
 
     address: str
@@ -99,7 +99,8 @@ class Dataset(Protocol):
 
 
 # kind -> "module:function"; each function is open(place: str, split: str, view: View, options: SomeOptions) -> Dataset, where
-# SomeOptions is a NamedTuple of the options that an address may name after `?`; kinds without options omit it
+# SomeOptions is a NamedTuple of the options that an address may name after `?`; kinds without options omit it. It raises
+# InputError if the data, the split, or images with captions do not exist; the message says what was looked for.
 DATASETS: dict[str, str] = {
     "shapes": "t2i.data.shapes.dataset:open_shapes",
     "folder": "t2i.data.folders.dataset:open_folder",
@@ -124,7 +125,7 @@ def parse_address(address: str) -> "Address":
     The kind of a bare path is recognised by its contents.
 
     Raises:
-        InputError: the kind is unknown, or no known data is at that path; the message says what was looked for.
+        InputError: the kind is unknown, or there is no known data at the path; the message says what was looked for.
     """
     from t2i.data.address import Address, recognise, split_options
     from t2i.names import nearest

@@ -1,4 +1,4 @@
-"""Reads addresses: the options after `?`, and the kind of data at a bare path."""
+"""Parses addresses: the options after `?`, and the kind of data at a bare path."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -8,26 +8,27 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from t2i.data.folders.index import holds_images
 from t2i.data.folders.metadata import METADATA_NAMES
+from t2i.data.packed.tables import holds_bytes
 from t2i.errors import InputError
-from t2i.files import open_regular, walk
-from t2i.images import SUFFIXES
+from t2i.files import contents, open_regular, walk
+from t2i.images import OTHER_SUFFIXES, SUFFIXES
 from t2i.names import nearest, shown
 
 
 class Address(NamedTuple):
-    """The place of a data set: its kind, its path, and the options after `?`."""
+    """The address of a data set: its kind, its path, and the options after `?`."""
 
     kind: str
     place: str
     options: Mapping[str, str]
-    notice: str = ""  # for a bare path: its recognised kind, and why
+    notice: str = ""  # for a bare path: a message that names the recognised kind and the reason
 
     def __str__(self) -> str:
         options = "&".join(f"{key}={value}" for key, value in self.options.items())
         return f"{self.kind}:{self.place}" + (f"?{options}" if options else "")
 
 
-# kind -> patterns of file names below the folder, of which a data set of that kind has one; the first matching kind is used
+# kind -> patterns of file names; a folder has the first kind of which a pattern matches
 MARKS: Mapping[str, tuple[str, ...]] = {
     "coco": ("annotations/captions_*.json", "captions_*.json", "annotations/dataset_coco.json", "dataset_coco.json"),
     "flickr8k": ("Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt", "dataset_flickr8k.json", "captions.txt"),
@@ -41,7 +42,7 @@ MARKS: Mapping[str, tuple[str, ...]] = {
     "shards": ("*.tar", "train/*.tar"),
     "parquet": ("*.parquet", "data/*.parquet", "train/*.parquet"),
 }
-# file name -> pattern of the beginning of the file, since other files may have the same name
+# file name -> pattern of the beginning of the file, as other files may have the same name
 _BEGINS: Mapping[str, str] = {
     r"captions_(train|val)20\d\d\.json": r'\s*\{.*"(images|annotations|info)"\s*:',
     r"v2_OpenEnded_mscoco_.*\.json": r'\s*\{.*"(questions|info|data_subtype)"\s*:',
@@ -55,7 +56,7 @@ _BEGINS: Mapping[str, str] = {
     r"state\.json": r'\s*\{.*"_data_files"\s*:',
 }
 _READ = 1 << 16  # number of bytes read from the beginning of a file
-_LOOKED_THROUGH = 20_000  # number of files searched for images with captions
+_SEARCHED = 20_000  # number of files that are searched for images with captions
 
 _FILES = {".tar": "shards", ".parquet": "parquet"}
 _PACKED = (".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
@@ -70,7 +71,7 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
     for part in tail.split("&"):
         key, equals, value = part.partition("=")
         if not key or not equals or key in options:
-            what = "is there twice" if key in options else "must read key=value"
+            what = "occurs twice" if key in options else "must read key=value"
             raise InputError(f"data {text!r}: {part!r} after `?` {what}, as in coco:/path?split=train2014")
         options[key] = value
     return place, options
@@ -112,7 +113,7 @@ def recognise(place: str) -> tuple[str, str]:
     """Returns the kind of data at a bare path, and a message about it.
 
     Raises:
-        InputError: there is no known data; the message says what was looked for and what was found.
+        InputError: there is no known data; the message lists what was looked for and what was found.
     """
     path = Path(place).expanduser()
     lower = path.name.lower()
@@ -135,19 +136,23 @@ def recognise(place: str) -> tuple[str, str]:
         own = f"; for the images in it with captions beside them say folder:{place}" if holds_images(path) else ""
         return kind, f"data {place}: read as {kind}:{place}, as {mark} is there{own}"
     if not holds_images(path):
+        if other := next((name for name in walk(path) if name.lower().endswith(OTHER_SUFFIXES)), ""):
+            raise InputError(
+                f"data {place!r} holds images in a format that is not read, such as {shown(other)}; convert them to PNG or JPEG"
+            )
         looked = "; ".join(f"{', '.join(patterns[:2])} ({kind})" for kind, patterns in MARKS.items())
         raise InputError(
             f"data {place!r}: no known data there; looked for images with captions (folder); {looked}; found "
-            f"{_found(path)}; name the folder that holds them, or say the kind, as in coco:{place}"
+            f"{contents(path)}; name the folder of the data, or its kind, as in coco:{place}"
         )
     return "folder", ""
 
 
 def _has_captioned_images(root: Path) -> bool:
-    """Returns True if an image has a .txt file beside it, or there are images and a metadata file; these take precedence."""
-    suffixes: dict[str, set[bool]] = {}  # path without suffix -> whether it is an image, a text
+    """Returns True if an image has a .txt file beside it, or there are images and a metadata file."""
+    suffixes: dict[str, set[bool]] = {}  # path without suffix -> True for a text, False for an image
     metadata = image = False
-    for path in islice(walk(root), _LOOKED_THROUGH):
+    for path in islice(walk(root), _SEARCHED):
         stem, _, suffix = path.rpartition(".")
         suffix = f".{suffix.lower()}"
         image = image or suffix in SUFFIXES
@@ -160,7 +165,7 @@ def _has_captioned_images(root: Path) -> bool:
 
 
 def inner_data(root: Path) -> str:
-    """Returns the address of a data set of a known kind in a folder one or two below, or ""."""
+    """Returns the address of a data set of a known kind one or two levels below a folder, or ""."""
     inner = sorted(path for pattern in ("*", "*/*") for path in islice(root.glob(pattern), 1000) if path.is_dir())
     for path in inner:
         kind, mark = _marked(path)
@@ -170,7 +175,7 @@ def inner_data(root: Path) -> str:
 
 
 def _marked(root: Path) -> tuple[str, str]:
-    """(kind, the pattern that fits) of a folder; two empty strings where none does."""
+    """Returns the kind of a folder and the pattern that matches; two empty strings if none does."""
     for kind, patterns in MARKS.items():
         for pattern in patterns:
             if _has(root, pattern, kind):
@@ -180,14 +185,14 @@ def _marked(root: Path) -> tuple[str, str]:
 
 def _has(folder: Path, pattern: str, kind: str) -> bool:
     try:
-        found = [entry for entry in islice(folder.glob(pattern), 100) if entry.name != "metadata.parquet"]
+        paths = [path for path in islice(folder.glob(pattern), 100) if path.name != "metadata.parquet"]
     except OSError:
         return False
-    if pattern == "captions.txt" and not (folder / "Images").is_dir():  # of Kaggle's copy
+    if pattern == "captions.txt" and not (folder / "Images").is_dir():  # not Kaggle's copy
         return False
-    if kind in ("shards", "parquet", "hub", "cub"):  # beside images, such names belong to something else
-        found = [] if any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir()) else found
-    return any(_is_mark(path, kind) for path in found)
+    if kind in ("shards", "parquet", "hub", "cub"):  # beside images, files of these names are something else
+        paths = [] if any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir()) else paths
+    return any(_is_mark(path, kind) for path in paths)
 
 
 def _is_mark(path: Path, kind: str) -> bool:
@@ -196,28 +201,13 @@ def _is_mark(path: Path, kind: str) -> bool:
         return path.is_file()
     try:
         if kind == "parquet":
-            import pyarrow as pa
             import pyarrow.parquet as pq
 
             with open_regular(path) as file:
-                kinds = [field.type for field in pq.read_schema(file)]
-            kinds = [kind.field("bytes").type if _has_bytes(kind) else kind for kind in kinds]
-            return any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds)
+                return any(holds_bytes(field.type) for field in pq.read_schema(file))
         with open_regular(path) as file:
             start = file.read(_READ).decode("utf-8-sig", "replace")
-    except Exception:  # unreadable, or damaged in any way: the kind's own reader says how
+    except Exception:  # the file is unreadable or damaged; the reader of this kind will say how
         return True
     begins = next((begins for name, begins in _BEGINS.items() if re.fullmatch(name, path.name)), None)
     return begins is not None and re.match(begins, start, re.DOTALL) is not None
-
-
-def _has_bytes(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-
-
-def _found(folder: Path, most: int = 5) -> str:
-    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir())
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return (", ".join(map(shown, names[:most])) + more) or "nothing"

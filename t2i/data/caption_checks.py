@@ -1,4 +1,4 @@
-"""Checks if random changes of images may contradict captions: mirroring, random crops, changed colours."""
+"""Checks if mirroring, random crops or changes of colour may contradict captions."""
 
 import re
 import warnings
@@ -10,9 +10,10 @@ from t2i.data.augment import COLOURS
 _SIDES = re.compile(
     r"\b(?:left|right|leftmost|rightmost|leftward|rightward|(?:anti|counter)?-?clockwise)s?\b", re.IGNORECASE
 )
-
-
 _PLACES = re.compile(r"\b(?:left|right|top|bottom|upper|lower|corner|edge|above|below|background)\b", re.IGNORECASE)
+_COLOURS = re.compile(
+    r"\b(?:red|orange|yellow|green|cyan|blue|purple|pink|brown|black|white|gr[ea]y|golden|silver)\b", re.IGNORECASE
+)
 
 
 def may_flip(configured: bool, dataset: Dataset) -> bool:
@@ -33,7 +34,7 @@ def warn_of_crops(fit: str, dataset: Dataset) -> None:
     if caption is not None:
         warnings.warn(
             f"data.fit=random may cut off what captions of {dataset.address} mention, e.g. {caption[:80]!r}; "
-            "data.fit=pad keeps the whole image, center always the same part",
+            "data.fit=pad keeps the whole image, and center the same part each time",
             stacklevel=2,
         )
 
@@ -42,11 +43,6 @@ def first_caption(pattern: re.Pattern[str], dataset: Dataset) -> str | None:
     """Returns the first caption that matches `pattern`."""
     captions: Iterable[str] = (caption for own in dataset.captions for caption in own)
     return next((caption for caption in captions if pattern.search(caption)), None)
-
-
-_COLOURS = re.compile(
-    r"\b(?:red|orange|yellow|green|cyan|blue|purple|pink|brown|black|white|gr[ea]y|golden|silver)\b", re.IGNORECASE
-)
 
 
 def warn_of_colors(names: Sequence[Augmentation], dataset: Dataset) -> None:

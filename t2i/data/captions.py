@@ -1,4 +1,4 @@
-"""Cleaning of captions. Training captions and sampling prompts pass through one function, so they can be equal."""
+"""Cleans captions. The same function cleans training captions and prompts, so that equal ones stay equal."""
 
 import ast
 import json
@@ -10,31 +10,29 @@ from typing import Any
 
 MAX_CHARACTERS = 4096
 
-# Control characters but white space; bidi marks, embeddings, overrides and isolates; soft hyphen, zero-width space and
-# other invisible format characters; lone surrogates; tags. The zero-width joiners stay: scripts and emoji need them.
+# Control characters except white space; bidi marks, embeddings, overrides and isolates; soft hyphen, zero-width space and
+# other invisible format characters; lone surrogates; tags. Zero-width joiners stay, as scripts and emoji need them.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
-
-REPLACED = "\ufffd"  # in the place of bytes that another program could not decode
-# a list or tuple of strings as Python prints it, with commas: without them Python would join the strings
+REPLACED = "\ufffd"  # replaces bytes that another program could not decode
+# a list or tuple of strings as Python prints it; commas are required, as Python would join the strings otherwise
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _LIST = re.compile(rf"[\[(]\s*(?:{_STRING}\s*(?:,\s*{_STRING}\s*)*,?\s*)?[\])]", re.DOTALL)
-
-_ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=[^()]*)?\)", re.DOTALL)  # as numpy prints one
+_ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=[^()]*)?\)", re.DOTALL)  # as numpy prints it
 
 
 def captions_of(value: Any) -> list[str]:
-    """Returns the cleaned captions of one cell or JSON value: a string, a list of strings, or such a list written as text.
+    """Returns the cleaned captions in a cell or JSON value: a string, a list of strings, or such a list written as text.
 
-    Empty ones are dropped, equal ones appear once; None has none.
+    Empty and repeated captions are dropped; None has no captions.
 
     Raises:
-        ValueError: it is neither; the message begins with "must be".
+        ValueError: the value is none of these; the message begins with "must be".
     """
-    if isinstance(value, str) and not value.lstrip().startswith(("[", "(", "array(")):
+    if isinstance(value, str) and not value.lstrip().startswith(("[", "(", "{", "array(")):
         cleaned = clean_caption(value)
         return [cleaned] if cleaned else []
     values = [] if value is None else value if isinstance(value, list) else [value]
@@ -46,27 +44,36 @@ def captions_of(value: Any) -> list[str]:
 
 
 def _listed(text: str) -> list[Any]:
-    """Returns the members of a list that a table program wrote into a cell; any other text as it is."""
+    """Returns the elements of a list that a table program wrote into a cell; other text unchanged, as one element."""
     if array := _ARRAY.fullmatch(text):
         text = array[1]
-    if not text.startswith(("[", "(")):
+    if not text.startswith(("[", "(", "{")):
         return [text]
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        found = ast.literal_eval(text) if _LIST.fullmatch(text) else text
-    if isinstance(found, list | tuple):
-        return list(found)
-    if text.startswith(("['", '["')) and (text.endswith("]") or re.search(r"""['"],""", text)):
+        value = ast.literal_eval(text) if _LIST.fullmatch(text) else text
+    if isinstance(value, list | tuple):
+        return list(value)
+    cut = text.startswith(("['", '["')) and (text.endswith("]") or re.search(r"""['"],""", text))
+    if cut or isinstance(value, dict) or _is_container(text):
         fix = "write it as JSON, or one row for each caption"
         raise ValueError(f"must be a string or a list of strings, got the text {text[:60]!r}; {fix}")
     return [text]
 
 
-def clean_caption(text: str) -> str:
-    """Strips control and bidi characters, composes (NFC), collapses white space, keeps 4096 characters. May return "".
+def _is_container(text: str) -> bool:
+    """Returns True for a list, tuple, set or dict as Python prints it, of other elements than strings."""
+    try:
+        return isinstance(ast.literal_eval(text), list | tuple | set | dict)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
 
-    Cleaning twice changes nothing.
+
+def clean_caption(text: str) -> str:
+    """Removes control and bidi characters, composes (NFC), collapses white space, and keeps 4096 characters; may return "".
+
+    Cleaning a caption again does not change it.
     """
     plain = text.isascii() and text.isprintable()
     if plain and "  " not in text and len(text) < MAX_CHARACTERS:
@@ -78,7 +85,7 @@ def clean_caption(text: str) -> str:
 
 
 def script_of(text: str) -> str:
-    """Returns the script of most letters, as Unicode names it: LATIN, CYRILLIC, ARABIC, CJK, ...; "none" without letters."""
+    """Returns the script of most letters by its Unicode name, e.g. LATIN, CYRILLIC, ARABIC or CJK; "none" without letters."""
     if text.isascii():
         return "LATIN" if any(map(str.isalpha, text)) else "none"
     counts = Counter(_script(letter) for letter in text if letter.isalpha())

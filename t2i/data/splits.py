@@ -1,7 +1,7 @@
 """Names of splits, and the division of images among them."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,19 +13,22 @@ from t2i.names import nearest
 
 SPLITS = ("train", "val", "test", "heldout")
 SPLIT_FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
+SPLIT_COLUMNS = ("split", "subset", "partition", "set")  # in lower case
 SEEDED_SHARES = {"train": 0.90, "val": 0.05, "test": 0.05}
 VAL_SHARES = {"train": 0.95, "val": 0.05}  # of train, if a data set lists its splits and has none for validation
 SEEDED, NONE = -2, -1  # take the place of a split's index in SPLITS: assigned by id; in no split
 
 
 class PublishedOptions(NamedTuple):
-    """Options of data with published splits.
+    """Options of data with published splits."""
 
-    Attributes:
-        split: the published split that is read as `train`; None: the one that the data set names so.
-    """
+    split: str | None = None  # the published split that is read as `train`; None: as published
 
-    split: str | None = None
+
+def split_column(names: Iterable[str]) -> str:
+    """Returns the column that may name the split of each row, or ""; whether it does depends on its words."""
+    plain = {name.strip().lower(): name for name in reversed(list(names))}
+    return next((plain[name] for name in SPLIT_COLUMNS if name in plain), "")
 
 
 def fallbacks(split: str) -> tuple[str, ...]:

@@ -99,11 +99,14 @@ def bootstrap_interval(
     members = []
     for groups in strata:
         index = group_index(groups)
-        members.append(np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1]))
-    values = [
-        measure(*(np.concatenate([rows[k] for k in rng.integers(0, len(rows), len(rows))]) for rows in members))
-        for _ in range(draws)
-    ]
+        order, sizes = np.argsort(index, kind="stable"), np.bincount(index)
+        members.append(order if len(sizes) == len(order) else np.split(order, np.cumsum(sizes)[:-1]))
+
+    def sampled(rows: NDArray[np.int64] | list[NDArray[np.int64]]) -> NDArray[np.int64]:
+        chosen = rng.integers(0, len(rows), len(rows))
+        return rows[chosen] if isinstance(rows, np.ndarray) else np.concatenate([rows[k] for k in chosen])
+
+    values = [measure(*map(sampled, members)) for _ in range(draws)]
     low, high = np.quantile(values, ((1 - confidence) / 2, (1 + confidence) / 2)).tolist()
     return Interval(low, high)
 

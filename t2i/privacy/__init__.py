@@ -1,1 +1,1 @@
-"""Tells what a trained model gives away about its training images."""
+"""Attacks on a trained model that measure how much it reveals about its training images."""

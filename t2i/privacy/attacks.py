@@ -1,6 +1,7 @@
-"""Guesses which images a model was trained on: by likelihood, by its critic, by the distance from what it samples.
+"""Membership inference attacks on a model: by likelihood, by the logit of its critic, by distance from sampled images.
 
-Each attack gives a number an image, high for one that it takes for a training image. N images, with a caption each.
+Each attack returns a number for each image, which is higher for images that look like training images. Axis N: images, each with
+a caption.
 """
 
 import warnings
@@ -13,24 +14,25 @@ from numpy.typing import NDArray
 
 from t2i import seeding
 from t2i.cgan.critic import PART, critic_logits
-from t2i.data import View, open_dataset
+from t2i.data import Dataset, View, open_dataset
 from t2i.errors import InputError
 from t2i.families import Likelihood
 from t2i.images import ImageArray
 from t2i.metrics import Features
 from t2i.metrics.neighbours import nearest
 from t2i.metrics.statistics import Array
+from t2i.names import counted
 from t2i.pipeline import TextToImagePipeline
-from t2i.scoring.images.collection import Images, dataset_images
+from t2i.scoring.images.collection import Images, choose, images_of_rows
 from t2i.trained import open_run
 
-LEAST = 100  # images below which 1 % is not one image
+LEAST = 100  # with fewer images a side, 1 % is less than one image
 BATCH = 32
-CANDIDATES = 4  # images that are looked through for each that is chosen
+CANDIDATES = 4  # images that are read for each one that is chosen
 
 
 class Sides(NamedTuple):
-    """As many training images as images of val, with captions of the same lengths: longer ones are of fuller images."""
+    """Training images and as many images of val; captions have the same lengths on both sides."""
 
     members: Images
     others: Images
@@ -39,34 +41,41 @@ class Sides(NamedTuple):
 
 
 def open_sides(pipe: TextToImagePipeline, n: int) -> Sides:
-    """Opens n training images and n images of val of the data that a model was trained on, or fewer where there are fewer.
+    """Opens n training images and n images of val of a model's data, or fewer if there are fewer.
+
+    Captions on both sides have the same numbers of words, as images with long captions are less likely, seen or not.
 
     Raises:
-        InputError: the data is not there, has no val, or captions of other lengths there.
+        InputError: the data or its split val does not exist, or no captions have the same length.
     """
     data = pipe.manifest["config"]["data"]
     fit = "center" if data.get("fit") == "random" else data.get("fit", "center")
     view = View(data["resolution"], fit, None, data.get("split_seed", 0))
     views = {"train": view if data.get("limit") is None else replace(view, limit=data["limit"]), "val": view}
     address = str(data["address"])
-    pools = [
-        dataset_images(address, split, min(CANDIDATES * n, len(open_dataset(address, split, its))), its)
-        for split, its in views.items()
-    ]
+    pools = [_candidates(open_dataset(address, split, split_view), n) for split, split_view in views.items()]
     captions, other_captions = (pool.captions or [] for pool in pools)
     pairs = matched(captions, other_captions, n)
     if not pairs:
-        raise InputError(f"no caption of val of {address} is as long as one of train; the two cannot be compared")
+        raise InputError(
+            f"no caption in val of {address} has as many words as one in train, so the two cannot be compared; add images to val"
+        )
     if len(pairs) < LEAST:
         warnings.warn(
-            f"{len(pairs)} images a side: 1 % of them is none, so that no false find is allowed", stacklevel=3
+            f"only {counted(len(pairs), 'image')} of each side: at a false positive rate of 1 % none may be wrong",
+            stacklevel=3,
         )
     members, others = (_chosen(pool, [pair[side] for pair in pairs]) for side, pool in enumerate(pools))
     return Sides(members, others, *(_pixels(images) for images in (members, others)))
 
 
+def _candidates(dataset: Dataset, n: int) -> Images:
+    rows = choose(len(dataset), min(CANDIDATES * n, len(dataset)), f"split {dataset.split} of {dataset.address}")
+    return images_of_rows(dataset, rows, [dataset.captions[row][0] for row in rows])
+
+
 def matched(first: Sequence[str], second: Sequence[str], n: int) -> list[tuple[int, int]]:
-    """At most n pairs of rows whose captions have as many words, each row once; a random choice, in order."""
+    """Returns up to n pairs of rows whose captions have equally many words: a fixed random choice, each row at most once."""
     by_length: dict[int, tuple[list[int], list[int]]] = {}
     for side, captions in enumerate((first, second)):
         for row, caption in enumerate(captions):
@@ -82,7 +91,7 @@ def _chosen(images: Images, rows: list[int]) -> Images:
         images,
         ids=[images.ids[row] for row in rows],
         captions=[captions[row] for row in rows],
-        chunks=lambda wanted: images.chunks([rows[k] for k in wanted]),
+        chunks=lambda positions: images.chunks([rows[k] for k in positions]),
     )
 
 
@@ -93,41 +102,43 @@ def _pixels(images: Images) -> ImageArray:
 def by_likelihood(
     pipe: TextToImagePipeline, pixels: ImageArray, captions: list[str], tick: Callable[[int], None]
 ) -> Array:
-    """[N] mean log-likelihood of the codes of an image under its caption, in nats a cell."""
+    """Returns [N], the mean log-likelihood of an image's codes under its caption, in nats per cell."""
     sampler = pipe.sampler
     assert isinstance(sampler, Likelihood)
-    found = []
+    scores = []
     for k, (image, caption) in enumerate(zip(pixels, captions, strict=True), 1):
         text = pipe.text_encoder.encode([caption])
-        found.append(float(sampler.log_likelihood(text, sampler.codes(image)).mean()))
+        scores.append(float(sampler.log_likelihood(text, sampler.codes(image)).mean()))
         tick(k)
-    return np.array(found)
+    return np.array(scores)
 
 
 def by_critic(pipe: TextToImagePipeline, pixels: ImageArray, captions: list[str]) -> Array | None:
-    """[N] logits of the critic of a GAN; None where there is none any more."""
+    """Returns [N], the logits of a GAN's critic; None for other families and for saved pipelines, which have no critic."""
     if pipe.family != "cgan":
         return None
     run = open_run(pipe.run) if pipe.run is not None else None
     if run is None or PART not in run.state:
-        warnings.warn("the critic is not in a saved pipeline: name the run for the attack by its logits", stacklevel=3)
+        warnings.warn(
+            "a saved pipeline has no critic; name the run to also attack by the critic's logits", stacklevel=3
+        )
         return None
     return critic_logits(run, pipe.text_encoder, pixels, captions)
 
 
 def by_distance(pixels: ImageArray, sampled: ImageArray) -> Array:
-    """[N] how near an image is to the nearest sampled one: minus the root mean square difference of pixels, in [0, 1]."""
+    """Returns [N], minus the root mean square difference of pixels in [0, 1] from the nearest sampled image."""
     return -nearest(flat(pixels), flat(sampled))[1]
 
 
 def flat(pixels_NHWC: ImageArray) -> Features:
-    """[N, D] pixels, scaled so that distances are root mean square differences."""
+    """Returns [N, D] pixels, scaled so that Euclidean distances are root mean square differences."""
     rows = pixels_NHWC.reshape(len(pixels_NHWC), -1).astype(np.float32) / 255
     return (rows / np.sqrt(rows.shape[1])).astype(np.float32)
 
 
 def sample_for(pipe: TextToImagePipeline, captions: list[str], seed: int, tick: Callable[[int], None]) -> ImageArray:
-    """[N, H, W, 3] one image a caption, at the model's own settings."""
+    """Samples an image for each caption, with the model's own settings; returns uint8 [N, H, W, 3]."""
     parts: list[NDArray[np.uint8]] = []
     for start in range(0, len(captions), BATCH):
         part = captions[start : start + BATCH]

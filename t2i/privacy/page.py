@@ -1,4 +1,4 @@
-"""The page of `t2i eval privacy`: the scores, and the sampled images that are nearest to training images."""
+"""Writes the page of `t2i eval privacy`: scores, and the sampled images that are nearest to training images."""
 
 from pathlib import Path
 
@@ -16,21 +16,22 @@ FOLDER = Path(__file__).parent
 
 
 def write_page(out: Path, title: str, facts: dict[str, str], attacked: Attacked) -> None:
-    """Writes the page, whole or not at all.
+    """Writes the page atomically.
+
+    Args:
+        facts: facts about the model, by name.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: `out` cannot be written.
     """
     members, others = attacked.sides.members, attacked.sides.others
-    made = attacked.sampled[: len(members)]
-    pool = Pool(members, [], list(made), np.empty(0))
-    real = flat(attacked.sides.other_pixels)
-    near = neighbours_of(
-        f"{len(members):,} training images", pool, members, flat(made), real, flat(attacked.sides.member_pixels)
-    )
+    sampled = attacked.sampled[: len(members)]
+    pool = Pool(members, [], list(sampled), np.empty(0))
+    features = (flat(pixels) for pixels in (sampled, attacked.sides.other_pixels, attacked.sides.member_pixels))
+    near = neighbours_of(f"{len(members):,} training images", pool, members, *features)
     rows = [
         {
-            "made": inline(one.generated.image),
+            "sampled": inline(one.generated.image),
             "caption": one.generated.caption,
             "training": [(inline(image.image), f"{distance:.3f}", image.caption) for image, distance in one.training],
         }
@@ -45,7 +46,10 @@ def write_page(out: Path, title: str, facts: dict[str, str], attacked: Attacked)
         )
         for score in attacked.scores
     ]
-    told = {"sampled": f"{near.median:.3f}", "held": f"{near.held_out:.3f}", "others": f"{len(others):,}"}
-    look = style("chart.css", "style.css")
-    values = {"facts": facts, "scores": scores, "rows": rows, "near": near, **told}
-    write_text(out, render("page.html", FOLDER, title=title, style=look, **values))
+    medians = {
+        "sampled_median": f"{near.median:.3f}",
+        "val_median": f"{near.held_out:.3f}",
+        "others": f"{len(others):,}",
+    }
+    values = {"facts": facts, "scores": scores, "rows": rows, "near": near, **medians}
+    write_text(out, render("page.html", FOLDER, title=title, style=style("chart.css", "style.css"), **values))

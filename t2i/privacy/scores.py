@@ -1,4 +1,4 @@
-"""Scores of all attacks on a model, and what they were made from."""
+"""Runs all attacks on a model and returns their scores."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -19,7 +19,7 @@ VERSION = 1
 
 
 class Attacked(NamedTuple):
-    """Scores, and the images that were sampled for the captions of both sides, members first."""
+    """Scores of all attacks, the images they compare, and an image sampled for each caption, members first."""
 
     scores: list[Score]
     sides: Sides
@@ -27,21 +27,21 @@ class Attacked(NamedTuple):
 
 
 def attack(options: PrivacyOptions, pipe: TextToImagePipeline, tick: Tick) -> Attacked:
-    """Tries every attack that the family allows: AUC and true finds at 1 % false ones, with intervals.
+    """Runs each attack that applies to the family, and returns its AUC and its true positive rate at 1 % false positives.
 
     Raises:
-        InputError: the training data is not there, or has no val.
+        InputError: the training data or its split val does not exist.
     """
     sides = open_sides(pipe, options.n)
     pixels = np.concatenate([sides.member_pixels, sides.other_pixels])
     captions = [*(sides.members.captions or []), *(sides.others.captions or [])]
     total = len(captions)
-    found: dict[str, Array | None] = {}
+    attacks: dict[str, Array | None] = {}
     if isinstance(pipe.sampler, Likelihood):
-        found["likelihood"] = by_likelihood(pipe, pixels, captions, lambda k: tick("likelihoods", k, total))
-    found["critic"] = by_critic(pipe, pixels, captions)
+        attacks["likelihood"] = by_likelihood(pipe, pixels, captions, lambda k: tick("likelihoods", k, total))
+    attacks["critic"] = by_critic(pipe, pixels, captions)
     sampled = sample_for(pipe, captions, options.seed, lambda k: tick("sampling", k, total))
-    found["distance"] = by_distance(pixels, sampled)
+    attacks["distance"] = by_distance(pixels, sampled)
     base = ScoreProtocol(
         metric_version=VERSION,
         n_fake=len(sides.members),
@@ -55,15 +55,15 @@ def attack(options: PrivacyOptions, pipe: TextToImagePipeline, tick: Tick) -> At
         run=options.run,
         checkpoint=str(pipe.manifest.get("config_hash", "")),
     )
-    scores = [score for name, values in found.items() if values is not None for score in _scores(name, values, base)]
+    scores = [score for name, values in attacks.items() if values is not None for score in _scores(name, values, base)]
     return Attacked(scores, sides, sampled)
 
 
 def _scores(name: str, values: Array, base: ScoreProtocol) -> list[Score]:
     n = base.n_fake
-    told = membership(values[:n], values[n:], base.seed or 0)
-    pairs = (("auc", told.auc, told.auc_interval, 0.5), ("found", told.found, told.found_interval, 0.01))
+    result = membership(values[:n], values[n:], base.seed or 0)
+    pairs = (("auc", result.auc, result.auc_interval, 0.5), ("found", result.found, result.found_interval, 0.01))
     return [
-        Score(value, replace(base, metric=f"membership-{name}-{what}"), interval, "bootstrap", {"chance": chance})
-        for what, value, interval, chance in pairs
+        Score(value, replace(base, metric=f"membership-{name}-{score}"), interval, "bootstrap", {"chance": chance})
+        for score, value, interval, chance in pairs
     ]

@@ -111,13 +111,8 @@ class Reader:
 
     def digest(self) -> str:
         """Returns the SHA-256 of everything that its outputs depend on."""
-        tokenizer = self.tokenizer
-        head = [
-            tokenizer.json_text,
-            self.vocabulary.kept(),
-            self.resolution,
-            self._text.digest() if self._text else None,
-        ]
+        text = self._text.digest() if self._text else None
+        head = [self.tokenizer.json_text, self.vocabulary.kept(), self.resolution, text]
         total = hashlib.sha256(json.dumps(head).encode())
         frozen: list[nn.Module] = getattr(self.network, "_frozen", [])
         for part in (self.network, *frozen):
@@ -169,9 +164,11 @@ class Reader:
         """Answers one question per image, or a single question about all images.
 
         Raises:
-            InputError: the reader does not answer questions, their number is wrong, or an image cannot be read.
+            InputError: the reader does not answer questions, their number is wrong, one is empty, or an image cannot be read.
         """
         self._require_answers()
+        if any(not question.strip() for question in questions):
+            raise InputError("a question is empty; ask one in words, such as 'how many objects are there?'")
         if len(questions) not in (1, len(images)):
             raise InputError(
                 f"{len(questions)} questions for {len(images)} images; ask a single question, or one per image"
@@ -198,12 +195,7 @@ class Reader:
         """Returns log p(caption | image) [B] from the cells of the images."""
         likelihoods = np.empty(len(captions))
         ids, mask, cut = self.tokenizer(list(captions))
-        if cut:
-            warnings.warn(
-                f"{cut:,} of {len(captions):,} captions are longer than the limit of {self.tokenizer.max_tokens} tokens of "
-                f"reader {self.name}; the rest was cut off",
-                stacklevel=3,
-            )
+        self._warn_of_cut(cut, len(captions), "captions")
         for start in range(0, len(captions), BATCH):
             rows = slice(start, start + BATCH)
             tokens = Tokens(ids[rows].to(self.device), mask[rows].to(self.device))
@@ -219,6 +211,9 @@ class Reader:
             image_Q: the row of `cells` that each question is about.
         """
         assert isinstance(self.network, ReaderNetwork) and self.network.answers is not None
+        if self._text is None:  # a frozen encoder warns by itself
+            cut = self.tokenizer([question.lower() for question in questions])[2]
+            self._warn_of_cut(cut, len(questions), "questions")
         scores = np.empty((len(questions), len(self.answers)), np.float32)
         for start in range(0, len(questions), 4 * BATCH):
             rows = slice(start, start + 4 * BATCH)
@@ -252,11 +247,16 @@ class Reader:
 
     def _writer(self) -> Any:
         captions: Any = self.network.captions
-        return (
-            CaptionerWriter(captions, self.tokenizer)
-            if isinstance(captions, Captioner)
-            else DecoderWriter(captions, self.tokenizer)
-        )
+        writer = CaptionerWriter if isinstance(captions, Captioner) else DecoderWriter
+        return writer(captions, self.tokenizer)
+
+    def _warn_of_cut(self, cut: int, count: int, what: str) -> None:
+        if cut:
+            warnings.warn(
+                f"{cut:,} of {count:,} {what} are longer than the limit of {self.tokenizer.max_tokens} tokens of reader "
+                f"{self.name}; the rest was cut off",
+                stacklevel=4,
+            )
 
     def _require_captions(self) -> None:
         if not self.writes:

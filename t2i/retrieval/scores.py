@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from t2i.data import Dataset, View, open_dataset
 from t2i.data.shapes.captions import meaning
 from t2i.data.swaps import exchanged
-from t2i.extractors import ImageTextExtractor, address_of, open_image_text
+from t2i.extractors import ImageTextExtractor, open_image_text
 from t2i.metrics import Features
 from t2i.metrics.intervals import bootstrap_interval, wilson
 from t2i.metrics.retrieval import Recall, binding, retrieval
@@ -21,7 +20,7 @@ from t2i.names import counted
 from t2i.retrieval.options import RetrievalOptions
 from t2i.scoring.images.collection import Images, Tick, dataset_images
 from t2i.scoring.images.extraction import Pass, extract
-from t2i.scoring.leaks import refuse_leaks
+from t2i.scoring.leaks import refuse_leaks_of_encoder
 
 VERSION = 1
 BOOTSTRAP = "bootstrap of images"
@@ -54,8 +53,7 @@ def score_retrieval(options: RetrievalOptions, device: str, tick: Tick) -> list[
         if set(images.ids) <= set(dataset.ids)
         else open_dataset(options.data, options.split, View(encoder.side))
     )
-    kind, _, path = address_of(options.by).partition(":")
-    leak = refuse_leaks(Path(path), images, images, options.allow_leak) if kind == "align" else None
+    leak = refuse_leaks_of_encoder(options.by, images, options.allow_leak)
     features_ND = np.asarray(extract(images, "images", [encoder], Pass(tick)).features[encoder.digest()])
     queries = _queries(dataset, images)
     base = ScoreProtocol(

@@ -12,6 +12,7 @@ import numpy as np
 
 from t2i.data.phash import near_duplicates, signatures
 from t2i.errors import InputError
+from t2i.extractors import address_of
 from t2i.scoring.images.collection import Images
 from t2i.training.trained_on import (
     RECORD,
@@ -107,6 +108,18 @@ def refuse_leaks(place: Path, captioned: Images, images: Images | None, allow: b
         )
     warnings.warn(f"{place} was trained on {listed}: these scores are marked", stacklevel=3)
     return "trained on " + " and ".join(f"{len(names)} {of} {kind}" for kind, names in kinds.items() if names)
+
+
+def refuse_leaks_of_encoder(by: str | None, images: Images, allow: bool) -> str | None:
+    """Calls `refuse_leaks` for the run of `t2i train align` that encodes images, if `by` names one.
+
+    Args:
+        by: address of an encoder. None: the embedded scorer; it was trained on all combinations of the rendered shapes, so no
+            image of these is held out from it.
+        images: images with captions, of the encoder's side.
+    """
+    kind, _, path = address_of(by).partition(":")
+    return refuse_leaks(Path(path), images, images, allow) if kind == "align" else None
 
 
 def _warn_of_doubt(overlap: Overlap, record: Record, of: str) -> None:

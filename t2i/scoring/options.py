@@ -236,7 +236,14 @@ class ClassifyOptions(Options):
     resolution: int | None = option(
         None, "Pixels a side at which images are read; default: the encoder's.", ge=16, le=1024
     )
+    allow_leak: bool = option(False, "Score an align run on its training data; the scores are marked.")
     out: Path | None = option(None, "JSON file of the scores.", metavar="FILE")
+
+    @model_validator(mode="after")
+    def _held_out(self) -> Self:
+        if "train" in self.split:
+            raise InputError("--split train: the classifiers learn from these images; name val, test or heldout")
+        return self
 
 
 def refuse_ignored(values: Mapping[str, object], why: str) -> None:

@@ -18,6 +18,8 @@ from t2i.training.state.identity import describe_counts
 if TYPE_CHECKING:
     from t2i.training.run import Run
 
+CAPTION = 80  # characters of the example prompt of a finished run
+
 
 class Progress:
     """Collects running means of a run's scalars and measures its speed, for the journal.
@@ -96,7 +98,10 @@ def announce_end(run: "Run") -> None:
     """Prints the command that uses a finished run."""
     place = shlex.quote(str(run.directory))
     if run.family in FAMILIES and FAMILIES[run.family].sampler:
-        run.say(f"done; next: t2i sample {place} {shlex.quote(run.identity.caption)}")
+        caption = run.identity.caption
+        if len(caption) > CAPTION:
+            caption = caption[:CAPTION].rpartition(" ")[0] or caption[:CAPTION]
+        run.say(f"done; next: t2i sample {place} {shlex.quote(caption)}")
     elif run.family in FAMILIES and FAMILIES[run.family].tokenizer:
         run.say(f"done; next: t2i train prior --set tokenizer.path={place}")
 

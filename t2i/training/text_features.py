@@ -3,7 +3,7 @@
 Layout: ROOT/text/KEY/NAME.safetensors. KEY hashes everything that the features depend on (the encoder's digest, its token
 limit, the stored dtype, whether token states are kept); NAME hashes KEY and the captions of the shard. A shard with N captions
 and M real tokens in total holds: `captions` [N, 16], their hashes; `pooled` [N, P]; `mask` [N, T]; `tokens` [M, D], without
-rows of padding.
+rows of padding. Its header has the number of captions that were cut off.
 Shards are written atomically and read memory-mapped; one that does not match its name, its shapes or its checksum is deleted
 and its captions are encoded again. The whole folder may be deleted at any time.
 """
@@ -41,6 +41,7 @@ class _Shard(NamedTuple):
     mask_NT: Tensor
     tokens_MD: Tensor  # the rows where the mask is True, caption by caption
     starts_N: Tensor  # row of the first token of each caption
+    truncated: int  # captions that were longer than the limit
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,16 @@ def encode_cached(
     shelf.open_new()
     missing = ranks.broadcast(shelf.missing())
     share = ranks.share(len(missing))
-    with _one_truncation_warning():
-        ranks.each(lambda: shelf.encode(encoder, missing[share.start : share.stop], on_progress))
-        ranks.each(shelf.open_new)
-        # a process on another machine may use another cache folder
-        ranks.each(lambda: shelf.encode(encoder, shelf.missing(), on_progress))
+    ranks.each(lambda: shelf.encode(encoder, missing[share.start : share.stop], on_progress))
+    ranks.each(shelf.open_new)
+    # a process on another machine may use another cache folder
+    ranks.each(lambda: shelf.encode(encoder, shelf.missing(), on_progress))
     if lost := shelf.missing():
         raise InputError(
             f"{counted(len(lost), 'caption')} cannot be read back from the cache {folder}; check that disk"
         )
     places = torch.tensor([shelf.place[one] for one in hashes], dtype=torch.int64).reshape(-1, 2)
+    warn_truncated(shelf.truncated(), encoder.name, encoder.max_tokens)
     hits = len(shelf.caption_of) - len(missing)
     return CachedText(hits, len(missing), form.token_dim, form.pooled_dim, form.max_tokens, shelf.shards, places)
 
@@ -173,8 +174,21 @@ class _Shelf:
         for done in range(0, len(hashes), SHARD_CAPTIONS):
             part = list(hashes[done : done + SHARD_CAPTIONS])
             report = (lambda count, done=done: on_progress(done + count, len(hashes))) if on_progress else None
-            tensors = _encode(encoder, [self.caption_of[one] for one in part], self._form, report)
-            self._add(_write(self._folder, self._form, part, tensors))
+            with _counted_truncations() as cut:
+                tensors = _encode(encoder, [self.caption_of[one] for one in part], self._form, report)
+            self._add(_write(self._folder, self._form, part, tensors, sum(cut)))
+
+    def truncated(self) -> int:
+        """Returns how many of the captions were cut off; of a shard of which only a part is used, at most that many."""
+        rows: dict[int, list[int]] = {}
+        for number, row in map(self.place.__getitem__, self.caption_of):
+            rows.setdefault(number, []).append(row)
+        # a caption that was cut off fills the mask; a shard without token states has no mask
+        full = (
+            (self.shards[number], int(self.shards[number].mask_NT[used].all(dim=1).sum()))
+            for number, used in rows.items()
+        )
+        return sum(min(shard.truncated, count) for shard, count in full)
 
     def _add(self, path: Path) -> None:
         shard = _open(path, self._form, self.caption_of.keys() - self.place.keys())
@@ -225,11 +239,11 @@ def _encode(
     return {"pooled": torch.cat(pooled), "mask": torch.cat(mask), "tokens": torch.cat(tokens)}
 
 
-def _write(folder: Path, form: _Form, hashes: list[bytes], tensors: dict[str, Tensor]) -> Path:
+def _write(folder: Path, form: _Form, hashes: list[bytes], tensors: dict[str, Tensor], truncated: int) -> Path:
     captions = b"".join(hashes)
     tensors["captions"] = torch.frombuffer(bytearray(captions), dtype=torch.uint8).reshape(-1, _HASH_BYTES)
     path = folder / f"{_name(form, captions)}.safetensors"
-    write_shard(path, tensors)
+    write_shard(path, tensors, truncated=str(truncated))
     return path
 
 
@@ -244,8 +258,8 @@ def _open(path: Path, form: _Form, missing: set[bytes]) -> _Shard | None:
             if missing.isdisjoint(_split(captions)):
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            stored = (file.metadata() or {}).get("crc32")
-        return _check(tensors, stored, form)
+            header = file.metadata() or {}
+        return _check(tensors, header.get("crc32"), form)._replace(truncated=int(header.get("truncated", 0)))
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         warnings.warn(f"text cache: {path} is damaged ({error}); its captions are encoded again", stacklevel=4)
         with suppress(OSError):
@@ -267,20 +281,18 @@ def _check(tensors: dict[str, Tensor], stored: str | None, form: _Form) -> _Shar
         raise ValueError(f"it holds {present}")
     if stored != checksum(tensors):
         raise ValueError("its checksum is wrong")
-    return _Shard(captions, tensors["pooled"], mask_NT, tensors["tokens"], lengths_N.cumsum(dim=0) - lengths_N)
+    return _Shard(captions, tensors["pooled"], mask_NT, tensors["tokens"], lengths_N.cumsum(dim=0) - lengths_N, 0)
 
 
 @contextmanager
-def _one_truncation_warning() -> Iterator[None]:
-    """Merges the truncation warnings of many `encode` calls into one; other warnings are passed on unchanged."""
+def _counted_truncations() -> Iterator[list[int]]:
+    """Yields a list that receives the counts of the truncation warnings; other warnings are passed on unchanged."""
+    counts: list[int] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield
-    cut: list[TruncationWarning] = []
+        yield counts
     for item in caught:
         if isinstance(item.message, TruncationWarning):
-            cut.append(item.message)
+            counts.append(item.message.count)
         else:
             warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
-    if cut:
-        warn_truncated(sum(one.count for one in cut), cut[0].name, cut[0].limit)

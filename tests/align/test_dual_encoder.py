@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+import warnings
 
 import numpy as np
 import pytest
@@ -79,6 +80,17 @@ def test_tokenizer_reads_any_string_and_keeps_the_end() -> None:
     assert CaptionTokenizer.fit(CAPTIONS, 512, 8).json_text == tokenizer.json_text
 
 
+def test_captions_that_are_cut_are_counted() -> None:
+    captions = ["a red circle", "a red circle " * 10, "a blue star " * 10]
+    tokenizer = CaptionTokenizer.fit(captions, 300, 8)
+    cut = tokenizer(captions)[2]
+    with pytest.warns(UserWarning, match=f"{cut} of 3 captions are longer than text_tower.max_tokens=8"):
+        tokenizer.warn_of_cut(captions, "text_tower.max_tokens")
+    with warnings.catch_warnings(action="error"):
+        tokenizer.warn_of_cut([], "max_tokens")
+        CaptionTokenizer.fit(captions, 300, 200).warn_of_cut(captions, "max_tokens")
+
+
 def test_tokens_decode_to_the_caption() -> None:
     tokenizer = CaptionTokenizer.fit(CAPTIONS, 512, 64)
     texts = [CAPTIONS[0], "Ünknown 猫, it's  two", "", "a, b", "\n", "e\u0301", "🍕 pizza", "a\tb", "ß"]
@@ -128,7 +140,7 @@ def test_saved_and_loaded_encoder_gives_the_same_features(frozen, tmp_path) -> N
     torch.testing.assert_close(a.pooled_BP.norm(dim=1), torch.ones(5))
     with pytest.warns(TruncationWarning, match="1 caption"):
         encoder.encode(["word " * 100])
-    with pytest.raises(InputError, match="no dual encoder"):
+    with pytest.raises(InputError, match="is not a dual encoder"):
         load_dual_encoder(tmp_path)
     with pytest.raises(InputError, match="does not know 'dachshund'; .*t2i train align"):
         fit_encoder(TextConfig(encoder="aligned"), ["a red dachshund"])

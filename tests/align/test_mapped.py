@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from t2i.reader.reading import Reader
 from t2i.sampling.source import open_source
 from t2i.sampling.trained_with import trained_with
 from t2i.text import TextConfig, fit_encoder, load_encoder
+from t2i.train.align import align_frozen
 from t2i.trained import open_run
 
 DATA = ["--data", "shapes-2", "--set", "data.limit=300", "--set", "data.resolution=16", "--set", "validation_n=100"]
@@ -172,6 +174,12 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys, sets, says):
     assert train(tmp_path / "run", *more) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("error: ") and says in err
+
+
+def test_a_game_on_several_processes_is_refused():
+    config, run = Config.model_validate({"aligner": {"kind": "adversarial"}}), SimpleNamespace(num_processes=2)
+    with pytest.raises(InputError, match=r"trains on one process, and there are 2; start it without torchrun"):
+        align_frozen(config, run, train=None, held_out={})  # type: ignore[arg-type]
 
 
 def test_maps_of_other_encoders_are_damage(run, tmp_path):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from t2i.align.config import BatchNegatives, Config, HardNegatives, SoftNegatives, SwapNegatives
+from t2i.align.config import Config, HardNegatives, SoftNegatives, SwapNegatives
 from t2i.align.dual_encoder import Captioner, DualEncoder
 from t2i.align.losses import bags, harder, overlap, pair_logits, softened, swap_loss, symmetric
 from t2i.align.step import Paired, Pairs, embed_all, micro_loss
@@ -18,10 +18,12 @@ SMALL = {
 }
 
 
+CONFIG = Config.model_validate(SMALL)
+
+
 def paired() -> Paired:
     torch.manual_seed(0)
-    config = Config.model_validate(SMALL)
-    return Paired(DualEncoder(config, 40), Captioner(config, 40))
+    return Paired(DualEncoder(CONFIG, 40), Captioner(CONFIG, 40))
 
 
 def pairs_of(count: int) -> Pairs:
@@ -37,7 +39,7 @@ def gradient(model: Paired, micros: list[Pairs]) -> tuple[torch.Tensor, float]:
     known = embed_all(model, micros) if len(micros) > 1 else []
     seen = []
     for number in range(len(micros)):
-        loss, watch = micro_loss(model, micros, number, known, BatchNegatives())
+        loss, watch = micro_loss(model, micros, number, known, CONFIG)
         (loss / len(micros)).backward()
         seen.append(watch["loss"].item())
     assert max(seen) - min(seen) < 1e-5
@@ -56,14 +58,14 @@ def test_micro_batches_contrast_all_pairs_of_the_step(cuts: int) -> None:
 
 def test_losses_are_their_theory_values_and_gradients_reach_every_parameter() -> None:
     model, pairs = paired(), pairs_of(12)
-    loss, watch = micro_loss(model, [pairs], 0, [], BatchNegatives())
+    loss, watch = micro_loss(model, [pairs], 0, [], CONFIG)
     loss.backward()
     assert watch["caption_nll"].item() == pytest.approx(math.log(40), rel=0.1)
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     model.model.log_scale.data.fill_(
         -20
     )  # at an endless temperature all captions are as likely, but copies are left out
-    _, watch = micro_loss(model, [pairs], 0, [], BatchNegatives())
+    _, watch = micro_loss(model, [pairs], 0, [], CONFIG)
     assert watch["loss"].item() == pytest.approx((10 * math.log(12) + 2 * math.log(11)) / 12, rel=1e-5)
 
 
@@ -127,7 +129,7 @@ def test_every_kind_of_negatives_cut_into_micro_batches_is_the_step_of_the_whole
         model.zero_grad()
         known = embed_all(model, micros) if cuts > 1 else []
         for number in range(cuts):
-            loss, _ = micro_loss(model, micros, number, known, kind)
+            loss, _ = micro_loss(model, micros, number, known, CONFIG.model_copy(update={"negatives": kind}))
             (loss / cuts).backward()
         found.append(
             torch.cat(

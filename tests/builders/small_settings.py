@@ -14,7 +14,7 @@ GAN = [
 
 ALIGN = [
     *("text_tower={width: 16, depth: 1, heads: 2}", "image_tower={width: 16, width_limit: 16}", "embedding=16"),
-    "train_batch_size=16",
+    *("train_batch_size=16", "image_weight=5", "kl_weight=0.001"),
 ]
 
 

@@ -181,6 +181,12 @@ def test_a_single_mistake_is_a_single_line(write):
     assert str(caught.value).startswith("data: must be a section with the keys address, resolution, got 5 (")
 
 
+def test_a_list_without_brackets_is_explained():
+    with pytest.raises(ConfigError) as caught:
+        load(config_class("cgan"), "cgan-tiny", ["init_from=cgan", "freeze=generator"])
+    assert str(caught.value) == "freeze: must be a list, got 'generator' (--set freeze=generator); write ['generator']"
+
+
 def test_a_rule_about_the_whole_config_is_reported_without_dumping_it():
     assert problems(None, ["train_batch_size=5000"]) == ("config: train_batch_size must be at most 4096",)
 

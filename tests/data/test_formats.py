@@ -487,7 +487,7 @@ def test_addresses_are_read(tmp_path: Path) -> None:
         ("vg:{root}?min_side=-3", "option min_side must be a whole number, got '-3'"),
         ("hub:a/b?streaming=yes", "option streaming must be true or false, got 'yes'"),
         ("coco:{root}?split", "'split' after `?` must read key=value"),
-        ("coco:{root}?split=a&split=b", "'split=b' after `?` is there twice"),
+        ("coco:{root}?split=a&split=b", "'split=b' after `?` occurs twice"),
         ("coco:{root}/none", "is not there; name the folder that holds the data set"),
     ],
 )
@@ -647,5 +647,5 @@ def test_digest_of_what_is_read_is_that_of_the_file(tmp_path: Path) -> None:
         number = int(data.ids[i][-4:]) + 20 * int(data.ids[i][:5])
         assert data.source(i) == layouts.picture(number)  # type: ignore[attr-defined]
         part, row = data.locate(i)  # type: ignore[attr-defined]
-        kept = data._parts[part].index["sha256"][row].as_py()  # type: ignore[attr-defined]
+        kept = part.index["sha256"][row].as_py()
         assert kept == hashlib.sha256(layouts.picture(number)).digest()

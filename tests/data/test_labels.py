@@ -1,6 +1,8 @@
 """Labels of images: scene facts, classes of published data, class folders and the column `label`."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -83,7 +85,9 @@ def test_a_label_that_is_not_there_is_told_with_those_that_are(tmp_path: Path):
     with pytest.raises(InputError, match=r"no label 'color' \(did you mean colour\?\); it has shape, colour, size, "):
         values_of(dataset, "color")
     bare = open_dataset(str(layouts.folder(tmp_path / "bare")), "train", View(16))
-    with pytest.raises(InputError, match="has no labels; use shapes-1..3, cub:, flowers:, mirflickr:, or a folder"):
+    with pytest.raises(
+        InputError, match="has no labels; use shapes-1..3, cub:, flowers:, mirflickr:, a folder with class folders, "
+    ):
         values_of(bare, "class")
 
 
@@ -95,3 +99,94 @@ def test_classes_must_be_two_and_have_two_images_each():
     dataset = open_dataset("shapes-1", "val", View(16, limit=200))
     numbers = class_numbers(dataset, "background")
     assert sorted(set(numbers.tolist())) == [0, 1, 2]
+
+
+def _rows(count: int) -> list[dict]:
+    """Images of one colour each, with a caption and the number of a class: 0, 1, or -1 for none."""
+    rows = []
+    for k in range(count):
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16), (20 * k, 0, 0)).save(file, "PNG")
+        rows.append({"image": {"bytes": file.getvalue(), "path": None}, "text": f"animal {k}", "label": k % 3 - 1})
+    return rows
+
+
+NAMES = (None, ("cat",), ("dog",))  # of the labels -1, 0, 1
+
+
+def test_a_class_label_of_the_hub_has_its_names(tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    features = {"image": datasets.Image(), "text": datasets.Value("string")}
+    features = datasets.Features(features | {"label": datasets.ClassLabel(names=["cat", "dog"])})
+    data = datasets.Dataset.from_list(_rows(12), features=features)
+    data.save_to_disk(str(tmp_path / "saved"))
+    data.to_parquet(str(tmp_path / "train-00000.parquet"))
+    for address in (f"hub:{tmp_path / 'saved'}", f"parquet:{tmp_path / 'train-00000.parquet'}"):
+        dataset = open_dataset(address, "train", View(16))
+        numbers = [int(options[0].split()[1]) for options in dataset.captions]
+        assert values_of(dataset, "label") == [NAMES[number % 3] for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["a", " b", "", None], [("a",), ("b",), None, None]),
+        ([3, 4, None, 3], [("3",), ("4",), None, ("3",)]),
+        ([["a", "b", "a"], [], None, ["c"]], [("a", "b"), (), None, ("c",)]),
+    ],
+)
+def test_a_column_of_a_table(labels: list, expected: list, tmp_path: Path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [row | {"label": label} for row, label in zip(_rows(4), labels, strict=True)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    dataset = open_dataset(f"parquet:{tmp_path / 'train.parquet'}?split=train", "train", View(16, seed=3))
+    numbers = [int(options[0].split()[1]) for options in dataset.captions]
+    assert values_of(dataset, "label") == [expected[number] for number in numbers]
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.5], [{"box": 1}, {"box": 2}], [None, None]])
+def test_a_column_that_holds_no_classes_is_no_label_and_the_images_are_read(labels: list, tmp_path: Path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([row | {"label": label} for row, label in zip(_rows(2), labels, strict=True)]),
+        tmp_path / "train.parquet",
+    )
+    dataset = open_dataset(f"parquet:{tmp_path / 'train.parquet'}?split=train", "train", View(16))
+    assert len(dataset) >= 1
+    with pytest.raises(InputError, match="has no labels; use shapes-1..3, cub:, .* or shards with .cls files"):
+        values_of(dataset, "label")
+
+
+def test_shards_have_classes_in_cls_members_and_in_json(tmp_path: Path):
+    expected: dict[str, tuple[str, ...] | None] = {"0": ("3",), "1": ("cat", "old"), "2": None, "3": ("7",), "4": None}
+    jsons: dict[int, object] = {1: {"label": ["cat", "old"]}, 2: {"label": {"a": 1}}, 3: {"label": 9}, 4: ["label"]}
+    with tarfile.open(tmp_path / "train-00000.tar", "w") as tar:
+        for k, row in enumerate(_rows(5)):
+            members = {"png": row["image"]["bytes"], "txt": row["text"].encode()}
+            if k in (0, 3):
+                members["cls"] = [b"3\n", b"", b"", b"7"][k]
+            if k in jsons:
+                members["json"] = json.dumps(jsons[k]).encode()
+            for kind, content in members.items():
+                member = tarfile.TarInfo(f"{k}.{kind}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    for split in ("train", "val"):
+        try:
+            dataset = open_dataset(f"shards:{tmp_path}", split, View(16))
+        except InputError:  # five images may leave no val
+            continue
+        assert values_of(dataset, "label") == [expected[name[-1]] for name in dataset.ids]
+
+
+def test_a_shard_of_classes_without_captions_is_told_and_may_take_them_for_captions(tmp_path: Path):
+    with tarfile.open(tmp_path / "train-00000.tar", "w") as tar:
+        for k, row in enumerate(_rows(3)):
+            for kind, content in {"png": row["image"]["bytes"], "cls": b"cat"}.items():
+                member = tarfile.TarInfo(f"{k}.{kind}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(InputError, match=r"3 images without a caption; other members: .cls \(3\); remove it"):
+        open_dataset(f"shards:{tmp_path}", "train", View(16))
+    dataset = open_dataset(f"shards:{tmp_path}?text=cls", "train", View(16))
+    assert set(map(tuple, dataset.captions)) == {("cat",)} and set(values_of(dataset, "label")) == {("cat",)}

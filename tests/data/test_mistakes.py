@@ -238,6 +238,7 @@ def test_class_folders_become_captions_when_asked(folder: Path) -> None:
         ("[]", []),
         ("[a dog] runs", ["[a dog] runs"]),
         ("(a dog)", ["(a dog)"]),
+        ("{a dog} runs", ["{a dog} runs"]),
         (["x", " ", "x"], ["x"]),
         (None, []),
     ],
@@ -246,7 +247,22 @@ def test_a_list_in_a_cell_is_a_list(cell: object, captions: list[str]) -> None:
     assert captions_of(cell) == captions
 
 
-@pytest.mark.parametrize("cell", ["['a dog' 'a cat']", "['a dog', 'a ca", "[1, 2]", "['a', 3]", 3, [3], {"a": 1}])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "['a dog' 'a cat']",
+        "['a dog', 'a ca",
+        "[1, 2]",
+        "['a', 3]",
+        "[['a'], ['b']]",
+        "[None]",
+        "{'a', 'b'}",
+        '{"a": "b"}',
+        3,
+        [3],
+        {"a": 1},
+    ],
+)
 def test_a_cell_that_is_no_caption_is_refused(cell: object) -> None:
     with pytest.raises(ValueError, match="must be a string or a list of strings, got"):
         captions_of(cell)
@@ -268,6 +284,45 @@ def test_a_column_of_splits_is_obeyed(suffix: str, large: bool, folder: Path, mo
         warnings.simplefilter("ignore")
         found = {split: list(open_dataset(f"folder:{folder}", split, SMALL).ids) for split in ("train", "val", "test")}
     assert found == {"train": names[:6], "val": names[6:8], "test": names[8:]}
+
+
+@pytest.mark.parametrize("column", ["Split", "SPLIT ", "set", "Partition", "subset"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_other_names_of_a_column_of_splits(column: str, packed: bool, folder: Path) -> None:
+    import pandas
+
+    names, splits = put(folder, 10), pandas.Series(["train"] * 6 + ["val"] * 2 + ["TEST"] * 2, dtype="category")
+    rows = {"image": [encoded(i) for i in range(10)]} if packed else {"file_name": names}
+    rows |= {"text": [f"c {i}" for i in range(10)], column: splits}
+    pandas.DataFrame(rows).to_parquet(folder / ("rows.parquet" if packed else "metadata.parquet"))
+    address = f"parquet:{folder}/rows.parquet" if packed else f"folder:{folder}"
+    for split, own in (("train", range(6)), ("val", (6, 7)), ("test", (8, 9))):
+        assert [caption for (caption,) in open_dataset(address, split, SMALL).captions] == [f"c {i}" for i in own]
+
+
+def test_rows_in_an_unknown_split_are_told(folder: Path) -> None:
+    import pandas
+
+    splits = ["train"] * 6 + ["dev"] * 3 + [None]
+    pandas.DataFrame({"file_name": put(folder, 10), "text": ["x"] * 10, "split": splits}).to_csv(
+        folder / "metadata.csv", index=False
+    )
+    with pytest.warns(UserWarning, match="left out: 4 images of .* whose row names no known split .train, val, test"):
+        assert len(open_dataset(f"folder:{folder}", "train", SMALL)) == 6
+
+
+def test_a_captions_file_without_a_caption_is_named(folder: Path) -> None:
+    names = put(folder, 4)
+    for text in ("", "\n".join(json.dumps({"file_name": name, "text": None}) for name in names)):
+        (folder / "metadata.jsonl").write_text(text)
+        assert "metadata.jsonl has no caption that is not empty" in refusal(f"folder:{folder}", "train")
+
+
+@pytest.mark.parametrize("suffix", ["tif", "HEIC", "avif"])
+def test_a_folder_of_images_in_another_format_is_told(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / f"a.{suffix}").write_bytes(b"x")
+    assert f"such as below/a.{suffix}; convert them to PNG or JPEG" in refusal(str(tmp_path), "train")
 
 
 def test_rows_of_a_parquet_file_marked_test_are_not_trained_on(folder: Path) -> None:
@@ -439,7 +494,13 @@ def test_metadata_of_any_size_breaks_no_image(size: int, packed: bool, tmp_path:
 
 def test_a_photo_of_a_telephone_is_read(tmp_path: Path) -> None:
     Image.new("L", (12_000, 9_000)).save(tmp_path / "a.jpg")
-    assert images.decode(tmp_path / "a.jpg", 64).size == (1500, 1125)
+    Image.new("L", (16_320, 12_240)).save(tmp_path / "b.jpg")
+    Image.new("L", (16_384, 13_000)).save(tmp_path / "c.jpg")
+    with warnings.catch_warnings(action="error"):
+        assert images.decode(tmp_path / "a.jpg", 64).size == (1500, 1125)
+        assert images.decode(tmp_path / "b.jpg", 64).size == (2040, 1530)
+        with pytest.raises(images.BrokenImage, match="16384x13000 pixels, over the limit of 210,000,000 pixels"):
+            images.decode(tmp_path / "c.jpg", 64)
 
 
 def test_two_spellings_of_one_name_are_two_images(folder: Path) -> None:

@@ -50,3 +50,16 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         open_dataset(f"vqa2:{root}", "val", View(16))
     with pytest.raises(InputError, match="no questions: looked for v2_OpenEnded"):
         open_dataset(f"vqa2:{tmp_path / 'train2014'}", "train", View(16))
+
+
+def test_questions_without_answers_are_refused(tmp_path: Path) -> None:
+    root = vqa2(tmp_path)
+    annotations = root / "v2_mscoco_train2014_annotations.json"
+    content = json.loads(annotations.read_text())
+    number = content["annotations"][3]["question_id"]
+    content["annotations"][3]["answers"] = []
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(
+        InputError, match=f"question {number} has an empty list of answers; download the published file"
+    ):
+        open_dataset(f"vqa2:{root}", "train", View(16))

@@ -15,7 +15,7 @@ from builders.tiny_run import make_run
 from t2i.cli import app
 from t2i.errors import InputError
 from t2i.explain import editing
-from t2i.explain.attention import Heard, attention_maps, tokens_of
+from t2i.explain.attention import AttentionRecorder, attention_maps, tokens_of
 from t2i.explain.editing import cells_of, mask_of_edit
 from t2i.explain.maps import maps_of
 from t2i.explain.shapley import EXACT, shapley
@@ -184,7 +184,7 @@ def test_attention_is_that_of_the_network(prior, tmp_path):
 def test_recorded_weights_are_those_that_the_kernel_takes():
     q, k = torch.randn(2, 1, 2, 5, 4).unbind(0)
     mask = torch.tensor([True, True, True, False, True])[None, None, None]
-    with Heard() as heard:
+    with AttentionRecorder() as heard:
         given = torch.nn.functional.scaled_dot_product_attention(q, k, torch.eye(5).expand(1, 2, 5, 5), attn_mask=mask)
     torch.testing.assert_close(heard.weights[0], given[0].mean(dim=0))
 

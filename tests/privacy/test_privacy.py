@@ -13,6 +13,14 @@ from t2i.metrics.score import read_scores
 from t2i.privacy.attacks import by_distance, flat, matched
 from t2i.privacy.membership import auc, found_at, membership
 
+DATA = {"address": "shapes-1", "resolution": 16, "limit": 200}
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in raster order, whose likelihood takes one pass, and not eight."""
+    return make_prior_run(tmp_path_factory.mktemp("privacy") / "run", order="raster", data=DATA)
+
 
 def test_area_and_true_finds_by_hand() -> None:
     members, others = np.array([3.0, 2.0, 1.0]), np.array([2.0, 0.0])
@@ -64,11 +72,16 @@ def test_both_sides_have_captions_of_the_same_lengths() -> None:
     ("family", "attacks"), [("prior", {"likelihood", "distance"}), ("cgan", {"distance"}), ("cvae", {"distance"})]
 )
 def test_every_family_is_attacked(
-    family: str, attacks: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    family: str,
+    attacks: set[str],
+    prior: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make = {"prior": make_prior_run, "cgan": make_run, "cvae": make_cvae_run}[family]
-    run = make(tmp_path / "run")
+    make = {"prior": lambda *_, **__: prior, "cgan": make_run, "cvae": make_cvae_run}[family]
+    run = make(tmp_path / "run", data=DATA)
     more = ["--html", "page.html", "--out", "scores.json"]
     assert app.main(["eval", "privacy", str(run), "-n", "12", *more]) == 0
     scores = read_scores(Path("scores.json"))
@@ -77,7 +90,10 @@ def test_every_family_is_attacked(
     assert all(0 <= score.value <= 1 and score.interval is not None for score in scores)
     assert {score.protocol.n_fake for score in scores} == {score.protocol.n_real for score in scores} == {12}
     out, err = capsys.readouterr()
-    assert "membership-distance-auc@12" in out and "12 images a side" in err
+    assert (
+        "membership-distance-auc@12" in out
+        and "only 12 images of each side: at a false positive rate of 1 % none may be wrong" in err
+    )
     assert Path("page.html").read_text().count("<article") == 6
 
 
@@ -112,14 +128,14 @@ def test_a_critic_tells_members_of_a_run_that_has_one(tmp_path: Path, monkeypatc
     assert len(set(found.round(6).tolist())) == 3
 
 
-def test_images_known_by_heart_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_known_by_heart_are_found(prior: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that samples its training images is given away by distance, whatever else it is."""
     from t2i.pipeline import TextToImagePipeline
     from t2i.privacy import scores as room
     from t2i.privacy.options import PrivacyOptions
     from t2i.privacy.scores import attack
 
-    pipe = TextToImagePipeline.from_pretrained(make_prior_run(tmp_path / "run"))
+    pipe = TextToImagePipeline.from_pretrained(prior)
     sides = room.open_sides(pipe, 40)
     monkeypatch.setattr(
         room, "sample_for", lambda pipe, captions, seed, tick: np.concatenate([sides.member_pixels] * 2)
@@ -138,12 +154,15 @@ def test_a_mistake_is_one_line(arguments: list[str], told: str, capsys: pytest.C
 
 
 def test_epsilon_of_a_private_run_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    prior: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from t2i.pipeline import TextToImagePipeline
 
-    pipe = TextToImagePipeline.from_pretrained(make_prior_run(tmp_path / "run"))
+    pipe = TextToImagePipeline.from_pretrained(prior)
     pipe.manifest["privacy"] = {"epsilon": 3.21, "delta": 1e-5}
     monkeypatch.setattr(TextToImagePipeline, "from_pretrained", lambda *_: pipe)
+    monkeypatch.setattr(
+        "t2i.privacy.scores.sample_for", lambda pipe, captions, *_: np.zeros((len(captions), 16, 16, 3), np.uint8)
+    )
     assert app.main(["eval", "privacy", "run", "-n", "10"]) == 0
     assert "epsilon 3.21 at delta 1e-05" in capsys.readouterr().out

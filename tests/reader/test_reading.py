@@ -1,6 +1,7 @@
 """A reader on disk, and what the commands and the Python interface make of it."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,8 @@ def test_the_captioner_of_an_align_run_is_read(tmp_path: Path, photos: Path, cap
         (["read", "{run}", "{broken}"], "name an image that can be read"),
         (["read", "{vqa}", "{photos}"], "answers questions but does not write captions; ask one with --ask"),
         (["read", "{caption}", "{photos}", "--ask", QUESTION], "does not answer questions"),
+        (["read", "{run}", "{photos}", "--ask", " "], "a question is empty; ask one in words"),
+        (["read", "{run}", "{photos}", "--ask", QUESTION, "--beams", "3"], "--beams 3 does nothing with --ask"),
         (["data", "caption", "{empty}", "{out}", "--by", "{run}"], "empty folder"),
         (["data", "caption", "{photos}", "{out}", "--by", "{vqa}"], "writes no captions"),
         (["data", "caption", "shapes-2", "{out}", "--by", "{run}"], "has no files"),
@@ -134,6 +137,16 @@ def test_bad_input_is_one_line(run: Path, photos: Path, tmp_path: Path, capsys, 
     shown = capsys.readouterr().err
     (line,) = [line for line in shown.splitlines() if line.startswith("error: ")]
     assert said in line and "Traceback" not in shown
+
+
+def test_a_question_that_is_cut_off_is_named(run: Path, photos: Path) -> None:
+    reader, file = t2i.Reader.from_pretrained(run), photos / "0.png"
+    long = "how many " + "large red and blue " * 40 + "objects are there?"
+    with pytest.warns(UserWarning, match="1 of 2 questions are longer than the limit of 48 tokens"):
+        reader.answer([file, file], [long, QUESTION])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reader.answer([file], [QUESTION])
 
 
 def test_a_damaged_reader_is_told_in_one_line(run: Path, tmp_path: Path) -> None:

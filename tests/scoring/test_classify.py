@@ -1,9 +1,12 @@
 """`t2i eval classify`: four directions in a shared space."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from builders import published_layouts as layouts
 from t2i.cli import app
@@ -43,6 +46,29 @@ def test_several_annotations_an_image_are_learned_each(run, tmp_path, capsys):
     assert "annotation: 4 classes" in capsys.readouterr().out
 
 
+def test_training_images_of_the_encoder_are_refused_or_marked(tmp_path, capsys):
+    """The split `val` of one seed has training images of another."""
+    rows = []
+    for k in range(200):
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"{k}.png")
+        rows.append({"file_name": f"{k}.png", "text": f"animal {k}", "label": k % 2})
+    (tmp_path / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    sets = ["aligner=cca", "image.encoder=classical", "data.resolution=16", "data.split_seed=1"]
+    words = [word for one in sets for word in ("--set", one)]
+    run = tmp_path / "run"
+    assert app.main(["train", "align", "--data", str(tmp_path), *words, "--run-dir", str(run)]) == 0
+    asked = ["eval", "classify", str(run), "--data", str(tmp_path), "--label", "label", "--split", "val"]
+    capsys.readouterr()
+    for more in ([], ["--resolution", "32"]):
+        assert app.main([*asked, *more]) == 2
+        assert re.search(
+            r"was trained on \d+ of \d+ images \('.*split val; name held-out data", capsys.readouterr().err
+        )
+    out = tmp_path / "scores.json"
+    assert app.main([*asked, "--allow-leak", "--out", str(out)]) == 0
+    assert all(re.match(r"trained on \d+ of \d+ images", score.protocol.leak or "") for score in read_scores(out))
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
@@ -51,6 +77,10 @@ def test_several_annotations_an_image_are_learned_each(run, tmp_path, capsys):
         (["--data", "CUB", "--label", "class", "--split", "test"], "split test shares no class with split train"),
         (["--data", "shapes-1", "--label", "shape", "--c", "0"], "--c 0.0: must be greater than 0"),
         (["--data", "shapes-1"], "--label"),
+        (
+            ["--data", "shapes-1", "--label", "shape", "--split", "val,train"],
+            "--split train: the classifiers learn from",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(run, tmp_path, capsys, asked, says):

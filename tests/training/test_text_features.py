@@ -304,6 +304,19 @@ def test_one_truncation_warning_for_all_shards(tmp_path, small_shards):
     assert len(caught) == 1
 
 
+def test_captions_that_were_cut_are_told_again_from_the_cache(tmp_path, small_shards):
+    long = [f"{caption} red blue green" for caption in CAPTIONS[:15]]
+    for tokens in (True, False):
+        with pytest.warns(TruncationWarning):
+            encode_cached(bow(8), [*long, "a star"], tmp_path, tokens=tokens)
+        for again, count in (([*long, "a star"], 15), (["a star", *long[3:]], 12), (long[:1], 1)):
+            with pytest.warns(TruncationWarning) as caught:
+                assert encode_cached(bow(8), again, tmp_path, tokens=tokens).misses == 0
+            assert [one.message.count for one in caught] == [count]
+    with warnings.catch_warnings(action="error"):
+        encode_cached(bow(8), ["a star"], tmp_path)
+
+
 def test_other_warnings_pass(tmp_path):
     encoder = bow()
     encode = encoder.encode

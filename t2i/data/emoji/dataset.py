@@ -81,26 +81,15 @@ class EmojiDataset(EncodedImages):
 
 
 class EmojiOptions(NamedTuple):
-    """Options of emoji.
+    """Options of emoji."""
 
-    Attributes:
-        tones: add variants with a skin tone.
-        unnamed: add drawings without a name, captioned `emoji`, to train a tokenizer.
-        tints: number of further colours of each training drawing that has one colour; the captions name the colour.
-    """
-
-    tones: bool = False
-    unnamed: bool = False
-    tints: int = 0
+    tones: bool = False  # add variants with a skin tone
+    unnamed: bool = False  # add drawings without a name, captioned `emoji`, to train a tokenizer
+    tints: int = 0  # number of further colours of each training drawing with one colour; the captions name the colour
 
 
 def open_emoji(place: str, split: str, view: View, options: EmojiOptions) -> EmojiDataset:
-    """Opens one split of the drawings of one or several styles.
-
-    Raises:
-        InputError: the extra is not installed, a style does not exist or has no colour, more than half of the drawings cannot
-            be rendered, or there is no such split.
-    """
+    """Opens one split of the drawings of one or several styles."""
     if split not in (*SPLITS, ALL):
         raise InputError(f"data emoji has no split {split!r}: choose one of {', '.join(SPLITS)}, {ALL}")
     styles = open_styles(place)

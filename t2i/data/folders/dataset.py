@@ -22,7 +22,7 @@ from t2i.data.folders.labels import folder_labels
 from t2i.data.folders.table import FolderTable, is_large, open_table
 from t2i.data.questions import Question
 from t2i.data.splits import SPLITS, fallbacks, split_folder
-from t2i.data.tools.labels import Values
+from t2i.data.tools.classes import Values
 from t2i.data.verified_index import Index, Verified
 from t2i.data.verify import verify, warn_damaged, warn_unverified
 from t2i.errors import InputError
@@ -33,13 +33,9 @@ VERIFIED_AT_ONCE = 20_000  # if more images are unknown, opening the data does n
 
 
 class FolderOptions(NamedTuple):
-    """Options of a folder.
+    """Options of a folder."""
 
-    Attributes:
-        caption: caption of images that have none, such as `a photo of a {class}`, where `{class}` is the name of their folder.
-    """
-
-    caption: str = ""
+    caption: str = ""  # caption of images that have none, e.g. `a photo of a {class}` with the name of their folder
 
 
 _DEFAULTS = FolderOptions()
@@ -144,7 +140,7 @@ def open_folder(path: str, split: str, view: View, options: FolderOptions = _DEF
     """
     root = Path(path).expanduser()
     if not options.caption and not view.bare and is_large(root):
-        return _open_large(open_table(root, require_captions), split, view)
+        return _open_large(open_table(root), split, view)
     return open_index(index_folder(path, options.caption), split, view)
 
 
@@ -244,6 +240,12 @@ def _warn_left_out(index: FolderIndex, part: str, view: View, broken: Sequence[t
     by_folder = not index.seeded and index.parts is None
     if outside := [name for name in index.files if by_folder and split_folder(name) is None]:
         _warn(f"{counted(len(outside), 'image')} outside the split folders of {shown(index.root)}: {some(outside)}")
+
+    if lost := [
+        name for name in index.captions if index.kind == "folder" and index.parts and not index.parts.get(name)
+    ]:
+        why = "whose row names no known split (train, val, test, heldout)"
+        _warn(f"{counted(len(lost), 'image')} of {shown(index.root)} {why}: {some(lost)}")
 
 
 def _warn(message: str) -> None:

@@ -29,7 +29,7 @@ def require_captions(index: FolderIndex) -> None:
         raise InputError(
             f"captions in {root} name {counted(len(index.missing), 'image')} and none is there: {_lost(index)}"
         )
-    kinds = (_inner_data, _near_metadata, _other_suffix, _text_folder, _class_folders)
+    kinds = (_empty_metadata, _inner_data, _near_metadata, _other_suffix, _text_folder, _class_folders)
     hint = next((hint for kind in kinds if (hint := kind(index))), "")
     tables = [name for name in index.others if name.lower().endswith(_TABLES)]
     raise InputError(
@@ -51,6 +51,13 @@ def _lost(index: FolderIndex) -> str:
     stem = PurePosixPath(first).stem.casefold()
     near = next((name for name in index.files if PurePosixPath(name).stem.casefold() == stem), next(iter(index.files)))
     return f"not '{shown(first)}', but '{shown(near)}'; write file_name relative to the metadata file, with its suffix"
+
+
+def _empty_metadata(index: FolderIndex) -> str:
+    """A captions file that names images, or nothing, and has no caption."""
+    if not index.sources:
+        return ""
+    return f"{some(index.sources)} has no caption that is not empty; write lines such as {EXAMPLE}"
 
 
 def _inner_data(index: FolderIndex) -> str:

@@ -28,9 +28,7 @@ class _Entries:
     """Captions and paths of the images of a folder in one dict; a dict of tuples would take 200 MB more per million."""
 
     def __init__(self, names: Iterable[str], paths: Mapping[str, str]) -> None:
-        self.joined = dict.fromkeys(
-            names, ""
-        )  # id -> its captions joined by line ends, which cleaned captions do not have
+        self.joined = dict.fromkeys(names, "")  # id -> captions joined by line ends, which cleaned captions do not have
         self.paths = paths  # only of ids that differ from their paths
 
     def add(self, name: str, captions: Sequence[str]) -> None:
@@ -46,12 +44,8 @@ class _Files(Mapping[str, str]):
         self._joined, self._paths = entries.joined, entries.paths
 
     def __getitem__(self, name: str) -> str:
-        if name not in self._joined:
-            raise KeyError(name)
+        self._joined[name]  # raises KeyError
         return self._paths.get(name, name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._joined
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._joined)

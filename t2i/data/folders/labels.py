@@ -6,7 +6,7 @@ from pathlib import Path
 from t2i.data.folders.index import class_of, resolve_name
 from t2i.data.folders.metadata import METADATA_NAMES, has_labels, read_labels
 from t2i.data.splits import SPLIT_FOLDERS
-from t2i.data.tools.labels import Values
+from t2i.data.tools.classes import Values
 
 
 def folder_labels(root: Path, ids: Sequence[str]) -> dict[str, Callable[[], Values]]:

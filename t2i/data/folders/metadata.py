@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from t2i.data.captions import captions_of
+from t2i.data.splits import split_column
+from t2i.data.tools.classes import LABEL, classes_in
 from t2i.errors import InputError
 from t2i.files import open_regular, text_lines
 from t2i.names import brief
@@ -18,7 +20,6 @@ from t2i.names import brief
 _EMPTY = ("nan", "NaN", "None", "null", "<NA>")  # what table programs write for a missing caption
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 TEXT_COLUMNS = ("text", "caption")
-LABEL = "label"  # a column of classes, for t2i.data.tools.labels
 EXAMPLE = '{"file_name": "0001.png", "text": "a red circle"}'
 
 
@@ -56,14 +57,10 @@ def read_labels(path: Path) -> Iterator[tuple[str, tuple[str, ...] | None]]:
     for place, row in _ROWS[path.suffix.lower()](path):
         if not isinstance(row.get("file_name"), str):
             continue
-        value = row.get(LABEL)
-        values = value if isinstance(value, list) else [] if value in (None, "") else [value]
-        if not all(isinstance(one, str | int) for one in values):
-            raise InputError(
-                f"{path} row {place}: label {str(value)[:40]!r} is not a word, a whole number or a list of these"
-            )
-        unknown = value is None or value == ""
-        yield row["file_name"], None if unknown else tuple(dict.fromkeys(str(one).strip() for one in values))
+        try:
+            yield row["file_name"], classes_in(row.get(LABEL))
+        except ValueError as error:
+            raise InputError(f"{path} row {place}: {error}") from error
 
 
 def has_labels(path: Path) -> bool:
@@ -109,7 +106,7 @@ def _captions_of(row: dict[str, Any]) -> CaptionRow:
         captions = captions_of(row.get(column))
     except ValueError as error:
         raise ValueError(f"{column!r} {error}") from error
-    split = row.get("split")
+    split = row.get(split_column(row))
     return CaptionRow(name, captions, split.strip() if isinstance(split, str) else "")
 
 
@@ -164,7 +161,7 @@ def _rows_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with open_regular(path) as source, pq.ParquetFile(source) as file:
             names = file.schema_arrow.names
-            columns = [column for column in ("file_name", *TEXT_COLUMNS, "split", LABEL) if column in names]
+            columns = [column for column in ("file_name", *TEXT_COLUMNS, split_column(names), LABEL) if column in names]
             if "file_name" not in columns or not any(column in columns for column in TEXT_COLUMNS):
                 try:
                     _captions_of(dict.fromkeys(names))  # raises, naming the columns

@@ -5,7 +5,7 @@ take no memory of their own and are shared by all workers.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,7 @@ from t2i import seeding
 from t2i.cache import cache_dir, cache_error
 from t2i.data.cached import Keep, facts_of, read_table, stamp_of, write_table
 from t2i.data.captions import REPLACED
+from t2i.data.folders.hints import require_captions
 from t2i.data.folders.index import FolderIndex, index_folder
 from t2i.data.folders.metadata import METADATA_NAMES
 from t2i.data.splits import SPLIT_FOLDERS, SPLITS, divide
@@ -88,14 +89,11 @@ class FolderTable(NamedTuple):
         return rows[~gone], broken
 
 
-def open_table(root: Path, require: Callable[[FolderIndex], None]) -> FolderTable:
+def open_table(root: Path) -> FolderTable:
     """Opens the table of a folder; it is written first if it does not exist or the folder has changed.
 
-    Args:
-        require: called with the index of a folder that is read again; raises if the folder cannot be used.
-
     Raises:
-        InputError: errors of `index_folder` and `require`, or the cache cannot be written.
+        InputError: errors of `index_folder` and `require_captions`, or the cache cannot be written.
     """
     name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:24]
     path = cache_dir() / "folders" / f"{name}.arrow"
@@ -106,19 +104,19 @@ def open_table(root: Path, require: Callable[[FolderIndex], None]) -> FolderTabl
             return FolderTable(root, table)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(root, path, require)
+            _write(root, path)
         except OSError as error:
             raise cache_error(path.parent, error) from error
     raise InputError(f"{root} changes while it is read; start again when it is complete")
 
 
-def _write(root: Path, path: Path, require: Callable[[FolderIndex], None]) -> None:
+def _write(root: Path, path: Path) -> None:
     import pyarrow as pa
 
     fields = [("id", pa.string()), ("path", pa.string()), ("captions", pa.list_(pa.string()))]
     schema = pa.schema([*fields, ("key", pa.int64()), ("part", pa.int8())])
     index = index_folder(root)
-    require(index)
+    require_captions(index)
     unread = [name for name in index.captions if not _is_text(name)]
     facts = {"stamps": list(index.stamps.items()), "left_out": _left_out(index, unread), "drawn_val": index.needs_val}
     facts["damaged"] = [caption for own in index.captions.values() for caption in own if REPLACED in caption]

@@ -2,7 +2,8 @@
 
 An index is a memory-mapped table (cached.py): a million rows open at once, take no memory of their own, and are shared by all
 workers. It has a row for each image: `key`, `captions` (cleaned, at least one), `sha256` of the image's bytes, and the columns
-that locate the bytes. Its name hashes the file's path, size and times, so an index that is older than its file is never read.
+that locate the bytes. Its name hashes the file's path, size and times, so an index that is older than its file is never
+read. A row may also have `label`, the classes of its image.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
 from t2i.data.packed.remote import Place, find, locked
 from t2i.data.splits import NONE, SEEDED, SPLIT_FOLDERS, SPLITS, divide, fallbacks, split_of_parts
+from t2i.data.tools.classes import LABEL, Values
 from t2i.data.verify import known_broken, warn_damaged
 from t2i.errors import InputError
 from t2i.names import counted, numbered
@@ -36,7 +38,7 @@ from t2i.names import counted, numbered
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 2  # raised when the same file gives other rows than before, e.g. after a change in the cleaning of captions
+FORMAT = 4  # raised when the same file gives other rows than before, e.g. after a change in the cleaning of captions
 _ROWS_AT_ONCE = 1024
 _log = logging.getLogger(__name__)
 
@@ -45,17 +47,11 @@ MakeRows = Callable[[dict[str, Any], Keep], Iterable[dict[str, Any]]]
 
 
 class PackedOptions(NamedTuple):
-    """Options of data in tar shards and tables.
+    """Options of data in tar shards and tables."""
 
-    Attributes:
-        split: the split that is read as `train`, by the names of files or their folders.
-        image: the column of images, or the suffix of members that are images, e.g. `input.jpg`; "": the usual ones.
-        text: the column of captions, the suffix of members that hold them, or their key in the .json; "": the usual ones.
-    """
-
-    split: str | None = None
-    image: str = ""
-    text: str = ""
+    split: str | None = None  # the split that is read as `train`, by the names of files or their folders
+    image: str = ""  # column of images, or suffix of members that are images, e.g. `input.jpg`; "": the usual ones
+    text: str = ""  # column of captions, suffix of members with captions, or their key in the .json; "": the usual ones
 
 
 class IndexedPart(NamedTuple):
@@ -64,6 +60,7 @@ class IndexedPart(NamedTuple):
     name: str  # prefix of the ids of its images
     split: str | None  # published name of its split
     index: "pa.Table"
+    data: Any  # holds the bytes of the images
 
     def id_of(self, key: str) -> str:
         return f"{self.name}/{key}" if self.name else key
@@ -81,10 +78,10 @@ class PackedImages(EncodedImages):
         import pyarrow.compute
 
         pc: Any = pyarrow.compute
-        self._parts = list(parts)
+        self._parts = parts
         self._starts = list(accumulate((part.index.num_rows for part in parts), initial=0))
-        table = pa.concat_tables([part.index.select(["key", "captions", "sha256"]) for part in parts])
-        self._sha256 = table["sha256"]
+        table = pa.concat_tables([part.index.select(["key", "captions", "sha256", LABEL]) for part in parts])
+        self._sha256, self._label = table["sha256"], table[LABEL]
         splits = _roles([part.split for part in parts], train, address)
         found, rows = self._choose_rows(splits, split, view.seed, address)
         self._rows = self._without_broken(rows, address, table)[: view.limit]
@@ -148,11 +145,19 @@ class PackedImages(EncodedImages):
     def _part_of(self, row: int) -> int:
         return bisect_right(self._starts, row) - 1
 
-    def locate(self, i: int) -> tuple[int, int]:
-        """Returns (number of the part, row of its index) of row i of the split."""
+    def locate(self, i: int) -> tuple[IndexedPart, int]:
+        """Returns (part, row of its index) of row i of the split."""
         row = int(self._rows[i])
-        part = self._part_of(row)
-        return part, row - self._starts[part]
+        number = self._part_of(row)
+        return self._parts[number], row - self._starts[number]
+
+    @property
+    def labels(self) -> dict[str, Callable[[], Values]]:
+        """The label `label` if an image of the data has one, and a function that reads the classes of each image."""
+        if self._label.null_count == len(self._label):
+            return {}
+        own = ArrowColumn(self._label, self._rows)
+        return {LABEL: lambda: [None if classes is None else tuple(classes) for classes in own]}
 
     def contents(self, lasting: bool = False) -> Iterator[str]:
         """Returns the sha256 of the bytes of each image."""
@@ -198,11 +203,12 @@ def warn_skipped(parts: Sequence[IndexedPart], address: str) -> None:
 
 
 def schema(extra: Mapping[str, "pa.DataType"]) -> "pa.Schema":
-    """Returns the columns of an index: the common ones, then those that locate the bytes."""
+    """Returns the columns of an index: the common ones, then those that locate the bytes; only `label` may be null."""
     import pyarrow as pa
 
     common = {"key": pa.string(), "captions": pa.list_(pa.string()), "sha256": pa.binary(32), "split": pa.string()}
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in {**common, **extra}.items()])
+    fields = [pa.field(name, kind, nullable=False) for name, kind in {**common, **extra}.items()]
+    return pa.schema([*fields, pa.field(LABEL, pa.list_(pa.string()))])
 
 
 def stamp(path: Place) -> tuple[Any, ...]:
@@ -212,23 +218,29 @@ def stamp(path: Place) -> tuple[Any, ...]:
         InputError: the file does not exist.
     """
     if not isinstance(path, Path):
-        return path.stamp
+        return tuple(path)
     found = stamp_of(path)
     if found[0] < 0:
         raise InputError(f"cannot read {path}: No such file or directory; check its name and permissions")
     return str(path.absolute()), *found
 
 
-def parts_of(name: str, split: str | None, index: "pa.Table") -> list[IndexedPart]:
+def parts_of(name: str, split: str | None, index: "pa.Table", data: Any) -> list[IndexedPart]:
     """Returns one file as one part, or as a part for each split if its rows name their splits."""
     import pyarrow.compute
 
     pc: Any = pyarrow.compute
     named = sorted(set(index["split"].unique().to_pylist()) - {""})
     if not any(SPLIT_FOLDERS.get(own.lower()) for own in named):  # the column is not about splits
-        return [IndexedPart(name, split, index)]
+        return [IndexedPart(name, split, index, data)]
     parts = [(own, index.filter(pc.equal(index["split"], own))) for own in [*named, ""]]
-    return [IndexedPart(name, own or None, rows) for own, rows in parts if rows.num_rows]
+    return [IndexedPart(name, own or None, rows, data) for own, rows in parts if rows.num_rows]
+
+
+def names_below(paths: Sequence[Path]) -> list[str]:
+    """Returns the paths relative to their common folder, without the suffix."""
+    root = paths[0].parent if len({path.parent for path in paths}) == 1 else Path(os.path.commonpath(paths))
+    return [path.relative_to(root).with_suffix("").as_posix() for path in paths]
 
 
 def indexed(
@@ -269,7 +281,7 @@ def _write(path: Path, files: Sequence[Place], stamps: Sequence[Any], columns: "
     counts: dict[str, Any] = {}
 
     def batches(keep: Keep) -> Iterator["pa.RecordBatch"]:
-        remaining = ({"split": ""} | row for row in rows(counts, keep))
+        remaining = ({"split": "", LABEL: None} | row for row in rows(counts, keep))
         while batch := list(islice(remaining, _ROWS_AT_ONCE)):
             yield pa.RecordBatch.from_pylist(batch, schema=columns)
         if [stamp(file if isinstance(file, Path) else find([file.url])[0]) for file in files] != stamps:

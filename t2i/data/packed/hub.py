@@ -20,7 +20,7 @@ from t2i.data.packed.dataset import (
     schema,
     warn_skipped,
 )
-from t2i.data.packed.parquet import ROWS_AT_ONCE, CopiedRows, copied, copy_schema, open_parquet, require_rows
+from t2i.data.packed.parquet import ROWS_AT_ONCE, CopiedRows, copied, copy_schema, mapped, open_parquet, require_rows
 from t2i.data.packed.tables import ImageColumns, bad_table, choose_columns, image_bytes, index_rows
 from t2i.errors import InputError
 from t2i.files import contents, open_regular, read_json
@@ -32,41 +32,19 @@ if TYPE_CHECKING:
 
 
 class HubOptions(NamedTuple):
-    """Options of data sets of the `datasets` library.
+    """Options of data sets of the `datasets` library."""
 
-    Attributes:
-        split: the published split that is read as `train`.
-        image: the column of images; "": the usual names.
-        text: the column of captions; "": the usual names.
-        config: name of the configuration, if the data set has several.
-        revision: branch, tag or commit.
-        streaming: fetch each row once, straight into the cache, without a copy of the whole data set.
-        rows: with `streaming`: number of rows of each split; 0: all.
-    """
-
-    split: str | None = None
-    image: str = ""
-    text: str = ""
-    config: str = ""
-    revision: str = "main"
-    streaming: bool = False
-    rows: int = 0
+    split: str | None = None  # the published split that is read as `train`
+    image: str = ""  # column of images; "": the usual names
+    text: str = ""  # column of captions; "": the usual names
+    config: str = ""  # name of the configuration, if the data set has several
+    revision: str = "main"  # branch, tag or commit
+    streaming: bool = False  # fetch each row once, straight into the cache, without a copy of the whole data set
+    rows: int = 0  # with `streaming`: number of rows of each split; 0: all
 
 
 class MappedRows(PackedImages):
-    """One split of rows whose images are in memory-mapped tables."""
-
-    def __init__(
-        self,
-        address: str,
-        split: str,
-        view: View,
-        parts: Sequence[IndexedPart],
-        images: Sequence["pa.ChunkedArray"],
-        train: str | None,
-    ) -> None:
-        super().__init__(address, split, view, parts, train)
-        self._images = images
+    """One split of rows whose images are in memory-mapped tables, the `data` of the parts."""
 
     def source(self, i: int) -> bytes:
         """Returns the bytes of row i.
@@ -75,19 +53,14 @@ class MappedRows(PackedImages):
             BrokenImage: the bytes are not those that were indexed.
         """
         part, row = self.locate(i)
-        index = self._parts[part].index
-        data = image_bytes(self._images[part][index["row"][row].as_py()].as_py()) or b""
-        if hashlib.sha256(data).digest() != index["sha256"][row].as_py():
+        data = image_bytes(part.data[part.index["row"][row].as_py()].as_py()) or b""
+        if hashlib.sha256(data).digest() != part.index["sha256"][row].as_py():
             raise BrokenImage("its table was changed since the data was opened; start again")
         return data
 
 
 def open_hub(place: str, split: str, view: View, options: HubOptions) -> MappedRows | CopiedRows:
-    """Opens one split of `org/name` on the hub, or of a folder that `save_to_disk` wrote or that holds parquet files.
-
-    Raises:
-        InputError: there is no such data set, split or column, or it cannot be fetched.
-    """
+    """Opens one split of `org/name` on the hub, or of a folder that `save_to_disk` wrote or that holds parquet files."""
     address, folder = f"hub:{place}", Path(place).expanduser()
     if options.rows and not options.streaming:
         raise InputError(f"data {address}: ?rows={options.rows} needs streaming=true; without it, all rows are fetched")
@@ -103,7 +76,8 @@ def open_hub(place: str, split: str, view: View, options: HubOptions) -> MappedR
         return _open_files(files, address, split, view, options)
     parts: list[IndexedPart] = []
     for name, rows in fetched.items():
-        parts += parts_of(name, name, require_rows(_stream(rows, name, place, options), f"{address}, split {name},"))
+        index = require_rows(_stream(rows, name, place, options), f"{address}, split {name},")
+        parts += parts_of(name, name, index, mapped(index))
     warn_skipped(parts, address)
     return CopiedRows(address, split, view, parts, options.split)
 
@@ -113,15 +87,13 @@ def _open_files(
 ) -> MappedRows:
     """Opens one split of a data set, given the Arrow files of each published split."""
     parts: list[IndexedPart] = []
-    images: list[pa.ChunkedArray] = []
     for name, paths in files.items():
         table = _table(paths)
         columns = choose_columns(table.schema, options.image, options.text, address)
-        own = parts_of(name, name, require_rows(_index(paths, table, columns), f"{address}, split {name},"))
-        parts += own
-        images += [table[columns.image]] * len(own)
+        index = require_rows(_index(paths, table, columns), f"{address}, split {name},")
+        parts += parts_of(name, name, index, table[columns.image])
     warn_skipped(parts, address)
-    return MappedRows(address, split, view, parts, images, options.split)
+    return MappedRows(address, split, view, parts, options.split)
 
 
 def _index(paths: Sequence[Path], table: "pa.Table", columns: ImageColumns) -> "pa.Table":

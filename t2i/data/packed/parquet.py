@@ -7,7 +7,7 @@ the tree.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from t2i.data.packed.dataset import (
     PackedOptions,
     file_of,
     indexed,
+    names_below,
     parts_of,
     schema,
     warn_skipped,
@@ -38,17 +39,7 @@ ROWS_AT_ONCE = 64  # images in memory at one time
 
 
 class CopiedRows(PackedImages):
-    """One split of rows whose images are in the file of the index."""
-
-    def __init__(
-        self, address: str, split: str, view: View, parts: Sequence[IndexedPart], train: str | None = None
-    ) -> None:
-        import pyarrow as pa
-
-        super().__init__(address, split, view, parts, train)
-        paths = [file_of(part.index) for part in parts]
-        mapped = {path: pa.memory_map(path).read_buffer() for path in dict.fromkeys(paths)}
-        self._files = [(path, mapped[path]) for path in paths]
+    """One split of rows whose images are in the files of the indices, memory-mapped as the `data` of the parts."""
 
     def source(self, i: int) -> bytes:
         """Returns the bytes of row i.
@@ -57,29 +48,22 @@ class CopiedRows(PackedImages):
             BrokenImage: the copy in the cache is damaged; it is removed, so that the next opening makes a new one.
         """
         part, row = self.locate(i)
-        path, file = self._files[part]
-        index = self._parts[part].index
-        offset, size, expected = (index[name][row].as_py() for name in ("offset", "size", "sha256"))
-        data = file.slice(offset, size).to_pybytes()
+        offset, size, expected = (part.index[name][row].as_py() for name in ("offset", "size", "sha256"))
+        data = part.data.slice(offset, size).to_pybytes()
         if hashlib.sha256(data).digest() != expected:
             with suppress(OSError):
-                os.unlink(path)
+                os.unlink(file_of(part.index))
             raise BrokenImage("its copy in the cache was damaged and is removed; start again to copy it again")
         return data
 
 
 def open_parquet(place: str, split: str, view: View, options: PackedOptions) -> CopiedRows:
-    """Opens one split of a parquet file, of the files that match a pattern, or of all in a folder and its subfolders.
-
-    Raises:
-        InputError: there is no such file, column or split, or no image with a caption.
-    """
+    """Opens one split of a parquet file, of the files that match a pattern, or of all in a folder and its subfolders."""
     paths = _find(place)
-    root = paths[0].parent if len({path.parent for path in paths}) == 1 else Path(os.path.commonpath(paths))
     parts: list[IndexedPart] = []
-    for path in paths:
-        name = path.relative_to(root).with_suffix("").as_posix()
-        parts += parts_of(name, split_of_name(name), _index(path, options.image, options.text))
+    for path, name in zip(paths, names_below(paths), strict=True):
+        index = _index(path, options.image, options.text)
+        parts += parts_of(name, split_of_name(name), index, mapped(index))
     warn_skipped(parts, f"parquet:{place}")
     return CopiedRows(f"parquet:{place}", split, view, parts, options.split)
 
@@ -118,6 +102,13 @@ def copy_schema() -> "pa.Schema":
     import pyarrow as pa
 
     return schema({"offset": pa.int64(), "size": pa.int64()})
+
+
+def mapped(index: "pa.Table") -> "pa.Buffer":
+    """Returns the memory-mapped file of an index."""
+    import pyarrow as pa
+
+    return pa.memory_map(file_of(index)).read_buffer()
 
 
 def copied(

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class RemoteFile(NamedTuple):
-    """A file at a URL, with the size and the tag that it had when the data was opened."""
+    """A file at a URL, with the size and the tag that it had when the data was opened, which identify the contents."""
 
     url: str
     size: int
@@ -39,11 +39,6 @@ class RemoteFile(NamedTuple):
 
     def __str__(self) -> str:
         return self.url
-
-    @property
-    def stamp(self) -> tuple[str, int, str]:
-        """Identifies the contents; an index of the file is valid as long as it does not change."""
-        return self.url, self.size, self.tag
 
     def read(self, start: int, size: int) -> bytes:
         """Reads `size` bytes from `start`.

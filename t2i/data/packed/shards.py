@@ -13,7 +13,7 @@ from pathlib import Path
 
 from t2i.data import View
 from t2i.data.cached import stamp_of
-from t2i.data.packed.dataset import IndexedPart, PackedImages, PackedOptions, stamp, warn_skipped
+from t2i.data.packed.dataset import IndexedPart, PackedImages, PackedOptions, names_below, stamp, warn_skipped
 from t2i.data.packed.remote import Place, RemoteFile, find, is_remote, matching
 from t2i.data.packed.tar import index_tar
 from t2i.data.splits import split_of_name
@@ -30,25 +30,12 @@ _NEWER = "the shard is newer than its index; start again to index it again"
 
 
 class Shards(PackedImages):
-    """One split of the samples of tar shards."""
-
-    def __init__(
-        self,
-        address: str,
-        split: str,
-        view: View,
-        parts: Sequence[IndexedPart],
-        paths: Sequence[Place],
-        train: str | None,
-    ) -> None:
-        super().__init__(address, split, view, parts, train)
-        self._files = list(paths)
-        self._indexed_as = [stamp(path) for path in paths]
+    """One split of the samples of tar shards; the `data` of the parts are (shard, its stamp when it was opened)."""
 
     def source(self, i: int) -> bytes:
         part, row = self.locate(i)
-        path = self._files[part]
-        offset, size, digest = (self._parts[part].index[name][row].as_py() for name in ("offset", "size", "sha256"))
+        path, opened_as = part.data
+        offset, size, digest = (part.index[name][row].as_py() for name in ("offset", "size", "sha256"))
         if size > MAX_BYTES:
             raise BrokenImage(f"more than the limit of {MAX_BYTES:,} bytes")
         if isinstance(path, RemoteFile):
@@ -57,7 +44,7 @@ class Shards(PackedImages):
             return data
         try:
             with open_regular(path) as file:
-                if stamp_of(path) != self._indexed_as[part][1:]:
+                if stamp_of(path) != opened_as[1:]:
                     raise BrokenImage(_NEWER)
                 return os.pread(file.fileno(), size, offset)
         except OSError as error:
@@ -65,7 +52,7 @@ class Shards(PackedImages):
 
     def place(self, i: int) -> str:
         part, _ = self.locate(i)
-        return f"{shown(self._indexed_as[part][0])}: {self.ids[i].rpartition('/')[2]}"
+        return f"{shown(part.data[1][0])}: {self.ids[i].rpartition('/')[2]}"
 
 
 def open_shards(place: str, split: str, view: View, options: PackedOptions) -> Shards:
@@ -73,25 +60,16 @@ def open_shards(place: str, split: str, view: View, options: PackedOptions) -> S
 
     Args:
         place: `/path/{00000..00099}.tar`, `/path/*.tar`, one tar, or a folder; each also as a URL, `s3://bucket/path/...`.
-
-    Raises:
-        InputError: a shard does not exist, is not a plain tar or has no captioned image, or there is no such split.
     """
     paths = _find_shards(place)
     with ThreadPoolExecutor(INDEXED_AT_ONCE if isinstance(paths[0], RemoteFile) else 1) as pool:
         tables = pool.map(lambda path: index_tar(path, options.image.lower(), options.text), paths)
         parts = [
-            IndexedPart(name, split_of_name(name), table)
-            for name, table in zip(_names([Path(str(path)) for path in paths]), tables, strict=True)
+            IndexedPart(name, split_of_name(name), table, (path, stamp(path)))
+            for name, table, path in zip(names_below([Path(str(path)) for path in paths]), tables, paths, strict=True)
         ]
     warn_skipped(parts, f"shards:{place}")
-    return Shards(f"shards:{place}", split, view, parts, paths, options.split)
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Returns the paths relative to their common folder, without the suffix."""
-    root = paths[0].parent if len({path.parent for path in paths}) == 1 else Path(os.path.commonpath(paths))
-    return [path.relative_to(root).with_suffix("").as_posix() for path in paths]
+    return Shards(f"shards:{place}", split, view, parts, options.split)
 
 
 def _find_shards(place: str) -> Sequence[Place]:

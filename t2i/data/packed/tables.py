@@ -1,12 +1,15 @@
 """Finds images and captions in the rows of tables: parquet files, Arrow files, and JSON objects of tar shards."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.data.captions import captions_of
 from t2i.data.packed.remote import Place, opened
+from t2i.data.splits import split_column
+from t2i.data.tools.classes import LABEL, classes_in
 from t2i.errors import InputError
 from t2i.names import brief, nearest
 
@@ -18,16 +21,23 @@ CAPTION_COLUMNS = ("captions", "caption", "text")
 
 
 class ImageColumns(NamedTuple):
-    """Names of the columns."""
+    """Names of the columns.
+
+    Attributes:
+        label: the column of classes; "": there is none.
+        classes: the names of the classes that `label` numbers; empty if it has words, or numbers without names.
+    """
 
     image: str
     text: str
     split: str = ""  # "": there is none
+    label: str = ""
+    classes: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """The columns to read."""
-        return [name for name in self if name]
+        return [name for name in (self.image, self.text, self.split, self.label) if name]
 
 
 def choose_columns(schema: "pa.Schema", image: str, text: str, where: str) -> ImageColumns:
@@ -50,8 +60,18 @@ def choose_columns(schema: "pa.Schema", image: str, text: str, where: str) -> Im
         raise InputError(
             f"{where}: column {columns[0]!r} is {kind}, not the bytes of images; say which with ?image=NAME"
         )
-    is_split = "split" in schema.names and str(schema.field("split").type) in ("string", "large_string")
-    return ImageColumns(columns[0], columns[1], "split" if is_split else "")
+    split = split_column(name for name in schema.names if name not in columns)
+    is_split = split and _holds_words(schema.field(split).type)
+    is_label = LABEL in schema.names and LABEL not in columns and _holds_classes(schema.field(LABEL).type)
+    chosen = ImageColumns(columns[0], columns[1], split if is_split else "")
+    return chosen._replace(label=LABEL, classes=_class_names(schema)) if is_label else chosen
+
+
+def _holds_words(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # a category of pandas
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def holds_bytes(kind: "pa.DataType") -> bool:
@@ -61,6 +81,35 @@ def holds_bytes(kind: "pa.DataType") -> bool:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _holds_classes(kind: "pa.DataType") -> bool:
+    """Returns True for a column of words, whole numbers or lists of these."""
+    import pyarrow.types as types
+
+    while types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)
+
+
+def _class_names(schema: "pa.Schema") -> tuple[str, ...]:
+    """Returns the names of a ClassLabel column, which the datasets library writes into the schema; empty if there are none."""
+    try:
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][LABEL]
+        names = (feature.get("feature") or feature)["names"]  # a list has those of its items
+        return tuple(names) if all(isinstance(name, str) for name in names) else ()
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ()
+
+
+def _classes_of(value: Any, names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Returns the classes of a row; None if they are unknown, for which the datasets library writes -1."""
+    if not names:
+        return classes_in(value)
+    numbers = value if isinstance(value, list) else [value]
+    if not all(isinstance(number, int) and 0 <= number < len(names) for number in numbers):
+        return None
+    return tuple(dict.fromkeys(names[number] for number in numbers))
 
 
 def image_bytes(value: Any) -> bytes | None:
@@ -85,8 +134,9 @@ def index_rows(
             counts[why] = counts.get(why, 0) + 1
             continue
         split = (row[columns.split] or "").strip() if columns.split else ""
+        label = _classes_of(row[columns.label], columns.classes) if columns.label else None
         sha256 = hashlib.sha256(data).digest()
-        yield data, {"key": str(number), "captions": captions, "sha256": sha256, "split": split}
+        yield data, {"key": str(number), "captions": captions, "sha256": sha256, "split": split, LABEL: label}
 
 
 def captions_in(row: Any, key: str = "") -> list[str]:

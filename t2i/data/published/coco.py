@@ -28,9 +28,6 @@ def open_coco(place: str, split: str, view: View, options: PublishedOptions) -> 
     """Opens one split of the newest year with captions, or of the Karpathy split if there are no other captions.
 
     `?split=train2014` selects that file as `train` and its year for the others; `?split=karpathy` selects the Karpathy split.
-
-    Raises:
-        InputError: there are no COCO captions, no such split, or no images.
     """
     root = require_folder(place, "coco")
     karpathy = next((root / name for name in _KARPATHY if (root / name).is_file()), None)

@@ -24,11 +24,7 @@ _CLASS_LISTS = {
 
 
 def open_cub(place: str, split: str, view: View, options: PublishedOptions) -> FolderDataset:
-    """Opens one split: by class if there are lists of classes, otherwise by train_test_split.txt.
-
-    Raises:
-        InputError: CUB or its captions are not there, or there is no such split or no image.
-    """
+    """Opens one split: by class if there are lists of classes, otherwise by train_test_split.txt."""
     root = require_folder(place, "cub")
     images = first_of(root, ("images.txt", "CUB_200_2011/images.txt"), "cub", "list of images").parent
     text = first_of(root, (*TEXT_FOLDERS, *(f"{images.name}/{n}" for n in TEXT_FOLDERS)), "cub", "folder of captions")

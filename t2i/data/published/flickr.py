@@ -50,25 +50,19 @@ _FLICKR30K = _Layout(
     ),
     {part: (f"{part}.txt", f"flickr30k_entities/{part}.txt") for part in ("train", "val", "test")},
 )
+# `1000268201_693b08cb0e.jpg#0<TAB>A child in a pink dress`
+_TOKEN = re.compile(r"(?P<name>[^\t]*)#[^\t#]*\t(?P<caption>.*)")
 # `1000092795.jpg| 0| Two young guys`; one published row lacks its second bar
-_ROW = re.compile(r"(?P<name>[^|]+\.jpg)\s*\|\s*(?P<number>\d+)\s*\|?\s*(?P<caption>.*)")
+_BARS = re.compile(r"(?P<name>[^|]+\.jpg)\s*\|\s*\d+\s*\|?\s*(?P<caption>.*)")
 
 
 def open_flickr8k(place: str, split: str, view: View, options: PublishedOptions) -> FolderDataset:
-    """Opens one split of Flickr8k: by its lists or Karpathy's if they exist, otherwise assigned by name.
-
-    Raises:
-        InputError: there are no captions of Flickr8k, no such split, or no images.
-    """
+    """Opens one split of Flickr8k: by its lists or Karpathy's if they exist, otherwise assigned by name."""
     return _open(_FLICKR8K, place, split, view, options.split)
 
 
 def open_flickr30k(place: str, split: str, view: View, options: PublishedOptions) -> FolderDataset:
-    """Opens one split of Flickr30k: by Karpathy's or `train.txt`, `val.txt`, `test.txt`, otherwise assigned by name.
-
-    Raises:
-        InputError: there are no captions of Flickr30k, no such split, or no images.
-    """
+    """Opens one split of Flickr30k: by Karpathy's or `train.txt`, `val.txt`, `test.txt`, otherwise assigned by name."""
     return _open(_FLICKR30K, place, split, view, options.split)
 
 
@@ -79,10 +73,18 @@ def _open(layout: _Layout, place: str, split: str, view: View, train: str | None
     if source.name == layout.karpathy:
         return open_listed(read_karpathy(source, layout.kind, root, lambda row: folder), split, view, train)
     captions: dict[str, list[str]] = {}
-    for name, caption in _READERS[source.suffix if source.name != "captions.txt" else ".kaggle"](source):
+    for name, caption in _captions(source):
         captions.setdefault(f"{folder}/{name}", []).append(caption)
     parts = _parts(root, layout, folder, captions)
     return open_listed(Listing(layout.kind, root, str(source), captions, parts), split, view, train)
+
+
+def _captions(path: Path) -> Iterator[tuple[str, str]]:
+    if path.name == "captions.txt":
+        return _rows_kaggle(path)
+    if path.suffix == ".csv":
+        return _rows(path, _BARS, "name.jpg| 0| caption", header=1)
+    return _rows(path, _TOKEN, "name.jpg#0<TAB>caption")
 
 
 def _parts(root: Path, layout: _Layout, folder: str, names: Iterable[str]) -> dict[str, str] | None:
@@ -95,25 +97,12 @@ def _parts(root: Path, layout: _Layout, folder: str, names: Iterable[str]) -> di
     return {name: parts.get(name, "on no list") for name in names} if parts else None
 
 
-def _rows_token(path: Path) -> Iterator[tuple[str, str]]:
-    """Reads lines such as `1000268201_693b08cb0e.jpg#0<TAB>A child in a pink dress ...`."""
-    for number, line in enumerate(lines_of(path), 1):
-        name, tab, caption = line.partition("\t")
-        if not tab or "#" not in name:
-            raise InputError(
-                f"{path} line {number}: {line[:60]!r} is not `name.jpg#0<TAB>caption`; take the published file"
-            )
-        yield name.rpartition("#")[0].strip(), caption
-
-
-def _rows_bars(path: Path) -> Iterator[tuple[str, str]]:
-    """Reads lines such as `1000092795.jpg| 0| Two young guys ...` under a header."""
-    for number, line in enumerate(lines_of(path)[1:], 2):
-        match = _ROW.match(line)
+def _rows(path: Path, pattern: re.Pattern[str], form: str, header: int = 0) -> Iterator[tuple[str, str]]:
+    """Yields the name and the caption of each line, which must match `pattern`."""
+    for number, line in enumerate(lines_of(path)[header:], 1 + header):
+        match = pattern.match(line)
         if match is None:
-            raise InputError(
-                f"{path} line {number}: {line[:60]!r} is not `name.jpg| 0| caption`; take the published file"
-            )
+            raise InputError(f"{path} line {number}: {line[:60]!r} is not `{form}`; take the published file")
         yield match["name"].strip(), match["caption"]
 
 
@@ -134,6 +123,3 @@ def _rows_kaggle(path: Path) -> Iterator[tuple[str, str]]:
             yield row[0].strip(), row[1]
     except csv.Error as error:
         raise InputError(f"{path} line {lines.line_num} is not CSV ({error}); download it again") from error
-
-
-_READERS = {".txt": _rows_token, ".token": _rows_token, ".csv": _rows_bars, ".kaggle": _rows_kaggle}

@@ -12,11 +12,7 @@ from t2i.files import lines_of
 
 
 def open_flowers(place: str, split: str, view: View, options: PublishedOptions) -> FolderDataset:
-    """Opens one split: by class if there are lists of classes, otherwise assigned by name.
-
-    Raises:
-        InputError: Flowers-102 or its captions are not there, or there is no such split or no image.
-    """
+    """Opens one split: by class if there are lists of classes, otherwise assigned by name."""
     root = require_folder(place, "flowers")
     images = first_of(root, ("jpg", "102flowers/jpg"), "flowers", "folder of images")
     text = first_of(root, (*TEXT_FOLDERS, "flowers/text_c10"), "flowers", "folder of captions")

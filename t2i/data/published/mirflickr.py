@@ -18,11 +18,7 @@ _ANNOTATIONS = ("annotations", "mirflickr25k_annotations_v080", "mirflickr25k_an
 
 
 def open_mirflickr(place: str, split: str, view: View) -> FolderDataset:
-    """Opens one split. Images without a tag are left out.
-
-    Raises:
-        InputError: MIRFlickr, its tags or its annotations are not there, or there is no such split or no image.
-    """
+    """Opens one split. Images without a tag are left out."""
     root = require_folder(place, "mirflickr")
     images = first_of(root, ("mirflickr", "mirflickr25k", "im1.jpg"), "mirflickr", "images")
     images = images if images.is_dir() else root

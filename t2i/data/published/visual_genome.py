@@ -38,24 +38,14 @@ class Region(NamedTuple):
 
 
 class GenomeOptions(NamedTuple):
-    """Options of Visual Genome.
+    """Options of Visual Genome."""
 
-    Attributes:
-        regions: `concat`: whole images, each with all its phrases as one caption; `crop`: each region as a separate image, with
-            its phrase as caption.
-        min_side: with `crop`: leave out regions with a shorter side than this, in pixels.
-    """
-
-    regions: Literal["concat", "crop"] = "concat"
-    min_side: int = 64
+    regions: Literal["concat", "crop"] = "concat"  # whole images with all phrases as one caption, or regions as images
+    min_side: int = 64  # pixels; `crop` leaves out regions with a shorter side
 
 
 def open_visual_genome(place: str, split: str, view: View, options: GenomeOptions) -> Dataset:
-    """Opens one split; no split is published, so images are assigned by name.
-
-    Raises:
-        InputError: there are no region descriptions or no images.
-    """
+    """Opens one split; no split is published, so images are assigned by name."""
     root = require_folder(place, "vg")
     source = first_of(root, ("region_descriptions.json",), "vg", "region descriptions")
     where = {path.stem: f"{name}/{path.name}" for name in reversed(_FOLDERS) for path in (root / name).glob("*.jpg")}

@@ -27,11 +27,7 @@ _ROLES = {"train": ("train2014",), "val": ("val2014",)}
 
 
 def open_vqa2(place: str, split: str, view: View) -> FolderDataset:
-    """Opens one split: `train` is train2014, `val` is val2014; `test` is published without answers.
-
-    Raises:
-        InputError: there are no files of VQAv2, no such split or no images, or questions have no answers.
-    """
+    """Opens one split: `train` is train2014, `val` is val2014; `test` is published without answers."""
     root = require_folder(place, "vqa2")
     files = {match[1]: path for path in _json_files(root) if (match := _NAME.fullmatch(path.name))}
     if not files:
@@ -83,9 +79,15 @@ def _answers(path: Path) -> Mapping[int, tuple[dict[str, float], str]]:
     """Returns (credit of the answers, kind of answer) by the number of a question."""
     content: Any = read_json(path)
     try:
-        return {
+        answers = {
             row["question_id"]: (vqa_credit(one["answer"] for one in row["answers"]), str(row.get("answer_type", "")))
             for row in content["annotations"]
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise bad_layout(path, error, "annotations with question_id and answers") from error
+    unanswered = next((number for number, (credit, _) in answers.items() if not credit), None)
+    if unanswered is not None:
+        raise InputError(
+            f"{path}: question {unanswered} has an empty list of answers; download the published file again"
+        )
+    return answers

@@ -1,11 +1,9 @@
-"""Captions of shape scenes, and the way back: `describe` writes them, `parse` reads what a caption asks for.
-
-The table of templates serves both, so whatever can be written can be checked.
-"""
+"""Writes captions of shape scenes (`describe`) and reads the scene from a caption (`parse`), both by the same templates."""
 
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -13,7 +11,7 @@ from t2i import seeding
 from t2i.data.shapes.scenes import Scenes
 from t2i.data.shapes.vocabulary import BACKGROUNDS, COLORS, LAYOUT_RELATIONS, SHAPES, SIZES
 
-# canonical word first: it is drawn 60 % of the time
+# the first word is used in 60 % of the captions
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
@@ -81,13 +79,13 @@ TEMPLATES: dict[int, tuple[str, ...]] = {
         "on a {g} background, {a} is {r} {b}, and {c} is {s} them",
     ),
 }
-# Only in training captions: it leaves the position open, so it may repeat between splits.
+# for training captions only: without a position, a caption may occur in several splits
 OPEN_TEMPLATE = "{a}"
 
 
 @dataclass(frozen=True)
 class Spec:
-    """The scene that a caption describes. Objects in the order of mention; None: the caption does not say."""
+    """The scene that a caption describes, with objects in the order of mention. None: the caption does not say."""
 
     shapes: tuple[int, ...]
     colors: tuple[int, ...]
@@ -98,7 +96,7 @@ class Spec:
 
 
 def describe(scenes: Scenes, rows: NDArray, address: str, split: str, seed: int = 0) -> list[str]:
-    """One caption a scene; caption i is a function of (seed, address, split, i) and the scene."""
+    """Returns one caption per scene; caption i is a function of (seed, address, split, i) and the scene."""
     draws = seeding.uniform(seed, f"{address}/{split}/caption", rows, 24)
     return [_sentence(scenes, i, iter(draws[i].tolist()), split == "train") for i in range(len(scenes))]
 
@@ -178,7 +176,7 @@ def _canonical_relation(phrase: str) -> str:
 
 
 def parse(caption: str) -> Spec | None:
-    """Returns the scene that a caption of this data describes; None for any other sentence. Sizes may be left out."""
+    """Returns the scene that a caption of this data describes; None for other sentences. Sizes are optional."""
     text = " ".join(caption.lower().strip(" .").split())
     for pattern, count in _patterns():
         match = pattern.fullmatch(text)
@@ -187,7 +185,8 @@ def parse(caption: str) -> Spec | None:
     return None
 
 
-def _spec(found: dict[str, str | None], count: int) -> Spec:
+def _spec(groups: dict[str, Any], count: int) -> Spec:
+    """Returns the scene, from the groups of a pattern's match."""
     index, keys = _index_of(), "abc"[:count]
     relations: list[tuple[int, int, int]] = []
 
@@ -198,25 +197,26 @@ def _spec(found: dict[str, str | None], count: int) -> Spec:
                 first, second, word = second, first, OPPOSITE[word]
             relations.append((first, ("left of", "above").index(word), second))
 
-    relate(0, found.get("r"), 1)
+    relate(0, groups.get("r"), 1)
     for member in (0, 1):
-        relate(member, found.get("q"), 2)
-        relate(2, found.get("s"), member)
-    place = found.get("p")
-    sizes = tuple(index[found[f"{k}_size"]] if found[f"{k}_size"] else None for k in keys)  # type: ignore[index]
+        relate(member, groups.get("q"), 2)
+        relate(2, groups.get("s"), member)
+    place = groups.get("p")
     return Spec(
-        shapes=tuple(index[found[f"{k}_shape"]] for k in keys),  # type: ignore[index]
-        colors=tuple(index[found[f"{k}_color"]] for k in keys),  # type: ignore[index]
-        sizes=sizes,
+        shapes=tuple(index[groups[f"{k}_shape"]] for k in keys),
+        colors=tuple(index[groups[f"{k}_color"]] for k in keys),
+        sizes=tuple(index[groups[f"{k}_size"]] if groups[f"{k}_size"] else None for k in keys),
         relations=tuple(relations),
         cell=next((i for i, options in enumerate(CELLS) if place in options), None),
-        background=index[found["g"]] if found.get("g") else None,  # type: ignore[index]
+        background=index[groups["g"]] if groups.get("g") else None,
     )
 
 
 def meaning(caption: str) -> str:
-    """A label that captions share exactly if they ask for the same objects in the same places, whatever the background (many
-    captions leave it open, so it can be no part of a label); any other sentence stands for itself, in lower case."""
+    """Returns a label that is equal for captions of the same objects in the same places; other sentences in lower case.
+
+    The background is not part of the label, as many captions do not mention it.
+    """
     spec = parse(caption)
     if spec is None:
         return " ".join(caption.lower().split())

@@ -1,4 +1,4 @@
-"""The embedded data as a dataset."""
+"""The embedded data (`shapes-1`, `shapes-2`, `shapes-3`) as a `Dataset`."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -11,19 +11,16 @@ from t2i.data.shapes.drawing import render
 from t2i.data.shapes.questions import SceneQuestions
 from t2i.data.shapes.scenes import draw_scenes
 from t2i.data.shapes.vocabulary import BACKGROUNDS, COLORS, LAYOUTS, SHAPES, SIZES
-from t2i.data.tools.labels import Values
+from t2i.data.tools.classes import Values
 from t2i.errors import InputError
 from t2i.images import ImageArray
 
-# raised when the same scene comes to give other pixels, so that features and codes of the old ones are not used
-DRAWING = 1
-
-
+DRAWING = 1  # raised when the pixels of the same scene change, so that cached features and codes are not used for them
 DEFAULT_SIZE = {"train": 50_000, "val": 5_000, "heldout": 5_000, "all": 50_000}
 
 
 class ShapesDataset:
-    """One split of `shapes-<level>`; images are rendered when asked for, so its length costs no memory."""
+    """One split of `shapes-<level>`; images are rendered when they are read, so they take no memory."""
 
     def __init__(self, level: int, split: str, view: View) -> None:
         from t2i.data.shapes.captions import describe
@@ -43,12 +40,12 @@ class ShapesDataset:
 
     @property
     def questions(self) -> Sequence[Sequence[Question]]:
-        """Of each image, with answers, from the facts of its scene."""
+        """Questions with answers about each image, from the facts of its scene."""
         return SceneQuestions(self.scenes, self.ids)
 
     @property
     def labels(self) -> dict[str, Callable[[], Values]]:
-        """Facts of the scenes; of several objects a shape, a colour and a size each."""
+        """Facts of the scenes; with several objects, an image has several shapes, colours and sizes."""
         scenes = self.scenes
         slots = {
             "shape": (SHAPES, scenes.shape_NM),
@@ -56,10 +53,10 @@ class ShapesDataset:
             "size": (SIZES, scenes.size_NM),
         }
         facts: dict[str, Callable[[], Values]] = {
-            name: lambda words=words, of_NM=of_NM: [
-                tuple({words[k]: None for k in own if k >= 0}) for own in of_NM.tolist()
+            name: lambda words=words, numbers_NM=numbers_NM: [
+                tuple({words[k]: None for k in numbers if k >= 0}) for numbers in numbers_NM.tolist()
             ]
-            for name, (words, of_NM) in slots.items()
+            for name, (words, numbers_NM) in slots.items()
         }
         counts = (scenes.shape_NM >= 0).sum(axis=1).tolist()
         facts["count"] = lambda: [(str(count),) for count in counts]
@@ -68,28 +65,22 @@ class ShapesDataset:
         return facts
 
     def contents(self, lasting: bool = False) -> Sequence[str]:
-        """The version of the drawing of each scene, which its id decides."""
+        """Returns the version of the rendering for each scene, whose id determines the rest."""
         return [f"drawing {DRAWING}"] * len(self)
 
     def digest(self) -> str:
-        """sha256 of what the split holds, at any resolution."""
-        parts = (f"drawing {DRAWING}", *self.ids, *(c[0] for c in self.captions))
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return self._hash(*self.ids)
 
     def fingerprint(self) -> str:
-        parts = (
-            f"drawing {DRAWING}",
-            self.address,
-            self.split,
-            str(len(self)),
-            str(self.resolution),
-            *(c[0] for c in self.captions),
-        )
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return self._hash(self.address, self.split, str(len(self)), str(self.resolution))
+
+    def _hash(self, *parts: str) -> str:
+        captions = (caption for (caption,) in self.captions)
+        return hashlib.sha256("\n".join([f"drawing {DRAWING}", *parts, *captions]).encode()).hexdigest()
 
 
 def open_shapes(level: str, split: str, view: View) -> ShapesDataset:
-    """Opens `shapes-<level>`; `test` is another name for `heldout`."""
+    """Opens one split of `shapes-<level>`; `test` is another name for `heldout`."""
     if level not in ("1", "2", "3"):
         raise InputError(f"data 'shapes-{level}' does not exist: choose shapes-1, shapes-2 or shapes-3")
     split = "heldout" if split == "test" else split

@@ -1,4 +1,4 @@
-"""Renders scenes: signed distances of shapes, antialiased coverage, painting."""
+"""Renders scenes, anti-aliased by the signed distances of shapes."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,9 +9,9 @@ from t2i.images import ImageArray
 
 
 def signed_distance(shape: int, u: NDArray, v: NDArray) -> NDArray:
-    """Distance to the outline of a shape of radius 1 at the origin, negative inside; v points down.
+    """Returns the distance to the outline of a shape of radius 1 at the origin, negative inside; v points down.
 
-    Exact or a close bound, after Inigo Quilez, "2D distance functions".
+    It is exact or a close bound, after Inigo Quilez, "2D distance functions".
     """
     name = SHAPES[shape]
     if name == "circle":
@@ -35,7 +35,7 @@ def signed_distance(shape: int, u: NDArray, v: NDArray) -> NDArray:
 
 
 def _star(u: NDArray, v: NDArray, outer: float = 1.06, inner: float = 0.44) -> NDArray:
-    """Five points, one up: fold the plane into one tenth, then the distance to one edge."""
+    """Five points, one of them up: folds the plane into one tenth and returns the distance to one edge."""
     angle = np.arctan2(u, -v)
     sector = np.float32(2 * np.pi / 5)
     angle = np.abs(angle - sector * np.round(angle / sector))
@@ -48,32 +48,35 @@ def _star(u: NDArray, v: NDArray, outer: float = 1.06, inner: float = 0.44) -> N
 
 
 def _heart(u: NDArray, v: NDArray) -> NDArray:
-    """Two discs and the wedge below them."""
-    a, y = np.abs(u), -v - np.float32(0.22)  # y up, discs' centres at y = 0
+    """Two discs and a wedge below them."""
+    a, y = np.abs(u), -v - np.float32(0.22)  # y points up; the discs' centres are at y = 0
     disc = np.sqrt((a - 0.46) ** 2 + y * y) - 0.52
     wedge = np.maximum((a * 0.7771 - y * 0.6293) - 0.7240, y - 0.12)
     return np.minimum(disc, wedge).astype(u.dtype)
 
 
 def coverage(shape: int, dx: NDArray, dy: NDArray, radius_px: NDArray) -> NDArray:
-    """Share of each pixel that a shape covers. dx, dy: pixel centres minus the shape's centre, in pixels."""
+    """Returns the share of each pixel that a shape covers.
+
+    Args:
+        dx, dy: pixel centres minus the shape's centre, in pixels.
+    """
     distance = signed_distance(shape, dx / radius_px, dy / radius_px) * radius_px
     return np.clip(np.float32(0.5) - distance, 0, 1)
 
 
 def render(scenes: Scenes, resolution: int) -> ImageArray:
-    """Draws the scenes, anti-aliased: uint8 [N, resolution, resolution, 3]."""
+    """Returns the scenes as anti-aliased images, uint8 [N, resolution, resolution, 3]."""
     window = 2 * int(np.ceil(REACH * RADIUS.max() * (1 + RADIUS_JITTER) * resolution + 1)) + 1
     margin = window // 2 + 1
     side = resolution + 2 * margin
     canvas = np.empty((len(scenes), side, side, 3), np.float32)
     canvas[:] = BACKGROUND_RGB[scenes.background_N][:, None, None]
-    offsets = np.arange(window)
     for shape in range(len(SHAPES)):
         for slot in range(3):
             rows = np.flatnonzero(scenes.shape_NM[:, slot] == shape)
             if len(rows):
-                _paint(canvas, scenes, rows, slot, shape, resolution, margin, offsets)
+                _paint(canvas, scenes, rows, slot, shape, resolution, window)
     inside = canvas[:, margin : margin + resolution, margin : margin + resolution]
     return np.clip(inside + 0.5, 0, 255).astype(np.uint8)
 
@@ -85,9 +88,10 @@ def _paint(
     slot: int,
     shape: int,
     resolution: int,
-    margin: int,
-    offsets: NDArray,
+    window: int,
 ) -> None:
+    """Paints the objects of one shape and slot; `window` is the side of the square that contains any object."""
+    margin, offsets = window // 2 + 1, np.arange(window)
     x = scenes.x_NM[rows, slot] * resolution + margin
     y = scenes.y_NM[rows, slot] * resolution + margin
     left = np.floor(x).astype(np.int64) - len(offsets) // 2

@@ -1,8 +1,8 @@
-"""Reads an image of shapes back into its objects, by analysis alone: nothing here is learned, so nothing is a shortcut.
+"""Reads the objects in an image of shapes by analysis, without a learned model and thus without its shortcuts.
 
-The background is the border's median; what differs from it falls into connected components; each component is explained by
-the shape whose drawn template, with the area and centre of the component, overlaps it best (soft IoU), and by the nearest
-colour of the palette. A network trained on seen combinations read only 22 % of unseen ones right; this reads all alike.
+The background is the median of the border. Pixels that differ from it form connected components. Each component is assigned the
+shape whose template, rendered with the area and centre of the component, overlaps it best (soft IoU), and the nearest colour of
+the palette. A network trained on seen combinations read only 22 % of unseen ones correctly; this reads both equally well.
 """
 
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ from t2i.data.shapes.vocabulary import BACKGROUND_RGB, COLOR_RGB, LAYOUT_CENTERS
 from t2i.images import ImageArray
 
 CONTRAST = 50.0  # grey levels (Euclidean over RGB) by which a pixel must differ from the background
-FAR_COLOR = 80.0  # a colour further than this from every palette entry is none of them
-LEAST_IOU = 0.62  # a component that overlaps every template less than this is none of the shapes
-LEAST_AREA = 0.006  # of the image: smaller specks are not objects (a small star covers 0.019)
-WORKING_SIDE = 64  # larger images are averaged down to about this first
+FAR_COLOR = 80.0  # a colour further than this from every colour of the palette is unknown
+LEAST_IOU = 0.62  # a component that overlaps every template less than this is not a known shape
+LEAST_AREA = 0.006  # share of the image; smaller components are not objects (a small star covers 0.019)
+WORKING_SIDE = 64  # larger images are reduced to about this side by averaging
 NONE = -1
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The objects that one image shows. Objects in no particular order; -1 where an attribute is none of the known ones."""
+    """The objects in one image, in no particular order; -1 for an unknown attribute."""
 
     shapes: tuple[int, ...]
     colors: tuple[int, ...]
@@ -39,7 +39,7 @@ class Reading:
 
 
 def read(images: ImageArray) -> list[Reading]:
-    """Reads uint8 images [N, S, S, 3], N of any size, S of at least 16."""
+    """Reads uint8 images [N, S, S, 3], with S of at least 16."""
     out: list[Reading] = []
     for start in range(0, len(images), 256):
         out += _read_batch(_reduce(images[start : start + 256]))
@@ -67,23 +67,16 @@ def _read_batch(x: NDArray[np.float32]) -> list[Reading]:
     total = int(ndimage.label(difference > CONTRAST, structure=touching, output=labels))  # pyright: ignore[reportArgumentType]
     areas = np.bincount(labels.ravel(), minlength=total + 1)[1:]
     boxes = ndimage.find_objects(labels)
-    kept = [k for k in range(total) if areas[k] >= LEAST_AREA * side * side]
+    large = [k for k in range(total) if areas[k] >= LEAST_AREA * side * side]
     objects: list[list[tuple[int, int, int, tuple[float, float]]]] = [[] for _ in range(n)]
-    if kept:
-        owners, found = _explain(x, base, difference, labels, kept, boxes)
-        for owner, item in zip(owners, found, strict=True):
+    if large:
+        for owner, item in zip(*_explain(x, base, difference, labels, large, boxes), strict=True):
             objects[owner].append(item)
-    backgrounds = _nearest(base, BACKGROUND_RGB)
-    return [
-        Reading(
-            shapes=tuple(o[0] for o in found),
-            colors=tuple(o[1] for o in found),
-            sizes=tuple(o[2] for o in found),
-            centers=tuple(o[3] for o in found),
-            background=int(background),
-        )
-        for found, background in zip(objects, backgrounds, strict=True)
-    ]
+    readings = []
+    for items, background in zip(objects, _nearest(base, BACKGROUND_RGB).tolist(), strict=True):
+        shapes, colors, sizes, centers = zip(*items, strict=True) if items else ((), (), (), ())
+        readings.append(Reading(shapes, colors, sizes, centers, background))
+    return readings
 
 
 def _nearest(colors: NDArray, palette: NDArray) -> NDArray[np.int64]:
@@ -92,20 +85,23 @@ def _nearest(colors: NDArray, palette: NDArray) -> NDArray[np.int64]:
     return np.where(distance.min(axis=1) <= FAR_COLOR, best, NONE)
 
 
-def _explain(x: NDArray, base: NDArray, difference: NDArray, labels: NDArray, kept: list[int], boxes: list):
-    """Cuts a window around each component and fits every shape to it at once."""
+def _explain(x: NDArray, base: NDArray, difference: NDArray, labels: NDArray, components: list[int], boxes: list):
+    """Cuts a window around each component and fits all shapes to all windows at once.
+
+    Returns the image of each component, and its (shape, colour, size, centre).
+    """
     side = x.shape[1]
     half = int(np.ceil(1.25 * REACH * RADIUS.max() * side)) + 1
     window = 2 * half + 1
-    owners = np.array([boxes[k][0].start for k in kept])
-    middle_y = np.array([(boxes[k][1].start + boxes[k][1].stop) // 2 for k in kept])
-    middle_x = np.array([(boxes[k][2].start + boxes[k][2].stop) // 2 for k in kept])
+    owners = np.array([boxes[k][0].start for k in components])
+    middle_y = np.array([(boxes[k][1].start + boxes[k][1].stop) // 2 for k in components])
+    middle_x = np.array([(boxes[k][2].start + boxes[k][2].stop) // 2 for k in components])
     rows = middle_y[:, None] + np.arange(-half, half + 1)
     columns = middle_x[:, None] + np.arange(-half, half + 1)
     inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
     where = (owners[:, None, None], rows.clip(0, side - 1)[:, :, None], columns.clip(0, side - 1)[:, None, :])
-    own = (labels[where] == np.array(kept)[:, None, None] + 1) & inside
-    # the anti-aliased rim belongs to the component it touches, though it differs too little to be labelled
+    own = (labels[where] == np.array(components)[:, None, None] + 1) & inside
+    # the anti-aliased rim belongs to the component that it touches, but differs too little to be labelled
     rim = ndimage.binary_dilation(own, structure=np.ones((1, 3, 3), bool)) & inside & ((labels[where] == 0) | own)
     pixels = x[where]
     color = _core_color(pixels, difference[where], own)
@@ -116,19 +112,20 @@ def _explain(x: NDArray, base: NDArray, difference: NDArray, labels: NDArray, ke
     center_y = (alpha.sum(axis=2) * grid).sum(axis=1) / area
     overlap, radii = _fit(alpha, area, center_x, center_y, grid)
     shape = np.where(overlap.max(axis=1) >= LEAST_IOU, overlap.argmax(axis=1), NONE)
-    radius = radii[np.arange(len(kept)), overlap.argmax(axis=1)] / side
+    radius = radii[np.arange(len(components)), overlap.argmax(axis=1)] / side
     size = (radius > np.sqrt(RADIUS[0] * RADIUS[1])).astype(np.int64)
     x_unit = (center_x + middle_x - half) / side
     y_unit = (center_y + middle_y - half) / side
     colors = _nearest(color, COLOR_RGB)
     items = [
-        (int(shape[i]), int(colors[i]), int(size[i]), (float(x_unit[i]), float(y_unit[i]))) for i in range(len(kept))
+        (int(shape[i]), int(colors[i]), int(size[i]), (float(x_unit[i]), float(y_unit[i])))
+        for i in range(len(components))
     ]
     return owners.tolist(), items
 
 
 def _core_color(pixels: NDArray, difference: NDArray, own: NDArray) -> NDArray:
-    """The mean colour of each component's most different pixels: those that the shape covers whole."""
+    """Returns the mean colour of each component's most different pixels, which the shape covers completely."""
     weight = np.where(own, difference, 0.0)
     strongest = np.sort(weight.reshape(len(weight), -1), axis=1)
     count = own.sum(axis=(1, 2))
@@ -139,7 +136,7 @@ def _core_color(pixels: NDArray, difference: NDArray, own: NDArray) -> NDArray:
 
 
 def _alpha(pixels: NDArray, base: NDArray, color: NDArray) -> NDArray:
-    """Coverage of each pixel: its projection on the line from the background's to the object's colour."""
+    """Returns the coverage of each pixel, its projection on the line from the background's to the object's colour."""
     direction = color - base
     along = ((pixels - base[:, None, None]) * direction[:, None, None]).sum(-1)
     return np.clip(along / (direction**2).sum(-1)[:, None, None], 0, 1)
@@ -147,7 +144,7 @@ def _alpha(pixels: NDArray, base: NDArray, color: NDArray) -> NDArray:
 
 @cache
 def _moments() -> tuple[NDArray, NDArray]:
-    """Returns, of each shape at radius 1, its area [8] and the height of its centroid below its origin [8]."""
+    """Returns the area [8] of each shape at radius 1, and the distance [8] of its centroid below its origin."""
     fine = (np.arange(480, dtype=np.float32) + 0.5) / 200 - 1.2
     dx, dy = np.meshgrid(fine * 200, fine * 200)
     areas, heights = [], []
@@ -159,7 +156,7 @@ def _moments() -> tuple[NDArray, NDArray]:
 
 
 def _fit(alpha: NDArray, area: NDArray, center_x: NDArray, center_y: NDArray, grid: NDArray) -> tuple[NDArray, NDArray]:
-    """Soft IoU of each component with each shape of the same area and centroid: [K, 8], and the radii in pixels."""
+    """Returns the soft IoU [K, 8] of each component with each shape of the same area and centroid, and the radii in pixels."""
     areas, heights = _moments()
     radii = np.sqrt(area[:, None] / areas)
     overlap = np.empty((len(alpha), len(SHAPES)))
@@ -178,12 +175,12 @@ ATTRIBUTES = ("count", "layout", "shape", "colour", "size", "relation", "backgro
 
 
 def judge(readings: Sequence[Reading], specs: Sequence[Spec]) -> dict[str, NDArray[np.bool_]]:
-    """Compares what images show with what their captions ask for: one boolean [N] an attribute.
+    """Compares images with their captions; returns one boolean array [N] for each attribute.
 
-    count: the number of objects; layout: objects are where the caption's relations or position put them, whichever they
-    are; shape, colour, size: all objects' are right, under the best assignment of shown to asked objects; relation: under
-    it, every stated relation or position holds; background: as stated; strict: all of them. What a caption leaves open
-    counts as right when the number of objects is.
+    `count`: the number of objects is correct. `layout`: some assignment of the objects satisfies all relations and positions.
+    `shape`, `colour`, `size`: these are correct for all objects under the best assignment. `relation`: all relations and
+    positions are satisfied under the best assignment. `background`: it is correct. `strict`: all of these. Attributes that a
+    caption does not mention are correct if the number of objects is.
     """
     rows = [_judge_one(reading, spec) for reading, spec in zip(readings, specs, strict=True)]
     return {name: np.array([row[name] for row in rows], dtype=bool) for name in ATTRIBUTES}
@@ -221,9 +218,5 @@ def _judge_one(reading: Reading, spec: Spec) -> dict[str, bool]:
 
 def _placed(centers: list[tuple[float, float]], spec: Spec) -> bool:
     if spec.cell is not None:
-        wanted = LAYOUT_CENTERS[spec.cell, 0]
-        return bool(np.abs(np.array(centers[0]) - wanted).max() < 0.125)
-    for first, relation, second in spec.relations:
-        if not centers[first][relation] < centers[second][relation] - 0.1:
-            return False
-    return True
+        return bool(np.abs(np.array(centers[0]) - LAYOUT_CENTERS[spec.cell, 0]).max() < 0.125)
+    return all(centers[first][axis] < centers[second][axis] - 0.1 for first, axis, second in spec.relations)

@@ -1,9 +1,10 @@
-"""Questions about the embedded data from facts: of a scene, or of what a caption asks for. Yes and no are equally often right.
+"""Generates questions about the embedded data from the facts of a scene or of a caption.
 
-A question names an object only by what no other object of the scene shares, so it has one answer.
+A question identifies an object by attributes that no other object of the scene has, so it has one answer. Yes and no are equally
+often correct.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import overload
 
 from t2i import seeding
@@ -18,34 +19,34 @@ Draw = Callable[[int], int]  # a whole number below n
 
 
 def facts_of(scenes: Scenes, row: int) -> Spec:
-    """All that is true of a scene, as a caption would say it that leaves nothing open."""
+    """Returns all facts of a scene."""
     count, layout = int((scenes.shape_NM[row] >= 0).sum()), int(scenes.layout_N[row])
     shapes, colors, sizes = (
-        tuple(int(x) for x in its[row][:count]) for its in (scenes.shape_NM, scenes.color_NM, scenes.size_NM)
+        tuple(int(x) for x in column[row][:count]) for column in (scenes.shape_NM, scenes.color_NM, scenes.size_NM)
     )
     cell = layout if count == 1 else None
     return Spec(shapes, colors, sizes, LAYOUT_RELATIONS[layout], cell, int(scenes.background_N[row]))
 
 
 def questions_about(facts: Spec, key: int) -> list[Question]:
-    """Questions of every kind that the facts answer, a function of the facts and `key` alone.
+    """Returns a question of each kind that the facts answer, a function of the facts and `key` alone.
 
     Args:
-        key: decides the wording, which objects are asked about, and whether yes or no is right.
+        key: determines the wording, the objects of the questions, and the correct answer of yes-no questions.
     """
     draws = iter(seeding.uniform(0, "questions", [key], _DRAWS)[0].tolist())
 
     def draw(n: int) -> int:
         return int(next(draws) * n)
 
-    asked = [_count(facts, draw), _exists(facts, draw), _background(facts, draw)]
-    asked += [_attribute(facts, kind, draw) for kind in ("colour", "shape", "size")]
-    asked += [_relation(facts, draw)]
-    return [question for question in asked if question is not None]
+    questions = [_count(facts, draw), _exists(facts, draw), _background(facts, draw)]
+    questions += [_attribute(facts, kind, draw) for kind in ("colour", "shape", "size")]
+    questions += [_relation(facts, draw)]
+    return [question for question in questions if question is not None]
 
 
 class SceneQuestions(Sequence[Sequence[Question]]):
-    """The questions of each image of a split, made when asked for."""
+    """The questions of each image of a split, generated when they are accessed."""
 
     def __init__(self, scenes: Scenes, ids: Sequence[str]) -> None:
         self._scenes, self._keys = scenes, seeding.ids_of(ids)
@@ -62,11 +63,8 @@ class SceneQuestions(Sequence[Sequence[Question]]):
             return [self[k] for k in range(*row.indices(len(self)))]
         return questions_about(facts_of(self._scenes, row), int(self._keys[row]))
 
-    def __iter__(self) -> Iterator[list[Question]]:
-        return (self[row] for row in range(len(self)))
 
-
-# ---- one kind each; None: these facts answer no such question ------------------------------------------------------
+# ---- one function for each kind; None: the facts do not answer such a question -------------------------------------
 
 
 def _say(word: str, draw: Draw) -> str:
@@ -74,8 +72,8 @@ def _say(word: str, draw: Draw) -> str:
     return options[0] if draw(10) < 6 else options[draw(len(options))]
 
 
-def _one(answer: str) -> dict[str, float]:
-    return {answer: 1.0}
+def _question(text: str, answer: str, kind: str) -> Question:
+    return Question(text, {answer: 1.0}, kind)
 
 
 def _plural(word: str) -> str:
@@ -87,7 +85,7 @@ def _colour_word(draw: Draw) -> str:
 
 
 def _name(facts: Spec, k: int, draw: Draw) -> str | None:
-    """Colour and shape of object k; None where another object has both."""
+    """Returns colour and shape of object k; None if another object has both."""
     looks = list(zip(facts.shapes, facts.colors, strict=True))
     if looks.count(looks[k]) > 1:
         return None
@@ -97,18 +95,16 @@ def _name(facts: Spec, k: int, draw: Draw) -> str | None:
 def _count(facts: Spec, draw: Draw) -> Question:
     form, other = draw(4), draw(2)
     if form < 2:
-        return Question(
-            ("how many objects are there?", "how many shapes are there?")[form], _one(str(len(facts.shapes))), "count"
-        )
-    table, its = (SHAPES, facts.shapes) if form == 2 else (COLORS, facts.colors)
-    wanted = draw(len(table)) if other else its[draw(len(its))]
-    word = _say(table[wanted], draw)
+        return _question(f"how many {('objects', 'shapes')[form]} are there?", str(len(facts.shapes)), "count")
+    table, values = (SHAPES, facts.shapes) if form == 2 else (COLORS, facts.colors)
+    value = draw(len(table)) if other else values[draw(len(values))]
+    word = _say(table[value], draw)
     what = _plural(word) if form == 2 else f"{word} objects"
-    return Question(f"how many {what} are there?", _one(str(its.count(wanted))), "count")
+    return _question(f"how many {what} are there?", str(values.count(value)), "count")
 
 
 def _exists(facts: Spec, draw: Draw) -> Question:
-    """No: an object of the scene with another colour or another shape, such as the scene does not hold."""
+    """If the answer is no, names an object of the scene with a changed colour or shape that the scene does not have."""
     form, yes, k = draw(3), draw(2), draw(len(facts.shapes))  # form 0: by colour and shape; 1: by shape; 2: by colour
     shape, color = facts.shapes[k], facts.colors[k]
     looks = list(zip(facts.shapes, facts.colors, strict=True))
@@ -120,37 +116,35 @@ def _exists(facts: Spec, draw: Draw) -> Question:
     words = [_say(COLORS[color], draw)] if form != 1 else []
     words.append(_say(SHAPES[shape], draw) if form != 2 else "object")
     article = "an" if words[0][0] in "aeiou" else "a"
-    return Question(f"is there {article} {' '.join(words)}?", _one("yes" if yes else "no"), "exists")
+    return _question(f"is there {article} {' '.join(words)}?", "yes" if yes else "no", "exists")
 
 
 def _background(facts: Spec, draw: Draw) -> Question | None:
     if facts.background is None:
         return None
     if draw(2):
-        return Question(
-            f"what {_colour_word(draw)} is the background?", _one(BACKGROUNDS[facts.background]), "background"
-        )
+        return _question(f"what {_colour_word(draw)} is the background?", BACKGROUNDS[facts.background], "background")
     yes = draw(2)
-    shown = facts.background if yes else (facts.background + 1 + draw(2)) % len(BACKGROUNDS)
-    return Question(f"is the background {_say(BACKGROUNDS[shown], draw)}?", _one("yes" if yes else "no"), "background")
+    named = facts.background if yes else (facts.background + 1 + draw(2)) % len(BACKGROUNDS)
+    return _question(f"is the background {_say(BACKGROUNDS[named], draw)}?", "yes" if yes else "no", "background")
 
 
 def _attribute(facts: Spec, kind: str, draw: Draw) -> Question | None:
-    """Of an object that another attribute tells from the others."""
+    """Asks about an object that another attribute distinguishes from the others."""
     k = draw(len(facts.shapes))
     shape, color, size = facts.shapes[k], facts.colors[k], facts.sizes[k]
     if kind == "colour" and facts.shapes.count(shape) == 1:
-        return Question(f"what {_colour_word(draw)} is the {_say(SHAPES[shape], draw)}?", _one(COLORS[color]), kind)
+        return _question(f"what {_colour_word(draw)} is the {_say(SHAPES[shape], draw)}?", COLORS[color], kind)
     if kind == "shape" and facts.colors.count(color) == 1:
-        return Question(f"what shape is the {_say(COLORS[color], draw)} object?", _one(SHAPES[shape]), kind)
+        return _question(f"what shape is the {_say(COLORS[color], draw)} object?", SHAPES[shape], kind)
     name = _name(facts, k, draw)
     if kind == "size" and size is not None and name is not None:
-        return Question((f"what size is the {name}?", f"how big is the {name}?")[draw(2)], _one(SIZES[size]), kind)
+        return _question((f"what size is the {name}?", f"how big is the {name}?")[draw(2)], SIZES[size], kind)
     return None
 
 
 def _relation(facts: Spec, draw: Draw) -> Question | None:
-    """No: the opposite relation, so that only the places tell."""
+    """If the answer is no, names the opposite relation, so that only the positions decide."""
     if not facts.relations:
         return None
     first, relation, second = facts.relations[draw(len(facts.relations))]
@@ -162,9 +156,4 @@ def _relation(facts: Spec, draw: Draw) -> Question | None:
         word, names = OPPOSITE[word], names[::-1]
     if not yes:
         word = OPPOSITE[word]
-    return Question(f"is the {names[0]} {_say(word, draw)} the {names[1]}?", _one("yes" if yes else "no"), "relation")
-
-
-def kinds_in(questions: Sequence[Sequence[Question]]) -> list[str]:
-    """The kinds of question there are, each once."""
-    return list(dict.fromkeys(question.kind for several in questions for question in several))
+    return _question(f"is the {names[0]} {_say(word, draw)} the {names[1]}?", "yes" if yes else "no", "relation")

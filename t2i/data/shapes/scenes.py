@@ -1,16 +1,16 @@
-"""Embedded data: captioned scenes of coloured shapes, drawn exactly from a seed, at any resolution.
+"""Embedded data: scenes of coloured shapes, each a function of a seed and a row, for images of any resolution.
 
-A scene holds 1 to 3 objects (8 shapes x 8 colours x 2 sizes) on one of 3 backgrounds, in one of 15 layouts, with jittered
-positions. `shapes-1`, `shapes-2` and `shapes-3` name the most objects a scene may hold. Splits:
+A scene has 1 to 3 objects (8 shapes x 8 colours x 2 sizes) on one of 3 backgrounds, in one of 15 layouts, with jittered
+positions. The number in `shapes-1`, `shapes-2` and `shapes-3` is the maximum number of objects. Splits:
 
-  train     never shows a held-out combination, nor a scene content of `val`
-  val       new scenes: contents (objects and layout) kept out of `train`, made of combinations that `train` shows
-  heldout   each scene holds at least one combination `train` never shows: a shape-colour pair (`HELDOUT_PAIRS`) or a relation
-            between two shapes (`HELDOUT_RELATIONS`)
-  all       every combination: for fitting a scorer, never a generator
+  train     has no held-out combination and no scene of `val`
+  val       new scenes (objects and layout) of combinations that `train` has
+  heldout   each scene has at least one combination that `train` does not have: a shape-colour pair (`HELDOUT_PAIRS`) or a
+            relation between two shapes (`HELDOUT_RELATIONS`)
+  all       all combinations, to train a scorer and never a generator
 
-Geometry: radii and centres are such that objects never touch each other or the frame, which is what lets the oracle
-(`t2i.data.shapes.oracle`) read an image back. Lengths are in units of the image's side, y points down.
+Objects do not touch each other or the border, so that `t2i.data.shapes.oracle` can read images. Lengths are in units of the
+image's side; y points down.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ class Scenes:
 
 
 def _content_hash(layout: NDArray, shape: NDArray, color: NDArray, size: NDArray) -> NDArray[np.uint64]:
-    """A hash of objects and layout, whatever the background: decides which contents belong to `val`."""
+    """Returns a hash of objects and layout, which determines the scenes of `val`."""
     code = layout.astype(np.int64)
     for slot in range(3):
         code = code * 1024 + np.where(
@@ -66,7 +66,7 @@ def _content_hash(layout: NDArray, shape: NDArray, color: NDArray, size: NDArray
 
 
 def has_heldout_pair(shape: NDArray, color: NDArray) -> NDArray[np.bool_]:
-    """[...]: whether any object of the scene is of a held-out shape-colour pair. Arguments [..., M]."""
+    """Returns True [...] for scenes with an object of a held-out shape-colour pair; arguments are [..., M]."""
     table = np.zeros((9, 9), dtype=bool)
     for s, c in HELDOUT_PAIRS:
         table[s, c] = True
@@ -74,19 +74,19 @@ def has_heldout_pair(shape: NDArray, color: NDArray) -> NDArray[np.bool_]:
 
 
 def has_heldout_relation(layout: NDArray, shape: NDArray) -> NDArray[np.bool_]:
-    """[...]: whether any relation of the scene is a held-out (shape, relation, shape) triple."""
+    """Returns True [...] for scenes with a held-out (shape, relation, shape) triple."""
     table = np.zeros((9, 2, 9), dtype=bool)
     for triple in HELDOUT_RELATIONS:
         table[triple] = True
-    found = np.zeros(layout.shape, dtype=bool)
+    heldout = np.zeros(layout.shape, dtype=bool)
     for number, relations in enumerate(LAYOUT_RELATIONS):
         for first, relation, second in relations:
-            found |= (layout == number) & table[shape[..., first], relation, shape[..., second]]
-    return found
+            heldout |= (layout == number) & table[shape[..., first], relation, shape[..., second]]
+    return heldout
 
 
 def _draw_contents(level: int, split: str, u: NDArray) -> tuple[NDArray, ...]:
-    """Maps uniforms [..., 12] to (layout, shape, color, size, accepted): one candidate content each."""
+    """Maps uniform numbers [..., 12] to one candidate each: (layout, shape, color, size, accepted)."""
     count = 1 + (u[..., 0] * level).astype(np.int64)
     first = np.select([count == 1, count == 2], [0, 9], 11)
     layout = first + (u[..., 1] * np.select([count == 1, count == 2], [9, 2], 4)).astype(np.int64)
@@ -111,7 +111,7 @@ def _draw_contents(level: int, split: str, u: NDArray) -> tuple[NDArray, ...]:
 
 
 def _force_heldout(layout: NDArray, shape: NDArray, color: NDArray, u: NDArray) -> None:
-    """Makes half the scenes hold an unseen pair, half (of those with relations) an unseen relation. In place."""
+    """Changes half of the scenes with relations to have a held-out relation, and all others a held-out pair, in place."""
     by_relation = (u < 0.5) & (layout >= 9)
     pairs = dict(HELDOUT_PAIRS)
     partner = {(s, r): t for s, r, t in HELDOUT_RELATIONS}
@@ -125,9 +125,9 @@ def _force_heldout(layout: NDArray, shape: NDArray, color: NDArray, u: NDArray) 
 
 
 def draw_scenes(level: int, split: str, rows: Sequence[int] | NDArray, seed: int = 0) -> Scenes:
-    """Scenes `rows` of one split: scene i is a function of (seed, level, split, i) alone.
+    """Returns scenes of one split by row; scene i is a function of (seed, level, split, i) alone.
 
-    Contents that the split may not show are drawn again (rejection on blocks of candidates).
+    Scenes that do not belong to the split are rejected and drawn again, in blocks of candidates.
     """
     rows = np.asarray(rows, dtype=np.int64)
     purpose = f"shapes-{level}/{split}"
@@ -147,7 +147,7 @@ def draw_scenes(level: int, split: str, rows: Sequence[int] | NDArray, seed: int
 
 def _place(layout: NDArray, shape: NDArray, color: NDArray, size: NDArray, u: NDArray) -> Scenes:
     signed = 2 * u - 1
-    # Pairs may drift across their axis and single objects stay near their cell; no object leaves its own region.
+    # pairs also move across their axis; no object leaves its region
     wobble = np.where(
         (layout == 9)[:, None, None], [0.0, 0.04], np.where((layout == 10)[:, None, None], [0.04, 0.0], 0.0)
     )

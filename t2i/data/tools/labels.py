@@ -1,4 +1,4 @@
-"""Labels of images: facts of rendered scenes, classes of a data set, or a column of a folder's metadata."""
+"""Labels of images: facts of rendered scenes, classes of a data set, or a column `label`."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t2i.data import Dataset
+from t2i.data.tools.classes import Values
 from t2i.errors import InputError
 from t2i.names import nearest, some
-
-Values = Sequence[tuple[str, ...] | None]  # the classes of each image, which may be none or several; None: unknown
 
 
 class Labelled(NamedTuple):
@@ -37,8 +36,8 @@ def values_of(dataset: Dataset, name: str) -> Values:
     labels: Mapping[str, Callable[[], Values]] = getattr(dataset, "labels", None) or {}
     if not labels:
         raise InputError(
-            f"data {dataset.address} has no labels; use shapes-1..3, cub:, flowers:, mirflickr:, or a folder with class "
-            "folders or with a column `label` in its metadata"
+            f"data {dataset.address} has no labels; use shapes-1..3, cub:, flowers:, mirflickr:, a folder with class folders, "
+            "metadata or a table with a column `label`, or shards with .cls files"
         )
     if name not in labels:
         raise InputError(

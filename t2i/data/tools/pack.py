@@ -71,22 +71,21 @@ def pack(
     settings = {"format": FORMAT, "size": size, "suffix": suffix, "pictures": per_shard}
     settings |= {"data": {split: dataset.fingerprint() for split, dataset in splits.items()}}
     _claim(out, settings)
-    done, total = 0, sum(map(len, splits.values()))
+    total = sum(map(len, splits.values()))
     written = before = shards = 0
     broken: list[tuple[str, str]] = []
-    for stem, dataset, rows in _shards(splits, out, per_shard):
-        shards += 1
-        if stem.with_suffix(".parquet").exists() and stem.with_suffix(".tar").exists():
-            before += len(rows)
-        else:
-            try:
+    try:
+        for stem, dataset, rows in _shards(splits, out, per_shard):
+            shards += 1
+            if stem.with_suffix(".parquet").exists() and stem.with_suffix(".tar").exists():
+                before += len(rows)
+            else:
                 broken += _write_shard(stem, dataset, rows, _Format(size, suffix))
-            except OSError as error:
-                why = error.strerror or error
-                raise InputError(f"cannot write {out}: {why}; free some space and start again") from error
-            written += len(rows)
-        done += len(rows)
-        on_progress(done, total)
+                written += len(rows)
+            on_progress(before + written, total)
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"cannot write {out}: {why}; free some space and start again") from error
     for leftover in out.glob(".*.tmp"):  # of a killed process
         leftover.unlink(missing_ok=True)
     return PackResult(shards, written - len(broken), before, broken)

@@ -48,11 +48,6 @@ class Rules(NamedTuple):
     deny: Sequence[str] = ()  # none of these words may occur
 
 
-class Rewritten(NamedTuple):
-    images: dict[str, int]  # number of images of each split
-    left_out: dict[str, int]  # reason -> number of captions or images
-
-
 class Nearness(NamedTuple):
     """Selects images by their similarity to words.
 
@@ -71,8 +66,10 @@ def filter_captions(
     rules: Rules,
     splits: Mapping[str, EncodedImages] | None = None,
     near: Nearness | None = None,
-) -> Rewritten:
+) -> tuple[dict[str, int], Counter[str]]:
     """Writes the images that pass into a new folder with the same splits.
+
+    Returns the number of images of each split, and the number of captions or images that were left out, by reason.
 
     Args:
         splits: the splits of the address, if they are open already; None: opens all.
@@ -99,7 +96,7 @@ def filter_captions(
         counts = ", ".join(f"{count:,} {why}" for why, count in left_out.items())
         what = "caption" if near is None else "image"
         raise InputError(f"no {what} of {address} passes the filters ({counts}); loosen them")
-    return _write(out, parts, left_out)
+    return _write(out, parts), left_out
 
 
 def _passes(caption: str, tests: Mapping[str, Callable[[str], bool]], seen: set[str], left_out: Counter[str]) -> bool:
@@ -149,8 +146,10 @@ def read_words(path: Path) -> list[str]:
     return words
 
 
-def split_images(address: str, out: Path, shares: Mapping[str, float], seed: int = 0) -> Rewritten:
+def split_images(address: str, out: Path, shares: Mapping[str, float], seed: int = 0) -> dict[str, int]:
     """Assigns each image to a new split and writes a folder for each; equal files are in the same split.
+
+    Returns the number of images of each split.
 
     Args:
         shares: shares of `train`, `val`, ..., which add up to 1.
@@ -175,7 +174,7 @@ def split_images(address: str, out: Path, shares: Mapping[str, float], seed: int
     empty = next((split for split, own in parts.items() if not own), None)
     if empty:
         raise InputError(f"none of {len(items):,} images is in {empty}; use another --seed or a larger share")
-    return _write(out, parts, {})
+    return _write(out, parts)
 
 
 def _bytes(item: Kept) -> bytes:
@@ -186,7 +185,7 @@ def _bytes(item: Kept) -> bytes:
         raise InputError(f"{item.dataset.place(item.row)} cannot be read ({error}); repair or remove it") from error
 
 
-def _write(out: Path, parts: Mapping[str, Sequence[Kept]], left_out: dict[str, int]) -> Rewritten:
+def _write(out: Path, parts: Mapping[str, Sequence[Kept]]) -> dict[str, int]:
     with new_folder(out) as folder:
         for split, items in parts.items():
             if not items:
@@ -197,7 +196,7 @@ def _write(out: Path, parts: Mapping[str, Sequence[Kept]], left_out: dict[str, i
                 for number, item in enumerate(items):
                     name = _place(item, folder / split / f"{number:0{digits}d}")
                     file.write(metadata_line(name, item.captions, id=item.dataset.ids[item.row], **item.more))
-    return Rewritten({split: len(items) for split, items in parts.items() if items}, left_out)
+    return {split: len(items) for split, items in parts.items() if items}
 
 
 def _place(item: Kept, stem: Path) -> str:

@@ -83,7 +83,7 @@ def dataset_images(address: str, split: str, n: int | None, view: View, at_most:
         dataset = open_dataset(address, split, View(view.resolution, view.fit, n, view.seed))
     count = min(at_most, len(dataset)) if n is None else n
     rows = choose(len(dataset), count, f"split {split} of {address}")
-    return _of_rows(dataset, rows, [dataset.captions[row][0] for row in rows])
+    return images_of_rows(dataset, rows, [dataset.captions[row][0] for row in rows])
 
 
 def dataset_partners(address: str, split: str, captions: Sequence[str], view: View) -> Images:
@@ -104,10 +104,11 @@ def dataset_partners(address: str, split: str, captions: Sequence[str], view: Vi
         )
     caption_of = {row_of[caption]: caption for caption in reversed(captions)}
     rows = sorted(caption_of)
-    return _of_rows(dataset, rows, [caption_of[row] for row in rows])
+    return images_of_rows(dataset, rows, [caption_of[row] for row in rows])
 
 
-def _of_rows(dataset: Dataset, rows: Sequence[int], captions: list[str]) -> Images:
+def images_of_rows(dataset: Dataset, rows: Sequence[int], captions: list[str]) -> Images:
+    """Returns the images of some rows of a split, with a caption for each."""
     at_once = max(1, min(CHUNK, CHUNK_BYTES // (3 * dataset.resolution**2)))
 
     def decode(positions: Sequence[int]) -> Iterator[list[ImageArray]]:

@@ -1,4 +1,4 @@
-"""`t2i data`: checks, captions, exports and rewrites images."""
+"""`t2i data`: checks, captions, exports, filters, splits and packs images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ class CheckOptions(Options):
 
 
 class FilterOptions(Options):
-    """Write a folder of the images that pass, by captions or contents: links and a metadata.jsonl; the source stays as it is."""
+    """Write a folder of the images whose captions or contents pass, as links with a metadata.jsonl; the source is not changed."""
 
     address: str = argument(ADDRESS, metavar="ADDRESS")
     out: Path = argument(OUT, metavar="OUT")
@@ -63,7 +63,7 @@ class FilterOptions(Options):
         if self.near is None:
             for flag, value in {"--min-score": self.min_score, "--top": self.top, "--by": self.by}.items():
                 if value is not None:
-                    raise InputError(f"{flag} {value} does nothing without words; add --near TEXT, or leave it out")
+                    raise InputError(f"{flag} {value} has no effect without words; add --near TEXT, or leave it out")
         elif (self.min_score is None) == (self.top is None):
             raise InputError(f"--near {self.near!r} needs one measure: --min-score S, or --top N")
         return self

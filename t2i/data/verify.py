@@ -46,25 +46,25 @@ def workers() -> int:
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def verify(root: Path, files: Mapping[str, str], wanted: Sequence[str], most: int | None = None) -> dict[str, Verified]:
-    """Decodes those of the images `wanted` that are not in the index yet.
+def verify(root: Path, files: Mapping[str, str], ids: Sequence[str], most: int | None = None) -> dict[str, Verified]:
+    """Decodes the images `ids` that are not in the index yet.
 
     Args:
         root: the folder.
         files: all images of the folder, id -> path under `root`; entries of other ids are removed from the index.
-        wanted: ids to verify, keys of `files`.
+        ids: the images to verify, keys of `files`.
         most: maximum number of unknown images, above which none is decoded; None: no limit.
 
     Returns:
-        One `Verified` for each id of `wanted`; `sha256` and `reason` are empty for images that were not decoded.
+        One `Verified` for each id; `sha256` and `reason` are empty for images that were not decoded.
     """
     index = Index(root.resolve())
     known = index.load()
-    stamps = {name: stamp_of(root / files[name]) for name in wanted}
-    todo = [name for name in wanted if name not in known or known[name].stamp != stamps[name]]
+    stamps = {name: stamp_of(root / files[name]) for name in ids}
+    todo = [name for name in ids if name not in known or known[name].stamp != stamps[name]]
     if most is not None and len(todo) > most:
         unknown = set(todo)
-        return {name: _stamped(stamps[name]) if name in unknown else known[name] for name in wanted}
+        return {name: _stamped(stamps[name]) if name in unknown else known[name] for name in ids}
     if todo:
         before = dict(known)
 
@@ -73,7 +73,7 @@ def verify(root: Path, files: Mapping[str, str], wanted: Sequence[str], most: in
             return _verify_one(lambda: path, _stamped(stamp_of(path)), before.get(name))
 
         _examine(index, known, todo, one, files)
-    return {name: known[name] for name in wanted}
+    return {name: known[name] for name in ids}
 
 
 def verify_packed(address: str, ids: Sequence[str], read: Callable[[int], bytes | Path]) -> dict[str, Verified]:

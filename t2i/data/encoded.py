@@ -74,6 +74,11 @@ class EncodedImages(ABC):
     def source(self, i: int) -> Path | bytes:
         """Returns the file of row i, or its bytes."""
 
+    def read(self, i: int) -> bytes:
+        """Returns the bytes of row i; raises BrokenImage or OSError if they cannot be read."""
+        source = self.source(i)
+        return source if isinstance(source, bytes) else images.read_limited(source)
+
     def place(self, i: int) -> str:
         """Returns the name of row i for messages."""
         return self.ids[i]

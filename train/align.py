@@ -220,7 +220,7 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
         if run.due(config.validation_steps):
             for split, dataset in held_out.items():
                 scores = run.on_main(lambda: validate_towers(model, tokenizer, split, dataset, run))  # noqa: B023
-                note_validation(run, scores, best if split == "val" else None, split)
+                note_validation(run, scores, best if split == "val" else None, len(dataset), split)
         if run.due(config.checkpointing_steps):
             run.save()
 
@@ -276,7 +276,7 @@ def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, D
             dual = MappedDualEncoder(config, text, image, fitting.state_tensors())
             for split, dataset in held_out.items():
                 scores = run.on_main(lambda: validate(dataset, dual.images, dual.text))  # noqa: B023
-                note_validation(run, scores, None, split)
+                note_validation(run, scores, None, len(dataset), split)
         if run.due(config.checkpointing_steps):
             run.save()
 

@@ -164,7 +164,7 @@ def main(config: Config, run_dir: Path) -> None:
             # Validation of the averaged model, and a checkpoint
             if validation and run.due(config.validation_steps):
                 scores = run.on_main(partial(validate, run.whole(ema.module), validation, tokenizer, run))  # type: ignore[arg-type]
-                note_validation(run, scores, best)
+                note_validation(run, scores, best, len(validation.held_out.captions))
             if private and run.due(config.validation_steps):
                 run.record({"epsilon": private.account(run.step)})
             if run.due(config.checkpointing_steps):

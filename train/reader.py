@@ -191,7 +191,7 @@ def main(config: Config, run_dir: Path) -> None:
             if run.due(config.validation_steps):
                 for split, dataset in held_out.items():
                     scores = run.on_main(lambda: validate(config, reader, dataset))  # noqa: B023
-                    note_validation(run, scores, best if split == "val" else None, split)
+                    note_validation(run, scores, best if split == "val" else None, len(dataset), split)
             if run.due(config.checkpointing_steps):
                 run.save()
 

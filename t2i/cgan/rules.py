@@ -145,14 +145,13 @@ def generator_loss(
     condition: float = 1.0,
 ) -> Tensor:
     """Returns the generator's adversarial loss; gradients reach the generator through `fake_BCHW` alone."""
-    batch, weight = len(fake_BCHW), captions.condition(condition)
+    weight = captions.condition(condition)
+    fake_B = _pairwise(*discriminator(fake_BCHW, captions.pooled_BP), weight)
     if isinstance(config, HingeLoss):
-        u, features, text = discriminator(fake_BCHW, captions.pooled_BP)
-        return losses.hinge_generator(_pairwise(u, features, text, weight))
-    u, features, text = discriminator(torch.cat([fake_BCHW, real_BCHW.detach()]), captions.pooled_BP)
-    fake_B = _pairwise(u[:batch], features[:batch], text, weight)
-    real_B = _pairwise(u[batch:], features[batch:], text, weight)
-    return losses.relativistic(fake_B, real_B.detach())
+        return losses.hinge_generator(fake_B)
+    with torch.no_grad():  # in one batch with the generated images, a gradient of the real ones would be computed too
+        real_B = _pairwise(*discriminator(real_BCHW, captions.pooled_BP), weight)
+    return losses.relativistic(fake_B, real_B)
 
 
 def guidance_loss(image_BE: Tensor, text_BE: Tensor, pool_ME: Tensor, same_BM: Tensor, scale: float) -> Tensor:

@@ -193,16 +193,19 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def refuse_unwritable(out: Path, kind: str, option: str = "") -> None:
+def refuse_unwritable(out: Path | None, kind: str, option: str = "") -> None:
     """Raises InputError if a file cannot be written; call it before the work whose result the file will hold.
 
     Args:
+        out: None: no file will be written.
         kind: kind of the file, e.g. `a JSON file`.
         option: the option that named the file; "": none.
 
     Raises:
         InputError: `out` is a folder, or its folder does not exist or cannot be written.
     """
+    if out is None:
+        return
     why = ""
     if out.is_dir():
         why = "is a folder"
@@ -261,6 +264,15 @@ def contents(folder: Path, most: int = 5) -> str:
     """Returns the first names in a folder for a message, e.g. `a.png, images/ and 4 more`; `nothing` if it is empty."""
     names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir())
     return some(names, most) or "nothing"
+
+
+def link(source: Path, path: Path) -> None:
+    """Makes `path` a hard link to a file, or a symbolic link on another file system."""
+    target = os.path.realpath(source)
+    try:
+        os.link(target, path)
+    except OSError:  # another file system, or one without hard links
+        path.symlink_to(target)
 
 
 def lines_of(path: Path) -> list[str]:

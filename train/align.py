@@ -3,7 +3,7 @@
     t2i train align --data shapes-2 --run-dir runs/align
     t2i train align --config align-cca --data shapes-2 --run-dir runs/cca
 
-The second command fits maps between frozen encoders, in seconds. With `image_weight`, the dual encoder also decodes images.
+The second command fits maps between two frozen encoders in seconds. With `image_weight`, the dual encoder also decodes images.
 
 Other programs take the run directory as `text.path` or `guidance.path`. To resume, run the same command again.
 """
@@ -194,14 +194,14 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
         parameter_groups(both, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
     )
 
-    # Parts of a checkpoint, and the state of the newest one
+    # Parts of a checkpoint; the newest checkpoint is resumed
     run.register("model", model)
     run.register("captioner", captioner)
     run.register("optimizer", optimizer)
     best = keep_best(run, model.state_dict, config.best_metric, score_names(config, held_out))
     run.resume()
 
-    # The model wrapped for several processes, and images from the position of the run
+    # The model wrapped for the run's processes, and a loader that starts at the run's position
     paired = run.prepare(both, config.compile)
     reading = config.dataloader_num_workers, run.quarantine, config.data.augment
     loader = Loader(train, config.train_batch_size, config.seed, run.position, *reading)
@@ -211,11 +211,11 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
         if run.due(config.validation_steps):
             for split, dataset in held_out.items():
                 scores = run.on_main(lambda: validate_towers(model, tokenizer, split, dataset, run))  # noqa: B023
-                note_validation(run, scores, best if split == "val" else None, split)
+                note_validation(run, scores, best if split == "val" else None, len(dataset), split)
         if run.due(config.checkpointing_steps):
             run.save()
 
-        # Micro-batches of this step, none at the end of the run
+        # Micro-batches of this step; there are none at the end of the run
         micros = [prepare_pairs(config, train, tokenizer, batch, run) for batch in batches]
         if not micros:
             break
@@ -246,7 +246,7 @@ def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, D
     assert config.text is not None and config.image is not None
     text, image = prepare_text(config.text, train, run), prepare_images(config.image, run)
     if config.is_solved:
-        run.see_all(len(train))
+        run.images_per_step = len(train)
 
     def read_pairs() -> Pairing:
         pairs = pooled_pairs(text, image, train, run, config.seed)
@@ -255,7 +255,7 @@ def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, D
 
     fitting = fitting_of(config, read_pairs, run.device)
 
-    # Parts of a checkpoint, and the state of the newest one
+    # Parts of a checkpoint; the newest checkpoint is resumed
     run.register("model", fitting)
     for name, extra in fitting.parts.items():
         run.register(name, extra)
@@ -267,11 +267,11 @@ def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, D
             dual = MappedDualEncoder(config, text, image, fitting.state_tensors())
             for split, dataset in held_out.items():
                 scores = run.on_main(lambda: validate(dataset, dual.images, dual.text))  # noqa: B023
-                note_validation(run, scores, None, split)
+                note_validation(run, scores, None, len(dataset), split)
         if run.due(config.checkpointing_steps):
             run.save()
 
-        # One step, none at the end of the run
+        # Optimizer step; there is no micro-batch at the end of the run
         micros = list(batches)
         if not micros:
             break

@@ -41,7 +41,7 @@ from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits
 
-QUESTIONED = 10_000  # at most so many images provide the questions that words and answers are collected from
+QUESTIONED = 10_000  # maximum number of images whose questions words and answers are collected from
 FINAL_RATE = 0.02  # the cosine ends at this share of the peak learning rate
 
 Questions = Sequence[Sequence[Question]]
@@ -197,7 +197,7 @@ def main(config: Config, run_dir: Path) -> None:
             if run.due(config.validation_steps):
                 for split, dataset in held_out.items():
                     scores = run.on_main(lambda: validate(config, reader, dataset))  # noqa: B023
-                    note_validation(run, scores, best if split == "val" else None, split)
+                    note_validation(run, scores, best if split == "val" else None, len(dataset), split)
             if run.due(config.checkpointing_steps):
                 run.save()
 

@@ -144,9 +144,11 @@ def _read(path: Path) -> AnyDualEncoder:
         if config.is_frozen:
             return load_mapped(config, path, weights)
         return FrozenDualEncoder(config, _tokenizer(description["tokenizer"], config), weights)
+    if not path.exists():
+        raise InputError(f"there is no folder {path}; name a run of t2i train align")
     if not (path / TOKENIZER).is_file() and not (path / "image").is_dir():
         raise InputError(
-            f"{path} is no dual encoder, as it has neither {DESCRIPTION} nor {TOKENIZER}; train one: t2i train align"
+            f"{path} is not a dual encoder, as it has neither {DESCRIPTION} nor {TOKENIZER}; name a run of t2i train align"
         )
     run = open_run(path)
     config = Config.kept(run.manifest["config"])

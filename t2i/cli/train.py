@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 
 import typer
 
-from t2i.cli.environment import is_first, tell_address
+from t2i.cli.environment import is_first, print_address_notice
 from t2i.config.load import CHANGEABLE_ON_RESUME, VERIFIED_ON_RESUME, ConfigT, differences, load, to_yaml
 from t2i.config.options import Options, argument, option
 from t2i.errors import InputError
@@ -54,7 +54,7 @@ def main(options: TrainOptions) -> None:
             lines = [f"# {what:<12}{text}\n" for what, text in describe(config, run_dir)]
             typer.echo("".join(lines) + to_yaml(config), nl=False)
             return
-        tell_address(config.data.address)  # pyright: ignore[reportAttributeAccessIssue]  # every family has it
+        print_address_notice(config.data.address)  # pyright: ignore[reportAttributeAccessIssue]  # every family has it
         import_module(f"t2i.train.{name}").main(config, run_dir)
 
 

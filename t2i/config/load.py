@@ -95,7 +95,7 @@ def to_yaml(config: BaseModel) -> str:
 
 def flat(config: BaseModel) -> dict[str, Any]:
     """Returns every value by its dotted key, in the order of the model; a list is one value."""
-    return dict(_leaves(config.model_dump(mode="json"), ""))
+    return dict(leaves(config.model_dump(mode="json")))
 
 
 def differences(a: BaseModel, b: BaseModel) -> list[tuple[str, Any, Any]]:
@@ -212,10 +212,11 @@ def _leave_other_kinds(cls: type[BaseModel], tree: dict[str, Any], origins: Orig
                 origins.pop((name, other), None)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) of a nested mapping; a list is one value."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

@@ -23,20 +23,20 @@ NOT_PRIVATE = {
     "published encoder",
     "cgan": "its critic compares images with each other and leads the generator, so that no image has a gradient of its own; "
     "train a prior",
-    "cvae": "its critic sees all images beside it, without noise; train a prior",
-    "reader": "none is made for it; train a prior",
+    "cvae": "its critic also learns from all images, without noise; train a prior",
+    "reader": "private training is only implemented for a prior",
 }
 
 
 class PrivacyConfig(Section):
-    """Differentially private training (DP-SGD, Abadi et al., 2016): of each image's gradient at most a length, and noise."""
+    """Differentially private training: clips the gradient of each image and adds noise (DP-SGD, Abadi et al., 2016)."""
 
     noise_multiplier: float = Field(
         default=1.0, ge=0.3, le=100, description="standard deviation of the noise, in units of max_grad_norm"
     )
-    max_grad_norm: float = Field(default=1.0, gt=0, description="length to which the gradient of each image is cut")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="length to which the gradient of each image is clipped")
     delta: float = Field(
-        default=1e-5, gt=0, lt=0.1, description="probability with which epsilon may not hold; below 1 / images"
+        default=1e-5, gt=0, lt=0.1, description="probability that the bound epsilon fails; below 1 / images"
     )
 
 
@@ -50,7 +50,7 @@ class TrainConfig(Section):
     def _only_a_prior_is_private(cls, values: Any) -> Any:
         family = getattr(cls.model_fields.get("family"), "default", None)
         if isinstance(values, dict) and values.get("privacy") is not None and family in NOT_PRIVATE:
-            raise ValueError(f"privacy is not to be had for {family}: {NOT_PRIVATE[family]}")
+            raise ValueError(f"privacy is not supported for {family}: {NOT_PRIVATE[family]}")
         return values
 
     @model_validator(mode="before")
@@ -89,7 +89,9 @@ class TrainConfig(Section):
         default=1000, ge=1, description="steps between checkpoints; one is also saved at the end"
     )
     checkpointing_minutes: float | None = Field(
-        default=10.0, gt=0, description="also save a checkpoint if the last is older than so many minutes; null: never"
+        default=10.0,
+        gt=0,
+        description="also save a checkpoint if the last is older than this many minutes; null: never",
     )
     checkpoints_total_limit: int = Field(
         default=3,

@@ -74,6 +74,11 @@ class EncodedImages(ABC):
     def source(self, i: int) -> Path | bytes:
         """Returns the file of row i, or its bytes."""
 
+    def read(self, i: int) -> bytes:
+        """Returns the bytes of row i; raises BrokenImage or OSError if they cannot be read."""
+        source = self.source(i)
+        return source if isinstance(source, bytes) else images.read_limited(source)
+
     def place(self, i: int) -> str:
         """Returns the name of row i for messages."""
         return self.ids[i]
@@ -136,8 +141,9 @@ class EncodedImages(ABC):
                 out_BHWC[k] = self._kept[i]
             else:
                 missing.setdefault(i, k)
-        if len(missing) > 1:
-            with ThreadPoolExecutor(min(workers(), len(missing))) as pool:
+        threads = min(_threads(), len(missing))
+        if threads > 1:
+            with ThreadPoolExecutor(threads) as pool:
                 decoded = pool.map(lambda i: self._decode(i, epoch), missing)
                 for k, image in zip(missing.values(), decoded, strict=True):
                     out_BHWC[k] = image
@@ -158,3 +164,13 @@ class EncodedImages(ABC):
         if self.redraws:
             x, y = seeding.uniform(self._view.seed, f"crop/{epoch}", seeding.ids_of([self.ids[i]]), 2)[0].tolist()
         return images.fit(image, self.resolution, self._view.fit, (x, y))
+
+
+def _threads() -> int:
+    """Returns the number of decoding threads of this process; workers of a loader share the cores."""
+    if parent_process() is None:
+        return workers()
+    from torch.utils.data import get_worker_info
+
+    info = get_worker_info()
+    return max(1, workers() // (info.num_workers if info else 1))

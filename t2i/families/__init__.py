@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 Components = dict[str, tuple[dict[str, Any], Mapping[str, "Tensor"]]]
 
 
+def parameters_of(components: Components) -> int:
+    """Returns the number of parameters of all components."""
+    return sum(tensor.numel() for _, tensors in components.values() for tensor in tensors.values())
+
+
 class Sampler(Protocol):
     """Generates images from text. An image depends on its seed, its text and the sampling settings alone.
 

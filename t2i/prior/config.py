@@ -186,8 +186,8 @@ class Config(DrawingConfig):
         return self
 
     @model_validator(mode="after")
-    def _privacy_counts_every_look(self) -> "Config":
-        """Whatever else reads the training images, or draws them otherwise, is not in the account."""
+    def _privacy_covers_every_use(self) -> "Config":
+        """Refuses other uses of the training images, which the privacy account does not cover."""
         if self.privacy is None:
             return self
         others = {
@@ -204,7 +204,7 @@ class Config(DrawingConfig):
         for name, value in others.items():
             if value is not None:
                 fix = "take a published encoder: clip, t5, bert, gpt2" if name == "text.encoder" else "leave it out"
-                raise ValueError(f"{name} {value} is not in the account of privacy; {fix}")
+                raise ValueError(f"{name} {value} is not covered by the privacy account; {fix}")
         return self
 
     @model_validator(mode="after")

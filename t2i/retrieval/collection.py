@@ -204,7 +204,7 @@ def query_image(path: Path, side: int) -> ImageArray:
         InputError: the file cannot be read.
     """
     try:
-        return images.fit(images.decode(path, side), side)
+        return images.fit(images.decode(images.read_limited(path), side), side)
     except (BrokenImage, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(

@@ -104,8 +104,8 @@ def _tokenizer(address: str, place: Path, family: str, config: dict[str, Any], t
     return Source(place, address, {"config": config}, {"model": tensors})
 
 
-def _refuse_other(address: str, found: str, family: str) -> None:
-    if found != family:
+def _refuse_other(address: str, present: str, family: str) -> None:
+    if present != family:
         raise InputError(
-            f"init_from {address} holds a model of the family {found}, but this run trains {family}; name a model of {family}"
+            f"init_from {address} holds a model of the family {present}, but this run trains {family}; name a model of {family}"
         )

@@ -140,7 +140,7 @@ def test_saved_and_loaded_encoder_gives_the_same_features(frozen, tmp_path) -> N
     torch.testing.assert_close(a.pooled_BP.norm(dim=1), torch.ones(5))
     with pytest.warns(TruncationWarning, match="1 caption"):
         encoder.encode(["word " * 100])
-    with pytest.raises(InputError, match="no dual encoder"):
+    with pytest.raises(InputError, match="is not a dual encoder"):
         load_dual_encoder(tmp_path)
     with pytest.raises(InputError, match="does not know 'dachshund'; .*t2i train align"):
         fit_encoder(TextConfig(encoder="aligned"), ["a red dachshund"])

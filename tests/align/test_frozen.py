@@ -117,7 +117,7 @@ def test_pipes_and_devices_are_not_opened(places, tmp_path, file):
             (tmp_path / name).write_bytes((places / "saved" / name).read_bytes())
         (tmp_path / file).unlink()
         make(tmp_path / file)
-        with pytest.raises(InputError, match="is damaged|is no dual encoder") as caught:
+        with pytest.raises(InputError, match="is damaged|is not a dual encoder") as caught:
             load_dual_encoder(tmp_path)
         assert "\n" not in str(caught.value)
 

@@ -62,7 +62,7 @@ def test_another_kind_of_folder_is_told_so(tmp_path: Path) -> None:
     save_vit(tmp_path / "vit")
     with pytest.raises(InputError, match="holds a 'vit' model, not resnet"):
         open_image_encoder("resnet", str(tmp_path / "vit"))
-    with pytest.raises(InputError, match="no dual encoder"):
+    with pytest.raises(InputError, match="is not a dual encoder"):
         open_image_encoder("aligned", str(tmp_path))
     (tmp_path / "encoder.json").write_text("{}")
     with pytest.raises(InputError, match="names no image encoder"):

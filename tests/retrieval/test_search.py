@@ -254,10 +254,14 @@ def test_images_that_cannot_be_decoded_are_left_out(
         (["photos", "a star", "--image", "photos/00001.png"], "a search has one query"),
         (["photos", "a star", "-k", "0"], "-k"),
         (["photos", "a star", "--ef", "9"], "--ef 9 has no effect on the exact search"),
-        (["photos", "--image", "nowhere.png"], "--image nowhere.png cannot be read"),
-        (["photos", "--image", "photos/metadata.jsonl"], "cannot be read"),
-        (["photos", "a star", "--by", "gan"], "is no dual encoder"),
-        (["photos", "a star", "--by", "nowhere"], "is no dual encoder"),
+        (
+            ["photos", "--image", "nowhere.png"],
+            "--image nowhere.png cannot be read (No such file or directory); name a .png",
+        ),
+        (["photos", "--image", "photos/metadata.jsonl"], "cannot be read (not a PNG, JPEG"),
+        (["photos", "--image", "photos"], "--image photos cannot be read (it is a folder, not a plain file); name"),
+        (["photos", "a star", "--by", "gan"], "gan is not a dual encoder"),
+        (["photos", "a star", "--by", "nowhere"], "there is no folder nowhere; name a run of t2i train align"),
         (["photos", "a star", "--by", "inception:none.pth"], "none.pth"),
         (["photos", "a star", "--split", "third"], "no split 'third'"),
         (["empty", "a star"], "is an empty folder"),
@@ -380,7 +384,7 @@ def test_a_filter_keeps_images_near_the_words(photos: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--min-score", ".3"], "--min-score 0.3 does nothing without words"),
+        (["--min-score", ".3"], "--min-score 0.3 has no effect without --near"),
         (["--near", "a star"], "needs one measure"),
         (["--near", "a star", "--top", "2", "--min-score", ".3"], "needs one measure"),
         (["--near", " ", "--top", "2"], "--near has no words"),

@@ -213,18 +213,18 @@ def test_a_run_tells_its_account_and_resumes_bit_for_bit(
     assert not files & {RECORD, KEY} and "README.md" in files
     index = json.loads((tmp_path / "saved/model_index.json").read_text())
     assert "data" not in index["checkpoint"] and index["checkpoint"]["privacy"]["steps"] == 4
-    assert "-differentially private for one image more or less" in (tmp_path / "saved/README.md").read_text()
+    assert "-differentially private for adding or removing one image" in (tmp_path / "saved/README.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         (["privacy.delta=0.05"], "is not below 1 / 40 images"),
-        (["train_batch_size=41"], "a step of 41 images is more than the 40"),
-        (["text.encoder=bow", "text.path=null"], "text.encoder bow is not in the account"),
-        (["data.unlabelled=shapes-1"], "data.unlabelled shapes-1 is not in the account"),
-        (["flip=true"], "flip True is not in the account"),
-        (["gradient_accumulation_steps=2"], "gradient_accumulation_steps 2 is not in the account"),
+        (["train_batch_size=41"], "a step of 41 images is larger than the data, 40 images; lower train_batch_size"),
+        (["text.encoder=bow", "text.path=null"], "text.encoder bow is not covered by the privacy account"),
+        (["data.unlabelled=shapes-1"], "data.unlabelled shapes-1 is not covered by the privacy account"),
+        (["flip=true"], "flip True is not covered by the privacy account"),
+        (["gradient_accumulation_steps=2"], "gradient_accumulation_steps 2 is not covered by the privacy account"),
         (["privacy.noise_multiplier=0"], "privacy.noise_multiplier"),
     ],
 )
@@ -239,7 +239,7 @@ def test_what_would_void_the_account_is_one_line(
 @pytest.mark.parametrize("family", NOT_PRIVATE)
 def test_other_families_say_why_not(family: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(f"family: {family}\nprivacy: {{noise_multiplier: 1.0}}\n")
-    with pytest.raises(InputError, match=f"privacy is not to be had for {family}: "):
+    with pytest.raises(InputError, match=f"privacy is not supported for {family}: "):
         load(config_class(family), tmp_path / "config.yaml")  # type: ignore[type-var]
 
 

@@ -1,7 +1,7 @@
-"""What private training has cost so far: epsilon of (epsilon, delta)-differential privacy, for one image more or less.
+"""Computes epsilon of (epsilon, delta)-differential privacy, with respect to adding or removing one image.
 
-The accountant is that of Opacus, by Renyi divergences of the sampled Gaussian mechanism (Mironov et al., 2019), which the extra
-`t2i[privacy]` installs. Each step costs the same, so that nothing is kept but their number.
+Uses the accountant of Opacus, which the extra `t2i[privacy]` installs: Renyi divergences of the sampled Gaussian mechanism
+(Mironov et al., 2019). All steps cost the same, so only their number matters.
 """
 
 import warnings
@@ -11,10 +11,10 @@ from t2i.errors import InputError
 
 
 class Accountant:
-    """The account of one run.
+    """The privacy account of one run.
 
     Args:
-        rate: probability with which an image is in a step.
+        rate: probability that an image is in a step.
 
     Raises:
         InputError: Opacus is not installed.
@@ -27,20 +27,17 @@ class Accountant:
                 from opacus.accountants import RDPAccountant
                 from opacus.accountants.analysis import rdp
         except ImportError as error:
-            raise InputError(
-                "privacy needs the accountant of Opacus, which is not installed: pip install 't2i[privacy]'"
-            ) from error
+            raise InputError("privacy needs Opacus, which is not installed: pip install 't2i[privacy]'") from error
         self._rdp, self._delta = rdp, config.delta
         self._orders = RDPAccountant.DEFAULT_ALPHAS
         self._one_step = rdp.compute_rdp(q=rate, noise_multiplier=config.noise_multiplier, steps=1, orders=self._orders)
 
     def epsilon(self, steps: int) -> float:
-        """Epsilon after so many steps."""
+        """Returns epsilon after a number of steps."""
         if steps == 0:
             return 0.0
-        with (
-            warnings.catch_warnings()
-        ):  # the best order may be the first or the last: the bound holds, and may be loose
+        # Opacus warns if the best order is the first or the last; the bound holds but may be loose
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             spent = self._rdp.get_privacy_spent(orders=self._orders, rdp=self._one_step * steps, delta=self._delta)
         return float(spent[0])

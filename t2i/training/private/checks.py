@@ -1,4 +1,4 @@
-"""Refuses what would void the account of a private run: other parts of the model that have seen its training images."""
+"""Refuses settings, and parts of the model trained on the same images, with which the privacy account would not hold."""
 
 from collections.abc import Mapping
 
@@ -13,29 +13,29 @@ from t2i.weights import find
 
 
 def refuse_seen(train: Dataset, parts: Mapping[str, str | None]) -> None:
-    """Refuses frozen parts that were trained on some of the training images, or of which nobody can tell.
+    """Refuses frozen parts that were trained on some of the training images, or that have no record of their training data.
 
     Args:
         parts: config key -> the run or saved model that the part comes from; None: the encoder of the shipped models.
 
     Raises:
-        InputError: the message names the part and what to take instead.
+        InputError: the message names the part and a replacement.
     """
     own = note(train, train.fingerprint())
     for key, place in parts.items():
         if place is None:
             if is_rendered(train.address):
                 raise InputError(
-                    f"{key}: the encoder of the shipped models was trained on rendered shapes, and privacy for {train.address} "
-                    "cannot be told with it; take a published encoder, as text.encoder=clip"
+                    f"{key}: the encoder of the shipped models was trained on rendered shapes, so privacy of "
+                    f"{train.address} would not hold; take a published encoder, as text.encoder=clip"
                 )
             continue
         folder = find(place)
-        record = next((found for at in (folder, folder.parent) if (found := read_record(at / RECORD))), None)
+        record = read_record(folder / RECORD) or read_record(folder.parent / RECORD)
         if record is None:
             raise InputError(
-                f"{key} {place} has no record of its training data ({RECORD} is missing), and privacy needs a part that has not "
-                "seen these images; name a run of t2i train on other data"
+                f"{key} {place} has no record of its training data ({RECORD} is missing), but privacy needs one that was not "
+                "trained on these images; name a run of t2i train on other data"
             )
         shared = int(np.isin(own.pixels, record.pixels).sum())
         if shared:
@@ -46,13 +46,15 @@ def refuse_seen(train: Dataset, parts: Mapping[str, str | None]) -> None:
 
 
 def refuse_unaccountable(config: PrivacyConfig, images: int, per_step: int, processes: int) -> None:
-    """Raises InputError for several processes, a step larger than the data, or a delta that lets an image be published."""
+    """Raises InputError for several processes, for a step larger than the data, and for a delta of 1 / images or more."""
     if processes > 1:
-        raise InputError(f"privacy is accounted for on one process, and there are {processes}; start one")
+        raise InputError(f"private training runs on one process, and there are {processes}; start it without torchrun")
     if per_step > images:
-        raise InputError(f"a step of {per_step} images is more than the {images:,} there are; lower train_batch_size")
+        raise InputError(
+            f"a step of {per_step} images is larger than the data, {images:,} images; lower train_batch_size"
+        )
     if config.delta >= 1 / images:
         raise InputError(
-            f"privacy.delta {config.delta:g} is not below 1 / {images:,} images: publishing one of them whole would be within "
-            f"it; set privacy.delta={0.1 / images:.1g} or less"
+            f"privacy.delta {config.delta:g} is not below 1 / {images:,} images, so it would allow the publication of an image; "
+            f"set privacy.delta={0.1 / images:.1g} or less"
         )

@@ -1,7 +1,7 @@
-"""Private draws: which images a step sees, and its noise. Whoever knew them could take the noise away again.
+"""Draws the images of each step, and its noise, from a secret; with it, the noise could be removed again.
 
-They are functions of (secret, step), so that a run resumes bit for bit. The secret is the file `privacy.key` of the run
-directory, which no saved pipeline has. The generators are not those of cryptography.
+The draws are functions of (secret, step), so a run resumes bit for bit. The secret is in the file `privacy.key` of the run
+directory, which saved pipelines do not have. The generators are not cryptographic.
 """
 
 import os
@@ -24,17 +24,17 @@ _BYTES = 8
 
 
 def secret_of(run: Run) -> int:
-    """Returns the secret of a run, drawn when it starts; a resumed run whose key is gone draws another."""
+    """Returns the secret of a run, which is drawn when the run starts; if its file is missing on resume, draws another."""
     path = run.directory / KEY
     if run.is_new or not path.exists():
         if not run.is_new:
-            warnings.warn(f"{path} is gone: the run goes on with other noise, as private as before", stacklevel=2)
+            warnings.warn(f"{path} is missing; the run continues with other noise, which is as private", stacklevel=2)
         write_text(path, secrets.token_hex(_BYTES) + "\n")
         os.chmod(path, 0o600)
     try:
         return int(read_regular(path).decode(), 16)
     except ValueError as error:
-        raise InputError(f"{path} holds no key; delete it, and the run draws another") from error
+        raise InputError(f"{path} holds no key; delete it, and the next start draws another") from error
 
 
 def noise_of(secret: int, step: int, device: torch.device) -> torch.Generator:
@@ -43,12 +43,12 @@ def noise_of(secret: int, step: int, device: torch.device) -> torch.Generator:
 
 
 class PoissonRows(Iterator[Rows]):
-    """A batch a step in which each row is with the same probability, whatever others are: as the account supposes.
+    """Draws a batch for each step; each row is in it independently with the same probability, as the account assumes.
 
     Args:
-        rows: those that may be drawn.
-        rate: probability of each.
-        start: steps done.
+        rows: the rows to draw from.
+        rate: probability of each row.
+        start: number of the first step.
     """
 
     def __init__(self, rows: NDArray[np.int64], rate: float, secret: int, start: int = 0) -> None:

@@ -1,11 +1,12 @@
 """Gradients of DP-SGD (Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1)."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-_EPS = 1e-6  # so that rounding makes no gradient longer than the limit
+_EPS = 1e-6  # keeps clipped gradients below the limit in spite of rounding
 
 
 def put_private_gradients(
@@ -16,28 +17,26 @@ def put_private_gradients(
     expected: float,
     generator: torch.Generator,
 ) -> None:
-    """Puts into `grad` the sum of cut gradients, with noise, divided by the expected number of images.
+    """Sets `grad` to the sum of clipped gradients plus noise, divided by the expected number of images.
 
-    A gradient that is not finite adds nothing, as no length bounds it. With max_norm large and no noise these are the
-    gradients of the mean loss.
+    A gradient that is not finite is left out. With a large max_norm and no noise, these are the gradients of the mean loss.
 
     Args:
-        losses: scalar, of one image each; made when it is their turn, so that one graph is in memory at a time.
-        max_norm: length to which the gradient of an image is cut.
+        losses: the scalar loss of each image; an iterator, so that one graph at a time is in memory.
+        max_norm: length to which the gradient of each image is clipped.
         noise_multiplier: standard deviation of the noise, in units of `max_norm`.
-        expected: images of a step, whatever their number in this one: that is private too.
-        generator: of the noise, on the device of the parameters.
+        expected: expected number of images in a step; the actual number is private.
+        generator: generator of the noise, on the device of the parameters.
     """
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for loss in losses:
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        norm = float(nn.utils.get_total_norm([one for one in gradients if one is not None]))
-        scale = min(1.0, max_norm / (norm + _EPS)) if norm == norm else 0.0
-        if norm in (float("inf"), float("-inf")) or scale == 0.0:
+        norm = float(nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
+        if not math.isfinite(norm):
             continue
-        for sum_, one in zip(total, gradients, strict=True):
-            if one is not None:
-                sum_.add_(one, alpha=scale)
+        for sum_, gradient in zip(total, gradients, strict=True):
+            if gradient is not None:
+                sum_.add_(gradient, alpha=min(1.0, max_norm / (norm + _EPS)))
     deviation = noise_multiplier * max_norm
     for parameter, sum_ in zip(parameters, total, strict=True):
         noise = torch.randn(sum_.shape, generator=generator, device=sum_.device, dtype=sum_.dtype)

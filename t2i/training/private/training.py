@@ -1,4 +1,4 @@
-"""The private part of a training run: its draws, its gradients and its account."""
+"""Private training of a run: its draws, its gradients and its account."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,13 +14,13 @@ from t2i.training.run import Run
 
 
 class PrivateTraining:
-    """DP-SGD of one run; its account is in the manifest of every checkpoint.
+    """DP-SGD of one run; its account is written into the manifest of every checkpoint.
 
     Args:
-        shown: the image that each row shows; rows of images that cannot be decoded show another, and are not drawn.
+        shown: the row of the image that each row shows; rows of broken images show another one, and are not drawn.
 
     Raises:
-        InputError: the account cannot be kept: Opacus is missing, or the settings do not allow it.
+        InputError: Opacus is missing, or the account would not hold with these settings.
     """
 
     def __init__(self, run: Run, config: PrivacyConfig, shown: np.ndarray) -> None:
@@ -32,17 +32,17 @@ class PrivateTraining:
         self._secret = secret_of(run)
 
     def rows(self) -> PoissonRows:
-        """Returns the batches from the run's step on."""
+        """Returns the batches, from the run's step on."""
         return PoissonRows(self._rows, self._rate, self._secret, self._run.step)
 
     def put_gradients(self, parameters: Sequence[nn.Parameter], losses: Iterable[Tensor]) -> None:
-        """Puts private gradients of the step into `grad`; `losses` are of one image each."""
+        """Sets `grad` to the private gradients of the step; `losses` has the loss of each image."""
         generator = noise_of(self._secret, self._run.step, parameters[0].device)
         limits = self._config.max_grad_norm, self._config.noise_multiplier
         put_private_gradients(parameters, losses, *limits, self._run.images_per_step, generator)
 
     def account(self, steps: int) -> float:
-        """Enters the cost of so many steps into the manifest; returns epsilon."""
+        """Writes the cost of a number of steps into the manifest, and returns epsilon."""
         epsilon = self._accountant.epsilon(steps)
         self._run.extra["privacy"] = {
             "epsilon": round(epsilon, 4),

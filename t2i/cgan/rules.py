@@ -128,7 +128,8 @@ def _logits(
     text, pool = projected[:batch], projected[batch:]
 
     def pairs(logits: Tensor, part_features: Tensor) -> Tensor:
-        n = len(logits)
+        if (n := len(logits)) == batch:
+            return _pairwise(logits, part_features, text, weight)
         return _pairwise(logits, part_features, text[:n], weight[:n] if isinstance(weight, Tensor) else weight)
 
     real_B, fake_B, *probed = map(pairs, u.split(sizes), features.split(sizes))

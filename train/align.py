@@ -42,7 +42,7 @@ from t2i.metrics.reconstruction import psnr
 from t2i.metrics.retrieval import binding, retrieval
 from t2i.sampling.source import open_start
 from t2i.training.conditioning import own_vocabulary, pooled_pairs, prepare_images, prepare_text
-from t2i.training.initialise import Reads, initialise
+from t2i.training.initialise import Reads, initialise, refuse_unseen
 from t2i.training.optimization import clip_gradients, cosine
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
@@ -71,15 +71,6 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
     tokenizer = CaptionTokenizer(own_vocabulary(run, TOKENIZER, fit), most)
     tokenizer.warn_of_cut((caption for options in train.captions for caption in options), "text_tower.max_tokens")
     return tokenizer
-
-
-def refuse_unseen(config: Config, source: Source | None) -> None:
-    """Raises InputError if a run on `train` would start from weights trained on the held-out combinations of shapes."""
-    if source is not None and source.manifest["config"].get("split") == "all" and config.split == "train":
-        raise InputError(
-            f"init_from {source.address} was trained on split=all, which includes the held-out combinations; set split=all, "
-            "or start from a model trained on split=train"
-        )
 
 
 @torch.no_grad()
@@ -296,7 +287,7 @@ def main(config: Config, run_dir: Path) -> None:
     with Run(run_dir, config, "align") as run:
         # Starting weights, and data with a record of it for later scores
         source = open_start(run, config)
-        refuse_unseen(config, source)
+        refuse_unseen(source, config.split)
         warn_of_colors(config.data.augment, train)
         towers = [part.path for part in (config.text, config.image) if part is not None]
         remember(run, train, config.data, towers, start=source)

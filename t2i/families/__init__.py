@@ -182,7 +182,7 @@ class Source:
         manifest: manifest of their checkpoint.
         parts: name of a part, as training registers it -> its tensors; the main part has the weights used for sampling.
         text: the text encoder that they were trained with; None for a family without one.
-        vocabulary: the tokenizer of a dual encoder, as JSON.
+        vocabulary: the tokenizer of a dual encoder or a reader, as JSON.
     """
 
     place: Path

@@ -430,4 +430,4 @@ def test_another_spelling_of_a_place_is_no_change_on_resume(key, then, now, same
     cls = config_class("cgan")
     before, after = (cls.model_validate({key: place and place.replace("HERE", str(tmp_path))}) for place in (then, now))
     assert (changed_on_resume(before, after, ()) == []) == same
-    assert changed_on_resume(before, after.model_copy(update={"seed": 5}), ())[-1] == ("seed", 0, 5)
+    assert ("seed", 0, 5) in changed_on_resume(before, after.model_copy(update={"seed": 5}), ())

@@ -91,8 +91,8 @@ def discriminator_loss(
         watch["penalty"] = losses.matching_aware_penalty(real_B, real, pooled)
         loss = losses.hinge_discriminator(real_B, fake_B, mismatched, condition * MISMATCHED)
         return loss + MA_GP * watch["penalty"], watch
-    pairing_BM = F.softplus(logits.mismatched_BM - real_B[:, None])
     loss = losses.relativistic(real_B, fake_B)
+    pairing_BM = F.softplus(logits.mismatched_BM - real_B[:, None])
     loss = loss + condition * MISMATCHED * mismatched_mean(pairing_BM, no_mismatch)
     loss = loss + CENTERING * losses.centering(real_B, fake_B)
     watch["r1"] = _penalty(real_B[:count], real, logits.probed[0])
@@ -128,7 +128,8 @@ def _logits(
     text, pool = projected[:batch], projected[batch:]
 
     def pairs(logits: Tensor, part_features: Tensor) -> Tensor:
-        n = len(logits)
+        if (n := len(logits)) == batch:
+            return _pairwise(logits, part_features, text, weight)
         return _pairwise(logits, part_features, text[:n], weight[:n] if isinstance(weight, Tensor) else weight)
 
     real_B, fake_B, *probed = map(pairs, u.split(sizes), features.split(sizes))

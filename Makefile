@@ -57,14 +57,14 @@ test: $(READY) ## run the test suite; ARGS="tests/config/test_config.py -k yaml"
 coverage: $(READY) ## run the test suite and report the lines that no test reaches
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS) --cov
 
-torture: $(READY) ## proofs too long for the suite: kills, damage, hostile files, launches, a million rows, memory, planted leaks
-	@for proof in data_fuzz leaks eval_memory data_scale torture_runs torture_order torture_files torture_launches; do \
+torture: $(READY) ## proofs too long for the suite: kills, damage, hostile files, launches, memory up to a million rows, planted leaks
+	@for proof in data_fuzz leaks memory torture_runs torture_order torture_files torture_launches; do \
 	  echo; echo "== $$proof"; OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/$$proof.py || exit 1; done
 
-bench: $(READY) ## speed and parity beside other packages, about 90 minutes; DFGAN=path/to/checkout of tobran/DF-GAN adds the GAN's
+bench: $(READY) ## speed and parity beside other packages, about 2 hours; DFGAN=path/to/checkout of tobran/DF-GAN adds the GAN's
 	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e '.[bench]'
 	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps dalle-pytorch
-	@for bench in eval_parity eval_speed loader_speed prior_speed $(if $(DFGAN),"cgan_speed $(DFGAN)"); do set -- $$bench; \
+	@for bench in eval_parity eval_speed loader_speed prior_speed tokenizer_speed $(if $(DFGAN),"cgan_speed $(DFGAN)"); do set -- $$bench; \
 	  echo; echo "== $$1"; program=benchmarks/$$1.py; shift; \
 	  OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(BIN)/python $$program "$$@" || exit 1; done
 

@@ -10,6 +10,7 @@ Chrome is installed. Both take about 35 CPU seconds.
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +19,8 @@ import numpy as np
 from PIL import Image
 
 from t2i.data import View, open_dataset
-from t2i.eval import report
 from t2i.images import grid
 from t2i.pipeline import TextToImagePipeline
-from t2i.report.options import ReportOptions
 from t2i.weights import shipped
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -53,7 +52,8 @@ def show_report(models: tuple[str, ...]) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         page, shot = Path(folder) / "report.html", Path(folder) / "report.png"
-        report.main(ReportOptions(runs=models, n=24, neighbours=0, out=page))
+        command = [sys.executable, "-m", "t2i.cli", "eval", "report", *models, "-n", "24", "--neighbours", "0"]
+        subprocess.run([*command, "--out", page], check=True)
         size = f"{WINDOW[0]},{WINDOW[1] + 200}"  # the last part of a window may not be painted
         how = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={size}"]
         command = [browser, *how, f"--user-data-dir={folder}/profile", f"--screenshot={shot}", page.as_uri()]

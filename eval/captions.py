@@ -16,8 +16,7 @@ from t2i.scoring.options import CaptionsOptions
 
 def main(options: CaptionsOptions) -> None:
     out = options.out
-    if out is not None:
-        refuse_unwritable(out, "a JSON file", "--out")
+    refuse_unwritable(out, "a JSON file", "--out")
 
     # Scores, each with its interval and floor
     scores = score_captions(options)

@@ -58,16 +58,30 @@ def chosen_rows(dataset: Dataset, values: Values, most: int | None) -> list[int]
     return [known[k] for k in choose(len(known), most, where)]
 
 
-def leak_of(options: ClassifyOptions, side: int, dataset: Dataset, rows: list[int]) -> str | None:
-    """Refuses rows that an align run was trained on, or describes the leak for the scores if `--allow-leak` is set.
+def true_classes(dataset: Dataset, values: Values, rows: list[int], classes: tuple[str, ...]) -> Labelled:
+    """Returns the classes of held-out rows; raises InputError if none of them is a class of the training split."""
+    truth = labelled([values[row] for row in rows], classes)
+    if not truth.has_NC.any():
+        raise InputError(
+            f"split {dataset.split} shares no class with split train, e.g. because classes are split; name another with --split"
+        )
+    return truth
+
+
+def protocol_of(
+    base: ScoreProtocol, options: ClassifyOptions, side: int, dataset: Dataset, rows: list[int]
+) -> ScoreProtocol:
+    """Adds a held-out split to the protocol; refuses rows that an align run was trained on, or records them as a leak.
 
     Args:
-        side: pixels a side of the run's training images.
+        side: pixels per side of the run's training images.
     """
+    data = {"data": dataset.address, "data_digest": dataset.fingerprint(), "split": dataset.split}
     captions = [dataset.captions[row][0] for row in rows]
     if dataset.resolution != side:
         dataset = open_split(options, dataset.split, options.n, side)[0]
-    return refuse_leaks_of_encoder(options.run, images_of_rows(dataset, rows, captions), options.allow_leak)
+    leak = refuse_leaks_of_encoder(options.run, images_of_rows(dataset, rows, captions), options.allow_leak)
+    return replace(base, n_fake=len(rows), leak=leak, **data)
 
 
 def features_of(extractor: ImageTextExtractor, dataset: Dataset, rows: list[int], tick: Any) -> dict[str, Features]:
@@ -101,10 +115,8 @@ def predictions(
 
 
 def main(options: ClassifyOptions) -> None:
+    refuse_unwritable(options.out, "a JSON file", "--out")
     prepare_cpu()
-    if options.out is not None:
-        refuse_unwritable(options.out, "a JSON file", "--out")
-
     # Encoder, and the classes and features of the training split
     extractor = open_image_text(options.run)
     resolution = options.resolution or extractor.side
@@ -112,36 +124,27 @@ def main(options: ClassifyOptions) -> None:
     rows = chosen_rows(train, values, options.train_n)
     classes = classes_of([values[row] for row in rows], f"label {options.label} of {train.address}, split train")
     labels = labelled([values[row] for row in rows], classes)
+    base = ScoreProtocol(
+        metric_version=VERSION,
+        extractor=extractor.clip_name,
+        extractor_digest=extractor.digest(),
+        n_real=len(rows),
+        captions="first",
+        resize=extractor.resize,
+        resolution=resolution,
+        sampling=f"logistic regression, c {options.c:g}",
+    )
     scores: list[Score] = []
     with shown_progress() as tick:
         features = features_of(extractor, train, rows, tick)
 
         # Scores of each held-out split in four directions
         for split in options.split:
-            dataset, truth_values = open_split(options, split, options.n, resolution)
-            held = chosen_rows(dataset, truth_values, options.n)
-            truth = labelled([truth_values[row] for row in held], classes)
-            if not truth.has_NC.any():
-                raise InputError(
-                    f"split {split} shares no class with split train, e.g. because classes are split; name another with --split"
-                )
-            leak = leak_of(options, extractor.side, dataset, held)
-            predicted = predictions(features, labels, features_of(extractor, dataset, held, tick), options.c)
-            protocol = ScoreProtocol(
-                metric_version=VERSION,
-                extractor=extractor.clip_name,
-                extractor_digest=extractor.digest(),
-                n_real=len(rows),
-                n_fake=len(held),
-                data=dataset.address,
-                data_digest=dataset.fingerprint(),
-                split=dataset.split,
-                captions="first",
-                resize=extractor.resize,
-                resolution=resolution,
-                sampling=f"logistic regression, c {options.c:g}",
-                leak=leak,
-            )
+            dataset, values = open_split(options, split, options.n, resolution)
+            rows = chosen_rows(dataset, values, options.n)
+            truth = true_classes(dataset, values, rows, classes)
+            protocol = protocol_of(base, options, extractor.side, dataset, rows)
+            predicted = predictions(features, labels, features_of(extractor, dataset, rows, tick), options.c)
             for direction in DIRECTIONS:
                 scores += scores_of(options.label, direction, predicted[direction], truth, labels, protocol)
 

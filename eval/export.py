@@ -45,7 +45,7 @@ def main(options: ModelExportOptions) -> None:
     if options.out.exists():
         raise InputError(f"{options.out} exists; name a new folder")
     if options.page and options.format != "onnx":
-        raise InputError(f"--page runs ONNX files, but --format is {options.format}; leave one of them out")
+        raise InputError(f"--page runs ONNX files, but --format is {options.format}; drop one of the two")
     refuse_missing(options.format)
     pipe = TextToImagePipeline.from_pretrained(options.run)
     captions = captions_of(pipe, options.n)

@@ -11,16 +11,14 @@ from t2i.cli import run_program
 from t2i.console import shown_progress, table
 from t2i.files import refuse_unwritable
 from t2i.hardware import device, prepare_cpu
-from t2i.metrics.score import rounded, write_scores
+from t2i.metrics.score import score_row, write_scores
 from t2i.privacy.options import PrivacyOptions
 
 
 def main(options: PrivacyOptions) -> None:
     prepare_cpu()
-    if options.html is not None:
-        refuse_unwritable(options.html, "an HTML file", "--html")
-    if options.out is not None:
-        refuse_unwritable(options.out, "a JSON file", "--out")
+    refuse_unwritable(options.html, "an HTML file", "--html")
+    refuse_unwritable(options.out, "a JSON file", "--out")
     # slow to import, so only after the checks
     from t2i.pipeline import TextToImagePipeline
     from t2i.privacy.page import write_page
@@ -32,11 +30,7 @@ def main(options: PrivacyOptions) -> None:
         attacked = attack(options, pipe, tick)
 
     # Scores with their intervals, and the epsilon of private training
-    rows = []
-    for score in attacked.scores:
-        interval = "" if score.interval is None else "..".join(map(rounded, score.interval))
-        rows.append([score.name, rounded(score.value), interval, rounded(score.bounds["chance"])])
-    table(("score", "value", "95 % interval", "chance"), rows)
+    table(("score", "value", "95 % interval", "chance"), [score_row(score, ["chance"]) for score in attacked.scores])
     facts = {"model": f"{options.run}, step {pipe.manifest['step']:,}", "data": attacked.sides.members.name}
     if spent := pipe.manifest.get("privacy"):
         facts["trained with"] = f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g}"

@@ -28,7 +28,7 @@ def images_of(options: ReferenceOptions) -> Images:
         return dataset_images(options.data, options.split, options.n, View(options.resolution))
     if not Path(options.data).expanduser().exists():
         raise InputError(
-            f"{options.data} is no folder, .tar or .npz; for a data set, set the size of its images with --resolution"
+            f"{options.data} is not a folder, .tar or .npz; for a data set, set the size of its images with --resolution"
         )
     return open_images(options.data, options.n, options.skip_broken)
 

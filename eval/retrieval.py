@@ -11,24 +11,19 @@ from t2i.cli import run_program
 from t2i.console import shown_progress, table
 from t2i.files import refuse_unwritable
 from t2i.hardware import device, prepare_cpu
-from t2i.metrics.score import rounded, write_scores
+from t2i.metrics.score import score_row, write_scores
 from t2i.retrieval.options import RetrievalOptions
 
 
 def main(options: RetrievalOptions) -> None:
     prepare_cpu()
-    if options.out is not None:
-        refuse_unwritable(options.out, "a JSON file", "--out")
+    refuse_unwritable(options.out, "a JSON file", "--out")
     from t2i.retrieval.scores import score_retrieval  # slow to import, so only after the check
 
     # Scores of both directions, with their intervals and chance
     with shown_progress(" images") as tick:
         scores = score_retrieval(options, device(), tick)
-    rows = []
-    for score in scores:
-        interval = "" if score.interval is None else "..".join(map(rounded, score.interval))
-        rows.append([score.name, rounded(score.value), interval, rounded(score.bounds["chance"])])
-    table(("score", "value", "95 % interval", "chance"), rows)
+    table(("score", "value", "95 % interval", "chance"), [score_row(score, ["chance"]) for score in scores])
 
     # The same as a file
     if options.out is not None:

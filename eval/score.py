@@ -22,7 +22,7 @@ from t2i.errors import InputError
 from t2i.files import refuse_unwritable
 from t2i.hardware import prepare_cpu
 from t2i.images import ImageArray, grid
-from t2i.metrics.score import Score, rounded, write_scores
+from t2i.metrics.score import Score, rounded, score_row, write_scores
 from t2i.scoring.comparison import Samples, beside
 from t2i.scoring.images.store import FeatureFile
 from t2i.scoring.options import ScoreOptions, refuse_ignored
@@ -34,17 +34,10 @@ from t2i.weights import shipped
 COLUMNS = ("score", "value", "95 % interval", "real", "shuffled")  # the last two are names of bounds
 
 
-def row(score: Score) -> list[str]:
-    """Returns one line of the table."""
-    interval = "" if score.interval is None else "..".join(map(rounded, score.interval))
-    beside = (rounded(score.bounds[key]) if key in score.bounds else "" for key in COLUMNS[3:])
-    return [score.name, rounded(score.value), interval, *beside]
-
-
 def show(scores: Sequence[Score]) -> None:
     """Prints the table; for unseen combinations only `strict`, while the file has every aspect."""
     shown = [score for score in scores if "-unseen-" not in score.name or "-strict-" in score.name]
-    table(COLUMNS, [row(score) for score in shown])
+    table(COLUMNS, [score_row(score, COLUMNS[3:]) for score in shown])
     for score in shown:
         for bound, value in score.bounds.items():
             if bound not in COLUMNS:
@@ -52,7 +45,7 @@ def show(scores: Sequence[Score]) -> None:
 
 
 def file_name(scores: Sequence[Score], n: int | None) -> str:
-    """Returns e.g. scores-shapes-2-heldout-1000.json; for a folder or file, the last name of its path is used."""
+    """Returns e.g. scores-shapes-2-heldout-1000.json, or for images the last name of their path instead of the data."""
     protocol = scores[0].protocol
     data = protocol.data
     word = re.sub(r"[^\w.-]+", "-", data if ":" not in data else Path(data).name)
@@ -74,7 +67,7 @@ def refuse_settings_of_runs(options: ScoreOptions) -> None:
     folder = Path(options.target)
     if folder.is_dir() and not holds_images(folder):
         raise InputError(
-            f"{folder} holds no images and is no run (no checkpoints, no config.yaml); name one of the two"
+            f"{folder} holds no images and is not a run (no checkpoints, no config.yaml); name one of the two"
         )
     knobs: dict[str, object] = {"truncation": options.truncation, "guidance": options.guidance, **options.settings}
     knobs |= {"reranker": options.reranker, "best-of": options.best_of if options.best_of > 1 else None}
@@ -97,15 +90,16 @@ def write_results(scores: Sequence[Score], samples: Samples, sheets: Sequence[Im
     print(f"wrote {', '.join(map(str, written[:-1]))} and {written[-1]}" if written[1:] else f"wrote {out}")
 
 
-def main(options: ScoreOptions) -> None:
-    prepare_cpu()
+def target_of(options: ScoreOptions) -> tuple[bool, Path]:
+    """Returns True if the target is a run, False for images, and the folder for its scores; checks the options.
 
-    # Options: a run or images, the protocol, and a place for the results
+    Raises:
+        InputError: an option has no effect on this target, or the scores cannot be written.
+    """
     target = options.target
     folder = Path() if target in shipped() else Path(target)  # scores of a shipped model go into the working directory
     run = is_run(target) or not folder.exists() and options.against is None
     place = folder if run and folder.is_dir() else Path()
-    options = apply_protocol(options)
     if run and options.reranker is not None and options.best_of == 1:
         raise InputError(
             f"--reranker {options.reranker} chooses among candidates, and there is only one; set --best-of to 2 or more"
@@ -114,6 +108,13 @@ def main(options: ScoreOptions) -> None:
         refuse_settings_of_runs(options)
     if options.out is not None or run:
         refuse_unwritable(options.out or place / "scores.json", "a JSON file", "--out" if options.out else "")
+    return run, place
+
+
+def main(options: ScoreOptions) -> None:
+    prepare_cpu()
+    options = apply_protocol(options)
+    run, place = target_of(options)
 
     # Scores from all processes, scores of single images, and a sheet of the first ones
     sheets: list[Image.Image] = []
@@ -135,11 +136,11 @@ def main(options: ScoreOptions) -> None:
         print(f"weights: {weights}")
     if store is not None:
         reused = f"; reused from it: {', '.join(store.read)}" if store.read else ""
-        print(f"features are kept in {store.path}{reused}")
+        print(f"features are stored in {store.path}{reused}")
 
     # Files: scores with their protocol, scores of single images, the sheet
     if options.out is None and not run:
-        print("nothing was written; name a JSON file with --out to keep the scores and their protocol")
+        print("nothing was written; name a JSON file with --out to store the scores and their protocol")
         return
     write_results(scores, samples, sheets, options.out or place / file_name(scores, options.n))
 

@@ -1,4 +1,4 @@
-"""Tries settings of sampling on a run; shows fidelity against faithfulness as a table, a JSON file and a chart.
+"""Scores several settings of sampling on a run; shows fidelity against faithfulness as a table, a JSON file and a chart.
 
     t2i eval sweep runs/prior --guidance 1,1.5,2,3,5 --temperature 0.7,1
     t2i eval sweep runs/cgan --guidance 1,1.5,2 --truncation 0.6,0.8,1 --make-default
@@ -62,7 +62,7 @@ def main(options: SweepOptions) -> None:
     run = Path(options.run)
     settings = combinations(options.values())
     if options.make_default and not (run / "checkpoints").is_dir():
-        raise InputError(f"--make-default writes into a run directory, and {run} is none; leave it out")
+        raise InputError(f"--make-default writes into a run directory, and {run} is not one; drop it")
     place_of(options, "")
 
     # A point for each setting

@@ -77,16 +77,34 @@ def warn_of_no_effect(job: Job) -> None:
         )
 
 
+def open_model(run: str, options: SampleOptions) -> tuple["TextToImagePipeline", "Chooser | None"]:
+    """Opens the model, and with `--best-of` the scorer of candidates, on a GPU if there is one."""
+    import torch
+
+    from t2i.pipeline import TextToImagePipeline
+    from t2i.sampling.reranking import open_chooser
+
+    if run in shipped():
+        known = KNOWN.get(run, "rendered shapes")
+        print(f"sampling from {run}, a model that ships with t2i and knows {known}", file=sys.stderr)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    scorer = open_chooser(options.scorer, device) if options.best_of > 1 else None
+    # a name that was typed as a run may also be a folder, which from_pretrained warns of
+    pipe = TextToImagePipeline.from_pretrained(run if run in options.words else shipped()[run], device)
+    if scorer is not None:
+        warn_of_scorer(pipe, scorer, options.scorer)
+    if pipe.chosen:
+        print(f"weights: {pipe.chosen}", file=sys.stderr)
+    return pipe, scorer
+
+
 def warn_of_scorer(pipe: "TextToImagePipeline", scorer: "Chooser", address: str | None) -> None:
     """Warns if the scorer took part in training, or knows other data than the run."""
     from t2i.sampling.trained_with import trained_with
 
     clip = Path(address.removeprefix("clip:")) if address and address.startswith("clip:") else None
     if role := trained_with(pipe.text_encoder, pipe.manifest, clip).get(scorer.digest()):
-        warnings.warn(
-            f"the scorer was this run's {role} in training, so its choice says little",
-            stacklevel=2,
-        )
+        warnings.warn(f"the scorer was this run's {role} in training, so its choice says little", stacklevel=2)
     data = str(pipe.manifest["config"]["data"]["address"])
     if address is None and not data.startswith("shapes-"):
         warnings.warn(
@@ -111,7 +129,7 @@ def split_words(words: Sequence[str], model: str | None, interactive: bool = Fal
         return DEFAULT, list(words)
     if len(words) == 1 and not interactive and not os.path.exists(words[0]) and words[0] not in shipped():
         raise InputError(
-            f"{words[0]!r} is no run; if it is a prompt, choose a model with --model {names}; if it is a "
+            f"{words[0]!r} is not a run; if it is a prompt, choose a model with --model {names}; if it is a "
             f'run, add a prompt, as in t2i sample RUN "a small red circle"'
         )
     return words[0], list(words[1:])
@@ -196,29 +214,14 @@ def main(options: SampleOptions) -> None:
     prompts = read_all_prompts(words, options)
     if options.out is not None and not options.interactive:
         refuse_used(options.out)
-    if run in shipped():
-        known = KNOWN.get(run, "rendered shapes")
-        print(f"sampling from {run}, a model that ships with t2i and knows {known}", file=sys.stderr)
     initial = options.init and InitialImage(options.init, options.mask, options.keep_rows, options.edit)
     arguments = initial.arguments() if initial else {}
+    job = Job(prompts, options, initial, initial_arguments=arguments)
 
-    import torch  # slow to import, so only after the checks
-
-    from t2i.pipeline import TextToImagePipeline
-    from t2i.sampling.reranking import open_chooser
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with shown_progress(" images") as tick:
-        # The scorer of candidates and the model
-        scorer = open_chooser(options.scorer, device) if options.best_of > 1 else None
-        job = Job(prompts, options, initial, scorer, arguments)
         warn_of_no_effect(job)
-        # a name that was typed as a run may also be a folder, which from_pretrained warns of
-        pipe = TextToImagePipeline.from_pretrained(run if run in options.words else shipped()[run], device)
-        if scorer is not None:
-            warn_of_scorer(pipe, scorer, options.scorer)
-        if pipe.chosen:
-            print(f"weights: {pipe.chosen}", file=sys.stderr)
+        pipe, scorer = open_model(run, options)
+        job = replace(job, scorer=scorer)
 
         # The cells of the words that an edit replaces
         if options.edit is not None:
@@ -234,7 +237,7 @@ def main(options: SampleOptions) -> None:
 
     # Prompts from standard input, one at a time
     if options.interactive:
-        print("ready: one prompt a line, the end of input ends the session", file=sys.stderr, flush=True)
+        print("ready: one prompt per line, the end of input ends the session", file=sys.stderr, flush=True)
         sample_lines(sys.stdin.buffer, pipe, run, job)
         return
     part = f" (grid.png shows the first {GRID_MOST})" if job.total() > GRID_MOST else ""

@@ -23,8 +23,7 @@ def main(options: ReadOptions) -> None:
         )
 
     # Images, the reader, and a place for the results
-    if options.out is not None:
-        refuse_unwritable(options.out, "a JSONL file", "--out")
+    refuse_unwritable(options.out, "a JSONL file", "--out")
     files = image_files(options.images)
     reader = Reader.from_pretrained(options.run, device())
 

@@ -18,10 +18,8 @@ from t2i.retrieval.options import SearchOptions
 
 def main(options: SearchOptions) -> None:
     prepare_cpu()
-    if options.html is not None:
-        refuse_unwritable(options.html, "an HTML file", "--html")
-    if options.out is not None:
-        refuse_unwritable(options.out, "a JSON file", "--out")
+    refuse_unwritable(options.html, "an HTML file", "--html")
+    refuse_unwritable(options.out, "a JSON file", "--out")
     # slow to import, so only after the checks
     from t2i.retrieval.page import write_page
     from t2i.retrieval.searching import as_json, lines_of, search

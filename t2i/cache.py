@@ -7,16 +7,17 @@ a deleted file open can still read it.
 import os
 import re
 import time
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from t2i.errors import InputError
-from t2i.files import new_file
+from t2i.files import new_file, open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +27,9 @@ KINDS = {
     "text": "features of captions",
     "features": "features of images that were searched",
     "codes": "codes of images",
-    "index": "what is known of images: t2i data check",
+    "index": "facts about images: t2i data check",
     "folders": "names and captions of large folders",
-    "shards": "places of images in tar files",
+    "shards": "positions of images in tar files",
     "tables": "images of parquet files and of the hub",
     "emoji": "rendered emoji",
     "looks": "appearance of training images",
@@ -74,7 +75,7 @@ def prune(max_size: str | None = None, older_than: str | None = None) -> Pruned:
 
     Args:
         max_size: maximum size of the remaining files, e.g. `10GB` or `500MB`.
-        older_than: removes all files that were not used for so long, e.g. `30d` or `12h`.
+        older_than: removes all files that were not used for this long, e.g. `30d` or `12h`.
 
     Raises:
         InputError: both are None, one is not valid, or a file cannot be removed.
@@ -113,18 +114,18 @@ def _files() -> Iterator[tuple[Path, int, float]]:
 
 def parse_size(text: str) -> int:
     """Converts `10GB` to bytes, where 1 GB is 10^9 bytes."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
         raise InputError(f"--max-size {text!r} is not a size; write it as 10GB or 500MB")
-    return int(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " "))
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
 
 
 def parse_age(text: str) -> float:
     """Converts `30d` to seconds."""
-    found = _AGE.fullmatch(text.strip())
-    if found is None:
+    match = _AGE.fullmatch(text.strip())
+    if match is None:
         raise InputError(f"--older-than {text!r} is not an age; write it as 30d, 12h or 2w")
-    return float(found[1]) * _SECONDS[found[2].lower()]
+    return float(match[1]) * _SECONDS[match[2].lower()]
 
 
 _STALE_SECONDS = 24 * 3600
@@ -164,6 +165,32 @@ def cache_error(folder: Path, error: Exception) -> InputError:
     """Returns the error for a folder of the cache that cannot be written."""
     reason = getattr(error, "strerror", None) or error
     return InputError(f"cannot write the cache {folder}: {reason}; free some space or set T2I_CACHE")
+
+
+def read_shard(
+    path: Path, cache: str, check: Callable[[dict[str, "Tensor"]], bool]
+) -> tuple[dict[str, "Tensor"], dict[str, str]] | None:
+    """Returns tensors, memory-mapped, and header of a shard; None if it is not needed, or is damaged and therefore deleted.
+
+    Args:
+        cache: name of the cache, for the warning about a damaged shard.
+        check: returns False if the shard is not needed; raises ValueError or KeyError for unexpected tensors.
+    """
+    try:
+        open_regular(path).close()
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            header = file.metadata() or {}
+        if not check(tensors):
+            return None
+        if header.get("crc32") != checksum(tensors):
+            raise ValueError("its checksum is wrong")
+        return tensors, header
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        warnings.warn(f"{cache} cache: {path} is damaged ({error}); its contents are computed again", stacklevel=5)
+        with suppress(OSError):
+            path.unlink()
+        return None
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -1,10 +1,25 @@
 """The exception for invalid input: the command line prints its message as one line and exits with status 2."""
 
 import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class InputError(ValueError):
     """Invalid input; the message names the value, the file and the fix."""
+
+
+def reason_of(error: Exception) -> str:
+    """Returns the type and the message of an exception in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def first_problem(error: "ValidationError") -> str:
+    """Returns the first problem of a pydantic model as `key: problem`."""
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
 
 
 class TruncationWarning(UserWarning):

@@ -112,12 +112,8 @@ def _decoded(path: Path, line: int, data: bytes) -> str:
     try:
         return data.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, line + data[: error.start].count(b"\n"), error) from error
-
-
-def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> InputError:
-    byte = error.object[error.start]
-    return InputError(f"{path} line {line} is not UTF-8 (byte 0x{byte:02x}); re-save the file as UTF-8")
+        place, byte = f"{path} line {line + data[: error.start].count(10)}", data[error.start]
+        raise InputError(f"{place} is not UTF-8 (byte 0x{byte:02x}); re-save the file as UTF-8") from error
 
 
 @contextmanager
@@ -180,8 +176,9 @@ def write_text(out: Path, text: str, durable: bool = False) -> None:
         with new_file(out, durable) as temporary:
             temporary.write_text(text, "utf-8", errors="replace")
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"cannot write {out}: {reason}; free some space or name another folder") from error
+        raise InputError(
+            f"cannot write {out}: {error.strerror or error}; free some space or name another folder"
+        ) from error
 
 
 def flush(path: Path) -> None:
@@ -193,16 +190,16 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def refuse_unwritable(out: Path, kind: str, option: str = "") -> None:
+def refuse_unwritable(out: Path | None, kind: str, option: str = "") -> None:
     """Raises InputError if a file cannot be written; call it before the work whose result the file will hold.
 
     Args:
+        out: None: no file will be written.
         kind: kind of the file, e.g. `a JSON file`.
         option: the option that named the file; "": none.
-
-    Raises:
-        InputError: `out` is a folder, or its folder does not exist or cannot be written.
     """
+    if out is None:
+        return
     why = ""
     if out.is_dir():
         why = "is a folder"
@@ -263,12 +260,17 @@ def contents(folder: Path, most: int = 5) -> str:
     return some(names, most) or "nothing"
 
 
-def lines_of(path: Path) -> list[str]:
-    """Returns the lines of a text file that are not empty.
+def link(source: Path, path: Path) -> None:
+    """Makes `path` a hard link to a file, or a symbolic link on another file system."""
+    target = os.path.realpath(source)
+    try:
+        os.link(target, path)
+    except OSError:  # another file system, or one without hard links
+        path.symlink_to(target)
 
-    Raises:
-        InputError: the file cannot be read, or is not UTF-8.
-    """
+
+def lines_of(path: Path) -> list[str]:
+    """Returns the lines of a text file that are not empty; raises InputError if it cannot be read or is not UTF-8."""
     try:
         return [line for line in text_lines(path) if line.strip()]
     except OSError as error:
@@ -283,20 +285,15 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(read_utf8(path))
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; check its permissions") from error
     except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
         why = f"{error.msg} at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
         raise InputError(f"{path} is not valid JSON ({why}); download it again") from error
 
 
 def read_utf8(path: Path) -> str:
-    """Returns the text of a file of at most `MAX_TEXT_BYTES`.
-
-    Raises:
-        OSError: the file cannot be read, is not a regular file, or is too large.
-        InputError: the file is not UTF-8.
-    """
+    """Returns the text of a file; raises the errors of `read_regular`, or InputError if the file is not UTF-8."""
     return _decoded(path, 1, read_regular(path))

@@ -143,10 +143,10 @@ def _open(path: Path, size: int) -> ImageFont.FreeTypeFont | None:
 def _has(font: Font, letter: str) -> bool:
     """Returns False if the font shows the same glyph for the character as for one that does not exist."""
     try:
-        found, none = font.getmask(letter), font.getmask("\U0010fffe")
+        glyph, missing = font.getmask(letter), font.getmask("\U0010fffe")
     except (OSError, ValueError, UnicodeEncodeError):
         return False
-    return found.size[0] > 0 and (found.size != none.size or bytes(found) != bytes(none))  # pyright: ignore[reportArgumentType]  # a buffer, untyped
+    return glyph.size[0] > 0 and (glyph.size != missing.size or bytes(glyph) != bytes(missing))  # pyright: ignore[reportArgumentType]  # a buffer, untyped
 
 
 @cache

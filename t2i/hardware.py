@@ -92,7 +92,7 @@ def free_cores(windows: int = WINDOWS, seconds: float = WINDOW_SECONDS) -> int:
     It sleeps `windows` times `seconds`, or less if all cores are free. Processes started by the same launcher do not count as
     another job, as they are importing torch at the same time.
     """
-    cores = _allowed_cores()
+    cores = allowed_cores()
     most = _quota(len(cores))
     best = 1
     for _ in range(windows):
@@ -125,7 +125,8 @@ def _job_seconds() -> float:
     return total
 
 
-def _allowed_cores() -> set[int]:
+def allowed_cores() -> set[int]:
+    """Returns the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return set(affinity(0)) if affinity else set(range(os.cpu_count() or 1))
 

@@ -5,6 +5,7 @@ half up and happens once, at the model's output.
 """
 
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -139,7 +140,8 @@ def read_limited(path: Path) -> bytes:
         OSError: the file cannot be read, or is not a regular file.
     """
     with open_regular(path) as file:
-        return file.read(MAX_BYTES + 1)
+        size = os.fstat(file.fileno()).st_size  # `read` first allocates as much as it is asked for
+        return file.read(min(size, MAX_BYTES) + 1)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from t2i.errors import InputError
+from t2i.errors import InputError, reason_of
 from t2i.files import check_file, open_regular, read_json
 
 HOLDS = "config.json, model.safetensors and the tokenizer's files"
@@ -70,7 +71,7 @@ def open_folder(place: str | Path, label: str, kinds: Collection[str], advice: C
     for name in _SETTINGS:
         if (path / name).exists() or (path / name).is_symlink():
             check_file(path / name, _SETTINGS_BYTES)
-            if name.endswith(".json") and name != "tokenizer.json":  # which is large and parsed safely by tokenizers
+            if name.endswith(".json") and name != "tokenizer.json":  # it is large, and tokenizers parses it safely
                 read_json(path / name)
     config = read_json(path / "config.json")
     kind = config.get("model_type") if isinstance(config, dict) else None
@@ -149,7 +150,7 @@ def load_text_tokenizer(folder: ModelFolder, tower: Any) -> Any:
     if place is None:
         raise InputError(f"{folder.label} has no tokenizer; add tokenizer.json and tokenizer_config.json")
     vocabularies = [name for name in _VOCABULARIES if (place / name).is_file()]
-    if vocabularies[0].endswith(".model") and not _is_installed("sentencepiece", "google.protobuf"):
+    if vocabularies[0].endswith(".model") and not (find_spec("sentencepiece") and find_spec("google.protobuf")):
         raise InputError(
             f"{folder.label} has its tokenizer only as {vocabularies[0]}, which requires sentencepiece: "
             "pip install sentencepiece protobuf"
@@ -224,9 +225,9 @@ def _load(folder: ModelFolder, class_name: str, place: Path | None = None, **opt
             )
     # for bad folders, transformers raises OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, ...
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
-            f"{folder.label} cannot be loaded: its files are damaged or do not fit together ({reason}); download it again"
+            f"{folder.label} cannot be loaded: its files are damaged or do not fit together ({reason_of(error)}); download it "
+            "again"
         ) from error
 
 
@@ -296,9 +297,3 @@ def _nearby(path: Path, kinds: Collection[str]) -> str:
         if isinstance(config, dict) and config.get("model_type") in kinds:
             return f"; {file.parent} holds a {config['model_type']!r} model: name that folder"
     return ""
-
-
-def _is_installed(*modules: str) -> bool:
-    from importlib.util import find_spec
-
-    return all(find_spec(module) is not None for module in modules)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from t2i import checkpoint
-from t2i.errors import InputError
+from t2i.errors import InputError, first_problem
 from t2i.names import shown
 
 Tensors = Mapping[str, Tensor]
@@ -103,11 +103,11 @@ def open_run(folder: Path) -> TrainedRun:
     """Reads the newest intact checkpoint of a run directory and warns of each damaged one it skips.
 
     Raises:
-        InputError: `folder` is no run, has no intact checkpoint, or a link in it leads out of it.
+        InputError: `folder` is not a run, has no intact checkpoint, or a link in it leads out of it.
     """
     root = folder / "checkpoints"
     if not root.is_dir() and not (folder / "config.yaml").is_file():
-        what = "is no run directory: it holds no checkpoints" if folder.exists() else "does not exist"
+        what = "is not a run directory: it holds no checkpoints" if folder.exists() else "does not exist"
         raise InputError(f"{folder} {what}; name a run directory of t2i train")
     refuse_links(folder, "checkpoints")
     newest = _newest(root)
@@ -124,10 +124,8 @@ def checked(manifest: dict[str, Any], where: Path) -> dict[str, Any]:
     try:
         full = Manifest.model_validate(manifest)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"{where} is not a manifest that this version of t2i can read ({key}: {first['msg']}); train or save the model "
+            f"{where} is not a manifest that this version of t2i can read ({first_problem(error)}); train or save the model "
             "again"
         ) from error
     filled = full.model_dump(include={"images_seen", "sha256", "config_hash", "versions"})

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -176,6 +177,23 @@ def test_a_flipped_bit_in_a_png_never_changes_a_pixel() -> None:
         except images.BrokenImage:
             broken += 1
     assert broken > 0.8 * 8 * len(source)
+
+
+def test_reading_a_file_takes_the_memory_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "small.jpg"
+    path.write_bytes(bytes(10_000))
+    tracemalloc.start()
+    try:
+        assert images.read_limited(path) == bytes(10_000)
+        assert tracemalloc.get_traced_memory()[1] < 300_000  # not MAX_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_rgb_is_not_copied() -> None:
+    image = Image.new("RGB", (4, 4), "red")
+    assert images._to_rgb(image) is image
+    assert images._to_rgb(Image.new("L", (4, 4))).mode == "RGB"
 
 
 def test_decode_is_safe_in_threads() -> None:

@@ -562,7 +562,7 @@ def test_folders_that_are_no_run(tmp_path):
     (tmp_path / "young").mkdir()
     (tmp_path / "young" / "config.yaml").write_text("family: cgan")
     refused(tmp_path / "missing", "missing does not exist", "run directory")
-    refused(tmp_path / "empty", "empty is no run directory")
+    refused(tmp_path / "empty", "empty is not a run directory")
     refused(tmp_path / "file", "file is a file")
     refused(tmp_path / "young", "has no checkpoint yet")
 
@@ -724,9 +724,9 @@ def test_damaged_text_and_index(saved):
     (saved / "model_index.json").write_text(json.dumps(index | {"family": "vqvae"}))
     refused(saved, "family 'vqvae', which does not generate images")
     (saved / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionPipeline"}))
-    refused(saved, "model_index.json is no index of a t2i pipeline (_class_name")
+    refused(saved, "model_index.json is not an index of a t2i pipeline (_class_name")
     (saved / "model_index.json").write_text("[")
-    refused(saved, "model_index.json is no index of a t2i pipeline")
+    refused(saved, "model_index.json is not an index of a t2i pipeline")
 
 
 # ---- the hub -------------------------------------------------------------------------------------------------------
@@ -775,4 +775,4 @@ def test_from_and_to_the_hub(pipe, saved, tmp_path, monkeypatch):
     assert uploaded["model.safetensors"] == (saved / "generator" / "model.safetensors").read_bytes()
     assert b'from_pretrained("me/mine")' in uploaded["README.md"]
     (saved / "model_index.json").unlink()
-    refused("somebody/other", "on the hub is no t2i pipeline")
+    refused("somebody/other", "on the hub is not a t2i pipeline")

@@ -3,7 +3,7 @@
     t2i train align --data shapes-2 --run-dir runs/align
     t2i train align --config align-cca --data shapes-2 --run-dir runs/cca
 
-The second command fits maps between frozen encoders, in seconds. With `image_weight`, the dual encoder also decodes images.
+The second command fits maps between two frozen encoders in seconds. With `image_weight`, the dual encoder also decodes images.
 
 Other programs take the run directory as `text.path` or `guidance.path`. To resume, run the same command again.
 """
@@ -42,7 +42,7 @@ from t2i.metrics.reconstruction import psnr
 from t2i.metrics.retrieval import binding, retrieval
 from t2i.sampling.source import open_start
 from t2i.training.conditioning import own_vocabulary, pooled_pairs, prepare_images, prepare_text
-from t2i.training.initialise import Reads, initialise
+from t2i.training.initialise import Reads, initialise, refuse_unseen
 from t2i.training.optimization import clip_gradients, cosine
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
@@ -71,15 +71,6 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
     tokenizer = CaptionTokenizer(own_vocabulary(run, TOKENIZER, fit), most)
     tokenizer.warn_of_cut((caption for options in train.captions for caption in options), "text_tower.max_tokens")
     return tokenizer
-
-
-def refuse_unseen(config: Config, source: Source | None) -> None:
-    """Raises InputError if a run on `train` would start from weights trained on the held-out combinations of shapes."""
-    if source is not None and source.manifest["config"].get("split") == "all" and config.split == "train":
-        raise InputError(
-            f"init_from {source.address} was trained on split=all, which includes the held-out combinations; set split=all, "
-            "or start from a model trained on split=train"
-        )
 
 
 @torch.no_grad()
@@ -203,14 +194,14 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
         parameter_groups(both, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
     )
 
-    # Parts of a checkpoint, and the state of the newest one
+    # Parts of a checkpoint; the newest checkpoint is resumed
     run.register("model", model)
     run.register("captioner", captioner)
     run.register("optimizer", optimizer)
     best = keep_best(run, model.state_dict, config.best_metric, score_names(config, held_out))
     run.resume()
 
-    # The model wrapped for several processes, and images from the position of the run
+    # The model wrapped for the run's processes, and a loader that starts at the run's position
     paired = run.prepare(both, config.compile)
     reading = config.dataloader_num_workers, run.quarantine, config.data.augment
     loader = Loader(train, config.train_batch_size, config.seed, run.position, *reading)
@@ -220,11 +211,11 @@ def train_towers(config: Config, run: Run, train: Dataset, held_out: dict[str, D
         if run.due(config.validation_steps):
             for split, dataset in held_out.items():
                 scores = run.on_main(lambda: validate_towers(model, tokenizer, split, dataset, run))  # noqa: B023
-                note_validation(run, scores, best if split == "val" else None, split)
+                note_validation(run, scores, best if split == "val" else None, len(dataset), split)
         if run.due(config.checkpointing_steps):
             run.save()
 
-        # Micro-batches of this step, none at the end of the run
+        # Micro-batches of this step; there are none at the end of the run
         micros = [prepare_pairs(config, train, tokenizer, batch, run) for batch in batches]
         if not micros:
             break
@@ -255,7 +246,7 @@ def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, D
     assert config.text is not None and config.image is not None
     text, image = prepare_text(config.text, train, run), prepare_images(config.image, run)
     if config.is_solved:
-        run.see_all(len(train))
+        run.images_per_step = len(train)
 
     def read_pairs() -> Pairing:
         pairs = pooled_pairs(text, image, train, run, config.seed)
@@ -264,7 +255,7 @@ def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, D
 
     fitting = fitting_of(config, read_pairs, run.device)
 
-    # Parts of a checkpoint, and the state of the newest one
+    # Parts of a checkpoint; the newest checkpoint is resumed
     run.register("model", fitting)
     for name, extra in fitting.parts.items():
         run.register(name, extra)
@@ -276,11 +267,11 @@ def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, D
             dual = MappedDualEncoder(config, text, image, fitting.state_tensors())
             for split, dataset in held_out.items():
                 scores = run.on_main(lambda: validate(dataset, dual.images, dual.text))  # noqa: B023
-                note_validation(run, scores, None, split)
+                note_validation(run, scores, None, len(dataset), split)
         if run.due(config.checkpointing_steps):
             run.save()
 
-        # One step, none at the end of the run
+        # Optimizer step; there is no micro-batch at the end of the run
         micros = list(batches)
         if not micros:
             break
@@ -296,7 +287,7 @@ def main(config: Config, run_dir: Path) -> None:
     with Run(run_dir, config, "align") as run:
         # Starting weights, and data with a record of it for later scores
         source = open_start(run, config)
-        refuse_unseen(config, source)
+        refuse_unseen(source, config.split)
         warn_of_colors(config.data.augment, train)
         towers = [part.path for part in (config.text, config.image) if part is not None]
         remember(run, train, config.data, towers, start=source)

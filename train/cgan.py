@@ -142,7 +142,7 @@ def main(config: Config, run_dir: Path) -> None:
             # Validation of the averaged generator, and a checkpoint
             if validation and run.due(config.validation_steps):
                 scores, diversity = run.on_main(lambda: validate(ema.module, validation, run))  # type: ignore[arg-type]
-                note_validation(run, scores, best, diversity=diversity)
+                note_validation(run, scores, best, len(validation.held_out.captions), diversity=diversity)
             if run.due(config.checkpointing_steps):
                 run.save()
 

@@ -119,7 +119,7 @@ def main(config: Config, run_dir: Path) -> None:
                 scores = run.on_main(
                     lambda: validate(ema.module, validation, tokenizer, latents, run)  # type: ignore[arg-type]
                 )
-                note_validation(run, scores, best)
+                note_validation(run, scores, best, len(validation.held_out.captions))
             if run.due(config.checkpointing_steps):
                 run.save()
 

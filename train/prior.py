@@ -164,7 +164,7 @@ def main(config: Config, run_dir: Path) -> None:
             # Validation of the averaged model, and a checkpoint
             if validation and run.due(config.validation_steps):
                 scores = run.on_main(partial(validate, run.whole(ema.module), validation, tokenizer, run))  # type: ignore[arg-type]
-                note_validation(run, scores, best)
+                note_validation(run, scores, best, len(validation.held_out.captions))
             if private and run.due(config.validation_steps):
                 run.record({"epsilon": private.account(run.step)})
             if run.due(config.checkpointing_steps):
@@ -176,14 +176,14 @@ def main(config: Config, run_dir: Path) -> None:
                 break
 
             # Micro-batches of this step; there are none at the end of the run
-            drawn = list(batches)
-            if not drawn:
+            rows = list(batches)
+            if not rows:
                 break
-            micros = [prepare_micro(config, train, captions, codes, batch, run) for batch in drawn if len(batch.rows)]
+            micros = [prepare_micro(config, train, captions, codes, batch, run) for batch in rows if len(batch.rows)]
 
             # Optimizer step on the negative log likelihood of the codes
             losses: list[Tensor] = []
-            if private:  # the journal has no loss, which is of the training images
+            if private:  # the loss of the training images is private, so the journal does not have it
                 private.put_gradients(
                     trained(plain), (model(*one).loss for micro in micros for one in one_by_one(micro))
                 )

@@ -32,14 +32,16 @@ from t2i.reader.reading import Reader
 from t2i.reader.scores import answer_scores, caption_scores
 from t2i.reader.step import NOISE, Losses, QuestionBatch, ReaderMicro
 from t2i.reader.vocabulary import Vocabulary
+from t2i.sampling.source import open_start
 from t2i.text import TextConfig, TextEncoder, fit_encoder, load_encoder
 from t2i.training.conditioning import own_copy, own_vocabulary, prepare_images
+from t2i.training.initialise import Reads, initialise, refuse_unseen
 from t2i.training.optimization import clip_gradients, cosine
 from t2i.training.run import Run
 from t2i.training.trained_on import remember
 from t2i.training.validation import keep_best, note_validation, open_held_out_splits
 
-QUESTIONED = 10_000  # at most so many images provide the questions that words and answers are collected from
+QUESTIONED = 10_000  # maximum number of images whose questions words and answers are collected from
 FINAL_RATE = 0.02  # the cosine ends at this share of the peak learning rate
 
 Questions = Sequence[Sequence[Question]]
@@ -152,10 +154,12 @@ def main(config: Config, run_dir: Path) -> None:
     held_out = open_held_out_splits(config.data, config.validation_n)
 
     with Run(run_dir, config, "reader") as run:
-        # Captions, questions, and a record of the data for later scores
+        # Starting weights, captions, questions, and a record of the data for later scores
+        source = open_start(run, config)
+        refuse_unseen(source, config.split)
         warn_of_colors(config.data.augment, train)
         questions = prepare_questions(config, train)
-        remember(run, train, config.data, [config.image.path, config.text.path])
+        remember(run, train, config.data, [config.image.path, config.text.path], start=source)
 
         # Vocabulary, and the frozen networks that the reader is built on
         gpt2 = open_gpt2(config.decoder.path, config.max_tokens) if config.decoder.path else None
@@ -168,6 +172,8 @@ def main(config: Config, run_dir: Path) -> None:
         if gpt2 is not None and network.captions is not None:
             gpt2.fill(network.captions)
         network = network.to(run.device)
+        reads = Reads(text, vocabulary=vocabulary.tokenizer.json_text, answers=vocabulary.answers)
+        initialise(run, config, source, {"model": network}, reads)
         reader = Reader(config.data, vocabulary, network, text)
         losses_of = Losses(network, config.tasks)
         groups = parameter_groups(network, config.weight_decay)
@@ -191,7 +197,7 @@ def main(config: Config, run_dir: Path) -> None:
             if run.due(config.validation_steps):
                 for split, dataset in held_out.items():
                     scores = run.on_main(lambda: validate(config, reader, dataset))  # noqa: B023
-                    note_validation(run, scores, best if split == "val" else None, split)
+                    note_validation(run, scores, best if split == "val" else None, len(dataset), split)
             if run.due(config.checkpointing_steps):
                 run.save()
 

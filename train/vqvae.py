@@ -130,7 +130,7 @@ def main(config: Config, run_dir: Path) -> None:
                 run.record({"use": used, "perplexity": perplexity})
                 for split, dataset in held_out.items():
                     scores = run.on_main(lambda: validate(averaged, split, dataset, run))  # type: ignore[arg-type]  # noqa: B023
-                    note_validation(run, scores, best if split == "val" else None, split)
+                    note_validation(run, scores, best if split == "val" else None, len(dataset), split)
                 if run.step > getattr(config.quantizer, "warmup_steps", 0):
                     use.judge(used, perplexity, run.step, warn=run.is_main)
             if run.due(config.checkpointing_steps):

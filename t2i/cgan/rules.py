@@ -72,49 +72,69 @@ def discriminator_loss(
 
     Args:
         real_BCHW, fake_BCHW: augmented images in [-1, 1]; no gradient flows to the generator.
-        noise: standard normal numbers [n, C, H, W] for the penalties on n real and n generated images; None with the autograd
-            penalty.
+        noise: standard normal numbers [n, C, H, W] for penalties on n real and n generated images; None: autograd penalties.
         gamma: weight of R1 + R2 at this step.
         condition: 0 ignores the captions, 1 uses them; ramped up on small data.
     """
-    batch, weight = len(real_BCHW), captions.condition(condition)
-    count = penalised(config, batch)
-    exact = not has_probes(config)
+    count, exact = penalised(config, len(real_BCHW)), not has_probes(config)
     real, fake = real_BCHW.detach().requires_grad_(exact), fake_BCHW.detach().requires_grad_(exact)
     pooled = captions.pooled_BP.detach().requires_grad_(config.kind == "hinge")
     images = [real, fake]
     if noise is not None and not exact:
         images += [real[:count] + PROBE * noise[0], fake[:count] + PROBE * noise[1]]
-    u, features, projected = discriminator(torch.cat(images), torch.cat([pooled, captions.pool_MP]))
-    text, pool = projected[:batch], projected[batch:]
-    real_B = _pairwise(u[:batch], features[:batch], text, weight)
-    fake_B = _pairwise(u[batch : 2 * batch], features[batch : 2 * batch], text, weight)
-    mismatched_BM = u[:batch, None] + condition * features[:batch] @ pool.T
-    watch = {
-        "d_real": real_B.mean(),
-        "d_fake": fake_B.mean(),
-        "d_mismatched": mismatched_mean(mismatched_BM, captions.no_mismatch()),
-    }
+    logits = _logits(discriminator, images, pooled, captions, condition)
+    real_B, fake_B, no_mismatch = logits.real_B, logits.fake_B, captions.no_mismatch()
+    watch = {"d_real": real_B.mean(), "d_fake": fake_B.mean()}
+    watch["d_mismatched"] = mismatched_mean(logits.mismatched_BM, no_mismatch)
     if isinstance(config, HingeLoss):
-        share = condition * MISMATCHED
-        mismatched = mismatched_mean(F.relu(1 + mismatched_BM), captions.no_mismatch())
-        loss = losses.hinge_discriminator(real_B, fake_B, mismatched, share)
+        mismatched = mismatched_mean(F.relu(1 + logits.mismatched_BM), no_mismatch)
         watch["penalty"] = losses.matching_aware_penalty(real_B, real, pooled)
+        loss = losses.hinge_discriminator(real_B, fake_B, mismatched, condition * MISMATCHED)
         return loss + MA_GP * watch["penalty"], watch
     loss = losses.relativistic(real_B, fake_B)
-    pairing_BM = F.softplus(mismatched_BM - real_B[:, None])
-    loss = loss + condition * MISMATCHED * mismatched_mean(pairing_BM, captions.no_mismatch())
+    pairing_BM = F.softplus(logits.mismatched_BM - real_B[:, None])
+    loss = loss + condition * MISMATCHED * mismatched_mean(pairing_BM, no_mismatch)
     loss = loss + CENTERING * losses.centering(real_B, fake_B)
-    if exact:
-        watch["r1"] = losses.gradient_penalty_autograd(real_B[:count], real)
-        watch["r2"] = losses.gradient_penalty_autograd(fake_B[:count], fake)
-    else:
-        rows = slice(2 * batch, 2 * batch + count), slice(2 * batch + count, 2 * batch + 2 * count)
-        few = weight[:count] if isinstance(weight, Tensor) else weight
-        probed = [_pairwise(u[part], features[part], text[:count], few) for part in rows]
-        watch["r1"] = losses.gradient_penalty_finite_difference(real_B[:count], probed[0], PROBE)
-        watch["r2"] = losses.gradient_penalty_finite_difference(fake_B[:count], probed[1], PROBE)
+    watch["r1"] = _penalty(real_B[:count], real, logits.probed[0])
+    watch["r2"] = _penalty(fake_B[:count], fake, logits.probed[1])
     return loss + gamma / 2 * (watch["r1"] + watch["r2"]), watch
+
+
+def _penalty(logits_n: Tensor, images_BCHW: Tensor, probed_n: Tensor | None) -> Tensor:
+    """Returns the gradient penalty by finite differences if there are logits of images with noise, else by autograd."""
+    if probed_n is None:
+        return losses.gradient_penalty_autograd(logits_n, images_BCHW)
+    return losses.gradient_penalty_finite_difference(logits_n, probed_n, PROBE)
+
+
+class _Logits(NamedTuple):
+    """The discriminator's logits of pairs of image and caption."""
+
+    real_B: Tensor
+    fake_B: Tensor
+    mismatched_BM: Tensor  # real images with the captions of the pool
+    probed: tuple[
+        Tensor | None, Tensor | None
+    ]  # the first real and generated images plus noise; None: there is no noise
+
+
+def _logits(
+    discriminator: nn.Module, images: list[Tensor], pooled_BP: Tensor, captions: CaptionPool, condition: float
+) -> _Logits:
+    """Runs the discriminator once on all images: real ones, generated ones and optionally both with noise."""
+    batch, weight = len(images[0]), captions.condition(condition)
+    sizes = [len(part) for part in images]
+    u, features, projected = discriminator(torch.cat(images), torch.cat([pooled_BP, captions.pool_MP]))
+    text, pool = projected[:batch], projected[batch:]
+
+    def pairs(logits: Tensor, part_features: Tensor) -> Tensor:
+        if (n := len(logits)) == batch:
+            return _pairwise(logits, part_features, text, weight)
+        return _pairwise(logits, part_features, text[:n], weight[:n] if isinstance(weight, Tensor) else weight)
+
+    real_B, fake_B, *probed = map(pairs, u.split(sizes), features.split(sizes))
+    mismatched_BM = u[:batch, None] + condition * features[:batch] @ pool.T
+    return _Logits(real_B, fake_B, mismatched_BM, (probed[0], probed[1]) if probed else (None, None))
 
 
 def generator_loss(
@@ -126,14 +146,13 @@ def generator_loss(
     condition: float = 1.0,
 ) -> Tensor:
     """Returns the generator's adversarial loss; gradients reach the generator through `fake_BCHW` alone."""
-    batch, weight = len(fake_BCHW), captions.condition(condition)
+    weight = captions.condition(condition)
+    fake_B = _pairwise(*discriminator(fake_BCHW, captions.pooled_BP), weight)
     if isinstance(config, HingeLoss):
-        u, features, text = discriminator(fake_BCHW, captions.pooled_BP)
-        return losses.hinge_generator(_pairwise(u, features, text, weight))
-    u, features, text = discriminator(torch.cat([fake_BCHW, real_BCHW.detach()]), captions.pooled_BP)
-    fake_B = _pairwise(u[:batch], features[:batch], text, weight)
-    real_B = _pairwise(u[batch:], features[batch:], text, weight)
-    return losses.relativistic(fake_B, real_B.detach())
+        return losses.hinge_generator(fake_B)
+    with torch.no_grad():  # in one batch with the generated images, a gradient of the real ones would be computed too
+        real_B = _pairwise(*discriminator(real_BCHW, captions.pooled_BP), weight)
+    return losses.relativistic(fake_B, real_B)
 
 
 def guidance_loss(image_BE: Tensor, text_BE: Tensor, pool_ME: Tensor, same_BM: Tensor, scale: float) -> Tensor:

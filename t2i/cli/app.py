@@ -86,8 +86,8 @@ app = group(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"t2i {__version__}")
         raise typer.Exit()
 
@@ -120,9 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         problem = _disk_error(error)
     except Exception as error:
-        if not hasattr(
-            error, "format_message"
-        ):  # an attribute of click's usage errors, whichever package provides click
+        # an attribute of click's usage errors, whichever package provides click
+        if not hasattr(error, "format_message"):
             raise
         problem = _usage_error(error)
     if problem:
@@ -153,13 +152,9 @@ def _disk_error(error: OSError) -> str:
 
 def _usage_error(error: Any) -> str:
     """Returns the error in one line; an empty string if the help was printed instead."""
-    message = (
-        " ".join(error.format_message().split())
-        .rstrip(".")
-        .replace("Input should ", "must ")
-        .replace("Value error, ", "")
-    )
     if type(error).__name__ == "NoArgsIsHelpError":
         return ""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    message = message.replace("Input should ", "must ").replace("Value error, ", "")
     command = f"{error.ctx.command_path} --help" if getattr(error, "ctx", None) else "t2i --help"
     return f"{message[:1].lower()}{message[1:]}; see {command}"

@@ -16,7 +16,7 @@ class PruneOptions(Options):
     """Remove files from the cache; files that are needed later are created again."""
 
     max_size: str | None = option(None, "Remove the least recently used files, down to e.g. 10GB.", metavar="SIZE")
-    older_than: str | None = option(None, "Remove files that were not used for so long, e.g. 30d.", metavar="AGE")
+    older_than: str | None = option(None, "Remove files that were not used for this long, e.g. 30d.", metavar="AGE")
 
 
 def list_cache(options: CacheListOptions) -> None:

@@ -1,4 +1,4 @@
-"""`t2i data`: checks, captions, exports and rewrites images."""
+"""`t2i data`: checks, captions, exports, filters, splits and packs images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import typer
 from pydantic import BeforeValidator, model_validator
 
-from t2i.cli.environment import tell_address
+from t2i.cli.environment import print_address_notice
 from t2i.config.options import Options, argument, option, split_commas
 from t2i.errors import InputError
 from t2i.files import refuse_used
@@ -38,7 +38,7 @@ class CheckOptions(Options):
 
 
 class FilterOptions(Options):
-    """Write a folder of the images that pass, by captions or contents: links and a metadata.jsonl; the source stays as it is."""
+    """Write a folder of the images whose captions or contents pass, as links with a metadata.jsonl; the source is not changed."""
 
     address: str = argument(ADDRESS, metavar="ADDRESS")
     out: Path = argument(OUT, metavar="OUT")
@@ -63,7 +63,7 @@ class FilterOptions(Options):
         if self.near is None:
             for flag, value in {"--min-score": self.min_score, "--top": self.top, "--by": self.by}.items():
                 if value is not None:
-                    raise InputError(f"{flag} {value} does nothing without words; add --near TEXT, or leave it out")
+                    raise InputError(f"{flag} {value} has no effect without --near; add --near TEXT, or drop it")
         elif (self.min_score is None) == (self.top is None):
             raise InputError(f"--near {self.near!r} needs one measure: --min-score S, or --top N")
         return self
@@ -113,7 +113,7 @@ def export(options: ExportOptions) -> None:
 
     if not options.split:
         raise InputError("--split names no split; give one or several, e.g. --split train,val")
-    tell_address(options.address)
+    print_address_notice(options.address)
     view = View(resolution=options.size, limit=options.n)
     opened = {name: open_dataset(options.address, name, view) for name in options.split}
     if len(opened) == 1:
@@ -162,8 +162,8 @@ def filter_data(options: FilterOptions) -> None:
             )
         images, left_out = filter_captions(options.address, options.out, rules, *chosen)
     _echo_written(images, options.out)
-    for why, count in left_out.items():
-        typer.echo(f"left out: {count:,} {why}")
+    for reason, count in left_out.items():
+        typer.echo(f"skipped {count:,} {reason}")
 
 
 def split_data(options: SplitOptions) -> None:
@@ -199,7 +199,7 @@ def caption_data(options: CaptionOptions) -> None:
     from t2i.reader.captioning import write_captions
     from t2i.reader.reading import Reader
 
-    tell_address(options.address)
+    print_address_notice(options.address)
     prepare_cpu()
     reader = Reader.from_pretrained(options.by, device())
     with _decoding() as tick:
@@ -212,12 +212,12 @@ def caption_data(options: CaptionOptions) -> None:
             options.beams,
             lambda done, total: tick("captioning", done, total),
         )
-    before = f", {done.before:,} of them before" if done.before else ""
+    before = f", {done.before:,} of them in earlier calls" if done.before else ""
     typer.echo(f"wrote captions of {done.written:,} images{before} to {options.out}")
     if done.kept:
         typer.echo(f"kept the captions of {done.kept:,} images")
     if done.dropped:
-        typer.echo(f"left out: {done.dropped:,} images with an unlikely caption")
+        typer.echo(f"skipped {done.dropped:,} images with an unlikely caption")
     _echo_broken(done.broken)
 
 
@@ -233,7 +233,7 @@ def _decoding() -> Iterator[Callable[[str, float, int], None]]:
 
 def _echo_broken(broken: Sequence[tuple[str, str]], most: int = 5) -> None:
     for name, reason in broken[:most]:
-        typer.echo(f"left out: {name}: {reason}")
+        typer.echo(f"skipped {name}: {reason}")
     if len(broken) > most:
         typer.echo(f"... and {len(broken) - most:,} more")
 

@@ -95,20 +95,21 @@ def packages() -> Finding:
 
 def imports() -> Finding:
     """Checks `import t2i` in this folder, where a folder named t2i can hide an editable installation."""
-    here = Path.cwd() / "t2i"
-    found = PathFinder.find_spec("t2i", [str(Path.cwd()), *sys.path[1:]])
+    spec = PathFinder.find_spec("t2i", [str(Path.cwd()), *sys.path[1:]])
     package = Path(t2i.__file__)
-    places = () if found is None or found.origin is None else (Path(found.origin), Path(found.origin).parent / "t2i")
-    if found is None or any(place.exists() and place.samefile(package) or place == package.parent for place in places):
+    places = () if spec is None or spec.origin is None else (Path(spec.origin), Path(spec.origin).parent / "t2i")
+    if spec is None or any(place.exists() and place.samefile(package) or place == package.parent for place in places):
         return Finding("imports", True, f"t2i from {package.parent}")
-    detail = f"`import t2i` in {Path.cwd()} finds {here}, which hides the package in {package.parent}"
+    detail = f"`import t2i` in {Path.cwd()} finds {Path.cwd() / 't2i'}, which hides the package in {package.parent}"
     return Finding("imports", False, detail, "work in another folder, or rename the folder t2i")
 
 
 def device() -> Finding:
     import torch
 
-    cores = f"{_cores()} CPU cores, {torch.get_num_threads()} torch threads"
+    from t2i.hardware import allowed_cores
+
+    cores = f"{len(allowed_cores())} CPU cores, {torch.get_num_threads()} torch threads"
     if torch.cuda.is_available():
         name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB
         bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
@@ -129,15 +130,11 @@ def device() -> Finding:
     )
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _cpu_bf16(cpuinfo: Path) -> str:
     """Returns the names of the CPU's bf16 instructions."""
-    words = set(cpuinfo.read_text(errors="replace").split()) if cpuinfo.exists() else set()
-    found = [name for name in ("avx512_bf16", "amx_bf16") if name in words]
-    return f"bf16 by {' and '.join(found)}" if found else "no bf16 instructions"
+    flags = set(cpuinfo.read_text(errors="replace").split()) if cpuinfo.exists() else set()
+    names = [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
+    return f"bf16 by {' and '.join(names)}" if names else "no bf16 instructions"
 
 
 def operators() -> Finding:
@@ -168,7 +165,7 @@ def disk() -> Finding:
     free = {name: shutil.disk_usage(_existing(path)).free / GIB for name, path in places.items()}
     detail = ", ".join(f"{name} {free[name]:.1f} GiB free ({path})" for name, path in places.items())
     ok = min(free.values()) >= MIN_DISK_GIB
-    fix = f"free {MIN_DISK_GIB:g} GiB, work in another folder, or set T2I_CACHE to one on a larger disk"
+    fix = f"free {MIN_DISK_GIB:g} GiB, work in another folder, or set T2I_CACHE to a folder on a larger disk"
     return Finding("disk", ok, detail, "" if ok else fix)
 
 

@@ -1,7 +1,7 @@
-"""`t2i train --dry-run`: opens data, encoder and tokenizer as the run would, and tells sizes, steps, time and memory.
+"""`t2i train --dry-run`: opens data, text encoder and tokenizer like the run, and reports sizes, steps, time and memory.
 
-Time and memory of a new run are measured by a few of its steps in a temporary folder; it leaves nothing. Memory of a prior is
-also estimated before, for one process and for eight, and steps that would not fit are not tried.
+Time and memory of a new run are measured by a few of its steps in a temporary folder, which is deleted. The memory of a prior is
+estimated first, for one process and for eight, and steps that need more memory than is free are not tried.
 """
 
 import tempfile
@@ -18,11 +18,11 @@ from t2i.families import FAMILIES, ImageTokenizer
 from t2i.names import counted
 
 GB = 1e9
-CAPTIONS = 20_000  # that the widths of a fitted encoder are known by
+CAPTIONS = 20_000  # enough captions to know the widths of a fitted encoder
 
 
 def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
-    """(what, its description) of all that the run would read, and of its length.
+    """Yields (name, description) of everything that the run would read, and of its length, time and memory.
 
     Raises:
         InputError: the data, the text encoder or the tokenizer does not exist or cannot be read.
@@ -31,12 +31,9 @@ def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
     bare = FAMILIES[config.family].tokenizer is not None
     train = open_training(data, replay=getattr(config, "replayed", None), bare=bare)
     captions = [caption for options in train.captions for caption in options if caption != NO_CAPTION]
-    side = data.resolution
-    yield (
-        "data",
-        f"{data.address}: {counted(len(train), 'image')} with {counted(len(captions), 'caption')}, {side} x {side}",
-    )
-    if getattr(config, "text", None) is not None:  # of a dual encoder, where it is frozen
+    counts = f"{counted(len(train), 'image')} with {counted(len(captions), 'caption')}"
+    yield "data", f"{data.address}: {counts}, {data.resolution} x {data.resolution}"
+    if getattr(config, "text", None) is not None:
         yield "text", _text(config.text, captions)
     tokenizer = None
     if hasattr(config, "tokenizer"):
@@ -54,13 +51,13 @@ def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
 
         needed = yield from _estimate(config, tokenizer, captions)
         if needed > (free := free_memory()):
-            yield "time", f"not measured: these steps need about {needed / GB:.2g} GB here, {free / GB:.2g} GB are free"
+            yield "time", f"not measured: a step needs about {needed / GB:.2g} GB here, and {free / GB:.2g} GB are free"
             return
     yield from _measure(config, len(train))
 
 
 def _estimate(config: Any, tokenizer: ImageTokenizer, captions: list[str]) -> Generator[tuple[str, str], None, int]:
-    """Memory of a process by what the code keeps, sharded and not; returns the bytes of a measurement here."""
+    """Yields estimates of a process's memory, sharded and not; returns the bytes that a measurement needs here."""
     from t2i.hardware import device, has_bf16
     from t2i.prior.memory import TextSizes, memory
     from t2i.prior.transformer import Grid
@@ -71,16 +68,22 @@ def _estimate(config: Any, tokenizer: ImageTokenizer, captions: list[str]) -> Ge
     grid = Grid(tokenizer.grid, tokenizer.grid, tokenizer.codebooks, tokenizer.codebook_size)
     bf16 = config.mixed_precision == "bf16" or config.mixed_precision == "auto" and has_bf16(device())
     ways = [(1, "none", False), (1, "none", True), (8, "none", False), (8, "full", False), (8, "full", True)]
-    for processes, sharding, again in ways:
-        changed = config.model_copy(update={"sharding": sharding, "activation_checkpointing": again})
-        found = memory(changed, grid, text, processes, bf16)
-        if processes == 1 and not again:
-            yield "sizes", f"{found.parameters:,} parameters; memory of a process in GB, estimated:"
-        parts = found.weights, found.gradients, found.moments, found.averages, found.gathered, found.activations
-        names = "weights", "gradients", "moments", "averages", "exchange", "activations"
-        words = ", ".join(f"{name} {part / GB:.3g}" for name, part in zip(names, parts, strict=True))
-        way = f"{processes} x" + ", sharded" * (sharding == "full") + ", activation_checkpointing" * again
-        yield "", f"{way}: {found.total / GB:.3g} ({words})"
+    for processes, sharding, recompute in ways:
+        changed = config.model_copy(update={"sharding": sharding, "activation_checkpointing": recompute})
+        needed = memory(changed, grid, text, processes, bf16)
+        if processes == 1 and not recompute:
+            yield "sizes", f"{needed.parameters:,} parameters; estimated memory of a process in GB:"
+        parts = {
+            "weights": needed.weights,
+            "gradients": needed.gradients,
+            "moments": needed.moments,
+            "averages": needed.averages,
+            "exchange": needed.gathered,
+            "activations": needed.activations,
+        }
+        words = ", ".join(f"{name} {part / GB:.3g}" for name, part in parts.items())
+        way = f"{processes} x" + ", sharded" * (sharding == "full") + ", activation_checkpointing" * recompute
+        yield "", f"{way}: {needed.total / GB:.3g} ({words})"
     own = config.model_copy(update={"gradient_accumulation_steps": 1})
     return memory(own, grid, text, 1, bf16).total
 
@@ -95,25 +98,25 @@ def _text(config: Any, captions: list[str]) -> str:
     return f"{config.encoder} ({place}), {counted(encoder.max_tokens, 'token')} of width {encoder.token_dim}"
 
 
-def _tokenizer(path: str, found: ImageTokenizer, resolution: int) -> str:
-    size = "" if found.resolution == resolution else f"; made for {found.resolution} pixels, the data has {resolution}"
-    return (
-        f"{path}: {found.grid * found.grid * found.codebooks:,} codes an image, each of {found.codebook_size:,}{size}"
-    )
+def _tokenizer(path: str, tokenizer: ImageTokenizer, resolution: int) -> str:
+    codes = f"{tokenizer.grid**2 * tokenizer.codebooks:,} codes per image out of {tokenizer.codebook_size:,}"
+    if tokenizer.resolution != resolution:
+        codes += f"; trained at {tokenizer.resolution} pixels, but the data has {resolution}"
+    return f"{path}: {codes}"
 
 
 def _length(config: Any, images: int) -> str:
-    at_once = config.train_batch_size * config.gradient_accumulation_steps
-    seen = config.max_train_steps * at_once
+    batch = config.train_batch_size * config.gradient_accumulation_steps
+    seen = config.max_train_steps * batch
     limit = "" if config.max_train_minutes is None else f", at most {config.max_train_minutes:g} minutes"
     return (
-        f"{counted(config.max_train_steps, 'step')} of {counted(at_once, 'image')} a process: {seen:,} images, "
+        f"{counted(config.max_train_steps, 'step')} of {counted(batch, 'image')} per process: {seen:,} images, "
         f"{seen / images:,.1f} epochs{limit}"
     )
 
 
 def _speeds(run_dir: Path) -> tuple[float, int] | None:
-    """(images/s, steps done) of a run that is there; None of a new one."""
+    """Returns (images/s, finished steps) of an existing run; None for a new one."""
     from t2i.training.journal import read
 
     records = read(run_dir / "journal.jsonl")
@@ -129,18 +132,18 @@ def _time(config: Any, speed: float, done: int) -> str:
 
 
 def _measure(config: Any, images: int) -> Iterator[tuple[str, str]]:
-    """Parameters, time and memory of a new run, by a few real steps of it."""
-    read = images_for(config.data.resolution, config.train_batch_size, images)
+    """Yields parameters, time and memory of a new run, measured by a few real steps."""
+    count = images_for(config.data.resolution, config.train_batch_size, images)
     with tempfile.TemporaryDirectory(prefix="t2i-dry-run-") as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(to_yaml(config), "utf-8")
-        found = measured(config.family, str(file), [f"data.limit={read}"], cli.main)
-    yield "device", found.device
-    yield "parameters", found.parameters
-    how = f"measured: at most {STEPS} steps and {60 * MOST_MINUTES:.0f} s here, on {counted(read, 'image')}"
-    if found.images_per_second:
-        time = _time(config, found.images_per_second / config.mean_cost, 0)
-        yield "time", f"{time} ({how}; validations and preparations not counted)"
+        measurement = measured(config.family, str(file), [f"data.limit={count}"], cli.main)
+    yield "device", measurement.device
+    yield "parameters", measurement.parameters
+    how = f"measured: at most {STEPS} steps and {60 * MOST_MINUTES:.0f} s here, on {counted(count, 'image')}"
+    if measurement.images_per_second:
+        time = _time(config, measurement.images_per_second / config.mean_cost, 0)
+        yield "time", f"{time} ({how}; without validation and preparation)"
     else:
         yield "time", f"more than {60 * MOST_MINUTES:.0f} s for four steps ({how})"
-    yield "memory", f"{found.memory / GB:.2g} GB at the peak of these steps"
+    yield "memory", f"{measurement.memory / GB:.2g} GB at the peak of these steps"

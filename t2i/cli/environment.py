@@ -1,4 +1,4 @@
-"""Settings of the process that a command runs in: rank, memory, and the message about its data address."""
+"""The process of a command: its rank, its memory allocator, and the notice about its data address."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
     """Has glibc reuse freed blocks of up to 1 GiB instead of returning them to the kernel.
 
     By default a tensor of over 32 MiB (initially 128 KiB) is mapped each time it is allocated, and each of its pages faults,
-    which takes a third of the time of a training step of small networks (LOG.md). The process never shrinks then.
+    which takes a third of the time of a training step of small networks (LOG.md). With this setting the process never shrinks.
 
     Returns:
         True if the C library accepts the settings, as only glibc does.
@@ -28,8 +28,8 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def tell_address(address: str) -> None:
-    """Prints how a bare path was interpreted, on one process of a run."""
+def print_address_notice(address: str) -> None:
+    """Prints how a bare path is interpreted, on one process of a run."""
     import sys
 
     from t2i.data import parse_address

@@ -4,15 +4,15 @@
     t2i quickstart --family cvae
 
 It trains an image tokenizer and a prior or a one-pass generator over its codes, or a dual encoder and a conditional GAN, on
-the embedded data, samples held-out prompts, scores the run, and writes a page of all that, with the other families beside it
-where they were run too. A few real steps measure the machine first, and the plan fits what they show. The same command again
-goes on where it stopped; what is finished is not done again.
+the embedded data, samples held-out prompts, scores the run, and writes a page that compares all families trained so far. A few
+real steps measure the machine first, and the trainings are made as long as it needs. The same command continues after an
+interruption and does not repeat what is finished.
 """
 
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +30,7 @@ NAMES = {
     "cgan": "Conditional GAN",
 }
 SHOWN = 12  # prompts of each held-out split that are sampled
-FOLLOWS = 0.3  # share of images that are right, from which a score is worth reading
+TRAINED = 0.3  # share of correct images from which the scores of a model mean something
 
 
 class QuickstartOptions(Options):
@@ -46,7 +46,7 @@ def main(options: QuickstartOptions) -> None:
 
 
 def run_tour(run_dir: Path, minutes: float, family: str, command: Run) -> None:
-    """Runs what is not finished yet by `command`; SystemExit with the status of one that failed."""
+    """Runs the unfinished commands by `command`; raises SystemExit with the status of one that fails."""
     began = time.monotonic()
     make_folder(run_dir)
     plan = fitted(minutes, speed_of(run_dir, command), family)
@@ -59,26 +59,26 @@ def run_tour(run_dir: Path, minutes: float, family: str, command: Run) -> None:
     show(run_dir, page, plan, family, record, following)
     grid = run_dir / f"pictures-{family}" / "grid.png"
     say(f"done in {time.monotonic() - began:.0f} s\n\npage      {page}\nimages    {grid}\n\n{verdict(run_dir, family)}")
-    for what, words in following.items():
-        say(f"\n{what}:\n{words}")
+    for purpose, line in following.items():
+        say(f"\n{purpose}:\n{line}")
 
 
 def speed_of(run_dir: Path, command: Run) -> float:
-    """Speed of this machine in units of the reference, measured once and kept in speed.json."""
-    kept = run_dir / "speed.json"
-    if kept.exists():
+    """Returns the speed of this machine in units of the reference, measured once and stored in speed.json."""
+    path = run_dir / "speed.json"
+    if path.exists():
         from t2i.files import read_json
 
-        if isinstance(found := read_json(kept), int | float) and found > 0:
-            return float(found)
-        raise InputError(f"{kept} holds no speed; delete it, and it is measured anew")
+        if isinstance(stored := read_json(path), int | float) and stored > 0:
+            return float(stored)
+        raise InputError(f"{path} does not hold a speed; delete it to measure again")
     speed = machine_speed(command)
-    kept.write_text(json.dumps(speed) + "\n", "utf-8")
+    path.write_text(json.dumps(speed) + "\n", "utf-8")
     return speed
 
 
 def write_prompts(path: Path) -> None:
-    """Writes the first captions of each held-out split, one a line."""
+    """Writes the first captions of each held-out split, one per line."""
     from t2i.data import View, open_dataset
 
     captions = [options[0] for split in SPLITS for options in open_dataset(DATA, split, View(limit=SHOWN)).captions]
@@ -86,53 +86,52 @@ def write_prompts(path: Path) -> None:
 
 
 def verdict(run: Path, family: str) -> str:
-    """One sentence on what the scores are worth, and what to type where that is little."""
+    """Returns the share of correct images in a sentence, with a command that trains longer if it is low."""
     from t2i.metrics.score import read_scores
 
     try:
         scores = read_scores(scores_of(run, family, "val"))
     except InputError:
-        return "no scores to read"
+        return "there are no scores"
     strict = next((score for score in scores if score.protocol.metric == "faithfulness-strict"), None)
     if strict is None:
-        return "the scores do not say how often an image is right"
-    share = f"{strict.value:.0%} of the images for new captions show all that the caption says"
-    if strict.value >= FOLLOWS:
+        return "the scores do not include the share of correct images"
+    share = f"{strict.value:.0%} of the images for new captions are correct"
+    if strict.value >= TRAINED:
         return share
-    again = f"{command_here()} quickstart --family {family} --run-dir {shlex.quote(str(run))} --minutes 30"
-    return f"{share}: this model is not trained enough yet, and its scores say little; to go on, type: {again}"
-
-
-def show(run: Path, page: Path, plan: Plan, family: str, record: Timings, following: Mapping[str, str]) -> None:
-    """Writes the page of `t2i eval report`, the family that was asked for first."""
-    tour = {one: steps(run, plan, one) for one in sorted(NAMES, key=lambda name: name != family)}
-    done = [one for one, every in tour.items() if all(step.result.exists() for step in every)]
-    helpers = [run / "align"] * ("cgan" in done) + [run / "vqvae"] * bool({"prior", "cvae"} & set(done))
-    every = {step.name: step for one in done for step in tour[one]}  # families over one tokenizer share its step
-    write_page(
-        page, [run / one for one in done], list(every.values()), record, helpers, following, title="t2i quickstart"
+    return (
+        f"{share}: this model is not trained enough yet, and its scores mean little; to continue, type: "
+        f"{quickstart_command(run, family)} --minutes 30"
     )
 
 
+def show(run: Path, page: Path, plan: Plan, family: str, record: Timings, following: Mapping[str, str]) -> None:
+    """Writes the page of all families that are finished, this one first."""
+    commands = {name: steps(run, plan, name) for name in sorted(NAMES, key=lambda name: name != family)}
+    done = [name for name, every in commands.items() if all(step.result.exists() for step in every)]
+    helpers = [run / "align"] * ("cgan" in done) + [run / "vqvae"] * bool({"prior", "cvae"} & set(done))
+    shown = {step.name: step for name in done for step in commands[name]}  # prior and cvae share a tokenizer
+    runs = [run / name for name in done]
+    write_page(page, runs, list(shown.values()), record, helpers, following, title="t2i quickstart")
+
+
+def quickstart_command(run: Path, family: str) -> str:
+    """Returns the command that trains another family, or this one longer, in the same folder."""
+    return f"{command_here()} quickstart --family {family} --run-dir {shlex.quote(str(run))}"
+
+
 def next_commands(run: Path, family: str) -> dict[str, str]:
-    """Returns commands to try next, by what each of them does."""
-    t2i, model = command_here(), shlex.quote(str(run / family))
+    """Returns commands to try next: purpose -> command."""
+    sample = f"{command_here()} sample {shlex.quote(str(run / family))}"
     other = "prior" if family == "cvae" else "cvae"
-    lines: dict[str, Sequence[str]] = {
-        "Sample a sentence of yours": [f'{t2i} sample {model} "a small red circle above a large blue square" -n 4'],
-        **(
-            {
-                "Go from one sentence to another": [
-                    f'{t2i} sample {model} "a large red heart" "a small green star" --interpolate caption'
-                ]
-            }
-            if family != "prior"
-            else {}
-        ),
-        "Train longer": [f"{t2i} quickstart --family {family} --run-dir {shlex.quote(str(run))} --minutes 30"],
-        f"The other family beside it: {NAMES[other]}": [
-            f"{t2i} quickstart --family {other} --run-dir {shlex.quote(str(run))}"
-        ],
-        "Train on a folder of your own images with captions": [f"{t2i} fit FOLDER --minutes 60"],
+    commands = {"Sample a sentence of your own": f'{sample} "a small red circle above a large blue square" -n 4'}
+    if family != "prior":
+        commands["Go from one sentence to another"] = (
+            f'{sample} "a large red heart" "a small green star" --interpolate caption'
+        )
+    return {
+        **commands,
+        "Train longer": f"{quickstart_command(run, family)} --minutes 30",
+        f"Compare with another family: {NAMES[other]}": quickstart_command(run, other),
+        "Train on a folder of your own images with captions": f"{command_here()} fit FOLDER --minutes 60",
     }
-    return {what: "\n".join(commands) for what, commands in lines.items()}

@@ -1,4 +1,4 @@
-"""The commands of `t2i quickstart`, fitted to the speed of this machine."""
+"""The commands of `t2i quickstart`, with trainings fitted to the speed of this machine."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,57 +9,56 @@ from t2i.cli.fit.record import Step
 DATA = "shapes-1"
 SCORED = 500  # images scored of each split
 SPLITS = ("val", "heldout")
-# settings over those of align-tiny; the minutes matter on a busy machine alone
-ALIGN: tuple[str, ...] = ("max_train_steps=700", "max_train_minutes=2.5", "data.limit=20000")
-# over those of cgan-tiny; the minutes are the limit, the steps must not be
-CGAN: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=20000")
-VQVAE: tuple[str, ...] = (
-    "max_train_steps=1600",
-    "max_train_minutes=2.5",
-    "validation_steps=800",
-    "checkpointing_steps=800",
-    "data.limit=20000",
-)
-PRIOR: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=40000")
-CVAE: tuple[str, ...] = ("max_train_steps=1000000", "validation_steps=500", "data.limit=40000")
+# family -> settings that override its smallest config; the minutes of align only matter on a busy machine, and generators are
+# trained for the minutes of the plan, whatever their steps
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "align": ("max_train_steps=700", "max_train_minutes=2.5", "data.limit=20000"),
+    "vqvae": (
+        "max_train_steps=1600",
+        "max_train_minutes=2.5",
+        "validation_steps=800",
+        "checkpointing_steps=800",
+        "data.limit=20000",
+    ),
+    "prior": ("max_train_steps=1000000", "validation_steps=500", "data.limit=40000"),
+    "cvae": ("max_train_steps=1000000", "validation_steps=500", "data.limit=40000"),
+    "cgan": ("max_train_steps=1000000", "validation_steps=500", "data.limit=20000"),
+}
+# the same for a slow machine, on top of SETTINGS: fewer steps of the tokenizer and less data
+SLOW_SETTINGS: dict[str, tuple[str, ...]] = {
+    "vqvae": ("max_train_steps=800", "max_train_minutes=30", "validation_steps=400", "checkpointing_steps=400"),
+    "prior": ("data.limit=20000",),
+    "cvae": ("data.limit=20000",),
+}
+SLOW = 0.65  # a machine with a lower speed, in units of the reference, is slow
 # minutes until images are recognisable, on two free cores with bf16 (LOG.md); that of the cvae is estimated from shapes-2
 LEAST_MINUTES = {"prior": 2.0, "cvae": 3.0, "cgan": 2.0}
-FAST = 0.65  # of the reference speed; below it the tokenizer gets fewer steps and the data is smaller
 
 
 class Plan(NamedTuple):
-    """Lengths of the trainings."""
+    """Training time of the generator, and speed of this machine in units of the reference."""
 
-    minutes: float  # of the generator
-    speed: float = 1.0  # of this machine, in units of the reference
-    tokenizer: tuple[str, ...] = ()  # settings over VQVAE
-    generator: tuple[str, ...] = ()  # settings over PRIOR, CVAE or CGAN
+    minutes: float
+    speed: float = 1.0
 
-    def describe(self, asked: float) -> str:
-        """One line: the speed, and what follows from it."""
-        told = f"this machine trains at {self.speed:.2g} times the speed of two free cores with bf16"
-        if self.minutes > asked:
-            told += f"; images need {self.minutes:.0f} minutes of training to be recognisable, {asked:g} were asked for"
-        return told
+    def describe(self, requested: float) -> str:
+        """Describes the speed, and explains minutes other than the requested ones, in one line."""
+        line = f"this machine trains at {self.speed:.2g} times the speed of two free cores with bf16"
+        if self.minutes > requested:
+            line += f"; recognisable images need {self.minutes:.0f} minutes of training instead of {requested:g}"
+        return line
 
 
 def fitted(minutes: float, speed: float, family: str) -> Plan:
-    """The plan for a machine of this speed, in units of the reference."""
-    shorter = speed < FAST and family != "cgan"
-    length = ("max_train_steps=800", "max_train_minutes=30", "validation_steps=400", "checkpointing_steps=400")
-    return Plan(
-        minutes=max(minutes, round(min(minutes, LEAST_MINUTES[family]) / speed, 1)),
-        speed=speed,
-        tokenizer=length if shorter else (),
-        generator=("data.limit=20000",) if shorter else (),
-    )
+    """Returns the plan for a machine of this speed: `minutes`, or as many as recognisable images need."""
+    return Plan(max(minutes, round(min(minutes, LEAST_MINUTES[family]) / speed, 1)), speed)
 
 
 def steps(run: Path, plan: Plan, family: str) -> list[Step]:
-    """The commands for one family, in order."""
-    model = run / family
-    train = {"cgan": cgan_steps, "cvae": cvae_steps, "prior": prior_steps}[family]
-    scored = [
+    """Returns the commands for one family, in order: trainings, images, scores."""
+    model, prompts, images = run / family, run / "prompts.txt", run / f"pictures-{family}"
+    sample = ["sample", str(model), "--prompts", str(prompts), "--out", str(images)]
+    scores = [
         Step(
             f"score of {family} on {split}",
             ["eval", "score", str(model), "--split", split, "-n", str(SCORED)],
@@ -68,57 +67,29 @@ def steps(run: Path, plan: Plan, family: str) -> list[Step]:
         )
         for split in SPLITS
     ]
-    sampled = run / f"pictures-{family}"
-    return [
-        *train(run, plan),
-        Step(
-            f"images of {family}",
-            ["sample", str(model), "--prompts", str(run / "prompts.txt"), "--out", str(sampled)],
-            sampled,
-            (model, run / "prompts.txt"),
-        ),
-        *scored,
-    ]
+    return [*trainings(run, plan, family), Step(f"images of {family}", sample, images, (model, prompts)), *scores]
 
 
 def scores_of(run: Path, family: str, split: str) -> Path:
-    """The score file of one family and split."""
+    """Returns the path of the score file of one family and split."""
     return run / family / f"scores-{DATA}-{split}-{SCORED}.json"
 
 
-def cgan_steps(run: Path, plan: Plan) -> list[Step]:
-    align = run / "align"
-    sets = (named("text.path", align), f"max_train_minutes={plan.minutes:g}", *CGAN, *plan.generator)
-    return [
-        Step("text encoder", training("align", "align-tiny", DATA, align, *ALIGN), align / "checkpoints"),
-        Step("generator", training("cgan", "cgan-tiny", DATA, run / "cgan", *sets), run / "cgan" / "checkpoints"),
-    ]
+def trainings(run: Path, plan: Plan, family: str) -> list[Step]:
+    """Returns the trainings for one family; the generator is the last."""
+    minutes = f"max_train_minutes={plan.minutes:g}"
+    if family == "cgan":
+        encoder = _training("text encoder", "align", run, plan)
+        return [encoder, _training("generator", "cgan", run, plan, named("text.path", run / "align"), minutes)]
+    # its length does not depend on the minutes, as images over its codes cannot be better than its reconstructions
+    tokenizer = _training("tokenizer", "vqvae", run, plan)
+    over_codes = named("tokenizer.path", run / "vqvae"), minutes
+    if family == "cvae":
+        return [tokenizer, _training("one-pass generator", "cvae", run, plan, *over_codes)]
+    # with a dual encoder of two minutes instead, 25 % of val is right after 500 steps, with bow 77 % (LOG.md)
+    return [tokenizer, _training("prior", "prior", run, plan, *over_codes, "text.encoder=bow")]
 
 
-def prior_steps(run: Path, plan: Plan) -> list[Step]:
-    """The prior reads plain words sooner than what a dual encoder makes of them in two minutes: after 500 steps 77 % of val
-    is right, against 25 % (LOG.md).
-    """
-    prior = run / "prior"
-    sets = (*over_codes(run, plan), "text.encoder=bow", *PRIOR, *plan.generator)
-    train = training("prior", "prior-tiny", DATA, prior, *sets)
-    return [tokenizer_step(run, plan), Step("prior", train, prior / "checkpoints")]
-
-
-def cvae_steps(run: Path, plan: Plan) -> list[Step]:
-    cvae = run / "cvae"
-    train = training("cvae", "cvae-tiny", DATA, cvae, *over_codes(run, plan), *CVAE, *plan.generator)
-    return [tokenizer_step(run, plan), Step("one-pass generator", train, cvae / "checkpoints")]
-
-
-def tokenizer_step(run: Path, plan: Plan) -> Step:
-    """Its steps do not follow the minutes: its reconstructions are the ceiling of all images made over its codes."""
-    vqvae = run / "vqvae"
-    return Step(
-        "tokenizer", training("vqvae", "vqvae-tiny", DATA, vqvae, *VQVAE, *plan.tokenizer), vqvae / "checkpoints"
-    )
-
-
-def over_codes(run: Path, plan: Plan) -> tuple[str, ...]:
-    """Settings of a generator over the codes of the tokenizer."""
-    return named("tokenizer.path", run / "vqvae"), f"max_train_minutes={plan.minutes:g}"
+def _training(name: str, family: str, run: Path, plan: Plan, *sets: str) -> Step:
+    sets = (*sets, *SETTINGS[family], *(SLOW_SETTINGS.get(family, ()) if plan.speed < SLOW else ()))
+    return Step(name, training(family, f"{family}-tiny", DATA, run / family, *sets), run / family / "checkpoints")

@@ -9,8 +9,8 @@ from pkgutil import iter_modules
 
 import typer
 
-from t2i.cli.environment import is_first, tell_address
-from t2i.config.load import CHANGEABLE_ON_RESUME, VERIFIED_ON_RESUME, ConfigT, differences, load, to_yaml
+from t2i.cli.environment import is_first, print_address_notice
+from t2i.config.load import VERIFIED_ON_RESUME, ConfigT, changed_on_resume, load, to_yaml
 from t2i.config.options import Options, argument, option
 from t2i.errors import InputError
 from t2i.families import FAMILIES, config_class
@@ -54,7 +54,7 @@ def main(options: TrainOptions) -> None:
             lines = [f"# {what:<12}{text}\n" for what, text in describe(config, run_dir)]
             typer.echo("".join(lines) + to_yaml(config), nl=False)
             return
-        tell_address(config.data.address)  # pyright: ignore[reportAttributeAccessIssue]  # every family has it
+        print_address_notice(config.data.address)  # pyright: ignore[reportAttributeAccessIssue]  # every family has it
         import_module(f"t2i.train.{name}").main(config, run_dir)
 
 
@@ -88,7 +88,7 @@ def resolve(cls: type[ConfigT], source: str | None, sets: Sequence[str], run_dir
         return load(cls, source, sets)
     before = load(cls, own, [])
     config = load(cls, source or own, sets)
-    changed = [row for row in differences(before, config) if row[0] not in (*CHANGEABLE_ON_RESUME, *VERIFIED_ON_RESUME)]
+    changed = changed_on_resume(before, config, VERIFIED_ON_RESUME)
     if changed:
         rows = "".join(f"\n  {key}: {old!r} in the run, {new!r} requested" for key, old, new in changed)
         raise InputError(

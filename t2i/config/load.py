@@ -4,13 +4,15 @@ Imports no torch.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from t2i import weights
 from t2i.config import yaml
 from t2i.config.explain import ConfigError, Origins, describe, got, shown
 from t2i.errors import InputError
@@ -44,7 +46,8 @@ VERIFIED_ON_RESUME: dict[str, str] = {
     "tokenizer.path": "tokenizer_digest",
     "guidance.path": "guide_digest",
 }
-
+# Keys that name a file or folder without a digest of its contents; another spelling of the same place is no change
+PLACES = ("init_from", "validation_extractor", "loss.lpips_path", "replay.address")
 
 MAX_BYTES = 1_000_000
 
@@ -95,7 +98,7 @@ def to_yaml(config: BaseModel) -> str:
 
 def flat(config: BaseModel) -> dict[str, Any]:
     """Returns every value by its dotted key, in the order of the model; a list is one value."""
-    return dict(_leaves(config.model_dump(mode="json"), ""))
+    return dict(leaves(config.model_dump(mode="json")))
 
 
 def differences(a: BaseModel, b: BaseModel) -> list[tuple[str, Any, Any]]:
@@ -103,6 +106,29 @@ def differences(a: BaseModel, b: BaseModel) -> list[tuple[str, Any, Any]]:
     left, right = flat(a), flat(b)
     keys = [*left, *(key for key in right if key not in left)]
     return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
+
+
+def changed_on_resume(before: BaseModel, now: BaseModel, verified: Collection[str]) -> list[tuple[str, Any, Any]]:
+    """Returns the differences that a resumed run may not have.
+
+    Args:
+        verified: keys that the digests of contents decide.
+    """
+    free = (*CHANGEABLE_ON_RESUME, *verified)
+    rows = [row for row in differences(before, now) if row[0] not in free]
+    return [row for row in rows if not (row[0] in PLACES and _is_same_place(*row[1:]))]
+
+
+def _is_same_place(a: Any, b: Any) -> bool:
+    """Returns True for two spellings of one address: `x`, `./x`, `x/`, `/home/me/x`, a link to it."""
+    if not (isinstance(a, str) and isinstance(b, str)) or {a, b} & weights.shipped().keys():
+        return a == b
+    parts = [re.fullmatch(r"(\w+:)?([^?]*)(\?.*)?", text) for text in (a, b)]
+    (kind_a, path_a, options_a), (kind_b, path_b, options_b) = (
+        part.groups() if part else (None, "", None) for part in parts
+    )
+    real_a, real_b = (os.path.realpath(os.path.expanduser(path)) for path in (path_a, path_b))
+    return (kind_a, real_a, options_a) == (kind_b, real_b, options_b)
 
 
 def schema(cls: type[BaseModel]) -> dict[str, Any]:
@@ -212,10 +238,11 @@ def _leave_other_kinds(cls: type[BaseModel], tree: dict[str, Any], origins: Orig
                 origins.pop((name, other), None)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) of a nested mapping; a list is one value."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

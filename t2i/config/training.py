@@ -89,7 +89,9 @@ class TrainConfig(Section):
         default=1000, ge=1, description="steps between checkpoints; one is also saved at the end"
     )
     checkpointing_minutes: float | None = Field(
-        default=10.0, gt=0, description="also save a checkpoint if the last is older than so many minutes; null: never"
+        default=10.0,
+        gt=0,
+        description="also save a checkpoint if the last is older than this many minutes; null: never",
     )
     checkpoints_total_limit: int = Field(
         default=3,

@@ -135,6 +135,8 @@ def parse_address(address: str) -> "Address":
     if address.partition("?")[0] == "emoji":
         return Address("emoji", "openmoji", split_options(address)[1])
     kind, colon, rest = address.partition(":")
+    if not address.partition("?")[0].rpartition(":")[2].strip():  # else it would be the current folder
+        raise InputError(f"data {address!r} names no place; give an address such as shapes-2, photos/ or coco:/path")
     if colon and kind in DATASETS:
         return Address(kind, *split_options(rest))
     place, options = split_options(address)

@@ -5,6 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import parent_process
 from pathlib import Path
 from threading import Lock
@@ -74,6 +75,11 @@ class EncodedImages(ABC):
     def source(self, i: int) -> Path | bytes:
         """Returns the file of row i, or its bytes."""
 
+    def read(self, i: int) -> bytes:
+        """Returns the bytes of row i; raises BrokenImage or OSError if they cannot be read."""
+        source = self.source(i)
+        return source if isinstance(source, bytes) else images.read_limited(source)
+
     def place(self, i: int) -> str:
         """Returns the name of row i for messages."""
         return self.ids[i]
@@ -129,27 +135,17 @@ class EncodedImages(ABC):
             IndexError: an index is out of range.
         """
         rows = [range(len(self))[int(i)] for i in indices]
-        out_BHWC = np.empty((len(rows), self.resolution, self.resolution, 3), np.uint8)
-        missing = {}  # row -> its first position in the batch
-        for k, i in enumerate(rows):
-            if i in self._kept:
-                out_BHWC[k] = self._kept[i]
-            else:
-                missing.setdefault(i, k)
-        if len(missing) > 1:
-            with ThreadPoolExecutor(min(workers(), len(missing))) as pool:
-                decoded = pool.map(lambda i: self._decode(i, epoch), missing)
-                for k, image in zip(missing.values(), decoded, strict=True):
-                    out_BHWC[k] = image
-        else:
-            for i, k in missing.items():
-                out_BHWC[k] = self._decode(i, epoch)
-        for k, i in enumerate(rows):
-            if missing.get(i, k) != k:
-                out_BHWC[k] = out_BHWC[missing[i]]
+        missing = [i for i in dict.fromkeys(rows) if i not in self._kept]
+        threads = min(_threads(), len(missing))
+        with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+            results = (pool.map if pool else map)(lambda i: self._decode(i, epoch), missing)
+            decoded = dict(zip(missing, results, strict=True))
         if not self.redraws and parent_process() is None:  # otherwise each worker would keep copies
-            for i, k in missing.items():
-                self._kept.add(i, out_BHWC[k])
+            for i, image in decoded.items():
+                self._kept.add(i, image)
+        out_BHWC = np.empty((len(rows), self.resolution, self.resolution, 3), np.uint8)
+        for k, i in enumerate(rows):
+            out_BHWC[k] = decoded[i] if i in decoded else self._kept[i]
         return out_BHWC
 
     def _decode(self, i: int, epoch: int) -> ImageArray:
@@ -158,3 +154,13 @@ class EncodedImages(ABC):
         if self.redraws:
             x, y = seeding.uniform(self._view.seed, f"crop/{epoch}", seeding.ids_of([self.ids[i]]), 2)[0].tolist()
         return images.fit(image, self.resolution, self._view.fit, (x, y))
+
+
+def _threads() -> int:
+    """Returns the number of decoding threads of this process; workers of a loader share the cores."""
+    if parent_process() is None:
+        return workers()
+    from torch.utils.data import get_worker_info
+
+    info = get_worker_info()
+    return max(1, workers() // (info.num_workers if info else 1))

@@ -46,52 +46,46 @@ def workers() -> int:
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def verify(root: Path, files: Mapping[str, str], wanted: Sequence[str], most: int | None = None) -> dict[str, Verified]:
-    """Decodes those of the images `wanted` that are not in the index yet.
+def verify(root: Path, files: Mapping[str, str], ids: Sequence[str], most: int | None = None) -> dict[str, Verified]:
+    """Decodes the images `ids` that are not in the index yet.
 
     Args:
         root: the folder.
         files: all images of the folder, id -> path under `root`; entries of other ids are removed from the index.
-        wanted: ids to verify, keys of `files`.
+        ids: the images to verify, keys of `files`.
         most: maximum number of unknown images, above which none is decoded; None: no limit.
 
     Returns:
-        One `Verified` for each id of `wanted`; `sha256` and `reason` are empty for images that were not decoded.
+        One `Verified` for each id; `sha256` and `reason` are empty for images that were not decoded.
     """
     index = Index(root.resolve())
     known = index.load()
-    stamps = {name: stamp_of(root / files[name]) for name in wanted}
-    todo = [name for name in wanted if name not in known or known[name].stamp != stamps[name]]
+    stamps = {name: stamp_of(root / files[name]) for name in ids}
+    todo = [name for name in ids if name not in known or known[name].stamp != stamps[name]]
     if most is not None and len(todo) > most:
         unknown = set(todo)
-        return {name: _stamped(stamps[name]) if name in unknown else known[name] for name in wanted}
+        return {name: _stamped(stamps[name]) if name in unknown else known[name] for name in ids}
+
+    def one(name: str) -> Verified:
+        path = root / files[name]
+        return _verify_one(lambda: images.read_limited(path), _stamped(stamp_of(path)), known.get(name))
+
     if todo:
-        before = dict(known)
-
-        def one(name: str) -> Verified:
-            path = root / files[name]
-            return _verify_one(lambda: path, _stamped(stamp_of(path)), before.get(name))
-
         _examine(index, known, todo, one, files)
-    return {name: known[name] for name in wanted}
+    return {name: known[name] for name in ids}
 
 
-def verify_packed(address: str, ids: Sequence[str], read: Callable[[int], bytes | Path]) -> dict[str, Verified]:
+def verify_packed(address: str, ids: Sequence[str], read: Callable[[int], bytes]) -> dict[str, Verified]:
     """Like `verify`, for images that are not separate files.
 
     Args:
         address: address of the data.
-        read: returns the bytes or the file of row i; raises BrokenImage or OSError.
+        read: returns the bytes of row i; raises BrokenImage or OSError.
     """
     index = Index(place_of(address))
     known = index.load()
-    number = {name: i for i, name in enumerate(ids)}
-    before = dict(known)
-
-    def one(name: str) -> Verified:
-        return _verify_one(lambda: read(number[name]), Verified(-1, 0), before.get(name))
-
-    _examine(index, known, ids, one, None)
+    row = {name: i for i, name in enumerate(ids)}
+    _examine(index, known, ids, lambda name: _verify_one(lambda: read(row[name]), Verified(-1, 0), known.get(name)))
     return {name: known[name] for name in ids}
 
 
@@ -146,9 +140,9 @@ def _examine(
     known: dict[str, Verified],
     todo: Sequence[str],
     one: Callable[[str], Verified],
-    members: Collection[str] | None,
+    members: Collection[str] | None = None,
 ) -> None:
-    """Verifies each image by `one` and adds the results to `known` and to the index.
+    """Verifies each image by `one`, which reads `known`, and adds the results to `known` and to the index.
 
     Args:
         members: ids whose entries stay in the index; None: all.
@@ -181,17 +175,16 @@ def _stamped(stamp: Stamp) -> Verified:
     return Verified(size, mtime_ns, ctime_ns=ctime_ns)
 
 
-def _verify_one(read: Callable[[], bytes | Path], known: Verified, before: Verified | None) -> Verified:
+def _verify_one(read: Callable[[], bytes], known: Verified, before: Verified | None) -> Verified:
     """Reads and decodes one image.
 
     Args:
-        read: returns the bytes or the file.
+        read: returns the bytes; raises BrokenImage or OSError.
         known: size and times of the file, if it is a separate file.
         before: the result for an earlier version of the image, which is still valid if the bytes are the same.
     """
     try:
-        source = read()
-        data = source if isinstance(source, bytes) else images.read_limited(source)
+        data = read()
     except images.BrokenImage as error:
         return known._replace(reason=str(error), lasting=False)
     except OSError as error:

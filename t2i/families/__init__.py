@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 Components = dict[str, tuple[dict[str, Any], Mapping[str, "Tensor"]]]
 
 
+def parameters_of(components: Components) -> int:
+    """Returns the number of parameters of all components."""
+    return sum(tensor.numel() for _, tensors in components.values() for tensor in tensors.values())
+
+
 class Sampler(Protocol):
     """Generates images from text. An image depends on its seed, its text and the sampling settings alone.
 
@@ -177,7 +182,7 @@ class Source:
         manifest: manifest of their checkpoint.
         parts: name of a part, as training registers it -> its tensors; the main part has the weights used for sampling.
         text: the text encoder that they were trained with; None for a family without one.
-        vocabulary: the tokenizer of a dual encoder, as JSON.
+        vocabulary: the tokenizer of a dual encoder or a reader, as JSON.
     """
 
     place: Path

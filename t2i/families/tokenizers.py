@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from t2i.errors import InputError
+from t2i.errors import InputError, reason_of
 from t2i.families import FAMILIES, ImageTokenizer
 from t2i.files import new_folder, open_regular, read_regular
 from t2i.names import resolve, shown
@@ -48,8 +48,9 @@ def load_tokenizer(path: str | Path) -> ImageTokenizer:
     except (ValidationError, KeyError, TypeError, ValueError, SafetensorError, OSError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise InputError(f"the tokenizer at {path} is damaged ({reason}); train it again: t2i train vqvae") from error
+        raise InputError(
+            f"the tokenizer at {path} is damaged ({reason_of(error)}); train it again: t2i train vqvae"
+        ) from error
 
 
 def tokenizer_beside(run: TrainedRun) -> ImageTokenizer:

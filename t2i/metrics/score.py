@@ -175,3 +175,10 @@ def _parse(path: Path, entry: dict[str, Any]) -> Score:
 def rounded(value: float) -> str:
     """Formats a value for tables: three decimals for shares, three significant digits for others."""
     return f"{value:.3f}" if 0.001 <= abs(value) < 1 or value == 0 else f"{value:.3g}"
+
+
+def score_row(score: Score, bounds: Sequence[str]) -> list[str]:
+    """Returns the cells of a table: name, value, 95 % interval, and the named bounds, empty for those it does not have."""
+    interval = "" if score.interval is None else "..".join(map(rounded, score.interval))
+    others = (rounded(score.bounds[bound]) if bound in score.bounds else "" for bound in bounds)
+    return [score.name, rounded(score.value), interval, *others]

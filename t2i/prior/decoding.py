@@ -21,7 +21,7 @@ from t2i import seeding
 from t2i.errors import InputError
 from t2i.hardware import one_thread_each
 from t2i.prior.config import SamplingConfig
-from t2i.prior.kv_cache import CachedDecoder, weights_of
+from t2i.prior.kv_cache import CachedDecoder, Weights, weights_of
 from t2i.prior.orders import group_sizes
 from t2i.prior.transformer import Grid, Prior
 from t2i.seeding import gumbel
@@ -116,7 +116,13 @@ def _noise(job: _Job, start: int, grid: Grid, codes: int) -> Iterator[Tensor]:
 
 
 def _decode_job(
-    model: Prior, job: _Job, sampling: SamplingConfig, slack: float, static: bool, on_step: Callable[[float], None]
+    model: Prior,
+    job: _Job,
+    sampling: SamplingConfig,
+    slack: float,
+    static: bool,
+    on_step: Callable[[float], None],
+    weights: Weights,
 ) -> tuple[Tensor, Tensor]:
     """Decodes one job; returns (codes_BS, unsure_B)."""
     slots, raster = model.grid.slots, model.query is None
@@ -129,7 +135,7 @@ def _decode_job(
     noise = _noise(job, start, model.grid, model.grid.codes) if sampling.temperature else None
     is_given = job.given_S.tolist()
     codes_BS, unsure_B = job.codes_BS.clone(), torch.zeros(len(job.seeds), dtype=torch.bool, device=job.codes_BS.device)
-    decoder = CachedDecoder(model, job.text, last_guided >= 0, static)
+    decoder = CachedDecoder(model, job.text, last_guided >= 0, static, weights)
     x, before = decoder.first_RD[:, None], job.ranked_BS[:, :start]
     for i, (begin, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         if decoder.guided and i > last_guided:
@@ -140,7 +146,7 @@ def _decode_job(
             tokens = torch.cat(
                 [decoder.embed(codes_BS.gather(1, before), before), model.query + decoder.positions[now]], dim=1
             )
-            x = decoder.run(tokens, torch.cat([before, now], dim=1), before.shape[1])[:, before.shape[1] :]
+            x = decoder.run(tokens, torch.cat([before, now], dim=1), before.shape[1])
         values = None if noise is None else torch.stack([next(noise) for _ in range(end - begin)], dim=1)
         if not (raster and is_given[begin]):
             allowed = slack * max(1.0, 2 * guidance[i] - 1)
@@ -250,6 +256,7 @@ def decode(
     request = _Request(model, sampling, TextFeatures(*(x.to(device) for x in text)), seeds, known)
     chunks = request.chunks(min(CHUNK, -(-count // torch.get_num_threads())) if cpu else count)
     progress = _Progress(on_step, [len(rows) for rows in chunks])
+    weights = weights_of(model)  # packed once, before the threads need them
 
     @torch.inference_mode()  # applies to the present thread only
     def run(number: int) -> None:
@@ -258,16 +265,16 @@ def decode(
             report(1.0)
             return
         slack = SLACK if cpu and len(rows) > 1 else 0.0
-        codes_BS[rows], unsure_B = _decode_job(model, request.job(rows), sampling, slack, compile and not cpu, report)
+        job, static = request.job(rows), compile and not cpu
+        codes_BS[rows], unsure_B = _decode_job(model, job, sampling, slack, static, report, weights)
         for i in unsure_B.nonzero()[:, 0].tolist():
             alone = request.job([rows[i]])
-            codes_BS[rows[i]] = _decode_job(model, alone, sampling, 0.0, False, lambda share: None)[0][0]
+            codes_BS[rows[i]] = _decode_job(model, alone, sampling, 0.0, False, lambda share: None, weights)[0][0]
 
     if not cpu or (len(chunks) == 1 and sum(p.nbytes for p in model.parameters()) > LARGE):
         for number in range(len(chunks)):
             run(number)
     else:
-        weights_of(model)  # packs the weights once, before the threads need them
         with one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
             list(pool.map(run, range(len(chunks))))
     return codes_BS

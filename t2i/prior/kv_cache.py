@@ -5,6 +5,7 @@ Axes: B images, R rows (B, or 2B with the null branch), S slots, n tokens of a s
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -76,19 +77,23 @@ def step(
     content: int,
     bias: Tensor | None,
 ) -> Tensor:
-    """Returns x_RnD after all blocks, and writes its keys and values to cache positions from `at` on, over former queries.
+    """Runs all blocks, and writes keys and values to cache positions from `at` on, over former queries.
+
+    Returns x of the queries only, as nothing reads x of codes whose keys and values are cached; x of the codes if there are no
+    queries.
 
     Attention is computed as two batched products: with keys stored as columns, these take 0.6 of the time of torch's fused
     kernel for one or a few queries.
 
     Args:
         turn: complex, [R, n, 1, head_dim / 2].
-        content: number of leading tokens, which do not attend to the others; the others attend to all.
+        content: number of leading tokens, codes, which do not attend to the others, queries; those attend to all.
         bias: [R, 1, 1, N], added to the attention logits; None: no padding.
     """
     rows, n, width = x.shape
     heads, head_dim = layers[0].keys.shape[1], layers[0].keys.shape[3]
     end, middle = at + n, at + content
+    mixed, last = 0 < content < n, layers[-1].keys
     shape, scale = (rows, n, 2 * heads, head_dim // 2, 2), 1 / math.sqrt(head_dim)
     if bias is not None:
         bias = bias[:, 0, :, :end].repeat_interleave(heads, dim=0)
@@ -105,11 +110,13 @@ def step(
         scores = torch.bmm(q.reshape(rows * heads, n, head_dim), columns)
         if bias is not None:
             scores += bias
-        if 0 < content < n:
+        if mixed:
             scores[:, :content, middle:] = -math.inf
         attended = torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1)[:, :end])
-        attended = attended.view(rows, heads, n, head_dim).transpose(1, 2).reshape(rows, n, width)
-        x = x + product(attended, w_out)
+        attended = attended.view(rows, heads, n, head_dim).transpose(1, 2)
+        if mixed and keys is last:
+            attended, x = attended[:, content:], x[:, content:]
+        x = x + product(attended.flatten(2), w_out)
         h = torch.addcmul(shift_2, F.layer_norm(x, (width,), None, None, EPS), scale_2)
         gate, up = product(h, w_gate_up).chunk(2, dim=-1)
         x = x + product(F.silu(gate).mul_(up), w_down)
@@ -146,12 +153,15 @@ class CachedDecoder:
     `run` processes final codes and queries for the next slots; `guide` computes logits from the result.
     """
 
-    def __init__(self, model: Prior, text: TextFeatures, guided: bool, static: bool = False) -> None:
+    def __init__(
+        self, model: Prior, text: TextFeatures, guided: bool, static: bool = False, weights: Weights | None = None
+    ) -> None:
         """Computes keys and values of the prefix.
 
         Args:
             guided: also decode a null branch for each caption.
             static: use `static_step`.
+            weights: those of `weights_of`, to check and pack them once for many decoders.
         """
         self.model, self.static = model, static
         self.images, self.guided = len(text.pooled_BP), guided
@@ -160,7 +170,7 @@ class CachedDecoder:
         self.length = self.used = branches[0][1].x_BPD.shape[1]
         self.turns = rotation(model.grid, model.config.model.width // model.config.model.heads, text.pooled_BP.device)
         self.positions = model.positions()
-        self.weights = weights_of(model, packed=not static)
+        self.weights = weights or weights_of(model, packed=not static)
         self.layers = self._empty_layers(branches)
         self.first_RD, bias = self._run_prefix(branches)
         self.bias = bias if static or bias.any() else None
@@ -211,7 +221,8 @@ class CachedDecoder:
             turn = self.turns.new_ones(here, 1, self.turns.shape[1])
             for i, (block, layer) in enumerate(zip(self.model.blocks, self.layers, strict=True)):
                 start = here - 1 if i == len(self.layers) - 1 else 0
-                x, k, v = block(x, branch.modulation_MB1D, turn, mask, start)
+                products = [partial(self.weights.product, weight=weight) for weight in self.weights.blocks[i]]
+                x, k, v = block(x, branch.modulation_MB1D, turn, mask, start, products=products)
                 layer.keys[rows, :, self.length - here : self.length] = k
                 layer.values[rows, :, self.length - here : self.length] = v
             last.append(x.expand(self.images, -1, -1))
@@ -227,7 +238,10 @@ class CachedDecoder:
         return self.model.contents(codes, slots) + self.positions[slots]
 
     def run(self, x_BnD: Tensor, slots: Tensor, content: int) -> Tensor:
-        """Runs one step of tokens at `slots` [B, n], of which the first `content` are codes and the others queries."""
+        """Runs one step of tokens at `slots` [B, n], of which the first `content` are codes and the others queries.
+
+        Returns x of the queries [R, n - content, D]; of the codes if there are no queries.
+        """
         turn = self.turns[slots][:, :, None]
         if self.guided:
             x_BnD, turn = x_BnD.repeat(2, 1, 1), turn.repeat(2, 1, 1, 1)
@@ -239,6 +253,7 @@ class CachedDecoder:
             bias[:, :, :content, self.used + content : end] = -math.inf
             places = torch.arange(self.used, end, device=x_BnD.device)
             x = self._stepper(self.layers, x_BnD, torch.view_as_real(turn), places, bias)
+            x = x[:, content:] if content < n else x
         else:
             x = step(self.layers, self.weights.product, x_BnD, turn, self.used, content, self.bias)
         self.used += content

@@ -12,6 +12,7 @@ Axes: B batch, S slots, T text tokens, P prefix (text and a start token), N toke
 """
 
 import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
@@ -127,6 +128,7 @@ class PriorBlock(nn.Module):
         mask: Tensor | None,
         start: int = 0,
         past: tuple[Tensor, Tensor] | None = None,
+        products: Sequence[Callable[[Tensor], Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns x from row `start` on, and keys and values [B, heads, N, head_dim] of all rows.
 
@@ -135,11 +137,13 @@ class PriorBlock(nn.Module):
             mask: bool, broadcast to [B, heads, N, N]; True if the row attends to the column.
             start: rows before it are attended to, but have no output (in the last block).
             past: keys and values of earlier rows, which the returned ones begin with.
+            products: used in place of the layers `qkv`, `out`, `gate_up` and `down`, as with packed weights.
         """
+        qkv, out, gate_up, down = products or (self.qkv, self.out, self.gate_up, self.down)
         scale_1, shift_1, scale_2, shift_2 = modulation_MB1D + self.table[:, None]
         width = x_BND.shape[-1]
         h = torch.addcmul(shift_1, F.layer_norm(x_BND, (width,), eps=EPS), scale_1)
-        qk, v = self.qkv(h).split((2 * width, width), dim=-1)
+        qk, v = qkv(h).split((2 * width, width), dim=-1)
         qk = F.layer_norm(qk.unflatten(-1, (2 * self.heads, self.head_dim)), (self.head_dim,), self.qk_gain, None, EPS)
         q, k = rotate(qk, turn).transpose(1, 2).chunk(2, dim=1)
         v = v.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
@@ -149,10 +153,10 @@ class PriorBlock(nn.Module):
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         attended = attend(q, k, v, mask).transpose(1, 2).flatten(2)
-        x_BND = x_BND + F.dropout(self.out(attended), self.dropout, self.training)
+        x_BND = x_BND + F.dropout(out(attended), self.dropout, self.training)
         h = torch.addcmul(shift_2, F.layer_norm(x_BND, (width,), eps=EPS), scale_2)
-        hidden: Tensor = SwiGLU.apply(self.gate_up(h))  # type: ignore[assignment]
-        return x_BND + F.dropout(self.down(hidden), self.dropout, self.training), k, v
+        hidden: Tensor = SwiGLU.apply(gate_up(h))  # type: ignore[assignment]
+        return x_BND + F.dropout(down(hidden), self.dropout, self.training), k, v
 
 
 class Prior(nn.Module):

@@ -5,7 +5,6 @@ changing the threshold does not require captioning again.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from t2i.data.encoded import EncodedImages
 from t2i.data.folders.index import index_folder
 from t2i.data.tools.opening import open_splits
 from t2i.errors import InputError
-from t2i.files import read_utf8, refuse_used, walk, write_text
+from t2i.files import link, read_utf8, refuse_used, walk, write_text
 from t2i.images import SUFFIXES
 from t2i.names import shown
 from t2i.reader.reading import BATCH, Reader
@@ -221,10 +220,7 @@ def _place(item: Item, path: Path) -> None:
     try:
         if isinstance(source, bytes):
             path.write_bytes(source)
-            return
-        try:
-            os.link(os.path.realpath(source), path)
-        except OSError:  # another file system, or one without hard links
-            path.symlink_to(os.path.realpath(source))
+        else:
+            link(source, path)
     except OSError as error:
         raise InputError(f"cannot write {shown(path)}: {error.strerror}; free some space and start again") from error

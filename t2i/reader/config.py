@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from t2i.config.section import Section
 from t2i.config.towers import TextConfig, TunableImageConfig
-from t2i.config.training import TrainConfig
+from t2i.config.training import StartConfig
 from t2i.data import DataConfig
 
 
@@ -59,7 +59,7 @@ class FusionConfig(Section):
     heads: int = Field(default=4, ge=1, le=32, description="attention heads of cross and co")
 
 
-class Config(TrainConfig):
+class Config(StartConfig):
     """A reader, which captions images, scores captions and answers questions."""
 
     family: Literal["reader"] = "reader"
@@ -94,6 +94,10 @@ class Config(TrainConfig):
         if not self.tasks.caption and not self.tasks.answer:
             raise ValueError(
                 "tasks.caption and tasks.answer are both 0, so there is nothing to learn; raise one of them"
+            )
+        if self.replay is not None:
+            raise ValueError(
+                f"replay.address {self.replay.address} has no effect on a reader, whose questions are of one data set; remove it"
             )
         for name, heads in (("decoder", self.decoder.heads), ("fusion", self.fusion.heads)):
             if self.width % heads:

@@ -5,7 +5,7 @@ Axes: B images, Q questions, C channels, H W image, L cells, T tokens, D width, 
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +128,13 @@ class Answerer(nn.Module):
 
 class ReaderNetwork(nn.Module):
     """All trained networks of a reader; a frozen image tower is not part of the state dict."""
+
+    # meaning of the rows and columns of weights, for runs that start from other weights (t2i.training.initialise)
+    roles: ClassVar[dict[str, str]] = {
+        "places": "square", "captions.tokens.weight": "words", "captions.positions.weight": "order",
+        "answers.text.tokens.weight": "words", "answers.text.positions": "order", "answers.text.weight": "tokens",
+        "answers.out.*": "answers",
+    }  # fmt: skip
 
     def __init__(self, config: Config, sizes: Sizes, encoder: ImageEncoder | None = None) -> None:
         """

@@ -111,11 +111,11 @@ def _tips(lines: Mapping[str, Points], steps: Sequence[float], x: Axis, unit: st
     return tips
 
 
-def linear_ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Returns about `about` round numbers; the first is at most `low` and the last at least `high`."""
+def linear_ticks(low: float, high: float) -> list[float]:
+    """Returns about four round numbers; the first is at most `low` and the last at least `high`."""
     span = high - low or abs(high) or 1.0
-    size = 10.0 ** math.floor(math.log10(span / about))
-    size *= next(factor for factor in (1, 2, 5, 10) if span / (factor * size) <= about)
+    size = 10.0 ** math.floor(math.log10(span / 4))
+    size *= next(factor for factor in (1, 2, 5, 10) if span / (factor * size) <= 4)
     first, last = math.floor(low / size + 1e-9), math.ceil(high / size - 1e-9)
     return [k * size for k in range(first, max(last, first + 1) + 1)]
 

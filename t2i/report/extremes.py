@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from t2i.data import View
 from t2i.errors import InputError
 from t2i.images import ImageArray
 from t2i.metrics.score import ScoreProtocol
@@ -80,8 +79,7 @@ def _same_trial(run: ShownRun, protocol: ScoreProtocol, prompts: NDArray[np.int6
     """Returns the trial whose images have this score, or None if weights, data or settings have changed since."""
     if protocol.split is None or protocol.seed is None or run.pipe is None:
         return None
-    view = View(run.data["resolution"], run.data["fit"], None, run.data["split_seed"])
-    captioned = dataset_images(protocol.data, protocol.split, protocol.n_fake, view)
+    captioned = dataset_images(protocol.data, protocol.split, protocol.n_fake, run.view)
     trial = Trial(run.folder, run.pipe, captioned, ScoreOptions(target=str(run.folder), seed=protocol.seed), None)
     same = np.array_equal([key_of(caption) for caption in captioned.captions or []], prompts)
     return trial if same and trial.marked(protocol) == protocol else None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from t2i.data import View, open_dataset
+from t2i.data import open_dataset
 from t2i.data.shapes.captions import parse
 from t2i.errors import InputError
 from t2i.extractors import ImageTextExtractor, open_image_text
@@ -105,23 +105,19 @@ def _splits(address: str, run: ShownRun, options: ReportOptions) -> list[str]:
     """Returns the splits to show; raises InputError if one does not exist."""
     if options.split is not None:
         for split in options.split:
-            open_dataset(address, split, _view(run))
+            open_dataset(address, split, run.view)
         return list(options.split)
-    found, problem = [], None
+    splits, problem = [], None
     for split in ("val", "heldout", "test"):
         try:
             # `heldout` of a folder is another name of `test` or `val`
-            if not (split == "test" and found) and open_dataset(address, split, _view(run)).split == split:
-                found.append(split)
+            if not (split == "test" and splits) and open_dataset(address, split, run.view).split == split:
+                splits.append(split)
         except InputError as error:
             problem = problem or error
-    if not found:
+    if not splits:
         raise InputError(f"{problem or f'{address} holds no held-out split'}; or name other captions with --data")
-    return found
-
-
-def _view(run: ShownRun) -> View:
-    return View(run.data["resolution"], run.data["fit"], None, run.data["split_seed"])
+    return splits
 
 
 # ---- warnings ------------------------------------------------------------------------------------------------------
@@ -170,13 +166,12 @@ def _pool(
     run: ShownRun, address: str, split: str, options: ReportOptions, n: int, scorer: ImageTextExtractor, tick: Tick
 ) -> Pool:
     """Returns the real images of the first captions, and the run's image for each."""
-    captioned = dataset_images(address, split, min(n, len(open_dataset(address, split, _view(run)))), _view(run))
+    captioned = dataset_images(address, split, min(n, len(open_dataset(address, split, run.view))), run.view)
     real = [image for chunk in captioned.chunks(range(len(captioned))) for image in chunk]
-    trial = (
-        None
-        if run.pipe is None
-        else Trial(run.folder, run.pipe, captioned, ScoreOptions(target=str(run.folder), seed=options.seed), None)
-    )
+    trial = None
+    if run.pipe is not None:
+        settings = ScoreOptions(target=str(run.folder), seed=options.seed)
+        trial = Trial(run.folder, run.pipe, captioned, settings, None)
     generated: list[ImageArray] = []
     what = f"{run.name} on {split}"
     for start in range(0, len(captioned), AT_ONCE):

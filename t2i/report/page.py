@@ -3,17 +3,18 @@
     t2i eval report runs/cgan runs/prior --out report.html
 
 The page needs no network and no other file: images are embedded, curves are SVG, and there are no scripts. This module gathers
-the values, and `page.html` lays them out. The page leaves out what a run does not have, or states it in a line.
+the values, and `page.html` lays them out. If a run lacks something, the page omits it or mentions it in a line.
 """
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.config import yaml
+from t2i.config.load import leaves
 from t2i.families import FAMILIES
 from t2i.files import write_text
 from t2i.names import counted
@@ -77,7 +78,7 @@ def make_report(options: ReportOptions, out: Path, tick: "Tick", extras: Extras 
         tick: called with the name of the stage, the number of finished images and the total.
 
     Raises:
-        InputError: a folder is no run or has no checkpoint, there are no held-out captions, or `out` cannot be written.
+        InputError: a folder is not a run or has no checkpoint, there are no held-out captions, or `out` cannot be written.
     """
     from t2i.report.gallery import make_gallery
 
@@ -214,7 +215,7 @@ def _sheets(folder: Path) -> dict[str, Inline | str]:
 
 def _differences(runs: Sequence[ShownRun]) -> tuple[list[str], list[list[str]]]:
     """Returns head and rows of a table of the config keys that all runs have and that differ between them."""
-    flat = [dict(_leaves(run.manifest["config"])) for run in runs]
+    flat = [dict(leaves(run.manifest["config"])) for run in runs]
     keys = [key for key in flat[0] if all(key in one for one in flat)] if flat else []
     rows = [
         [key, *(json.dumps(one[key], ensure_ascii=False) for one in flat)]
@@ -222,14 +223,6 @@ def _differences(runs: Sequence[ShownRun]) -> tuple[list[str], list[list[str]]]:
         if any(one[key] != flat[0][key] for one in flat)
     ]
     return ["key", *(run.name for run in runs)], rows
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _papers(run: ShownRun) -> dict[str, Any]:

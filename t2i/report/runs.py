@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from t2i.data import Split
+from t2i.data import Split, View
 from t2i.errors import InputError
-from t2i.families import FAMILIES, family_of
+from t2i.families import FAMILIES, family_of, parameters_of
 from t2i.families.tokenizers import tokenizer_of
 from t2i.files import read_regular
 from t2i.metrics.score import Score, read_scores
@@ -63,6 +63,11 @@ class ShownRun:
         return self.manifest["config"]["data"]
 
     @property
+    def view(self) -> View:
+        """Returns the view of held-out images: resolution, fit and split seed of the training data."""
+        return View(self.data["resolution"], self.data["fit"], None, self.data["split_seed"])
+
+    @property
     def makes_images(self) -> bool:
         return self.pipe is not None or self.tokenizer is not None
 
@@ -89,7 +94,7 @@ def open_runs(places: Sequence[str | Path]) -> list[ShownRun]:
     """Opens the runs, each with a unique name.
 
     Raises:
-        InputError: a folder is no run, has no checkpoint, or is named twice.
+        InputError: a folder is not a run, has no checkpoint, or is named twice.
     """
     paths = [find(place) for place in places]
     real = [os.path.realpath(path) for path in paths]
@@ -107,7 +112,7 @@ def open_run(folder: Path, name: str) -> ShownRun:
         InputError: the folder is neither, or has no intact checkpoint.
     """
     if not folder.is_dir() or not any((folder / part).exists() for part in ("checkpoints", "config.yaml", INDEX)):
-        what = "does not exist" if not folder.exists() else "is no run: it holds no checkpoints"
+        what = "does not exist" if not folder.exists() else "is not a run: it holds no checkpoints"
         raise InputError(f"{folder} {what}; name a run directory of t2i train")
     from t2i.trained import open_run as open_trained
     from t2i.trained import refuse_links
@@ -116,7 +121,7 @@ def open_run(folder: Path, name: str) -> ShownRun:
     family = family_of(folder) if (folder / "config.yaml").is_file() else None
     scores, problems = score_files(folder)
     fields: dict[str, Any] = {
-        "command": read_json(folder / "command.json"),
+        "command": read_object(folder / "command.json"),
         "records": journal.read(folder / "journal.jsonl"),
         "scores": scores,
         "problems": problems,
@@ -126,21 +131,17 @@ def open_run(folder: Path, name: str) -> ShownRun:
         from t2i.pipeline import TextToImagePipeline
 
         pipe = TextToImagePipeline.from_pretrained(folder, device())
-        fields |= {"pipe": pipe, "parameters": _count(pipe.sampler.components())}
+        fields |= {"pipe": pipe, "parameters": parameters_of(pipe.sampler.components())}
         return ShownRun(name, folder, pipe.family, pipe.manifest, **fields)
     run = open_trained(folder)
     if known.tokenizer:
         tokenizer = tokenizer_of(run)
-        fields |= {"tokenizer": tokenizer, "parameters": _count(tokenizer.components())}
+        fields |= {"tokenizer": tokenizer, "parameters": parameters_of(tokenizer.components())}
     return ShownRun(name, folder, run.family, run.manifest, **fields)
 
 
-def _count(components: Mapping[str, Any]) -> int:
-    return sum(tensor.numel() for _, tensors in components.values() for tensor in tensors.values())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; empty if there is none."""
+def read_object(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file, or an empty one if there is none."""
     try:
         tree = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Draws the chart of a sweep: fidelity against faithfulness, with a line through settings that differ in one knob."""
+"""Makes the chart of a sweep: fidelity against faithfulness, with a line through settings that differ in one knob."""
 
 from collections.abc import Sequence
 

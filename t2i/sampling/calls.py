@@ -91,7 +91,7 @@ def split_idle(
         values, why = idle[name]
         value = arguments[name]
         if not any(value is other or (type(value) is type(other) and value == other) for other in values):
-            raise InputError(f"{callee} does not take {name}={_short(value)}: {why}; leave it out")
+            raise InputError(f"{callee} does not take {name}={_short(value)}: {why}; drop it")
     return {name: value for name, value in arguments.items() if name not in idle}
 
 
@@ -104,10 +104,10 @@ def refuse_unknown(arguments: Mapping[str, Any], callee: str, known: Sequence[st
 def usable_device(device: Any) -> torch.device:
     """Returns the device with its index, after allocating on it; raises InputError if that fails."""
     try:
-        found = torch.empty(0, device=device).device
-        if found.type == "meta":  # has shapes and no values
+        usable = torch.empty(0, device=device).device
+        if usable.type == "meta":  # its tensors have shapes but no values
             raise RuntimeError("it holds no values")
-        return found
+        return usable
     except (RuntimeError, AssertionError, TypeError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(f"device {str(device)!r} cannot be used ({why}); `t2i doctor` lists the devices") from error
@@ -117,7 +117,7 @@ def settings_of_call(arguments: Mapping[str, Any], resolution: int) -> dict[str,
     """Returns the settings of the family from the keyword arguments of a call.
 
     Args:
-        resolution: pixels a side of the model's images, the only valid height and width.
+        resolution: pixels per side of the model's images, the only valid height and width.
     """
     settings = split_idle(arguments, IDLE_CALL, "a call")
     for side in ("height", "width"):
@@ -133,12 +133,13 @@ def prompts_of(prompt: Any) -> list[str]:
     """Returns the prompts as a list, cleaned like training captions.
 
     Raises:
-        InputError: `prompt` is neither a text nor a list of texts, or a text is empty or too long.
+        InputError: `prompt` is neither a text nor a list of texts, the list is empty, or a text is empty or too long.
     """
     if isinstance(prompt, str):
         return [clean_prompt(prompt)]
     if not _is_list(prompt):
         raise InputError(f"a prompt must be text or a list of texts, got {_short(prompt)}")
+    count("prompts", len(prompt))
     return [clean_prompt(text) for text in prompt]
 
 
@@ -207,10 +208,10 @@ def seeds_of(prompts: Sequence[str], each: int, seed: Any, generator: Any) -> li
 
 
 def _seed_of(value: Any) -> int:
-    found = whole(value)
-    if found is None or not 0 <= found < SEEDS:
+    seed = whole(value)
+    if seed is None or not 0 <= seed < SEEDS:
         raise InputError(f"a seed must be a whole number from 0 to 2**63 - 1, got {_short(value)}")
-    return found
+    return seed
 
 
 def _one_each(values: Any, total: int, name: str, kind: str) -> list[Any]:

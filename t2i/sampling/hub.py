@@ -1,10 +1,10 @@
-"""Pipelines on the Hugging Face hub: downloads and uploads their folders."""
+"""Downloads pipelines from the Hugging Face hub, and uploads them."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t2i.errors import InputError
+from t2i.errors import InputError, reason_of
 from t2i.weights import INDEX
 
 EXPECTED = "name a run directory of t2i train, or a folder that save_pretrained wrote"
@@ -19,7 +19,7 @@ def download(repo_id: str, subfolder: str | None, options: Mapping[str, Any]) ->
         options: arguments of `huggingface_hub.snapshot_download`.
 
     Raises:
-        InputError: there is no network, no such model, no access to it, or it is no pipeline.
+        InputError: there is no network, no such model, no access to it, or it is not a pipeline.
     """
     from huggingface_hub import snapshot_download
 
@@ -28,10 +28,10 @@ def download(repo_id: str, subfolder: str | None, options: Mapping[str, Any]) ->
     # the client has many exceptions: no network, no such model, no access, a full disk
     except Exception as error:
         raise InputError(
-            f"no folder {repo_id!r} here, and none from the hub ({one_line(error)}); {EXPECTED}"
+            f"no folder {repo_id!r} here, and none from the hub ({reason_of(error)}); {EXPECTED}"
         ) from error
     if not (folder / INDEX).is_file():
-        raise InputError(f"{repo_id!r} on the hub is no t2i pipeline: it holds no {INDEX}; {EXPECTED}")
+        raise InputError(f"{repo_id!r} on the hub is not a t2i pipeline: it holds no {INDEX}; {EXPECTED}")
     return folder
 
 
@@ -49,10 +49,5 @@ def upload(folder: Path, repo_id: str, private: bool) -> str:
         hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a t2i pipeline")
     except Exception as error:  # as in `download`
         fix = "log in with `hf auth login`, check the network, or use save_pretrained and upload the folder later"
-        raise InputError(f"cannot push to {repo_id!r} ({one_line(error)}); {fix}") from error
+        raise InputError(f"cannot push to {repo_id!r} ({reason_of(error)}); {fix}") from error
     return str(url)
-
-
-def one_line(error: Exception) -> str:
-    """Returns type and message of an error in one line, cut to 200 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,13 +1,14 @@
 """Writes the model card of a saved pipeline: description, usage, scores and training config."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from t2i.config.load import leaves
 from t2i.data import View, open_dataset
 from t2i.errors import InputError
-from t2i.families import FAMILIES
+from t2i.families import FAMILIES, parameters_of
 from t2i.images import ImageArray, grid
 from t2i.metrics.score import Score, read_scores
 from t2i.names import counted
@@ -87,7 +88,7 @@ def _card(name: str, stored: Stored, license: str, prompts: Sequence[str], files
         "",
         "| hyper-parameter | value |",
         "|---|---|",
-        *(f"| `{key}` | {_cell(value)} |" for key, value in _leaves(stored.manifest["config"])),
+        *(f"| `{key}` | {_cell(value)} |" for key, value in leaves(stored.manifest["config"])),
     ]
     return _front(name.rpartition("/")[2], stored.family, license, scores) + "\n".join(lines) + "\n"
 
@@ -96,22 +97,21 @@ def _summary(stored: Stored) -> str:
     manifest, data = stored.manifest, stored.manifest["config"]["data"]
     words, size = FAMILIES[stored.family].words, data["resolution"]
     article = "An" if words[0] in "aeiou" and not words.startswith("one") else "A"
-    parameters = sum(tensor.numel() for _, tensors in stored.components.values() for tensor in tensors.values())
     return (
         f"{article} {words} that makes images of {size} x {size} pixels from a caption: "
-        f"{parameters:,} parameters, text encoder `{stored.text.name}`, trained for {counted(manifest['step'], 'step')} on "
-        f"{counted(manifest['images_seen'], 'image')} of `{_public(data['address'])}` with t2i "
-        f"{manifest['versions']['t2i']}.{_start(manifest)}{_privacy(manifest)}"
+        f"{parameters_of(stored.components):,} parameters, text encoder `{stored.text.name}`, trained for "
+        f"{counted(manifest['step'], 'step')} on {counted(manifest['images_seen'], 'image')} of "
+        f"`{_public(data['address'])}` with t2i {manifest['versions']['t2i']}.{_start(manifest)}{_privacy(manifest)}"
     )
 
 
 def _privacy(manifest: Mapping[str, Any]) -> str:
-    """Returns a sentence about what the training may tell of an image, or "" where nothing is guaranteed."""
+    """Returns a sentence about the privacy of the training, or "" if there is no guarantee."""
     spent = manifest.get("privacy")
     if not isinstance(spent, Mapping):
         return ""
     return (
-        f" Training was ({spent['epsilon']:.3g}, {spent['delta']:g})-differentially private for one image more or less "
+        f" Training was ({spent['epsilon']:.3g}, {spent['delta']:g})-differentially private for adding or removing one image "
         f"(DP-SGD, noise multiplier {spent['noise_multiplier']:g}, {counted(spent['steps'], 'step')})."
     )
 
@@ -183,14 +183,6 @@ def _public(address: str) -> str:
     """Returns an address without its parent folders, which are private."""
     kind, colon, rest = address.rpartition(":")
     return f"{kind}{colon}{Path(rest).name}"
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _cell(value: Any) -> str:

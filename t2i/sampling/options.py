@@ -45,9 +45,9 @@ class SampleOptions(Sampling):
     )
     num_images_per_prompt: int = option(1, "Images for each prompt.", metavar="N", short="-n", ge=1)
     seed: int = option(0, "Seed of the noise; an image does not depend on the batch.", ge=0, lt=SEEDS)
-    prompts_file: Path | None = option(None, "A text file with one prompt a line.", metavar="FILE", flag="--prompts")
+    prompts_file: Path | None = option(None, "A text file with one prompt per line.", metavar="FILE", flag="--prompts")
     interactive: bool = option(
-        False, "Read prompts from standard input, one a line; the model stays loaded.", short="-i"
+        False, "Read prompts from standard input, one per line; the model stays loaded.", short="-i"
     )
     batch_size: int = option(64, "Images sampled at once.", ge=1)
     out: Path | None = option(None, "Output folder; default: inside the run.", metavar="DIR")
@@ -77,9 +77,9 @@ class SampleOptions(Sampling):
         parts = {"--init": self.init, "--mask": self.mask, "--keep-rows": self.keep_rows, "--edit": self.edit}
         first = next((name for name, value in parts.items() if value is not None), None)
         if self.interpolate and first:
-            raise InputError(f"{first} does nothing with --interpolate; drop one of the two")
+            raise InputError(f"{first} has no effect with --interpolate; drop one of the two")
         if self.interpolate and self.best_of > 1:
-            raise InputError(f"--best-of {self.best_of} does nothing with --interpolate; drop one of the two")
+            raise InputError(f"--best-of {self.best_of} has no effect with --interpolate; drop one of the two")
         if self.scorer is not None and self.best_of == 1:
             raise InputError(
                 f"--scorer {self.scorer} chooses among candidates, and there is only one; set --best-of to 2 or more"

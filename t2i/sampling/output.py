@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from t2i.sampling.reranking import Chooser
 
 GRID_MOST = 100  # images in grid.png
+SLUG_MOST = 40  # characters of a prompt in a file name
 
 
 class Sampled(NamedTuple):
@@ -36,7 +37,7 @@ class Sampled(NamedTuple):
 
 
 class InitialImage(NamedTuple):
-    """An image of which parts are kept; one of `mask`, `keep_rows` and `edit` says which parts."""
+    """An image, parts of which are kept: those outside `mask`, in the first `keep_rows` rows, or not changed by `edit`."""
 
     init: Path
     mask: Path | None
@@ -192,10 +193,12 @@ def write(pipe: "TextToImagePipeline", run: str, job: Job, folder: Path, tick: C
     return [entry["file"] for entry in entries]
 
 
-def slug(text: str, most: int = 40) -> str:
+def slug(text: str) -> str:
     """Makes a file name from the first words of a prompt: 'a small red circle' -> 'a-small-red-circle'."""
-    words = re.sub(r"\W+", "-", text[: 4 * most].lower()).strip("-_")
-    return words[:most].rpartition("-")[0] or words[:most] if len(words) > most else words or "prompt"
+    words = re.sub(r"\W+", "-", text[: 4 * SLUG_MOST].lower()).strip("-_")
+    if len(words) <= SLUG_MOST:
+        return words or "prompt"
+    return words[:SLUG_MOST].rpartition("-")[0] or words[:SLUG_MOST]
 
 
 def grid_columns(job: Job) -> int | None:
@@ -242,7 +245,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         return decode(path)
     except BrokenImage as error:
-        raise InputError(f"{path} is no image that can be read ({error}); name a PNG or JPEG file") from error
+        raise InputError(f"{path} cannot be read as an image ({error}); name a PNG or JPEG file") from error
 
 
 def prompt_in(path: Path) -> str | None:

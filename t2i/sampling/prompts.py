@@ -1,4 +1,4 @@
-"""Reads and cleans prompts, single ones and files of them. Imports no torch, so that mistakes are reported at once."""
+"""Reads and cleans prompts and files of prompts. Imports no torch, so that mistakes are reported quickly."""
 
 import csv
 import io
@@ -52,8 +52,8 @@ def read_prompts(path: Path) -> list[str]:
     """Reads and cleans the prompts of a file, in order.
 
     Args:
-        path: a file in UTF-8, or in UTF-16 with a byte order mark. `.txt` or no suffix: one prompt a line, blank lines are
-            skipped. `.jsonl`: one object a line (GenEval). `.json`: a list of texts or objects, or an object that holds
+        path: a file in UTF-8, or in UTF-16 with a byte order mark. `.txt` or no suffix: one prompt per line, blank lines are
+            skipped. `.jsonl`: one object per line (GenEval). `.json`: a list of texts or objects, or an object that holds
             such a list. `.tsv`, `.csv`: a header and rows (PartiPrompts, DrawBench, pandas). The key or column is named
             prompt, text or caption, or a plural of these, in any case; the first of several captions in a list is used.
 
@@ -63,7 +63,7 @@ def read_prompts(path: Path) -> list[str]:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
-            f"prompts file {path} is no {', '.join(filter(None, READERS))} file; write a .txt file with one prompt a line"
+            f"prompts file {path} is not a {', '.join(filter(None, READERS))} file; write a .txt file with one prompt per line"
         )
     prompts: list[str] = []
     for number, prompt in reader(_text(path), shown(path)):
@@ -72,7 +72,7 @@ def read_prompts(path: Path) -> list[str]:
         except InputError as error:
             raise InputError(f"{path} line {number}: {error}") from None
     if not prompts:
-        raise InputError(f"prompts file {path} holds no prompt; write one prompt a line")
+        raise InputError(f"prompts file {path} holds no prompt; write one prompt per line")
     return prompts
 
 
@@ -102,7 +102,7 @@ def _from_jsonl(text: str, name: str) -> Numbered:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            raise InputError(f"{name} line {number} is not JSON; write one object a line") from None
+            raise InputError(f"{name} line {number} is not JSON; write one object per line") from None
         yield number, _prompt_of(row, f"{name} line {number}")
 
 
@@ -111,7 +111,7 @@ def _from_json(text: str, name: str) -> Numbered:
         tree = json.loads(text) if text.strip() else []
     except (ValueError, RecursionError) as error:
         place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise InputError(f"{name} is not JSON{place}; write a list of prompts, or one a line as .txt") from None
+        raise InputError(f"{name} is not JSON{place}; write a list of prompts, or one per line as .txt") from None
     while isinstance(tree, dict):
         named = next((value for value in (_field(tree), tree.get("annotations")) if value is not None), None)
         values = list(tree.values())
@@ -184,7 +184,7 @@ def _quoted(text: str, delimiter: str, name: str) -> Iterator[tuple[int, list[st
             before = reader.line_num
     except csv.Error as error:
         raise InputError(
-            f"{name} line {before + 1} is no row of a table ({error}); put quotes around its cells"
+            f"{name} line {before + 1} is not a row of a table ({error}); put quotes around its cells"
         ) from None
 
 

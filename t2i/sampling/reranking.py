@@ -55,7 +55,7 @@ class BestOf:
 
     def __init__(self, scorer: Chooser | Reader, captions: Sequence[str], count: int) -> None:
         if count < 2:
-            raise InputError(f"the best of {count} is no choice; sample 2 or more candidates")
+            raise InputError(f"cannot choose the best of {count}; sample 2 or more candidates")
         scorer = JudgingReader(scorer) if isinstance(scorer, Reader) else scorer
         self.count, self._scorer, self._captions = count, scorer, list(captions)
         self._text_ND: Array | None = None

@@ -21,11 +21,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t2i import __version__
-from t2i.errors import InputError
+from t2i.errors import InputError, first_problem, reason_of
 from t2i.families import Components, Sampler, sampler_class
 from t2i.families.tokenizers import CONFIG, WEIGHTS
 from t2i.files import memory_bytes, read_regular, write_text
-from t2i.sampling.hub import EXPECTED, download, one_line
+from t2i.sampling.hub import EXPECTED, download
 from t2i.text import TextEncoder, load_encoder, writing
 from t2i.trained import RECORD, checked, open_run, refuse_links
 from t2i.weights import INDEX, find, shared_text_encoder, shipped
@@ -114,7 +114,7 @@ def read(place: str | Path, subfolder: str | None = None, hub: Mapping[str, Any]
 
 def _read_run(folder: Path) -> Stored:
     if not (folder / "checkpoints").is_dir() and not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder} is no run directory: it holds neither checkpoints nor {INDEX}; {EXPECTED}")
+        raise InputError(f"{folder} is not a run directory: it holds neither checkpoints nor {INDEX}; {EXPECTED}")
     refuse_links(folder, "text", "tokenizer", DEFAULTS, "samples", RECORD)
     run = open_run(folder)
     components = sampler_class(run.family, run.checkpoint).components_of(run)
@@ -130,10 +130,8 @@ def _read_defaults(path: Path) -> tuple[float | None, float, dict[str, Any]]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; correct or delete it") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise InputError(
-            f"{path} holds no valid defaults for sampling ({where}: {first['msg']}); correct or delete it"
+            f"{path} does not hold valid defaults for sampling ({first_problem(error)}); correct or delete it"
         ) from error
     return defaults.guidance_scale, defaults.truncation, defaults.settings
 
@@ -152,7 +150,7 @@ def _read_text(folder: Path, digest: str | None) -> TextEncoder:
     # each kind of encoder raises other errors for damaged files
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"the text encoder in {folder} is damaged: {one_line(error)}; copy or train it again"
+            f"the text encoder in {folder} is damaged: {reason_of(error)}; copy or train it again"
         ) from error
     if digest is not None and encoder.digest() != digest:
         raise InputError(
@@ -176,7 +174,9 @@ def _read_saved(folder: Path) -> Stored:
         try:
             components[name] = (_object(config), safetensors.torch.load(weights))
         except (ValueError, RecursionError, safetensors.SafetensorError) as error:
-            raise InputError(f"{folder / name} holds no component of t2i: {one_line(error)}; save it again") from error
+            raise InputError(
+                f"{folder / name} does not hold a component of t2i: {reason_of(error)}; save it again"
+            ) from error
     text = _read_text(text_folder(folder), index.text_digest)
     knobs = index.guidance_scale, index.truncation, index.settings
     return Stored(index.family, index.checkpoint, components, text, folder, False, *knobs)
@@ -201,9 +201,7 @@ def _read_index(path: Path) -> _Index:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; {EXPECTED}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InputError(f"{path} is no index of a t2i pipeline ({where}: {first['msg']}); {EXPECTED}") from error
+        raise InputError(f"{path} is not an index of a t2i pipeline ({first_problem(error)}); {EXPECTED}") from error
     checked(index.checkpoint, path)
     return index
 
@@ -258,7 +256,7 @@ def write(folder: Path, stored: Stored, dtype: torch.dtype | None = None) -> Non
 
 
 def _without_hashes(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the manifest; that of a private model without hashes of its training data, by which an image could be tried."""
+    """Returns the manifest, for a private model without hashes of its training data, with which guesses could be checked."""
     return {key: value for key, value in manifest.items() if key != "data"} if "privacy" in manifest else manifest
 
 
@@ -269,12 +267,8 @@ def _published(tree: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             published[key] = _published(value)
         else:
-            local = (
-                (key.endswith("path") or key in ("from", "init_from"))
-                and isinstance(value, str)
-                and Path(value).is_absolute()
-            )
-            published[key] = Path(value).name if local else value
+            is_place = isinstance(value, str) and (key.endswith("path") or key in ("from", "init_from"))
+            published[key] = Path(value).name if is_place and Path(value).is_absolute() else value
     return published
 
 
@@ -299,5 +293,6 @@ def build(stored: Stored) -> Sampler:
         ) from error
     # a valid config can still describe a network that cannot be built
     except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise InputError(f"{stored.home} holds no model that can be built ({why}); copy or save it again") from error
+        raise InputError(
+            f"{stored.home} does not hold a model that can be built ({reason_of(error)}); copy or save it again"
+        ) from error

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from t2i.align.frozen import DESCRIPTION, AnyDualEncoder, FrozenDualEncoder, load_dual_encoder
+from t2i.align.frozen import TOKENIZER as VOCABULARY
 from t2i.config.training import StartConfig
 from t2i.errors import InputError
 from t2i.families import FAMILIES, Source
 from t2i.families.tokenizers import CONFIG, load_tokenizer
+from t2i.files import read_utf8
 from t2i.sampling import saved
 from t2i.text import load_encoder
 from t2i.trained import TrainedRun, open_run
@@ -74,7 +76,8 @@ def _run(address: str, run: TrainedRun, family: str) -> Source:
         dual = load_dual_encoder(run.folder)
         return _dual_encoder(address, run.folder, family, dual, run)
     text = load_encoder(run.folder / "text") if (run.folder / "text").is_dir() else None
-    return Source(run.folder, address, run.manifest, _parts(run, family), text)
+    vocabulary = read_utf8(run.folder / VOCABULARY) if family == "reader" else None
+    return Source(run.folder, address, run.manifest, _parts(run, family), text, vocabulary)
 
 
 def _parts(run: TrainedRun, family: str) -> dict[str, Any]:
@@ -101,8 +104,8 @@ def _tokenizer(address: str, place: Path, family: str, config: dict[str, Any], t
     return Source(place, address, {"config": config}, {"model": tensors})
 
 
-def _refuse_other(address: str, found: str, family: str) -> None:
-    if found != family:
+def _refuse_other(address: str, present: str, family: str) -> None:
+    if present != family:
         raise InputError(
-            f"init_from {address} holds a model of the family {found}, but this run trains {family}; name a model of {family}"
+            f"init_from {address} holds a model of the family {present}, but this run trains {family}; name a model of {family}"
         )

@@ -83,7 +83,7 @@ def paired_difference(
     """Computes the mean of second - first with a paired bootstrap: 10,000 draws of prompts, percentile interval.
 
     Args:
-        first, second: [N] scores on the same captions; rows with NaN in both are left out.
+        first, second: [N] scores on the same captions; rows with NaN in both are not counted.
         groups: [N] the prompt of each row; None: all prompts differ.
 
     Raises:
@@ -128,7 +128,7 @@ def compare(paths: Sequence[Path]) -> list[Line]:
     """Compares all scores of several files with those of the first file.
 
     Raises:
-        InputError: there are fewer than two files, one is no score file, or no two of them share a score.
+        InputError: there are fewer than two files, one is not a score file, or no two of them share a score.
     """
     if len(paths) < 2:
         raise InputError(f"got {len(paths)} score file to compare; name two or more")

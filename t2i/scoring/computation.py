@@ -173,7 +173,7 @@ def diversity_scores(metric: Metric, images_NHWC: NDArray[np.uint8], prompts: Se
 def unseen(specs: Sequence[Spec]) -> dict[str, NDArray[np.bool_]]:
     """Returns flags [N] of captions with a combination that is held out from the embedded training data.
 
-    Kinds of combinations that no caption has are left out.
+    Kinds of combinations that no caption has are not included.
     """
     pairs = [any(pair in HELDOUT_PAIRS for pair in zip(z.shapes, z.colors, strict=True)) for z in specs]
     relations = [any((z.shapes[a], r, z.shapes[b]) in HELDOUT_RELATIONS for a, r, b in z.relations) for z in specs]

@@ -39,7 +39,7 @@ class ScoringOptions(ExtractorOptions):
         metrics: names of scores without N (`fid-shapes`); `faithfulness` for all its aspects, `precision` for that with
             every extractor, `all`; None: the usual metrics that apply.
         seed: seed of noise, shuffles and bootstrap; it does not choose the images.
-        force: scores where the rules forbid it: with an encoder that took part in the training, or too few images.
+        force: scores even if the rules forbid it: with an encoder that took part in the training, or too few images.
     """
 
     data: str | None = option(
@@ -82,16 +82,16 @@ class ScoreOptions(ScoringOptions, Sampling):
     )
     protocol: str | None = option(None, "coco-30k, cub-test, flickr30k-karpathy or shapes-heldout.", metavar="NAME")
     resolution: int | None = option(
-        None, "Pixels a side of the real images; default: those of the generated ones.", metavar="R", ge=16
+        None, "Pixels per side of the real images; default: those of the generated ones.", metavar="R", ge=16
     )
     reranker: str | None = option(
         None,
         "With --best-of: an align run, a reader or clip:DIR that selects, instead of the embedded scorer.",
         metavar="DIR",
     )
-    skip_broken: bool = option(False, "Leave out images that cannot be decoded; the scores say how many.")
+    skip_broken: bool = option(False, "Skip images that cannot be decoded; the scores record their number.")
     save_features: Path | None = option(
-        None, "Keep features in this .safetensors file, and reuse those that it holds.", metavar="FILE"
+        None, "Store features in this .safetensors file, and reuse those that it holds.", metavar="FILE"
     )
 
     @property
@@ -101,7 +101,7 @@ class ScoreOptions(ScoringOptions, Sampling):
     @model_validator(mode="after")
     def _refuse_what_has_no_effect(self) -> Self:
         if self.questions is not None and self.reader is None:
-            raise InputError(f"--questions {self.questions} does nothing without a reader; name one with --reader")
+            raise InputError(f"--questions {self.questions} has no effect without a reader; name one with --reader")
         if self.protocol is not None:
             refuse_ignored({"--against": self.against, "--prompts": self.prompts}, f"with --protocol {self.protocol}")
         if self.against is not None or self.prompts is not None:
@@ -118,11 +118,11 @@ class ReferenceOptions(ExtractorOptions):
     split: str = option("val", "Split of the data.")
     n: int | None = option(None, "Number of images; default as in t2i eval score.", metavar="N", short="-n", ge=2)
     resolution: int | None = option(
-        None, "Pixels a side of a data set's images; without it, images are not resized.", metavar="R", ge=16
+        None, "Pixels per side of a data set's images; without it, images are not resized.", metavar="R", ge=16
     )
     embedded: bool = option(False, "Add statistics of the embedded scorer.")
-    save_features: bool = option(False, "Keep the features too, for KID, precision and the like.")
-    skip_broken: bool = option(False, "Leave out images that cannot be decoded.")
+    save_features: bool = option(False, "Store the features too, for KID, precision and similar metrics.")
+    skip_broken: bool = option(False, "Skip images that cannot be decoded.")
 
 
 class CompareOptions(Options):
@@ -177,7 +177,7 @@ def _values(text: Any, info: ValidationInfo, read: Callable[[str], Number], fix:
             values.append(read(word))
         except ValueError:
             flag = f"--{str(info.field_name).replace('_', '-')}"
-            raise InputError(f"{flag} {text}: {word!r} is no {fix}") from None
+            raise InputError(f"{flag} {text}: {word!r} is not a {fix}") from None
     return tuple(values)
 
 
@@ -186,7 +186,7 @@ WholeNumbers = Annotated[tuple[int | None, ...], BeforeValidator(whole_numbers)]
 
 
 class SweepOptions(Options):
-    """Try settings of sampling; show fidelity against faithfulness as a table, JSON and a chart."""
+    """Score several settings of sampling; show fidelity against faithfulness as a table, JSON and a chart."""
 
     run: str = argument("A run directory or a saved pipeline.", metavar="RUN")
     guidance: Numbers | None = option(None, "Values to try, such as 1,1.5,2,3,5.", metavar="A,B", commas=True)
@@ -195,10 +195,10 @@ class SweepOptions(Options):
     top_k: WholeNumbers | None = option(None, "For a prior: values to try; all: no limit.", metavar="A,B", commas=True)
     top_p: Numbers | None = option(None, "For a prior: values to try.", metavar="A,B", commas=True)
     steps: WholeNumbers | None = option(
-        None, "For a prior with random order: values to try; all: one token a step.", metavar="A,B", commas=True
+        None, "For a prior with random order: values to try; all: one token per step.", metavar="A,B", commas=True
     )
     data: str | None = option(None, "Captioned images; default: the training data of the run.", metavar="ADDRESS")
-    split: str = option("val", "Split of the data; not one for reported scores.")
+    split: str = option("val", "Split of the data, other than heldout and test, which are for reported scores.")
     n: int = option(500, "Images sampled at each setting.", metavar="N", short="-n", ge=2)
     seed: int = option(0, "Seed of the noise, the same at each setting.", ge=0, lt=SEEDS)
     inception: Path | None = option(
@@ -228,13 +228,13 @@ class ClassifyOptions(Options):
 
     run: str = argument("An align run, embedded, or clip:DIR.", metavar="RUN")
     data: str = option("shapes-2", "Captioned images with labels.", metavar="ADDRESS")
-    label: str = option(..., "Which label: shape, colour, class, annotation, label, ...", metavar="NAME")
+    label: str = option(..., "Name of the label: shape, colour, class, annotation, label, ...", metavar="NAME")
     split: Names = option(("val", "heldout"), "Splits to score on.", metavar="A,B", commas=True)
     train_n: int | None = option(5000, "Images of split train to learn from.", metavar="N", ge=2)
     n: int | None = option(1000, "Images of each split to score on.", metavar="N", short="-n", ge=1)
     c: float = option(1.0, "Inverse strength of the penalty on weights, as scikit-learn's C.", gt=0)
     resolution: int | None = option(
-        None, "Pixels a side at which images are read; default: the encoder's.", ge=16, le=1024
+        None, "Pixels per side at which images are read; default: the encoder's.", ge=16, le=1024
     )
     allow_leak: bool = option(False, "Score an align run on its training data; the scores are marked.")
     out: Path | None = option(None, "JSON file of the scores.", metavar="FILE")
@@ -247,8 +247,8 @@ class ClassifyOptions(Options):
 
 
 def refuse_ignored(values: Mapping[str, object], why: str) -> None:
-    """Raises InputError for options that would do nothing; `values` has a value for each flag."""
+    """Raises InputError for options that have no effect; `values` has a value for each flag."""
     for flag, value in values.items():
         if value not in (None, False):
             words = "" if value is True else f" {value}"
-            raise InputError(f"{flag}{words} does nothing {why}; drop one of the two")
+            raise InputError(f"{flag}{words} has no effect {why}; drop one of the two")

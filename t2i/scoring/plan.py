@@ -85,7 +85,7 @@ def plan(
     Args:
         roles: digest -> role of that encoder in training; None: the images are not a run's.
         chooser: digest of the encoder that selected the images among candidates.
-        needed: names in `METRICS` that may not be left out.
+        needed: names in `METRICS` that must be available.
 
     Raises:
         InputError: a metric is unknown or not available, or its encoder took part in the training.

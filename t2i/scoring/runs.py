@@ -8,7 +8,7 @@ bounds: the score of the real images (ceiling) and that of shuffled captions (fl
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -108,7 +108,7 @@ def score_settings(
     Real images are extracted once. Every setting samples one image before any is scored.
 
     Args:
-        needed: names in `METRICS` that may not be left out.
+        needed: names in `METRICS` that must be available.
     """
     options = variants[0]
     pipe = TextToImagePipeline.from_pretrained(options.target, device())
@@ -123,18 +123,11 @@ def score_settings(
     metrics = _plan_trial(trials[0], real, needed)
     leak = _refuse_leaks(pipe, options, own, captioned, real)
     metrics = [replace(metric, protocol=replace(metric.protocol, leak=leak)) for metric in metrics]
-    text = caption_features(metrics, captioned.captions)
-
-    real_evidence = extract_real(metrics, real, captioned, how)
-    if how.ranks.is_main and real is captioned:
-        real_evidence.reconstructed = _reconstructed(metrics, pipe, captioned)
-    train = Evidence()
-    if any("train" in metric.needs for metric in metrics):
-        train = extract_train(metrics, training_images(own), how)
+    known = _known(metrics, pipe, captioned, real, how)
 
     for trial in trials:
         trial_metrics = [replace(metric, protocol=trial.marked(metric.protocol)) for metric in metrics]
-        fake, scores = _score_trial(trial, trial_metrics, text, (real_evidence, train), how, show is not None)
+        fake, scores = _score_trial(trial, trial_metrics, known, how, show is not None)
         if how.ranks.is_main and show is not None:
             show(fake.first, (captioned.captions or [])[:SHOWN])
         if how.ranks.is_main and keep is not None:
@@ -153,21 +146,34 @@ def _plan_trial(trial: Trial, real: Real, needed: Sequence[str]) -> list[Metric]
     return plan(base, fake, real, options, roles, chooser, needed)
 
 
+class _Known(NamedTuple):
+    """Evidence that is the same for all settings."""
+
+    text: dict[str, Features]
+    real: Evidence
+    train: Evidence
+
+
+def _known(metrics: Sequence[Metric], pipe: TextToImagePipeline, captioned: Images, real: Real, how: Pass) -> _Known:
+    """Extracts the captions, the real images, and the training images if a metric needs them."""
+    text = caption_features(metrics, captioned.captions)
+    real_evidence, train = extract_real(metrics, real, captioned, how), Evidence()
+    if how.ranks.is_main and real is captioned:
+        real_evidence.reconstructed = _reconstructed(metrics, pipe, captioned)
+    if any("train" in metric.needs for metric in metrics):
+        train = extract_train(metrics, training_images(pipe.manifest["config"]["data"]), how)
+    return _Known(text, real_evidence, train)
+
+
 def _score_trial(
-    trial: Trial,
-    metrics: Sequence[Metric],
-    text: dict[str, Features],
-    real_and_train: tuple[Evidence, Evidence],
-    how: Pass,
-    show: bool,
+    trial: Trial, metrics: Sequence[Metric], known: _Known, how: Pass, show: bool
 ) -> tuple[Evidence, list[Score]]:
     """Extracts the images of one setting, and computes their scores on the main process."""
     plain = [metric for metric in metrics if metric.name != "diversity"]
-    fake = replace(extract_fake(plain, trial.images(), how, show), text=text)
+    fake = replace(extract_fake(plain, trial.images(), how, show), text=known.text)
     if not how.ranks.is_main:
         return fake, []
-    real, train = real_and_train
-    scores = compute(plain, fake, real, trial.options, train)
+    scores = compute(plain, fake, known.real, trial.options, known.train)
     return fake, scores + _diversity([metric for metric in metrics if metric.name == "diversity"], trial)
 
 

@@ -48,7 +48,7 @@ def choose_metrics(
     Args:
         base: the protocol of all metrics, without metric and extractor.
         chooser: digest of the encoder that selected the images among candidates.
-        needed: names in `METRICS` that may not be left out.
+        needed: names in `METRICS` that must be available.
 
     Raises:
         InputError: a metric is unknown, or its exact title is in the options but it is not available.
@@ -58,17 +58,17 @@ def choose_metrics(
     usable = {title: _marked(metric, chooser) for title, metric in every.items() if title not in absent}
     usual = [title for title, metric in usable.items() if _is_usual(metric)]
     if options.metrics is None:
-        left_out = [title for title in absent if _is_usual(every[title])]
-        if required := next((title for title in left_out if every[title].name in needed), None):
+        skipped = [title for title in absent if _is_usual(every[title])]
+        if required := next((title for title in skipped if every[title].name in needed), None):
             raise InputError(absent[required])
         if not usual:
-            reasons = dict.fromkeys(absent[title] for title in left_out)
+            reasons = dict.fromkeys(absent[title] for title in skipped)
             raise InputError(f"no metric can be scored: {'; '.join(reasons) or 'none applies'}")
         selected = usual
     else:
-        selected, left_out = _named_metrics(options, every, usable, absent)
-    for title in left_out:
-        warnings.warn(f"{title} is left out: {absent[title]}", stacklevel=3)
+        selected, skipped = _named_metrics(options, every, usable, absent)
+    for title in skipped:
+        warnings.warn(f"skipped {title}: {absent[title]}", stacklevel=3)
     return [usable[title] for title in selected]
 
 
@@ -79,7 +79,7 @@ def _named_metrics(
     if not options.metrics:
         usual = [title for title, metric in usable.items() if _is_usual(metric)]
         raise InputError(f"no metric is named; choose from: {', '.join(usual)}, ...")
-    selected, left_out = list[str](), list[str]()
+    selected, skipped = list[str](), list[str]()
     for word in options.metrics:
         matches = [title for title, metric in every.items() if _matches(word, title, metric)]
         available = [title for title in matches if title in usable]
@@ -87,8 +87,8 @@ def _named_metrics(
         if not available or word in lacking:
             raise InputError(_refusal(word, usable, absent, lacking, options))
         selected += available
-        left_out += lacking
-    return list(dict.fromkeys(selected)), list(dict.fromkeys(left_out))
+        skipped += lacking
+    return list(dict.fromkeys(selected)), list(dict.fromkeys(skipped))
 
 
 def _is_usual(metric: Metric) -> bool:

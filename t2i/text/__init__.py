@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from t2i.config.section import Section
 from t2i.config.towers import TextConfig
-from t2i.errors import InputError
+from t2i.errors import InputError, first_problem
 from t2i.names import resolve
 
 if TYPE_CHECKING:
@@ -125,9 +125,7 @@ def read_saved(directory: Path, schema: type[AnySaved]) -> AnySaved:
     except OSError as error:
         raise InputError(f"no text encoder at {directory}: cannot read {SAVED} there ({error.strerror})") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][:2]) or "the file"
-        raise InputError(f"{path} is not a saved text encoder: {where}: {first['msg']}; save the run again") from error
+        raise InputError(f"{path} is not a saved text encoder ({first_problem(error)}); save the run again") from error
 
 
 @contextmanager

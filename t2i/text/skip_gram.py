@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from t2i import seeding
+from t2i.hardware import one_thread_each
 
 WINDOW = 5  # words on each side; near ones are drawn more often, as with word2vec's random window size
 NEGATIVES = 5  # total weight of the noise words relative to one true pair
@@ -38,9 +39,7 @@ def word_vectors(captions: list[NDArray[np.int64]], counts_V: NDArray[np.int64],
     context_VD = torch.zeros_like(centre_VD)
     squares = torch.zeros_like(centre_VD), torch.zeros_like(centre_VD)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the number of threads would change how sums are rounded
-    try:
+    with one_thread_each():  # the number of threads would change how sums are rounded
         for _ in range(math.ceil(min(MOST_PAIRS, passes * len(words_N) * (WINDOW + 1)) / PAIRS)):
             at = rng.integers(len(words_N), size=PAIRS)
             near = at + rng.choice(offsets, size=PAIRS, p=chances)
@@ -57,8 +56,6 @@ def word_vectors(captions: list[NDArray[np.int64]], counts_V: NDArray[np.int64],
             _adagrad(
                 context_VD, squares[1], torch.cat([context_B, noise_K]), torch.cat([hit_B1 * x_BD, miss_BK.T @ x_BD])
             )
-    finally:
-        torch.set_num_threads(threads)
     return centre_VD.numpy()
 
 

@@ -123,8 +123,8 @@ def _refuse_unconnected(family: str) -> None:
     sizes = _accelerate_option("num_processes")
     if any(size.isdecimal() and int(size) > 1 for size in sizes):
         raise InputError(
-            f"`accelerate launch` was asked for {sizes[-1]} processes but started one (on CPUs it needs --multi_gpu to start "
-            f"more); start with: torchrun --nproc_per_node {sizes[-1]} -m t2i.cli train {family} ..."
+            f"`accelerate launch --num_processes {sizes[-1]}` started one process (on CPUs it needs --multi_gpu to start more); "
+            f"start with: torchrun --nproc_per_node {sizes[-1]} -m t2i.cli train {family} ..."
         )
 
 

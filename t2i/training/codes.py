@@ -10,27 +10,22 @@ The folder may be deleted at any time.
 
 import hashlib
 import json
-import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from t2i.cache import cache_dir, checksum, write_shard
+from t2i.cache import cache_dir, read_shard, write_shard
 from t2i.data import Dataset
 from t2i.data.loader import Broken, RowReader
 from t2i.distributed import Ranks
 from t2i.errors import InputError
 from t2i.families import ImageTokenizer
 from t2i.families.tokenizers import load_tokenizer, save_tokenizer
-from t2i.files import open_regular
 from t2i.images import ImageArray
 from t2i.names import counted
 from t2i.training.conditioning import own_copy
@@ -43,7 +38,7 @@ ENCODE_IMAGES = 256  # images in memory at a time
 
 
 class Form(NamedTuple):
-    """How an image is encoded and stored."""
+    """The encoding of an image and its form in the cache."""
 
     name: str
     shape: tuple[int, int]  # of one view of one image
@@ -116,27 +111,14 @@ def encode_codes(
     ranks = ranks or Ranks(1, True)
     missing = ranks.broadcast(ranks.each(lambda: [n for n in range(len(cache)) if cache.open(n) is None]))
     share = ranks.share(len(missing))
-    mine, broken = missing[share.start : share.stop], []
-    total = sum(cache.count(n) for n in mine)
-
-    def report(before: int, count: int) -> None:
-        if on_progress is not None:
-            on_progress(before + count, total)
-
-    def encode_mine() -> None:
-        reader, done = RowReader(dataset), 0
-        for n in mine:
-            broken.extend(cache.encode(n, reader, partial(report, done)))
-            done += cache.count(n)
-
-    ranks.each(encode_mine)
+    broken = ranks.each(lambda: cache.fill(missing[share.start : share.stop], dataset, on_progress))
     shards = [shard for shard in map(cache.open, range(len(cache))) if shard is not None]
     if len(shards) < len(cache):
         raise InputError(
             f"codes cannot be read back from the cache {folder}; check that disk, and on several machines let T2I_CACHE name a "
             "folder that all of them share"
         )
-    misses = sum(cache.count(n) for n in missing)
+    misses = sum(map(cache.count, missing))
     rows = torch.cat([torch.zeros(0, dtype=torch.int64), *(shard["rows"] for shard in shards)])
     return CachedCodes(len(dataset) - misses, misses, broken, [shard[form.name] for shard in shards], rows)
 
@@ -159,53 +141,57 @@ class _Cache(NamedTuple):
     def path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.safetensors"
 
-    def encode(self, number: int, reader: RowReader, on_progress: Callable[[int], None]) -> list[Broken]:
-        """Encodes and writes a shard; returns the images that could not be decoded.
+    def fill(
+        self, numbers: Sequence[int], dataset: Dataset, on_progress: Callable[[int, int], None] | None
+    ) -> list[Broken]:
+        """Encodes and writes shards; returns the images that could not be decoded.
 
         Raises:
-            InputError: the shard cannot be written, the data has vanished, or too many images cannot be decoded.
+            InputError: a shard cannot be written, the data has vanished, or too many images cannot be decoded.
         """
-        parts, shown, broken = [], [], []
-        for start in range(0, self.count(number), ENCODE_IMAGES):
-            rows = number * SHARD_IMAGES + np.arange(
-                start, min(start + ENCODE_IMAGES, self.count(number)), dtype=np.int64
-            )
-            images, rows, failures = reader.read(rows)
-            broken += failures
-            if images is None and failures[-1].get("vanished"):
-                raise InputError(f"the data has vanished ({failures[-1]['reason']}); bring it back")
-            if images is None:
-                names = ", ".join(f"{entry['id']} ({entry['reason']})" for entry in broken[:3])
-                raise InputError(f"over 1 % of the images cannot be decoded: {names}; `t2i data check` lists all")
-            views = [self.form.encode(images)]
-            if self.mirrored:
-                views.append(self.form.encode(np.ascontiguousarray(images[:, :, ::-1])))
-            parts.append(torch.stack(views, dim=1).to(self.form.dtype))
-            shown.append(torch.from_numpy(rows))
-            on_progress(start + len(rows))
-        write_shard(self.path(number), {self.form.name: torch.cat(parts), "rows": torch.cat(shown)})
+        reader, done, total = RowReader(dataset), 0, sum(map(self.count, numbers))
+        broken: list[Broken] = []
+        for number in numbers:
+            parts, shown = [], []
+            first, end = number * SHARD_IMAGES, number * SHARD_IMAGES + self.count(number)
+            for start in range(first, end, ENCODE_IMAGES):
+                images, rows, failures = reader.read(np.arange(start, min(start + ENCODE_IMAGES, end), dtype=np.int64))
+                broken += failures
+                if images is None:
+                    _refuse(failures, broken)
+                parts.append(self._encode(images))
+                shown.append(torch.from_numpy(rows))
+                if on_progress is not None:
+                    on_progress(done := done + len(rows), total)
+            write_shard(self.path(number), {self.form.name: torch.cat(parts), "rows": torch.cat(shown)})
         return broken
+
+    def _encode(self, images: ImageArray) -> Tensor:
+        views = [self.form.encode(images)]
+        if self.mirrored:
+            views.append(self.form.encode(np.ascontiguousarray(images[:, :, ::-1])))
+        return torch.stack(views, dim=1).to(self.form.dtype)
 
     def open(self, number: int) -> dict[str, Tensor] | None:
         """Returns the tensors of a shard, memory-mapped; None if it is missing, or damaged and therefore deleted."""
-        path, shape = self.path(number), (self.count(number), 1 + self.mirrored, *self.form.shape)
-        if not path.exists():
-            return None
-        try:
-            open_regular(path).close()
-            with safe_open(path, framework="pt") as file:
-                tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}
-                expected = (file.metadata() or {}).get("crc32")
+        shape = (self.count(number), 1 + self.mirrored, *self.form.shape)
+
+        def check(tensors: dict[str, Tensor]) -> bool:
             if tensors.keys() != {self.form.name, "rows"} or tuple(tensors[self.form.name].shape) != shape:
                 raise ValueError("its tensors are not those of this data")
-            if expected != checksum(tensors):
-                raise ValueError("its checksum is wrong")
-            return tensors
-        except (OSError, SafetensorError, ValueError) as error:
-            warnings.warn(f"code cache: {path} is damaged ({error}); its images are encoded again", stacklevel=4)
-            with suppress(OSError):
-                path.unlink()
-            return None
+            return True
+
+        path = self.path(number)
+        shard = read_shard(path, "code", check) if path.exists() else None
+        return None if shard is None else shard[0]
+
+
+def _refuse(failures: Sequence[Broken], broken: Sequence[Broken]) -> NoReturn:
+    """Raises the InputError for images that cannot be read; `failures` are the last of `broken`."""
+    if failures[-1].get("vanished"):
+        raise InputError(f"the data has vanished ({failures[-1]['reason']}); bring it back")
+    names = ", ".join(f"{entry['id']} ({entry['reason']})" for entry in broken[:3])
+    raise InputError(f"over 1 % of the images cannot be decoded: {names}; `t2i data check` lists all")
 
 
 def prepare_tokenizer(path: str, resolution: int, run: Run) -> ImageTokenizer:

@@ -130,8 +130,8 @@ def prepare_images(config: GivenImageConfig, run: Run) -> ImageEncoder:
 def pooled_pairs(text: TextEncoder, image: ImageEncoder, train: Dataset, run: Run, seed: int) -> Pairing:
     """Returns the pooled features of all images and of one caption of each, on every rank."""
     rows = np.arange(len(train))
-    said = [train.captions[row][k] for row, k in choose_captions(train, rows, rows, seed)]
-    number = {caption: k for k, caption in enumerate(dict.fromkeys(said))}
+    captions = [train.captions[row][k] for row, k in choose_captions(train, rows, rows, seed)]
+    number = {caption: k for k, caption in enumerate(dict.fromkeys(captions))}
     progress = report_progress(run.say, "encoding images")
 
     def images() -> Tensor:
@@ -142,8 +142,8 @@ def pooled_pairs(text: TextEncoder, image: ImageEncoder, train: Dataset, run: Ru
         return torch.cat(parts)
 
     image_NQ = run.on_main(images).double().numpy()
-    text_NP = encode_cached(text, said, tokens=False, ranks=run.ranks).pooled_BP.double().numpy()
-    return Pairing(text_NP, image_NQ, np.array([number[caption] for caption in said]))
+    text_NP = encode_cached(text, captions, tokens=False, ranks=run.ranks).pooled_BP.double().numpy()
+    return Pairing(text_NP, image_NQ, np.array([number[caption] for caption in captions]))
 
 
 def prepare_captions(encoder: TextEncoder, train: Dataset, run: Run, tokens: bool) -> Captions:

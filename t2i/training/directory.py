@@ -166,8 +166,8 @@ class DirectoryLock:
     def moved_to(self) -> Path | None:
         """Returns the new path of a renamed directory; None if it was deleted or the system does not tell."""
         try:
-            found = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))
-            return found.parent if os.path.samestat(os.stat(found), os.fstat(self._descriptor)) else None
+            target = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))
+            return target.parent if os.path.samestat(os.stat(target), os.fstat(self._descriptor)) else None
         except OSError:
             return None
 

@@ -36,7 +36,8 @@ class Reads(NamedTuple):
 
     text: TextEncoder | None = None
     tokenizer_digest: str | None = None
-    vocabulary: str | None = None  # of a dual encoder, as JSON
+    vocabulary: str | None = None  # tokenizer of a dual encoder or a reader, as JSON
+    answers: Sequence[str] = ()  # of a reader
 
 
 class Taken(NamedTuple):
@@ -83,12 +84,21 @@ def initialise(
             warnings.warn(f"freeze: only {how} of {path} were loaded; the others keep random values", stacklevel=2)
 
 
+def refuse_unseen(source: Source | None, split: str) -> None:
+    """Raises InputError if a run on `train` would start from weights trained on the held-out combinations of shapes."""
+    if source is not None and source.manifest["config"].get("split") == "all" and split == "train":
+        raise InputError(
+            f"init_from {source.address} was trained on split=all, which includes the held-out combinations; set split=all, "
+            "or start from a model trained on split=train"
+        )
+
+
 def fit_part(module: nn.Module, tensors: Mapping[str, Tensor], rows: "_Matching") -> Taken:
     """Decides for each tensor of a network whether it is loaded from `tensors`, and how it is changed to fit.
 
     The network's `roles` map patterns of names to: `tokens`, `pooled` (columns are channels of the text encoder), `codes`
-    (depends on the tokenizer), `words` (rows are words of the vocabulary), `order` (rows are positions in a text), `line` or
-    `square` (rows are positions in an image).
+    (depends on the tokenizer), `words` (rows are words of the vocabulary), `answers` (rows are a reader's answers), `order` (rows
+    are positions in a text), `line` or `square` (rows are positions in an image).
     """
     own, roles = module.state_dict(), getattr(module, "roles", {})
     fit = Taken({}, {}, {}, [name for name in tensors if name not in own])
@@ -122,6 +132,8 @@ def _fitted(own: Tensor, source: Tensor, role: str, rows: "_Matching") -> tuple[
         return _reordered(own, source, order, 1, "words") if order is not None else _same(own, source)
     if role == "words" and rows.vocabulary is not None:
         return _reordered(own, source, rows.vocabulary, 0, "tokens")
+    if role == "answers":
+        return _reordered(own, source, rows.answers, 0, "answers")
     if role == "codes" and not rows.same_codes:
         raise ValueError("another tokenizer")
     if own.shape == source.shape or own.shape[1:] != source.shape[1:]:
@@ -169,6 +181,7 @@ class _Matching:
 
     def __init__(self, source: Source, reads: Reads) -> None:
         self.same_codes = source.manifest.get("tokenizer_digest") == reads.tokenizer_digest
+        self.answers = shared(reads.answers, source.manifest.get("reader", {}).get("answers", ()))
         self.vocabulary = None
         if source.vocabulary is not None and reads.vocabulary is not None:
             self.vocabulary = shared(_strings(reads.vocabulary), _strings(source.vocabulary))

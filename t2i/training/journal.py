@@ -88,17 +88,17 @@ class Journal:
                 os.truncate(self.path, offset)
                 return
 
-    def write(self, step: int, scalars: Scalars, kept: bool = True) -> None:
+    def write(self, step: int, scalars: Scalars, store: bool = True) -> None:
         """Adds one record. Values that are not finite are written as null, since JSON has no NaN.
 
         Args:
-            kept: False: show the scalars on the console, but do not write them.
+            store: False: show the scalars on the console, but do not write them.
 
         Raises:
             InputError: the file cannot be written, e.g. because the disk is full.
         """
         plain = {key: float(value) for key, value in scalars.items()}
-        if kept:
+        if store:
             self._append(step, plain)
         self._latest |= plain
         self._latest_step, self._fresh = step, True

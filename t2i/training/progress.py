@@ -18,6 +18,7 @@ from t2i.training.state.identity import describe_counts
 if TYPE_CHECKING:
     from t2i.training.run import Run
 
+PROGRESS_SECONDS = 10.0  # time between two lines about a long preparation
 CAPTION = 80  # characters of the example prompt of a finished run
 
 
@@ -54,7 +55,7 @@ class Progress:
         elif show:
             means = self._means.take(self._ranks, self._device, keep=True)
             if self._journal is not None:
-                self._journal.write(step, means, kept=False)
+                self._journal.write(step, means, store=False)
         if self._journal is not None:
             self._journal.show(step)
 
@@ -76,16 +77,16 @@ def announce_start(run: "Run") -> None:
     """Prints the device, the data, the number of parameters, the run directory and the length of a run."""
     config: Any = run.config
     if run.step >= run.total_steps:
-        more = "" if run.is_whole else "; set a higher max_train_steps to continue"
+        more = "" if getattr(config, "is_solved", False) else "; set a higher max_train_steps to continue"
         run.say(f"run {run.directory} is finished: {counted(run.step, 'step')} done{more}")
         return
     processes = f", {run.num_processes} processes" if run.num_processes > 1 else ""
     precision = {"no": "fp32"}.get(run.accelerator.mixed_precision, run.accelerator.mixed_precision)
     run.say(f"device: {why_device(run.device, config.device)}{processes}, {precision}")
-    if "data" in run.identity.kept:
+    if "data" in run.identity.digests:
         data = getattr(config, "data", None)
         what = f"{data.address}, {data.resolution} px, " if data is not None else ""
-        counts = describe_counts(run.identity.kept["data"])
+        counts = describe_counts(run.identity.digests["data"])
         run.say(f"data: {what}{counts}; {counted(run.images_per_step, 'image')} per step")
     if sizes := run.parts.sizes():
         run.say(f"parameters: {sizes}")
@@ -106,13 +107,13 @@ def announce_end(run: "Run") -> None:
         run.say(f"done; next: t2i train prior --set tokenizer.path={place}")
 
 
-def report_progress(say: Callable[[str], None], what: str, seconds: float = 10.0) -> Callable[[int, int], None]:
+def report_progress(say: Callable[[str], None], what: str) -> Callable[[int, int], None]:
     """Returns a callback (done, total) that prints the progress of a long preparation every few seconds."""
     last = time.monotonic()
 
     def progress(done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last > seconds:
+        if time.monotonic() - last > PROGRESS_SECONDS:
             last = time.monotonic()
             say(f"{what}: {done:,} of {total:,}")
 

@@ -37,6 +37,7 @@ class Run(Session):
     Attributes:
         step, images_seen: optimizer steps done, and images that all processes saw in these steps.
         total_steps: length of the run; with `max_train_minutes` it is lowered once, to the number of steps that fit.
+        images_per_step: images in one optimizer step, over all processes; set it before `resume` if a step sees all images.
         guard: counts steps that were not finite.
 
     Raises:
@@ -47,13 +48,14 @@ class Run(Session):
         super().__init__(directory, config, family)
         self.step = self.images_seen = self._first_step = 0
         self.total_steps = config.max_train_steps
+        self.images_per_step: int = config.train_batch_size * config.gradient_accumulation_steps * self.num_processes
         self.guard = NonFiniteGuard(self.rollback)
         self._progress = Progress(self.journal, self.ranks, self.device)
         self._ending = Ending(config, self.ranks, self._end_now)
         self._started, self._seconds_before = time.monotonic(), 0.0
         self._ending.start_budget(self._seconds_before)
         self._over = self._closed = False
-        self._images_per_step: int | None = None  # None: as the config says
+
         self._rate, self._sample_ids = 0.0, []  # learning rate and samples of the first micro-batch of this step
         torch.manual_seed(derive(config.seed, "init"))  # networks, made next, must be equal on every rank
 
@@ -73,14 +75,14 @@ class Run(Session):
             died = self._ending.died() if issubclass(kind, RuntimeError) else None
             self._end()  # nothing is saved, as the state may be that of half a step
         if died is not None:
-            self._report_crash(f"{died} has died")
+            report_crash(self.directory, f"{died} has died", self.step, self._checkpoints.saved_step)
             raise SystemExit(RESUME_ME)
 
     def close(self) -> None:
         """Saves the last step if needed and releases the directory; raises SystemExit(85) if a signal stopped the run."""
-        vanished = ""
         if self._closed:
             return
+        vanished = ""
         try:
             self._agree()
             if self.step != self._checkpoints.saved_step:
@@ -105,11 +107,8 @@ class Run(Session):
 
     def _end_now(self, why: str) -> None:
         """Ends this process from the watchdog's thread while the main thread waits for a process that does not answer."""
-        self._report_crash(why)
-        os._exit(RESUME_ME)
-
-    def _report_crash(self, why: str) -> None:
         report_crash(self.directory, why, self.step, self._checkpoints.saved_step)
+        os._exit(RESUME_ME)
 
     # ---- decisions of all processes ---------------------------------------------------------------------------------
 
@@ -139,22 +138,6 @@ class Run(Session):
     def position(self) -> Position:
         """Where a loader continues at this step."""
         return Position(self.images_seen, self.process_index, self.num_processes)
-
-    def see_all(self, images: int) -> None:
-        """Makes a step one look at so many images, as where a model is solved for. Call it before `resume`."""
-        self._images_per_step = images
-
-    @property
-    def is_whole(self) -> bool:
-        """True where a step sees all images."""
-        return self._images_per_step is not None
-
-    @property
-    def images_per_step(self) -> int:
-        """Number of images in one optimizer step, over all processes."""
-        if self._images_per_step is not None:
-            return self._images_per_step
-        return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.num_processes
 
     def steps(
         self, loader: Iterator[B], *optimizers: Optimizer, schedule: Schedule | None = None
@@ -310,8 +293,7 @@ class Run(Session):
         self.record({"rolled_back_to": step})
         if self.is_main:
             warnings.warn(
-                f"step {self.step}: losses or gradients are no longer finite; continuing with the weights of step {step}; if "
-                "that does not help, the run will stop",
+                f"step {self.step}: losses or gradients are no longer finite; continuing once with the weights of step {step}",
                 stacklevel=3,
             )
         return True

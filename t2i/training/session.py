@@ -131,8 +131,8 @@ class Session:
         self.parts.add(name, part)
 
     def prepare(self, module: M, compile: bool = False) -> M:
-        """Wraps a module on its device for the processes and the precision of the run; compiles it when asked."""
-        if is_sharded(module):  # which exchanges its gradients itself
+        """Wraps a module on its device for the processes and the precision of the run; compiles it if `compile` is True."""
+        if is_sharded(module):  # a sharded module exchanges gradients itself
             prepared: Any = self.accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
         else:
             prepared = self.accelerator.prepare(module)
@@ -157,9 +157,9 @@ class Session:
         return self.accelerator.autocast()
 
     def accumulate(self, module: nn.Module, micros: Sequence[T]) -> Iterator[T]:
-        """Yields micro-batches to run backward on; processes exchange gradients of `module` at the last one alone.
+        """Yields micro-batches to run backward on; processes exchange gradients of `module` only at the last one.
 
-        Those of a sharded module meet at each, as whole ones have no room.
+        Gradients of a sharded module are exchanged at each one, as full gradients would not fit into memory.
         """
         for i, micro in enumerate(micros):
             with nullcontext() if i == len(micros) - 1 else self.accelerator.no_sync(module):
@@ -176,12 +176,12 @@ class Session:
             "config_hash": config_digest(self.config),
             "config": self.config.model_dump(mode="json"),
             "versions": {"t2i": t2i.__version__, "torch": torch.__version__},
-            **self.identity.kept,
+            **self.identity.digests,
             **self.extra,
         }
 
     def arithmetic(self) -> dict[str, Any]:
-        """Returns the settings that change nothing but how sums are rounded."""
+        """Returns the settings that only change how sums are rounded."""
         threads = {"threads": torch.get_num_threads()} if self.device.type == "cpu" else {}
         precision = {"device": self.device.type, "mixed_precision": self.accelerator.mixed_precision}
         sharding = {"sharding": kind} if (kind := getattr(self.config, "sharding", "none")) != "none" else {}

@@ -1,9 +1,9 @@
 """Caches text features on disk, so that each encoder encodes a caption once and no outdated feature is ever read.
 
 Layout: ROOT/text/KEY/NAME.safetensors. KEY hashes everything that the features depend on (the encoder's digest, its token
-limit, the stored dtype, whether token states are kept); NAME hashes KEY and the captions of the shard. A shard with N captions
-and M real tokens in total holds: `captions` [N, 16], their hashes; `pooled` [N, P]; `mask` [N, T]; `tokens` [M, D], without
-rows of padding. Its header has the number of captions that were cut off.
+limit, whether token states are stored); NAME hashes KEY and the captions of the shard. A shard with N captions and M real
+tokens in total holds: `captions` [N, 16], their hashes; `pooled` [N, P]; `mask` [N, T]; `tokens` [M, D], without rows of
+padding. Its header has the number of captions that were cut off.
 Shards are written atomically and read memory-mapped; one that does not match its name, its shapes or its checksum is deleted
 and its captions are encoded again. The whole folder may be deleted at any time.
 """
@@ -12,20 +12,18 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from t2i.cache import cache_dir, checksum, write_shard
+from t2i.cache import cache_dir, read_shard, write_shard
 from t2i.distributed import Ranks
 from t2i.errors import InputError, TruncationWarning, warn_truncated
-from t2i.files import open_regular
 from t2i.names import counted
 from t2i.text import TextEncoder, TextFeatures
 
@@ -98,73 +96,73 @@ def encode_cached(
     root: Path | None = None,
     *,
     tokens: bool = True,
-    dtype: torch.dtype = torch.float32,
     ranks: Ranks | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CachedText:
     """Returns the features of `captions`: cached ones are read from disk, the others are encoded and stored.
 
     Args:
-        encoder: any frozen text encoder.
         captions: cleaned; equal captions are encoded once.
         root: the folder of caches; None: `t2i.cache.cache_dir()`.
-        tokens: also store token states, which take most of the space; a generator that reads only the pooled vector does not
-            need them.
-        dtype: how features are stored, float32 or float16 (half the space; rows are returned as float32 in either case).
+        tokens: also store token states, which take most of the space.
+
         ranks: the processes that call this together, each of which encodes its share; None: this process alone.
         on_progress: called with (captions encoded, captions to encode) of this process.
 
     Raises:
         InputError: on every rank, if the cache cannot be written or the encoder returns features that are not finite.
     """
-    ranks = ranks or Ranks(1, True)
-    key = _key(encoder, dtype, tokens)
-    form = _Form(key, dtype, encoder.pooled_dim, encoder.max_tokens * tokens, encoder.token_dim)
-    folder = (root or cache_dir()) / "text" / form.key[:32]
+    ranks, form = ranks or Ranks(1, True), _Form.of(encoder, tokens)
     hashes = [_hash(caption) for caption in captions]
-    shelf = _Shelf(folder, form, dict(zip(hashes, captions, strict=True)))
-    shelf.open_new()
+    shelf = _Shelf((root or cache_dir()) / "text" / form.key[:32], form, dict(zip(hashes, captions, strict=True)))
     missing = ranks.broadcast(shelf.missing())
     share = ranks.share(len(missing))
     ranks.each(lambda: shelf.encode(encoder, missing[share.start : share.stop], on_progress))
     ranks.each(shelf.open_new)
     # a process on another machine may use another cache folder
     ranks.each(lambda: shelf.encode(encoder, shelf.missing(), on_progress))
-    if lost := shelf.missing():
+    if lost := len(shelf.missing()):
         raise InputError(
-            f"{counted(len(lost), 'caption')} cannot be read back from the cache {folder}; check that disk"
+            f"{counted(lost, 'caption')} cannot be read back from the cache {shelf.folder}; check that disk"
         )
-    places = torch.tensor([shelf.place[one] for one in hashes], dtype=torch.int64).reshape(-1, 2)
     warn_truncated(shelf.truncated(), encoder.name, encoder.max_tokens)
-    hits = len(shelf.caption_of) - len(missing)
-    return CachedText(hits, len(missing), form.token_dim, form.pooled_dim, form.max_tokens, shelf.shards, places)
+    places = torch.tensor([shelf.place[caption] for caption in hashes], dtype=torch.int64).reshape(-1, 2)
+    sizes = form.token_dim, form.pooled_dim, form.max_tokens
+    return CachedText(len(shelf.caption_of) - len(missing), len(missing), *sizes, shelf.shards, places)
 
 
 class _Form(NamedTuple):
     """The layout that all shards of one folder share."""
 
     key: str
-    dtype: torch.dtype
     pooled_dim: int
     max_tokens: int
     token_dim: int
+
+    @classmethod
+    def of(cls, encoder: TextEncoder, tokens: bool) -> "_Form":
+        """Returns the form of an encoder's features; `tokens` says if token states are stored."""
+        parts = [FORMAT, encoder.name, encoder.digest(), encoder.max_tokens, str(torch.float32), tokens]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return cls(key, encoder.pooled_dim, encoder.max_tokens * tokens, encoder.token_dim)
 
 
 class _Shelf:
     """Finds the captions of a list in the shards of one folder, and adds shards for those that are missing."""
 
     def __init__(self, folder: Path, form: _Form, caption_of: dict[bytes, str]) -> None:
-        self._folder, self._form, self.caption_of = folder, form, caption_of
+        self.folder, self._form, self.caption_of = folder, form, caption_of
         self.shards: list[_Shard] = []
         self.place: dict[bytes, tuple[int, int]] = {}  # shard and row of each caption that was found
         self._seen: set[Path] = set()
+        self.open_new()
 
     def missing(self) -> list[bytes]:
-        return [one for one in self.caption_of if one not in self.place]
+        return [caption for caption in self.caption_of if caption not in self.place]
 
     def open_new(self) -> None:
         """Opens the shards that have appeared since the last call."""
-        for path in sorted(set(self._folder.glob("*.safetensors")) - self._seen):
+        for path in sorted(set(self.folder.glob("*.safetensors")) - self._seen):
             self._add(path)
 
     def encode(
@@ -176,19 +174,16 @@ class _Shelf:
             report = (lambda count, done=done: on_progress(done + count, len(hashes))) if on_progress else None
             with _counted_truncations() as cut:
                 tensors = _encode(encoder, [self.caption_of[one] for one in part], self._form, report)
-            self._add(_write(self._folder, self._form, part, tensors, sum(cut)))
+            self._add(_write(self.folder, self._form, part, tensors, sum(cut)))
 
     def truncated(self) -> int:
-        """Returns how many of the captions were cut off; of a shard of which only a part is used, at most that many."""
+        """Returns the number of captions that were cut off; an upper bound if a shard also has captions of other lists."""
         rows: dict[int, list[int]] = {}
         for number, row in map(self.place.__getitem__, self.caption_of):
             rows.setdefault(number, []).append(row)
         # a caption that was cut off fills the mask; a shard without token states has no mask
-        full = (
-            (self.shards[number], int(self.shards[number].mask_NT[used].all(dim=1).sum()))
-            for number, used in rows.items()
-        )
-        return sum(min(shard.truncated, count) for shard, count in full)
+        full = {number: int(self.shards[number].mask_NT[used].all(dim=1).sum()) for number, used in rows.items()}
+        return sum(min(self.shards[number].truncated, count) for number, count in full.items())
 
     def _add(self, path: Path) -> None:
         shard = _open(path, self._form, self.caption_of.keys() - self.place.keys())
@@ -197,13 +192,6 @@ class _Shelf:
             rows = enumerate(_split(shard.captions))
             self.place.update({one: (len(self.shards), row) for row, one in rows if one not in self.place})
             self.shards.append(shard)
-
-
-def _key(encoder: TextEncoder, dtype: torch.dtype, tokens: bool) -> str:
-    if dtype not in (torch.float32, torch.float16):
-        raise ValueError(f"dtype={dtype}: features are stored as torch.float32 or torch.float16")
-    parts = [FORMAT, encoder.name, encoder.digest(), encoder.max_tokens, str(dtype), tokens]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _hash(caption: str) -> bytes:
@@ -226,14 +214,11 @@ def _encode(
     pooled, mask, tokens = [], [], []
     for start in range(0, len(captions), ENCODE_CAPTIONS):
         features = encoder.encode(captions[start : start + ENCODE_CAPTIONS])
-        pooled.append(features.pooled_BP.to(form.dtype))
+        pooled.append(features.pooled_BP.float())
         mask.append(features.mask_BT[:, : form.max_tokens])
-        tokens.append(features.tokens_BTD[:, : form.max_tokens][mask[-1]].to(form.dtype))
+        tokens.append(features.tokens_BTD[:, : form.max_tokens][mask[-1]].float())
         if not (pooled[-1].isfinite().all() and tokens[-1].isfinite().all()):
-            raise InputError(
-                f"the text encoder {encoder.name} returns features that are not finite in {form.dtype}; "
-                "check its weights, or store float32"
-            )
+            raise InputError(f"the text encoder {encoder.name} returns features that are not finite; check its weights")
         if on_progress is not None:
             on_progress(start + len(features.pooled_BP))
     return {"pooled": torch.cat(pooled), "mask": torch.cat(mask), "tokens": torch.cat(tokens)}
@@ -249,39 +234,36 @@ def _write(folder: Path, form: _Form, hashes: list[bytes], tensors: dict[str, Te
 
 def _open(path: Path, form: _Form, missing: set[bytes]) -> _Shard | None:
     """Returns a shard, memory-mapped; None if it holds no missing caption, or is damaged and therefore deleted."""
-    try:
-        open_regular(path).close()
-        with safe_open(path, framework="pt") as file:
-            captions = file.get_tensor("captions")
-            if path.stem != _name(form, captions.numpy().tobytes()):
-                raise ValueError("its captions are not those of its name")
-            if missing.isdisjoint(_split(captions)):
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            header = file.metadata() or {}
-        return _check(tensors, header.get("crc32"), form)._replace(truncated=int(header.get("truncated", 0)))
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        warnings.warn(f"text cache: {path} is damaged ({error}); its captions are encoded again", stacklevel=4)
-        with suppress(OSError):
-            path.unlink()
+
+    def check(tensors: dict[str, Tensor]) -> bool:
+        captions = tensors["captions"]
+        if path.stem != _name(form, captions.numpy().tobytes()):
+            raise ValueError("its captions are not those of its name")
+        if missing.isdisjoint(_split(captions)):
+            return False
+        expected = {
+            "captions": ((len(captions), _HASH_BYTES), torch.uint8),
+            "mask": ((len(captions), form.max_tokens), torch.bool),
+            "pooled": ((len(captions), form.pooled_dim), torch.float32),
+            "tokens": ((int(tensors["mask"].sum()), form.token_dim), torch.float32),
+        }
+        present = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        if present != expected:
+            raise ValueError(f"it holds {present}")
+        return True
+
+    if (shard := read_shard(path, "text", check)) is None:
         return None
-
-
-def _check(tensors: dict[str, Tensor], stored: str | None, form: _Form) -> _Shard:
-    mask_NT, captions = tensors["mask"], tensors["captions"]
-    lengths_N = mask_NT.sum(dim=1)
-    expected = {
-        "captions": ((len(captions), _HASH_BYTES), torch.uint8),
-        "mask": ((len(captions), form.max_tokens), torch.bool),
-        "pooled": ((len(captions), form.pooled_dim), form.dtype),
-        "tokens": ((int(lengths_N.sum()), form.token_dim), form.dtype),
-    }
-    present = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    if present != expected:
-        raise ValueError(f"it holds {present}")
-    if stored != checksum(tensors):
-        raise ValueError("its checksum is wrong")
-    return _Shard(captions, tensors["pooled"], mask_NT, tensors["tokens"], lengths_N.cumsum(dim=0) - lengths_N, 0)
+    tensors, header = shard
+    lengths_N = tensors["mask"].sum(dim=1)
+    return _Shard(
+        captions=tensors["captions"],
+        pooled_NP=tensors["pooled"],
+        mask_NT=tensors["mask"],
+        tokens_MD=tensors["tokens"],
+        starts_N=lengths_N.cumsum(dim=0) - lengths_N,
+        truncated=int(header["truncated"]) if header.get("truncated", "").isdecimal() else 0,
+    )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from t2i.errors import InputError
+from t2i.errors import InputError, reason_of
 
 PROJECT = "t2i"
 GRID = "samples"  # the name of a sample grid
@@ -116,7 +116,7 @@ def refuse_missing(name: str) -> None:
 
 
 class Tracking:
-    """Reports a run to its tracker; does nothing with `report_to=none`.
+    """Reports a run to its tracker; has no effect with `report_to=none`.
 
     If the tracker fails later, for example without a network, a warning is given and the run continues without it.
 
@@ -134,7 +134,7 @@ class Tracking:
         """Starts the tracker with the run's config; call it on the main process.
 
         Raises:
-            InputError: the tracker cannot start; the message quotes its error and says what may help.
+            InputError: the tracker cannot start; the message quotes its error and suggests a fix.
         """
         if self._name == "none":
             return
@@ -148,9 +148,8 @@ class Tracking:
             if not self._accelerator.trackers:
                 raise ImportError(f"Accelerate finds no usable {tracker.package}")
         except Exception as error:  # each tracker raises its own kinds of errors
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise InputError(
-                f"tracker {self._name} cannot start ({reason}); {tracker.advice}, or set report_to=none"
+                f"tracker {self._name} cannot start ({reason_of(error)}); {tracker.advice}, or set report_to=none"
             ) from error
         self._on = True
 
@@ -178,5 +177,4 @@ class Tracking:
             action()
         except Exception as error:
             self._on = False
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            warnings.warn(f"tracker {self._name} failed and is no longer used ({reason})", stacklevel=4)
+            warnings.warn(f"tracker {self._name} failed and is no longer used ({reason_of(error)})", stacklevel=4)

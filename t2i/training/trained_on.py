@@ -27,7 +27,7 @@ from t2i.cache import cache_dir
 from t2i.data import NO_CAPTION, DataConfig, Dataset, open_dataset, parse_address
 from t2i.data.mixture import members_of
 from t2i.data.phash import Signatures, signatures
-from t2i.errors import InputError
+from t2i.errors import InputError, reason_of
 from t2i.families import Source
 from t2i.files import new_file, open_regular
 from t2i.images import TRANSFORM, BrokenImage, ImageArray
@@ -86,20 +86,16 @@ def normal_caption(caption: str) -> str:
 
 def caption_hashes(captions: Iterable[str]) -> NDArray[np.uint64]:
     """Returns the hashes [N] of normalised captions."""
-    return _array(_hash64(normal_caption(caption).encode("utf-8", "surrogatepass")) for caption in captions)
+    return _hashes(normal_caption(caption).encode("utf-8", "surrogatepass") for caption in captions)
 
 
 def pixel_hashes(images_BHWC: Sequence[ImageArray] | ImageArray) -> NDArray[np.uint64]:
     """Returns the hashes [B] of decoded images, which are the same for a lossless copy in another format."""
-    return _array(_hash64(repr(image.shape).encode() + image.tobytes()) for image in images_BHWC)
+    return _hashes(repr(image.shape).encode() + image.tobytes() for image in images_BHWC)
 
 
-def _hash64(data: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
-
-
-def _array(numbers: Iterable[int]) -> NDArray[np.uint64]:
-    return np.fromiter(numbers, np.uint64)
+def _hashes(data: Iterable[bytes]) -> NDArray[np.uint64]:
+    return np.fromiter((int.from_bytes(hashlib.sha256(part).digest()[:8], "big") for part in data), np.uint64)
 
 
 def join(parts: Sequence[Signatures]) -> Signatures:
@@ -109,10 +105,10 @@ def join(parts: Sequence[Signatures]) -> Signatures:
     )
 
 
-def _unique(some: Signatures) -> Signatures:
-    rows = np.concatenate([some.hashes_N[:, None].view(np.uint8), some.colors_ND], axis=1)
+def _unique(looks: Signatures) -> Signatures:
+    rows = np.concatenate([looks.hashes_N[:, None].view(np.uint8), looks.colors_ND], axis=1)
     first = np.unique(rows, axis=0, return_index=True)[1]
-    return Signatures(some.hashes_N[first], some.colors_ND[first])
+    return Signatures(looks.hashes_N[first], looks.colors_ND[first])
 
 
 # ---- the record of a run -------------------------------------------------------------------------------------------
@@ -171,11 +167,7 @@ def _remember(
             view = replace(data.view(limit, bare), fit="center")
             member = open_dataset(member.address, member.split, view)
         notes.append(note(member, fingerprint, progress, captioned))
-    record = reduce(or_, notes)
-    for other_path in built_on:
-        if (other := read_record(other_path)) is not None:
-            record |= other
-    write_record(path, record if before is None else record | before)
+    write_record(path, reduce(or_, filter(None, [*notes, *map(read_record, built_on), before])))
 
 
 def note(
@@ -211,7 +203,7 @@ def is_rendered(address: str) -> bool:
 
 def id_hashes(ids: Iterable[str]) -> NDArray[np.uint64]:
     """Returns the hashes [N] of the ids of rendered scenes, which replace hashes of pixels."""
-    return _array(_hash64(name.encode()) for name in ids)
+    return _hashes(name.encode() for name in ids)
 
 
 def _hash_images(dataset: Dataset, progress: Callable[[int, int], None]) -> tuple[NDArray[np.uint64], Signatures]:
@@ -299,7 +291,6 @@ def read_record(path: Path) -> Record | None:
     except InputError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise InputError(
-            f"{path} is damaged ({reason}); delete it and resume the run, which writes it again"
+            f"{path} is damaged ({reason_of(error)}); delete it and resume the run, which writes it again"
         ) from error

@@ -238,7 +238,7 @@ def keep_best(
 
 
 def note_validation(
-    run: Run, scores: Mapping[str, float], best: Best | None, split: str = "val", **others: float
+    run: Run, scores: Mapping[str, float], best: Best | None, n: int, split: str = "val", **others: float
 ) -> None:
     """Writes the scores of a validation to the journal and the console, and keeps the weights if they are the best.
 
@@ -247,6 +247,7 @@ def note_validation(
     Args:
         scores: scores on `split`, by name.
         best: None if no weights are kept or the split is not val.
+        n: number of images that were scored, since a recall among few is high.
         others: further measurements for the journal.
     """
     run.record({f"{split}_{name}": value for name, value in scores.items()} | others)
@@ -256,4 +257,4 @@ def note_validation(
     if not scores:
         return
     shown = "  ".join(f"{name} {value:.3g}" for name, value in scores.items())
-    run.say(f"step {run.step}, {split}: {shown}" + ("  (best so far)" if better else ""))
+    run.say(f"step {run.step}, {split}, N {n:,}: {shown}" + ("  (best so far)" if better else ""))

@@ -28,7 +28,7 @@ def write_space(run: str, out: Path) -> None:
     The folder includes the package since no package index has it.
 
     Raises:
-        InputError: `run` is no model, or `out` holds files or cannot be written.
+        InputError: `run` is not a model, or `out` holds files or cannot be written.
     """
     pipe = TextToImagePipeline.from_pretrained(run)
     with new_folder(out) as folder:

@@ -11,11 +11,11 @@ from PIL import Image
 from t2i.errors import InputError
 from t2i.web.layout import BETWEEN, Layout
 from t2i.web.models import Models
-from t2i.web.work import Made, Stop, Work
+from t2i.web.work import JobResult, Stop, Work
 
 MOST_ENTRIES = 30  # entries in the history of a visit
 MOST_CHARACTERS = 300  # of a message
-CANVAS = 512  # pixels a side of an image on the canvas
+CANVAS = 512  # pixels per side of an image on the canvas
 KEPT_SECONDS = 24 * 3600  # uploads and images stay in Gradio's cache for this time
 
 
@@ -68,18 +68,18 @@ class Handlers:
     def bind(self, page: Page) -> None:
         """Connects components and handlers; only one job of a model runs at a time."""
         at = self.at
-        asked = {*at.settings.values(), at.history}
-        kept = [at.history, at.entries]
+        inputs = {*at.settings.values(), at.history}
+        history = [at.history, at.entries]
         job: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "scroll_to_output": True}
         make = [at.make.click, at.prompt.submit]
-        made = [at.images, at.command, *kept]
-        both = [at.first, at.beside, at.command, *kept]
+        outputs = [at.images, at.command, *history]
+        both = [at.first, at.beside, at.command, *history]
         running: list[Any] = [
-            gr.on(make, self.on_make, asked, made, api_name="sample", **job),
-            at.inpaint.click(self.on_inpaint, asked | {at.canvas}, [at.filled, *kept], api_name="inpaint", **job),
-            at.compare.click(self.on_compare, asked, both, api_name="compare", **job),
-            at.explain.click(self.on_explain, asked, [at.words, *made[1:]], api_name="explain", **job),
-            at.interpolate.click(self.on_interpolate, asked, [at.row, *made[1:]], api_name="interpolate", **job),
+            gr.on(make, self.on_make, inputs, outputs, api_name="sample", **job),
+            at.inpaint.click(self.on_inpaint, inputs | {at.canvas}, [at.filled, *history], api_name="inpaint", **job),
+            at.compare.click(self.on_compare, inputs, both, api_name="compare", **job),
+            at.explain.click(self.on_explain, inputs, [at.words, *outputs[1:]], api_name="explain", **job),
+            at.interpolate.click(self.on_interpolate, inputs, [at.row, *outputs[1:]], api_name="interpolate", **job),
         ]
         quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 4}
         of_model = [at.about, at.examples, at.why, at.inpainting, at.between, *at.knobs.values()]
@@ -97,49 +97,49 @@ class Handlers:
     # ---- jobs: Gradio passes `request` and `progress` by their types --------------------------------------------------
 
     def on_make(self, values: dict[Any, Any], request: gr.Request, progress=gr.Progress()) -> Any:  # noqa: B008
-        made = self._run(self.work.sample, request, progress, self._given(values))
-        return {self.at.images: made.images, self.at.command: made.command} | self._noted(values, made)
+        result = self._run(self.work.sample, request, progress, self._settings(values))
+        return {self.at.images: result.images, self.at.command: result.command} | self._noted(values, result)
 
     def on_inpaint(self, values: dict[Any, Any], request: gr.Request, progress=gr.Progress()) -> Any:  # noqa: B008
-        made = self._run(self.work.inpaint, request, progress, self._given(values), values.get(self.at.canvas))
-        return {self.at.filled: made.images} | self._noted(values, made)
+        result = self._run(self.work.inpaint, request, progress, self._settings(values), values.get(self.at.canvas))
+        return {self.at.filled: result.images} | self._noted(values, result)
 
     def on_compare(self, values: dict[Any, Any], request: gr.Request, progress=gr.Progress()) -> Any:  # noqa: B008
-        first, beside = self._run(self.work.compare, request, progress, self._given(values))
+        first, beside = self._run(self.work.compare, request, progress, self._settings(values))
         both = first._replace(images=first.images + beside.images, command=f"{first.command}\n{beside.command}")
         shown = {self.at.first: first.images, self.at.beside: beside.images, self.at.command: both.command}
         return shown | self._noted(values, both)
 
     def on_explain(self, values: dict[Any, Any], request: gr.Request, progress=gr.Progress()) -> Any:  # noqa: B008
-        made = self._run(self.work.explain, request, progress, self._given(values))
-        return {self.at.words: made.images, self.at.command: made.command} | self._noted(values, made)
+        result = self._run(self.work.explain, request, progress, self._settings(values))
+        return {self.at.words: result.images, self.at.command: result.command} | self._noted(values, result)
 
     def on_interpolate(self, values: dict[Any, Any], request: gr.Request, progress=gr.Progress()) -> Any:  # noqa: B008
-        made = self._run(self.work.interpolate, request, progress, self._given(values))
-        return {self.at.row: made.images, self.at.command: made.command} | self._noted(values, made)
+        result = self._run(self.work.interpolate, request, progress, self._settings(values))
+        return {self.at.row: result.images, self.at.command: result.command} | self._noted(values, result)
 
-    def _given(self, values: Mapping[Any, Any]) -> dict[str, Any]:
-        given = {name: values.get(component) for name, component in self.at.settings.items()}
-        return given | {"between": BETWEEN.get(str(given["between"]))}
+    def _settings(self, values: Mapping[Any, Any]) -> dict[str, Any]:
+        settings = {name: values.get(component) for name, component in self.at.settings.items()}
+        return settings | {"between": BETWEEN.get(str(settings["between"]))}
 
     def _run(self, job: Callable[..., Any], request: gr.Request, progress: gr.Progress, *arguments: Any) -> Any:
         """Runs a job that the visitor can stop; shows its warnings as messages."""
         visit, stop = str(request.session_hash), Stop()
         self.stops[visit] = stop
         try:
-            made = call(job, *arguments, stop, lambda share: progress(share, desc="sampling"))
+            result = call(job, *arguments, stop, lambda share: progress(share, desc="sampling"))
         finally:
             self.stops.pop(visit, None)
-        results = [made] if isinstance(made, Made) else made
+        results = [result] if isinstance(result, JobResult) else result
         for text in dict.fromkeys(text for result in results for text in result.warnings):
             gr.Warning(text)
-        return made
+        return result
 
-    def _noted(self, values: Mapping[Any, Any], made: Made) -> dict[Any, Any]:
+    def _noted(self, values: Mapping[Any, Any], result: JobResult) -> dict[Any, Any]:
         """Returns updates that add an entry to the history, newest first."""
-        given = {name: values.get(component) for name, component in self.at.settings.items()}
-        entries = [{"given": given, "made": made}, *(values.get(self.at.history) or [])][:MOST_ENTRIES]
-        shown = [(entry["made"].images[0][0], entry["given"]["prompt"][:60]) for entry in entries]
+        settings = {name: values.get(component) for name, component in self.at.settings.items()}
+        entries = [{"settings": settings, "result": result}, *(values.get(self.at.history) or [])][:MOST_ENTRIES]
+        shown = [(entry["result"].images[0][0], entry["settings"]["prompt"][:60]) for entry in entries]
         return {self.at.history: entries, self.at.entries: shown}
 
     # ---- the rest ---------------------------------------------------------------------------------------------------
@@ -160,15 +160,15 @@ class Handlers:
         """Puts the newest image on the canvas, enlarged for the brush."""
         if not history:
             raise gr.Error("there is no image yet; make one first")
-        image = Image.open(history[0]["made"].images[0][0])
+        image = Image.open(history[0]["result"].images[0][0])
         times = max(1, CANVAS // image.width)
         large = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
         return {"background": large, "layers": [], "composite": large}
 
     def on_restore(self, history: list[Any], event: gr.SelectData) -> Any:
         """Restores the settings and images of an entry."""
-        given, made = history[event.index]["given"], history[event.index]["made"]
-        updates = self.on_model(given["model"])
+        settings, result = history[event.index]["settings"], history[event.index]["result"]
+        updates = self.on_model(settings["model"])
         for name, component in self.at.settings.items():
-            updates[component] = (updates.get(component) or gr.update()) | {"value": given[name]}
-        return updates | {self.at.images: made.images, self.at.command: made.command}
+            updates[component] = (updates.get(component) or gr.update()) | {"value": settings[name]}
+        return updates | {self.at.images: result.images, self.at.command: result.command}

@@ -98,7 +98,7 @@ def served(models: Models, port: int | None = None, local: bool = True) -> Itera
         InputError: the port is in use, or the first model cannot be opened.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
-    # its record of each event, of which it keeps 10,000 without being asked to monitor
+    # Gradio would keep records of 10,000 events, although monitoring is off
     os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = str(MOST_VISITS)
     with tempfile.TemporaryDirectory(prefix="t2i-web-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder

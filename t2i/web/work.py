@@ -33,7 +33,7 @@ WHOLE = ("top_k", "steps")  # text fields; empty: no limit
 OnProgress = Callable[[float], None]  # receives the share that is done
 
 
-class Made(NamedTuple):
+class JobResult(NamedTuple):
     """The result of a job."""
 
     images: list[tuple[str, str]]  # file, label
@@ -67,37 +67,37 @@ class Work:
         self._numbers = count()
         self._busy = Lock()  # also guards the warning filters, which are global
 
-    def sample(self, given: Mapping[str, Any], stop: Stop, on_progress: OnProgress) -> Made:
+    def sample(self, settings: Mapping[str, Any], stop: Stop, on_progress: OnProgress) -> JobResult:
         """Samples images of one prompt."""
-        return self._make(given, {}, stop, on_progress)
+        return self._sample(settings, {}, stop, on_progress)
 
-    def interpolate(self, given: Mapping[str, Any], stop: Stop, on_progress: OnProgress) -> Made:
+    def interpolate(self, settings: Mapping[str, Any], stop: Stop, on_progress: OnProgress) -> JobResult:
         """Samples a row from one prompt to another, or from one noise to the next."""
-        frames = _whole("frames", given.get("frames"), 2, MOST_FRAMES)
-        if given.get("between") not in ("caption", "noise"):
-            raise InputError(f"interpolate between caption or noise, got {given.get('between')!r:.40}")
-        more = {"interpolate": given["between"], "frames": frames, "num_images_per_prompt": 1}
-        return self._make(given, more, stop, on_progress)
+        frames = _whole("frames", settings.get("frames"), 2, MOST_FRAMES)
+        if settings.get("between") not in ("caption", "noise"):
+            raise InputError(f"interpolate between caption or noise, got {settings.get('between')!r:.40}")
+        more = {"interpolate": settings["between"], "frames": frames, "num_images_per_prompt": 1}
+        return self._sample(settings, more, stop, on_progress)
 
-    def inpaint(self, given: Mapping[str, Any], canvas: Any, stop: Stop, on_progress: OnProgress) -> Made:
+    def inpaint(self, settings: Mapping[str, Any], canvas: Any, stop: Stop, on_progress: OnProgress) -> JobResult:
         """Samples images that keep the part without brush strokes."""
-        loaded = self.models.open(given.get("model"))
+        loaded = self.models.open(settings.get("model"))
         if loaded.card.no_inpainting:
             raise InputError(loaded.card.no_inpainting)
         init, mask = brushed(canvas)
-        made = self._make(given, {}, stop, on_progress, {"init_image": init, "mask_image": mask})
-        return made._replace(command="")  # a command would need files of image and mask
+        result = self._sample(settings, {}, stop, on_progress, {"init_image": init, "mask_image": mask})
+        return result._replace(command="")  # a command would need files of image and mask
 
-    def compare(self, given: Mapping[str, Any], stop: Stop, on_progress: OnProgress) -> tuple[Made, Made]:
+    def compare(self, settings: Mapping[str, Any], stop: Stop, on_progress: OnProgress) -> tuple[JobResult, JobResult]:
         """Samples the same prompt and seed with two models, the second with its default settings."""
-        first = self._make(given, {}, stop, lambda share: on_progress(share / 2))
-        other = {name: given.get(name) for name in ("prompt", "number", "seed")} | {"model": given.get("other")}
-        return first, self._make(other, {}, stop, lambda share: on_progress((1 + share) / 2))
+        first = self._sample(settings, {}, stop, lambda share: on_progress(share / 2))
+        other = {name: settings.get(name) for name in ("prompt", "number", "seed")} | {"model": settings.get("other")}
+        return first, self._sample(other, {}, stop, lambda share: on_progress((1 + share) / 2))
 
-    def explain(self, given: Mapping[str, Any], stop: Stop, on_progress: OnProgress) -> Made:
+    def explain(self, settings: Mapping[str, Any], stop: Stop, on_progress: OnProgress) -> JobResult:
         """Samples the first image with default settings, and maps each word of the prompt to the part that it affects."""
-        name, loaded = str(given.get("model")), self.models.open(given.get("model"))
-        prompt, seed = clean_prompt(_text("prompt", given.get("prompt"))), _seed(given.get("seed"))
+        name, loaded = str(settings.get("model")), self.models.open(settings.get("model"))
+        prompt, seed = clean_prompt(_text("prompt", settings.get("prompt"))), _seed(settings.get("seed"))
         words = words_of(prompt)
         if len(words) > MOST_WORDS:
             raise InputError(f"this page explains at most {MOST_WORDS} words, got {len(words)}; use t2i explain")
@@ -111,28 +111,28 @@ class Work:
                 (str(self._save(f"{slug(label)}.png", image, {"prompt": prompt})), label) for image, label in shown
             ]
         options = ["--seed", str(seed)] if seed else []
-        return Made(images, _joined(["t2i", "explain", *options], [name, prompt]), list(dict.fromkeys(caught)))
+        return JobResult(images, _joined(["t2i", "explain", *options], [name, prompt]), list(dict.fromkeys(caught)))
 
-    def _make(
+    def _sample(
         self,
-        given: Mapping[str, Any],
+        settings: Mapping[str, Any],
         more: Mapping[str, Any],
         stop: Stop,
         on_progress: OnProgress,
         initial: Mapping[str, Any] | None = None,
-    ) -> Made:
-        name, loaded = given.get("model"), self.models.open(given.get("model"))
-        prompts = [clean_prompt(_text("prompt", given.get("prompt")))]
+    ) -> JobResult:
+        name, loaded = settings.get("model"), self.models.open(settings.get("model"))
+        prompts = [clean_prompt(_text("prompt", settings.get("prompt")))]
         if more.get("interpolate") == "caption":
-            prompts.append(clean_prompt(_text("second prompt", given.get("second"))))
-        options = options_of(given, loaded.card, more)
+            prompts.append(clean_prompt(_text("second prompt", settings.get("second"))))
+        options = options_of(settings, loaded.card, more)
         job = Job(prompts, options, initial_arguments=dict(initial or {}))
         with self._busy, _caught_warnings() as caught:
             data = str(loaded.pipe.manifest["config"]["data"]["address"])
             warn_of_unknown_words(loaded.pipe.text_encoder, prompts, data, ())  # for each job, not once
             samples = list(sample_job(loaded.pipe, job, lambda done: stop.check(done / job.total(), on_progress)))
             images = [(str(path), label) for path, label in self._write(str(name), loaded, job, samples)]
-        return Made(images, command_of(str(name), prompts, options), list(dict.fromkeys(caught)))
+        return JobResult(images, command_of(str(name), prompts, options), list(dict.fromkeys(caught)))
 
     def _write(self, name: str, loaded: WarmModel, job: Job, samples: Sequence[Sampled]) -> Iterator[tuple[Path, str]]:
         """Writes images with prompt, settings and checkpoint in their metadata; yields the paths and labels."""
@@ -167,18 +167,18 @@ def _caught_warnings() -> Iterator[list[str]]:
         yield caught
 
 
-def options_of(given: Mapping[str, Any], card: Card, more: Mapping[str, Any]) -> SampleOptions:
+def options_of(settings: Mapping[str, Any], card: Card, more: Mapping[str, Any]) -> SampleOptions:
     """Converts values of the page to options of `t2i sample`, without defaults and settings of other families.
 
     Raises:
         InputError: a value has the wrong type or is out of range.
     """
     values: dict[str, Any] = {
-        "num_images_per_prompt": _whole("number of images", given.get("number"), 1, MOST_IMAGES),
-        "seed": _seed(given.get("seed")),
+        "num_images_per_prompt": _whole("number of images", settings.get("number"), 1, MOST_IMAGES),
+        "seed": _seed(settings.get("seed")),
     }
     for knob, default in card.knobs.items():
-        value = _number(given.get(knob)) if knob in WHOLE else given.get(knob)
+        value = _number(settings.get(knob)) if knob in WHOLE else settings.get(knob)
         if value is not None and value != default:
             values[knob] = value
     try:

@@ -284,6 +284,23 @@ def test_an_exported_generator_takes_any_number_of_captions() -> None:
         torch.testing.assert_close(exported(z, text), generator(z, text), rtol=1e-4, atol=1e-5)
 
 
+def test_the_generators_loss_computes_no_gradient_of_real_images(networks) -> None:
+    config, _, discriminator = networks
+    text, calls = text_of(6), []
+    real, fake = torch.randn(2, 6, 3, 32, 32)
+
+    def spy(images: torch.Tensor, pooled: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        calls.append((images, torch.is_grad_enabled()))
+        return discriminator(images, pooled)
+
+    loss = rules.generator_loss(spy, real, fake.requires_grad_(), captions_of(text), config.loss)  # type: ignore[arg-type]
+    loss.backward()
+    assert [(images is fake, with_gradient) for images, with_gradient in calls] == [(True, True), (False, False)]
+    u, features, projected = discriminator(torch.cat([fake, real]), text.pooled_BP)
+    logits = u + (features * projected.repeat(2, 1)).sum(dim=1)
+    torch.testing.assert_close(loss, torch.nn.functional.softplus(logits[6:] - logits[:6]).mean())
+
+
 @pytest.mark.parametrize("loss", [RelativisticLoss(), RelativisticLoss(penalty="autograd"), HingeLoss()])
 def test_an_image_without_a_caption_is_judged_without_one(networks, loss) -> None:
     _, generator, discriminator = networks

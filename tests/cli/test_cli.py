@@ -124,7 +124,7 @@ def test_wrong_usage_exits_with_2(run, argv):
             "eval score a_run --resize fine",
             "'fine' is not one of 'clean', 'legacy', 'torch'; see t2i eval score --help",
         ),
-        ("eval sweep a_run --guidance 1,x", "--guidance 1,x: 'x' is no number; write --guidance 1,1.5,2"),
+        ("eval sweep a_run --guidance 1,x", "--guidance 1,x: 'x' is not a number; write --guidance 1,1.5,2"),
         ("eval scor a_run", "no such command 'scor'. Did you mean 'score'?; see t2i eval --help"),
         ("quickstart --minutes 0", "must be greater than or equal to 0.1; see t2i quickstart --help"),
     ],
@@ -296,7 +296,7 @@ def test_a_dry_run_prints_the_config_and_writes_nothing(run, trained, tmp_path, 
         "# text        aligned (the encoder of the shipped models)",
     ):
         assert line in out
-    assert "# training    4,000 steps of 64 images a process: 256,000 images, 2,560.0 epochs" in out
+    assert "# training    4,000 steps of 64 images per process: 256,000 images, 2,560.0 epochs" in out
     assert "# parameters  generator 1,000\n" in out and "# memory      1.2 GB at the peak of these steps\n" in out
     assert (
         "# time        about 43 minutes for the 4,000 steps left, at 100 images/s (measured: at most 16 steps " in out
@@ -556,7 +556,7 @@ def test_exported_data_passes_the_check(run):
         (("data", "export", "shapes-1", "none", "--split", " ,"), "names no split"),
         (("data", "check", "one", "--sheet", "no/sheet.png"), "there is no folder no"),
         (("data", "check", "x" * 10_000), "is too long for the name of a file or folder"),
-        (("eval", "score", "bare"), "bare holds no images and is no run"),
+        (("eval", "score", "bare"), "bare holds no images and is not a run"),
         (("eval", "score", "x" * 10_000), "is too long for the name of a file or folder"),
     ):
         status, out, err = run(*argv)

@@ -21,7 +21,7 @@ from t2i import checkpoint
 from t2i.cli import app
 from t2i.cli.fit import data as looks
 from t2i.cli.fit import plan, program, tour
-from t2i.cli.fit.plan import Chosen, Facts, begins_anew, choose, needed, schedule, steps
+from t2i.cli.fit.plan import Chosen, Facts, choose, is_stale, needed, schedule, steps
 from t2i.cli.fit.words import expectations
 from t2i.config.load import load
 from t2i.families import config_class
@@ -48,7 +48,7 @@ FEW = Facts("folder", train=40, val=2, side=256)
         (MANY, 1.0, 10, "prior", 32, 2048, "bow", True),  # too little time for them
         (MANY._replace(side=40), 1.0, 60, "prior", 32, 2048, "bow", True),  # the images are no larger
         (MANY._replace(spaced=False), 1.0, 60, "prior", 64, 4096, "align", True),  # no words to tell apart
-        (MANY._replace(drawn=True), 1.0, 60, "prior", 64, 4096, "bow", False),  # the embedded scorer knows them
+        (MANY._replace(rendered=True), 1.0, 60, "prior", 64, 4096, "bow", False),  # the embedded scorer knows them
         (MANY, 1.0, 60, "cgan", 64, 4096, "align", True),
         (SOME, 1.0, 60, "cgan", 64, 1024, "bow", False),
         (SOME, 1.0, 60, "cvae", 64, 1024, "bow", False),
@@ -107,11 +107,11 @@ def test_more_minutes_go_to_the_generator_until_the_tokenizer_needs_them_too():
     chosen = choose(MANY, 1.0, 10, "prior")
     kept = {one.stage.name: one.minutes for one in schedule(chosen, 1.0, 10)[:-1]}
     little, much = schedule(chosen, 1.0, 12, kept), schedule(chosen, 1.0, 60, kept)
-    assert {one.stage.name: one.minutes for one in little[:-1]} == kept and not begins_anew(chosen, little, kept)
+    assert {one.stage.name: one.minutes for one in little[:-1]} == kept and not is_stale(chosen, little, kept)
     assert little[-1].minutes > schedule(chosen, 1.0, 10)[-1].minutes
-    assert much[1].minutes > kept["tokenizer"] and begins_anew(chosen, much, kept)
+    assert much[1].minutes > kept["tokenizer"] and is_stale(chosen, much, kept)
     gan = choose(SOME, 1.0, 10, "cgan")
-    assert not begins_anew(gan, much, kept), "it reads no tokenizer"
+    assert not is_stale(gan, much, kept), "it reads no tokenizer"
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_bad_input_is_one_line(never: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_folder_with_another_fit_is_refused(never: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = choose(SOME._replace(address="other"), 1.0, 6, "prior")
     (never / "r").mkdir()
-    (never / "r" / "plan.json").write_text(program.KeptPlan(speed=1, families={"prior": chosen}).model_dump_json())
+    (never / "r" / "plan.json").write_text(program.StoredPlan(speed=1, families={"prior": chosen}).model_dump_json())
     assert "r holds a fit of other, not of one; name another folder" in refusal("one", "--run-dir", "r", capsys=capsys)
     for damage in ("", "[]", '{"speed": 1, "families": {"prior": {}}}'):
         (never / "r" / "plan.json").write_text(damage)
@@ -189,7 +189,7 @@ def test_captions_without_blanks_get_an_encoder_that_needs_none(tmp_path: Path) 
     for path in place.glob("*.txt"):
         path.write_text("草地上的一只猫", "utf-8")
     facts = looks.look(str(place), lambda text: None)
-    assert not facts.spaced and not facts.drawn and facts.side == 40 and choose(facts, 1, 5, "prior").text == "align"
+    assert not facts.spaced and not facts.rendered and facts.side == 40 and choose(facts, 1, 5, "prior").text == "align"
 
 
 def test_a_plan_is_printed_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -108,15 +108,17 @@ def test_a_measurement_tells_what_the_run_told_and_leaves_nothing(tmp_path, monk
 @pytest.mark.parametrize(("speed", "minutes", "tokenizer_steps"), [(1.0, 4.0, 1600), (0.4, 5.0, 800), (0.1, 20.0, 800)])
 def test_a_slow_machine_trains_until_images_are_recognisable(speed, minutes, tokenizer_steps):
     found = plan.fitted(4.0, speed, "prior")
-    assert found.minutes == minutes and ("to be recognisable" in found.describe(4.0)) == (minutes > 4.0)
-    for step, steps in zip(plan.prior_steps(Path("q"), found), (tokenizer_steps, 1_000_000), strict=True):
+    assert found.minutes == minutes and ("recognisable images need" in found.describe(4.0)) == (minutes > 4.0)
+    for step, steps in zip(plan.trainings(Path("q"), found, "prior"), (tokenizer_steps, 1_000_000), strict=True):
         sets = [word for k, word in enumerate(step.argv) if step.argv[k - 1] == "--set"]
         config: Any = load(config_class(step.argv[1]), step.argv[3], sets)
         assert config.max_train_steps == steps
     assert plan.fitted(4.0, 0.1, "cgan").minutes == 20.0
 
 
-@pytest.mark.parametrize(("right", "says"), [(0.02, "scores say little; to go on, type: "), (0.9, "90% of the images")])
+@pytest.mark.parametrize(
+    ("right", "says"), [(0.02, "scores mean little; to continue, type: "), (0.9, "90% of the images")]
+)
 def test_a_number_that_means_nothing_yet_is_said_to(tmp_path, right, says):
     protocol = ScoreProtocol(metric="faithfulness-strict", n_fake=500, data="shapes-1", split="val")
     (tmp_path / "prior").mkdir()
@@ -150,11 +152,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
         assert app.main(["train", "align", *sets, "--run-dir", str(folder)]) == 0
         patch.setattr(aligned, "scorer_dir", lambda: folder)
         patch.setattr(quickstart, "speed_of", lambda run, command: 1.0)
-        patch.setattr(plan, "ALIGN", TINY_ALIGN)
-        patch.setattr(plan, "CGAN", (*TINY_CGAN, "max_train_steps=2"))
-        patch.setattr(plan, "VQVAE", TINY_VQVAE)
-        patch.setattr(plan, "PRIOR", TINY_PRIOR)
-        patch.setattr(plan, "CVAE", TINY_CVAE)
+        patch.setitem(plan.SETTINGS, "align", TINY_ALIGN)
+        patch.setitem(plan.SETTINGS, "cgan", (*TINY_CGAN, "max_train_steps=2"))
+        patch.setitem(plan.SETTINGS, "vqvae", TINY_VQVAE)
+        patch.setitem(plan.SETTINGS, "prior", TINY_PRIOR)
+        patch.setitem(plan.SETTINGS, "cvae", TINY_CVAE)
         patch.setattr(quickstart, "SHOWN", 3)
         patch.setattr(carrying, "NEIGHBOURS", 50)
         patch.setattr(gallery, "SHOWN", 3)
@@ -236,7 +238,7 @@ def test_longer_training_goes_on_and_all_that_follows_is_made_anew(first: Tour, 
     run = first.run
     before = {path: path.read_bytes() for path in [*run.glob("pictures-cgan/0*.png"), *run.glob("cgan/scores*.json")]}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "CGAN", (*TINY_CGAN, "max_train_steps=4"))
+        patch.setitem(plan.SETTINGS, "cgan", (*TINY_CGAN, "max_train_steps=4"))
         again = tour(run)
     assert re.findall(r"\] (.*): finished before", again.out) == ["text encoder"]
     steps = [record["step"] for record in read(run / "cgan" / "journal.jsonl") if "d_loss" in record]

@@ -15,7 +15,7 @@ from t2i.config import explain
 from t2i.config import load as config
 from t2i.config import yaml as yaml_text
 from t2i.config.explain import ConfigError
-from t2i.config.load import differences, flat, load, schema, to_yaml
+from t2i.config.load import changed_on_resume, differences, flat, load, schema, to_yaml
 from t2i.config.section import Section
 from t2i.errors import InputError
 from t2i.families import FAMILIES, config_class, family_of
@@ -404,3 +404,30 @@ def test_configs_load_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("key", "then", "now", "same"),
+    [
+        ("init_from", "runs/a", "./runs/a", True),
+        ("init_from", "runs/a", "runs/a/", True),
+        ("init_from", "runs/a", "runs/b/../a", True),
+        ("init_from", "runs/a", "HERE/runs/a", True),
+        ("init_from", "runs/a", "link", True),
+        ("init_from", "runs/a", "runs/b", False),
+        ("init_from", "cgan", "./cgan", False),
+        ("init_from", "runs/a", None, False),
+        ("validation_extractor", "align:runs/a", "align:./runs/a/", True),
+        ("validation_extractor", "align:runs/a", "clip:runs/a", False),
+        ("validation_extractor", "align:runs/a", "runs/a", False),
+    ],
+)
+def test_another_spelling_of_a_place_is_no_change_on_resume(key, then, now, same, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "b").mkdir()
+    (tmp_path / "link").symlink_to("runs/a")
+    cls = config_class("cgan")
+    before, after = (cls.model_validate({key: place and place.replace("HERE", str(tmp_path))}) for place in (then, now))
+    assert (changed_on_resume(before, after, ()) == []) == same
+    assert ("seed", 0, 5) in changed_on_resume(before, after.model_copy(update={"seed": 5}), ())

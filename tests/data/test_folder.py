@@ -149,7 +149,7 @@ def test_every_kind_of_captions_file(write: Callable[[Path, list[tuple[str, str]
     rows = [("a.png", "one,  \u201cquoted\u201d é"), ("sub/b.JPG", "two"), ("a.png", "second of a"), ("d.png", "  ")]
     write(folder / "train", [*rows, ("a.png", "second of a")])
     with pytest.warns(
-        UserWarning, match=r"left out: 2 images in split train .* without a caption: train/d.png, train/sub/c.webp"
+        UserWarning, match=r"skipped 2 images in split train .* without a caption: train/d.png, train/sub/c.webp"
     ):
         got = captions_of(folder)
     assert got == {"train/a.png": ["one, \u201cquoted\u201d é", "second of a"], "train/sub/b.JPG": ["two"]}
@@ -237,7 +237,7 @@ def test_limit_takes_the_first_good_rows(folder: Path) -> None:
     put_captioned(folder, [f"train/{i}.png" for i in range(6)])
     (folder / "train/1.png").write_bytes(b"")
     with pytest.warns(
-        UserWarning, match="left out: 1 image in split train .* cannot be decoded: train/1.png: the file is empty"
+        UserWarning, match="skipped 1 image in split train .* cannot be decoded: train/1.png: the file is empty"
     ):
         data = open_folder(str(folder), "train", View(limit=3))
     assert data.ids == ["train/0.png", "train/2.png", "train/3.png"]
@@ -245,7 +245,7 @@ def test_limit_takes_the_first_good_rows(folder: Path) -> None:
 
 def test_pictures_outside_the_split_folders_are_counted(folder: Path) -> None:
     put_captioned(folder, ["train/1.png", "loose.png", "cars/2.png"])
-    with pytest.warns(UserWarning, match="left out: 2 images outside the split folders .* cars/2.png, loose.png"):
+    with pytest.warns(UserWarning, match="skipped 2 images outside the split folders .* cars/2.png, loose.png"):
         assert captions_of(folder) == {"train/1.png": ["picture 0"]}
 
 
@@ -492,7 +492,7 @@ def test_what_a_check_found_broken_leaves_the_columns(folder: Path, large: None)
     in_the_past(folder)
     report = check(folder)
     assert [name for name, _ in report.broken] == ["train/5.png"] and report.splits == {"train": 7}
-    with pytest.warns(UserWarning, match="left out: 1 image in .* cannot be decoded: train/5.png: not a PNG"):
+    with pytest.warns(UserWarning, match="skipped 1 image in .* cannot be decoded: train/5.png: not a PNG"):
         data = open_folder(str(folder), "train", View(resolution=12))
     assert "train/5.png" not in data.ids and len(data) == 7
     before = data.fingerprint()

@@ -489,6 +489,10 @@ def test_addresses_are_read(tmp_path: Path) -> None:
         ("coco:{root}?split", "'split' after `?` must read key=value"),
         ("coco:{root}?split=a&split=b", "'split=b' after `?` occurs twice"),
         ("coco:{root}/none", "is not there; name the folder that holds the data set"),
+        ("", "data '' names no place; give an address such as shapes-2, photos/ or coco:/path"),
+        ("  ", "names no place"),
+        ("vqa2:", "data 'vqa2:' names no place"),
+        ("coco:?split=train2014", "names no place"),
     ],
 )
 def test_a_wrong_address_names_the_nearest_right_one(address: str, says: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from t2i.data import View, open_dataset
+from t2i.data import View, encoded, open_dataset
 from t2i.data.loader import Batch, Loader, LoadingEnded, Position, choose_captions
 from t2i.errors import InputError
 from t2i.images import BrokenImage, ImageArray
@@ -143,6 +143,25 @@ def test_random_crops_are_a_function_of_seed_epoch_and_picture(workers, tmp_path
     first = crops()
     assert len(first) == 36 and len({first[0, epoch] for epoch in range(6)}) > 3
     assert crops(20).items() <= first.items() and crops(seed=1) != first
+
+
+class Threads:
+    """A data set whose images show the number of decoding threads of the process that reads them."""
+
+    address, split, ids, captions, resolution = "threads", "train", ["a"] * 40, [("a",)] * 40, 2
+
+    def __len__(self) -> int:
+        return 40
+
+    def images(self, indices, epoch: int = 0) -> ImageArray:
+        return np.full((len(indices), 2, 2, 3), encoded._threads(), np.uint8)
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 8), (2, 4), (3, 2)])
+def test_workers_share_the_cores(workers, threads, monkeypatch):
+    monkeypatch.setattr(encoded, "workers", lambda: 8)
+    loader = Loader(Threads(), 4, seed=0, num_workers=workers)  # type: ignore[arg-type]
+    assert next(loader).images_BHWC.unique().tolist() == [threads]
 
 
 def test_dataset_is_read_in_whole_batches():

@@ -307,7 +307,7 @@ def test_rows_in_an_unknown_split_are_told(folder: Path) -> None:
     pandas.DataFrame({"file_name": put(folder, 10), "text": ["x"] * 10, "split": splits}).to_csv(
         folder / "metadata.csv", index=False
     )
-    with pytest.warns(UserWarning, match="left out: 4 images of .* whose row names no known split .train, val, test"):
+    with pytest.warns(UserWarning, match="skipped 4 images of .* whose row names no known split .train, val, test"):
         assert len(open_dataset(f"folder:{folder}", "train", SMALL)) == 6
 
 

@@ -6,13 +6,13 @@ import os
 import signal
 import tarfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from t2i import images
 from t2i.cache import entries, parse_age, parse_size, prune
 from t2i.cli.app import main
 from t2i.data import View, open_dataset, verify
@@ -22,7 +22,7 @@ from t2i.data.tools.check import check
 from t2i.data.tools.opening import open_splits
 from t2i.data.tools.pack import pack
 from t2i.data.tools.rewrite import Rules, filter_captions, split_images
-from t2i.data.verified_index import Index, Verified
+from t2i.data.verified_index import Index
 from t2i.errors import InputError
 
 
@@ -117,16 +117,16 @@ def test_a_killed_check_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         put(folder / f"train/{key:02d}.png", ["x"], key)
     in_the_past(folder)
     monkeypatch.setattr(verify, "_SAVE_EVERY_S", 0.0)
-    real = verify._verify_one
+    real = images.read_limited
     child = os.fork()
     if child == 0:
 
-        def die_at_the_last(read: Callable[[], Path], known: Verified, before: Verified | None) -> Verified:
-            if read().name == "11.png":
+        def die_at_the_last(path: Path) -> bytes:
+            if path.name == "11.png":
                 os.kill(os.getpid(), signal.SIGKILL)
-            return real(read, known, before)
+            return real(path)
 
-        monkeypatch.setattr(verify, "_verify_one", die_at_the_last)
+        monkeypatch.setattr(images, "read_limited", die_at_the_last)
         monkeypatch.setattr(verify, "_AT_ONCE", 4)
         try:
             check(folder)
@@ -134,7 +134,7 @@ def test_a_killed_check_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     decoded: list[str] = []
-    monkeypatch.setattr(verify, "_verify_one", lambda read, *known: decoded.append(read().name) or real(read, *known))
+    monkeypatch.setattr(images, "read_limited", lambda path: decoded.append(path.name) or real(path))
     assert check(folder).images == 12 and 0 < len(decoded) <= 4
     decoded.clear()
     assert check(folder).images == 12 and decoded == []
@@ -153,7 +153,7 @@ def test_shards_are_checked_and_training_leaves_out_what_is_broken(folder: Path,
     in_the_past(folder)
     report = check(address)
     assert report.images == 6 and [name[-1] for name, _ in report.broken] == ["3"]
-    with pytest.warns(UserWarning, match="left out 1 image that `t2i data check` found broken"):
+    with pytest.warns(UserWarning, match="skipped 1 image that `t2i data check` found broken"):
         splits = open_splits(address)
     assert sum(map(len, splits.values())) == 5
     again = check(address)

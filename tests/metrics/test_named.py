@@ -321,7 +321,7 @@ def test_only_usual_metrics_are_missed() -> None:
     with pytest.warns(UserWarning) as record:
         found = choose_metrics(BASE, [SHAPES], lacking, ScoreOptions(target=""))
     told = [str(warning.message) for warning in record]
-    assert "clip-aligned is left out: no captions" in told and not any("memorisation" in line for line in told)
+    assert "skipped clip-aligned: no captions" in told and not any("memorisation" in line for line in told)
     assert names(found) == ["fid-shapes", "kid-shapes"]
 
 

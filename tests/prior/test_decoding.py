@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from builders.tiny_prior import GRIDS, codes_of, make, text_of
 from t2i import seeding
 from t2i.errors import InputError
-from t2i.prior import decoding
+from t2i.prior import decoding, kv_cache
 from t2i.prior.config import SamplingConfig
 from t2i.prior.decoding import Known, bounds_of, choose, decode, guidance_at
 from t2i.prior.kv_cache import CachedDecoder
@@ -78,7 +78,7 @@ def test_cached_logits_are_the_uncached_ones(prior: Prior, guidance: float, step
             now = order.permutation_BS[:, start : start + size]
             content = decoder.embed(codes.gather(1, before), before)
             tokens = torch.cat([content, prior.query + decoder.positions[now]], dim=1)
-            x = decoder.run(tokens, torch.cat([before, now], dim=1), before.shape[1])[:, before.shape[1] :]
+            x = decoder.run(tokens, torch.cat([before, now], dim=1), before.shape[1])
             found.scatter_(1, now[..., None].expand(-1, -1, found.shape[-1]), decoder.guide(x, guidance))
             before, start = now, start + size
     torch.testing.assert_close(found, full_logits(prior, codes, text, order, guidance), rtol=1e-4, atol=1e-4)
@@ -293,6 +293,27 @@ def test_weights_that_moved_are_packed_again(kind: str) -> None:
     fresh = make(kind).eval()
     fresh.load_state_dict(prior.state_dict())
     assert torch.equal(decode(fresh, text, [1, 2], PLAIN), after)
+
+
+def test_weights_are_checked_once_a_call_and_codes_alone_are_not_computed_to_the_end(kind: str, monkeypatch) -> None:
+    prior, checks, rows = make(kind).eval(), [], []
+    plain = kv_cache.weights_of(prior)
+
+    def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        rows.append(x.shape[-2])
+        return plain.product(x, weight)
+
+    def spy(model: Prior) -> kv_cache.Weights:
+        checks.append(model)
+        return plain._replace(product=product)
+
+    monkeypatch.setattr(decoding, "weights_of", spy)
+    monkeypatch.setattr(kv_cache, "weights_of", spy)
+    steps = None if kind == "raster" else 3
+    decode(prior, text_of(20), list(range(20)), PLAIN.model_copy(update={"steps": steps}))
+    assert checks == [prior]
+    # the last step: all blocks but the last see codes and queries, whose `out`, `gate_up`, `down` see the queries alone
+    assert kind == "raster" or rows[-5] > rows[-4] == rows[-3] == rows[-2] == rows[-1]
 
 
 def test_noise_is_of_the_seed_and_the_slot() -> None:

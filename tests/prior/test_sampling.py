@@ -175,7 +175,7 @@ def test_defaults_of_a_run(runs, pipes, tmp_path):
         draw(pipes["random"], PROMPT, 2, seed=0, guidance_scale=4, top_k=5),
     )
     for text, says in {
-        "[": "holds no valid defaults for sampling",
+        "[": "does not hold valid defaults for sampling",
         '{"guidance_scale": -1}': "guidance_scale: Input should be greater",
         '{"settings": {"colour": 1}}': "a prior has no setting 'colour'",
     }.items():
@@ -309,7 +309,7 @@ def test_the_first_of_equal_candidates_is_kept():
     best.add(np.stack([np.full((2, 2, 3), level, np.uint8) for level in (9, 9, 5)]))
     best.add(np.full((1, 2, 2, 3), 7, np.uint8))
     assert best.chosen() == [0, 1] and best.images()[:, 0, 0, 0].tolist() == [9, 7]
-    with pytest.raises(InputError, match="the best of 1 is no choice"):
+    with pytest.raises(InputError, match="cannot choose the best of 1"):
         BestOf(Brightness(), ["a"], 1)
 
 
@@ -349,7 +349,7 @@ def test_a_run_is_scored_by_another_encoder_than_the_one_that_chooses(runs):
         scores = scored(best_of=2)
     told = [str(one.message).partition(" (best of")[0] for one in warned]
     for name in ("fid-shapes", "kid-shapes", "clip-aligned"):
-        assert f"{name} is left out: its encoder selected these images" in told
+        assert f"skipped {name}: its encoder selected these images" in told
     assert {score.protocol.metric.partition("-")[0] for score in scores} == {"faithfulness", "diversity"}
     assert all(score.protocol.reranking.startswith("best of 2 by aligned ") for score in scores)
     with pytest.raises(InputError, match="metric clip-aligned is not available here: its encoder selected"):
@@ -407,8 +407,8 @@ def _turned() -> Image.Exif:
         ("random --mask ok.png", "--mask ok.png needs an image; name it with --init"),
         ("random --keep-rows 2", "--keep-rows 2 needs an image; name it"),
         ("random --init ok.png", "choose them with one of --mask FILE, --keep-rows N and --edit"),
-        ("random --init gone.png --keep-rows 2", "gone.png is no image that can be read"),
-        ("random --init bad.png --keep-rows 2", "bad.png is no image that can be read"),
+        ("random --init gone.png --keep-rows 2", "gone.png cannot be read as an image"),
+        ("random --init bad.png --keep-rows 2", "bad.png cannot be read as an image"),
         ("random --init ok.png --mask black.png", "the mask is all black; paint the part to resample white"),
         ("random --init ok.png --mask small.png", "the mask has 3x3 pixels and its image 20x20"),
         ("random --init ok.png --keep-rows 9", "cannot keep 9 rows: images of this run have 4 rows of tokens"),
@@ -416,8 +416,8 @@ def _turned() -> Image.Exif:
         ("cgan --temperature 1", "a GAN has no setting 'temperature'"),
         ("random --scorer x", "--scorer x chooses among candidates, and there is only one; set --best-of"),
         ("random --best-of 2 --scorer x", "x"),
-        ("cgan --interpolate noise --best-of 2", "--best-of 2 does nothing with --interpolate"),
-        ("random --interpolate caption --init ok.png --keep-rows 1 again", "--init does nothing with --interpolate"),
+        ("cgan --interpolate noise --best-of 2", "--best-of 2 has no effect with --interpolate"),
+        ("random --interpolate caption --init ok.png --keep-rows 1 again", "--init has no effect with --interpolate"),
         ("random --top-k 33", "top_k 33 is more than the 32 codes"),
     ],
 )

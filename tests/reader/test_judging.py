@@ -169,7 +169,7 @@ def test_questions_of_a_file_bring_their_captions(runs: dict[str, Path], tmp_pat
     assert app.main([*words, *file, "--data", "shapes-1", "-n", "4", "--metrics", "questions"]) == 2
     assert "has no questions about 4 of 4 captions" in capsys.readouterr().err
     assert app.main(["eval", "score", str(runs["gan"]), *file]) == 2
-    assert "does nothing without a reader" in capsys.readouterr().err
+    assert "has no effect without a reader" in capsys.readouterr().err
     assert app.main(["eval", "score", str(runs["gan"]), "-n", "4", "--metrics", "questions"]) == 2
     assert "name a run of t2i train reader with --reader" in capsys.readouterr().err
 
@@ -209,7 +209,7 @@ def test_one_command_scores_what_a_reader_writes_and_answers(runs: dict[str, Pat
     assert "shuffled images" in capsys.readouterr().out
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"candidate": "a", "references": ["b"]}) + "\n")
     assert app.main(["eval", "captions", str(tmp_path / "pairs.jsonl"), "--split", "val"]) == 2
-    assert "--split val does nothing for captions in" in capsys.readouterr().err
+    assert "--split val has no effect for captions in" in capsys.readouterr().err
     answers_only = make_reader_run(tmp_path / "vqa", tasks={"caption": 0, "answer": 1})
     folder = tmp_path / "folder"
     assert app.main(["data", "export", "shapes-2", str(folder), "-n", "6", "--size", "16", "--split", "val"]) == 0

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from builders.tiny_reader_run import tiny_config, tiny_reader
 from builders.tiny_text_models import save_gpt2
@@ -133,6 +134,11 @@ def test_a_gpt2_folder_starts_the_decoder(tmp_path) -> None:
         expected = theirs(input_ids=ids, attention_mask=mask.long()).logits
     torch.testing.assert_close(ours[mask], expected[mask], rtol=1e-4, atol=1e-4)
     assert ids[0, 0] == gpt2.end and mask.sum(dim=1).tolist()[1] < mask.sum(dim=1).tolist()[0]
+
+
+def test_a_reader_refuses_replay() -> None:
+    with pytest.raises(ValidationError, match="replay.address shapes-1 has no effect on a reader"):
+        tiny_config(replay={"address": "shapes-1"})
 
 
 def test_a_reader_of_one_task_has_the_networks_of_that_task() -> None:

@@ -103,7 +103,7 @@ def test_the_captioner_of_an_align_run_is_read(tmp_path: Path, photos: Path, cap
     ("words", "said"),
     [
         (["read", "{cgan}", "{photos}"], "does not read images; train a reader"),
-        (["read", "{photos}", "{photos}"], "is no run directory"),
+        (["read", "{photos}", "{photos}"], "is not a run directory"),
         (["read", "{run}", "{empty}"], "holds no images"),
         (["read", "{run}", "{empty}/a.png"], "does not exist; name an image"),
         (["read", "{run}", "{run}/config.yaml"], "is not a supported image"),

@@ -35,7 +35,7 @@ from t2i.report.judged import Judged, Pool, Verdict, clip_scores, judged, verdic
 from t2i.report.neighbours import Near, Neighbours
 from t2i.report.options import ReportOptions
 from t2i.report.page import Extras, Part, write_report
-from t2i.report.runs import ShownRun, open_run, open_runs, read_json, score_files
+from t2i.report.runs import ShownRun, open_run, open_runs, read_object, score_files
 from t2i.report.template import inline
 from t2i.scoring.comparison import Samples, beside
 from t2i.scoring.images.collection import Images
@@ -119,7 +119,7 @@ def told(folder: Path, **more: Any) -> ShownRun:
     scores, problems = score_files(folder)
     config = {"family": "cgan", "data": DATA, "note": HOSTILE, "learning_rate": 0.1} | more.pop("config", {})
     manifest = {"family": "cgan", "step": 100, "images_seen": 3200, "config": config, "sha256": "c" * 64}
-    known = {"command": read_json(folder / "command.json"), "records": journal.read(folder / "journal.jsonl")}
+    known = {"command": read_object(folder / "command.json"), "records": journal.read(folder / "journal.jsonl")}
     return ShownRun(folder.name, folder, "cgan", manifest, **known, scores=scores, problems=problems, **more)
 
 
@@ -668,7 +668,7 @@ def test_runs_of_different_data_are_warned_of(tmp_path, capsys):
     ("words", "message"),
     [
         (["{gan}/../nowhere"], "nowhere does not exist; name a run directory of t2i train"),
-        (["{gan}/text"], "text is no run: it holds no checkpoints; name a run directory of t2i train"),
+        (["{gan}/text"], "text is not a run: it holds no checkpoints; name a run directory of t2i train"),
         (["{young}"], "young has no checkpoint yet; train until its first one"),
         (["{gan}", "{gan}/."], "gan is named twice; name each run once"),
         (["{gan}", "--out", "{here}"], "here.html exists; delete it, or name another file with --out"),

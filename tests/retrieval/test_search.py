@@ -384,7 +384,7 @@ def test_a_filter_keeps_images_near_the_words(photos: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--min-score", ".3"], "--min-score 0.3 does nothing without words"),
+        (["--min-score", ".3"], "--min-score 0.3 has no effect without --near"),
         (["--near", "a star"], "needs one measure"),
         (["--near", "a star", "--top", "2", "--min-score", ".3"], "needs one measure"),
         (["--near", " ", "--top", "2"], "--near has no words"),

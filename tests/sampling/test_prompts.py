@@ -85,8 +85,8 @@ def test_quotes_of_partiprompts_stay(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.csv", 'prompt\n"open\n', "a.csv line 2 is no row of a table"),
-        ("a.csv", 'prompt,x\n"a" b,c\n', "a.csv line 2 is no row of a table"),
+        ("a.csv", 'prompt\n"open\n', "a.csv line 2 is not a row of a table"),
+        ("a.csv", 'prompt,x\n"a" b,c\n', "a.csv line 2 is not a row of a table"),
         ("a.csv", "words\nred\n", "a.csv has no column prompt, text, caption"),
         ("a.csv", "prompt,x\n,1\n", "a.csv line 2: the prompt '' is empty"),
         ("a.csv", "", "a.csv has no column"),
@@ -108,7 +108,7 @@ def test_quotes_of_partiprompts_stay(tmp_path):
         ("a.json", "7", "a.json holds no prompt"),
         ("a.json", "", "a.json holds no prompt"),
         ("a.jsonl", '{"prompt": null}\n', "a.jsonl line 1 has no text"),
-        ("a.xlsx", "PK", "is no .txt, .jsonl, .json, .tsv, .csv file"),
+        ("a.xlsx", "PK", "is not a .txt, .jsonl, .json, .tsv, .csv file"),
         ("a.txt", b"caf\xe9", "is not UTF-8 text"),
     ],
 )

@@ -194,7 +194,7 @@ def test_prompts_from_standard_input_keep_one_model_loaded(t2i, run, monkeypatch
     monkeypatch.setattr(TextToImagePipeline, "from_pretrained", lambda *a: loads.append(a) or read(*a))
     status, out, err = t2i("sample", run, "-i", "-n", 2, "--seed", 5)
     assert status == 0 and len(loads) == 1
-    assert err[0].startswith("ready: one prompt a line")
+    assert err[0].startswith("ready: one prompt per line")
     told = [
         "error: the prompt 'xxxxx", "error: the prompt '\\ufeff' is empty", "error: the line b'caf\\xe9' is not UTF-8",
     ]  # fmt: skip
@@ -266,7 +266,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_used(t2i, run):
         (["--prompts", "void.txt"], "prompts file void.txt holds no prompt"),
         (["--prompts", "long.txt"], "long.txt line 2: the prompt 'yyyy"),
         (["--prompts", "latin.txt"], "prompts file latin.txt is not UTF-8 text (byte 3)"),
-        (["--prompts", "table.xlsx"], "prompts file table.xlsx is no .txt, .jsonl, .json, .tsv, .csv file"),
+        (["--prompts", "table.xlsx"], "prompts file table.xlsx is not a .txt, .jsonl, .json, .tsv, .csv file"),
         (["--prompts", "bad.jsonl"], "bad.jsonl line 2 is not JSON"),
         (["--prompts", "other.jsonl"], "other.jsonl line 1 has no text under prompt, text, caption"),
         (["--prompts", "other.tsv"], "other.tsv has no column prompt, text, caption"),
@@ -314,7 +314,7 @@ def test_runs_that_cannot_be_sampled(t2i, run):
     Path("file").write_text("x")
     for place, says in {
         "no-text": "no text encoder at no-text/text",
-        "not-a-run": "not-a-run is no run directory",
+        "not-a-run": "not-a-run is not a run directory",
         "young": "run young has no checkpoint yet",
         "file": "file is a file; name a run directory",
         "missing": "missing does not exist; name a run directory",

@@ -37,7 +37,7 @@ from t2i.scoring.runs import score_images
 
 Command = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:FID of .* is biased upward", "ignore:.* is left out", "ignore:pictures differ"
+    "ignore:FID of .* is biased upward", "ignore:skipped ", "ignore:pictures differ"
 )
 
 
@@ -117,7 +117,7 @@ def test_every_way_to_the_same_real_pictures_gives_the_same_scores(t2i: Command,
     assert t2i("reference", real, "--embedded", "--save-features", "--out", "b.safetensors")[0] == 0
     assert t2i(*common, "--against", real, "--out", "direct.json")[0] == 0
     status, _, err = t2i(*common, "--against", "a.safetensors", "--out", "data.json")
-    assert status == 0 and "kid-shapes is left out: a.safetensors holds only statistics" in err
+    assert status == 0 and "skipped kid-shapes: a.safetensors holds only statistics" in err
     assert t2i(*common, "--against", "b.safetensors", "--out", "files.json")[0] == 0
     direct, data, files = (values(read_scores(Path(f"{name}.json"))) for name in ("direct", "data", "files"))
     assert files["fid-shapes"].value == pytest.approx(direct["fid-shapes"].value, rel=1e-6)
@@ -224,7 +224,7 @@ def test_features_are_kept_and_read_again(t2i: Command, real: Path, tmp_path: Pa
         "kid-shapes",
     )
     status, first, _ = t2i(*words)
-    assert status == 0 and "features are kept in f.safetensors\n" in first
+    assert status == 0 and "features are stored in f.safetensors\n" in first
     assert not list(tmp_path.glob(".*"))
     status, again, _ = t2i(*words)
     assert "reused from it: real images by shapes, generated images by shapes" in again
@@ -466,18 +466,18 @@ def test_captions_over_the_limit_are_counted(t2i: Command, real: Path, tmp_path:
         ("score none.npz --against REAL", "none.npz"),
         ("score REAL.npz --against REAL -n 41", "set -n to at most 40"),
         ("score REAL --against text.npz", "is not an .npz file"),
-        ("score REAL --against bad.npz", "are no mean and covariance"),
+        ("score REAL --against bad.npz", "are not a mean and a covariance"),
         ("score REAL --against features.safetensors", "does not hold reference statistics"),
         ("score REAL --against none.safetensors", "none.safetensors"),
         ("score REAL --data shapes-2 --split val", "no image in split val of shapes-2 has "),
         ("score REAL.npz --data shapes-2", "which are needed to find their partners in shapes-2"),
-        ("score REAL --prompts p.txt", "--prompts p.txt does nothing for images in"),
-        ("score REAL --guidance 2 --against REAL", "--guidance 2.0 does nothing for images in"),
+        ("score REAL --prompts p.txt", "--prompts p.txt has no effect for images in"),
+        ("score REAL --guidance 2 --against REAL", "--guidance 2.0 has no effect for images in"),
         ("score RUN --prompts none.txt", "none.txt"),
         ("score RUN --prompts blank.txt", "holds no prompt"),
         ("score RUN --prompts p.txt -n 4", "set -n to at most 3"),
         ("score RUN --prompts p.txt --metrics fid-shapes", "there are no real images"),
-        ("score RUN --prompts p.txt --data shapes-2", "--data shapes-2 does nothing with --prompts"),
+        ("score RUN --prompts p.txt --data shapes-2", "--data shapes-2 has no effect with --prompts"),
         ("score RUN --save-features nowhere/f.safetensors", "there is no folder nowhere"),
         ("score RUN --protocol coco", "protocol 'coco' is unknown; choose from: coco-30k, "),
         ("score RUN --protocol shapes-heldout -n 9", "--n 9 contradicts the protocol shapes-heldout, which has 1000"),
@@ -486,7 +486,7 @@ def test_captions_over_the_limit_are_counted(t2i: Command, real: Path, tmp_path:
         ("score RUN --protocol coco-30k --inception text.npz --clip x", "name its folder with --data"),
         ("score RUN --protocol coco-30k --data shapes-2", "name the weights with --inception"),
         ("score RUN --protocol coco-30k --inception i --clip c --data shapes-2", "the protocol coco-30k needs coco"),
-        ("score RUN --protocol shapes-heldout --prompts p.txt", "--prompts p.txt does nothing with --protocol"),
+        ("score RUN --protocol shapes-heldout --prompts p.txt", "--prompts p.txt has no effect with --protocol"),
         ("reference REAL --out r.safetensors", "no extractor is named"),
         ("reference REAL --embedded --out r.json", "name a .safetensors file"),
         ("reference shapes-2 --embedded --out r.safetensors", "set the size of its images with --resolution"),

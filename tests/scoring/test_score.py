@@ -134,7 +134,7 @@ def test_pictures_without_captions_of_any_size_have_a_fid(command: Command, tmp_
     status, out, err = command("ours", "--against", "theirs")
     assert status == 0
     assert [line.split("@")[0] for line in out.splitlines()[1:3]] == ["fid-shapes", "kid-shapes"]
-    assert "faithfulness is left out: none of 20 images in folder:ours have captions" in err
+    assert "skipped faithfulness: none of 20 images in folder:ours have captions" in err
     assert "rendered shapes" in err and "--out" in out
     status, _, err = command("ours", "--against", "theirs", "--metrics", "clip-aligned")
     assert status == 2 and err == (
@@ -266,7 +266,7 @@ def test_captions_outside_the_grammar_leave_faithfulness_out(command: Command, r
     run = save_run(tmp_path / "run", {"data": {"address": str(photos), "resolution": SIDE, "split_seed": 5}})
     status, out, err = command(run, "--split", "train", "-n", "30")
     assert status == 0 and "faithfulness-" not in out
-    assert "warning: faithfulness is left out: the oracle reads rendered shapes, but caption 'a photo of" in err
+    assert "warning: skipped faithfulness: the oracle reads rendered shapes, but caption 'a photo of" in err
     assert "warning: the run was trained on these captions; they are not held out" in err
     # The run's own draw of the split: with another one its training images would be scored.
     found = values(read_scores(run / "scores-photos-train-30.json"))
@@ -348,7 +348,7 @@ def test_the_name_fid_is_for_the_inception_of_2015(command: Command, real: Path,
         ("REAL --against empty", "no images"),
         ("REAL --against nowhere", "'nowhere' not found"),
         ("REAL --against REAL -n 121", "set -n to at most 120"),
-        ("REAL --against REAL --data shapes-2", "--data shapes-2 does nothing with --against"),
+        ("REAL --against REAL --data shapes-2", "--data shapes-2 has no effect with --against"),
         ("REAL --against REAL --metrics diversity-pixels", "metric 'diversity-pixels' is unknown here"),
         ("broken --against REAL", "broken 00007.png: "),
         ("REAL --against point", "1x1 pixels"),

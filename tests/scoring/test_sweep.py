@@ -128,8 +128,8 @@ def test_a_gan_is_swept_and_keeps_the_best(t2i, runs):
     ("argv", "says"),
     [
         ("prior", "no setting to try; name values of at least one"),
-        ("prior --guidance 1,x", "--guidance 1,x: 'x' is no number"),
-        ("prior --top-k 1.5", "--top-k 1.5: '1.5' is no whole number or all"),
+        ("prior --guidance 1,x", "--guidance 1,x: 'x' is not a number"),
+        ("prior --top-k 1.5", "--top-k 1.5: '1.5' is not a whole number or all"),
         ("prior --guidance 1,-1", "guidance must be a number from 0 on, got -1.0"),
         ("prior --top-k 99", "top_k 99 is more than the 32 codes"),
         ("cgan --temperature 1", "a GAN has no setting 'temperature'"),

@@ -167,7 +167,7 @@ def test_a_vocabulary_of_sentencepiece_asks_for_sentencepiece(tmp_path: Path, mo
     tiny.save_t5(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "spiece.model").write_bytes(b"\n\x0e")
-    monkeypatch.setattr("t2i.pretrained._is_installed", lambda *names: False)
+    monkeypatch.setattr("t2i.pretrained.find_spec", lambda name: None)
     with pytest.raises(
         InputError, match="spiece.model, which requires sentencepiece: pip install sentencepiece protobuf"
     ):

@@ -1,6 +1,7 @@
 """Starting from weights: what is taken, what is not, and that a start leaves nothing to chance."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from builders.tiny_prior_run import make_prior_run
+from builders.tiny_reader_run import tiny_config
 from builders.tiny_run import make_run
 from t2i import checkpoint
 from t2i.align.tokenizer import CaptionTokenizer
@@ -17,9 +19,10 @@ from t2i.errors import InputError
 from t2i.families import Source
 from t2i.prior.config import Config
 from t2i.prior.transformer import Grid, Prior
+from t2i.reader.network import ReaderNetwork, Sizes
 from t2i.sampling.source import open_source
 from t2i.text import TextConfig, fit_encoder
-from t2i.training.initialise import Reads, _Matching, fit_part, initialise
+from t2i.training.initialise import Reads, _Matching, _strings, fit_part, initialise
 from t2i.training.optimization import freeze
 
 CAPTIONS = ["a small red circle", "a large blue square above a small green star"]
@@ -66,6 +69,26 @@ def test_columns_of_words_follow_their_words() -> None:
         assert torch.equal(weight[:, column], expected), word
     assert set(fit.fitted) >= {"text.0.weight", "pooled.0.weight"}
     assert "5 of 7 words" in fit.fitted["pooled.0.weight"]
+
+
+def test_answers_and_words_of_a_reader_follow_their_strings() -> None:
+    texts = ["how many stars are there?", "what colour is the star?"]
+    config = tiny_config()
+    there = CaptionTokenizer.fit(texts, config.vocabulary, config.max_tokens)
+    here = CaptionTokenizer.fit(["is there a red square?", *texts], config.vocabulary, config.max_tokens)
+    old = ReaderNetwork(config, Sizes(len(there), 3))
+    new = ReaderNetwork(config, Sizes(len(here), 4))
+    source = replace(source_of({"model": old}, reader={"answers": ["1", "blue", "red"]}), vocabulary=there.json_text)
+    fit = taken(new, source, Reads(vocabulary=here.json_text, answers=("blue", "green", "red", "yes")))
+    rows, own = old.answers.out, new.answers.out  # type: ignore[union-attr]
+    expected = torch.stack([rows.bias[1], own.bias[1], rows.bias[2], own.bias[3]])
+    assert torch.equal(fit.loaded["answers.out.bias"], expected)
+    assert torch.equal(fit.loaded["answers.out.weight"][[0, 2]], rows.weight[[1, 2]])
+    assert fit.fitted["answers.out.weight"] == "2 of 4 answers" and "answers.fuse.blocks.0.qkv.weight" in fit.loaded
+    star = [_strings(tokenizer.json_text).index("Ġstar") for tokenizer in (here, there)]
+    assert torch.equal(fit.loaded["captions.tokens.weight"][star[0]], old.captions.tokens.weight[star[1]])  # type: ignore[union-attr]
+    other = taken(new, source, Reads(vocabulary=here.json_text, answers=("green", "no", "two", "yes")))
+    assert other.renewed["answers.out.bias"] == "no answers in common"
 
 
 def test_another_text_encoder_and_another_tokenizer_renew_their_layers() -> None:

@@ -204,7 +204,9 @@ def test_a_launcher_that_started_one_process_of_two_is_told(monkeypatch) -> None
         "cgan",
     ]
     monkeypatch.setattr(accelerator, "accelerate_words", lambda: words)
-    with pytest.raises(InputError, match="asked for 2 processes but started one.*torchrun --nproc_per_node 2"):
+    with pytest.raises(
+        InputError, match="accelerate launch --num_processes 2` started one process.*torchrun --nproc_per_node 2"
+    ):
         check_launch("cgan", None)
     monkeypatch.setattr(accelerator, "accelerate_words", lambda: [*words[:4], "--num_processes=1"])
     check_launch("cgan", None)

@@ -213,7 +213,7 @@ def test_a_run_tells_its_account_and_resumes_bit_for_bit(
     assert not files & {RECORD, KEY} and "README.md" in files
     index = json.loads((tmp_path / "saved/model_index.json").read_text())
     assert "data" not in index["checkpoint"] and index["checkpoint"]["privacy"]["steps"] == 4
-    assert "-differentially private for one image more or less" in (tmp_path / "saved/README.md").read_text()
+    assert "-differentially private for adding or removing one image" in (tmp_path / "saved/README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -643,7 +643,8 @@ def test_steps_that_stay_broken_go_back_once_to_the_last_sound_checkpoint(tmp_pa
 
         cfg = config(checkpointing_steps=2, checkpoints_total_limit=2)
         with pytest.warns(
-            UserWarning, match="step 7: losses or gradients are no longer finite; .* weights of step 4; if"
+            UserWarning,
+            match="step 7: losses or gradients are no longer finite; continuing once with the weights of step 4",
         ):
             train(tmp_path, cfg, each_step, spoilt=lambda step: step in (5, 6, 7))
         return drift
@@ -780,7 +781,7 @@ def test_the_bar_and_its_scalars_are_whole_on_a_terminal(tmp_path: Path, columns
 def test_a_pipe_gets_a_line_at_once_and_no_number_twice(tmp_path: Path, capfd) -> None:
     def show() -> None:
         log = journal.Journal(tmp_path / "journal.jsonl", 50, seconds=0.0)
-        log.write(1, {"loss": 0.5}, kept=False)
+        log.write(1, {"loss": 0.5}, store=False)
         for step in (1, 10, 11, 50):
             if step in (10, 50):
                 log.write(step, {"loss": 1 / step, "images_per_second": 123.4})
@@ -852,7 +853,7 @@ class Machine:
     def __init__(self, monkeypatch, busy: list[list[float]], own: float = 0.0, quota: int = 99):
         self.busy, self.own, self.windows = busy, own, 0
         cores = len(busy[0])
-        monkeypatch.setattr(hardware, "_allowed_cores", lambda: set(range(cores)))
+        monkeypatch.setattr(hardware, "allowed_cores", lambda: set(range(cores)))
         monkeypatch.setattr(hardware, "_quota", lambda most: min(most, quota))
         monkeypatch.setattr(hardware, "_idle_seconds", self.idle_seconds)
         monkeypatch.setattr(hardware, "_job_seconds", lambda: 0.2 * self.own * self.windows)

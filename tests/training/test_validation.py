@@ -21,7 +21,7 @@ from t2i.pipeline import TextToImagePipeline
 from t2i.prior.config import Config as PriorConfig
 from t2i.training import journal
 from t2i.training.run import Run
-from t2i.training.validation import Best, HeldOut, Patience, oracle_names, oracle_scores
+from t2i.training.validation import Best, HeldOut, Patience, note_validation, oracle_names, oracle_scores
 
 CPU = torch.device("cpu")
 SMALL = [
@@ -203,3 +203,12 @@ def test_an_unknown_metric_stops_a_run_before_its_first_step(tmp_path: Path, cap
     said = capsys.readouterr().err
     assert "best_metric 'heldout_psnr' is not a validation score" in said
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_scores_on_the_console_have_their_number_of_images() -> None:
+    said: list[str] = []
+    run = cast(Run, SimpleNamespace(step=7, record=lambda _: None, show_samples=lambda: None, say=said.append))
+    note_validation(run, {"recall@10": 1.0}, None, 1)
+    note_validation(run, {"recall@10": 0.25}, None, 1000, "heldout")
+    note_validation(run, {}, None, 1000)
+    assert said == ["step 7, val, N 1: recall@10 1", "step 7, heldout, N 1,000: recall@10 0.25"]

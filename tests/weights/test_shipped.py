@@ -113,7 +113,10 @@ def test_a_prompt_alone_draws_with_the_default_model(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["circle"], "'circle' is no run; if it is a prompt, choose a model with --model cgan, cvae, emoji or prior"),
+        (
+            ["circle"],
+            "'circle' is not a run; if it is a prompt, choose a model with --model cgan, cvae, emoji or prior",
+        ),
         (["--model", "dalle", PROMPT], "--model dalle does not ship with t2i; name cgan, cvae, emoji or prior"),
         (["./my runs", PROMPT], "my runs does not exist"),
         ([], "no prompt"),

@@ -34,7 +34,7 @@ def _of_shapes(address: str, say: Callable[[str], None]) -> Facts:
 
     sizes = {split: len(open_dataset(address, split)) for split in ("train", "val")}
     say(f"data       {address}: {sizes['train']:,} images of train, {sizes['val']:,} of val, rendered")
-    return Facts(address, sizes["train"], sizes["val"], side=1024, drawn=True)
+    return Facts(address, sizes["train"], sizes["val"], side=1024, rendered=True)
 
 
 def _of_images(address: str, say: Callable[[str], None]) -> Facts:
@@ -57,7 +57,7 @@ def _of_images(address: str, say: Callable[[str], None]) -> Facts:
         address=address,
         train=report.splits.get("train", 0),
         val=report.splits.get("val", 0),
-        side=int(median(min(its.width, its.height) for its in usable)) if usable else 0,
+        side=int(median(min(image.width, image.height) for image in usable)) if usable else 0,
         spaced=2 * unspaced < report.captions,
-        drawn=all(parse(caption) is not None for captions in here.usable.values() for caption in captions),
+        rendered=all(parse(caption) is not None for captions in here.usable.values() for caption in captions),
     )

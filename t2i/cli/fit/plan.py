@@ -21,15 +21,11 @@ SMALL = 5000  # a model memorises fewer images unless it is regularised
 LEAST_CAPTIONS = 8  # minimum number of val captions for scores
 MOST_SCORED = 500
 SHOWN = 12  # captions that are sampled for the sheet of images
-LARGER_MINUTES, LARGER_SIDE = (
-    20.0,
-    48,
-)  # reference minutes and pixels from which images have 64 instead of 32 pixels per side
+# images get 64 instead of 32 pixels per side from these reference minutes and this side of the originals
+LARGER_MINUTES, LARGER_SIDE = 20.0, 48
 OVERHEAD = 0.1  # share of the minutes in which nothing is trained
 SHARES = {"tokenizer": 0.3, "text encoder": 0.15, "judge": 0.1}  # maximum shares of the minutes
-DUAL_ENCODER = (
-    1000  # number of images from which a dual encoder is worth training, as a GAN's text encoder and as judge
-)
+DUAL_ENCODER = 1000  # images from which a dual encoder is worth training, as a GAN's text encoder and as judge
 
 
 class Facts(NamedTuple):
@@ -40,7 +36,7 @@ class Facts(NamedTuple):
     val: int
     side: int  # median shorter side, in pixels
     spaced: bool = True  # True if captions have spaces between words
-    drawn: bool = False  # True for rendered shapes
+    rendered: bool = False  # True for rendered shapes
 
 
 class Chosen(Section):
@@ -121,14 +117,14 @@ def choose(facts: Facts, speed: float, minutes: float, family: Family) -> Chosen
     resolution = 64 if larger else 32
     tokens = facts.train * 64
     codes = min(CODES[resolution], 1 << max(4, (tokens // 16).bit_length() - 1))
-    dual = not facts.spaced or family == "cgan" and (facts.train >= DUAL_ENCODER)
+    dual = not facts.spaced or family == "cgan" and facts.train >= DUAL_ENCODER
     chosen = Chosen(
         address=facts.address,
         family=family,
         resolution=resolution,
         codes=codes,
         text="align" if dual else "bow",
-        judge=not facts.drawn and facts.train >= DUAL_ENCODER and facts.val >= LEAST_CAPTIONS,
+        judge=not facts.rendered and facts.train >= DUAL_ENCODER and facts.val >= LEAST_CAPTIONS,
         small=facts.train < SMALL,
         warmup=100,
         train=facts.train,
@@ -147,11 +143,11 @@ def stages(chosen: Chosen) -> list[Stage]:
     return [*text, *judge, *tokenizer, GENERATORS[chosen.family, chosen.resolution]]
 
 
-def schedule(chosen: Chosen, speed: float, minutes: float, kept: Mapping[str, float] = NOTHING) -> list[Timed]:
+def schedule(chosen: Chosen, speed: float, minutes: float, earlier: Mapping[str, float] = NOTHING) -> list[Timed]:
     """Divides the minutes: each stage gets its share, or less if its images need less; the generator gets the rest.
 
     Args:
-        kept: stage -> minutes of the stages before the generator in an earlier call. They are kept unless there is much more
+        earlier: stage -> minutes of the stages before the generator in an earlier call. They are kept unless there is much more
             time now, since with another tokenizer or text encoder the generator is trained from scratch.
     """
     every, left = stages(chosen), minutes * (1 - OVERHEAD)
@@ -163,17 +159,17 @@ def schedule(chosen: Chosen, speed: float, minutes: float, kept: Mapping[str, fl
         limit = min(left, SHARES.get(stage.name, 1.0) * minutes)
         own = min(limit, 1.3 * steps / pace) if stage is not every[-1] else limit
         own = max(round(own, 2), 0.01)
-        if own < AGAIN * kept.get(stage.name, 0.0):
-            own = kept[stage.name]
+        if own < AGAIN * earlier.get(stage.name, 0.0):
+            own = earlier[stage.name]
         left = max(left - own, 0.0)
         timed.append(Timed(stage, steps, own, min(steps, pace * own), min(own, steps / pace)))
     return timed
 
 
-def begins_anew(before: Chosen, timed: Sequence[Timed], kept: Mapping[str, float]) -> bool:
+def is_stale(before: Chosen, timed: Sequence[Timed], earlier: Mapping[str, float]) -> bool:
     """Returns True if a tokenizer or text encoder of an earlier generator is trained further, so that it no longer fits."""
     used = {stage.name for stage in stages(before)[:-1]} - {JUDGE.name}
-    return any(one.stage.name in used and one.minutes != kept.get(one.stage.name, one.minutes) for one in timed)
+    return any(one.stage.name in used and one.minutes != earlier.get(one.stage.name, one.minutes) for one in timed)
 
 
 def needed(timed: Sequence[Timed]) -> float:
@@ -207,35 +203,22 @@ def settings(one: Timed, chosen: Chosen, folder: Path) -> list[str]:
         return [*sets, *guide, *(["augment=[translation,cutout]"] if chosen.small else [])]
     sets.append(named("tokenizer.path", folder / TOKENIZERS[chosen.resolution].folder))
     if stage.family == "prior":
-        held_back = ["model.dropout=0.1", "loss.token_dropout=0.1", "loss.label_smoothing=0.1"] if chosen.small else []
-        return [*sets, *held_back, *(["best_metric=null"] if chosen.val < LEAST_CAPTIONS else [])]
+        regular = ["model.dropout=0.1", "loss.token_dropout=0.1", "loss.label_smoothing=0.1"] if chosen.small else []
+        return [*sets, *regular, *(["best_metric=null"] if chosen.val < LEAST_CAPTIONS else [])]
     return sets
 
 
 def steps(chosen: Chosen, timed: Sequence[Timed], folder: Path) -> list[Step]:
     """Returns the commands in order: trainings, images, scores."""
-    trained = [
-        Step(
-            one.stage.name,
-            training(
-                one.stage.family,
-                one.stage.config,
-                chosen.address,
-                folder / one.stage.folder,
-                *settings(one, chosen, folder),
-            ),
-            folder / one.stage.folder / "checkpoints",
-        )
-        for one in timed
-    ]
+    trainings = []
+    for one in timed:
+        run, sets = folder / one.stage.folder, settings(one, chosen, folder)
+        command = training(one.stage.family, one.stage.config, chosen.address, run, *sets)
+        trainings.append(Step(one.stage.name, command, run / "checkpoints"))
     model, prompts, images = folder / chosen.family, folder / "prompts.txt", folder / f"images-{chosen.family}"
-    made = Step(
-        "images",
-        ["sample", str(model), "--prompts", str(prompts), "--out", str(images)],
-        images,
-        (model, prompts),
-    )
-    return [*trained, made, *([scoring(chosen, folder)] if chosen.val >= LEAST_CAPTIONS else [])]
+    sample = ["sample", str(model), "--prompts", str(prompts), "--out", str(images)]
+    scores = [scoring(chosen, folder)] if chosen.val >= LEAST_CAPTIONS else []
+    return [*trainings, Step("images", sample, images, (model, prompts)), *scores]
 
 
 def scoring(chosen: Chosen, folder: Path) -> Step:

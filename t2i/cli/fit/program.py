@@ -19,15 +19,15 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from t2i import cli
-from t2i.cli.environment import tell_address
+from t2i.cli.environment import print_address_notice
 from t2i.cli.fit.data import look
 from t2i.cli.fit.plan import (
     LEAST_CAPTIONS,
     SHOWN,
     Chosen,
     Timed,
-    begins_anew,
     choose,
+    is_stale,
     schedule,
     stages,
     steps,
@@ -40,7 +40,7 @@ from t2i.config.options import Options, argument, option
 from t2i.config.section import Section
 from t2i.errors import InputError
 
-KEPT = "plan.json"
+PLAN_FILE = "plan.json"
 
 
 class FitOptions(Options):
@@ -64,30 +64,30 @@ def fit(options: FitOptions, command: Run) -> None:
         InputError: the data cannot be used for training, or the folder holds something else.
     """
     folder = options.run or Path("runs") / f"fit-{name_of(options.data)}"
-    kept = read_kept(folder, options.data)
+    stored = read_plan(folder, options.data)
     began = time.monotonic()
-    tell_address(options.data)
-    if kept is None:
+    print_address_notice(options.data)
+    if stored is None:
         facts = look(options.data, say)  # before measuring the machine, as it may refuse the data
-        kept = KeptPlan(speed=machine_speed(command))
-        chosen = choose(facts, kept.speed, options.minutes, options.family)
+        stored = StoredPlan(speed=machine_speed(command))
+        chosen = choose(facts, stored.speed, options.minutes, options.family)
     else:
-        chosen = decide(options, kept)
-    timed = schedule(chosen, kept.speed, options.minutes, kept.minutes)
-    stale = [name for name, one in kept.families.items() if begins_anew(one, timed, kept.minutes)]
+        chosen = decide(options, stored)
+    timed = schedule(chosen, stored.speed, options.minutes, stored.minutes)
+    stale = [name for name, one in stored.families.items() if is_stale(one, timed, stored.minutes)]
     stale = [name for name in stale if (folder / name).is_dir()]
     tour = steps(chosen, timed, folder)
-    expected = [f"expect     {line}" for line in expectations(chosen, timed, kept.speed, options.minutes)]
-    say("\n".join(describe(chosen, timed, kept.speed, options.minutes)))
+    expected = [f"expect     {line}" for line in expectations(chosen, timed, stored.speed, options.minutes)]
+    say("\n".join(describe(chosen, timed, stored.speed, options.minutes)))
     say("commands\n" + "\n".join(f"  {step.command}" for step in tour))
     say(f"then       a page ({page_of(folder)}) and a saved pipeline ({model_of(folder, chosen)})")
-    say("\n".join([*(f"anew       {name}, for what it reads trains on" for name in stale), *expected]))
+    say("\n".join([*(f"retrained  {name}, as a model that it uses is trained further" for name in stale), *expected]))
     if options.plan:
         return
     make_folder(folder)
     for name in stale:
         shutil.rmtree(folder / name)
-    keep(folder, kept, chosen, timed)
+    write_plan(folder, stored, chosen, timed)
     write_prompts(folder / "prompts.txt", chosen)
     record = Timings(folder / "timings.json")
     carry_out(tour, record, command)
@@ -103,7 +103,7 @@ def finish(options: FitOptions, folder: Path, chosen: Chosen, tour: Sequence[Ste
     save_pipeline(folder / chosen.family, model)
     sample = f"{command_here()} sample {quote(str(model))} {quote(first_prompt(folder))} -n 4"
     longer = f"{command_here()} fit {quote(options.data)} --family {chosen.family} --run-dir {quote(str(folder))}"
-    following = {"Sample a sentence of yours": sample, "Train longer": f"{longer} --minutes {3 * options.minutes:g}"}
+    following = {"Sample a sentence of your own": sample, "Train longer": f"{longer} --minutes {3 * options.minutes:g}"}
     helpers = [folder / stage.folder for stage in stages(chosen)[:-1]]
     more: dict[str, Any] = {"title": f"t2i fit of {name_of(chosen.address)}"}
     if chosen.val < LEAST_CAPTIONS:  # the page then marks them as training captions
@@ -130,7 +130,7 @@ def name_of(address: str) -> str:
 # ---- the stored plan ------------------------------------------------------------------------------------------------
 
 
-class KeptPlan(Section):
+class StoredPlan(Section):
     """The plan of an earlier call, stored in plan.json.
 
     Attributes:
@@ -144,18 +144,18 @@ class KeptPlan(Section):
     families: dict[str, Chosen] = {}
 
 
-def decide(options: FitOptions, kept: KeptPlan) -> Chosen:
+def decide(options: FitOptions, stored: StoredPlan) -> Chosen:
     """Returns the stored choices for this family; if there are none, checks the data and makes them."""
-    if options.family in kept.families:
-        return kept.families[options.family]
+    if options.family in stored.families:
+        return stored.families[options.family]
     facts = look(options.data, say)
-    chosen = choose(facts, kept.speed, options.minutes, options.family)
-    for other in kept.families.values():  # the tokenizer is shared
+    chosen = choose(facts, stored.speed, options.minutes, options.family)
+    for other in stored.families.values():  # the tokenizer is shared
         chosen = chosen.model_copy(update={key: getattr(other, key) for key in ("resolution", "codes")})
     return chosen
 
 
-def read_kept(folder: Path, address: str) -> KeptPlan | None:
+def read_plan(folder: Path, address: str) -> StoredPlan | None:
     """Returns the plan in `folder`; None for a new folder.
 
     Raises:
@@ -163,7 +163,7 @@ def read_kept(folder: Path, address: str) -> KeptPlan | None:
     """
     from t2i.files import read_regular
 
-    path = folder / KEPT
+    path = folder / PLAN_FILE
     if not path.exists():
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file; name a folder with --run-dir")
@@ -171,23 +171,25 @@ def read_kept(folder: Path, address: str) -> KeptPlan | None:
             raise InputError(f"{folder} is not empty and does not hold a fit; name a new folder with --run-dir")
         return None
     try:
-        kept = KeptPlan.model_validate_json(read_regular(path))
+        stored = StoredPlan.model_validate_json(read_regular(path))
     except (OSError, ValidationError) as error:
-        raise InputError(f"{path} is not a plan of a fit; delete {folder}, or name another with --run-dir") from error
-    other = next((one.address for one in kept.families.values() if one.address != address), None)
+        raise InputError(
+            f"{path} is not a plan of a fit; delete {folder}, or name another folder with --run-dir"
+        ) from error
+    other = next((plan.address for plan in stored.families.values() if plan.address != address), None)
     if other is not None:
         raise InputError(f"{folder} holds a fit of {other}, not of {address}; name another folder with --run-dir")
-    return kept
+    return stored
 
 
-def keep(folder: Path, kept: KeptPlan, chosen: Chosen, timed: Sequence[Timed]) -> None:
+def write_plan(folder: Path, stored: StoredPlan, chosen: Chosen, timed: Sequence[Timed]) -> None:
     """Writes plan.json, which keeps the plans for other families."""
     from t2i.files import write_text
 
-    minutes = {**kept.minutes, **{one.stage.name: one.minutes for one in timed[:-1]}}
-    families = {**kept.families, chosen.family: chosen}
-    now = kept.model_copy(update={"minutes": minutes, "families": families})
-    write_text(folder / KEPT, now.model_dump_json(indent=1) + "\n")
+    minutes = {**stored.minutes, **{one.stage.name: one.minutes for one in timed[:-1]}}
+    families = {**stored.families, chosen.family: chosen}
+    now = stored.model_copy(update={"minutes": minutes, "families": families})
+    write_text(folder / PLAN_FILE, now.model_dump_json(indent=1) + "\n")
 
 
 # ---- results --------------------------------------------------------------------------------------------------------
@@ -198,7 +200,8 @@ def write_prompts(path: Path, chosen: Chosen) -> None:
     from t2i.data import View, open_dataset
 
     split = "val" if chosen.val >= LEAST_CAPTIONS else "train"
-    captions = dict.fromkeys(own[0] for own in open_dataset(chosen.address, split, View(limit=4 * SHOWN)).captions)
+    every = open_dataset(chosen.address, split, View(limit=4 * SHOWN)).captions
+    captions = dict.fromkeys(options[0] for options in every)
     path.write_text("\n".join(list(captions)[:SHOWN]) + "\n", "utf-8")
 
 

@@ -33,10 +33,10 @@ class Timings:
 
         self.path = path
         try:
-            found = json.loads(read_regular(path))
+            entries = json.loads(read_regular(path))
         except (OSError, ValueError, RecursionError):
-            found = None
-        self._entries: dict[str, Any] = found if isinstance(found, dict) else {}
+            entries = None
+        self._entries: dict[str, Any] = entries if isinstance(entries, dict) else {}
 
     def _entry(self, step: Step) -> Mapping[str, Any]:
         entry = self._entries.get(step.name)

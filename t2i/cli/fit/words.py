@@ -51,5 +51,5 @@ def expectations(chosen: Chosen, timed: Sequence[Timed], speed: float, minutes: 
     elif chosen.val < SURE_CAPTIONS:
         warnings.append(f"scores on {chosen.val} held-out captions have wide intervals")
     if minutes >= least and needed(timed) < 0.6 * minutes:
-        warnings.append("the data will be learned before the time is over; more images would help, more time would not")
+        warnings.append("the model will converge before the time is over; more images would help, more time would not")
     return warnings

@@ -249,4 +249,4 @@ def _warn_left_out(index: FolderIndex, part: str, view: View, broken: Sequence[t
 
 
 def _warn(message: str) -> None:
-    warnings.warn(f"left out: {message} (`t2i data check` lists all)", stacklevel=4)
+    warnings.warn(f"skipped {message} (`t2i data check` lists all)", stacklevel=4)

@@ -28,9 +28,7 @@ class _Entries:
     """Captions and paths of the images of a folder in one dict; a dict of tuples would take 200 MB more per million."""
 
     def __init__(self, names: Iterable[str], paths: Mapping[str, str]) -> None:
-        self.joined = dict.fromkeys(
-            names, ""
-        )  # id -> its captions joined by line ends, which cleaned captions do not have
+        self.joined = dict.fromkeys(names, "")  # id -> captions joined by line ends, which cleaned captions do not have
         self.paths = paths  # only of ids that differ from their paths
 
     def add(self, name: str, captions: Sequence[str]) -> None:

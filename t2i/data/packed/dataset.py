@@ -136,7 +136,7 @@ class PackedImages(EncodedImages):
         self.broken = [(name, reasons[sha256]) for name, sha256 in zip(names, hashes, strict=True)]
         if self.broken:
             what = f"{counted(len(self.broken), 'image')} that `t2i data check` found broken"
-            warnings.warn(f"data {address}: left out {what}", stacklevel=5)
+            warnings.warn(f"data {address}: skipped {what}", stacklevel=5)
         return rows[~bad]
 
     def _id(self, row: int, key: str) -> str:
@@ -178,7 +178,7 @@ def _roles(published: Sequence[str | None], train: str | None, address: str) -> 
     roles = [role_of.get(name or "") for name in published]
     if train is None and any(roles) and None in roles:
         left_out = numbered(roles.count(None), "files or tables in no known split")
-        warnings.warn(f"data {address}: left out: {left_out}", stacklevel=5)
+        warnings.warn(f"data {address}: skipped {left_out}", stacklevel=5)
     return roles
 
 

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -184,7 +185,8 @@ def parse(caption: str) -> Spec | None:
     return None
 
 
-def _spec(found: dict[str, str | None], count: int) -> Spec:
+def _spec(groups: dict[str, Any], count: int) -> Spec:
+    """Returns the scene, from the groups of a pattern's match."""
     index, keys = _index_of(), "abc"[:count]
     relations: list[tuple[int, int, int]] = []
 
@@ -195,19 +197,18 @@ def _spec(found: dict[str, str | None], count: int) -> Spec:
                 first, second, word = second, first, OPPOSITE[word]
             relations.append((first, ("left of", "above").index(word), second))
 
-    relate(0, found.get("r"), 1)
+    relate(0, groups.get("r"), 1)
     for member in (0, 1):
-        relate(member, found.get("q"), 2)
-        relate(2, found.get("s"), member)
-    place = found.get("p")
-    sizes = tuple(index[found[f"{k}_size"]] if found[f"{k}_size"] else None for k in keys)  # type: ignore[index]
+        relate(member, groups.get("q"), 2)
+        relate(2, groups.get("s"), member)
+    place = groups.get("p")
     return Spec(
-        shapes=tuple(index[found[f"{k}_shape"]] for k in keys),  # type: ignore[index]
-        colors=tuple(index[found[f"{k}_color"]] for k in keys),  # type: ignore[index]
-        sizes=sizes,
+        shapes=tuple(index[groups[f"{k}_shape"]] for k in keys),
+        colors=tuple(index[groups[f"{k}_color"]] for k in keys),
+        sizes=tuple(index[groups[f"{k}_size"]] if groups[f"{k}_size"] else None for k in keys),
         relations=tuple(relations),
         cell=next((i for i, options in enumerate(CELLS) if place in options), None),
-        background=index[found["g"]] if found.get("g") else None,  # type: ignore[index]
+        background=index[groups["g"]] if groups.get("g") else None,
     )
 
 

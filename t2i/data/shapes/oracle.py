@@ -67,23 +67,16 @@ def _read_batch(x: NDArray[np.float32]) -> list[Reading]:
     total = int(ndimage.label(difference > CONTRAST, structure=touching, output=labels))  # pyright: ignore[reportArgumentType]
     areas = np.bincount(labels.ravel(), minlength=total + 1)[1:]
     boxes = ndimage.find_objects(labels)
-    kept = [k for k in range(total) if areas[k] >= LEAST_AREA * side * side]
+    large = [k for k in range(total) if areas[k] >= LEAST_AREA * side * side]
     objects: list[list[tuple[int, int, int, tuple[float, float]]]] = [[] for _ in range(n)]
-    if kept:
-        owners, found = _explain(x, base, difference, labels, kept, boxes)
-        for owner, item in zip(owners, found, strict=True):
+    if large:
+        for owner, item in zip(*_explain(x, base, difference, labels, large, boxes), strict=True):
             objects[owner].append(item)
-    backgrounds = _nearest(base, BACKGROUND_RGB)
-    return [
-        Reading(
-            shapes=tuple(o[0] for o in found),
-            colors=tuple(o[1] for o in found),
-            sizes=tuple(o[2] for o in found),
-            centers=tuple(o[3] for o in found),
-            background=int(background),
-        )
-        for found, background in zip(objects, backgrounds, strict=True)
-    ]
+    readings = []
+    for items, background in zip(objects, _nearest(base, BACKGROUND_RGB).tolist(), strict=True):
+        shapes, colors, sizes, centers = zip(*items, strict=True) if items else ((), (), (), ())
+        readings.append(Reading(shapes, colors, sizes, centers, background))
+    return readings
 
 
 def _nearest(colors: NDArray, palette: NDArray) -> NDArray[np.int64]:
@@ -92,19 +85,22 @@ def _nearest(colors: NDArray, palette: NDArray) -> NDArray[np.int64]:
     return np.where(distance.min(axis=1) <= FAR_COLOR, best, NONE)
 
 
-def _explain(x: NDArray, base: NDArray, difference: NDArray, labels: NDArray, kept: list[int], boxes: list):
-    """Cuts a window around each component, and fits all shapes to all windows at once."""
+def _explain(x: NDArray, base: NDArray, difference: NDArray, labels: NDArray, components: list[int], boxes: list):
+    """Cuts a window around each component and fits all shapes to all windows at once.
+
+    Returns the image of each component, and its (shape, colour, size, centre).
+    """
     side = x.shape[1]
     half = int(np.ceil(1.25 * REACH * RADIUS.max() * side)) + 1
     window = 2 * half + 1
-    owners = np.array([boxes[k][0].start for k in kept])
-    middle_y = np.array([(boxes[k][1].start + boxes[k][1].stop) // 2 for k in kept])
-    middle_x = np.array([(boxes[k][2].start + boxes[k][2].stop) // 2 for k in kept])
+    owners = np.array([boxes[k][0].start for k in components])
+    middle_y = np.array([(boxes[k][1].start + boxes[k][1].stop) // 2 for k in components])
+    middle_x = np.array([(boxes[k][2].start + boxes[k][2].stop) // 2 for k in components])
     rows = middle_y[:, None] + np.arange(-half, half + 1)
     columns = middle_x[:, None] + np.arange(-half, half + 1)
     inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
     where = (owners[:, None, None], rows.clip(0, side - 1)[:, :, None], columns.clip(0, side - 1)[:, None, :])
-    own = (labels[where] == np.array(kept)[:, None, None] + 1) & inside
+    own = (labels[where] == np.array(components)[:, None, None] + 1) & inside
     # the anti-aliased rim belongs to the component that it touches, but differs too little to be labelled
     rim = ndimage.binary_dilation(own, structure=np.ones((1, 3, 3), bool)) & inside & ((labels[where] == 0) | own)
     pixels = x[where]
@@ -116,13 +112,14 @@ def _explain(x: NDArray, base: NDArray, difference: NDArray, labels: NDArray, ke
     center_y = (alpha.sum(axis=2) * grid).sum(axis=1) / area
     overlap, radii = _fit(alpha, area, center_x, center_y, grid)
     shape = np.where(overlap.max(axis=1) >= LEAST_IOU, overlap.argmax(axis=1), NONE)
-    radius = radii[np.arange(len(kept)), overlap.argmax(axis=1)] / side
+    radius = radii[np.arange(len(components)), overlap.argmax(axis=1)] / side
     size = (radius > np.sqrt(RADIUS[0] * RADIUS[1])).astype(np.int64)
     x_unit = (center_x + middle_x - half) / side
     y_unit = (center_y + middle_y - half) / side
     colors = _nearest(color, COLOR_RGB)
     items = [
-        (int(shape[i]), int(colors[i]), int(size[i]), (float(x_unit[i]), float(y_unit[i]))) for i in range(len(kept))
+        (int(shape[i]), int(colors[i]), int(size[i]), (float(x_unit[i]), float(y_unit[i])))
+        for i in range(len(components))
     ]
     return owners.tolist(), items
 

@@ -140,7 +140,7 @@ def _add(data: CheckedData, split: str, dataset: Dataset) -> None:
     if isinstance(dataset, FolderDataset):
         data.verified |= verify(dataset.root, dataset.files, [*ids, *broken])
     elif isinstance(dataset, EncodedImages):
-        data.verified |= verify_packed(dataset.address, ids, dataset.source)
+        data.verified |= verify_packed(dataset.address, ids, dataset.read)
         known = Index(place_of(dataset.address)).load() if broken else {}
         data.verified |= {name: known[name] for name in broken if name in known}
     else:  # rendered images are never broken

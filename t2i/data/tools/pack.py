@@ -165,8 +165,7 @@ def _sample(dataset: EncodedImages, row: int, form: _Format) -> "_Sample | str":
     """Returns an image with its facts, or the reason why it is left out."""
     size, suffix = form
     try:
-        source = dataset.source(row)
-        data = source if isinstance(source, bytes) else images.read_limited(source)
+        data = dataset.read(row)
         image = images.decode(data)
     except (images.BrokenImage, OSError) as error:
         return str(error)

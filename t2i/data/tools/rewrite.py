@@ -5,7 +5,6 @@ for each split. Nothing is decoded, and the source is not changed.
 """
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +22,8 @@ from t2i.data.splits import assign_splits
 from t2i.data.tools.export import metadata_line
 from t2i.data.tools.opening import open_splits
 from t2i.errors import InputError
-from t2i.files import new_folder, text_lines
-from t2i.images import BrokenImage, read_limited
+from t2i.files import link, new_folder, text_lines
+from t2i.images import BrokenImage
 
 FAR = "images far from the words"
 
@@ -179,8 +178,7 @@ def split_images(address: str, out: Path, shares: Mapping[str, float], seed: int
 
 def _bytes(item: Kept) -> bytes:
     try:
-        source = item.dataset.source(item.row)
-        return source if isinstance(source, bytes) else read_limited(source)
+        return item.dataset.read(item.row)
     except (BrokenImage, OSError) as error:
         raise InputError(f"{item.dataset.place(item.row)} cannot be read ({error}); repair or remove it") from error
 
@@ -204,10 +202,7 @@ def _place(item: Kept, stem: Path) -> str:
     source = item.dataset.source(item.row)
     if isinstance(source, Path):
         path = stem.with_name(stem.name + source.suffix.lower())
-        try:
-            os.link(os.path.realpath(source), path)
-        except OSError:  # another disk, or one without hard links
-            path.symlink_to(os.path.realpath(source))
+        link(source, path)
         return path.name
     try:
         with Image.open(BytesIO(source)) as header:

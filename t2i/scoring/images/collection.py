@@ -37,12 +37,12 @@ class Images:
         split: split of a data set.
         captions: a caption for each image; None: not all have one.
         digest: digest of ids, captions and contents, or of everything that decides the contents.
-        resolution: pixels a side; None: sizes differ, or images are not square.
+        resolution: pixels per side; None: sizes differ, or images are not square.
         chunks: yields the images at these positions, in their order.
         chosen: the encoder that selected the images, and the number of candidates (`t2i sample --best-of`).
         sizes: description of the sizes if they differ.
         formats: file formats, e.g. `JPEG`; None: unknown.
-        skipped: number of broken images, which are left out.
+        skipped: number of broken images, which are not included.
         captioned: number of images with a caption, if not all have one.
         total: number of images that these were chosen from.
     """
@@ -150,7 +150,7 @@ def prompt_images(path: Path, n: int | None, every: Sequence[str]) -> Images:
 
 
 def choose(size: int, count: int, where: str) -> list[int]:
-    """Draws `count` of `size` rows at random and sorts them. The first rows are no fair sample of a sorted folder.
+    """Draws `count` of `size` rows at random and sorts them. The first rows would not be a fair sample of a sorted folder.
 
     Raises:
         InputError: `count` is more than `size` or less than 2.

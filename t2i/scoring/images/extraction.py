@@ -21,7 +21,7 @@ from t2i.names import counted
 from t2i.scoring.images.collection import SHOWN, Images, Tick, silent
 from t2i.scoring.images.store import FeatureFile, FeatureRows, rows_in_memory
 
-LEAST_SIDE = 16  # pixels a side of an image for the oracle
+LEAST_SIDE = 16  # minimum size of an image for the oracle, in pixels per side
 ALONE = Ranks(1, True)
 
 
@@ -64,34 +64,29 @@ def extract(
     oracle: bool = False,
     show: bool = False,
 ) -> Evidence:
-    """Reads every image once, with every extractor and optionally with the oracle of the embedded data.
+    """Reads every image once, with every extractor and optionally the oracle; the main process returns all evidence.
 
     Args:
         what: name of the images in progress and messages.
         condensed: digests of extractors whose moments suffice.
         show: keeps the first images.
 
-    Returns:
-        The evidence; processes other than the main one return only a part of it.
-
     Raises:
         InputError: the oracle cannot read an image, or there are more processes than images.
     """
-    ranks = how.ranks
+    ranks, evidence = how.ranks, Evidence(images.captions, images.ids)
     if len(images) < ranks.num_processes:
         raise InputError(f"{counted(len(images), 'image')} for {ranks.num_processes} processes; start fewer processes")
-    evidence = Evidence(images.captions, images.ids)
-    extractors = [one for one in extractors if not _stored(evidence, images, what, one, how)]
+    extractors = [extractor for extractor in extractors if not _stored(evidence, images, what, extractor, how)]
     rows = ranks.share(len(images))
-    sinks = [_sink(one, one.digest() in condensed, images, rows, how) for one in extractors]
-    start = 0 if oracle else min((sink.done for sink in sinks), default=len(rows))
-    for sink in sinks:
+    sinks = [(one, _sink(one, one.digest() in condensed, images, rows, how)) for one in extractors]
+    start = 0 if oracle else min((sink.done for _, sink in sinks), default=len(rows))
+    for _, sink in sinks:
         sink.keep(start)
-    into = list(zip(extractors, sinks, strict=True))
-    _read_all(images, what, rows[start:], into, evidence, how.tick, oracle)
+    _read_all(images, what, rows[start:], sinks, evidence, how.tick, oracle)
     if oracle:
         evidence.readings = ranks.gather(evidence.readings)
-    for extractor, sink in into:
+    for extractor, sink in sinks:
         features = sink.finish(len(images), extractor.dim)
         evidence.features[extractor.digest()] = features
         if how.store is not None and ranks.is_main and isinstance(features, np.ndarray):
@@ -116,19 +111,19 @@ def _read_all(
     images: Images,
     what: str,
     rows: range,
-    into: Sequence[tuple[Extractor, "_Whole | _Moments"]],
+    sinks: Sequence[tuple[Extractor, "_Whole | _Moments"]],
     evidence: Evidence,
     tick: Tick,
     oracle: bool,
 ) -> None:
     """Reads the images at `rows` with all extractors and the oracle."""
-    if not into and not oracle:
+    if not sinks and not oracle:
         return
     done = 0
     tick(what, 0, len(rows))
     for chunk in images.chunks(rows):
         groups = [(members, np.stack([chunk[k] for k in members])) for members in _by_size(chunk)]
-        for extractor, sink in into:
+        for extractor, sink in sinks:
             features = np.empty((len(chunk), extractor.dim), np.float32)
             for members, batch_BHWC in groups:
                 features[members] = extractor.features(batch_BHWC)
@@ -181,7 +176,7 @@ class _Moments:
         self._ranks, self._stats = ranks, None
 
     def keep(self, rows: int) -> None:
-        """Does nothing: moments do not outlive a pass."""
+        """Has no effect, as moments do not outlive a pass."""
 
     def add(self, features: Features) -> None:
         if self._stats is None:  # all processes use one shift, near the mean
@@ -197,7 +192,7 @@ class _Moments:
         return stats
 
     def close(self) -> None:
-        """Does nothing: no file is open."""
+        """Has no effect, as no file is open."""
 
 
 # ---- chunks --------------------------------------------------------------------------------------------------------

@@ -197,6 +197,6 @@ def _of_npz(path: Path) -> GaussianStats:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: its mu and sigma cannot be read ({error}); make the statistics again") from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise InputError(f"{path}: mu {list(mu.shape)} and sigma {list(sigma.shape)} are no mean and covariance")
+        raise InputError(f"{path}: mu {list(mu.shape)} and sigma {list(sigma.shape)} are not a mean and a covariance")
     count = max(FEW_IMAGES, 2 * len(mu) + 1)
     return _stats(mu, np.zeros_like(mu), sigma * (count - 1), count)

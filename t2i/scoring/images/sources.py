@@ -39,7 +39,7 @@ def open_images(place: str, n: int | None = None, skip_broken: bool = False) -> 
 
     Args:
         n: number of images; the choice depends only on n. None: all.
-        skip_broken: leaves out images that cannot be decoded, and counts them.
+        skip_broken: skips images that cannot be decoded, and counts them.
 
     Raises:
         InputError: there is no such file or folder, it is of another kind, it has fewer than n images, or one is broken.
@@ -81,7 +81,7 @@ def folder_images(folder: str, n: int | None = None, skip_broken: bool = False) 
     index = index_folder(folder)
     if index.unsupported:
         warnings.warn(
-            f"{some(index.unsupported)} in {shown(index.root)}: images of this format are left out; convert them to PNG",
+            f"skipped images of an unsupported format in {shown(index.root)}: {some(index.unsupported)}; convert them to PNG",
             stacklevel=3,
         )
     generated = read_generated(index.root, index.files)
@@ -191,8 +191,7 @@ def _refuse_broken(place: str, verified: Mapping[str, Verified], skip: bool) -> 
     more = f", and {some(broken[1:])}" if broken[1:] else ""
     if not skip:
         raise InputError(
-            f"cannot score {place}: broken {first}{more}; repair or remove broken images, or leave them out with "
-            "--skip-broken"
+            f"cannot score {place}: broken {first}{more}; repair or remove broken images, or skip them with --skip-broken"
         )
     if len(verified) - len(broken) < 2:
         count = counted(len(verified), "image")

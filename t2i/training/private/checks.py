@@ -31,7 +31,7 @@ def refuse_seen(train: Dataset, parts: Mapping[str, str | None]) -> None:
                 )
             continue
         folder = find(place)
-        record = next((found for at in (folder, folder.parent) if (found := read_record(at / RECORD))), None)
+        record = read_record(folder / RECORD) or read_record(folder.parent / RECORD)
         if record is None:
             raise InputError(
                 f"{key} {place} has no record of its training data ({RECORD} is missing), but privacy needs one that was not "

@@ -1,5 +1,6 @@
 """Gradients of DP-SGD (Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1)."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -30,13 +31,12 @@ def put_private_gradients(
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for loss in losses:
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        norm = float(nn.utils.get_total_norm([one for one in gradients if one is not None]))
-        scale = min(1.0, max_norm / (norm + _EPS)) if norm == norm else 0.0
-        if norm in (float("inf"), float("-inf")) or scale == 0.0:
+        norm = float(nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
+        if not math.isfinite(norm):
             continue
-        for sum_, one in zip(total, gradients, strict=True):
-            if one is not None:
-                sum_.add_(one, alpha=scale)
+        for sum_, gradient in zip(total, gradients, strict=True):
+            if gradient is not None:
+                sum_.add_(gradient, alpha=min(1.0, max_norm / (norm + _EPS)))
     deviation = noise_multiplier * max_norm
     for parameter, sum_ in zip(parameters, total, strict=True):
         noise = torch.randn(sum_.shape, generator=generator, device=sum_.device, dtype=sum_.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from t2i.config.load import CHANGEABLE_ON_RESUME, VERIFIED_ON_RESUME, differences
+from t2i.config.load import VERIFIED_ON_RESUME, changed_on_resume
 from t2i.config.training import TrainConfig
 from t2i.config.upgrade import trained_otherwise
 from t2i.errors import InputError
@@ -54,7 +54,7 @@ def refuse_another(path: Path, manifest: Mapping[str, Any], config: TrainConfig,
             f"checkpoint {path} has a config that this version cannot read: {keys}; use the version of t2i that wrote it"
         ) from error
     verified = {key for key, digest in VERIFIED_ON_RESUME.items() if digest in manifest}
-    changed = [d for d in differences(before, config) if d[0] not in CHANGEABLE_ON_RESUME and d[0] not in verified]
+    changed = changed_on_resume(before, config, verified)
     if changed:
         what = ", ".join(f"{key} {old} (now {new})" for key, old, new in changed[:3])
         run = path.parents[1]

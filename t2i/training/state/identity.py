@@ -25,12 +25,12 @@ class Identity:
         manifest: manifest of the checkpoint that the run resumes from; None for a new run.
 
     Attributes:
-        kept: the digests, which become entries of every manifest.
+        digests: the digests, which become entries of every manifest.
         caption: a caption of the data, for the command that is shown at the end of a run.
     """
 
     def __init__(self, directory: Path, ranks: Ranks, manifest: Mapping[str, Any] | None):
-        self.kept: dict[str, Any] = {}
+        self.digests: dict[str, Any] = {}
         self.caption = "a prompt"
         self._directory, self._ranks, self._manifest = directory, ranks, manifest
 
@@ -43,7 +43,7 @@ class Identity:
         if len(set(self._ranks.everyone(digest))) > 1:
             raise InputError(f"the processes of this run have different {what}s; start all of them with one command")
         self.refuse_other(key, digest, what)
-        self.kept[key] = digest
+        self.digests[key] = digest
 
     def keep_data(self, train: Dataset) -> None:
         """Records the digest of the training data; call it before anything is written.
@@ -58,7 +58,7 @@ class Identity:
             raise InputError(f"the processes of this run have different data ({each}); give all of them the same data")
         if self._manifest is not None and "data" in self._manifest:
             refuse_other_data(self._directory, self._manifest["data"], digest)
-        self.kept["data"] = digest
+        self.digests["data"] = digest
         self.caption = str(train.captions[0][0])
 
     def keep_held_out(self, split: str, dataset: Dataset | None) -> None:

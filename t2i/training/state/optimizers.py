@@ -15,7 +15,7 @@ from t2i.training.state.sharding import sharded_like
 def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
     """Returns every per-parameter tensor as `INDEX.NAME`, where the index counts parameters over all groups.
 
-    Learning rate and other group options are left out, as they are functions of config and step.
+    Learning rate and other group options are not included, as they are functions of config and step.
     """
     out: dict[str, Tensor] = {}
     for index, (parameter, _) in enumerate(_parameters(optimizer)):

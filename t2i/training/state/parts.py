@@ -49,7 +49,7 @@ class Parts:
         self._parts[name] = part
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Returns whole tensors by part; empty parts where they are not kept. Call it on every process."""
+        """Returns whole tensors by part, or empty parts on processes that write no checkpoint. Call it on every process."""
         return {name: gathered(self._state_of(part), self._keep) for name, part in self._parts.items()}
 
     def _state_of(self, part: Part) -> dict[str, Tensor]:

@@ -26,9 +26,9 @@ from t2i.distributed import Ranks
 
 BEAT_SECONDS = 1.0
 MEET_SECONDS = 3.0  # how long to wait for the first datagrams of the others
-SILENT_SECONDS = 30.0  # a process that sends nothing for so long is stopped or dead
-HUNG_SECONDS = 30.0  # a step that takes at least so long, ...
-HUNG_STEPS = 20  # ... and so many times as long as usual, hangs
+SILENT_SECONDS = 30.0  # a process that sends nothing for this long is stopped or dead
+HUNG_SECONDS = 30.0  # a step hangs if it takes at least this long, ...
+HUNG_STEPS = 20  # ... and at least this many times as long as usual
 FIRST_STEPS = 3  # steps in which kernels are compiled and buffers allocated
 _WAITING = ("/torch/distributed/", "/torch/autograd/graph.py", "/torch/nn/parallel/", "/t2i/distributed.py")
 

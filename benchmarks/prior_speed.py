@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/prior_speed.py
 
 Width 256, 6 blocks, 8 heads of 32, 1,024 codes, 32 text tokens, float32 unless said. Rounds go through all cases in turn, so
-that a slow minute of the machine hits every side; a cell is the median of the rounds. Both peers draw with top-k 100.
+that a slow minute of the machine hits every side; a cell is the median of the rounds. CPU seconds, over all threads, depend
+less on what else runs than those on the clock. Both peers draw with top-k 100.
 dalle-pytorch's own `generate_images` ignores its cache without guidance, so here its forward is called with one.
 x-transformers has no guidance: its guided rows are twice the batch, the least that two branches cost.
 """
@@ -16,6 +17,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,7 @@ from t2i.text import TextFeatures
 
 WIDTH, DEPTH, HEADS, CODES, TEXT = 256, 6, 8, 1024, 32
 TRAIN_BATCH = 32
+PEERS = ("x-transformers", "dalle-pytorch")
 Case = tuple[str, str, int, Callable[[], object]]  # task, who, image tokens, what to time
 
 
@@ -150,21 +153,28 @@ def sampling_cases(side: int, batch: int) -> list[Case]:
     return cases
 
 
-def measure(cases: list[Case], rounds: int) -> list[float]:
-    """Median seconds of each case, after one warm-up."""
-    taken: list[list[float]] = [[] for _ in cases]
+class Taken(NamedTuple):
+    """Seconds of one call, on the clock and of the CPU."""
+
+    wall: float
+    cpu: float
+
+
+def measure(cases: list[Case], rounds: int) -> list[Taken]:
+    """Medians of each case, after one warm-up."""
+    taken: list[list[Taken]] = [[] for _ in cases]
     for turn in range(rounds + 1):
         for i, (_, _, _, run) in enumerate(cases):
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             run()
             if turn:
-                taken[i].append(time.perf_counter() - start)
-    return [statistics.median(t) for t in taken]
+                taken[i].append(Taken(time.perf_counter() - start, time.process_time() - cpu))
+    return [Taken(*map(statistics.median, zip(*times, strict=True))) for times in taken]
 
 
 def seconds(run: Callable[[], object], rounds: int = 30) -> float:
     run()
-    return measure([("", "", 0, run)], rounds)[0]
+    return measure([("", "", 0, run)], rounds)[0].wall
 
 
 def limits(batches: tuple[int, ...]) -> None:
@@ -205,18 +215,18 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     limits((1, 2, 16, 32))
-    print("\n| task | who | image tokens/s | of the faster peer |\n|---|---|---|---|")
+    print("\n| task | who | image tokens/s | of the faster peer | a CPU second | of the faster peer |")
+    print("|---" * 6 + "|")
     groups = [sampling_cases(side, batch) for side in options.sides for batch in options.batches]
     if options.train_batch:
         groups.append(training_cases(max(options.sides), options.train_batch))
     for cases in groups:
         medians = measure(cases, options.rounds)
-        rates = {case[:2]: case[2] / t for case, t in zip(cases, medians, strict=True)}
+        rates = {case[:2]: Taken(case[2] / t.wall, case[2] / t.cpu) for case, t in zip(cases, medians, strict=True)}
         for (task, who), rate in rates.items():
-            peer = max(
-                r for (other, name), r in rates.items() if other == task and name in ("x-transformers", "dalle-pytorch")
-            )
-            print(f"| {task} | {who} | {rate:,.0f} | {rate / peer:.2f} x |", flush=True)
+            peers = [r for (other, name), r in rates.items() if other == task and name in PEERS]
+            wall, cpu = (own / max(theirs) for own, theirs in zip(rate, zip(*peers, strict=True), strict=True))
+            print(f"| {task} | {who} | {rate.wall:,.0f} | {wall:.2f} x | {rate.cpu:,.0f} | {cpu:.2f} x |", flush=True)
 
 
 if __name__ == "__main__":

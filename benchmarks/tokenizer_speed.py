@@ -173,8 +173,14 @@ class Course(NamedTuple):
     images: int  # seen
 
     def reached(self, score: float) -> float | None:
-        """Returns the CPU seconds at the first score that is not lower; None: never."""
-        return next((t for t, found in zip(self.seconds, self.scores, strict=True) if found >= score), None)
+        """Returns the CPU seconds after which scores are at least `score`, between two of them by a line; None: never."""
+        before = (0.0, 0.0)
+        for t, found in zip(self.seconds, self.scores, strict=True):
+            if found >= score:
+                share = (score - before[1]) / (found - before[1]) if before[0] else 1.0
+                return before[0] + share * (t - before[0])
+            before = (t, found)
+        return None
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import parent_process
 from pathlib import Path
 from threading import Lock
@@ -134,28 +135,17 @@ class EncodedImages(ABC):
             IndexError: an index is out of range.
         """
         rows = [range(len(self))[int(i)] for i in indices]
-        out_BHWC = np.empty((len(rows), self.resolution, self.resolution, 3), np.uint8)
-        missing = {}  # row -> its first position in the batch
-        for k, i in enumerate(rows):
-            if i in self._kept:
-                out_BHWC[k] = self._kept[i]
-            else:
-                missing.setdefault(i, k)
+        missing = [i for i in dict.fromkeys(rows) if i not in self._kept]
         threads = min(_threads(), len(missing))
-        if threads > 1:
-            with ThreadPoolExecutor(threads) as pool:
-                decoded = pool.map(lambda i: self._decode(i, epoch), missing)
-                for k, image in zip(missing.values(), decoded, strict=True):
-                    out_BHWC[k] = image
-        else:
-            for i, k in missing.items():
-                out_BHWC[k] = self._decode(i, epoch)
-        for k, i in enumerate(rows):
-            if missing.get(i, k) != k:
-                out_BHWC[k] = out_BHWC[missing[i]]
+        with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+            results = (pool.map if pool else map)(lambda i: self._decode(i, epoch), missing)
+            decoded = dict(zip(missing, results, strict=True))
         if not self.redraws and parent_process() is None:  # otherwise each worker would keep copies
-            for i, k in missing.items():
-                self._kept.add(i, out_BHWC[k])
+            for i, image in decoded.items():
+                self._kept.add(i, image)
+        out_BHWC = np.empty((len(rows), self.resolution, self.resolution, 3), np.uint8)
+        for k, i in enumerate(rows):
+            out_BHWC[k] = decoded[i] if i in decoded else self._kept[i]
         return out_BHWC
 
     def _decode(self, i: int, epoch: int) -> ImageArray:

@@ -368,6 +368,21 @@ def ids(address: str) -> list[str]:
     return sorted(found)
 
 
+@pytest.mark.parametrize("key", ["split", "Split", "subset"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_split_in_the_json_of_a_sample_is_obeyed(key: str, beside: bool, tmp_path: Path) -> None:
+    members = []
+    for i, split in enumerate(["train"] * 6 + ["val"] * 2 + ["TEST"] * 2):
+        row = {"caption": f"c {i}", key: split}
+        members += [(f"{i}.png", encoded(i)), (f"{i}.json", json.dumps(row).encode())]
+        members += [(f"{i}.txt", f"c {i}".encode())] if beside else []
+    address = shard(tmp_path / "a.tar", members)
+    for split, own in (("train", range(6)), ("val", (6, 7)), ("test", (8, 9))):
+        data = open_dataset(address, split, SMALL)
+        assert [caption for (caption,) in data.captions] == [f"c {i}" for i in own]
+        assert len(data.images(range(len(data)))) == len(own) and data.place(0).startswith(str(tmp_path / "a.tar"))
+
+
 def test_keys_with_a_dot_are_samples(tmp_path: Path) -> None:
     dotted = [m for i in range(60) for m in ((f"v1.{i}.png", encoded(i)), (f"v1.{i}.txt", b"x"))]
     assert len(ids(shard(tmp_path / "a.tar", [*dotted, *samples("png", "txt", count=60)]))) == 120

@@ -38,7 +38,7 @@ from t2i.names import counted, numbered
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 4  # raised when the same file gives other rows than before, e.g. after a change in the cleaning of captions
+FORMAT = 5  # raised when the same file gives other rows than before, e.g. after a change in the cleaning of captions
 _ROWS_AT_ONCE = 1024
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from t2i.data import View
 from t2i.data.cached import stamp_of
-from t2i.data.packed.dataset import IndexedPart, PackedImages, PackedOptions, names_below, stamp, warn_skipped
+from t2i.data.packed.dataset import PackedImages, PackedOptions, names_below, parts_of, stamp, warn_skipped
 from t2i.data.packed.remote import Place, RemoteFile, find, is_remote, matching
 from t2i.data.packed.tar import index_tar
 from t2i.data.splits import split_of_name
@@ -65,8 +65,9 @@ def open_shards(place: str, split: str, view: View, options: PackedOptions) -> S
     with ThreadPoolExecutor(INDEXED_AT_ONCE if isinstance(paths[0], RemoteFile) else 1) as pool:
         tables = pool.map(lambda path: index_tar(path, options.image.lower(), options.text), paths)
         parts = [
-            IndexedPart(name, split_of_name(name), table, (path, stamp(path)))
+            part
             for name, table, path in zip(names_below([Path(str(path)) for path in paths]), tables, paths, strict=True)
+            for part in parts_of(name, split_of_name(name), table, (path, stamp(path)))
         ]
     warn_skipped(parts, f"shards:{place}")
     return Shards(f"shards:{place}", split, view, parts, options.split)

@@ -69,7 +69,7 @@ def _rows(tar: TarSamples, table: Place | None, counts: dict[str, Any]) -> Itera
             continue
         count += 1
         row = {"key": key, "captions": captions, "sha256": tar.sha256(image), LABEL: tar.classes(texts)}
-        yield row | {"offset": image.offset, "size": image.size}
+        yield row | {"split": tar.split(texts), "offset": image.offset, "size": image.size}
     if not count:
         raise tar.no_samples()
     counts |= tar.skipped

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 from t2i.data.captions import captions_of
 from t2i.data.packed.remote import Place
 from t2i.data.packed.tables import captions_in
+from t2i.data.splits import SPLIT_COLUMNS, split_column
 from t2i.data.tools.classes import LABEL, classes_in
 from t2i.errors import InputError
 from t2i.images import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES
@@ -192,6 +193,18 @@ class TarSamples:
                 if (classes := classes_in(value)) is not None:
                     return classes
         return None
+
+    def split(self, texts: Mapping[str, _Member]) -> str:
+        """Returns the split that the .json of a sample names under `split` or a like key, or ""."""
+        member = texts.get("json")
+        if member is None or member.size > MAX_TEXT:
+            return ""
+        with suppress(ValueError, RecursionError):  # it is not text or JSON
+            content = self._content(member)
+            row = json.loads(content) if any(f'"{name}' in content.lower() for name in SPLIT_COLUMNS) else None
+            value = row.get(split_column(row)) if isinstance(row, dict) else None
+            return value.strip() if isinstance(value, str) else ""
+        return ""
 
     def sha256(self, member: _Member) -> bytes:
         """Returns the hash of a member's first `MAX_BYTES` + 1 bytes; larger images are refused when they are decoded."""

@@ -247,8 +247,9 @@ class Reader:
 
     def _writer(self) -> Any:
         captions: Any = self.network.captions
-        writer = CaptionerWriter if isinstance(captions, Captioner) else DecoderWriter
-        return writer(captions, self.tokenizer)
+        if isinstance(captions, Captioner):
+            return CaptionerWriter(captions, self.tokenizer)
+        return DecoderWriter(captions, self.tokenizer)
 
     def _warn_of_cut(self, cut: int, count: int, what: str) -> None:
         if cut:

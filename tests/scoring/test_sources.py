@@ -245,7 +245,7 @@ def test_an_npz_says_how_to_mend_it(tmp_path: Path, array: np.ndarray, words: st
     ("place", "hint"), [("folder:x", True), ("shapes-2", True), ("coco:/x", True), ("x", False), ("x/y", False)]
 )
 def test_what_is_not_there(place: str, hint: bool) -> None:
-    with pytest.raises(InputError, match="is not there; name a folder, a .tar or an .npz of images") as error:
+    with pytest.raises(InputError, match="not found; name a folder, a .tar or an .npz of images") as error:
         open_images(place)
     assert str(error.value).endswith("; a data set is named with --data") == hint
 

@@ -58,7 +58,7 @@ def open_images(place: str, n: int | None = None, skip_broken: bool = False) -> 
     if not path.exists():
         data = place.split(":")[0] in DATASETS or place.startswith("shapes-")
         hint = "; a data set is named with --data" if data else ""
-        raise InputError(f"'{shown(place)}' is not there; name a folder, a .tar or an .npz of images{hint}")
+        raise InputError(f"'{shown(place)}' not found; name a folder, a .tar or an .npz of images{hint}")
     return folder_images(place, n, skip_broken)
 
 

@@ -105,9 +105,8 @@ def chunks(n: int, seed: int) -> Iterator[np.ndarray]:
 def statistics_of(n: int, seed: int):
     from t2i.metrics.statistics import GaussianStats
 
-    stats = None
+    stats = GaussianStats(next(chunks(n, seed)).mean(axis=0, dtype=np.float64))
     for features in chunks(n, seed):
-        stats = stats or GaussianStats(features.mean(axis=0, dtype=np.float64))
         stats.update(features)
     return stats
 

@@ -19,7 +19,7 @@ def main(options: ReadOptions) -> None:
     prepare_cpu()
     if options.ask and options.beams != 1:
         raise InputError(
-            f"--beams {options.beams} does nothing with --ask, as answers are chosen, not written; remove it"
+            f"--beams {options.beams} has no effect with --ask, as answers are chosen, not written; remove it"
         )
 
     # Images, the reader, and a place for the results

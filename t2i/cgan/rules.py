@@ -147,11 +147,13 @@ def generator_loss(
 ) -> Tensor:
     """Returns the generator's adversarial loss; gradients reach the generator through `fake_BCHW` alone."""
     weight = captions.condition(condition)
-    fake_B = _pairwise(*discriminator(fake_BCHW, captions.pooled_BP), weight)
+    u, features, text = discriminator(fake_BCHW, captions.pooled_BP)
+    fake_B = _pairwise(u, features, text, weight)
     if isinstance(config, HingeLoss):
         return losses.hinge_generator(fake_B)
     with torch.no_grad():  # in one batch with the generated images, a gradient of the real ones would be computed too
-        real_B = _pairwise(*discriminator(real_BCHW, captions.pooled_BP), weight)
+        u, features, text = discriminator(real_BCHW, captions.pooled_BP)
+        real_B = _pairwise(u, features, text, weight)
     return losses.relativistic(fake_B, real_B)
 
 

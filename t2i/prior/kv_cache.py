@@ -147,6 +147,10 @@ def static_step(layers: Sequence[Layer], x: Tensor, turn: Tensor, places: Tensor
     return x
 
 
+def _times(product: Callable[[Tensor, Tensor], Tensor], weight: Tensor, x: Tensor) -> Tensor:
+    return product(x, weight)
+
+
 class CachedDecoder:
     """Decodes a few images with cached keys and values, with and without their captions.
 
@@ -221,7 +225,7 @@ class CachedDecoder:
             turn = self.turns.new_ones(here, 1, self.turns.shape[1])
             for i, (block, layer) in enumerate(zip(self.model.blocks, self.layers, strict=True)):
                 start = here - 1 if i == len(self.layers) - 1 else 0
-                products = [partial(self.weights.product, weight=weight) for weight in self.weights.blocks[i]]
+                products = [partial(_times, self.weights.product, weight) for weight in self.weights.blocks[i]]
                 x, k, v = block(x, branch.modulation_MB1D, turn, mask, start, products=products)
                 layer.keys[rows, :, self.length - here : self.length] = k
                 layer.values[rows, :, self.length - here : self.length] = v

@@ -111,7 +111,7 @@ def test_the_captioner_of_an_align_run_is_read(tmp_path: Path, photos: Path, cap
         (["read", "{vqa}", "{photos}"], "answers questions but does not write captions; ask one with --ask"),
         (["read", "{caption}", "{photos}", "--ask", QUESTION], "does not answer questions"),
         (["read", "{run}", "{photos}", "--ask", " "], "a question is empty; ask one in words"),
-        (["read", "{run}", "{photos}", "--ask", QUESTION, "--beams", "3"], "--beams 3 does nothing with --ask"),
+        (["read", "{run}", "{photos}", "--ask", QUESTION, "--beams", "3"], "--beams 3 has no effect with --ask"),
         (["data", "caption", "{empty}", "{out}", "--by", "{run}"], "empty folder"),
         (["data", "caption", "{photos}", "{out}", "--by", "{vqa}"], "writes no captions"),
         (["data", "caption", "shapes-2", "{out}", "--by", "{run}"], "has no files"),

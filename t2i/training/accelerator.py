@@ -193,6 +193,8 @@ def wait_for_all() -> None:
     message.daemon = True
     message.start()
     try:
+        if rank > 0:
+            _wait_for_server(address, port, seconds)
         # multi_tenant shares the server with Accelerate, which opens the same port next
         options: Any = {"timeout": timedelta(seconds=seconds), "wait_for_workers": False, "multi_tenant": True}
         store = dist.TCPStore(address, port, world, rank == 0, **options)  # pyright: ignore[reportPrivateImportUsage]
@@ -206,13 +208,30 @@ def wait_for_all() -> None:
                     "start all processes, or use torchrun, which starts them all"
                 )
             time.sleep(0.1)
-    except (dist.DistError, RuntimeError) as error:
+    except (dist.DistError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:150]
         what = "that port cannot be opened, is rank 0 running already?" if rank == 0 else "rank 0 does not answer"
         raise InputError(f"rank {rank} of {world}, {address}:{port}: {what} ({reason})") from error
     finally:
         message.cancel()
     _STORES.append(store)  # its server must live until Accelerate has opened its own store
+
+
+def _wait_for_server(address: str, port: int, seconds: float) -> None:
+    """Waits until rank 0 listens; torch's own client would print a C++ stack trace if it never does.
+
+    Raises:
+        OSError: nothing listens there after so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=5).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 _STORES: list[object] = []

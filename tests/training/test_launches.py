@@ -240,6 +240,7 @@ def test_missing_and_doubled_ranks_are_named(tmp_path: Path, monkeypatch, capfd,
     said = " | ".join(path.read_text() for path in sorted(tmp_path.iterdir()))
     assert found.count(2) >= (1 if ranks == [0, 1, 1] else len(ranks))
     assert any(word in said for word in words.split("|")) and "\n" not in said
+    assert "frame #" not in capfd.readouterr().err
 
 
 def test_accumulation_that_accelerate_was_asked_for_is_told(tmp_path: Path, monkeypatch) -> None:

@@ -31,7 +31,12 @@ def _open_onnx(path: Path, threads: int) -> Run:
         why = " ".join(str(error).split())[:160]
         raise InputError(f"onnxruntime cannot run {path.name} on this machine ({why}); use --format torch") from error
     known = {one.name for one in session.get_inputs()}  # the file does not have inputs that no output depends on
-    return lambda inputs: session.run(None, {name: value for name, value in inputs.items() if name in known})
+
+    def run(inputs: Mapping[str, Array]) -> list[Array]:
+        outputs = session.run(None, {name: value for name, value in inputs.items() if name in known})
+        return [np.asarray(output) for output in outputs]  # all are dense
+
+    return run
 
 
 def _open_torch(path: Path, threads: int) -> Run:

@@ -1,6 +1,6 @@
 """Memory as steps, scored images and rows grow tenfold: one markdown table, whose last column should stay near 1.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/memory.py --scratch /tmp/t2i-memory
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/memory.py
 
 Each row is a process of its own. `peak` counts pages of files too (torch's libraries, mapped tables, kept features), which the
 kernel may drop; `own` is the peak of the rest, workers included, and the last column its ratio to the row above with the same
@@ -20,6 +20,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -218,7 +219,7 @@ def run_case(case: str, n: int, scratch: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scratch", type=Path, default=Path("/tmp/t2i-memory"))
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "t2i-memory")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--steps", type=int, default=60, help="steps of the shorter trainings")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the largest folder")

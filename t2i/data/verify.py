@@ -189,7 +189,8 @@ def _verify_one(read: Callable[[], bytes], known: Verified, before: Verified | N
         return known._replace(reason=str(error), lasting=False)
     except OSError as error:
         return known._replace(reason=f"cannot be read: {error.strerror or error}", lasting=False)
-    known = known._replace(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    size = len(data) if known.size < 0 else known.size  # of a separate file over the limit, only the start is read
+    known = known._replace(size=size, sha256=hashlib.sha256(data).hexdigest())
     if before is not None and before.sha256 == known.sha256:
         return before._replace(size=known.size, mtime_ns=known.mtime_ns, ctime_ns=known.ctime_ns)
     return _decoded(data, known)

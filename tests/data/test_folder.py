@@ -561,6 +561,22 @@ def test_a_file_written_just_now_is_verified_again(folder: Path, monkeypatch: py
     assert len(counted) == 2
 
 
+def test_a_file_over_the_limit_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_captioned(folder, ["train/0.png", "train/1.png"])
+    monkeypatch.setattr(images, "MAX_BYTES", 1000)
+    with (folder / "train/1.png").open("ab") as file:
+        file.write(b"x" * 5000)
+    in_the_past(folder)
+    counted: list[Path] = []
+    read = images.read_limited
+    monkeypatch.setattr(images, "read_limited", lambda path: counted.append(path) or read(path))
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="cannot be decoded"):
+            found = open_folder(str(folder), "train", View())
+        assert [name for name, _ in found.broken] == ["train/1.png"]
+        assert len([path for path in counted if path.name == "1.png"]) == 1
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "other rules"])
 def test_a_damaged_cache_is_built_again(
     damage: str, folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch

@@ -58,17 +58,17 @@ class Bench:
                 bound = binding(images[rows], text[rows], others).value
         print(f"| {name} | {shown[0]} | {shown[1]} | {bound:.3f} | {seconds:.2f} |", flush=True)
 
-    def fit(self, name: str, pairs: Pairing, seed: int = 0, **config: object) -> None:
+    def fit(self, name: str, pairs: Pairing, steps: int | None = None, **config: object) -> None:
         started = time.process_time()
         checked = Config.model_validate({"aligner": config})
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         fitting = fitting_of(checked, lambda: pairs, torch.device("cpu"))
         for optimizer in fitting.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = checked.learning_rate
-        for step in range(checked.max_train_steps):
+        for step in range(checked.max_train_steps if steps is None else steps):
             torch.manual_seed(step)
-            fitting.step(torch.from_numpy(np.random.default_rng((seed, step)).integers(0, 6000, 256)))
+            fitting.step(torch.from_numpy(np.random.default_rng((0, step)).integers(0, 6000, 256)))
         tensors = fitting.state_tensors()
         self.row(
             name, LinearMaps(*(tensors[key].double().numpy() for key in FIELDS[:4])), time.process_time() - started
@@ -99,12 +99,12 @@ def main() -> None:
     benches = {text: Bench(data, images, text) for text in ("bow", "tfidf", "word2vec")}
     for text, bench in benches.items():
         whole = bench.pairs(6000)
-        means_and_sides = whole.centred()
-        axes = [principal_axes(side, 128) for side in (means_and_sides[1], means_and_sides[3])]
+        text_mean, text_NP, image_mean, image_NQ = whole.centred()
+        axes = [principal_axes(side, 128) for side in (text_NP, image_NQ)]
         shared = min(x.shape[1] for x in axes)
         bench.row(
             f"A = Vt' Vs, no pairs, {text}",
-            LinearMaps(means_and_sides[0], axes[0][:, :shared], means_and_sides[2], axes[1][:, :shared]),
+            LinearMaps(text_mean, axes[0][:, :shared], image_mean, axes[1][:, :shared]),
             0.0,
         )
         for kind in ("procrustes", "ridge", "subspace", "cca"):
@@ -115,26 +115,15 @@ def main() -> None:
             bow.fit(f"`{kind}`, bow, {count:,}", bow.pairs(count), kind=kind)
     for anchors in (0, 50, 200):
         for game in (False, True):
-            aligner = AdversarialAligner(anchors=anchors).model_dump()
-            steps = {} if game else {"hidden": 8}
+            # without the game: from the anchors straight to the refinement
+            aligner = AdversarialAligner(anchors=anchors, **({} if game else {"hidden": 8})).model_dump()
             name = f"`adversarial`, bow, {anchors} of 6,000" + ("" if game else ", refinement alone")
-            if game:
-                bow.fit(name, bow.pairs(6000), **aligner)
-            else:
-                refine_alone(bow, name, aligner | steps)
+            bow.fit(name, bow.pairs(6000), steps=None if game else 0, **aligner)
     images = encode_images(data, "classical")
     print(head)
     plain = Bench(data, images, "bow")
     for kind in ("procrustes", "ridge", "cca"):
         plain.fit(f"`{kind}`, bow, 6,000", plain.pairs(6000), kind=kind)
-
-
-def refine_alone(bench: Bench, name: str, aligner: dict) -> None:
-    """The same without the game: from the anchors straight to the refinement."""
-    started = time.process_time()
-    fitting = fitting_of(Config.model_validate({"aligner": aligner}), lambda: bench.pairs(6000), torch.device("cpu"))
-    tensors = fitting.state_tensors()
-    bench.row(name, LinearMaps(*(tensors[key].double().numpy() for key in FIELDS[:4])), time.process_time() - started)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,19 @@ for the peers. Its error is against a closed form in long double: y = A x with a
 """
 
 import argparse
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 import torch
 from eval_parity import nchw, pytorch_fid_network, random_weights
 from numpy.typing import NDArray
+from timing import Taken, median, timed
 from torch import Tensor
 
 from t2i.extractors.inception import InceptionExtractor
@@ -34,13 +33,6 @@ from t2i.metrics.statistics import GaussianStats
 DIM = 2048
 BATCH = 8
 SLOW = 20.0  # seconds: what takes longer is timed once
-
-
-class Taken(NamedTuple):
-    """Seconds of one call; those of the CPU, over all threads, depend less on what else runs."""
-
-    wall: float
-    cpu: float
 
 
 def medians(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Taken]:
@@ -53,10 +45,8 @@ def medians(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Taken
         for name, case in cases.items():
             if seconds[name] and seconds[name][0].wall > SLOW:
                 continue
-            start, cpu = time.perf_counter(), time.process_time()
-            case()
-            seconds[name].append(Taken(time.perf_counter() - start, time.process_time() - cpu))
-    return {name: Taken(*map(statistics.median, zip(*found, strict=True))) for name, found in seconds.items()}
+            seconds[name].append(timed(case)[1])
+    return {name: median(found) for name, found in seconds.items()}
 
 
 # ---- extraction ----------------------------------------------------------------------------------------------------

@@ -11,16 +11,14 @@ x-transformers has no guidance: its guided rows are twice the batch, the least t
 """
 
 import argparse
-import statistics
 import sys
-import time
 import types
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timing import Taken, median, timed
 
 from t2i.prior.config import Config, SamplingConfig
 from t2i.prior.decoding import decode
@@ -153,23 +151,15 @@ def sampling_cases(side: int, batch: int) -> list[Case]:
     return cases
 
 
-class Taken(NamedTuple):
-    """Seconds of one call, on the clock and of the CPU."""
-
-    wall: float
-    cpu: float
-
-
 def measure(cases: list[Case], rounds: int) -> list[Taken]:
     """Medians of each case, after one warm-up."""
     taken: list[list[Taken]] = [[] for _ in cases]
     for turn in range(rounds + 1):
         for i, (_, _, _, run) in enumerate(cases):
-            start, cpu = time.perf_counter(), time.process_time()
-            run()
+            _, seconds_of_run = timed(run)
             if turn:
-                taken[i].append(Taken(time.perf_counter() - start, time.process_time() - cpu))
-    return [Taken(*map(statistics.median, zip(*times, strict=True))) for times in taken]
+                taken[i].append(seconds_of_run)
+    return [median(times) for times in taken]
 
 
 def seconds(run: Callable[[], object], rounds: int = 30) -> float:

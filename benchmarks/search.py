@@ -10,11 +10,9 @@ that the peak is its own; `recall@10` is against the exact search. Needs the ext
 import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+from timing import median, timed
 
 from t2i.retrieval.exact import nearest_rows
 from t2i.retrieval.graph import build_graph, near_rows, recall
@@ -45,13 +43,6 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def timed(what: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Its result, seconds of the clock and of the processor."""
-    begun, cpu = time.perf_counter(), time.process_time()
-    found = what()
-    return found, time.perf_counter() - begun, time.process_time() - cpu
-
-
 def measure(kind: str, count: int) -> None:
     rows = features(kind, count, max(1, count // 100), 0)
     queries = features(kind, QUERIES, max(1, count // 100), 1)
@@ -60,19 +51,19 @@ def measure(kind: str, count: int) -> None:
         f"{kind}: {count:,} rows, {rows.nbytes / 2**20:,.0f} MB; with them the process has {made:,.0f} MB", flush=True
     )
     singles = [timed(lambda q=q: nearest_rows(queries[q : q + 1], rows, K)) for q in range(10)]
-    exact, _, cpu = timed(lambda: nearest_rows(queries, rows, K))
-    wall, each = (float(np.median([one[i] for one in singles])) for i in (1, 2))
+    exact, together = timed(lambda: nearest_rows(queries, rows, K))
+    single = median([taken for _, taken in singles])
     print(
-        f"  exact, one query: {wall * 1e3:.0f} ms, {each * 1e3:.0f} CPU ms; {QUERIES} at once: {cpu / QUERIES * 1e3:.1f} "
-        f"CPU ms each; peak {peak():,.0f} MB",
+        f"  exact, one query: {single.wall * 1e3:.0f} ms, {single.cpu * 1e3:.0f} CPU ms; {QUERIES} at once: "
+        f"{together.cpu / QUERIES * 1e3:.1f} CPU ms each; peak {peak():,.0f} MB",
         flush=True,
     )
-    graph, wall, cpu = timed(lambda: build_graph(rows))
-    print(f"  graph: built in {wall:,.0f} s, {cpu:,.0f} CPU s; peak {peak():,.0f} MB", flush=True)
+    graph, build = timed(lambda: build_graph(rows))
+    print(f"  graph: built in {build.wall:,.0f} s, {build.cpu:,.0f} CPU s; peak {peak():,.0f} MB", flush=True)
     for ef in EFS:
-        found, _, cpu = timed(lambda ef=ef: near_rows(graph, queries, rows, K, ef))
+        found, taken = timed(lambda ef=ef: near_rows(graph, queries, rows, K, ef))
         print(
-            f"  ef {ef:>5}: {cpu / QUERIES * 1e3:7.2f} CPU ms a query, recall@{K} {recall(found, exact):.4f}",
+            f"  ef {ef:>5}: {taken.cpu / QUERIES * 1e3:7.2f} CPU ms a query, recall@{K} {recall(found, exact):.4f}",
             flush=True,
         )
 

@@ -15,8 +15,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from prior_speed import stub_dalle
@@ -190,7 +191,7 @@ def score(side: Tokenizer, held_out: ImageArray) -> float:
         to_uint8(side.decoded(to_model(held_out[i : i + PEERS_BATCH]))) for i in range(0, len(held_out), PEERS_BATCH)
     ]
     side.model.train()
-    return float(psnr(torch.cat(list(map(torch.from_numpy, parts))).numpy(), held_out).mean())
+    return float(psnr(np.concatenate(parts), held_out).mean())
 
 
 def train(sides: list[Tokenizer], images: ImageArray, held_out: ImageArray, seconds: float) -> list[Course]:
@@ -238,7 +239,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     prepare_cpu()
     torch.set_num_threads(1)
-    images = cast(Any, open_dataset(given.data, "train", View(SIDE, limit=given.images))).images(range(given.images))
+    images = open_dataset(given.data, "train", View(SIDE, limit=given.images)).images(range(given.images))
     held_out = open_dataset(given.data, "val", View(SIDE, limit=HELD_OUT)).images(range(HELD_OUT))
     names = [name for name in SIDES if name in given.only or name == "t2i"]
     if any(name.startswith("diffusers") for name in names):

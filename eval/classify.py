@@ -25,7 +25,7 @@ from t2i.files import refuse_unwritable
 from t2i.hardware import prepare_cpu
 from t2i.metrics import Features
 from t2i.metrics.intervals import wilson
-from t2i.metrics.score import Score, ScoreProtocol, rounded, write_scores
+from t2i.metrics.score import Score, ScoreProtocol, rounded, score_row, write_scores
 from t2i.names import counted
 from t2i.scoring.images.collection import choose, images_of_rows
 from t2i.scoring.leaks import refuse_leaks_of_encoder
@@ -182,10 +182,9 @@ def show(label: str, classes: tuple[str, ...], scores: list[Score]) -> None:
     for k in range(0, len(scores), 2):
         accuracy, f1 = scores[k], scores[k + 1]
         source, target = DIRECTIONS[k // 2 % len(DIRECTIONS)]
-        common = rounded(accuracy.bounds["commonest"])
-        interval = "..".join(map(rounded, accuracy.interval or ()))
+        _, value, interval, common = score_row(accuracy, ["commonest"])
         split = str(accuracy.protocol.split)
-        lines.append([f"{source} -> {target}", split, rounded(accuracy.value), interval, rounded(f1.value), common])
+        lines.append([f"{source} -> {target}", split, value, interval, rounded(f1.value), common])
     print(f"{label}: {len(classes):,} classes, {counted(scores[0].protocol.n_real or 0, 'training image')}")
     table(("direction", "split", "accuracy", "95 % interval", "macro F1", "commonest"), lines)
 

@@ -297,3 +297,12 @@ def read_json(path: Path) -> Any:
 def read_utf8(path: Path) -> str:
     """Returns the text of a file; raises the errors of `read_regular`, or InputError if the file is not UTF-8."""
     return _decoded(path, 1, read_regular(path))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file, or an empty one if there is none."""
+    try:
+        tree = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return tree if isinstance(tree, dict) else {}

@@ -76,8 +76,8 @@ def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokeni
 @torch.no_grad()
 def validate(
     dataset: Dataset, embed_images: Callable[[ImageArray], Tensor], embed_text: Callable[[Sequence[str]], Tensor]
-) -> dict[str, float]:
-    """Returns retrieval scores among the rows of `dataset`.
+) -> tuple[dict[str, float], dict[str, NDArray[np.float32]]]:
+    """Returns retrieval scores among the rows of `dataset`, and the embeddings of its images and captions.
 
     Recall@1, 5 and 10 are computed in both directions; captions with the same meaning count as hits. `binding` is the share
     of images that are closer to their caption than to the same caption with two attributes exchanged.
@@ -98,15 +98,15 @@ def validate(
     if rows:
         swapped_texts = embed([text for text in swapped if text is not None])
         scores["binding"] = binding(images[rows], texts[rows], swapped_texts).value
-    return scores
+    return scores, {"image": images, "text": texts}
 
 
 @torch.no_grad()
 def validate_decoder(
     dataset: Dataset,
     decode: Callable[[Tensor], Tensor],
-    embed_images: Callable[[ImageArray], Tensor],
-    embed_text: Callable[[Sequence[str]], Tensor],
+    embeddings: dict[str, NDArray[np.float32]],
+    device: torch.device,
 ) -> tuple[dict[str, float], Image.Image]:
     """Scores images decoded from their own embedding (`image_`) and from that of their caption (`text_`).
 
@@ -117,8 +117,8 @@ def validate_decoder(
     images = dataset.images(range(len(dataset)))
     starts = range(0, len(images), CHUNK)
     decoded = {
-        "image": np.concatenate([to_uint8(decode(embed_images(images[k : k + CHUNK]))) for k in starts]),
-        "text": np.concatenate([to_uint8(decode(embed_text(captions[k : k + CHUNK]))) for k in starts]),
+        side: np.concatenate([to_uint8(decode(torch.from_numpy(x[k : k + CHUNK]).to(device))) for k in starts])
+        for side, x in embeddings.items()
     }
     scores = {f"{side}_psnr": float(psnr(made, images).mean()) for side, made in decoded.items()}
     for side, made in decoded.items():
@@ -142,9 +142,9 @@ def validate_towers(
         return model.embed_text(ids.to(run.device), mask.to(run.device))
 
     model.eval()
-    scores = validate(dataset, embed_images, embed_text)
+    scores, embeddings = validate(dataset, embed_images, embed_text)
     if model.image_decoder is not None:
-        decoder_scores, sheet = validate_decoder(dataset, model.image_decoder, embed_images, embed_text)
+        decoder_scores, sheet = validate_decoder(dataset, model.image_decoder, embeddings, run.device)
         scores |= decoder_scores
         if split == "val":
             run.save_samples(sheet)
@@ -266,7 +266,7 @@ def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, D
         if run.due(config.validation_steps):
             dual = MappedDualEncoder(config, text, image, fitting.state_tensors())
             for split, dataset in held_out.items():
-                scores = run.on_main(lambda: validate(dataset, dual.images, dual.text))  # noqa: B023
+                scores = run.on_main(lambda: validate(dataset, dual.images, dual.text)[0])  # noqa: B023
                 note_validation(run, scores, None, len(dataset), split)
         if run.due(config.checkpointing_steps):
             run.save()

@@ -38,7 +38,7 @@ def fit_logistic(features_ND: Features, has_NC: NDArray[np.bool_], is_single: bo
     Args:
         is_single: each row has exactly one class.
     """
-    x_NE = np.hstack([features_ND, np.ones((len(features_ND), 1))]).astype(np.float64)  # E = D + 1, the bias
+    x_NE = np.hstack([features_ND, np.ones((len(features_ND), 1))])  # float64; E = D + 1, the bias
     target_NC = has_NC.astype(np.float64)
 
     def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

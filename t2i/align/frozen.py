@@ -20,6 +20,7 @@ from t2i.align.tokenizer import CaptionTokenizer, length_batches
 from t2i.errors import InputError
 from t2i.files import open_regular, read_regular
 from t2i.images import ImageArray, to_model, to_uint8
+from t2i.names import brief
 from t2i.tensors import hash_values
 from t2i.trained import Tensors, open_run
 
@@ -129,9 +130,8 @@ def load_dual_encoder(path: Path) -> AnyDualEncoder:
         raise
     # the errors of JSON, UTF-8 and pydantic are ValueErrors
     except (ValueError, KeyError, TypeError, OSError, RecursionError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
-            f"the dual encoder at {path} is damaged ({reason}); train it again: t2i train align"
+            f"the dual encoder at {path} is damaged ({brief(error)}); train it again: t2i train align"
         ) from error
 
 

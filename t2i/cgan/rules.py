@@ -95,8 +95,8 @@ def discriminator_loss(
     pairing_BM = F.softplus(logits.mismatched_BM - real_B[:, None])
     loss = loss + condition * MISMATCHED * mismatched_mean(pairing_BM, no_mismatch)
     loss = loss + CENTERING * losses.centering(real_B, fake_B)
-    watch["r1"] = _penalty(real_B[:count], real, logits.probed[0])
-    watch["r2"] = _penalty(fake_B[:count], fake, logits.probed[1])
+    watch["r1"] = _penalty(real_B[:count], real, logits.real_probed_n)
+    watch["r2"] = _penalty(fake_B[:count], fake, logits.fake_probed_n)
     return loss + gamma / 2 * (watch["r1"] + watch["r2"]), watch
 
 
@@ -113,9 +113,8 @@ class _Logits(NamedTuple):
     real_B: Tensor
     fake_B: Tensor
     mismatched_BM: Tensor  # real images with the captions of the pool
-    probed: tuple[
-        Tensor | None, Tensor | None
-    ]  # the first real and generated images plus noise; None: there is no noise
+    real_probed_n: Tensor | None = None  # the first real images plus noise; None: there is no noise
+    fake_probed_n: Tensor | None = None  # the same of generated images
 
 
 def _logits(
@@ -134,7 +133,7 @@ def _logits(
 
     real_B, fake_B, *probed = map(pairs, u.split(sizes), features.split(sizes))
     mismatched_BM = u[:batch, None] + condition * features[:batch] @ pool.T
-    return _Logits(real_B, fake_B, mismatched_BM, (probed[0], probed[1]) if probed else (None, None))
+    return _Logits(real_B, fake_B, mismatched_BM, *probed)
 
 
 def generator_loss(

@@ -123,12 +123,14 @@ def _is_same_place(a: Any, b: Any) -> bool:
     """Returns True for two spellings of one address: `x`, `./x`, `x/`, `/home/me/x`, a link to it."""
     if not (isinstance(a, str) and isinstance(b, str)) or {a, b} & weights.shipped().keys():
         return a == b
-    parts = [re.fullmatch(r"(\w+:)?([^?]*)(\?.*)?", text) for text in (a, b)]
-    (kind_a, path_a, options_a), (kind_b, path_b, options_b) = (
-        part.groups() if part else (None, "", None) for part in parts
-    )
-    real_a, real_b = (os.path.realpath(os.path.expanduser(path)) for path in (path_a, path_b))
-    return (kind_a, real_a, options_a) == (kind_b, real_b, options_b)
+    return _place(a) == _place(b)
+
+
+def _place(address: str) -> tuple[str, str, str]:
+    """Returns the kind of an address, its real path, and its options."""
+    location, mark, options = address.partition("?")
+    kind = "".join(re.findall(r"^\w+:", location))
+    return kind, os.path.realpath(os.path.expanduser(location[len(kind) :])), mark + options
 
 
 def schema(cls: type[BaseModel]) -> dict[str, Any]:

@@ -63,12 +63,12 @@ class Index:
 
     def load(self, only_broken: bool = False) -> dict[str, Verified]:
         """Returns all entries, or those of broken images; files that are damaged or of other rules are skipped."""
-        import pyarrow.compute
-
-        pc: Any = pyarrow.compute
         known: dict[str, Verified] = {}
         for table in self.tables():
             if only_broken:
+                import pyarrow.compute
+
+                pc: Any = pyarrow.compute
                 table = table.filter(pc.not_equal(table["reason"], ""))
             names = (name.decode("utf-8", "surrogatepass") for name in table["name"].to_pylist())
             columns = (table[column].to_pylist() for column in Verified._fields[:-1])

@@ -135,7 +135,7 @@ def _decode_job(
     noise = _noise(job, start, model.grid, model.grid.codes) if sampling.temperature else None
     is_given = job.given_S.tolist()
     codes_BS, unsure_B = job.codes_BS.clone(), torch.zeros(len(job.seeds), dtype=torch.bool, device=job.codes_BS.device)
-    decoder = CachedDecoder(model, job.text, last_guided >= 0, static, weights)
+    decoder = CachedDecoder(model, job.text, last_guided >= 0, weights, static)
     x, before = decoder.first_RD[:, None], job.ranked_BS[:, :start]
     for i, (begin, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         if decoder.guided and i > last_guided:

@@ -157,15 +157,13 @@ class CachedDecoder:
     `run` processes final codes and queries for the next slots; `guide` computes logits from the result.
     """
 
-    def __init__(
-        self, model: Prior, text: TextFeatures, guided: bool, static: bool = False, weights: Weights | None = None
-    ) -> None:
+    def __init__(self, model: Prior, text: TextFeatures, guided: bool, weights: Weights, static: bool = False) -> None:
         """Computes keys and values of the prefix.
 
         Args:
             guided: also decode a null branch for each caption.
+            weights: those of `weights_of`; packed ones only without `static`.
             static: use `static_step`.
-            weights: those of `weights_of`, to check and pack them once for many decoders.
         """
         self.model, self.static = model, static
         self.images, self.guided = len(text.pooled_BP), guided
@@ -174,7 +172,7 @@ class CachedDecoder:
         self.length = self.used = branches[0][1].x_BPD.shape[1]
         self.turns = rotation(model.grid, model.config.model.width // model.config.model.heads, text.pooled_BP.device)
         self.positions = model.positions()
-        self.weights = weights or weights_of(model, packed=not static)
+        self.weights = weights
         self.layers = self._empty_layers(branches)
         self.first_RD, bias = self._run_prefix(branches)
         self.bias = bias if static or bias.any() else None

@@ -53,9 +53,10 @@ def open_sides(pipe: TextToImagePipeline, n: int) -> Sides:
     view = View(data["resolution"], fit, None, data.get("split_seed", 0))
     views = {"train": view if data.get("limit") is None else replace(view, limit=data["limit"]), "val": view}
     address = str(data["address"])
-    pools = [_candidates(open_dataset(address, split, split_view), n) for split, split_view in views.items()]
-    captions, other_captions = (pool.captions or [] for pool in pools)
-    pairs = matched(captions, other_captions, n)
+    datasets = [open_dataset(address, split, split_view) for split, split_view in views.items()]
+    candidates = [_candidates(dataset, n) for dataset in datasets]
+    captions = [[data.captions[row][0] for row in rows] for data, rows in zip(datasets, candidates, strict=True)]
+    pairs = matched(captions[0], captions[1], n)
     if not pairs:
         raise InputError(
             f"no caption in val of {address} has as many words as one in train, so the two cannot be compared; add images to val"
@@ -65,13 +66,15 @@ def open_sides(pipe: TextToImagePipeline, n: int) -> Sides:
             f"only {counted(len(pairs), 'image')} of each side: at a false positive rate of 1 % none may be wrong",
             stacklevel=3,
         )
-    members, others = (_chosen(pool, [pair[side] for pair in pairs]) for side, pool in enumerate(pools))
+    members, others = (
+        images_of_rows(data, [rows[k] for k in chosen], [texts[k] for k in chosen])
+        for data, rows, texts, chosen in zip(datasets, candidates, captions, zip(*pairs, strict=True), strict=True)
+    )
     return Sides(members, others, *(_pixels(images) for images in (members, others)))
 
 
-def _candidates(dataset: Dataset, n: int) -> Images:
-    rows = choose(len(dataset), min(CANDIDATES * n, len(dataset)), f"split {dataset.split} of {dataset.address}")
-    return images_of_rows(dataset, rows, [dataset.captions[row][0] for row in rows])
+def _candidates(dataset: Dataset, n: int) -> list[int]:
+    return choose(len(dataset), min(CANDIDATES * n, len(dataset)), f"split {dataset.split} of {dataset.address}")
 
 
 def matched(first: Sequence[str], second: Sequence[str], n: int) -> list[tuple[int, int]]:
@@ -82,17 +85,6 @@ def matched(first: Sequence[str], second: Sequence[str], n: int) -> list[tuple[i
             by_length.setdefault(len(caption.split()), ([], []))[side].append(row)
     pairs = sorted(pair for rows in by_length.values() for pair in zip(*rows, strict=False))
     return [pairs[k] for k in sorted(seeding.permutation(0, 0, len(pairs))[:n].tolist())]
-
-
-def _chosen(images: Images, rows: list[int]) -> Images:
-    captions = images.captions
-    assert captions is not None
-    return replace(
-        images,
-        ids=[images.ids[row] for row in rows],
-        captions=[captions[row] for row in rows],
-        chunks=lambda positions: images.chunks([rows[k] for k in positions]),
-    )
 
 
 def _pixels(images: Images) -> ImageArray:

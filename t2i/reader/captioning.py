@@ -13,6 +13,7 @@ from t2i import images
 from t2i.data import parse_address
 from t2i.data.encoded import EncodedImages
 from t2i.data.folders.index import index_folder
+from t2i.data.tools.export import metadata_line
 from t2i.data.tools.opening import open_splits
 from t2i.errors import InputError
 from t2i.files import link, read_utf8, refuse_used, walk, write_text
@@ -125,10 +126,9 @@ def _finish(
     written = kept = dropped = 0
     likeliest = -float("inf")
     for item in items:
-        row: dict[str, Any]
         if keep and item.captions:
             kept += 1
-            row = {"file_name": item.name, "text": item.captions[0] if len(item.captions) == 1 else list(item.captions)}
+            line = metadata_line(item.name, item.captions)
         elif item.name in record.rows:
             text, likelihood = record.rows[item.name]
             likeliest = max(likeliest, likelihood)
@@ -137,11 +137,11 @@ def _finish(
                 (out / item.name).unlink(missing_ok=True)
                 continue
             written += 1
-            row = {"file_name": item.name, "text": text, "likelihood": round(likelihood, 4)}
+            line = metadata_line(item.name, [text], likelihood=round(likelihood, 4))
         else:
             continue
         _place(item, out / item.name)
-        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+        rows.append(line)
     if not rows:
         if not dropped:
             raise InputError(f"no image can be read: {broken[0][0]}: {broken[0][1]}")

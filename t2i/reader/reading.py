@@ -29,7 +29,7 @@ from t2i.align.frozen import TOKENIZER
 from t2i.data import DataConfig
 from t2i.data.captions import clean_caption
 from t2i.data.questions import normal_answer
-from t2i.errors import InputError
+from t2i.errors import InputError, reason_of
 from t2i.extractors import load_image_encoder
 from t2i.files import read_utf8
 from t2i.images import ImageArray, to_model
@@ -88,9 +88,8 @@ class Reader:
         except InputError:
             raise
         except (ValidationError, KeyError, TypeError, ValueError, OSError, AttributeError) as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise InputError(
-                f"the reader at {folder} is damaged ({reason}); train it again: t2i train {run.family}"
+                f"the reader at {folder} is damaged ({reason_of(error)[:120]}); train it again: t2i train {run.family}"
             ) from error
         reader.network.eval().requires_grad_(False)
         reader.network.to(device)

@@ -1,11 +1,12 @@
 """Finds the images of a run that are nearest to its training data, and the training images nearest to each of them."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from t2i.data import View, open_dataset
+from t2i.data import open_dataset
 from t2i.extractors import ImageTextExtractor
 from t2i.metrics import Features
 from t2i.metrics.neighbours import nearest, squared_distances
@@ -59,7 +60,7 @@ def find_neighbours(
 def _training(run: ShownRun, most: int) -> tuple[Images, int]:
     """Returns at most `most` training images, and the number of all."""
     own = run.data
-    view = View(own["resolution"], own["fit"], own["limit"], own["split_seed"])
+    view = replace(run.view, limit=own["limit"])
     count = len(open_dataset(own["address"], "train", view))
     return dataset_images(own["address"], "train", min(count, most), view), count
 

@@ -1,6 +1,5 @@
 """Opens runs for a report: the newest weights, the journal, the scores and the command of each."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from t2i.data import Split, View
 from t2i.errors import InputError
 from t2i.families import FAMILIES, family_of, parameters_of
 from t2i.families.tokenizers import tokenizer_of
-from t2i.files import read_regular
+from t2i.files import read_object
 from t2i.metrics.score import Score, read_scores
 from t2i.training import journal
 from t2i.weights import INDEX, find
@@ -138,15 +137,6 @@ def open_run(folder: Path, name: str) -> ShownRun:
         tokenizer = tokenizer_of(run)
         fields |= {"tokenizer": tokenizer, "parameters": parameters_of(tokenizer.components())}
     return ShownRun(name, folder, run.family, run.manifest, **fields)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file, or an empty one if there is none."""
-    try:
-        tree = json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def score_files(folder: Path) -> tuple[list[ScoreFile], list[str]]:

@@ -10,19 +10,15 @@ time.
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
-from t2i.cache import cache_dir, checksum, write_shard
+from t2i.cache import cache_dir, read_shard, write_shard
 from t2i.errors import InputError
 from t2i.extractors import ImageTextExtractor
-from t2i.files import open_regular
 from t2i.images import TRANSFORM, ImageArray
 from t2i.metrics import Features
 
@@ -85,21 +81,15 @@ class FeatureStore:
         self._add(path)
 
     def _add(self, path: Path) -> None:
-        try:
-            open_regular(path).close()
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                expected = (file.metadata() or {}).get("crc32")
+        def check(tensors: dict[str, torch.Tensor]) -> bool:
             contents, features = tensors["contents"].numpy().tobytes(), tensors["features"]
             if path.stem != _name(contents) or features.shape != (len(contents) // HASH_BYTES, self._encoder.dim):
                 raise ValueError("its tensors do not match its name")
-            if expected != checksum(tensors):
-                raise ValueError("its checksum is wrong")
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            warnings.warn(f"feature cache: {path} is damaged ({error}); its images will be encoded again", stacklevel=4)
-            with suppress(OSError):
-                path.unlink()
+            return True
+
+        if (shard := read_shard(path, "feature", check)) is None:
             return
+        contents, features = shard[0]["contents"].numpy().tobytes(), shard[0]["features"]
         starts = range(0, len(contents), HASH_BYTES)
         number = len(self._shards)
         self._place |= {contents[i : i + HASH_BYTES]: (number, row) for row, i in enumerate(starts)}

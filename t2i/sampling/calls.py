@@ -16,6 +16,7 @@ from torch import Tensor
 from t2i.config.options import SEEDS
 from t2i.errors import InputError
 from t2i.images import ImageArray
+from t2i.names import brief
 from t2i.sampling.prompts import clean_prompt, image_seed
 
 OutputType = Literal["pil", "np", "pt", "uint8"]
@@ -109,8 +110,9 @@ def usable_device(device: Any) -> torch.device:
             raise RuntimeError("it holds no values")
         return usable
     except (RuntimeError, AssertionError, TypeError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"device {str(device)!r} cannot be used ({why}); `t2i doctor` lists the devices") from error
+        raise InputError(
+            f"device {str(device)!r} cannot be used ({brief(error)}); `t2i doctor` lists the devices"
+        ) from error
 
 
 def settings_of_call(arguments: Mapping[str, Any], resolution: int) -> dict[str, Any]:

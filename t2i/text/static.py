@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from t2i.errors import InputError, warn_truncated
 from t2i.files import open_regular, read_regular
+from t2i.names import brief
 from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, writing
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class StaticText:
             tokenizer = Tokenizer.from_str(read_regular(directory / _TOKENIZER).decode())
         # tokenizers raises a plain Exception for a damaged file
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+            reason = brief(error, 80)
             raise InputError(f"cannot read the text table in {directory} ({reason}); save the run again") from error
         if vectors_VD.ndim != 2 or vectors_VD.dtype != np.float16 or len(vectors_VD) < tokenizer.get_vocab_size():
             raise InputError(f"{path} does not fit {_TOKENIZER} in the same folder; save the run again")

@@ -105,7 +105,6 @@ def encode_cached(
         captions: cleaned; equal captions are encoded once.
         root: the folder of caches; None: `t2i.cache.cache_dir()`.
         tokens: also store token states, which take most of the space.
-
         ranks: the processes that call this together, each of which encodes its share; None: this process alone.
         on_progress: called with (captions encoded, captions to encode) of this process.
 
@@ -178,6 +177,8 @@ class _Shelf:
 
     def truncated(self) -> int:
         """Returns the number of captions that were cut off; an upper bound if a shard also has captions of other lists."""
+        if not any(shard.truncated for shard in self.shards):
+            return 0
         rows: dict[int, list[int]] = {}
         for number, row in map(self.place.__getitem__, self.caption_of):
             rows.setdefault(number, []).append(row)

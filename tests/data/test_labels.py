@@ -168,9 +168,7 @@ def test_shards_have_classes_in_cls_members_and_in_json(tmp_path: Path):
             if k in jsons:
                 members["json"] = json.dumps(jsons[k]).encode()
             for kind, content in members.items():
-                member = tarfile.TarInfo(f"{k}.{kind}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+                layouts.add(tar, f"{k}.{kind}", content)
     for split in ("train", "val"):
         try:
             dataset = open_dataset(f"shards:{tmp_path}", split, View(16))
@@ -183,9 +181,7 @@ def test_a_shard_of_classes_without_captions_is_told_and_may_take_them_for_capti
     with tarfile.open(tmp_path / "train-00000.tar", "w") as tar:
         for k, row in enumerate(_rows(3)):
             for kind, content in {"png": row["image"]["bytes"], "cls": b"cat"}.items():
-                member = tarfile.TarInfo(f"{k}.{kind}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+                layouts.add(tar, f"{k}.{kind}", content)
     with pytest.raises(InputError, match=r"3 images without a caption; other members: .cls \(3\); remove it"):
         open_dataset(f"shards:{tmp_path}", "train", View(16))
     dataset = open_dataset(f"shards:{tmp_path}?text=cls", "train", View(16))

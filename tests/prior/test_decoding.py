@@ -62,7 +62,7 @@ def full_logits(prior: Prior, codes: torch.Tensor, text: TextFeatures, order: Or
 def test_cached_logits_are_the_uncached_ones(prior: Prior, guidance: float, steps: int, static: bool) -> None:
     text, codes = text_of(3), codes_of(prior, 3)
     slots = prior.grid.slots
-    decoder = CachedDecoder(prior, text, guidance != 1, static)
+    decoder = CachedDecoder(prior, text, guidance != 1, kv_cache.weights_of(prior, packed=not static), static)
     found = torch.zeros(3, slots, prior.grid.codes)
     order = None
     if prior.query is None:
@@ -308,7 +308,6 @@ def test_weights_are_checked_once_a_call_and_codes_alone_are_not_computed_to_the
         return plain._replace(product=product)
 
     monkeypatch.setattr(decoding, "weights_of", spy)
-    monkeypatch.setattr(kv_cache, "weights_of", spy)
     steps = None if kind == "raster" else 3
     decode(prior, text_of(20), list(range(20)), PLAIN.model_copy(update={"steps": steps}))
     assert checks == [prior]

@@ -29,14 +29,9 @@ class Timings:
     """The file `timings.json` in the folder of a plan."""
 
     def __init__(self, path: Path):
-        from t2i.files import read_regular
+        from t2i.files import read_object
 
-        self.path = path
-        try:
-            entries = json.loads(read_regular(path))
-        except (OSError, ValueError, RecursionError):
-            entries = None
-        self._entries: dict[str, Any] = entries if isinstance(entries, dict) else {}
+        self.path, self._entries = path, read_object(path)
 
     def _entry(self, step: Step) -> Mapping[str, Any]:
         entry = self._entries.get(step.name)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from t2i.data.captions import captions_of
+from t2i.data.packed.tables import bad_table
 from t2i.data.splits import split_column
 from t2i.data.tools.classes import LABEL, classes_in
 from t2i.errors import InputError
 from t2i.files import open_regular, text_lines
-from t2i.names import brief
 
 _EMPTY = ("nan", "NaN", "None", "null", "<NA>")  # what table programs write for a missing caption
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -170,7 +170,7 @@ def _rows_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             batches = file.iter_batches(columns=columns)
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a parquet file that can be read ({brief(error)}); write it again") from error
+        raise bad_table(path, "a parquet file", error) from error
 
 
 _ROWS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {

@@ -98,8 +98,9 @@ class PackedImages(EncodedImages):
         Args:
             splits: the split of each part; all None: rows are assigned by id.
         """
-        numbers = [SPLITS.index(name) if name else NONE if any(splits) else SEEDED for name in splits]
-        needs_val = any(splits) and "val" not in splits and bool({"train", "val"} & {*fallbacks(split)})
+        published = any(splits)
+        numbers = [SPLITS.index(name) if name else NONE if published else SEEDED for name in splits]
+        needs_val = published and "val" not in splits and bool({"train", "val"} & {*fallbacks(split)})
         splits_N = divide(np.repeat(numbers, np.diff(self._starts)), self._keys, seed, needs_val)
         rows_of = {name: np.flatnonzero(splits_N == k) for k, name in enumerate(SPLITS)}
         found = next((name for name in fallbacks(split) if len(rows_of.get(name, ()))), None)

@@ -16,7 +16,7 @@ from t2i import images
 from t2i.errors import InputError
 from t2i.files import open_regular
 from t2i.images import ImageArray
-from t2i.names import shown
+from t2i.names import brief, shown
 from t2i.scoring.images.collection import CHUNK, CHUNK_BYTES, Images, ahead, choose
 
 ADM = "arr_0"  # the usual name of the array
@@ -86,8 +86,7 @@ def _header(archive: zipfile.ZipFile, path: Path) -> tuple[str, tuple[int, int, 
         try:
             shape, fortran, kind = _npy_header(file)
         except (ValueError, OverflowError, SyntaxError, TypeError) as error:
-            reason = str(error).splitlines()[0][:120]
-            raise InputError(f"{shown(path)}: the header of {name} cannot be read ({reason})") from error
+            raise InputError(f"{shown(path)}: the header of {name} cannot be read ({brief(error)})") from error
         start = file.tell()
     if wrong := _wrong(shape, fortran, kind):
         raise InputError(f"{shown(path)}: {name} is {kind} {list(shape)}, but {FORMAT}: {wrong}")

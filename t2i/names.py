@@ -36,6 +36,14 @@ def numbered(count: int, things: str) -> str:
     return f"{count:,} {re.sub(r'(?<=[a-z])s(?![a-z])', '', things, count=1) if count == 1 else things}"
 
 
+def number(value: float | None, digits: int = 3) -> str:
+    """Formats a value with `digits` significant digits, or as an integer if that needs an exponent; `not finite` for None."""
+    if value is None:
+        return "not finite"
+    text = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if "e+" in text and abs(value) < 1e6 else text
+
+
 def brief(error: BaseException, most: int = 120) -> str:
     """Returns the first line of an error's message, cut to `most` characters; the name of its class if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:most]

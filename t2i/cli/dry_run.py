@@ -15,7 +15,7 @@ from t2i.config.load import to_yaml
 from t2i.data import NO_CAPTION
 from t2i.data.mixture import open_training
 from t2i.families import FAMILIES, ImageTokenizer
-from t2i.names import counted
+from t2i.names import counted, number
 
 GB = 1e9
 CAPTIONS = 20_000  # enough captions to know the widths of a fitted encoder
@@ -51,7 +51,10 @@ def describe(config: Any, run_dir: Path) -> Iterator[tuple[str, str]]:
 
         needed = yield from _estimate(config, tokenizer, captions)
         if needed > (free := free_memory()):
-            yield "time", f"not measured: a step needs about {needed / GB:.2g} GB here, and {free / GB:.2g} GB are free"
+            yield (
+                "time",
+                f"not measured: a step needs about {number(needed / GB, 2)} GB here, and {number(free / GB, 2)} GB are free",
+            )
             return
     yield from _measure(config, len(train))
 
@@ -81,9 +84,9 @@ def _estimate(config: Any, tokenizer: ImageTokenizer, captions: list[str]) -> Ge
             "exchange": needed.gathered,
             "activations": needed.activations,
         }
-        words = ", ".join(f"{name} {part / GB:.3g}" for name, part in parts.items())
+        words = ", ".join(f"{name} {number(part / GB)}" for name, part in parts.items())
         way = f"{processes} x" + ", sharded" * (sharding == "full") + ", activation_checkpointing" * recompute
-        yield "", f"{way}: {needed.total / GB:.3g} ({words})"
+        yield "", f"{way}: {number(needed.total / GB)} ({words})"
     own = config.model_copy(update={"gradient_accumulation_steps": 1})
     return memory(own, grid, text, 1, bf16).total
 
@@ -128,7 +131,9 @@ def _time(config: Any, speed: float, done: int) -> str:
     left = max(config.max_train_steps - done, 0)
     minutes = left * config.train_batch_size * config.gradient_accumulation_steps / speed / 60
     limited = f", the limit is {config.max_train_minutes:g}" if (config.max_train_minutes or minutes) < minutes else ""
-    return f"about {minutes:,.2g} minutes for the {counted(left, 'step')} left, at {speed:.3g} images/s{limited}"
+    return (
+        f"about {number(minutes, 2)} minutes for the {counted(left, 'step')} left, at {number(speed)} images/s{limited}"
+    )
 
 
 def _measure(config: Any, images: int) -> Iterator[tuple[str, str]]:
@@ -146,4 +151,4 @@ def _measure(config: Any, images: int) -> Iterator[tuple[str, str]]:
         yield "time", f"{time} ({how}; without validation and preparation)"
     else:
         yield "time", f"more than {60 * MOST_MINUTES:.0f} s for four steps ({how})"
-    yield "memory", f"{measurement.memory / GB:.2g} GB at the peak of these steps"
+    yield "memory", f"{number(measurement.memory / GB, 2)} GB at the peak of these steps"

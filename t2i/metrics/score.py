@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from t2i.errors import InputError
 from t2i.files import read_regular, write_text
+from t2i.names import number
 
 SCHEMA = 1
 # sha256 of the PyTorch port of http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz, the
@@ -174,7 +175,7 @@ def _parse(path: Path, entry: dict[str, Any]) -> Score:
 
 def rounded(value: float) -> str:
     """Formats a value for tables: three decimals for shares, three significant digits for others."""
-    return f"{value:.3f}" if 0.001 <= abs(value) < 1 or value == 0 else f"{value:.3g}"
+    return f"{value:.3f}" if 0.001 <= abs(value) <= 1 or value == 0 else number(value)
 
 
 def score_row(score: Score, bounds: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from t2i.names import number
 from t2i.report.template import render
 
 DOTTED = 12  # a line with at most this many points has dots
@@ -135,10 +136,3 @@ def labels(ticks: Sequence[float]) -> list[str]:
             break
         texts = [f"{tick:.{digits}g}" for tick in ticks]
     return texts
-
-
-def number(value: float | None) -> str:
-    """Formats a value with three significant digits; `not finite` for None."""
-    if value is None:
-        return "not finite"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"

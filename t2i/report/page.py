@@ -17,8 +17,7 @@ from t2i.config import yaml
 from t2i.config.load import leaves
 from t2i.families import FAMILIES
 from t2i.files import write_text
-from t2i.names import counted
-from t2i.report.chart import number
+from t2i.names import counted, number
 from t2i.report.curves import charts, shared_charts
 from t2i.report.options import ReportOptions
 from t2i.report.runs import ShownRun, open_runs
@@ -190,7 +189,7 @@ def _duration(seconds: float) -> str:
     """Returns a duration in a unit that needs few digits."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
+            return f"{number(seconds / size)} {unit}"
     return f"{seconds:.0f} s"
 
 

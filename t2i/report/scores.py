@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from t2i.metrics.score import Score, differences
-from t2i.report.chart import number
+from t2i.metrics.score import Score, differences, rounded
 from t2i.report.runs import ScoreFile, ShownRun
 
 FAITHFULNESS = "faithfulness"
@@ -151,10 +150,10 @@ def _cell(columns: Sequence[Column], column: Column, name: str) -> Cell | None:
     score = column.scores.get(name)
     if score is None:
         return None
-    lines = [] if score.interval is None else [" to ".join(map(value_text, score.interval))]
-    lines += [", ".join(f"{bound} {value_text(value)}" for bound, value in score.bounds.items())]
+    lines = [] if score.interval is None else [" to ".join(map(rounded, score.interval))]
+    lines += [", ".join(f"{bound} {rounded(value)}" for bound, value in score.bounds.items())]
     lines += [f"N {score.protocol.n_fake:,}"] if score.protocol.n_fake != column.n else []
-    return Cell(value_text(score.value), [line for line in lines if line], bool(_differing(columns, column, name)))
+    return Cell(rounded(score.value), [line for line in lines if line], bool(_differing(columns, column, name)))
 
 
 def _first(columns: Sequence[Column], column: Column) -> Column:
@@ -166,11 +165,6 @@ def _differing(columns: Sequence[Column], column: Column, name: str) -> list[str
     """Returns the differences between the protocol of a score and that of the first run with this score."""
     before = next((other for other in columns if other.where == column.where and name in other.scores), column)
     return [] if before is column else differences(before.scores[name], column.scores[name])
-
-
-def value_text(value: float) -> str:
-    """Formats a value: three decimals for shares, three significant digits for others."""
-    return f"{value:.3f}" if 0.001 <= abs(value) <= 1 or value == 0 else number(value)
 
 
 def _all_differences(columns: Sequence[Column]) -> list[Differing]:
@@ -245,11 +239,11 @@ def headline(run: ShownRun) -> list[Tile]:
             what = "match the whole caption" if strict else score.name.rpartition("@")[0]
             bounds = {"real": "real images", "reconstructed": "reconstructions"}
             beside = [
-                f"{words} {score.bounds[key]:.0%}" if strict else f"{words} {number(score.bounds[key])}"
+                f"{words} {score.bounds[key]:.0%}" if strict else f"{words} {rounded(score.bounds[key])}"
                 for key, words in bounds.items()
                 if key in score.bounds
             ]
-            value = f"{score.value:.1%}" if strict else number(score.value)
+            value = f"{score.value:.1%}" if strict else rounded(score.value)
             where = f"{what}, {Column(run, 0, file).where}, N {score.protocol.n_fake:,}"
             tiles.append(Tile(value, where, ", ".join(beside)))
     return tiles

@@ -12,6 +12,7 @@ from t2i.errors import InputError
 from t2i.families import FAMILIES, Sampler, parameters_of
 from t2i.files import new_folder
 from t2i.images import Fit
+from t2i.names import number
 from t2i.sampling import calls, hub, saved
 from t2i.sampling.model_card import write_card
 from t2i.sampling.saved import Stored
@@ -54,7 +55,9 @@ class StoredPipeline:
     def chosen(self) -> str | None:
         """Describes the validation score by which these weights were selected; None if they are the last of the run."""
         best = self.manifest.get("best")
-        return best and f"the best of the run by {best['metric']} on val ({best['value']:.3g}), step {best['step']:,}"
+        return (
+            best and f"the best of the run by {best['metric']} on val ({number(best['value'])}), step {best['step']:,}"
+        )
 
     @property
     def components(self) -> dict[str, Any]:

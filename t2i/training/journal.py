@@ -15,6 +15,7 @@ from rich.text import Text
 
 from t2i.errors import InputError
 from t2i.files import read_regular
+from t2i.names import number
 
 Scalars = Mapping[str, float]
 
@@ -141,9 +142,9 @@ class Journal:
         """Returns losses first, then other scalars, as many as fit into a row of 80 columns."""
         names = [name for name in self._latest if not name.startswith(_HIDDEN)]
         names = sorted(names, key=lambda name: ("loss" not in name, name.startswith("val_")))[:_SHOWN]
-        shown = [f"{name} {self._latest[name]:.3g}" for name in names]
+        shown = [f"{name} {number(self._latest[name])}" for name in names]
         if "images_per_second" in self._latest:
-            shown.append(f"{self._latest['images_per_second']:.3g} images/s")
+            shown.append(f"{number(self._latest['images_per_second'])} images/s")
         while len(shown) > 2 and len("  ".join(shown)) > _ROW:
             del shown[-2]
         return "  ".join(shown)

@@ -22,7 +22,7 @@ from t2i.metrics import Features
 from t2i.metrics.clip_score import clip_score
 from t2i.metrics.kernel import kernel_distance
 from t2i.metrics.score import FID_INCEPTION_DIGEST
-from t2i.names import nearest
+from t2i.names import nearest, number
 from t2i.text import TextEncoder, TextFeatures
 from t2i.training.run import Run
 
@@ -256,5 +256,5 @@ def note_validation(
     better = best is not None and best.update(scores)
     if not scores:
         return
-    shown = "  ".join(f"{name} {value:.3g}" for name, value in scores.items())
+    shown = "  ".join(f"{name} {number(value)}" for name, value in scores.items())
     run.say(f"step {run.step}, {split}, N {n:,}: {shown}" + ("  (best so far)" if better else ""))

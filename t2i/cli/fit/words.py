@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from t2i.cli.fit.plan import LEAST_CAPTIONS, SMALL, Chosen, Timed, needed
+from t2i.names import number
 
 FEW = 300  # a model with fewer training images repeats them
 SURE_CAPTIONS = 200  # intervals are wide with fewer captions of val
@@ -16,7 +17,7 @@ def describe(chosen: Chosen, timed: Sequence[Timed], speed: float, minutes: floa
     lines = [
         f"machine    {speed:.2g} times the speed of two free CPU cores with bf16 (measured)",
         f"model      {chosen.family}, {chosen.resolution} x {chosen.resolution} pixels{codes}; text: {text}",
-        f"time       about {needed(timed):.2g} of {minutes:g} minutes in training",
+        f"time       about {number(needed(timed), 2)} of {minutes:g} minutes in training",
     ]
     for one in timed:
         seen = one.fits * one.stage.batch

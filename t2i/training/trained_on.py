@@ -12,7 +12,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from t2i.cache import cache_dir
-from t2i.data import NO_CAPTION, DataConfig, Dataset, open_dataset, parse_address
+from t2i.data import DataConfig, Dataset, parse_address
 from t2i.data.mixture import members_of
 from t2i.data.phash import Signatures, signatures
 from t2i.errors import InputError, reason_of
@@ -160,12 +160,10 @@ def _remember(
     if all(member.fingerprint() in known for member, _ in members):
         return
     notes = []
-    for number, (member, captioned) in enumerate(members):
-        fingerprint, limit = member.fingerprint(), None if number else data.limit
+    for member, captioned in members:
+        fingerprint = member.fingerprint()
         if data.fit == "random":  # random crops differ between copies of an image
-            bare = any(NO_CAPTION in options for options in member.captions)
-            view = replace(data.view(limit, bare), fit="center")
-            member = open_dataset(member.address, member.split, view)
+            member = member.at(fit="center")
         notes.append(note(member, fingerprint, progress, captioned))
     write_record(path, reduce(or_, filter(None, [*notes, *map(read_record, built_on), before])))
 

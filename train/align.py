@@ -28,7 +28,7 @@ from t2i.align.step import NOISE, Paired, Pairs, embed_all, micro_loss, paramete
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.cli import run_program
 from t2i.data import Dataset
-from t2i.data.caption_checks import warn_of_colors
+from t2i.data.augment import warn_of_contradictions
 from t2i.data.loader import Batch, Loader, RowLoader, choose_captions
 from t2i.data.mixture import open_training
 from t2i.data.shapes.captions import meaning
@@ -288,7 +288,7 @@ def main(config: Config, run_dir: Path) -> None:
         # Starting weights, and data with a record of it for later scores
         source = open_start(run, config)
         refuse_unseen(source, config.split)
-        warn_of_colors(config.data.augment, train)
+        warn_of_contradictions(config.data, train)
         towers = [part.path for part in (config.text, config.image) if part is not None]
         remember(run, train, config.data, towers, start=source)
         run.identity.keep_held_out("val", held_out.get("val"))

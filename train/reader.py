@@ -19,7 +19,7 @@ from t2i.align.step import parameter_groups
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
-from t2i.data.caption_checks import warn_of_colors
+from t2i.data.augment import warn_of_contradictions
 from t2i.data.loader import Batch, Loader, choose_captions
 from t2i.data.questions import Question, questions_of
 from t2i.errors import InputError
@@ -158,7 +158,7 @@ def main(config: Config, run_dir: Path) -> None:
         # Starting weights, captions, questions, and a record of the data for later scores
         source = open_start(run, config)
         refuse_unseen(source, config.split)
-        warn_of_colors(config.data.augment, train)
+        warn_of_contradictions(config.data, train)
         questions = prepare_questions(config, train)
         remember(run, train, config.data, [config.image.path, config.text.path], start=source)
 

@@ -11,20 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from t2i.data.phash import near_duplicates, signatures
+from t2i.data.record import Record, caption_hashes, id_hashes, is_rendered, join, pixel_hashes, read_record
 from t2i.errors import InputError
 from t2i.extractors import address_of
 from t2i.names import verb
 from t2i.scoring.images.collection import Images
-from t2i.training.trained_on import (
-    RECORD,
-    Record,
-    caption_hashes,
-    id_hashes,
-    is_rendered,
-    join,
-    pixel_hashes,
-    read_record,
-)
+from t2i.trained import RECORD
 
 NAMED = 3  # findings in a message
 CHANCE = 1e-3  # equal captions are a leak if their number has a smaller probability than this by chance

@@ -14,21 +14,14 @@ from builders.tiny_run import make_run
 from t2i.cli import app
 from t2i.data import DataConfig, View, open_dataset
 from t2i.data.phash import near_duplicates, signatures
+from t2i.data.record import Record, caption_hashes, normal_caption, note, read_record, write_record
 from t2i.errors import InputError
 from t2i.images import ImageArray
 from t2i.metrics.score import read_scores
 from t2i.scoring.images.collection import Images, dataset_images
 from t2i.scoring.leaks import Overlap, find, refuse_leaks
-from t2i.training.trained_on import (
-    RECORD,
-    Record,
-    _remember,
-    caption_hashes,
-    normal_caption,
-    note,
-    read_record,
-    write_record,
-)
+from t2i.trained import RECORD
+from t2i.training.trained_on import _remember
 
 SIDE = 32
 Change = Callable[[Image.Image], bytes]

@@ -6,9 +6,10 @@ import numpy as np
 
 from t2i.config.training import PrivacyConfig
 from t2i.data import Dataset
+from t2i.data.record import is_rendered, note, read_record
 from t2i.errors import InputError
 from t2i.names import counted
-from t2i.training.trained_on import RECORD, is_rendered, note, read_record
+from t2i.trained import RECORD
 from t2i.weights import find
 
 

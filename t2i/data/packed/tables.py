@@ -65,7 +65,7 @@ def choose_columns(schema: "pa.Schema", image: str, text: str, where: str) -> Im
     split = split_column(name for name in schema.names if name not in columns)
     split = split if split and _holds_classes(schema.field(split).type) else ""
     label = LABEL if LABEL in schema.names and LABEL not in columns and _holds_classes(schema.field(LABEL).type) else ""
-    return ImageColumns(*columns, split, label, class_names(schema, label), class_names(schema, split))
+    return ImageColumns(columns[0], columns[1], split, label, class_names(schema, label), class_names(schema, split))
 
 
 def holds_bytes(kind: "pa.DataType") -> bool:

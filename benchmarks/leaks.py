@@ -33,8 +33,8 @@ from PIL import Image
 
 from t2i.data import View, open_dataset
 from t2i.data.phash import Signatures, near_duplicates, signatures
+from t2i.data.record import caption_hashes, pixel_hashes
 from t2i.images import ImageArray, decode, fit
-from t2i.training.trained_on import caption_hashes, pixel_hashes
 
 SIDE, TRAINED, PLANTED, OTHERS = 64, 1000, 100, 1000
 

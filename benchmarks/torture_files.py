@@ -470,6 +470,7 @@ def _readers() -> dict[str, tuple[Path | Callable[[Path], Path], Callable[[Path]
     from t2i.cli.fit.record import Step, Timings
     from t2i.config.load import read_tree
     from t2i.data import View, open_dataset
+    from t2i.data.record import read_record
     from t2i.data.tools.check import check
     from t2i.extractors import open_extractor
     from t2i.families.tokenizers import load_tokenizer, tokenizer_beside
@@ -487,7 +488,6 @@ def _readers() -> dict[str, tuple[Path | Callable[[Path], Path], Callable[[Path]
     from t2i.trained import open_run
     from t2i.training import journal
     from t2i.training.directory import refuse_anothers
-    from t2i.training.trained_on import read_record
 
     def all_of(place: Path) -> None:
         dataset = open_dataset(str(place), "train", View(32, limit=8))

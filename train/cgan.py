@@ -21,7 +21,7 @@ from t2i.cgan.sampling import sample_uint8
 from t2i.cgan.step import GanMicro, discriminate, draw_micro, generate, nearest_noise, track_mean_latent
 from t2i.cli import run_program
 from t2i.data import Dataset
-from t2i.data.caption_checks import may_flip, warn_of_colors, warn_of_crops
+from t2i.data.augment import may_flip, warn_of_contradictions
 from t2i.data.loader import Batch, Loader
 from t2i.data.mixture import open_training
 from t2i.extractors.aligned import AlignedExtractor
@@ -95,8 +95,7 @@ def main(config: Config, run_dir: Path) -> None:
     with Run(run_dir, config, "cgan") as run:
         # Starting weights, data, and a record of both for later scores
         source = open_start(run, config)
-        warn_of_crops(config.data.fit, train)
-        warn_of_colors(config.data.augment, train)
+        warn_of_contradictions(config.data, train)
         config = config.model_copy(update={"flip": may_flip(config.flip, train)})
         remember(run, train, config.data, [config.text.path, config.guidance.path], source)
 

@@ -22,7 +22,7 @@ from t2i.cvae.network import ConditionalVAE, parameter_groups
 from t2i.cvae.sampling import Latents, sample_codes
 from t2i.cvae.step import Micro, criticise, draw_micro, generate, has_critic, rate, shorten_momentum
 from t2i.data import Dataset
-from t2i.data.caption_checks import may_flip, warn_of_crops
+from t2i.data.augment import may_flip, warn_of_contradictions
 from t2i.data.loader import RowLoader, Rows
 from t2i.data.mixture import open_training
 from t2i.families import ImageTokenizer
@@ -76,7 +76,7 @@ def main(config: Config, run_dir: Path) -> None:
     with Run(run_dir, config, "cvae") as run:
         # Starting weights, and data, with checks of its captions and a record of it for later scores
         source = open_start(run, config)
-        warn_of_crops(config.data.fit, train)
+        warn_of_contradictions(config.data, train)
         config = config.model_copy(update={"flip": may_flip(config.flip, train)})
         remember(run, train, config.data, [config.tokenizer.path, config.text.path], source)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from t2i import seeding
 from t2i.cli import run_program
 from t2i.data import Dataset
-from t2i.data.caption_checks import may_flip, warn_of_crops
+from t2i.data.augment import may_flip, warn_of_contradictions
 from t2i.data.loader import RowLoader, Rows
 from t2i.data.mixture import open_training
 from t2i.errors import InputError
@@ -115,7 +115,7 @@ def main(config: Config, run_dir: Path) -> None:
     with Run(run_dir, config, "prior") as run:
         # Starting weights, data, and a record of both for later scores
         source = open_start(run, config)
-        warn_of_crops(config.data.fit, train)
+        warn_of_contradictions(config.data, train)
         config = config.model_copy(update={"flip": may_flip(config.flip, train)})
         remember(run, train, config.data, [config.tokenizer.path, config.text.path], source)
 

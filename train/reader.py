@@ -19,12 +19,13 @@ from t2i.align.step import parameter_groups
 from t2i.align.tokenizer import CaptionTokenizer
 from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
-from t2i.data.caption_checks import warn_of_colors
+from t2i.data.augment import warn_of_contradictions
 from t2i.data.loader import Batch, Loader, choose_captions
 from t2i.data.questions import Question, questions_of
 from t2i.errors import InputError
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
+from t2i.names import counted
 from t2i.reader.config import Config, OwnImageConfig
 from t2i.reader.gpt2 import GPT2, open_gpt2
 from t2i.reader.network import ReaderNetwork, Tokens
@@ -67,7 +68,7 @@ def prepare_vocabulary(config: Config, run: Run, train: Dataset, questions: Ques
     answers = tuple(sorted(answer for answer, _ in counts.most_common(config.answers)))
     if config.tasks.answer and len(answers) < 2:
         raise InputError(
-            f"the questions of {train.address} have {len(answers)} answers; at least two are needed to choose from"
+            f"the questions of {train.address} have {counted(len(answers), 'answer')}; at least two are needed to choose from"
         )
 
     texts = [caption for options in train.captions for caption in options] if config.tasks.caption else []
@@ -157,7 +158,7 @@ def main(config: Config, run_dir: Path) -> None:
         # Starting weights, captions, questions, and a record of the data for later scores
         source = open_start(run, config)
         refuse_unseen(source, config.split)
-        warn_of_colors(config.data.augment, train)
+        warn_of_contradictions(config.data, train)
         questions = prepare_questions(config, train)
         remember(run, train, config.data, [config.image.path, config.text.path], start=source)
 

@@ -1,10 +1,13 @@
 """Augments training images as a function of (seed, sample), so that results do not depend on processes, workers or resuming.
 
-Only real images are augmented. For a GAN on small data use `augment` of its config, which also changes generated images.
+Only real images are augmented. For a GAN on small data use `augment` of its config, which also changes generated images. Captions
+may contradict changed images, which is checked here too.
 Axes: B batch, H W image, C channels.
 """
 
 import math
+import re
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t2i.data import Augmentation
+from t2i.data import Augmentation, DataConfig, Dataset
 from t2i.images import ImageArray
 from t2i.seeding import uniform
 
@@ -21,6 +24,11 @@ SHARE_GREY = 0.1  # share of the images that `grey` makes grey
 ROTATED, ZOOMED, SHIFTED = math.radians(10), 1.2, 0.1  # maximum angle, zoom, and shift as a share of the side
 STRENGTH, NOISE = 0.2, 8.0  # maximum relative change of colours; maximum standard deviation in grey levels
 LUMA = (0.299, 0.587, 0.114)
+
+# English words by which captions contradict mirrored, cropped and recoloured images
+_SIDES = "(?:left|right|leftmost|rightmost|leftward|rightward|(?:anti|counter)?-?clockwise)s?"
+_PLACES = "left|right|top|bottom|upper|lower|corner|edge|above|below|background"
+_COLOURS = "red|orange|yellow|green|cyan|blue|purple|pink|brown|black|white|gr[ea]y|golden|silver"
 
 
 def augment(
@@ -81,3 +89,41 @@ def _grey(x_BCHW: Tensor, u_BU: Tensor) -> Tensor:
 
 COLOURS: dict[Augmentation, Callable[[Tensor, Tensor], Tensor]] = {"color": _color, "grey": _grey}
 MOVES: tuple[Augmentation, ...] = ("rotate", "zoom", "shift")
+
+
+# ---- captions that contradict changed images -----------------------------------------------------------------------
+
+
+def may_flip(configured: bool, dataset: Dataset) -> bool:
+    """Returns True if mirroring is configured and no caption mentions left or right (in English); warns if one does."""
+    caption = _caption_with(_SIDES, dataset) if configured else None
+    if caption is not None:
+        warnings.warn(
+            f"flip is off: captions of {dataset.address} mention left or right, e.g. {caption[:80]!r}; a mirrored image "
+            "would contradict them",
+            stacklevel=2,
+        )
+    return configured and caption is None
+
+
+def warn_of_contradictions(data: DataConfig, dataset: Dataset) -> None:
+    """Warns if captions mention positions that random crops may cut off, or colours that augmentations change."""
+    if data.fit == "random" and (caption := _caption_with(_PLACES, dataset)):
+        warnings.warn(
+            f"data.fit=random may cut off what captions of {dataset.address} mention, e.g. {caption[:80]!r}; "
+            "data.fit=pad keeps the whole image, and center the same part each time",
+            stacklevel=2,
+        )
+    changing = [name for name in data.augment if name in COLOURS]
+    if changing and (caption := _caption_with(_COLOURS, dataset)):
+        warnings.warn(
+            f"data.augment {', '.join(changing)} changes the colours that captions of {dataset.address} name, e.g. "
+            f"{caption[:80]!r}",
+            stacklevel=2,
+        )
+
+
+def _caption_with(words: str, dataset: Dataset) -> str | None:
+    """Returns the first caption with one of the words, a regular expression."""
+    pattern = re.compile(rf"\b(?:{words})\b", re.IGNORECASE)
+    return next((caption for own in dataset.captions for caption in own if pattern.search(caption)), None)

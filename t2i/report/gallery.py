@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t2i.data import open_dataset
+from t2i.data.record import read_record
 from t2i.data.shapes.captions import parse
 from t2i.errors import InputError
 from t2i.extractors import ImageTextExtractor, open_image_text
@@ -29,7 +30,7 @@ from t2i.scoring.images.collection import Images, Tick, dataset_images
 from t2i.scoring.leaks import refuse_leaks
 from t2i.scoring.options import ScoreOptions
 from t2i.scoring.trial import Trial
-from t2i.training.trained_on import RECORD, read_record
+from t2i.trained import RECORD
 
 SHOWN = 12  # captions of each split, with the images of every run
 AT_ONCE = 32  # images between two updates of the progress

@@ -5,9 +5,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from t2i.data import Augmentation, View, open_dataset
-from t2i.data.augment import COLOURS, MOVES, NOISE, SHARE_GREY, augment
-from t2i.data.caption_checks import warn_of_colors
+from t2i.data import Augmentation, DataConfig, View, open_dataset
+from t2i.data.augment import COLOURS, MOVES, NOISE, SHARE_GREY, augment, warn_of_contradictions
 from t2i.data.loader import Loader, Position
 
 NAMES = get_args(Augmentation)
@@ -82,12 +81,12 @@ def test_the_loader_augments_alike_with_workers_and_when_resumed():
     assert (plain.images_BHWC.numpy() != batches[0].images_BHWC.numpy()).any()
 
 
-def test_colours_that_captions_name_are_spoken_of():
+def test_changing_colours_that_captions_name_causes_a_warning():
     data = open_dataset("shapes-2", "train", View(32, limit=40))
     with pytest.warns(UserWarning, match=r"data.augment color changes the colours that captions of shapes-2 name"):
-        warn_of_colors(["zoom", "color"], data)
+        warn_of_contradictions(DataConfig(augment=("zoom", "color")), data)
 
 
 @pytest.mark.filterwarnings("error")
-def test_moves_are_no_matter_of_colour():
-    warn_of_colors(["zoom", "noise"], open_dataset("shapes-2", "train", View(32, limit=40)))
+def test_moving_images_does_not_cause_a_warning_about_colours():
+    warn_of_contradictions(DataConfig(augment=("zoom", "noise")), open_dataset("shapes-2", "train", View(32, limit=40)))

@@ -15,8 +15,8 @@ from PIL import Image
 from t2i import images
 from t2i.cache import entries, parse_age, parse_size, prune
 from t2i.cli.app import main
-from t2i.data import View, open_dataset, verify
-from t2i.data.caption_checks import may_flip, warn_of_crops
+from t2i.data import DataConfig, View, open_dataset, verify
+from t2i.data.augment import may_flip, warn_of_contradictions
 from t2i.data.captions import script_of
 from t2i.data.tools.check import check
 from t2i.data.tools.opening import open_splits
@@ -334,10 +334,10 @@ def test_random_crops_and_captions_of_places(folder: Path) -> None:
     put(folder / "train/0.png", ["a dog in the corner"])
     data = open_dataset(str(folder), "train", View())
     with pytest.warns(UserWarning, match="may cut off .*'a dog in the corner'"):
-        warn_of_crops("random", data)
+        warn_of_contradictions(DataConfig(fit="random"), data)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_crops("center", data)
+        warn_of_contradictions(DataConfig(fit="center"), data)
 
 
 # ---- cache -------------------------------------------------------------------------------------------------------------

@@ -14,21 +14,14 @@ from builders.tiny_run import make_run
 from t2i.cli import app
 from t2i.data import DataConfig, View, open_dataset
 from t2i.data.phash import near_duplicates, signatures
+from t2i.data.record import Record, caption_hashes, normal_caption, note, read_record, write_record
 from t2i.errors import InputError
 from t2i.images import ImageArray
 from t2i.metrics.score import read_scores
 from t2i.scoring.images.collection import Images, dataset_images
 from t2i.scoring.leaks import Overlap, find, refuse_leaks
-from t2i.training.trained_on import (
-    RECORD,
-    Record,
-    _remember,
-    caption_hashes,
-    normal_caption,
-    note,
-    read_record,
-    write_record,
-)
+from t2i.trained import RECORD
+from t2i.training.trained_on import _remember
 
 SIDE = 32
 Change = Callable[[Image.Image], bytes]
@@ -223,6 +216,18 @@ def test_random_crops_are_noted_as_centre_crops(photos: Path, record: Record, tm
     _remember(tmp_path / RECORD, open_dataset(str(photos), "train", data.view()), data, [], lambda done, total: None)
     kept = read_record(tmp_path / RECORD)
     assert kept is not None and kept.pixels.tolist() == record.pixels.tolist()
+
+
+def test_random_crops_of_data_with_options_are_noted(tmp_path: Path) -> None:
+    for k in range(8):
+        place = tmp_path / "photos/train" / ("cats", "dogs")[k % 2] / f"{k}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (48, 32), (20 * k, 0, 0)).save(place)
+    data = DataConfig(address=f"{tmp_path / 'photos'}?caption=a {{class}}", resolution=SIDE, fit="random")
+    train = open_dataset(data.address, "train", data.view())
+    _remember(tmp_path / RECORD, train, data, [], lambda done, total: None)
+    kept = read_record(tmp_path / RECORD)
+    assert kept is not None and len(kept.pixels) == 8 and len(kept.captions) == 2
 
 
 def test_equal_records_are_equal_files(tmp_path: Path, record: Record) -> None:

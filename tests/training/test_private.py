@@ -17,6 +17,7 @@ from t2i.cli import app
 from t2i.config.load import load
 from t2i.config.training import NOT_PRIVATE, PrivacyConfig
 from t2i.data import View, open_dataset
+from t2i.data.record import note, write_record
 from t2i.errors import InputError
 from t2i.families import config_class
 from t2i.pipeline import TextToImagePipeline
@@ -24,11 +25,11 @@ from t2i.prior.config import Config
 from t2i.prior.step import draw_micro, one_by_one
 from t2i.prior.transformer import Grid, Prior
 from t2i.text import TextFeatures
+from t2i.trained import RECORD
 from t2i.training.private.accountant import Accountant
 from t2i.training.private.checks import refuse_seen
 from t2i.training.private.drawing import KEY, PoissonRows, noise_of
 from t2i.training.private.gradients import put_private_gradients
-from t2i.training.trained_on import RECORD, note, write_record
 
 
 def layer() -> nn.Linear:

@@ -22,13 +22,13 @@ from t2i.cgan import rules
 from t2i.cli import app
 from t2i.config.load import flat, load, shipped
 from t2i.data import View, open_dataset
+from t2i.data.record import read_record
 from t2i.families import FAMILIES, config_class
 from t2i.images import grid
 from t2i.pipeline import TextToImagePipeline
 from t2i.prior.transformer import Prior
 from t2i.text import load_encoder
 from t2i.training import journal
-from t2i.training.trained_on import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 PRIOR = [

@@ -9,11 +9,11 @@ from PIL import Image
 
 from t2i.cli import app
 from t2i.data import View, open_dataset
+from t2i.data.record import caption_hashes, read_record
 from t2i.data.shapes.captions import parse
 from t2i.data.shapes.oracle import judge, read
 from t2i.pipeline import TextToImagePipeline
 from t2i.trained import RECORD
-from t2i.training.trained_on import caption_hashes, read_record
 from t2i.weights import DEFAULT, shipped
 
 MIB = 2**20

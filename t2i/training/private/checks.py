@@ -6,9 +6,10 @@ import numpy as np
 
 from t2i.config.training import PrivacyConfig
 from t2i.data import Dataset
+from t2i.data.record import is_rendered, note, read_record
 from t2i.errors import InputError
 from t2i.names import counted
-from t2i.training.trained_on import RECORD, is_rendered, note, read_record
+from t2i.trained import RECORD
 from t2i.weights import find
 
 
@@ -51,7 +52,7 @@ def refuse_unaccountable(config: PrivacyConfig, images: int, per_step: int, proc
         raise InputError(f"private training runs on one process, and there are {processes}; start it without torchrun")
     if per_step > images:
         raise InputError(
-            f"a step of {per_step} images is larger than the data, {images:,} images; lower train_batch_size"
+            f"a step of {counted(per_step, 'image')} is larger than the data, {counted(images, 'image')}; lower train_batch_size"
         )
     if config.delta >= 1 / images:
         raise InputError(

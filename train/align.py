@@ -62,14 +62,11 @@ def open_splits(config: Config) -> tuple[Dataset, dict[str, Dataset]]:
 
 def prepare_tokenizer(config: Config, run: Run, train: Dataset) -> CaptionTokenizer:
     """Returns the run's tokenizer, which is fitted to the captions when the run starts and read from its file on resume."""
-    most = config.text_tower.max_tokens
-
-    def fit() -> str:
-        captions = [caption for options in train.captions for caption in options]
-        return CaptionTokenizer.fit(captions, config.text_tower.vocabulary, most).json_text
-
-    tokenizer = CaptionTokenizer(own_vocabulary(run, TOKENIZER, fit), most)
-    tokenizer.warn_of_cut((caption for options in train.captions for caption in options), "text_tower.max_tokens")
+    captions = [caption for options in train.captions for caption in options]
+    vocabulary, most = config.text_tower.vocabulary, config.text_tower.max_tokens
+    text = own_vocabulary(run, TOKENIZER, lambda: CaptionTokenizer.fit(captions, vocabulary, most).json_text)
+    tokenizer = CaptionTokenizer(text, most)
+    tokenizer.warn_of_cut(captions, "text_tower.max_tokens")
     return tokenizer
 
 
@@ -249,7 +246,7 @@ def align_frozen(config: Config, run: Run, train: Dataset, held_out: dict[str, D
         run.images_per_step = len(train)
 
     def read_pairs() -> Pairing:
-        pairs = pooled_pairs(text, image, train, run, config.seed)
+        pairs = Pairing(*pooled_pairs(text, image, train, run, config.seed))
         label = config.aligner.label if isinstance(config.aligner, SubspaceAligner) else None
         return pairs if label is None else pairs._replace(class_N=class_numbers(train, label))
 

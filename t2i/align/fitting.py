@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from t2i.align.adversarial import Game, unpair
 from t2i.align.config import AdversarialAligner, Config
 from t2i.align.dual_encoder import TEMPERATURE_START
-from t2i.align.linear import Pairing, fit_linear, fitted_scale
-from t2i.align.mapped import Projections
+from t2i.align.linear import LinearMaps, Pairing, fit_linear, fitted_scale
+from t2i.align.mapped import FIELDS
 
 
 class Fitting(Protocol):
@@ -31,6 +31,12 @@ class Fitting(Protocol):
     def state_tensors(self) -> dict[str, Tensor]: ...
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+def tensors_of(maps: LinearMaps, scale: float) -> dict[str, Tensor]:
+    """Returns the tensors of `t2i.align.mapped.Projections`, in float32, of maps with cosines times `scale`."""
+    tensors = [torch.from_numpy(array.copy()).float() for array in maps]
+    return dict(zip(FIELDS, [*tensors, torch.tensor(scale).log()], strict=True))
 
 
 class ClosedForm:
@@ -50,7 +56,7 @@ class ClosedForm:
     def step(self, rows_B: Tensor) -> dict[str, Tensor]:
         pairs = self._read()
         maps, regularisation = fit_linear(self._config, pairs)
-        self._tensors = Projections.of(maps, fitted_scale(maps, pairs)).state_dict()
+        self._tensors = tensors_of(maps, fitted_scale(maps, pairs))
         return {} if regularisation is None else {"regularisation": torch.tensor(regularisation)}
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -100,7 +106,7 @@ class Adversarial:
     def state_tensors(self) -> dict[str, Tensor]:
         maps = self.game.maps(self._data, self._aligner)
         scale = fitted_scale(maps, self._anchor_pairs) if self._aligner.anchors > 1 else 1 / TEMPERATURE_START
-        return Projections.of(maps, scale).state_dict()
+        return tensors_of(maps, scale)
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Does nothing, as the maps are computed from the game, which is another part of the checkpoint."""

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i.align.config import Config
-from t2i.align.linear import LinearMaps
 from t2i.files import write_text
 from t2i.images import ImageArray
 from t2i.names import resolve
@@ -48,11 +47,6 @@ class Projections(nn.Module):
         means = [self.text_mean.shape, self.image_mean.shape]
         if means != [shape[:1] for shape in shapes] or shapes[0][1:] != shapes[1][1:]:
             raise ValueError(f"the shapes of its maps do not fit: {[list(shape) for shape in (*means, *shapes)]}")
-
-    @classmethod
-    def of(cls, maps: LinearMaps, scale: float) -> "Projections":
-        tensors = [torch.from_numpy(array.copy()) for array in maps]
-        return cls(dict(zip(FIELDS, [*tensors, torch.tensor(scale).log()], strict=True)))
 
     def text(self, text_BP: Tensor) -> Tensor:
         """Returns unit-length embedding_BE."""

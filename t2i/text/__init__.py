@@ -3,6 +3,7 @@
 Axes: B captions, T text tokens, D width of a token state, P width of the pooled vector.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +63,13 @@ ENCODERS: dict[str, str] = {
     "bert": "t2i.text.towers:BertText",
     "gpt2": "t2i.text.towers:GPT2Text",
 }
+_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 CLASSICAL = ("bow", "tfidf", "word2vec")  # fitted to the training captions
+
+
+def split_words(caption: str) -> list[str]:
+    """Splits a caption into words in lower case: "A bird's-eye view" -> ["a", "bird's", "eye", "view"]."""
+    return _WORD.findall(caption.lower())
 
 
 def encoder_class(name: str) -> type:

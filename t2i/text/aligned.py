@@ -7,8 +7,7 @@ from typing import Self
 from t2i.align.frozen import AnyDualEncoder, load_dual_encoder
 from t2i.align.mapped import MappedDualEncoder
 from t2i.errors import InputError, warn_truncated
-from t2i.text import Saved, TextConfig, TextFeatures, read_saved, writing
-from t2i.text.classical import split_words
+from t2i.text import Saved, TextConfig, TextFeatures, read_saved, split_words, writing
 from t2i.weights import dual_encoder_in, shared_text_encoder
 
 FOLDER = "dual_encoder"

@@ -13,7 +13,6 @@ word has a pooled vector of zeros and one token row of zeros with mask True, so 
 import hashlib
 import json
 import math
-import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from t2i import seeding
 from t2i.errors import InputError, warn_truncated
 from t2i.files import open_regular
 from t2i.names import counted
-from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, writing
+from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, split_words, writing
 from t2i.text.stop_words import ENGLISH, TELLING
 
 MAX_WORDS = 4096
@@ -36,15 +35,9 @@ MAX_TOKEN_DIM = 256
 WORD2VEC_DIM = 128
 # bounds of the default T, which is the length of the longest training caption
 FEWEST_TOKENS, MOST_TOKENS = 16, 77
-_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 
 Matrix = NDArray[np.float32]
 StopWords = Literal["english"] | None  # the list of words that were left out
-
-
-def split_words(caption: str) -> list[str]:
-    """Splits a caption into words: "A bird's-eye view" -> ["a", "bird's", "eye", "view"]."""
-    return _WORD.findall(caption.lower())
 
 
 class _SavedWords(Saved):

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2i.align.linear import Pairing
 from t2i.config.towers import GivenImageConfig
 from t2i.data import NO_CAPTION, Dataset
 from t2i.data.loader import choose_captions
@@ -127,8 +126,11 @@ def prepare_images(config: GivenImageConfig, run: Run) -> ImageEncoder:
     )
 
 
-def pooled_pairs(text: TextEncoder, image: ImageEncoder, train: Dataset, run: Run, seed: int) -> Pairing:
-    """Returns the pooled features of all images and of one caption of each, on every rank."""
+def pooled_pairs(
+    text: TextEncoder, image: ImageEncoder, train: Dataset, run: Run, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns, on every rank, pooled features of one caption of each image [N, P] and of all images [N, Q], float64, and numbers
+    [N] that equal captions share."""
     rows = np.arange(len(train))
     captions = [train.captions[row][k] for row, k in choose_captions(train, rows, rows, seed)]
     number = {caption: k for k, caption in enumerate(dict.fromkeys(captions))}
@@ -143,7 +145,7 @@ def pooled_pairs(text: TextEncoder, image: ImageEncoder, train: Dataset, run: Ru
 
     image_NQ = run.on_main(images).double().numpy()
     text_NP = encode_cached(text, captions, tokens=False, ranks=run.ranks).pooled_BP.double().numpy()
-    return Pairing(text_NP, image_NQ, np.array([number[caption] for caption in captions]))
+    return text_NP, image_NQ, np.array([number[caption] for caption in captions])
 
 
 def prepare_captions(encoder: TextEncoder, train: Dataset, run: Run, tokens: bool) -> Captions:

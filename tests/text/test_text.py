@@ -18,8 +18,8 @@ from torch import nn
 from builders import tiny_text_models as tiny
 from builders.tiny_text_models import CAPTIONS
 from t2i.errors import InputError, TruncationWarning
-from t2i.text import ENCODERS, TextConfig, fit_encoder, load_encoder
-from t2i.text.classical import BagOfWords, TfIdf, Word2Vec, split_words
+from t2i.text import ENCODERS, TextConfig, fit_encoder, load_encoder, split_words
+from t2i.text.classical import BagOfWords, TfIdf, Word2Vec
 
 PRETRAINED = ["clip", "t5", "bert", "gpt2"]
 # `aligned` needs pictures to be trained on: its tests stand with t2i/align

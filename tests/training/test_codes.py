@@ -54,6 +54,20 @@ def test_codes_are_those_of_the_tokenizer_in_both_views(small_shards, tmp_path: 
     assert found.hits == 0 and found.misses == 20 and (found.shown(rows) == rows).all()
 
 
+def test_each_shard_is_opened_once(small_shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def counting(path: Path, *more: Any) -> Any:
+        opened.append(path.name)
+        return read_shard(path, *more)
+
+    read_shard = codes.read_shard
+    monkeypatch.setattr(codes, "read_shard", counting)
+    encode_codes(Mean(), data(), root=tmp_path)  # type: ignore[arg-type]
+    encode_codes(Mean(), data(), root=tmp_path)  # type: ignore[arg-type]
+    assert len(opened) == 2 * len(set(opened)) > 2
+
+
 def test_what_is_there_is_not_made_again_and_what_differs_is(small_shards, tmp_path: Path) -> None:
     def misses(tokenizer=None, dataset=None, **more) -> int:
         return encode_codes(tokenizer or Mean(), dataset or data(), root=tmp_path, **more).misses  # type: ignore[arg-type]

@@ -79,7 +79,7 @@ def protocol_of(
     data = {"data": dataset.address, "data_digest": dataset.fingerprint(), "split": dataset.split}
     captions = [dataset.captions[row][0] for row in rows]
     if dataset.resolution != side:
-        dataset = open_split(options, dataset.split, options.n, side)[0]
+        dataset = dataset.at(side)
     leak = refuse_leaks_of_encoder(options.run, images_of_rows(dataset, rows, captions), options.allow_leak)
     return replace(base, n_fake=len(rows), leak=leak, **data)
 

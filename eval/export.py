@@ -18,6 +18,7 @@ from t2i.errors import InputError
 from t2i.export.options import ModelExportOptions
 from t2i.files import new_folder
 from t2i.hardware import prepare_cpu
+from t2i.names import counted
 
 if TYPE_CHECKING:
     from t2i.export.measuring import MeasuredModel
@@ -65,7 +66,7 @@ def main(options: ModelExportOptions) -> None:
     if model is not None and exported is not None:
         largest = f"{max(written.differences.values()):.1e}"
         table(HEAD, [row("t2i", model, ""), row(f"{options.format}, {options.quantize}", exported, largest)])
-        print(f"per image, {len(captions)} images one at a time; memory of the whole process")
+        print(f"per image, {counted(len(captions), 'image')} one at a time; memory of the whole process")
     print(f"wrote {options.out}")
     if options.page:
         print(f"python -m http.server -d {options.out} shows its page at http://localhost:8000")

@@ -15,6 +15,7 @@ from t2i.distributed import launched_ranks
 from t2i.errors import InputError
 from t2i.files import refuse_unwritable
 from t2i.hardware import device, prepare_cpu
+from t2i.names import counted
 from t2i.scoring.images.collection import Images, dataset_images
 from t2i.scoring.images.reference import make_reference
 from t2i.scoring.images.sources import open_images
@@ -50,7 +51,7 @@ def main(options: ReferenceOptions) -> None:
         make_reference(images, extractors, out, options.save_features, tick, ranks)
         if ranks.is_main:
             names = ", ".join(extractor.name for extractor in extractors)
-            print(f"wrote {out}: {len(images):,} images of {images.name} by {names}")
+            print(f"wrote {out}: {counted(len(images), 'image')} of {images.name} by {names}")
 
 
 if __name__ == "__main__":  # python -m t2i.eval.reference

@@ -6,12 +6,13 @@ t2i web runs/prior --export my-space
 """
 
 import sys
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 
 from t2i.cli import run_program
 from t2i.errors import InputError
 from t2i.files import refuse_used
+from t2i.names import installed
 from t2i.web.options import WebOptions
 
 RUNS = Path("runs")  # runs below it are offered on the page
@@ -19,7 +20,7 @@ RUNS = Path("runs")  # runs below it are offered on the page
 
 def require_gradio() -> None:
     """Raises InputError if Gradio is missing or too old."""
-    if util.find_spec("gradio") is None:
+    if not installed("gradio"):
         raise InputError("the page needs Gradio, which is not installed; type pip install 't2i[web]'")
     if int((version := metadata.version("gradio")).partition(".")[0]) < 6:
         raise InputError(f"the page needs Gradio 6, and {version} is installed; type pip install 't2i[web]'")

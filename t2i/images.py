@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Semaphore
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from t2i.errors import InputError
 from t2i.files import open_regular
@@ -117,20 +117,45 @@ def _open(data: bytes) -> Image.Image:
 
 # the sum of the luminance table of quality 50 (ISO/IEC 10918-1, K.1), which IJG's quality scales
 _TABLE_50 = 3688
+_CHROMA = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
 
 
-def jpeg_quality(source: Path | bytes) -> int | None:
-    """Returns the quality of a JPEG file on the scale of IJG, 1 to 100, from its quantisation table; None: it has none.
+class JpegSettings(NamedTuple):
+    """How a JPEG file was compressed.
 
-    Tables end at 255, so qualities below 20 read a little higher.
+    Attributes:
+        quality: on the scale of IJG, 1 to 100; tables end at 255, so qualities below 20 read a little higher.
+        chroma: subsampling of the colours, as `4:2:0`; "": another one, or an image without colours.
     """
+
+    quality: int
+    chroma: str
+
+
+def jpeg_settings(source: Path | bytes) -> JpegSettings | None:
+    """Returns the settings of a JPEG file, from its quantisation table and its header; None: it is not one."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=["JPEG"]) as image:
             table = list(getattr(image, "quantization", {})[0])
+            chroma = _CHROMA.get(JpegImagePlugin.get_sampling(image), "")  # pyright: ignore[reportArgumentType]
     except (OSError, SyntaxError, ValueError, KeyError):
         return None
     scale = 100 * sum(table) / _TABLE_50
-    return max(1, min(100, round((200 - scale) / 2 if scale <= 100 else 5000 / scale)))
+    return JpegSettings(max(1, min(100, round((200 - scale) / 2 if scale <= 100 else 5000 / scale))), chroma)
+
+
+def is_lossless_webp(source: Path | bytes) -> bool:
+    """Returns True for a WebP file whose first image is compressed without loss."""
+    with nullcontext(io.BytesIO(source)) if isinstance(source, bytes) else open_regular(source) as file:
+        file.seek(12)  # RIFF, size, WEBP
+        while len(head := file.read(8)) == 8:
+            kind, size = head[:4], int.from_bytes(head[4:], "little")
+            if kind in (b"VP8 ", b"VP8L"):
+                return kind == b"VP8L"
+            file.seek(
+                16 if kind == b"ANMF" else size + size % 2, os.SEEK_CUR
+            )  # chunks are inside a frame of an animation
+    return False
 
 
 def read_limited(path: Path) -> bytes:

@@ -1,6 +1,7 @@
 """Resolves `module:name`, suggests the nearest known name, and formats names and counts for messages."""
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -26,9 +27,15 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(map(shown, names[:most])) + rest
 
 
-def counted(count: int, noun: str) -> str:
-    """Returns a count with its noun in singular or plural, e.g. `1 image` or `5,000 images`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def counted(count: float, noun: str) -> str:
+    """Returns a count with its noun in singular or plural, e.g. `1 image`, `5,000 images`, `2 classes` or `1.5 minutes`."""
+    several = "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{count:{',' if isinstance(count, int) else 'g'}} {noun}{'' if count == 1 else several}"
+
+
+def verb(count: int, one: str = "is", several: str = "are") -> str:
+    """Returns the form of a verb for a count: `1 of 5 images is`, `2 of 5 images are`."""
+    return one if count == 1 else several
 
 
 def numbered(count: int, things: str) -> str:
@@ -47,6 +54,14 @@ def number(value: float | None, digits: int = 3) -> str:
 def brief(error: BaseException, most: int = 120) -> str:
     """Returns the first line of an error's message, cut to `most` characters; the name of its class if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:most]
+
+
+def installed(module: str) -> bool:
+    """Returns True if there is such a module; only its parents are imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a parent is missing
+        return False
 
 
 def resolve(target: str) -> Any:

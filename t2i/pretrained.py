@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from t2i.errors import InputError, reason_of
 from t2i.files import check_file, open_regular, read_json
+from t2i.names import installed
 
 HOLDS = "config.json, model.safetensors and the tokenizer's files"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -150,7 +150,7 @@ def load_text_tokenizer(folder: ModelFolder, tower: Any) -> Any:
     if place is None:
         raise InputError(f"{folder.label} has no tokenizer; add tokenizer.json and tokenizer_config.json")
     vocabularies = [name for name in _VOCABULARIES if (place / name).is_file()]
-    if vocabularies[0].endswith(".model") and not (find_spec("sentencepiece") and find_spec("google.protobuf")):
+    if vocabularies[0].endswith(".model") and not all(map(installed, ("sentencepiece", "google.protobuf"))):
         raise InputError(
             f"{folder.label} has its tokenizer only as {vocabularies[0]}, which requires sentencepiece: "
             "pip install sentencepiece protobuf"

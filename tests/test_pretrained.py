@@ -201,7 +201,7 @@ def test_a_pipeline_has_its_tokenizer_beside_the_text_encoder(clip: Path, tmp_pa
 def test_clip_captions_have_the_same_bits_in_any_company(clip: Path) -> None:
     extractor = open_extractor(f"clip:{clip}")
     captions = [*tiny.CAPTIONS[:30], "", "a star", " ".join(tiny.CAPTIONS[:20])]
-    with pytest.warns(UserWarning, match="1 of 33 captions are over the 77 tokens"):
+    with pytest.warns(UserWarning, match="1 of 33 captions is over the 77 tokens"):
         together = extractor.text_features(captions)  # type: ignore[attr-defined]
     for row in (0, 7, 29, 30, 31):
         alone = extractor.text_features([captions[row]])  # type: ignore[attr-defined]

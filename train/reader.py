@@ -25,6 +25,7 @@ from t2i.data.questions import Question, questions_of
 from t2i.errors import InputError
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
+from t2i.names import counted
 from t2i.reader.config import Config, OwnImageConfig
 from t2i.reader.gpt2 import GPT2, open_gpt2
 from t2i.reader.network import ReaderNetwork, Tokens
@@ -67,7 +68,7 @@ def prepare_vocabulary(config: Config, run: Run, train: Dataset, questions: Ques
     answers = tuple(sorted(answer for answer, _ in counts.most_common(config.answers)))
     if config.tasks.answer and len(answers) < 2:
         raise InputError(
-            f"the questions of {train.address} have {len(answers)} answers; at least two are needed to choose from"
+            f"the questions of {train.address} have {counted(len(answers), 'answer')}; at least two are needed to choose from"
         )
 
     texts = [caption for options in train.captions for caption in options] if config.tasks.caption else []

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from t2i.align.config import AdversarialAligner
 from t2i.align.linear import Array, LinearMaps, Pairing, check_pairs, principal_axes, rotation
 from t2i.errors import InputError
+from t2i.names import counted
 
 ORTHOGONALITY = 0.01  # rate at which the map is pulled back to a rotation, as in MUSE
 SMOOTHING, DROPOUT, NEIGHBOURS = 0.1, 0.1, 10
@@ -45,8 +46,8 @@ def unpair(pairs: Pairing, dims: int, aligner: AdversarialAligner) -> Unpaired:
     others, needed = max(0, count - anchors), 4 * NEIGHBOURS
     if others < needed:
         raise InputError(
-            f"aligner.anchors={anchors} leaves {others} of {count} images, but at least {needed} are needed; use fewer anchors "
-            "or more images"
+            f"aligner.anchors={anchors} leaves {others} of {counted(count, 'image')}, but at least {needed} are needed; use "
+            "fewer anchors or more images"
         )
     text_rows, image_rows = np.arange(anchors, count, 2), np.arange(anchors + 1, count, 2)
     known = np.arange(anchors)

@@ -7,6 +7,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from t2i.names import counted, verb
+
 COUNTED = 20_000  # maximum number of captions that `warn_of_cut` checks
 
 
@@ -73,9 +75,9 @@ class CaptionTokenizer:
         first = list(islice(captions, COUNTED))
         cut = sum(len(encoding.ids) > self.max_tokens - 2 for encoding in self._tokenizer.encode_batch(first))
         if cut:
-            every = f"the first {len(first):,}" if len(first) == COUNTED else f"{len(first):,}"
+            every = f"{'the first ' * (len(first) == COUNTED)}{counted(len(first), 'caption')}"
             warnings.warn(
-                f"{cut:,} of {every} captions are longer than {key}={self.max_tokens}, start and end included; the rest is "
+                f"{cut:,} of {every} {verb(cut)} longer than {key}={self.max_tokens}, start and end included; the rest is "
                 "cut off",
                 stacklevel=2,
             )

@@ -6,6 +6,7 @@ import typer
 
 from t2i.cache import KINDS, cache_dir, entries, prune
 from t2i.config.options import Options, option
+from t2i.names import counted
 
 
 class CacheListOptions(Options):
@@ -31,4 +32,6 @@ def list_cache(options: CacheListOptions) -> None:
 
 def prune_cache(options: PruneOptions) -> None:
     pruned = prune(options.max_size, options.older_than)
-    typer.echo(f"removed {pruned.files:,} files, {pruned.bytes / 1e6:,.1f} MB; {pruned.left / 1e6:,.1f} MB remain")
+    typer.echo(
+        f"removed {counted(pruned.files, 'file')}, {pruned.bytes / 1e6:,.1f} MB; {pruned.left / 1e6:,.1f} MB remain"
+    )

@@ -12,7 +12,7 @@ from t2i.cli.environment import print_address_notice
 from t2i.config.options import Options, argument, option, split_commas
 from t2i.errors import InputError
 from t2i.files import refuse_used
-from t2i.names import counted
+from t2i.names import counted, numbered, verb
 
 ADDRESS = "A folder of captioned images, or any data."
 OUT = "A new or empty folder."
@@ -163,7 +163,7 @@ def filter_data(options: FilterOptions) -> None:
         images, left_out = filter_captions(options.address, options.out, rules, *chosen)
     _echo_written(images, options.out)
     for reason, count in left_out.items():
-        typer.echo(f"skipped {count:,} {reason}")
+        typer.echo(f"skipped {numbered(count, reason)}")
 
 
 def split_data(options: SplitOptions) -> None:
@@ -213,11 +213,11 @@ def caption_data(options: CaptionOptions) -> None:
             lambda done, total: tick("captioning", done, total),
         )
     before = f", {done.before:,} of them in earlier calls" if done.before else ""
-    typer.echo(f"wrote captions of {done.written:,} images{before} to {options.out}")
+    typer.echo(f"wrote captions of {counted(done.written, 'image')}{before} to {options.out}")
     if done.kept:
-        typer.echo(f"kept the captions of {done.kept:,} images")
+        typer.echo(f"kept the captions of {counted(done.kept, 'image')}")
     if done.dropped:
-        typer.echo(f"skipped {done.dropped:,} images with an unlikely caption")
+        typer.echo(f"skipped {counted(done.dropped, 'image')} with an unlikely caption")
     _echo_broken(done.broken)
 
 
@@ -240,4 +240,4 @@ def _echo_broken(broken: Sequence[tuple[str, str]], most: int = 5) -> None:
 
 def _echo_written(images: dict[str, int], out: Path) -> None:
     counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
-    typer.echo(f"wrote {counts} image{'' if sum(images.values()) == 1 else 's'} to {out}")
+    typer.echo(f"wrote {counts} {verb(sum(images.values()), 'image', 'images')} to {out}")

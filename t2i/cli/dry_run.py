@@ -111,7 +111,7 @@ def _tokenizer(path: str, tokenizer: ImageTokenizer, resolution: int) -> str:
 def _length(config: Any, images: int) -> str:
     batch = config.train_batch_size * config.gradient_accumulation_steps
     seen = config.max_train_steps * batch
-    limit = "" if config.max_train_minutes is None else f", at most {config.max_train_minutes:g} minutes"
+    limit = "" if config.max_train_minutes is None else f", at most {counted(config.max_train_minutes, 'minute')}"
     return (
         f"{counted(config.max_train_steps, 'step')} of {counted(batch, 'image')} per process: {seen:,} images, "
         f"{seen / images:,.1f} epochs{limit}"

@@ -4,12 +4,12 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from t2i.config.section import Stray
+from t2i.config.section import Stray, plain
 from t2i.config.upgrade import FIXED
 from t2i.config.yaml import KeyPath
 from t2i.errors import InputError
@@ -80,17 +80,47 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple
         return "missing, and it has no default", ""
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"must be a section with the keys {', '.join(_keys_at(cls, path)) or '...'}", ""
-    if kind in ("tuple_type", "list_type") and value is not None:
-        return "must be a list", f"; write [{shown(value)}]"
-    what = re.sub(r"^(Value error|Assertion failed), ", "", detail["msg"]).replace("Input should", "must")
+    what = plain(kind, detail["msg"])
+    if kind in ("tuple_type", "list_type"):
+        return _list_of(cls, path, value)
     if kind == "literal_error" and not isinstance(value, Stray):
         close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", detail.get("ctx", {})["expected"]), 1)
         return what, f"; did you mean {close[0]}?" if close else ""
-    if kind == "string_type" and value is not None:
+    if kind == "string_type" and isinstance(value, int | float):
         return what, "; put text in quotes"
     if isinstance(value, Stray):
         return f"{what}, not a boolean", ""
     return what, ""
+
+
+def _list_of(cls: type[BaseModel], path: KeyPath, value: Any) -> tuple[str, str]:
+    """Explains a value that must be a list, with the words that may be in it if they are known."""
+    words = [str(word) for word in _literals(_annotation(cls, path))]
+    what = f"must be a list of {', '.join(words)}" if words else "must be a list"
+    if value is None:
+        return what, "; write [] for none"
+    if isinstance(value, dict):
+        what, value = f"{what}, and has no keys below it", ""
+    meant = difflib.get_close_matches(str(value), words, 1) or words[:2] or ([shown(value)] if value else [])
+    return what, f"; write [{', '.join(meant)}]" if meant else ""
+
+
+def _annotation(cls: type[BaseModel], path: KeyPath) -> Any:
+    """Returns the type of a key."""
+    field = cls.model_fields.get(path[0])
+    if field is None or len(path) == 1:
+        return None if field is None else field.annotation
+    below = (_annotation(section, path[1:]) for section in _sections(field.annotation))
+    return next((found for found in below if found is not None), None)
+
+
+def _literals(annotation: Any) -> Iterator[Any]:
+    """Yields the values of the literals in an annotation such as `tuple[Literal["a", "b"], ...]`."""
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        for part in get_args(annotation):
+            yield from _literals(part)
 
 
 def _unknown(cls: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> tuple[str, str]:
@@ -151,7 +181,8 @@ def _suggestion(cls: type[BaseModel], path: KeyPath) -> str:
     if close:
         return f"; did you mean {'.'.join((*path[:-1], close[0]))}?"
     same = [key for key in everywhere if key.rpartition(".")[2] == path[-1]]
-    close = same or difflib.get_close_matches(".".join(path), everywhere, 1)
+    above = [".".join(path[:n]) for n in range(1, len(path))]
+    close = same or difflib.get_close_matches(".".join(path), [key for key in everywhere if key not in above], 1)
     return f"; did you mean {close[0]}?" if close else f"; keys here: {', '.join(siblings)}"
 
 

@@ -3,14 +3,13 @@
 `t2i.cli.options` creates the command line from such a model; programs and the library read the object. Imports no torch.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from t2i.config.section import Section
+from t2i.config.section import Section, plain
 from t2i.errors import InputError
 
 REQUIRED = ...
@@ -83,7 +82,7 @@ def _explain(cls: type[Options], error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     if isinstance(raised := problem.get("ctx", {}).get("error"), InputError):
         return str(raised)
-    what = re.sub(r"^Input should", "must", problem["msg"])
+    what = plain(problem["type"], problem["msg"])
     name = str(problem["loc"][0]) if problem["loc"] else ""
     if name not in cls.model_fields:
         return f"{cls.__name__} has no option {name!r}; options: {', '.join(cls.model_fields)}"

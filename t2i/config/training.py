@@ -138,7 +138,9 @@ class TrainConfig(Section):
                 if family == "vqvae"
                 else "which needs a caption for every image"
             )
-            raise ValueError(f"data.unlabelled {unlabelled} has no effect on {family}, {how}; cgan and prior use it")
+            raise ValueError(
+                f"data.unlabelled {unlabelled or repr(unlabelled)} has no effect on {family}, {how}; cgan and prior use it"
+            )
         return self
 
 

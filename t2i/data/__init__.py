@@ -89,6 +89,10 @@ class Dataset(Protocol):
         """Returns the rows `indices` as uint8 [B, resolution, resolution, 3]."""
         ...
 
+    def at(self, resolution: int | None = None, fit: "Fit | None" = None) -> "Dataset":
+        """Returns the same rows at another resolution or crop, without opening the data again; None: as they are."""
+        ...
+
     def fingerprint(self) -> str:
         """Returns the SHA-256 of everything that pixels depend on: ids, contents, captions, split and transform."""
         ...

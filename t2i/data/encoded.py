@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from copy import copy
+from dataclasses import replace
 from multiprocessing import parent_process
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -17,7 +19,7 @@ from PIL import Image
 from t2i import images, seeding
 from t2i.data import View
 from t2i.data.verify import workers
-from t2i.images import TRANSFORM, ImageArray
+from t2i.images import TRANSFORM, Fit, ImageArray
 
 MEMORY_BYTES = 2**30  # size of the decoded images that a dataset keeps
 BLOCK_BYTES = 2**25
@@ -70,6 +72,14 @@ class EncodedImages(ABC):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def at(self, resolution: int | None = None, fit: Fit | None = None) -> Self:
+        """Returns the same rows at another resolution or crop, without opening the data again; None: as they are."""
+        other = copy(self)
+        other._view = replace(self._view, resolution=resolution or self.resolution, fit=fit or self._view.fit)
+        other.resolution = other._view.resolution
+        other._kept = _Store(MEMORY_BYTES, len(self), other.resolution)
+        return other
 
     @abstractmethod
     def source(self, i: int) -> Path | bytes:

@@ -3,14 +3,15 @@
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, Self, TypeVar, overload
 
 import numpy as np
 
 from t2i.data import NO_CAPTION, DataConfig, Dataset, open_dataset
 from t2i.errors import InputError
-from t2i.images import ImageArray
+from t2i.images import Fit, ImageArray
 
 UNLABELLED_SHARE = 0.5  # share of the samples that are images without captions, if a run has any
 
@@ -71,6 +72,13 @@ class Mixture:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def at(self, resolution: int | None = None, fit: Fit | None = None) -> Self:
+        """Returns the same rows at another resolution or crop, without opening the data again; None: as they are."""
+        other = copy(self)
+        other.members = [member.at(resolution, fit) for member in self.members]
+        other.resolution = other.members[0].resolution
+        return other
 
     @property
     def redraws(self) -> bool:

@@ -1,15 +1,15 @@
 """Names of splits, and the division of images among them."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from t2i import seeding
 from t2i.errors import InputError
-from t2i.names import nearest
+from t2i.names import nearest, some
 
 SPLITS = ("train", "val", "test", "heldout")
 SPLIT_FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
@@ -29,6 +29,21 @@ def split_column(names: Iterable[str]) -> str:
     """Returns the column that may name the split of each row, or ""; whether it does depends on its words."""
     plain = {name.strip().lower(): name for name in reversed(list(names))}
     return next((plain[name] for name in SPLIT_COLUMNS if name in plain), "")
+
+
+def split_in(value: Any) -> str:
+    """Returns a value of the column of splits as written; "" if it is empty or no word and no whole number."""
+    return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
+def unknown_splits(named: Collection[str], address: str) -> str:
+    """Returns a warning about a column of splits without a known split; "" if it has one, or nothing."""
+    if not named or any(name.lower() in SPLIT_FOLDERS for name in named):
+        return ""
+    return (
+        f"data {address}: its column of splits has {some(sorted(named))}, none of which is train, val, test or heldout, so it is "
+        "not used and images of a test set may be in train; write these names there, or remove the column"
+    )
 
 
 def fallbacks(split: str) -> tuple[str, ...]:

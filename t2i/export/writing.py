@@ -9,7 +9,6 @@ import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stdout
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from torch.func import functional_call
 from t2i.errors import InputError
 from t2i.export.graphs import Graph
 from t2i.export.options import Format, Quantize
+from t2i.names import installed
 
 SUFFIX: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
 NEEDED: dict[Format, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
@@ -31,7 +31,7 @@ INLINE_BYTES = 2**30  # protobuf holds 2 GiB; larger ONNX files have their weigh
 
 def refuse_missing(format: Format) -> None:
     """Raises InputError if a package that this format needs is missing."""
-    if missing := [name for name in NEEDED[format] if find_spec(name) is None]:
+    if missing := [name for name in NEEDED[format] if not installed(name)]:
         raise InputError(
             f"--format {format} needs {', '.join(missing)}: pip install 't2i[export]'; --format torch needs nothing more"
         )

@@ -20,6 +20,7 @@ from t2i.extractors import Resize
 from t2i.extractors.batches import check_images, exact_float32, in_fixed_batches
 from t2i.images import ImageArray
 from t2i.metrics import Features
+from t2i.names import counted, verb
 from t2i.weights import scorer_dir
 
 BATCH = 64
@@ -70,7 +71,8 @@ class AlignedExtractor:
         if cut:
             limit = self._dual.max_tokens
             warnings.warn(
-                f"{cut} of {len(captions)} captions are over the {limit} tokens of {self.clip_name} and were cut",
+                f"{cut:,} of {counted(len(captions), 'caption')} {verb(cut)} over the {limit} tokens of {self.clip_name} "
+                f"and {verb(cut, 'was', 'were')} cut",
                 stacklevel=2,
             )
         return pooled.numpy()

@@ -15,6 +15,7 @@ from t2i.extractors import Resize
 from t2i.extractors.batches import batch_size, check_images, exact_float32, in_fixed_batches
 from t2i.images import ImageArray
 from t2i.metrics import Features
+from t2i.names import counted, verb
 from t2i.pretrained import (
     ModelFolder,
     load_image_processor,
@@ -77,7 +78,8 @@ class CLIPExtractor:
         lengths = [len(ids) for ids in self._tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]]
         if cut := sum(length > self._max_tokens for length in lengths):
             warnings.warn(
-                f"{cut} of {len(captions)} captions are over the {self._max_tokens} tokens of {self.name} and were cut",
+                f"{cut:,} of {counted(len(captions), 'caption')} {verb(cut)} over the {self._max_tokens} tokens of "
+                f"{self.name} and {verb(cut, 'was', 'were')} cut",
                 stacklevel=2,
             )
         tokens = self._tokenizer(

@@ -14,6 +14,7 @@ from t2i.metrics import Inputs, Metric
 from t2i.metrics.intervals import wilson
 from t2i.metrics.score import Score
 from t2i.metrics.statistics import Array
+from t2i.names import counted
 
 BLOCK = 512  # rows against rows in float64: 2 MB
 
@@ -60,7 +61,9 @@ def radii(x: NDArray[np.floating], ks: tuple[int, ...]) -> list[Array]:
         InputError: there are not more rows than the largest k.
     """
     if len(x) <= max(ks):
-        raise InputError(f"{len(x)} images do not have {max(ks)} neighbours each; score at least {max(ks) + 1}")
+        raise InputError(
+            f"{counted(len(x), 'image')} cannot have {counted(max(ks), 'neighbour')} each; score at least {max(ks) + 1}"
+        )
     near = np.full((len(x), max(ks)), np.inf)
     for i, j, block in squared_distances(x, x):
         if i == j:

@@ -6,6 +6,7 @@ import numpy as np
 
 from t2i.files import write_text
 from t2i.metrics.score import rounded
+from t2i.names import counted
 from t2i.privacy.attacks import flat
 from t2i.privacy.scores import Attacked
 from t2i.report.judged import Pool
@@ -28,7 +29,7 @@ def write_page(out: Path, title: str, facts: dict[str, str], attacked: Attacked)
     sampled = attacked.sampled[: len(members)]
     pool = Pool(members, [], list(sampled), np.empty(0))
     features = (flat(pixels) for pixels in (sampled, attacked.sides.other_pixels, attacked.sides.member_pixels))
-    near = neighbours_of(f"{len(members):,} training images", pool, members, *features)
+    near = neighbours_of(counted(len(members), "training image"), pool, members, *features)
     rows = [
         {
             "sampled": inline(one.generated.image),

@@ -5,7 +5,7 @@ changing the threshold does not require captioning again.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +13,14 @@ from t2i import images
 from t2i.data import parse_address
 from t2i.data.encoded import EncodedImages
 from t2i.data.folders.index import index_folder
+from t2i.data.folders.labels import further_entries
+from t2i.data.tools.classes import entries_of
 from t2i.data.tools.export import metadata_line
 from t2i.data.tools.opening import open_splits
 from t2i.errors import InputError
 from t2i.files import link, read_utf8, refuse_used, walk, write_text
 from t2i.images import SUFFIXES
-from t2i.names import shown
+from t2i.names import counted, shown
 from t2i.reader.reading import BATCH, Reader
 
 NOTES, METADATA = ".captions.jsonl", "metadata.jsonl"
@@ -28,11 +30,12 @@ Source = Callable[[], Path | bytes]
 
 
 class Item(NamedTuple):
-    """An image: its name in the new folder, its source, and its captions."""
+    """An image: its name in the new folder, its source, its captions, and further facts."""
 
     name: str
     source: Source
     captions: Sequence[str]
+    more: Mapping[str, Any]  # its labels, split, and further entries of metadata
 
 
 class Captioned(NamedTuple):
@@ -128,7 +131,7 @@ def _finish(
     for item in items:
         if keep and item.captions:
             kept += 1
-            line = metadata_line(item.name, item.captions)
+            line = metadata_line(item.name, item.captions, item.more)
         elif item.name in record.rows:
             text, likelihood = record.rows[item.name]
             likeliest = max(likeliest, likelihood)
@@ -137,7 +140,7 @@ def _finish(
                 (out / item.name).unlink(missing_ok=True)
                 continue
             written += 1
-            line = metadata_line(item.name, [text], likelihood=round(likelihood, 4))
+            line = metadata_line(item.name, [text], {**item.more, "likelihood": round(likelihood, 4)})
         else:
             continue
         _place(item, out / item.name)
@@ -146,7 +149,7 @@ def _finish(
         if not dropped:
             raise InputError(f"no image can be read: {broken[0][0]}: {broken[0][1]}")
         raise InputError(
-            f"none of {dropped:,} captions is likely enough: the likeliest has {likeliest:.2f}; lower --min-likelihood"
+            f"none of {counted(dropped, 'caption')} is likely enough: the likeliest has {likeliest:.2f}; lower --min-likelihood"
         )
     write_text(out / METADATA, "".join(rows))
     return Captioned(written, kept, before, dropped, broken)
@@ -193,12 +196,16 @@ def _items(address: str) -> Iterator[Item]:
     parsed = parse_address(address)
     if parsed.kind == "folder":
         index = index_folder(parsed.place, "")
-        for name, path in index.files.items():
-            yield Item(path, lambda path=path: index.root / path, index.captions.get(name, ()))
+        entries = further_entries(index.root, list(index.files))
+        for (name, path), own in zip(index.files.items(), entries, strict=True):
+            split = (index.parts or {}).get(name)
+            more = own | ({"split": split} if split else {})
+            yield Item(path, lambda path=path: index.root / path, index.captions.get(name, ()), more)
         return
     for split, dataset in open_splits(address).items():
-        for row, captions in enumerate(dataset.captions):
-            yield Item(_name_of(dataset, split, row), lambda dataset=dataset, row=row: dataset.source(row), captions)
+        for row, (captions, more) in enumerate(zip(dataset.captions, entries_of(dataset), strict=True)):
+            name = _name_of(dataset, split, row)
+            yield Item(name, lambda dataset=dataset, row=row: dataset.source(row), captions, more)
 
 
 def _name_of(dataset: EncodedImages, split: str, row: int) -> str:

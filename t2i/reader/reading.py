@@ -33,6 +33,7 @@ from t2i.errors import InputError, reason_of
 from t2i.extractors import load_image_encoder
 from t2i.files import read_utf8
 from t2i.images import ImageArray, to_model
+from t2i.names import counted, verb
 from t2i.reader.config import Config
 from t2i.reader.decoding import write
 from t2i.reader.network import ReaderNetwork, Tokens
@@ -170,7 +171,8 @@ class Reader:
             raise InputError("a question is empty; ask one in words, such as 'how many objects are there?'")
         if len(questions) not in (1, len(images)):
             raise InputError(
-                f"{len(questions)} questions for {len(images)} images; ask a single question, or one per image"
+                f"{counted(len(questions), 'question')} for {counted(len(images), 'image')}; ask a single question, "
+                "or one per image"
             )
         questions = list(questions) * len(images) if len(questions) == 1 else list(questions)
         parts = list(self.cells(images))
@@ -253,7 +255,7 @@ class Reader:
     def _warn_of_cut(self, cut: int, count: int, what: str) -> None:
         if cut:
             warnings.warn(
-                f"{cut:,} of {count:,} {what} are longer than the limit of {self.tokenizer.max_tokens} tokens of reader "
+                f"{cut:,} of {count:,} {what} {verb(cut)} longer than the limit of {self.tokenizer.max_tokens} tokens of reader "
                 f"{self.name}; the rest was cut off",
                 stacklevel=4,
             )

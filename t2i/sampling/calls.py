@@ -16,7 +16,7 @@ from torch import Tensor
 from t2i.config.options import SEEDS
 from t2i.errors import InputError
 from t2i.images import ImageArray
-from t2i.names import brief
+from t2i.names import brief, counted
 from t2i.sampling.prompts import clean_prompt, image_seed
 
 OutputType = Literal["pil", "np", "pt", "uint8"]
@@ -221,7 +221,7 @@ def _one_each(values: Any, total: int, name: str, kind: str) -> list[Any]:
         hint = "; a number is a seed" if name == "generator" else ""
         raise InputError(f"{name} must be a {kind} or a list of them, got {_short(values)}{hint}")
     if len(values) != total:
-        raise InputError(f"got {len(values)} {name}s for {total} images; pass one for each image")
+        raise InputError(f"got {counted(len(values), name)} for {counted(total, 'image')}; pass one for each image")
     return list(values)
 
 

@@ -11,6 +11,7 @@ from t2i import images
 from t2i.errors import InputError
 from t2i.families import Completes, Sampler
 from t2i.images import Fit
+from t2i.names import counted
 
 Box = tuple[Fraction, Fraction, Fraction, Fraction]  # left, top, width, height in pixels of the image
 
@@ -55,7 +56,8 @@ def below(keep_rows: int, cells: tuple[int, int]) -> NDArray[np.bool_]:
     """Returns flags [rows, columns], True for all cells below the first `keep_rows` rows."""
     if not 1 <= keep_rows < cells[0]:
         raise InputError(
-            f"cannot keep {keep_rows} rows: images of this run have {cells[0]} rows of tokens; keep 1 to {cells[0] - 1}"
+            f"cannot keep {counted(keep_rows, 'row')}: images of this run have {counted(cells[0], 'row')} of tokens; "
+            f"keep 1 to {cells[0] - 1}"
         )
     return np.repeat(np.arange(cells[0]) >= keep_rows, cells[1]).reshape(cells)
 

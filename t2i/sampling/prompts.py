@@ -11,7 +11,7 @@ from typing import Any
 from t2i.data.captions import MAX_CHARACTERS, captions_of, clean_caption
 from t2i.errors import InputError
 from t2i.files import read_regular
-from t2i.names import shown, some
+from t2i.names import counted, shown, some, verb
 from t2i.seeding import derive
 from t2i.text import TextEncoder
 
@@ -195,7 +195,7 @@ def _cells(rows: Iterator[tuple[int, list[str]]], name: str) -> Numbered:
         raise InputError(f"{name} has no column {', '.join(COLUMNS[:3])} in its first line; add a header")
     for number, cells in rows:
         if any(cell.strip() for cell in cells[len(header) :]):
-            counts = f"{len(cells)} cells but the first line has {len(header)}"
+            counts = f"{counted(len(cells), 'cell')} but the first line has {len(header)}"
             raise InputError(f"{name} line {number} has {counts}; put quotes around a prompt with a comma")
         cell = cells[column] if column < len(cells) else ""
         yield number, _first_of(cell, f"{name} line {number}") if cell.lstrip().startswith("[") else cell
@@ -222,7 +222,6 @@ def warn_of_unknown_words(encoder: TextEncoder, prompts: Sequence[str], data: st
     words = [] if unknown is None else [word for word in unknown(prompts) if word not in known]
     if words:
         learned = "rendered shapes" if data.startswith("shapes-") else f"the captions of {Path(data).name}"
-        are = "is" if len(words) == 1 else "are"
         listed = some([repr(word[:40]) for word in words])
-        warnings.warn(f"this model knows {learned}; {listed} {are} not among its words", stacklevel=4)
+        warnings.warn(f"this model knows {learned}; {listed} {verb(len(words))} not among its words", stacklevel=4)
     return set(words)

@@ -108,9 +108,10 @@ def score_reader(options: CaptionsOptions) -> list[Score]:
     """
     reader = Reader.from_pretrained(options.file, device())
     view, split = View(reader.resolution, reader.data.fit, None, reader.data.split_seed), options.split or "val"
-    dataset = open_dataset(options.data or reader.data.address, split, view)
+    address = options.data or reader.data.address
+    dataset = open_dataset(address, split, view)
     if options.n is not None and options.n > len(dataset):  # rendered data can be of any size
-        dataset = open_dataset(dataset.address, split, replace(view, limit=options.n))
+        dataset = open_dataset(address, split, replace(view, limit=options.n))
     rows = choose(len(dataset), options.n or min(DEFAULT_N, len(dataset)), f"split {split} of {dataset.address}")
     images, references = dataset.images(rows), [list(dataset.captions[row]) for row in rows]
     base = ScoreProtocol(

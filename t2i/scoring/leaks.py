@@ -14,6 +14,7 @@ from t2i.data.phash import near_duplicates, signatures
 from t2i.data.record import Record, caption_hashes, id_hashes, is_rendered, join, pixel_hashes, read_record
 from t2i.errors import InputError
 from t2i.extractors import address_of
+from t2i.names import verb
 from t2i.scoring.images.collection import Images
 from t2i.trained import RECORD
 
@@ -118,14 +119,15 @@ def _warn_of_doubt(overlap: Overlap, record: Record, of: str) -> None:
     """Warns of similar images and of equal captions that chance explains."""
     if overlap.similar:
         warnings.warn(
-            f"{len(overlap.similar):,} {of} images resemble training images: {_some(overlap.similar)}; check if they are "
-            "copies",
+            f"{len(overlap.similar):,} {of} images {verb(len(overlap.similar), 'resembles', 'resemble')} training images: "
+            f"{_some(overlap.similar)}; check if they are copies",
             stacklevel=4,
         )
     if overlap.captions and overlap.by_chance:
         warnings.warn(
-            f"{len(overlap.captions):,} {of} captions are also captions of training images, no more than training images "
-            f"share with each other ({record.shared:.1%}): {_some(overlap.captions)}",
+            f"{len(overlap.captions):,} {of} captions {verb(len(overlap.captions), 'is also a caption', 'are also captions')} of "
+            f"training images, no more than training images share with each other "
+            f"({record.shared:.1%}): {_some(overlap.captions)}",
             stacklevel=4,
         )
 

@@ -1,5 +1,6 @@
 """Plans a scoring: protocol, metrics and everything else that can fail before an image is read."""
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from t2i.scoring.images.reference import Reference
 from t2i.scoring.options import ScoringOptions
 from t2i.scoring.selection import Missing, choose_metrics, open_extractors, refuse_or_mark
 
+CHROMA = re.compile(r" \(4:\d:\d\)")  # in the description of a JPEG
 Real = Images | Reference | None  # real images, a file of their statistics, or nothing
 
 
@@ -42,7 +44,7 @@ def protocol_of(real: Real, fake: Images, options: ScoringOptions, **more: Any) 
         resolution=source.resolution if source.resolution == fake.resolution else None,
         seed=options.seed,
         sizes=_sizes(real, fake),
-        formats=_formats(real, fake),
+        formats=formats_that_differ(real, fake),
         skipped=", ".join(f"{count} {which}" for which, count in skipped.items() if count) or None,
         named=options.named,
         **more,
@@ -64,11 +66,14 @@ def _sizes(real: Real, fake: Images) -> str | None:
     return "; ".join(parts) or None
 
 
-def _formats(real: Real, fake: Images) -> str | None:
+def formats_that_differ(real: Real, fake: Images) -> str | None:
     """Describes the file formats of both sides if they are known and differ."""
-    if real is None or None in (real.formats, fake.formats) or real.formats == fake.formats:
+    if real is None or real.formats is None or fake.formats is None:
         return None
-    return f"generated {fake.formats}, real {real.formats}"
+    sides = [fake.formats, real.formats]
+    if not all(map(CHROMA.search, sides)):  # of grey images, or of statistics that an earlier version wrote
+        sides = [CHROMA.sub("", one) for one in sides]
+    return None if sides[0] == sides[1] else f"generated {fake.formats}, real {real.formats}"
 
 
 def plan(

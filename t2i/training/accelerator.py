@@ -20,6 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from t2i.config.training import TrainConfig
 from t2i.errors import InputError
 from t2i.hardware import has_bf16
+from t2i.names import counted
 from t2i.training.stopping.signals import accelerate_words
 from t2i.training.trackers import refuse_missing
 
@@ -104,11 +105,14 @@ def check_launch(family: str, devices: int | None) -> None:
             raise InputError(f"{name} is {os.environ[name]!r}, not a number; unset it, or start with: {command}")
     if int(os.environ.get("RANK", 0)) >= int(world):
         raise InputError(
-            f"RANK is {os.environ['RANK']}, but must be 0 to {int(world) - 1} for {world} processes; start with: {command}"
+            f"RANK is {os.environ['RANK']}, but must be 0 to {int(world) - 1} for {counted(int(world), 'process')}; "
+            f"start with: {command}"
         )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if devices is not None and local > devices:
-        raise InputError(f"{local} processes for {devices} GPU(s); use --nproc_per_node {devices} or --set device=cpu")
+        raise InputError(
+            f"{counted(local, 'process')} for {counted(devices, 'GPU')}; use --nproc_per_node {devices} or --set device=cpu"
+        )
 
 
 def _refuse_unconnected(family: str) -> None:

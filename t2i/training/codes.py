@@ -107,16 +107,18 @@ def encode_codes(
     folder = cache_dir() / "codes" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     cache = _Cache(folder, form, mirrored, len(dataset))
     ranks = ranks or Ranks(1, True)
-    missing = ranks.broadcast(ranks.each(lambda: [n for n in range(len(cache)) if cache.open(n) is None]))
+    cached = ranks.each(lambda: {n: shard for n in range(len(cache)) if (shard := cache.open(n)) is not None})
+    missing = ranks.broadcast([n for n in range(len(cache)) if n not in cached])
     share = ranks.share(len(missing))
     broken = ranks.each(lambda: cache.fill(missing[share.start : share.stop], dataset, on_progress))
-    shards = [shard for shard in map(cache.open, range(len(cache))) if shard is not None]
-    if len(shards) < len(cache):
+    cached |= {n: shard for n in missing if (shard := cache.open(n)) is not None}
+    if len(cached) < len(cache):
         raise InputError(
             f"codes cannot be read back from the cache {folder}; check that disk, and on several machines let T2I_CACHE name a "
             "folder that all of them share"
         )
     misses = sum(map(cache.count, missing))
+    shards = [cached[n] for n in range(len(cache))]
     rows = torch.cat([torch.zeros(0, dtype=torch.int64), *(shard["rows"] for shard in shards)])
     return CachedCodes(len(dataset) - misses, misses, broken, [shard[form.name] for shard in shards], rows)
 

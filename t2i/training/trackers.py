@@ -3,7 +3,6 @@
 Accelerate starts the tracker and passes scalars to it; sample grids are passed in the form that each tracker takes.
 """
 
-import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from t2i.errors import InputError, reason_of
+from t2i.names import installed
 
 PROJECT = "t2i"
 GRID = "samples"  # the name of a sample grid
@@ -109,7 +109,7 @@ TRACKERS: Mapping[str, Tracker] = {
 
 def refuse_missing(name: str) -> None:
     """Raises InputError if the tracker that `report_to` names is not installed."""
-    if name != "none" and importlib.util.find_spec(TRACKERS[name].module) is None:
+    if name != "none" and not installed(TRACKERS[name].module):
         raise InputError(
             f"report_to {name} needs its package: pip install {TRACKERS[name].package}, or set report_to=none"
         )

@@ -2,13 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2i.data import NO_CAPTION, DataConfig, Dataset, open_dataset
+from t2i.data import DataConfig, Dataset
 from t2i.data.mixture import members_of
 from t2i.data.record import note, read_record, write_record
 from t2i.families import Source
@@ -66,11 +65,9 @@ def _remember(
     if all(member.fingerprint() in known for member, _ in members):
         return
     notes = []
-    for number, (member, captioned) in enumerate(members):
-        fingerprint, limit = member.fingerprint(), None if number else data.limit
+    for member, captioned in members:
+        fingerprint = member.fingerprint()
         if data.fit == "random":  # random crops differ between copies of an image
-            bare = any(NO_CAPTION in options for options in member.captions)
-            view = replace(data.view(limit, bare), fit="center")
-            member = open_dataset(member.address, member.split, view)
+            member = member.at(fit="center")
         notes.append(note(member, fingerprint, progress, captioned))
     write_record(path, reduce(or_, filter(None, [*notes, *map(read_record, built_on), before])))

@@ -9,6 +9,7 @@ import t2i
 from t2i.errors import InputError
 from t2i.families import FAMILIES
 from t2i.files import new_folder
+from t2i.names import counted
 from t2i.pipeline import TextToImagePipeline
 from t2i.text import writing
 
@@ -16,6 +17,7 @@ MODEL = "model"
 APP = f'''"""Samples the model in this folder: a Space, and `python app.py` on any machine."""
 
 from t2i.web.serve import serve_space
+from t2i.names import counted
 
 if __name__ == "__main__":
     serve_space(["{MODEL}"])
@@ -62,12 +64,13 @@ def _readme(name: str, pipe: TextToImagePipeline) -> str:
         "app_file": "app.py",
         "pinned": "false",
     }
+    steps = counted(pipe.manifest["step"], "step")
     lines = [f"{key}: {value}" for key, value in header.items()]
     return "\n".join(
         [
             "---", *lines, "---", "",
             f"# {name}", "",
-            f"Samples images from prompts: {FAMILIES[pipe.family].words}, trained with t2i for {pipe.manifest['step']:,} steps.",
+            f"Samples images from prompts: {FAMILIES[pipe.family].words}, trained with t2i for {steps}.",
             f"[The model card]({MODEL}/README.md) has its training data and its scores.", "",
             "`pip install -r requirements.txt` and `python app.py` serve the same page on your own machine.", "",
         ]

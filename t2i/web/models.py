@@ -15,6 +15,7 @@ from t2i.data import View, open_dataset, parse_address
 from t2i.errors import InputError
 from t2i.families import FAMILIES, Completes, NoiseSpace, family_of
 from t2i.hardware import device
+from t2i.names import counted
 from t2i.pipeline import TextToImagePipeline
 from t2i.sampling.saved import DEFAULTS
 from t2i.weights import DEFAULT, INDEX, shipped
@@ -142,7 +143,7 @@ def card_of(pipe: TextToImagePipeline) -> Card:
     words = FAMILIES[pipe.family].words
     return Card(
         words=f"{words[0].upper()}{words[1:]}, {side} x {side} pixels, trained on {_last_part(data)} "
-        f"for {pipe.manifest['step']:,} steps",
+        f"for {counted(pipe.manifest['step'], 'step')}",
         knobs=knobs,
         examples=_held_out(data),
         no_inpainting=_why_no_inpainting(pipe, side),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from t2i.config.options import details, flag_of
+from t2i.config.options import SEEDS, details, flag_of
 from t2i.errors import InputError
 from t2i.explain.maps import maps_of
 from t2i.explain.page import overlay
@@ -27,6 +27,7 @@ from t2i.sampling.prompts import clean_prompt, warn_of_unknown_words
 from t2i.web.models import Card, Models, WarmModel
 
 MOST_IMAGES, MOST_FRAMES, MOST_WORDS = 16, 16, 20
+MOST_DIGITS = 40  # of a whole number; int() refuses thousands
 MOST_FILES = 2_000  # images on the disk; the oldest are deleted first
 KNOBS = tuple(name for name in Sampling.model_fields if name != "best_of")
 WHOLE = ("top_k", "steps")  # text fields; empty: no limit
@@ -250,12 +251,13 @@ def _number(value: Any) -> Any:
     text = value.strip() if isinstance(value, str) else value
     if text == "":
         return None
-    return int(text) if isinstance(text, str) and text.isascii() and text.isdigit() else _integral(text)
+    digits = isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+    return int(text) if digits else _integral(text)
 
 
 def _seed(value: Any) -> int:
     """Converts a seed from text, since seeds of images have more digits than a number of a browser."""
     text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    if not (text.isascii() and text.isdigit() and len(text) <= 19):
-        raise InputError(f"a seed must be a whole number from 0 on with at most 19 digits, got {value!r:.40}")
+    if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and int(text) < SEEDS):
+        raise InputError(f"a seed must be a whole number from 0 to 2**63 - 1, got {value!r:.40}")
     return int(text)

@@ -158,7 +158,7 @@ def test_every_mistake_is_reported_at_once_with_key_value_place_and_nearest_key(
     expected = {
         f"learnin_rate: unknown key, got 0.001 ({path} line 2); did you mean learning_rate?",
         f"data.resolutoin: unknown key, got 64 ({path} line 4); did you mean data.resolution?",
-        f"data.address: must be a valid string, got 5 ({path} line 5); put text in quotes",
+        f"data.address: must be text, got 5 ({path} line 5); put text in quotes",
         f"resolution: unknown key, got 64 ({path} line 6); did you mean data.resolution?",
         f"train_batch_size: occurs twice in {path}, lines 7 and 8; keep one",
         f"train_batch_size: must be even, got 7 ({path} line 8)",
@@ -185,6 +185,45 @@ def test_a_list_without_brackets_is_explained():
     with pytest.raises(ConfigError) as caught:
         load(config_class("cgan"), "cgan-tiny", ["init_from=cgan", "freeze=generator"])
     assert str(caught.value) == "freeze: must be a list, got 'generator' (--set freeze=generator); write ['generator']"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "data.augment.flip=true",
+            "must be a list of color, grey, rotate, zoom, shift, noise, and has no keys below it ",
+        ),
+        ("data.augment=colour", "must be a list of color, grey, rotate, zoom, shift, noise, got 'colour' "),
+        ("data.augment=null", "must be a list of color, grey, rotate, zoom, shift, noise, got null "),
+        ("seed=purple", "must be a whole number, got 'purple' "),
+        ("seed=1.0e+30", "must be a whole number, got 1e+30 "),
+        ("learning_rate=[1]", "must be a number, got [1] "),
+        ("compile=7", "must be true or false, got 7 "),
+        ("best_metric={a: 1}", "must be text "),
+    ],
+)
+def test_a_value_of_another_type_is_explained_in_plain_words(override, says):
+    key = override.partition("=")[0].removesuffix(".flip")
+    with pytest.raises(ConfigError) as caught:
+        load(config_class("cgan"), None, [override])
+    fix = {"data.augment.flip=true": "; write [color, grey]", "data.augment=colour": "; write [color]"}
+    fix["data.augment=null"] = "; write [] for none"
+    assert str(caught.value) == f"{key}: {says}(--set {override}){fix.get(override, '')}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_key_explains_every_wrong_type(family):
+    cls = config_class(family)
+    for key in flat(load(cls, None)):
+        for override in (f"{key}={{a: 1}}", f"{key}.below=1", f"{key}=[[1]]", f"{key}=purple", f"{key}=null"):
+            try:
+                load(cls, None, [override])
+            except ConfigError as error:
+                assert all(key.split(".")[0] in one or one.startswith("config: ") for one in error.problems), override
+                assert not any(word in str(error) for word in ("a valid", "parse", "Input", "tuple", f"mean {key}?")), (
+                    override
+                )
 
 
 def test_a_rule_about_the_whole_config_is_reported_without_dumping_it():

@@ -12,8 +12,13 @@ from builders import published_layouts as layouts
 from t2i.data import View, open_dataset
 from t2i.data.shapes.captions import parse
 from t2i.data.shapes.vocabulary import COLORS, SHAPES
+from t2i.data.tools.export import export_splits
 from t2i.data.tools.labels import class_numbers, classes_of, labelled, values_of
+from t2i.data.tools.opening import open_splits
+from t2i.data.tools.pack import pack
+from t2i.data.tools.rewrite import Rules, filter_captions
 from t2i.errors import InputError
+from t2i.reader.captioning import write_captions
 
 
 def test_scene_facts_are_those_that_the_captions_tell():
@@ -186,3 +191,159 @@ def test_a_shard_of_classes_without_captions_is_told_and_may_take_them_for_capti
         open_dataset(f"shards:{tmp_path}", "train", View(16))
     dataset = open_dataset(f"shards:{tmp_path}?text=cls", "train", View(16))
     assert set(map(tuple, dataset.captions)) == {("cat",)} and set(values_of(dataset, "label")) == {("cat",)}
+
+
+# ---- what copies of data keep ----------------------------------------------------------------------------------------------
+
+
+def _labelled_folder(root: Path) -> Path:
+    """A folder with classes, a label, a licence and a column of splits."""
+    rows = []
+    for k in range(12):
+        place = root / ("red_fox", "dogs")[k % 2] / f"{k}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (20 * k, 0, 0)).save(place)
+        rows.append(
+            {"file_name": str(place.relative_to(root)), "text": f"animal {k}", "split": ("train", "val")[k % 3 == 0]}
+        )
+        rows[-1] |= {
+            "licence": "CC BY 4.0",
+            "aspect": 1.5,
+            **({} if k == 4 else {"label": ["old", "grey"][: 1 + k % 2]}),
+        }
+    (root / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return root
+
+
+def _facts(address: str) -> dict[str, list[tuple]]:
+    """(caption, class, label) of the images of each split."""
+    found = {}
+    for split in ("train", "val"):
+        dataset = open_dataset(address, split, View(16))
+        columns = [options[0] for options in dataset.captions], values_of(dataset, "class"), values_of(dataset, "label")
+        found[split] = sorted(zip(*columns, strict=True), key=str)
+    return found
+
+
+@pytest.mark.parametrize("tool", ["pack", "filter", "caption", "export"])
+def test_copies_keep_labels_and_splits(tool: str, tmp_path: Path):
+    source, out = _labelled_folder(tmp_path / "data"), tmp_path / "out"
+    address = str(out)
+    if tool == "pack":
+        pack(open_splits(str(source)), out, per_shard=5)
+        address = f"shards:{out}"
+    elif tool == "filter":
+        filter_captions(str(source), out, Rules())
+    elif tool == "caption":
+        write_captions(Silent(), str(source), out, keep=True)  # type: ignore[arg-type]
+    else:
+        export_splits({split: open_dataset(str(source), split, View(16)) for split in ("train", "val")}, out)
+    assert _facts(address) == _facts(str(source))
+    assert len(_facts(address)["train"]) == 8 and _facts(address)["train"][0] == (
+        "animal 1",
+        ("dogs",),
+        ("old", "grey"),
+    )
+    if tool != "pack":
+        rows = [json.loads(line) for path in out.rglob("metadata.jsonl") for line in path.read_text().splitlines()]
+        assert all(row["licence"] == "CC BY 4.0" and row["aspect"] == 1.5 for row in rows) and len(rows) == 12
+        again = tmp_path / "again"
+        filter_captions(address, again, Rules())
+        assert _facts(str(again)) == _facts(str(source))
+    else:
+        with tarfile.open(out / "train-00000.tar") as tar:
+            row = json.load(tar.extractfile("000000000.json"))  # type: ignore[arg-type]
+        assert row["licence"] == "CC BY 4.0" and row["labels"]["class"] in ("red fox", "dogs") and "split" not in row
+        with pytest.raises(InputError, match="shards of other data or settings"):
+            rows = (source / "metadata.jsonl").read_text().replace('"old"', '"young"')
+            (source / "metadata.jsonl").write_text(rows)
+            pack(open_splits(str(source)), out, per_shard=5)
+
+
+class Silent:
+    """A reader that is not asked."""
+
+    writes, resolution, name = True, 16, "silent"
+
+    def digest(self) -> str:
+        return "silent"
+
+
+def test_a_label_that_is_a_fraction_stays_in_copies(tmp_path: Path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    rows = [{"file_name": f"{k}.png", "text": f"animal {k}", "label": k / 4} for k in range(2)]
+    for k in range(2):
+        place = tmp_path / "data/train" / f"{k}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (20 * k, 0, 0)).save(place)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data/train/metadata.parquet")
+    pack(open_splits(str(tmp_path / "data")), tmp_path / "shards")
+    filter_captions(str(tmp_path / "data"), tmp_path / "out", Rules())
+    kept = [json.loads(line) for line in (tmp_path / "out/train/metadata.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in kept] == [0.0, 0.25]
+
+
+def test_annotations_and_scene_facts_are_kept_under_their_names(tmp_path: Path):
+    with pytest.warns(UserWarning, match="1 image in split"):
+        splits = open_splits(str(layouts.mirflickr(tmp_path / "mir")))
+    pack(splits, tmp_path / "shards")
+    packed = open_dataset(f"shards:{tmp_path / 'shards'}", "train", View(16))
+    both = (splits["train"], packed)
+    before, after = (sorted(zip(map(tuple, d.captions), values_of(d, "annotation"), strict=True)) for d in both)
+    assert before == after and len(before) > 20
+    scenes = open_dataset("shapes-2", "val", View(16, limit=20))
+    export_splits({"val": scenes}, tmp_path / "scenes")
+    folder = open_dataset(str(tmp_path / "scenes"), "val", View(16))
+    for name in ("shape", "colour", "count", "background"):
+        assert values_of(folder, name) == values_of(scenes, name)
+
+
+def test_one_broken_image_of_one_is_told_in_the_singular(tmp_path: Path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/a.png").write_bytes(b"junk")
+    (tmp_path / "train/a.txt").write_text("a dog")
+    with pytest.raises(InputError, match="1 of 1 image in .* is broken, more than half; replace them: train/a.png"):
+        open_dataset(str(tmp_path), "train", View(16))
+
+
+# ---- a column of splits -------------------------------------------------------------------------------------------------
+
+
+def test_a_class_label_of_splits_has_its_names(tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    rows = [row | {"split": k % 3} for k, row in enumerate(_rows(12))]
+    features = {"image": datasets.Image(), "text": datasets.Value("string"), "label": datasets.Value("int64")}
+    features = datasets.Features(features | {"split": datasets.ClassLabel(names=["test", "train", "validation"])})
+    data = datasets.Dataset.from_list(rows, features=features)
+    data.save_to_disk(str(tmp_path / "saved"))
+    data.to_parquet(str(tmp_path / "images.parquet"))
+    for address in (f"hub:{tmp_path / 'saved'}", f"parquet:{tmp_path / 'images.parquet'}"):
+        for number, split in enumerate(("test", "train", "val")):
+            dataset = open_dataset(address, split, View(16))
+            assert sorted(int(c[0].split()[1]) for c in dataset.captions) == [k for k in range(12) if k % 3 == number]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "tar"])
+def test_numbers_of_splits_without_names_are_told(kind: str, tmp_path: Path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    rows = [row | {"partition": k % 3} for k, row in enumerate(_rows(40))]
+    address = str(tmp_path)
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "images.parquet")
+        address = f"parquet:{tmp_path}"
+    elif kind == "tar":
+        with tarfile.open(tmp_path / "images.tar", "w") as tar:
+            for k, row in enumerate(rows):
+                content = json.dumps({"caption": row["text"], "partition": row["partition"]}).encode()
+                layouts.add(tar, f"{k}.png", row["image"]["bytes"])
+                layouts.add(tar, f"{k}.json", content)
+    else:
+        for k, row in enumerate(rows):
+            (tmp_path / f"{k}.png").write_bytes(row["image"]["bytes"])
+        facts = [{"file_name": f"{k}.png", "text": row["text"], "partition": k % 3} for k, row in enumerate(rows)]
+        lines = [json.dumps(row) for row in facts]
+        if kind == "csv":
+            lines = [",".join(facts[0]), *(",".join(map(str, row.values())) for row in facts)]
+        (tmp_path / f"metadata.{kind}").write_text("\n".join(lines))
+    with pytest.warns(UserWarning, match="column of splits has 0, 1, 2, none of which is train, val, test or heldout"):
+        assert len(open_dataset(address, "train", View(16))) > 20

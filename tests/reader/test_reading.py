@@ -142,7 +142,7 @@ def test_bad_input_is_one_line(run: Path, photos: Path, tmp_path: Path, capsys, 
 def test_a_question_that_is_cut_off_is_named(run: Path, photos: Path) -> None:
     reader, file = t2i.Reader.from_pretrained(run), photos / "0.png"
     long = "how many " + "large red and blue " * 40 + "objects are there?"
-    with pytest.warns(UserWarning, match="1 of 2 questions are longer than the limit of 48 tokens"):
+    with pytest.warns(UserWarning, match="1 of 2 questions is longer than the limit of 48 tokens"):
         reader.answer([file, file], [long, QUESTION])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -218,6 +218,18 @@ def test_random_crops_are_noted_as_centre_crops(photos: Path, record: Record, tm
     assert kept is not None and kept.pixels.tolist() == record.pixels.tolist()
 
 
+def test_random_crops_of_data_with_options_are_noted(tmp_path: Path) -> None:
+    for k in range(8):
+        place = tmp_path / "photos/train" / ("cats", "dogs")[k % 2] / f"{k}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (48, 32), (20 * k, 0, 0)).save(place)
+    data = DataConfig(address=f"{tmp_path / 'photos'}?caption=a {{class}}", resolution=SIDE, fit="random")
+    train = open_dataset(data.address, "train", data.view())
+    _remember(tmp_path / RECORD, train, data, [], lambda done, total: None)
+    kept = read_record(tmp_path / RECORD)
+    assert kept is not None and len(kept.pixels) == 8 and len(kept.captions) == 2
+
+
 def test_equal_records_are_equal_files(tmp_path: Path, record: Record) -> None:
     files = [tmp_path / f"{number}.safetensors" for number in range(8)]
     for file in files:

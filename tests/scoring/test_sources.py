@@ -3,7 +3,9 @@
 import json
 import unicodedata
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +13,14 @@ from PIL import Image
 
 from t2i.errors import InputError
 from t2i.extractors import open_extractor
-from t2i.images import jpeg_quality
+from t2i.images import is_lossless_webp, jpeg_settings
 from t2i.metrics.frechet import check_for_infinity
 from t2i.scoring import runs as runs_module
 from t2i.scoring.images import collection
 from t2i.scoring.images.reference import make_reference
 from t2i.scoring.images.sources import open_images
 from t2i.scoring.options import ScoreOptions
+from t2i.scoring.plan import formats_that_differ
 from t2i.scoring.runs import score_images, score_run
 from t2i.scoring.sweep import without_other_options
 
@@ -170,9 +173,9 @@ def test_jpeg_against_png_is_in_the_protocol(tmp_path: Path) -> None:
         assert bool(told) == (score.protocol.formats is not None)
         return score.protocol.formats
 
-    assert formats(sides["png"], sides["jpeg"]) == "generated lossless, real JPEG of quality 75"
-    assert formats(sides["webp"], sides["jpeg"]) == "generated WebP, real JPEG of quality 75"
-    assert formats(mixed, sides["png"]) == "generated JPEG of quality 75 and lossless, real lossless"
+    assert formats(sides["png"], sides["jpeg"]) == "generated lossless, real JPEG of quality 75 (4:2:0)"
+    assert formats(sides["webp"], sides["jpeg"]) == "generated WebP, real JPEG of quality 75 (4:2:0)"
+    assert formats(mixed, sides["png"]) == "generated JPEG of quality 75 (4:2:0) and lossless, real lossless"
     assert formats(sides["jpeg"], sides["jpeg2"]) is None and formats(sides["bmp"], sides["png"]) is None
     fine, named = tmp_path / "fine", tmp_path / "named"
     for folder in (fine, named):
@@ -181,18 +184,55 @@ def test_jpeg_against_png_is_in_the_protocol(tmp_path: Path) -> None:
         with Image.open(sides["png"] / f"{k}.png") as image:
             image.save(fine / f"{k}.jpg", quality=95)
             image.save(named / f"{k}.png", format="JPEG")
-    assert formats(sides["jpeg"], fine) == "generated JPEG of quality 75, real JPEG of quality 95"
-    assert formats(named, sides["png"]) == "generated JPEG of quality 75, real lossless"
+    assert formats(sides["jpeg"], fine) == "generated JPEG of quality 75 (4:2:0), real JPEG of quality 95 (4:2:0)"
+    assert formats(named, sides["png"]) == "generated JPEG of quality 75 (4:2:0), real lossless"
     make_reference(open_images(str(sides["png"])), [open_extractor("embedded")], tmp_path / "real.safetensors", True)
-    assert formats(fine, tmp_path / "real.safetensors") == "generated JPEG of quality 95, real lossless"
+    assert formats(fine, tmp_path / "real.safetensors") == "generated JPEG of quality 95 (4:2:0), real lossless"
 
 
 @pytest.mark.parametrize("quality", [25, 50, 60, 75, 90, 95, 100])
-def test_the_quality_of_a_jpeg_is_read_from_its_table(tmp_path: Path, quality: int) -> None:
-    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.jpg", quality=quality)
-    found = jpeg_quality(tmp_path / "a.jpg")
-    assert found is not None and abs(found - quality) <= 1
-    assert jpeg_quality((tmp_path / "a.jpg").read_bytes()) == found and jpeg_quality(b"no image") is None
+@pytest.mark.parametrize("chroma", ["4:4:4", "4:2:2", "4:2:0", "grey"])
+def test_the_settings_of_a_jpeg_are_read_from_its_header(tmp_path: Path, quality: int, chroma: str) -> None:
+    path = tmp_path / "a.jpg"
+    grey: dict[str, Any] = {} if chroma == "grey" else {"subsampling": chroma}
+    Image.new("L" if chroma == "grey" else "RGB", (16, 16), "red").save(path, quality=quality, **grey)
+    found = jpeg_settings(path)
+    assert found is not None and abs(found.quality - quality) <= 1
+    assert found.chroma == ("" if chroma == "grey" else chroma)
+    assert jpeg_settings(path.read_bytes()) == found and jpeg_settings(b"no image") is None
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("lossless", [False, True])
+def test_webp_without_loss_is_told_from_the_other(tmp_path: Path, lossless: bool, mode: str, frames: int) -> None:
+    rng = np.random.default_rng(0)
+    every = [Image.fromarray(rng.integers(0, 256, (16, 16, len(mode)), dtype=np.uint8), mode) for _ in range(frames)]
+    more: dict[str, Any] = {"save_all": True, "append_images": every[1:]} if frames > 1 else {"exif": b"Exif\0\0"}
+    every[0].save(tmp_path / "a.webp", lossless=lossless, **more)
+    assert is_lossless_webp(tmp_path / "a.webp") is is_lossless_webp((tmp_path / "a.webp").read_bytes()) is lossless
+    assert not is_lossless_webp(b"") and not is_lossless_webp(b"RIFF")
+
+
+def test_chroma_subsampling_and_lossy_webp_are_formats_that_differ(tmp_path: Path) -> None:
+    found = {}
+    for name, suffix, more in (
+        ("coarse", "jpg", {"quality": 90, "subsampling": "4:2:0"}),
+        ("fine", "jpg", {"quality": 90, "subsampling": "4:4:4"}),
+        ("exact", "webp", {"lossless": True}),
+        ("lossy", "webp", {"quality": 90}),
+    ):
+        (tmp_path / name).mkdir()
+        for k in range(3):
+            Image.new("RGB", (32, 32), (80 * k, 0, 0)).save(tmp_path / name / f"{k}.{suffix}", **more)
+        found[name] = open_images(str(tmp_path / name))
+    assert [images.formats for images in found.values()] == [
+        "JPEG of quality 90 (4:2:0)", "JPEG of quality 90 (4:4:4)", "lossless", "WebP",
+    ]  # fmt: skip
+    told = formats_that_differ(found["fine"], found["coarse"])
+    assert told == "generated JPEG of quality 90 (4:2:0), real JPEG of quality 90 (4:4:4)"
+    earlier = replace(found["coarse"], formats="JPEG of quality 90")  # as statistics of earlier versions say
+    assert formats_that_differ(earlier, found["fine"]) is None
 
 
 # ---------------------------------------------------------------- files of another kind

@@ -163,11 +163,18 @@ def test_a_model_that_no_encoder_reads_is_told_what_they_read(tmp_path: Path) ->
         encoder(tmp_path)
 
 
+def without_google(name: str) -> object:
+    """Finds modules as where `sentencepiece` is installed and no package of Google's is."""
+    if name.startswith("google."):
+        raise ModuleNotFoundError("No module named 'google'")
+    return object()
+
+
 def test_a_vocabulary_of_sentencepiece_asks_for_sentencepiece(tmp_path: Path, monkeypatch) -> None:
     tiny.save_t5(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "spiece.model").write_bytes(b"\n\x0e")
-    monkeypatch.setattr("t2i.pretrained.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", without_google)
     with pytest.raises(
         InputError, match="spiece.model, which requires sentencepiece: pip install sentencepiece protobuf"
     ):

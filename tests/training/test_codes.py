@@ -59,6 +59,20 @@ def test_codes_are_those_of_the_tokenizer_in_both_views(small_shards, tmp_path: 
     assert found.hits == 0 and found.misses == 20 and (found.shown(rows) == rows).all()
 
 
+def test_each_shard_is_opened_once(small_shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def counting(path: Path, *more: Any) -> Any:
+        opened.append(path.name)
+        return read_shard(path, *more)
+
+    read_shard = codes.read_shard
+    monkeypatch.setattr(codes, "read_shard", counting)
+    encode_codes(Mean(), data())  # type: ignore[arg-type]
+    encode_codes(Mean(), data())  # type: ignore[arg-type]
+    assert len(opened) == 2 * len(set(opened)) > 2
+
+
 def test_cached_codes_are_reused_and_others_are_encoded(small_shards, tmp_path: Path) -> None:
     def misses(tokenizer=None, dataset=None, **more) -> int:
         return encode_codes(tokenizer or Mean(), dataset or data(), **more).misses  # type: ignore[arg-type]

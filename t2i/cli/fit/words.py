@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from t2i.cli.fit.plan import LEAST_CAPTIONS, SMALL, Chosen, Timed, needed
-from t2i.names import number
+from t2i.names import counted, number, verb
 
 FEW = 300  # a model with fewer training images repeats them
 SURE_CAPTIONS = 200  # intervals are wide with fewer captions of val
@@ -17,13 +17,13 @@ def describe(chosen: Chosen, timed: Sequence[Timed], speed: float, minutes: floa
     lines = [
         f"machine    {speed:.2g} times the speed of two free CPU cores with bf16 (measured)",
         f"model      {chosen.family}, {chosen.resolution} x {chosen.resolution} pixels{codes}; text: {text}",
-        f"time       about {number(needed(timed), 2)} of {minutes:g} minutes in training",
+        f"time       about {number(needed(timed), 2)} of {counted(minutes, 'minute')} in training",
     ]
     for one in timed:
         seen = one.fits * one.stage.batch
         lines.append(
-            f"{one.stage.name:<11}{one.fits:,.0f} steps of {one.stage.batch} images, {seen / chosen.train:,.0f} epochs, in at "
-            f"most {one.minutes:g} minutes"
+            f"{one.stage.name:<11}{counted(round(one.fits), 'step')} of {counted(one.stage.batch, 'image')}, "
+            f"{counted(round(seen / chosen.train), 'epoch')}, in at most {counted(one.minutes, 'minute')}"
         )
     return lines
 
@@ -34,11 +34,11 @@ def expectations(chosen: Chosen, timed: Sequence[Timed], speed: float, minutes: 
     least = RECOGNISABLE[chosen.family] / speed
     if minutes < least:
         warnings.append(
-            f"{minutes:g} minutes are too few for recognisable images on this machine; about {least:.0f} are needed for some "
-            "thousand images; the same command with more --minutes continues"
+            f"{counted(minutes, 'minute')} {verb(1 if minutes == 1 else 2)} too few for recognisable images on this machine; "
+            f"about {least:.0f} are needed for some thousand images; the same command with more --minutes continues"
         )
     if chosen.train < FEW:
-        warnings.append(f"with {chosen.train:,} training images, the model will mostly repeat them")
+        warnings.append(f"with {counted(chosen.train, 'training image')}, the model will mostly repeat them")
     elif chosen.small:
         warnings.append(
             f"with {chosen.train:,} training images, expect colours and rough layout; fine detail and new combinations need "
@@ -46,11 +46,11 @@ def expectations(chosen: Chosen, timed: Sequence[Timed], speed: float, minutes: 
         )
     if chosen.val < LEAST_CAPTIONS:
         warnings.append(
-            f"val has {chosen.val} images, fewer than {LEAST_CAPTIONS}: there will be no scores, and they cannot select the "
-            "best weights; about 200 images give a val that can be scored, or make folders train/ and val/"
+            f"val has {counted(chosen.val, 'image')}, fewer than {LEAST_CAPTIONS}: there will be no scores, and they cannot "
+            "select the best weights; about 200 images give a val that can be scored, or make folders train/ and val/"
         )
     elif chosen.val < SURE_CAPTIONS:
-        warnings.append(f"scores on {chosen.val} held-out captions have wide intervals")
+        warnings.append(f"scores on {counted(chosen.val, 'held-out caption')} have wide intervals")
     if minutes >= least and needed(timed) < 0.6 * minutes:
         warnings.append("the model will converge before the time is over; more images would help, more time would not")
     return warnings

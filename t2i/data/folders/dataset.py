@@ -18,7 +18,7 @@ from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
 from t2i.data.folders.hints import inner_folder, require_captions
 from t2i.data.folders.index import FolderIndex, index_folder
-from t2i.data.folders.labels import folder_labels
+from t2i.data.folders.labels import folder_labels, further_entries
 from t2i.data.folders.table import FolderTable, is_large, open_table
 from t2i.data.questions import Question
 from t2i.data.splits import SPLITS, fallbacks, split_folder
@@ -27,7 +27,7 @@ from t2i.data.verified_index import Index, Verified
 from t2i.data.verify import verify, warn_damaged, warn_unverified
 from t2i.errors import InputError
 from t2i.images import BrokenImage, read_limited
-from t2i.names import counted, shown, some
+from t2i.names import counted, shown, some, verb
 
 VERIFIED_AT_ONCE = 20_000  # if more images are unknown, opening the data does not decode them
 
@@ -105,6 +105,12 @@ class FolderDataset(EncodedImages):
         return folder_labels(self.root, self.ids)
 
     @property
+    def metadata(self) -> list[dict[str, Any]]:
+        """The entries of each image's metadata beside its captions and split, e.g. a licence."""
+        own = not isinstance(self._source, FolderIndex) or self._source.kind == "folder"
+        return further_entries(self.root, self.ids) if own else [{}] * len(self)
+
+    @property
     def files(self) -> Mapping[str, str]:
         """The path below the root of each id, of all splits."""
         return self._source.files
@@ -167,6 +173,8 @@ def _open_large(table: FolderTable, split: str, view: View) -> FolderDataset:
     address, where = f"folder:{table.root}", shown(table.root)
     members = {name: rows for name, rows in table.splits(view.seed).items() if len(rows)}
     part = _choose_split(table.root, split, members)
+    if table.unknown_splits:
+        warnings.warn(table.unknown_splits, stacklevel=4)
     for left_out in table.left_out:
         _warn(left_out)
     warn_damaged(address, table.damaged)
@@ -212,8 +220,8 @@ def _verified_rows(
         start += len(batch)
     if len(broken) > len(good):
         raise InputError(
-            f"{len(broken):,} of {counted(start, 'image')} in {shown(index.root)} are broken, more than half; replace them: "
-            f"{_reasons(broken, 5)}"
+            f"{len(broken):,} of {counted(start, 'image')} in {shown(index.root)} {verb(len(broken))} broken, more than half; "
+            f"replace them: {_reasons(broken, 5)}"
         )
     return good, broken
 
@@ -235,8 +243,8 @@ def _warn_left_out(index: FolderIndex, part: str, view: View, broken: Sequence[t
         _warn(f"{counted(len(bare), 'image')} in {where} without a caption: {some(bare)}")
     if missing := here(index.missing):
         _warn(f"{counted(len(missing), 'caption')} in {where} without an image: {some(missing)}")
-    if inner := inner_folder(index):
-        warnings.warn(inner, stacklevel=3)
+    for notice in filter(None, (inner_folder(index), index.unknown_splits)):
+        warnings.warn(notice, stacklevel=3)
     by_folder = not index.seeded and index.parts is None
     if outside := [name for name in index.files if by_folder and split_folder(name) is None]:
         _warn(f"{counted(len(outside), 'image')} outside the split folders of {shown(index.root)}: {some(outside)}")

@@ -21,7 +21,8 @@ def require_captions(index: FolderIndex) -> None:
     if index.problems:
         more = len(index.problems) - 1
         raise InputError(
-            index.problems[0] + (f" (and {more:,} more captions files; `t2i data check` lists them)" if more else "")
+            index.problems[0]
+            + (f" (and {counted(more, 'more captions file')}; `t2i data check` lists all)" if more else "")
         )
     if index.captions:
         return

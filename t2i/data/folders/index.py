@@ -14,7 +14,7 @@ from t2i import images, seeding
 from t2i.data.cached import Stamp, stamp_of
 from t2i.data.captions import clean_caption
 from t2i.data.folders.metadata import METADATA_NAMES, read_metadata, read_txt
-from t2i.data.splits import NONE, SEEDED, SPLIT_FOLDERS, SPLITS, divide, split_folder
+from t2i.data.splits import NONE, SEEDED, SPLIT_FOLDERS, SPLITS, divide, split_folder, unknown_splits
 from t2i.errors import InputError
 from t2i.files import walk
 from t2i.names import counted, shown, some
@@ -91,6 +91,7 @@ class FolderIndex:
     kind: str = "folder"  # kind of the address
     parts: Mapping[str, str | None] | None = None  # id -> split by the data set's own lists; None: it has none
     labels: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)  # label -> id -> classes
+    unknown_splits: str = ""  # a warning about a column of splits that has none
     needs_val: bool = False  # `parts` has no split for validation, so a share of train is assigned to it
 
     @cached_property
@@ -192,6 +193,7 @@ def nfc(name: str) -> str:
 def _gather_captions(index: FolderIndex, entries: _Entries, texts: Mapping[str, str], template: str) -> None:
     """Adds the captions of metadata files, of .txt files, and by `template`, in this order of precedence."""
     parts: dict[str, str | None] = {}
+    named: set[str] = set()  # splits as written
     missing: dict[str, None] = {}
     for path in index.sources:
         folder = path.rpartition("/")[0]
@@ -205,6 +207,7 @@ def _gather_captions(index: FolderIndex, entries: _Entries, texts: Mapping[str, 
                 entries.add(name, row.captions)
                 if row.split:
                     parts[name] = SPLIT_FOLDERS.get(row.split.lower())
+                    named.add(row.split)
         except InputError as error:
             index.problems.append(str(error))
     _gather_txt(index, texts, entries, missing)
@@ -213,6 +216,7 @@ def _gather_captions(index: FolderIndex, entries: _Entries, texts: Mapping[str, 
             if name not in index.captions and (word := class_of(name)):
                 entries.add(name, [clean_caption(template.replace(CLASS, word))])
     index.missing = list(missing)
+    index.unknown_splits = unknown_splits(named, f"{index.kind}:{shown(index.root)}")
     if any(parts.values()):  # otherwise the column is not about splits
         index.parts, index.needs_val = parts, "val" not in parts.values()
 

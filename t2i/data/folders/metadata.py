@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from t2i.data.captions import captions_of
-from t2i.data.packed.tables import bad_table
-from t2i.data.splits import split_column
-from t2i.data.tools.classes import LABEL, classes_in
+from t2i.data.packed.tables import bad_table, class_names, named
+from t2i.data.splits import split_column, split_in
 from t2i.errors import InputError
 from t2i.files import open_regular, text_lines
+from t2i.names import counted
 
 _EMPTY = ("nan", "NaN", "None", "null", "<NA>")  # what table programs write for a missing caption
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -48,26 +48,29 @@ def read_metadata(path: Path) -> Iterator[CaptionRow]:
         raise _unreadable(path, error) from error
 
 
-def read_labels(path: Path) -> Iterator[tuple[str, tuple[str, ...] | None]]:
-    """Yields the file name and the classes of each row of a captions file; None for an empty label.
+def read_further(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Yields the number, the file name, and the further entries of each row of a captions file: labels, a licence, ...
+
+    Entries that are empty or no JSON values are omitted.
 
     Raises:
-        InputError: the file cannot be read, or a label is not a word, a whole number or a list of these.
+        InputError: the file cannot be read.
     """
-    for place, row in _ROWS[path.suffix.lower()](path):
-        if not isinstance(row.get("file_name"), str):
-            continue
-        try:
-            yield row["file_name"], classes_in(row.get(LABEL))
-        except ValueError as error:
-            raise InputError(f"{path} row {place}: {error}") from error
-
-
-def has_labels(path: Path) -> bool:
-    """Returns True if the first row of a captions file has a label; False if the file cannot be read."""
+    suffix = path.suffix.lower()
     try:
-        return LABEL in next(iter(_ROWS[path.suffix.lower()](path)), (0, {}))[1]
-    except (InputError, OSError, ValueError):
+        for place, row in _rows_parquet(path, every=True) if suffix == ".parquet" else _ROWS[suffix](path):
+            own = {"file_name", *TEXT_COLUMNS, split_column(row)}
+            if isinstance(row.get("file_name"), str):
+                further = {key: value for key, value in row.items() if key not in own and value not in (None, "")}
+                yield place, row["file_name"], {key: value for key, value in further.items() if _is_json(value)}
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
         return False
 
 
@@ -106,8 +109,7 @@ def _captions_of(row: dict[str, Any]) -> CaptionRow:
         captions = captions_of(row.get(column))
     except ValueError as error:
         raise ValueError(f"{column!r} {error}") from error
-    split = row.get(split_column(row))
-    return CaptionRow(name, captions, split.strip() if isinstance(split, str) else "")
+    return CaptionRow(name, captions, split_in(row.get(split_column(row))))
 
 
 def _rows_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -142,7 +144,7 @@ def _rows_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             elif not any(fields):
                 continue
             elif len(fields) != len(columns):
-                what = f"{len(fields)} fields under {len(columns)} columns"
+                what = f"{counted(len(fields), 'field')} under {counted(len(columns), 'column')}"
                 raise InputError(
                     f"{path} line {reader.line_num} has {what}; put captions that contain {delimiter!r} in quotation marks"
                 )
@@ -154,21 +156,25 @@ def _rows_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"{path} line {reader.line_num} is not CSV ({error}); save it again as CSV") from error
 
 
-def _rows_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows_parquet(path: Path, every: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with open_regular(path) as source, pq.ParquetFile(source) as file:
             names = file.schema_arrow.names
-            columns = [column for column in ("file_name", *TEXT_COLUMNS, split_column(names), LABEL) if column in names]
+            columns = [
+                column for column in names if every or column in ("file_name", *TEXT_COLUMNS, split_column(names))
+            ]
             if "file_name" not in columns or not any(column in columns for column in TEXT_COLUMNS):
                 try:
                     _captions_of(dict.fromkeys(names))  # raises, naming the columns
                 except ValueError as error:
                     raise InputError(f"{path}: {error}") from error
+            classes = {name: names for name in columns if (names := class_names(file.schema_arrow, name))}
             batches = file.iter_batches(columns=columns)
-            yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+            for place, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+                yield place, row | {name: named(row[name], names) for name, names in classes.items()}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise bad_table(path, "a parquet file", error) from error
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LARGE_BYTES = 8 * 1024 * 1024  # size of captions files at the top or in the split folders: about 80,000 rows
+FORMAT = 2  # raised when the same folder gives another table
 _ROWS_AT_ONCE = 16_384
 
 
@@ -63,6 +64,11 @@ class FolderTable(NamedTuple):
         """Captions with U+FFFD in place of letters, of all splits."""
         return facts_of(self.rows)["damaged"]
 
+    @property
+    def unknown_splits(self) -> str:
+        """A warning about a column of splits that has none, or ""."""
+        return facts_of(self.rows)["unknown_splits"]
+
     def splits(self, seed: int) -> dict[str, NDArray[np.int64]]:
         """Returns the rows of each split, which are those of `FolderIndex.splits`."""
         keys, needs_val = _numbers(self.rows["key"]), facts_of(self.rows)["drawn_val"]
@@ -95,7 +101,7 @@ def open_table(root: Path) -> FolderTable:
     Raises:
         InputError: errors of `index_folder` and `require_captions`, or the cache cannot be written.
     """
-    name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    name = hashlib.sha256(f"{FORMAT}:{root.resolve()}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
     path = cache_dir() / "folders" / f"{name}.arrow"
     for _ in range(2):
         table = read_table(path)
@@ -119,6 +125,7 @@ def _write(root: Path, path: Path) -> None:
     require_captions(index)
     unread = [name for name in index.captions if not _is_text(name)]
     facts = {"stamps": list(index.stamps.items()), "left_out": _left_out(index, unread), "drawn_val": index.needs_val}
+    facts["unknown_splits"] = index.unknown_splits
     facts["damaged"] = [caption for own in index.captions.values() for caption in own if REPLACED in caption]
 
     def batches(_: Keep) -> Iterator["pa.RecordBatch"]:

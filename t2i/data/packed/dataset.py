@@ -3,7 +3,7 @@
 An index is a memory-mapped table (cached.py): a million rows open at once, take no memory of their own, and are shared by all
 workers. It has a row for each image: `key`, `captions` (cleaned, at least one), `sha256` of the image's bytes, and the columns
 that locate the bytes. Its name hashes the file's path, size and times, so an index that is older than its file is never
-read. A row may also have `label`, the classes of its image.
+read. A row may also have `labels`, the classes of its image by the name of each label.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ from t2i.data.cached import ArrowColumn, Keep, facts_of, read_table, stamp_of, w
 from t2i.data.captions import REPLACED
 from t2i.data.encoded import EncodedImages
 from t2i.data.packed.remote import Place, find, locked
-from t2i.data.splits import NONE, SEEDED, SPLIT_FOLDERS, SPLITS, divide, fallbacks, split_of_parts
-from t2i.data.tools.classes import LABEL, Values
+from t2i.data.splits import NONE, SEEDED, SPLIT_FOLDERS, SPLITS, divide, fallbacks, split_of_parts, unknown_splits
+from t2i.data.tools.classes import LABELS, Values, by_label
 from t2i.data.verify import known_broken, warn_damaged
 from t2i.errors import InputError
 from t2i.names import counted, numbered
@@ -38,7 +38,7 @@ from t2i.names import counted, numbered
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 5  # raised when the same file gives other rows than before, e.g. after a change in the cleaning of captions
+FORMAT = 6  # raised when the same file gives other rows than before, e.g. after a change in the cleaning of captions
 _ROWS_AT_ONCE = 1024
 _log = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ class PackedImages(EncodedImages):
         pc: Any = pyarrow.compute
         self._parts = parts
         self._starts = list(accumulate((part.index.num_rows for part in parts), initial=0))
-        table = pa.concat_tables([part.index.select(["key", "captions", "sha256", LABEL]) for part in parts])
-        self._sha256, self._label = table["sha256"], table[LABEL]
+        table = pa.concat_tables([part.index.select(["key", "captions", "sha256", LABELS]) for part in parts])
+        self._sha256, self._labels = table["sha256"], table[LABELS]
         splits = _roles([part.split for part in parts], train, address)
         found, rows = self._choose_rows(splits, split, view.seed, address)
         self._rows = self._without_broken(rows, address, table)[: view.limit]
@@ -154,11 +154,11 @@ class PackedImages(EncodedImages):
 
     @property
     def labels(self) -> dict[str, Callable[[], Values]]:
-        """The label `label` if an image of the data has one, and a function that reads the classes of each image."""
-        if self._label.null_count == len(self._label):
+        """Functions that return the classes of each image, by the name of the label."""
+        if self._labels.null_count == len(self._labels):
             return {}
-        own = ArrowColumn(self._label, self._rows)
-        return {LABEL: lambda: [None if classes is None else tuple(classes) for classes in own]}
+        rows = self._labels.take(self._rows).to_pylist()
+        return by_label([{name: tuple(classes) for name, classes in row or ()} for row in rows])
 
     def contents(self, lasting: bool = False) -> Iterator[str]:
         """Returns the sha256 of the bytes of each image."""
@@ -184,10 +184,14 @@ def _roles(published: Sequence[str | None], train: str | None, address: str) -> 
 
 
 def warn_skipped(parts: Sequence[IndexedPart], address: str) -> None:
-    """Warns once about all rows that the indices skip, except members of other kinds, which many shards have."""
+    """Warns once about all rows that the indices skip, except members of other kinds, which many shards have, and about a
+    column of splits that has none.
+    """
     total: dict[str, int] = {}
     first: dict[str, str] = {}
+    named: set[str] = set()
     for part in {file_of(part.index): part for part in reversed(parts)}.values():  # several parts may share a file
+        named |= set(part.index["split"].unique().to_pylist()) - {""}
         for what, count in facts_of(part.index).items():
             if count and what != "other members":
                 total[what] = total.get(what, 0) + count
@@ -198,18 +202,20 @@ def warn_skipped(parts: Sequence[IndexedPart], address: str) -> None:
             for what, count in total.items()
         )
         warnings.warn(f"data {address}: skipped {'; '.join(counts)}", stacklevel=3)
+    if unknown := unknown_splits(named, address):
+        warnings.warn(unknown, stacklevel=3)
 
 
 # ---- the index -----------------------------------------------------------------------------------------------------
 
 
 def schema(extra: Mapping[str, "pa.DataType"]) -> "pa.Schema":
-    """Returns the columns of an index: the common ones, then those that locate the bytes; only `label` may be null."""
+    """Returns the columns of an index: the common ones, then those that locate the bytes; only `labels` may be null."""
     import pyarrow as pa
 
     common = {"key": pa.string(), "captions": pa.list_(pa.string()), "sha256": pa.binary(32), "split": pa.string()}
     fields = [pa.field(name, kind, nullable=False) for name, kind in {**common, **extra}.items()]
-    return pa.schema([*fields, pa.field(LABEL, pa.list_(pa.string()))])
+    return pa.schema([*fields, pa.field(LABELS, pa.map_(pa.string(), pa.list_(pa.string())))])
 
 
 def stamp(path: Place) -> tuple[Any, ...]:
@@ -282,7 +288,7 @@ def _write(path: Path, files: Sequence[Place], stamps: Sequence[Any], columns: "
     counts: dict[str, Any] = {}
 
     def batches(keep: Keep) -> Iterator["pa.RecordBatch"]:
-        remaining = ({"split": "", LABEL: None} | row for row in rows(counts, keep))
+        remaining = ({"split": "", LABELS: None} | row for row in rows(counts, keep))
         while batch := list(islice(remaining, _ROWS_AT_ONCE)):
             yield pa.RecordBatch.from_pylist(batch, schema=columns)
         if [stamp(file if isinstance(file, Path) else find([file.url])[0]) for file in files] != stamps:

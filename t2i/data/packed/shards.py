@@ -20,7 +20,7 @@ from t2i.data.splits import split_of_name
 from t2i.errors import InputError
 from t2i.files import contents, open_regular
 from t2i.images import MAX_BYTES, BrokenImage
-from t2i.names import shown, some
+from t2i.names import shown, some, verb
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -103,7 +103,7 @@ def _find_shards(place: str) -> Sequence[Place]:
         found = (
             (some(sorted(p.name for p in near.glob("*.tar")), 3) or "no .tar") if near.is_dir() else "no such folder"
         )
-        many = f" ({len(missing):,} of {len(paths):,} are missing)" if len(paths) > 1 else ""
+        many = f" ({len(missing):,} of {len(paths):,} {verb(len(missing))} missing)" if len(paths) > 1 else ""
         raise InputError(
             f"shard {shown(missing[0])} is not there{many}; found {found}; name a range of existing shards"
         )

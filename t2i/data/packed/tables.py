@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.data.captions import captions_of
 from t2i.data.packed.remote import Place, opened
-from t2i.data.splits import split_column
-from t2i.data.tools.classes import LABEL, classes_in
+from t2i.data.splits import split_column, split_in
+from t2i.data.tools.classes import LABEL, LABELS, classes_in
 from t2i.errors import InputError
 from t2i.names import brief, nearest
 
@@ -26,6 +26,7 @@ class ImageColumns(NamedTuple):
     Attributes:
         label: the column of classes; "": there is none.
         classes: the names of the classes that `label` numbers; empty if it has words, or numbers without names.
+        splits: the same for `split`.
     """
 
     image: str
@@ -33,6 +34,7 @@ class ImageColumns(NamedTuple):
     split: str = ""  # "": there is none
     label: str = ""
     classes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -61,17 +63,9 @@ def choose_columns(schema: "pa.Schema", image: str, text: str, where: str) -> Im
             f"{where}: column {columns[0]!r} is {kind}, not the bytes of images; say which with ?image=NAME"
         )
     split = split_column(name for name in schema.names if name not in columns)
-    is_split = split and _holds_words(schema.field(split).type)
-    is_label = LABEL in schema.names and LABEL not in columns and _holds_classes(schema.field(LABEL).type)
-    chosen = ImageColumns(columns[0], columns[1], split if is_split else "")
-    return chosen._replace(label=LABEL, classes=_class_names(schema)) if is_label else chosen
-
-
-def _holds_words(kind: "pa.DataType") -> bool:
-    import pyarrow as pa
-
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # a category of pandas
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    split = split if split and _holds_classes(schema.field(split).type) else ""
+    label = LABEL if LABEL in schema.names and LABEL not in columns and _holds_classes(schema.field(LABEL).type) else ""
+    return ImageColumns(columns[0], columns[1], split, label, class_names(schema, label), class_names(schema, split))
 
 
 def holds_bytes(kind: "pa.DataType") -> bool:
@@ -89,27 +83,30 @@ def _holds_classes(kind: "pa.DataType") -> bool:
 
     while types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
         kind = kind.value_type
-    return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)
+    words = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return words or types.is_integer(kind)
 
 
-def _class_names(schema: "pa.Schema") -> tuple[str, ...]:
+def class_names(schema: "pa.Schema", column: str) -> tuple[str, ...]:
     """Returns the names of a ClassLabel column, which the datasets library writes into the schema; empty if there are none."""
     try:
-        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][LABEL]
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
         names = (feature.get("feature") or feature)["names"]  # a list has those of its items
         return tuple(names) if all(isinstance(name, str) for name in names) else ()
     except (KeyError, TypeError, ValueError, AttributeError):
         return ()
 
 
-def _classes_of(value: Any, names: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Returns the classes of a row; None if they are unknown, for which the datasets library writes -1."""
-    if not names:
-        return classes_in(value)
+def named(value: Any, names: tuple[str, ...]) -> Any:
+    """Returns the names of the classes that a row numbers; None if they are unknown, for which the datasets library writes -1.
+
+    Without names, returns the value.
+    """
     numbers = value if isinstance(value, list) else [value]
-    if not all(isinstance(number, int) and 0 <= number < len(names) for number in numbers):
+    if names and not all(isinstance(number, int) and 0 <= number < len(names) for number in numbers):
         return None
-    return tuple(dict.fromkeys(names[number] for number in numbers))
+    words = [names[number] for number in numbers] if names else numbers
+    return words if isinstance(value, list) else words[0]
 
 
 def image_bytes(value: Any) -> bytes | None:
@@ -133,10 +130,11 @@ def index_rows(
         if why or not data:
             counts[why] = counts.get(why, 0) + 1
             continue
-        split = (row[columns.split] or "").strip() if columns.split else ""
-        label = _classes_of(row[columns.label], columns.classes) if columns.label else None
+        split = split_in(named(row[columns.split], columns.splits)) if columns.split else ""
+        label = classes_in(named(row[columns.label], columns.classes)) if columns.label else None
+        labels = None if label is None else [(LABEL, label)]
         sha256 = hashlib.sha256(data).digest()
-        yield data, {"key": str(number), "captions": captions, "sha256": sha256, "split": split, LABEL: label}
+        yield data, {"key": str(number), "captions": captions, "sha256": sha256, "split": split, LABELS: labels}
 
 
 def captions_in(row: Any, key: str = "") -> list[str]:

@@ -10,7 +10,7 @@ from t2i.data.packed.dataset import indexed, schema
 from t2i.data.packed.remote import Place, beside, opened
 from t2i.data.packed.tables import read_beside
 from t2i.data.packed.tar_samples import CLASS, TarSamples
-from t2i.data.tools.classes import LABEL
+from t2i.data.tools.classes import LABELS
 from t2i.errors import InputError
 from t2i.files import open_regular
 from t2i.images import LostConnection
@@ -68,7 +68,12 @@ def _rows(tar: TarSamples, table: Place | None, counts: dict[str, Any]) -> Itera
             tar.skipped["images without a caption"] += 1
             continue
         count += 1
-        row = {"key": key, "captions": captions, "sha256": tar.sha256(image), LABEL: tar.classes(texts)}
+        row = {
+            "key": key,
+            "captions": captions,
+            "sha256": tar.sha256(image),
+            LABELS: list(tar.labels(texts).items()) or None,
+        }
         yield row | {"split": tar.split(texts), "offset": image.offset, "size": image.size}
     if not count:
         raise tar.no_samples()

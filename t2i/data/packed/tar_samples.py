@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, NamedTuple
 from t2i.data.captions import captions_of
 from t2i.data.packed.remote import Place
 from t2i.data.packed.tables import captions_in
-from t2i.data.splits import SPLIT_COLUMNS, split_column
-from t2i.data.tools.classes import LABEL, classes_in
+from t2i.data.splits import SPLIT_COLUMNS, split_column, split_in
+from t2i.data.tools.classes import LABEL, labels_in
 from t2i.errors import InputError
 from t2i.images import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES
 from t2i.names import numbered, shown
@@ -179,20 +179,19 @@ class TarSamples:
         errors = "strict" if member.size <= MAX_TEXT else "ignore"
         return self._file.read(min(member.size, MAX_TEXT)).decode("utf-8-sig", errors)
 
-    def classes(self, texts: Mapping[str, _Member]) -> tuple[str, ...] | None:
-        """Returns the class in the .cls of a sample, or the classes under `label` in its .json; None if there are none."""
-        for suffix in (CLASS, "json"):
+    def labels(self, texts: Mapping[str, _Member]) -> dict[str, tuple[str, ...]]:
+        """Returns the classes of a sample by the name of the label: `label` from its .cls, else these of its .json."""
+        found: dict[str, tuple[str, ...]] = {}
+        for suffix in ("json", CLASS):
             if suffix not in texts or texts[suffix].size > MAX_TEXT:
                 continue
-            with suppress(
-                ValueError, RecursionError, AttributeError
-            ):  # it is not text or a JSON object, or has no classes
-                value = content = self._content(texts[suffix]).strip()
-                if suffix == "json":
-                    value = json.loads(content).get(LABEL) if f'"{LABEL}"' in content else None
-                if (classes := classes_in(value)) is not None:
-                    return classes
-        return None
+            with suppress(ValueError, RecursionError, AttributeError):  # no text, no JSON object, or no classes
+                content = self._content(texts[suffix]).strip()
+                if suffix == CLASS:
+                    found |= labels_in({LABEL: content})
+                elif f'"{LABEL}' in content:
+                    found |= labels_in(json.loads(content))
+        return found
 
     def split(self, texts: Mapping[str, _Member]) -> str:
         """Returns the split that the .json of a sample names under `split` or a like key, or ""."""
@@ -202,8 +201,7 @@ class TarSamples:
         with suppress(ValueError, RecursionError):  # it is not text or JSON
             content = self._content(member)
             row = json.loads(content) if any(f'"{name}' in content.lower() for name in SPLIT_COLUMNS) else None
-            value = row.get(split_column(row)) if isinstance(row, dict) else None
-            return value.strip() if isinstance(value, str) else ""
+            return split_in(row.get(split_column(row))) if isinstance(row, dict) else ""
         return ""
 
     def sha256(self, member: _Member) -> bytes:

@@ -17,6 +17,7 @@ from t2i.data.published.listing import Listing, first_of, open_listed, read_karp
 from t2i.data.splits import PublishedOptions
 from t2i.errors import InputError
 from t2i.files import lines_of
+from t2i.names import counted
 
 
 class _Layout(NamedTuple):
@@ -118,7 +119,7 @@ def _rows_kaggle(path: Path) -> Iterator[tuple[str, str]]:
         for row in lines:
             if len(row) != 2:
                 raise InputError(
-                    f"{path} line {lines.line_num} has {len(row)} columns, not image and caption; add quotes"
+                    f"{path} line {lines.line_num} has {counted(len(row), 'column')}, not image and caption; add quotes"
                 )
             yield row[0].strip(), row[1]
     except csv.Error as error:

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Self
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from t2i.data.shapes.scenes import draw_scenes
 from t2i.data.shapes.vocabulary import BACKGROUNDS, COLORS, LAYOUTS, SHAPES, SIZES
 from t2i.data.tools.classes import Values
 from t2i.errors import InputError
-from t2i.images import ImageArray
+from t2i.images import Fit, ImageArray
 
 DRAWING = 1  # raised when the pixels of the same scene change, so that cached features and codes are not used for them
 DEFAULT_SIZE = {"train": 50_000, "val": 5_000, "heldout": 5_000, "all": 50_000}
@@ -37,6 +39,12 @@ class ShapesDataset:
 
     def images(self, indices: Sequence[int]) -> ImageArray:
         return render(self.scenes[np.asarray(indices, dtype=np.int64)], self.resolution)
+
+    def at(self, resolution: int | None = None, fit: Fit | None = None) -> Self:
+        """Returns the same scenes at another resolution; `fit` has no effect on rendered images."""
+        other = copy(self)
+        other.resolution = resolution or self.resolution
+        return other
 
     @property
     def questions(self) -> Sequence[Sequence[Question]]:

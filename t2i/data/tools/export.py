@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from t2i.data import Dataset
+from t2i.data.tools.classes import entries_of
 from t2i.errors import InputError
 from t2i.files import new_folder
 from t2i.images import BrokenImage, save_png
@@ -36,20 +37,20 @@ def export_splits(datasets: Mapping[str, Dataset], out: Path) -> None:
 
 def _write(dataset: Dataset, folder: Path) -> None:
     digits = max(5, len(str(len(dataset) - 1)))
-    rows: list[str] = []
+    rows, entries = list[str](), entries_of(dataset)
     for start in range(0, len(dataset), _CHUNK):
         indices = range(start, min(start + _CHUNK, len(dataset)))
         for i, image_HWC in zip(indices, dataset.images(indices), strict=True):
             name = f"{i:0{digits}d}.png"
             save_png(image_HWC, folder / name)
-            rows.append(metadata_line(name, dataset.captions[i]))
+            rows.append(metadata_line(name, dataset.captions[i], entries[i]))
     (folder / "metadata.jsonl").write_text("".join(rows), "utf-8")
 
 
-def metadata_line(name: str, captions: Sequence[str], **more: object) -> str:
+def metadata_line(name: str, captions: Sequence[str], more: Mapping[str, object]) -> str:
     """Returns the line of metadata.jsonl for an image, with its captions and further entries."""
-    row = {"file_name": name, "text": captions[0] if len(captions) == 1 else list(captions), **more}
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    row = {**more, "file_name": name, "text": captions[0] if len(captions) == 1 else list(captions)}
+    return json.dumps({key: row[key] for key in ("file_name", "text", *more)}, ensure_ascii=False) + "\n"
 
 
 @contextmanager

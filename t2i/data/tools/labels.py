@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from t2i.data import Dataset
 from t2i.data.tools.classes import Values
 from t2i.errors import InputError
-from t2i.names import nearest, some
+from t2i.names import counted, nearest, some
 
 
 class Labelled(NamedTuple):
@@ -65,7 +65,7 @@ def classes_of(values: Values, where: str) -> tuple[str, ...]:
     """
     counts = Counter(one for own in values for one in own or ())
     if len(counts) < 2:
-        raise InputError(f"{where} has {len(counts)} class{'es' * (len(counts) != 1)}; at least two are needed")
+        raise InputError(f"{where} has {counted(len(counts), 'class')}; at least two are needed")
     alone = sorted(one for one, count in counts.items() if count < 2)
     if alone:
         raise InputError(

@@ -1,14 +1,15 @@
 """Writes captioned images as WebDataset shards: `t2i data pack ADDRESS --shards OUT --size 256`.
 
-Layout: OUT/train-00000.tar with KEY.jpg, KEY.txt (one caption per line) and KEY.json (id, captions, size) for each image,
+Layout: OUT/train-00000.tar with KEY.jpg, KEY.txt (one caption per line) and KEY.json (id, captions, size, labels) for each image,
 train-00000.parquet beside it with the same facts, and OUT/pack.json with the settings and the data's fingerprints. The same data
 gives the same bytes. Shards are written atomically, and the same command continues after an interruption.
 """
 
+import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,6 +18,7 @@ from PIL import Image
 
 from t2i import images, seeding
 from t2i.data.encoded import EncodedImages
+from t2i.data.tools.classes import LABEL, classes_or_none, entries_of
 from t2i.data.verify import workers
 from t2i.errors import InputError
 from t2i.files import new_file, refuse_used, write_text
@@ -41,6 +43,11 @@ class _Format(NamedTuple):
 
     size: int | None
     suffix: str
+
+
+class _Source(NamedTuple):
+    dataset: EncodedImages
+    entries: Sequence[Mapping[str, Any]]  # labels and further entries of each row
 
 
 class _Sample(NamedTuple):
@@ -70,17 +77,21 @@ def pack(
     """
     settings = {"format": FORMAT, "size": size, "suffix": suffix, "pictures": per_shard}
     settings |= {"data": {split: dataset.fingerprint() for split, dataset in splits.items()}}
+    entries = {split: entries_of(dataset) for split, dataset in splits.items()}
+    if any(map(any, entries.values())):
+        settings["entries"] = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
     _claim(out, settings)
     total = sum(map(len, splits.values()))
     written = before = shards = 0
     broken: list[tuple[str, str]] = []
     try:
-        for stem, dataset, rows in _shards(splits, out, per_shard):
+        for stem, split, rows in _shards(splits, out, per_shard):
             shards += 1
             if stem.with_suffix(".parquet").exists() and stem.with_suffix(".tar").exists():
                 before += len(rows)
             else:
-                broken += _write_shard(stem, dataset, rows, _Format(size, suffix))
+                source = _Source(splits[split], entries[split])
+                broken += _write_shard(stem, source, rows, _Format(size, suffix))
                 written += len(rows)
             on_progress(before + written, total)
     except OSError as error:
@@ -93,13 +104,13 @@ def pack(
 
 def _shards(
     splits: Mapping[str, EncodedImages], out: Path, per_shard: int
-) -> Iterator[tuple[Path, EncodedImages, dict[int, int]]]:
-    """Yields (path without suffix, data set, row of each image by its number in the split) for each shard."""
+) -> Iterator[tuple[Path, str, dict[int, int]]]:
+    """Yields (path without suffix, split, row of each image by its number in the split) for each shard."""
     for split, dataset in splits.items():
         order = seeding.permutation(0, 0, len(dataset)).tolist()
         for number, start in enumerate(range(0, len(order), per_shard)):
             rows = dict(enumerate(order[start : start + per_shard], start))
-            yield out / f"{split}-{number:05d}", dataset, rows
+            yield out / f"{split}-{number:05d}", split, rows
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
@@ -121,7 +132,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     write_text(note, json.dumps(settings, indent=1) + "\n")
 
 
-def _write_shard(stem: Path, dataset: EncodedImages, rows: Mapping[int, int], form: _Format) -> list[tuple[str, str]]:
+def _write_shard(stem: Path, source: _Source, rows: Mapping[int, int], form: _Format) -> list[tuple[str, str]]:
     """Writes a tar, then its table, which marks it as complete; returns the images that cannot be decoded."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -132,38 +143,39 @@ def _write_shard(stem: Path, dataset: EncodedImages, rows: Mapping[int, int], fo
         new_file(stem.with_suffix(".tar"), durable=True) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        for number, row, sample in _samples(dataset, rows, form):
+        for number, row, sample in _samples(source, rows, form):
             if isinstance(sample, str):
-                broken.append((dataset.ids[row], sample))
+                broken.append((source.dataset.ids[row], sample))
                 continue
             key = f"{number:09d}"
             captions = sample.facts["captions"]
             _add(tar, f"{key}.{sample.suffix}", sample.image)
             _add(tar, f"{key}.txt", "\n".join(captions).encode("utf-8", "replace"))
             _add(tar, f"{key}.json", json.dumps(sample.facts).encode())
-            facts.append({"key": key, "caption": captions, **sample.facts})
+            facts.append(
+                {**sample.facts, "key": key, "caption": captions, LABEL: classes_or_none(sample.facts.get(LABEL))}
+            )
     schema = [("key", pa.string()), ("caption", pa.list_(pa.string())), ("id", pa.string())]
     schema += [("width", pa.int32()), ("height", pa.int32())]
+    schema += [(LABEL, pa.list_(pa.string()))] if any(row[LABEL] for row in facts) else []
     with new_file(stem.with_suffix(".parquet"), durable=True) as temporary:
         pq.write_table(pa.Table.from_pylist(facts, pa.schema(schema)), temporary)
     return broken
 
 
-def _samples(
-    dataset: EncodedImages, rows: Mapping[int, int], form: _Format
-) -> Iterator[tuple[int, int, "_Sample | str"]]:
+def _samples(source: _Source, rows: Mapping[int, int], form: _Format) -> Iterator[tuple[int, int, "_Sample | str"]]:
     """Yields (number of the image, row, sample or the reason why it is left out)."""
     pairs = list(rows.items())
     with ThreadPoolExecutor(workers()) as pool:
         for start in range(0, len(pairs), _AT_ONCE):
             part = pairs[start : start + _AT_ONCE]
-            samples = pool.map(lambda pair: _sample(dataset, pair[1], form), part)
+            samples = pool.map(lambda pair: _sample(source, pair[1], form), part)
             yield from ((number, row, sample) for (number, row), sample in zip(part, samples, strict=True))
 
 
-def _sample(dataset: EncodedImages, row: int, form: _Format) -> "_Sample | str":
+def _sample(source: _Source, row: int, form: _Format) -> "_Sample | str":
     """Returns an image with its facts, or the reason why it is left out."""
-    size, suffix = form
+    (dataset, entries), (size, suffix) = source, form
     try:
         data = dataset.read(row)
         image = images.decode(data)
@@ -183,7 +195,7 @@ def _sample(dataset: EncodedImages, row: int, form: _Format) -> "_Sample | str":
         data, kind = buffer.getvalue(), suffix
     captions = [caption.encode("utf-8", "replace").decode() for caption in dataset.captions[row]]
     name = dataset.ids[row].encode("utf-8", "replace").decode()
-    facts = {"id": name, "captions": captions, "width": image.width, "height": image.height}
+    facts = {**entries[row], "id": name, "captions": captions, "width": image.width, "height": image.height}
     return _Sample(data, kind, facts)
 
 

@@ -1,7 +1,7 @@
 """Writes new folders of captioned images: `t2i data filter` selects captions and images, `t2i data split` assigns splits.
 
 The new folder has hard links (symbolic links on another disk), or copies of images from shards or tables, and a metadata.jsonl
-for each split. Nothing is decoded, and the source is not changed.
+for each split, which keeps labels and further entries of metadata. Nothing is decoded, and the source is not changed.
 """
 
 import hashlib
@@ -19,11 +19,13 @@ from PIL import Image
 from t2i.data import NO_CAPTION
 from t2i.data.encoded import EncodedImages
 from t2i.data.splits import assign_splits
+from t2i.data.tools.classes import entries_of
 from t2i.data.tools.export import metadata_line
 from t2i.data.tools.opening import open_splits
 from t2i.errors import InputError
 from t2i.files import link, new_folder, text_lines
 from t2i.images import BrokenImage
+from t2i.names import counted, numbered
 
 FAR = "images far from the words"
 
@@ -82,17 +84,18 @@ def filter_captions(
     tests = _tests(rules, seen)
 
     def kept(split: str, dataset: EncodedImages) -> Iterator[Kept]:
+        entries = entries_of(dataset)
         for row, captions in enumerate(dataset.captions):
             score = float(near.scores[split][row]) if near else 0.0
             if near and not score >= near.least:  # also removes NaN
                 left_out[FAR] += 1
             elif passed := [caption for caption in captions if _passes(caption, tests, seen, left_out)]:
-                yield Kept(dataset, row, passed, {"score": round(score, 4)} if near else {})
+                yield Kept(dataset, row, passed, entries[row] | ({"score": round(score, 4)} if near else {}))
 
     splits = open_splits(address) if splits is None else splits
     parts = {split: list(kept(split, dataset)) for split, dataset in splits.items()}
     if not any(parts.values()):
-        counts = ", ".join(f"{count:,} {why}" for why, count in left_out.items())
+        counts = ", ".join(numbered(count, why) for why, count in left_out.items())
         what = "caption" if near is None else "image"
         raise InputError(f"no {what} of {address} passes the filters ({counts}); loosen them")
     return _write(out, parts), left_out
@@ -161,9 +164,9 @@ def split_images(address: str, out: Path, shares: Mapping[str, float], seed: int
         given = ", ".join(f"{split} {share:g}" for split, share in shares.items())
         raise InputError(f"the shares of the splits must add up to 1, got {given}")
     items = [
-        Kept(dataset, row, captions)
+        Kept(dataset, row, captions, entries)
         for dataset in open_splits(address).values()
-        for row, captions in enumerate(dataset.captions)
+        for row, (captions, entries) in enumerate(zip(dataset.captions, entries_of(dataset), strict=True))
     ]
     contents = [hashlib.sha256(_bytes(item)).hexdigest() for item in items]
     shares = {split: share for split, share in shares.items() if share}
@@ -172,7 +175,7 @@ def split_images(address: str, out: Path, shares: Mapping[str, float], seed: int
         parts[split].append(item)
     empty = next((split for split, own in parts.items() if not own), None)
     if empty:
-        raise InputError(f"none of {len(items):,} images is in {empty}; use another --seed or a larger share")
+        raise InputError(f"none of {counted(len(items), 'image')} is in {empty}; use another --seed or a larger share")
     return _write(out, parts)
 
 
@@ -193,7 +196,7 @@ def _write(out: Path, parts: Mapping[str, Sequence[Kept]]) -> dict[str, int]:
             with open(folder / split / "metadata.jsonl", "w", encoding="utf-8", errors="replace") as file:
                 for number, item in enumerate(items):
                     name = _place(item, folder / split / f"{number:0{digits}d}")
-                    file.write(metadata_line(name, item.captions, id=item.dataset.ids[item.row], **item.more))
+                    file.write(metadata_line(name, item.captions, {**item.more, "id": item.dataset.ids[item.row]}))
     return {split: len(items) for split, items in parts.items() if items}
 
 

@@ -158,9 +158,7 @@ def choose(size: int, count: int, where: str) -> list[int]:
     if count > size:
         raise InputError(f"{where} has {counted(size, 'image')}, not {count:,}; set -n to at most {size:,}")
     if count < 2:
-        raise InputError(
-            f"{where} gave {count} image{'s' if count != 1 else ''}; a score needs at least 2, and 1,000 to mean much"
-        )
+        raise InputError(f"{where} gave {counted(count, 'image')}; a score needs at least 2, and 1,000 to mean much")
     return sorted(seeding.permutation(0, 0, size)[:count].tolist())
 
 

@@ -31,7 +31,7 @@ from t2i.scoring.images.generated import read_generated
 from t2i.scoring.images.npz import npz_images
 
 FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WebP", "GIF": "GIF"}  # GIF has 256 colours; others are lossless
-QUALITIES = 64  # JPEG files whose quality is read
+HEADERS = 64  # files of each format whose settings are read
 
 
 def open_images(place: str, n: int | None = None, skip_broken: bool = False) -> Images:
@@ -200,13 +200,23 @@ def _refuse_broken(place: str, verified: Mapping[str, Verified], skip: bool) -> 
 
 
 def _formats(verified: Mapping[str, Verified], load: Callable[[str], Path | bytes]) -> str:
-    """Returns e.g. `JPEG of quality 75 and lossless`: by contents, as suffixes may lie; the quality is the median of some."""
-    kinds = {name: FORMATS.get(found.format, "lossless") for name, found in verified.items()}
-    compressed = [name for name, kind in kinds.items() if kind == "JPEG"]
-    some = compressed[:: max(1, len(compressed) // QUALITIES)][:QUALITIES]
-    qualities = [quality for name in some if (quality := images.jpeg_quality(load(name))) is not None]
-    jpeg = f"JPEG of quality {median_low(qualities)}" if qualities else "JPEG"
-    return " and ".join(jpeg if kind == "JPEG" else kind for kind in sorted(set(kinds.values())))
+    """Returns e.g. `JPEG of quality 75 (4:2:0) and lossless`: by contents, as suffixes may lie.
+
+    The quality is the median of some, the subsampling of colours the most frequent one.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name, found in verified.items():
+        kinds.setdefault(FORMATS.get(found.format, "lossless"), []).append(name)
+    sample = {kind: names[:: max(1, len(names) // HEADERS)][:HEADERS] for kind, names in kinds.items()}
+    words = dict(zip(kinds, kinds, strict=True))
+    if settings := [found for name in sample.get("JPEG", ()) if (found := images.jpeg_settings(load(name)))]:
+        (chroma, _), *_ = Counter(found.chroma for found in settings).most_common(1)
+        words["JPEG"] = (
+            f"JPEG of quality {median_low(found.quality for found in settings)}{f' ({chroma})' * bool(chroma)}"
+        )
+    if all(images.is_lossless_webp(load(name)) for name in sample.get("WebP", ())):
+        words["WebP"] = "lossless"
+    return " and ".join(sorted({words[kind] for kind in kinds}))
 
 
 def _mixed(sizes: Sequence[tuple[int, int]]) -> str | None:

@@ -52,7 +52,7 @@ def refuse_unaccountable(config: PrivacyConfig, images: int, per_step: int, proc
         raise InputError(f"private training runs on one process, and there are {processes}; start it without torchrun")
     if per_step > images:
         raise InputError(
-            f"a step of {per_step} images is larger than the data, {images:,} images; lower train_batch_size"
+            f"a step of {counted(per_step, 'image')} is larger than the data, {counted(images, 'image')}; lower train_batch_size"
         )
     if config.delta >= 1 / images:
         raise InputError(

@@ -11,6 +11,7 @@ from t2i.config.load import VERIFIED_ON_RESUME, changed_on_resume
 from t2i.config.training import TrainConfig
 from t2i.config.upgrade import trained_otherwise
 from t2i.errors import InputError
+from t2i.names import counted
 from t2i.training.state.parts import Parts
 
 # keys that resuming reads from a manifest, and their types
@@ -77,7 +78,7 @@ def warn_of_batch(before: int | None, now: int, config: TrainConfig) -> None:
     if before not in (None, now):
         images = config.train_batch_size * config.gradient_accumulation_steps
         warnings.warn(
-            f"resumed on {now} process(es), was {before}: a step now sees {images * now} images, not {images * before}; "
-            f"start {before} to continue as before",
+            f"resumed on {counted(now, 'process')}, was {before}: a step now sees {counted(images * now, 'image')}, "
+            f"not {images * before}; start {before} to continue as before",
             stacklevel=3,
         )

@@ -18,11 +18,16 @@ LINE_SECONDS = 10.0  # time between two lines if stderr is not a terminal
 Tick = Callable[[str, float, int], None]  # called with (name of the task, amount done, total)
 
 
+def plain_console(stderr: bool = True) -> Console:
+    """Returns a console that prints names and captions as they are: neither "[b]" nor ":bomb:" has a meaning."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
 @contextmanager
 def shown_progress(unit: str = "") -> Iterator[Tick]:
     """Shows one bar per task. The amount done may be fractional; a smaller amount than before is ignored."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = plain_console()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bars: dict[str, Any] = {}
     most: dict[str, float] = {}
     last = time.monotonic()
@@ -61,7 +66,7 @@ def progress_of(main: bool) -> Iterator[Tick]:
 def warnings_of(main: bool) -> Iterator[None]:
     """Prints each warning at once, as one line on stderr of the main process; the others show no warnings."""
     if main:
-        with warnings_as_lines(Console(stderr=True), merged=False):
+        with warnings_as_lines(plain_console(), merged=False):
             yield
         return
     with warnings.catch_warnings(action="ignore"):
@@ -96,7 +101,7 @@ def warnings_as_lines(console: Console, merged: bool = True) -> Iterator[None]:
 def line(console: Console, text: str) -> None:
     """Prints a line without wrapping it."""
     with suppress(OSError):  # a closed terminal must not end the program
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], bold: int | None = None) -> None:
@@ -111,7 +116,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], bold: int | None =
             ruled.add_column(word, justify="right" if k else "left", overflow="fold")
         for k, cells in enumerate(rows):
             ruled.add_row(*cells, style="bold" if k == bold else None)
-        Console().print(ruled)
+        plain_console(stderr=False).print(ruled)
         return
     widths = [max(map(len, cells)) for cells in zip(head, *rows, strict=True)]
     for cells in [head, *rows]:

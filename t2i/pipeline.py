@@ -27,6 +27,7 @@ from t2i.sampling.mixing import frame_weights, mix
 from t2i.sampling.prompts import clean_prompt, warn_of_unknown_words
 from t2i.sampling.reranking import Chooser, candidate_seed, keep_best
 from t2i.sampling.saved import Stored
+from t2i.seeding import noise, slerp
 from t2i.text import TextFeatures
 
 # (pipeline, number of earlier calls, fraction of all images that is done, {"seeds": seeds of the current batch})
@@ -201,7 +202,8 @@ class TextToImagePipeline(StoredPipeline):
         text = self._encode([clean_prompt(prompt)] * frames)
         knobs = self._knobs(truncation, guidance_scale)
         first, last = calls.seeds_of([prompt], 2, seeds, None)
-        images = sampler.sample_between(text, (first, last), frame_weights(frames), *knobs)
+        first_Z, last_Z = noise([first, last], sampler.z_dim)
+        images = sampler.sample_noise(text, slerp(first_Z, last_Z, frame_weights(frames)), *knobs)
         return ImagePipelineOutput(as_output(output_type, images), [first, last])
 
     def interpolate_captions(

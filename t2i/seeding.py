@@ -82,12 +82,6 @@ def noise(seeds: Sequence[int], z_dim: int) -> "Tensor":
     return torch.from_numpy(np.stack(rows))
 
 
-def noise_between(seeds: tuple[int, int], weights: Sequence[float], z_dim: int) -> "Tensor":
-    """Returns noise [len(weights), Z] on the great circle between the noise of two seeds; weight 0 is the first's."""
-    first_Z, last_Z = noise(seeds, z_dim)
-    return slerp(first_Z, last_Z, weights)
-
-
 def slerp(a_Z: "Tensor", b_Z: "Tensor", weights: Sequence[float]) -> "Tensor":
     """Interpolates along the great circle between two noise vectors; returns [len(weights), Z].
 

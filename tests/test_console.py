@@ -3,9 +3,8 @@
 import warnings
 
 import pytest
-from rich.console import Console
 
-from t2i.console import warnings_as_lines, warnings_of
+from t2i.console import plain_console, table, warnings_as_lines, warnings_of
 from t2i.errors import warn_truncated
 
 
@@ -25,7 +24,21 @@ def test_training_tells_at_once_what_is_cut_off(capsys: pytest.CaptureFixture[st
 
 
 def test_batches_are_told_once_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    with warnings_as_lines(Console(stderr=True)):
+    with warnings_as_lines(plain_console()):
         cut(3, 4)
         assert capsys.readouterr().err == ""
     assert capsys.readouterr().err.startswith("warning: 7 captions are longer than the 8 tokens")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_names_are_printed_as_they_are(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code names of emoji, such as in `emoji:bomb`, and brackets are part of paths and captions."""
+    name = "emoji:bomb: [b]a[/b]"
+    with warnings_of(True):
+        warnings.warn(name, stacklevel=1)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    table(["name"], [[name]])
+    printed = capsys.readouterr()
+    assert printed.err == f"warning: {name}\n" and name in printed.out

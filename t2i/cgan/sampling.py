@@ -18,7 +18,7 @@ from t2i.errors import InputError
 from t2i.families import Components
 from t2i.hardware import one_by_one
 from t2i.images import ImageArray, to_uint8
-from t2i.seeding import noise, noise_between
+from t2i.seeding import noise
 from t2i.text import TextEncoder, TextFeatures
 from t2i.trained import TrainedRun
 
@@ -94,6 +94,7 @@ class CganSampler:
 
     def __init__(self, config: Config, generator: Generator) -> None:
         self.config, self.generator = config, generator.eval().requires_grad_(False)
+        self.z_dim = config.generator.z_dim
 
     @classmethod
     def components_of(cls, run: TrainedRun) -> Components:
@@ -130,27 +131,15 @@ class CganSampler:
         guidance: float = 1.0,
         on_step: Callable[[float], None] | None = None,
     ) -> ImageArray:
-        z_BZ = noise(seeds, self.config.generator.z_dim)
-        return self._sample(z_BZ, text, truncation, guidance, on_step)
+        return self.sample_noise(text, noise(seeds, self.z_dim), truncation, guidance, on_step)
 
-    def sample_between(
+    def sample_noise(
         self,
         text: TextFeatures,
-        seeds: tuple[int, int],
-        weights: Sequence[float],
+        z_BZ: Tensor,
         truncation: float = 1.0,
         guidance: float = 1.0,
-    ) -> ImageArray:
-        z_BZ = noise_between(seeds, weights, self.config.generator.z_dim)
-        return self._sample(z_BZ, text, truncation, guidance, None)
-
-    def _sample(
-        self,
-        z_BZ: Tensor,
-        text: TextFeatures,
-        truncation: float,
-        guidance: float,
-        on_step: Callable[[float], None] | None,
+        on_step: Callable[[float], None] | None = None,
     ) -> ImageArray:
         if guidance != 1 and not self.generator.w_average.any():
             raise InputError(

@@ -4,7 +4,6 @@ Axes: B batch, L places, C channels of a latent, K codes, Z noise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -16,10 +15,10 @@ from t2i.cvae.config import Config
 from t2i.cvae.network import ConditionalVAE, Shape
 from t2i.errors import InputError
 from t2i.families import Components, ImageTokenizer
-from t2i.families.tokenizers import tokenizer_beside, tokenizer_class
+from t2i.families.tokenizers import built_tokenizer, tokenizer_beside
 from t2i.hardware import one_by_one
 from t2i.images import ImageArray
-from t2i.seeding import noise, noise_between
+from t2i.seeding import noise
 from t2i.text import TextEncoder, TextFeatures
 from t2i.trained import TrainedRun
 
@@ -80,14 +79,14 @@ def sample_codes(
 
 
 class CvaeSampler:
-    """The averaged generator of a run and its tokenizer; `t2i.families.Sampler` says what each method does."""
+    """The averaged generator of a run and its tokenizer; the methods are documented in `t2i.families.Sampler`."""
 
     parts = ("generator", "tokenizer")
     guidance = 1.0
 
     def __init__(self, config: Config, model: ConditionalVAE, tokenizer: ImageTokenizer) -> None:
         self.config, self.model, self.tokenizer = config, model.eval().requires_grad_(False), tokenizer
-        self.latents = Latents(tokenizer)
+        self.latents, self.z_dim = Latents(tokenizer), config.model.z_dim
 
     @classmethod
     def components_of(cls, run: TrainedRun) -> Components:
@@ -100,13 +99,10 @@ class CvaeSampler:
         values, tensors = components["generator"]
         config = Config.kept({key: value for key, value in values.items() if key != "shape"})
         shape = TypeAdapter(Shape).validate_python(values.get("shape"))
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # keeps the state of torch's generator, which the initial weights advance
+        with torch.random.fork_rng(devices=[]):  # initialising weights must not use the caller's generator
             model = ConditionalVAE(config, shape, text.token_dim, text.pooled_dim, text.max_tokens)
         checkpoint.load_module(model, tensors, "generator")
-        family = str(components["tokenizer"][0].get("family"))
-        tokenizer = tokenizer_class(family, Path("tokenizer")).load({"tokenizer": components["tokenizer"]})
+        tokenizer = built_tokenizer(components["tokenizer"])
         sampler = cls(config, model, tokenizer)
         if sampler.latents.shape != shape:
             raise InputError(
@@ -140,26 +136,15 @@ class CvaeSampler:
         guidance: float = 1.0,
         on_step: Callable[[float], None] | None = None,
     ) -> ImageArray:
-        return self._sample(noise(seeds, self.config.model.z_dim), text, truncation, guidance, on_step)
+        return self.sample_noise(text, noise(seeds, self.z_dim), truncation, guidance, on_step)
 
-    def sample_between(
+    def sample_noise(
         self,
         text: TextFeatures,
-        seeds: tuple[int, int],
-        weights: Sequence[float],
+        z_BZ: Tensor,
         truncation: float = 1.0,
         guidance: float = 1.0,
-    ) -> ImageArray:
-        z_BZ = noise_between(seeds, weights, self.config.model.z_dim)
-        return self._sample(z_BZ, text, truncation, guidance, None)
-
-    def _sample(
-        self,
-        z_BZ: Tensor,
-        text: TextFeatures,
-        truncation: float,
-        guidance: float,
-        on_step: Callable[[float], None] | None,
+        on_step: Callable[[float], None] | None = None,
     ) -> ImageArray:
         """Samples with the noise multiplied by `truncation`; 0 gives the most typical image of a caption for any seed."""
         if guidance != 1:

@@ -1,6 +1,6 @@
-// Images in the browser, from a folder that `t2i export --page` wrote: graphs by onnxruntime-web, all else here.
+// Samples images in the browser, from a folder that `t2i export --page` wrote; onnxruntime-web runs the graphs.
 //
-// A prompt and a seed make the image of `t2i sample`: prompts are cleaned, ids made and noise drawn as the Python package does.
+// A prompt and a seed give the image of `t2i sample`: prompts are cleaned and tokenized, and noise is drawn, as in the Python package.
 // Axes: R rows of a graph (the caption, then the null caption), T text tokens, S slots, K codes.
 
 const FILES = {
@@ -9,10 +9,10 @@ const FILES = {
 };
 const CDN = "https://cdn.jsdelivr.net/npm";
 const MOST_CHARACTERS = 4096, MOST_IMAGES = 16;
-const OWN_SEED = 1n << 32n; // smaller ones are what people choose
-const FRAME_MS = 50; // longest time without a chance to paint
+const OWN_SEED = 1n << 32n; // seeds from here on belong to a single image; people choose smaller ones
+const FRAME_MS = 50; // longest time without letting the browser paint
 
-// ---- random numbers, as t2i/seeding.py has them ---------------------------------------------------------------------
+// ---- random numbers, as in t2i/seeding.py --------------------------------------------------------------------------
 
 const u64 = (x) => BigInt.asUintN(64, x);
 const GAMMA = 0x9e3779b97f4a7c15n;
@@ -33,7 +33,7 @@ const BLAKE_ORDER = [
 ].map((row) => [...row].map((digit) => parseInt(digit, 16)));
 const BLAKE_PLACES = [0, 1, 2, 3].flatMap((i) => [[i, 4 + i, 8 + i, 12 + i]]);
 const BLAKE_DIAGONALS = [0, 1, 2, 3].map((i) => [i, 4 + ((i + 1) & 3), 8 + ((i + 2) & 3), 12 + ((i + 3) & 3)]);
-const turned = (x, bits) => u64((x >> bits) | (x << (64n - bits)));
+const rotated = (x, bits) => u64((x >> bits) | (x << (64n - bits)));
 
 // The first 8 bytes of BLAKE2b with a digest of that length (RFC 7693), as an integer.
 function blake2b(bytes) {
@@ -51,13 +51,13 @@ function blake2b(bytes) {
       [...BLAKE_PLACES, ...BLAKE_DIAGONALS].forEach(([a, b, c, d], i) => {
         const [x, y] = [order[2 * i], order[2 * i + 1]].map((word) => padded.getBigUint64(128 * block + 8 * word, true));
         v[a] = u64(v[a] + v[b] + x);
-        v[d] = turned(v[d] ^ v[a], 32n);
+        v[d] = rotated(v[d] ^ v[a], 32n);
         v[c] = u64(v[c] + v[d]);
-        v[b] = turned(v[b] ^ v[c], 24n);
+        v[b] = rotated(v[b] ^ v[c], 24n);
         v[a] = u64(v[a] + v[b] + y);
-        v[d] = turned(v[d] ^ v[a], 16n);
+        v[d] = rotated(v[d] ^ v[a], 16n);
         v[c] = u64(v[c] + v[d]);
-        v[b] = turned(v[b] ^ v[c], 63n);
+        v[b] = rotated(v[b] ^ v[c], 63n);
       });
     }
     h.forEach((_, i) => (h[i] ^= v[i] ^ v[i + 8]));
@@ -102,11 +102,11 @@ export function cleanPrompt(prompt) {
   const words = prompt.replace(INVISIBLE, "").normalize("NFC").split(SPACES).filter(Boolean);
   const cleaned = [...words.join(" ")];
   if (cleaned.length > MOST_CHARACTERS) throw new Error(`the prompt has ${cleaned.length} characters; shorten it to ${MOST_CHARACTERS}`);
-  if (!cleaned.length) throw new Error("the prompt is empty; say what to sample, as in 'a small red circle'");
+  if (!cleaned.length) throw new Error("the prompt is empty; describe an image, as in 'a small red circle'");
   return cleaned.join("");
 }
 
-// What turns a cleaned prompt into {ids, cut}: ids without padding, and true where some had no room.
+// Returns a function from a cleaned prompt to {ids, cut}: ids without padding, and true if some were cut off.
 export async function tokenizerOf(text) {
   const file = await fetchJson(text.file);
   if (text.kind === "words") {
@@ -120,15 +120,15 @@ export async function tokenizerOf(text) {
   const tokenizer = new Tokenizer(file, {}), most = text.max_tokens;
   if (text.kind === "byte-pairs") {
     return (prompt) => {
-      // a capital sigma at the end of a word, which JavaScript would write as another letter
+      // JavaScript would lower a capital sigma at the end of a word to another letter than the tokenizer does
       const ids = tokenizer.encode(prompt.replaceAll("\u03a3", "\u03c3")).ids;
       return { ids: [text.start, ...ids.slice(0, most - 2), text.end], cut: ids.length > most - 2 };
     };
   }
   return (prompt) => {
     const { ids } = tokenizer.encode(text.lower_case ? prompt.toLowerCase() : prompt);
-    const plain = tokenizer.encode("a", { add_special_tokens: false }).ids, framed = tokenizer.encode("a").ids;
-    const closing = framed.length - framed.indexOf(plain[0]) - plain.length;
+    const plain = tokenizer.encode("a", { add_special_tokens: false }).ids, special = tokenizer.encode("a").ids;
+    const closing = special.length - special.indexOf(plain[0]) - plain.length; // special tokens at the end
     const cut = ids.length > most;
     return { ids: cut ? [...ids.slice(0, most - closing), ...ids.slice(ids.length - closing)] : ids, cut };
   };
@@ -137,12 +137,12 @@ export async function tokenizerOf(text) {
 // ---- the model ------------------------------------------------------------------------------------------------------
 
 async function fetchJson(file) {
-  const answer = await fetch(file);
-  if (!answer.ok) throw new Error(`${file}: ${answer.status}`);
-  return answer.json();
+  const response = await fetch(file);
+  if (!response.ok) throw new Error(`${file}: ${response.status}`);
+  return response.json();
 }
 
-// A package from node_modules beside the page, else that version of it from a CDN.
+// Imports a package from node_modules beside the page, or else the same version from a CDN.
 async function library(name) {
   const { dependencies } = await fetchJson("package.json");
   return import(`./node_modules/${name}/${FILES[name]}`).catch(() =>
@@ -153,7 +153,7 @@ async function library(name) {
 }
 
 export class Model {
-  static async open(hear = () => {}) {
+  static async open(onProgress = () => {}) {
     const model = new Model();
     model.manifest = await fetchJson("manifest.json");
     model.ort = await library("onnxruntime-web");
@@ -162,7 +162,7 @@ export class Model {
     model.sessions = {};
     const graphs = Object.entries(model.manifest.graphs);
     for (const [name, graph] of graphs) {
-      hear(`loading ${graph.file}, ${Object.keys(model.sessions).length + 1} of ${graphs.length}`);
+      onProgress(`loading ${graph.file}, ${Object.keys(model.sessions).length + 1} of ${graphs.length}`);
       model.sessions[name] = await model.ort.InferenceSession.create(graph.file, { executionProviders: ["wasm"] });
     }
     return model;
@@ -173,32 +173,32 @@ export class Model {
     return new this.ort.Tensor(type, array, shape);
   }
 
-  // Outputs of a graph by name; an input that nothing depends on is not part of the file.
-  async run(name, given) {
+  // Returns the outputs of a graph by name. Inputs that no output depends on are not in the file.
+  async run(name, inputs) {
     const session = this.sessions[name];
-    return session.run(Object.fromEntries(session.inputNames.map((input) => [input, given[input]])));
+    return session.run(Object.fromEntries(session.inputNames.map((input) => [input, inputs[input]])));
   }
 
-  // The float32 pixels [3, H, W] of one image, about -1 to 1.
-  async image(prompt, seed, k, hear = () => {}) {
-    const { text, sampling } = this.manifest, own = imageSeed(seed, prompt, k);
+  // Returns the float32 pixels [3, H, W] of one image, about -1 to 1.
+  async image(prompt, seed, k, onProgress = () => {}) {
+    const { text, sampling } = this.manifest, ownSeed = imageSeed(seed, prompt, k);
     const { ids, cut } = this.tokenize(prompt), length = text.max_tokens;
     const padded = [...ids, ...Array(length - ids.length).fill(text.pad)];
     const mask = this.tensor("bool", padded.map((_, i) => i < Math.max(1, ids.length)), [1, length]);
-    const read = { ...(await this.run("text", { ids: this.tensor("int64", padded, [1, length]), mask })), mask };
-    let made;
+    const features = { ...(await this.run("text", { ids: this.tensor("int64", padded, [1, length]), mask })), mask };
+    let outputs;
     if (this.sessions.decoder) {
-      const codes = this.tensor("int64", await this.codes(read, own, hear), [1, sampling.slots]);
-      made = await this.run("decoder", { codes });
+      const codes = this.tensor("int64", await this.codes(features, ownSeed, onProgress), [1, sampling.slots]);
+      outputs = await this.run("decoder", { codes });
     } else {
-      const noise = this.tensor("float32", normal(own, "sample/z", 0, sampling.noise), [1, sampling.noise]);
-      made = await this.run("generator", { ...read, noise });
+      const noise = this.tensor("float32", normal(ownSeed, "sample/z", 0, sampling.noise), [1, sampling.noise]);
+      outputs = await this.run("generator", { ...features, noise });
     }
-    return { pixels: made.images.data, shape: made.images.dims.slice(1), seed: own, cut };
+    return { pixels: outputs.images.data, shape: outputs.images.dims.slice(1), seed: ownSeed, cut };
   }
 
-  // The codes of a prior, one group of slots after the other.
-  async codes(read, seed, hear) {
+  // Samples the codes of a prior, one group of slots after the other.
+  async codes(features, seed, onProgress) {
     const plan = this.manifest.sampling, rows = plan.guidance.some((g) => g !== 1) ? 2 : 1;
     const repeat = ({ type, data, dims }) => {
       const all = new data.constructor(rows * data.length);
@@ -206,7 +206,7 @@ export class Model {
       return new this.ort.Tensor(type, all, [rows, ...dims.slice(1)]);
     };
     const ints = (values) => this.tensor("int64", Array(rows).fill(values).flat(), [rows, values.length]);
-    const texts = Object.fromEntries(Object.entries(read).map(([name, tensor]) => [name, repeat(tensor)]));
+    const texts = Object.fromEntries(Object.entries(features).map(([name, tensor]) => [name, repeat(tensor)]));
     const isNull = this.tensor("bool", Array.from({ length: rows }, (_, row) => row === 1), [rows]);
     let { logits, ...state } = await this.run("prefill", { ...texts, null: isNull });
     const order = Array.from({ length: plan.slots }, (_, slot) => slot);
@@ -214,24 +214,24 @@ export class Model {
       const ranks = uniform(seed, "sample/order", 0, plan.slots);
       order.sort((a, b) => ranks[a] - ranks[b]);
     }
-    const codes = Array(plan.slots).fill(0), painted = painter();
-    let before = [], start = 0;
+    const codes = Array(plan.slots).fill(0), letPaint = painter();
+    let previous = [], start = 0;
     for (const [group, size] of plan.groups.entries()) {
-      const now = order.slice(start, start + size);
+      const current = order.slice(start, start + size);
       if (!logits || start) {
-        const queries = plan.queries ? { queries: ints(now) } : {};
-        const fed = { codes: ints(before.map((slot) => codes[slot])), slots: ints(before), ...state, ...queries };
-        const found = await this.run("step", fed);
-        logits = found.logits;
-        state = { ...state, keys: found.new_keys, values: found.new_values };
+        const queries = plan.queries ? { queries: ints(current) } : {};
+        const inputs = { codes: ints(previous.map((slot) => codes[slot])), slots: ints(previous), ...state, ...queries };
+        const outputs = await this.run("step", inputs);
+        logits = outputs.logits;
+        state = { ...state, keys: outputs.new_keys, values: outputs.new_values };
       }
-      now.forEach((slot, i) => {
-        const of = (row) => logits.data.subarray((row * size + i) * plan.codes, (row * size + i + 1) * plan.codes);
-        codes[slot] = chosen(guided(of(0), of(rows - 1), plan.guidance[group]), seed, slot, plan);
+      current.forEach((slot, i) => {
+        const logitsOf = (row) => logits.data.subarray((row * size + i) * plan.codes, (row * size + i + 1) * plan.codes);
+        codes[slot] = chosen(guided(logitsOf(0), logitsOf(rows - 1), plan.guidance[group]), seed, slot, plan);
       });
-      [before, start] = [now, start + size];
-      hear(start / plan.slots);
-      await painted();
+      [previous, start] = [current, start + size];
+      onProgress(start / plan.slots);
+      await letPaint();
     }
     return codes;
   }
@@ -239,12 +239,12 @@ export class Model {
 
 const f32 = Math.fround;
 
-// null + g (caption - null), rounded as float32 is.
+// Returns null + g (caption - null), rounded to float32 after each operation.
 function guided(caption_K, null_K, g) {
   return caption_K.map((value, k) => null_K[k] + f32(f32(g) * f32(value - null_K[k])));
 }
 
-// The arg max of logits and Gumbel noise among the codes that top-k and top-p keep.
+// Returns the arg max of logits and Gumbel noise among the codes that top-k and top-p keep.
 export function chosen(logits_K, seed, slot, { codes, temperature, top_k, top_p }) {
   const noise = temperature ? gumbel(seed, slot, codes) : null;
   let floor = -Infinity;
@@ -253,8 +253,8 @@ export function chosen(logits_K, seed, slot, { codes, temperature, top_k, top_p 
     floor = sorted[sorted.length - 1];
     if (temperature && top_p < 1) {
       const p = Float64Array.from(sorted, (x) => Math.exp((x - sorted[0]) / temperature));
-      const wanted = top_p * p.reduce((sum, x) => sum + x, 0);
-      for (let k = 0, before = 0; k < p.length && before < wanted; before += p[k++]) floor = sorted[k];
+      const mass = top_p * p.reduce((sum, x) => sum + x, 0);
+      for (let k = 0, before = 0; k < p.length && before < mass; before += p[k++]) floor = sorted[k];
     }
   }
   let best = -1, most = -Infinity;
@@ -265,7 +265,7 @@ export function chosen(logits_K, seed, slot, { codes, temperature, top_k, top_p 
   return best;
 }
 
-// Gives way to the browser every FRAME_MS.
+// Returns a function that lets the browser paint if it has not done so for FRAME_MS.
 function painter() {
   let last = performance.now();
   return async () => {
@@ -288,14 +288,14 @@ function paint({ pixels, shape: [, height, width] }) {
   return canvas;
 }
 
-function figureOf(made, prompt) {
-  const canvas = paint(made), figure = document.createElement("figure"), caption = document.createElement("figcaption");
+function figureOf(image, prompt) {
+  const canvas = paint(image), figure = document.createElement("figure"), caption = document.createElement("figcaption");
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", prompt);
   const save = Object.assign(document.createElement("a"), {
-    href: canvas.toDataURL(), download: `seed-${made.seed}.png`, textContent: "save",
+    href: canvas.toDataURL(), download: `seed-${image.seed}.png`, textContent: "save",
   });
-  caption.append(`seed ${made.seed} `, save);
+  caption.append(`seed ${image.seed} `, save);
   figure.append(canvas, caption);
   return figure;
 }
@@ -306,34 +306,34 @@ function wholeNumber(field, most) {
   return BigInt(text);
 }
 
-async function make(model, form, images, say) {
+async function sampleImages(model, form, images, say) {
   const prompt = cleanPrompt(form.prompt.value), seed = wholeNumber(form.seed, (1n << 63n) - 1n);
-  const count = Number(wholeNumber(form.number, BigInt(MOST_IMAGES))), began = performance.now();
+  const count = Number(wholeNumber(form.number, BigInt(MOST_IMAGES))), started = performance.now();
   images.replaceChildren();
   let cut = false;
   for (let k = 0; k < count; k++) {
-    const hear = (share) => say(`image ${k + 1} of ${count}: ${Math.round(100 * share)} %`);
-    hear(0);
+    const onProgress = (share) => say(`image ${k + 1} of ${count}: ${Math.round(100 * share)} %`);
+    onProgress(0);
     await new Promise((done) => setTimeout(done));
-    const made = await model.image(prompt, seed, k, hear);
-    images.append(figureOf(made, prompt));
-    cut ||= made.cut;
+    const image = await model.image(prompt, seed, k, onProgress);
+    images.append(figureOf(image, prompt));
+    cut ||= image.cut;
   }
   const end = cut ? `; the prompt was cut to ${model.manifest.text.max_tokens} tokens` : "";
-  say(`${count} ${count === 1 ? "image" : "images"} in ${((performance.now() - began) / 1000).toFixed(1)} s${end}`);
+  say(`${count} ${count === 1 ? "image" : "images"} in ${((performance.now() - started) / 1000).toFixed(1)} s${end}`);
 }
 
 async function start() {
-  const [form, images, said] = ["form", "images", "said"].map((id) => document.getElementById(id));
+  const [form, images, message] = ["form", "images", "message"].map((id) => document.getElementById(id));
   const say = (text, wrong = false) => {
-    said.textContent = text;
-    said.classList.toggle("wrong", wrong);
+    message.textContent = text;
+    message.classList.toggle("wrong", wrong);
   };
   form.dice.onclick = () => (form.seed.value = Math.floor(Math.random() * 2 ** 31));
   form.onsubmit = async (event) => {
     event.preventDefault();
     form.go.disabled = true;
-    await make(await opened, form, images, say).catch((error) => say(error.message, true));
+    await sampleImages(await opened, form, images, say).catch((error) => say(error.message, true));
     form.go.disabled = false;
   };
   try {

@@ -70,17 +70,19 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class NoiseSpace(Protocol):
-    """A `Sampler` whose noise can be interpolated between two seeds."""
+    """A `Sampler` that maps noise vectors to images, so that images between two noises exist."""
 
-    def sample_between(
+    z_dim: int  # Z
+
+    def sample_noise(
         self,
         text: TextFeatures,
-        seeds: tuple[int, int],
-        weights: Sequence[float],
+        z_BZ: "Tensor",
         truncation: float = 1.0,
         guidance: float = 1.0,
+        on_step: Callable[[float], None] | None = None,
     ) -> "ImageArray":
-        """Returns one image per weight and row of `text`; weight 0 equals `sample` with the first seed, 1 the second."""
+        """Returns one image per row of `text` and of the noise; with `t2i.seeding.noise` of seeds, the images of `sample`."""
         ...
 
 

@@ -12,7 +12,7 @@ from t2i.errors import InputError, reason_of
 from t2i.families import FAMILIES, ImageTokenizer
 from t2i.files import new_folder, open_regular, read_regular
 from t2i.names import resolve, shown
-from t2i.trained import TrainedRun, open_run
+from t2i.trained import Tensors, TrainedRun, open_run
 from t2i.weights import tokenizer_in
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -82,10 +82,15 @@ def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
         (partial / WEIGHTS).write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
 
 
+def built_tokenizer(component: tuple[Any, Tensors], where: Path = Path("tokenizer")) -> ImageTokenizer:
+    """Builds the tokenizer of a saved component; raises InputError, which names `where`, if it belongs to another family."""
+    family = component[0].get("family") if isinstance(component[0], dict) else None
+    cls = tokenizer_class(str(family), where)
+    (part,) = cls.parts
+    return cls.load({part: component})
+
+
 def _read_component(folder: Path) -> ImageTokenizer:
     values = json.loads(read_regular(folder / CONFIG))
     open_regular(folder / WEIGHTS).close()
-    family = values.get("family") if isinstance(values, dict) else None
-    cls = tokenizer_class(str(family), folder)
-    (part,) = cls.parts
-    return cls.load({part: (values, load_file(folder / WEIGHTS))})
+    return built_tokenizer((values, load_file(folder / WEIGHTS)), folder)

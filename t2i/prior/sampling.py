@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from t2i import checkpoint, seeding
 from t2i.errors import InputError
 from t2i.families import Components, ImageTokenizer
-from t2i.families.tokenizers import tokenizer_beside, tokenizer_class
+from t2i.families.tokenizers import built_tokenizer, tokenizer_beside
 from t2i.images import ImageArray
 from t2i.prior.config import Config, SamplingConfig
 from t2i.prior.decoding import Known, decode
@@ -52,8 +51,7 @@ class PriorSampler:
         with torch.random.fork_rng(devices=[]):  # initialising weights must not use the caller's generator
             prior = Prior(config, grid, text.token_dim, text.pooled_dim, text.max_tokens)
         checkpoint.load_module(prior, tensors, "prior")
-        family = str(components["tokenizer"][0].get("family"))
-        tokenizer = tokenizer_class(family, Path("tokenizer")).load({"tokenizer": components["tokenizer"]})
+        tokenizer = built_tokenizer(components["tokenizer"])
         if (tokenizer.grid, tokenizer.codebooks, tokenizer.codebook_size) != (grid.width, grid.depth, grid.codes):
             raise InputError(
                 "the tokenizer of this model has another grid or codebook than the one its prior was trained on"

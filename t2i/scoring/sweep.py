@@ -3,14 +3,15 @@
 Settings are chosen on `val`: scores on a split that the settings were chosen on are too good.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
+from t2i.config.options import flag_of
 from t2i.errors import InputError
 from t2i.metrics.score import Score
 from t2i.sampling.saved import Defaults
-from t2i.scoring.advice import only_own_options
 from t2i.scoring.images.collection import Tick, silent
 from t2i.scoring.images.extraction import Pass
 from t2i.scoring.options import Number, SweepOptions
@@ -23,6 +24,8 @@ RULE = (
     "the lowest fidelity distance among the settings whose faithfulness is at least the lower end of the 95 % interval of "
     "the most faithful one"
 )
+
+_FLAG = re.compile(r"--[a-z][a-z-]*")
 
 Knobs = dict[str, Number]
 
@@ -71,9 +74,19 @@ def sweep(options: SweepOptions, settings: Sequence[Knobs], tick: Tick = silent)
             f"split {options.split} is kept back for scores: settings chosen on it score too well on it; sweep on val"
         )
     variants = [options.scored_with(knobs) for knobs in settings]
-    scored = only_own_options(score_settings(variants, Pass(tick), needed=("fid",)), SweepOptions)
-    for knobs, scores in zip(settings, scored, strict=True):
-        yield Point(knobs, scores)
+    try:
+        for knobs, scores in zip(settings, score_settings(variants, Pass(tick), needed=("fid",)), strict=True):
+            yield Point(knobs, scores)
+    except InputError as error:
+        raise InputError(without_other_options(str(error))) from error
+
+
+def without_other_options(message: str) -> str:
+    """Returns an error message of a scoring without the clauses that suggest options which a sweep does not have."""
+    flags = {flag_of(name, field) for name, field in SweepOptions.model_fields.items()}
+    first, *rest = re.split(r"(; |, or |, )", message)
+    clauses = zip(rest[::2], rest[1::2], strict=True)
+    return first + "".join(joint + clause for joint, clause in clauses if set(_FLAG.findall(clause)) <= flags)
 
 
 def best(points: Sequence[Point]) -> int:

@@ -1,6 +1,6 @@
 """Caches the codes of images on disk, so that each image is encoded once and no outdated code is ever read.
 
-Layout: ROOT/codes/KEY/NNNNN.safetensors. KEY hashes everything that the codes depend on: the tokenizer's digest, the
+Layout: CACHE/codes/KEY/NNNNN.safetensors. KEY hashes everything that the codes depend on: the tokenizer's digest, the
 fingerprint of the data (file contents, split, size and crop), and the views. Shard N holds 4096 images, from N * 4096 on:
 `indices` [n, V, L, Q] for V views (plain and optionally mirrored) or `points` [n, V, L, C] before quantisation, and `rows` [n],
 the row of the image that is shown, which is a different one if the image itself cannot be decoded. Shards are written
@@ -86,7 +86,6 @@ def encode_codes(
     tokenizer: ImageTokenizer,
     dataset: Dataset,
     mirrored: bool = False,
-    root: Path | None = None,
     *,
     points: bool = False,
     ranks: Ranks | None = None,
@@ -97,7 +96,6 @@ def encode_codes(
     Args:
         mirrored: also encode the mirror image of each image.
         points: store latents before quantisation instead of codes.
-        root: the folder of caches; None: `t2i.cache.cache_dir()`.
         ranks: the processes that call this together, each of which encodes its share; None: this process alone.
         on_progress: called with (images done, images to do) of this process.
 
@@ -106,7 +104,7 @@ def encode_codes(
     """
     form = points_of(tokenizer) if points else indices_of(tokenizer)
     parts = [FORMAT, tokenizer.digest(), dataset.fingerprint(), 1 + mirrored, *(["points"] if points else [])]
-    folder = (root or cache_dir()) / "codes" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    folder = cache_dir() / "codes" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     cache = _Cache(folder, form, mirrored, len(dataset))
     ranks = ranks or Ranks(1, True)
     cached = ranks.each(lambda: {n: shard for n in range(len(cache)) if (shard := cache.open(n)) is not None})

@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from t2i.console import plain_console
 from t2i.errors import InputError
 from t2i.files import read_regular
 from t2i.names import number
@@ -76,7 +77,7 @@ class Journal:
         self._latest: dict[str, float] = {}
         self._latest_step = 0
         self._fresh = False  # the latest scalars have not been shown
-        self._console = Console(stderr=True)
+        self._console = plain_console()
         self._progress: _TwoRows | None = None
         self._file = open(path, "ab")  # noqa: SIM115  # lives as long as the journal
         if (data := read_regular(path)) and not data.endswith(b"\n"):
@@ -136,7 +137,7 @@ class Journal:
         """Prints text on the console; it is not written to the file."""
         console = self._progress.console if self._progress is not None else self._console
         with suppress(OSError):
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            console.print(text, soft_wrap=True)
 
     def _summary(self) -> str:
         """Returns losses first, then other scalars, as many as fit into a row of 80 columns."""

@@ -1,6 +1,6 @@
 """Caches text features on disk, so that each encoder encodes a caption once and no outdated feature is ever read.
 
-Layout: ROOT/text/KEY/NAME.safetensors. KEY hashes everything that the features depend on (the encoder's digest, its token
+Layout: CACHE/text/KEY/NAME.safetensors. KEY hashes everything that the features depend on (the encoder's digest, its token
 limit, whether token states are stored); NAME hashes KEY and the captions of the shard. A shard with N captions and M real
 tokens in total holds: `captions` [N, 16], their hashes; `pooled` [N, P]; `mask` [N, T]; `tokens` [M, D], without rows of
 padding. Its header has the number of captions that were cut off.
@@ -93,7 +93,6 @@ class CachedText:
 def encode_cached(
     encoder: TextEncoder,
     captions: Sequence[str],
-    root: Path | None = None,
     *,
     tokens: bool = True,
     ranks: Ranks | None = None,
@@ -103,7 +102,6 @@ def encode_cached(
 
     Args:
         captions: cleaned; equal captions are encoded once.
-        root: the folder of caches; None: `t2i.cache.cache_dir()`.
         tokens: also store token states, which take most of the space.
         ranks: the processes that call this together, each of which encodes its share; None: this process alone.
         on_progress: called with (captions encoded, captions to encode) of this process.
@@ -113,7 +111,7 @@ def encode_cached(
     """
     ranks, form = ranks or Ranks(1, True), _Form.of(encoder, tokens)
     hashes = [_hash(caption) for caption in captions]
-    shelf = _Shelf((root or cache_dir()) / "text" / form.key[:32], form, dict(zip(hashes, captions, strict=True)))
+    shelf = _Shelf(cache_dir() / "text" / form.key[:32], form, dict(zip(hashes, captions, strict=True)))
     missing = ranks.broadcast(shelf.missing())
     share = ranks.share(len(missing))
     ranks.each(lambda: shelf.encode(encoder, missing[share.start : share.stop], on_progress))

@@ -15,11 +15,13 @@ from builders import tiny_emoji
 from t2i.data import View, open_dataset, parse_address
 from t2i.data.emoji import names
 from t2i.data.emoji.dataset import equal_drawings, held_out
+from t2i.data.emoji.drawings import of_svg
 from t2i.data.emoji.names import captions_of, concept_of, group_of, key_of, keywords_of, with_article, words_of
 from t2i.data.emoji.tints import hue_of, tint, tinted, tints_of
 from t2i.data.splits import SPLITS
 from t2i.data.tools.check import gather
 from t2i.errors import InputError
+from t2i.images import BrokenImage
 
 SMALL = View(resolution=16)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -263,6 +265,8 @@ def test_an_npm_package_of_iconify_is_a_style(named: SimpleNamespace, tmp_path: 
     assert found == {f"twemoji/{key_of(letter)}" for letter in LETTERS} | {"twemoji/2764"}, "mirrored ones are left out"
     (root / "icons.json").write_text(json.dumps({"icons": [1]}))
     assert "is not an icon set of Iconify" in error_of(lambda: open_dataset(f"emoji:{root}"))
+    (root / "chars.json").unlink()
+    assert error_of(lambda: open_dataset(f"emoji:{root}")) == f"{root} has no file chars.json; unpack the package again"
 
 
 def test_drawings_without_a_name_are_for_tokenizers(named: SimpleNamespace, tmp_path: Path) -> None:
@@ -274,6 +278,10 @@ def test_drawings_without_a_name_are_for_tokenizers(named: SimpleNamespace, tmp_
     assert all(set(plain[split]) <= set(every[split]) for split in plain)
     opened = open_dataset(f"emoji:{root}?unnamed=true", "train", SMALL)
     assert ["emoji", "an emoji"] in list(opened.captions)
+    for path in root.iterdir():
+        if not path.name.startswith("E0"):
+            path.unlink()
+    assert "40 drawings, and no code point has a name" in error_of(lambda: open_dataset(f"emoji:{root}"))
 
 
 # ---- bad input ----
@@ -297,7 +305,12 @@ def test_bad_places_are_named(named: SimpleNamespace, tmp_path: Path) -> None:
     message = error_of(lambda: open_dataset(f"emoji:{tmp_path}"))
     assert "no drawings named by code point, such as 1F355.svg" in message and "cat.svg" in message
     root = tiny_emoji.folder(tmp_path / "tiny", named)
-    assert "two styles are named tiny" in error_of(lambda: open_dataset(f"emoji:{root},tiny={root}"))
+    for place in (f"{root},", f", {root}", "a="):
+        assert "names no drawings; write openmoji, PATH or NAME=PATH" in error_of(
+            lambda place=place: open_dataset(f"emoji:{place}")
+        )
+    message = error_of(lambda: open_dataset(f"emoji:{root}, tiny={root}"))
+    assert f"two styles are named tiny; rename one of them, as in other={root}" in message
     assert "no split 'both'" in error_of(lambda: open_dataset(f"emoji:{root}", "both"))
     assert "no option 'tone' (did you mean tones?)" in error_of(lambda: open_dataset(f"emoji:{root}?tone=true"))
     assert parse_address("emoji?tones=true") == ("emoji", "openmoji", {"tones": "true"}, "")
@@ -337,6 +350,36 @@ def test_svg_is_rendered_on_white_and_a_bad_one_is_skipped(named: SimpleNamespac
     assert square[0, 0].tolist() == [255, 255, 255] and square[16, 16].tolist() == [200, 0, 0]
     tall = next(image for name, image in images.items() if name.endswith("/1F680"))
     assert tall[16, 1].tolist() == [255, 255, 255] and tall[1, 16].tolist() == tall[30, 16].tolist() == [0, 200, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "is empty"),
+        ("<rect/>", "does not render"),
+        (300 * "<g>" + "<rect width='4' height='4'/>" + 300 * "</g>", "may nest more than 200 elements"),
+        (
+            "<g id='a0'><rect width='4' height='4'/></g>"
+            + "".join(f"<g id='a{i}'><use href='#a{i - 1}'/></g>" for i in range(1, 150)),
+            "may nest more than 200 elements",
+        ),
+    ],
+)
+def test_an_svg_that_would_end_the_program_is_refused(content: str, reason: str) -> None:
+    """The renderer recurses over nested elements, until its stack overflows."""
+    pytest.importorskip("resvg_py", reason="needs the extra t2i[emoji]")
+    head = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'>"
+    with pytest.raises(BrokenImage, match=reason):
+        of_svg(f"{head}{content}</svg>".encode() if "<g" in content else content.encode(), 8)
+
+
+def test_a_very_tall_svg_is_rendered_in_its_place() -> None:
+    """With its width alone given, the renderer would allocate rows until the memory is exhausted."""
+    pytest.importorskip("resvg_py", reason="needs the extra t2i[emoji]")
+    size = "viewBox='0 0 1 1000000000'"
+    svg = f"<svg xmlns='http://www.w3.org/2000/svg' {size}><rect width='1' height='1e9' fill='#0000c8'/></svg>"
+    image = of_svg(svg.encode(), 8)
+    assert image.size == (1, 8) and image.getpixel((0, 4)) == (0, 0, 200)
 
 
 @pytest.mark.parametrize("kind", ["layers 0", "layers 1", "bitmaps"])

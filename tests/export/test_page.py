@@ -31,7 +31,7 @@ from t2i.text import TextConfig, fit_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = ROOT / "node_modules"  # npm install onnxruntime-web @huggingface/tokenizers
-READY = "#go:enabled, #said.wrong"
+READY = "#go:enabled, #message.wrong"
 ODD = [
     "a  small\tred star\u00a0\u200b",
     "Don't STOP; it's 3.5 \u2014 cafe\u0301 na\u00efve \u039f\u0394\u039f\u03a3",
@@ -81,7 +81,7 @@ def opened(browser, address: str, width: int = 1280):
     tab.set_default_timeout(120_000)
     tab.goto(address)
     tab.wait_for_selector(READY)
-    assert tab.inner_text("#said") == "ready"
+    assert tab.inner_text("#message") == "ready"
     return tab
 
 
@@ -96,7 +96,7 @@ def test_the_page_makes_the_images_of_the_graphs(browser, served, exported, name
     tab.fill("#number", "2")
     tab.click("#go")
     tab.wait_for_selector(READY)
-    assert re.fullmatch(r"2 images in [\d.]+ s", tab.inner_text("#said"))
+    assert re.fullmatch(r"2 images in [\d.]+ s", tab.inner_text("#message"))
     seeds = [image_seed(5, CAPTIONS[1], k) for k in range(2)]
     assert [text.split()[1] for text in tab.locator("figcaption").all_inner_texts()] == [str(seed) for seed in seeds]
     ids, mask = text_part(TextToImagePipeline.from_pretrained(run).text_encoder, CAPTIONS[:1]).tokenize(
@@ -151,13 +151,13 @@ def test_numbers_prompts_and_mistakes(browser, served, exported):
         before = tab.input_value(field)
         tab.fill(field, value)
         tab.click("#go")
-        tab.wait_for_selector("#said.wrong")
-        assert message in tab.inner_text("#said")
+        tab.wait_for_selector("#message.wrong")
+        assert message in tab.inner_text("#message")
         tab.fill(field, before)
     tab.fill("#prompt", "red " * 40)
     tab.click("#go")
-    tab.wait_for_selector("#said:not(.wrong):has-text('images in')")
-    assert "the prompt was cut to" in tab.inner_text("#said")
+    tab.wait_for_selector("#message:not(.wrong):has-text('images in')")
+    assert "the prompt was cut to" in tab.inner_text("#message")
     tab.close()
 
 
@@ -176,7 +176,7 @@ def test_ids_are_those_of_the_encoder(browser, served, tmp_path, kind):
     (tmp_path / "package.json").write_text(json.dumps({"dependencies": PACKAGES}))
     # of a page only what the script looks for when it starts
     (tmp_path / "index.html").write_text(
-        "<form id=form><button name=go></button><button name=dice></button></form><p id=said>"
+        "<form id=form><button name=go></button><button name=dice></button></form><p id=message>"
     )
     tab = browser.new_page()
     tab.goto(served(tmp_path))

@@ -16,13 +16,13 @@ from t2i.extractors import open_extractor
 from t2i.images import is_lossless_webp, jpeg_settings
 from t2i.metrics.frechet import check_for_infinity
 from t2i.scoring import runs as runs_module
-from t2i.scoring.advice import without_others
 from t2i.scoring.images import collection
 from t2i.scoring.images.reference import make_reference
 from t2i.scoring.images.sources import open_images
-from t2i.scoring.options import ScoreOptions, SweepOptions, TokenizerOptions
+from t2i.scoring.options import ScoreOptions
 from t2i.scoring.plan import formats_that_differ
 from t2i.scoring.runs import score_images, score_run
+from t2i.scoring.sweep import without_other_options
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
 
@@ -375,13 +375,10 @@ def test_an_extrapolation_of_small_subsets_is_refused(n: int, dim: int, fits: bo
         check_for_infinity(n, n, dim, force=True)
 
 
-def test_advice_names_options_of_the_program_alone() -> None:
+def test_errors_of_a_sweep_suggest_only_its_own_options() -> None:
     message = "a is wrong (x); name another with --scorer, or say --force; or name images with --against, or score b"
-    assert without_others(message, SweepOptions) == (
-        "a is wrong (x); name another with --scorer, or say --force, or score b"
-    )
-    assert without_others(message, ScoreOptions) == message
-    assert "--against" not in without_others(message, TokenizerOptions)
+    expected = "a is wrong (x); name another with --scorer, or say --force, or score b"
+    assert without_other_options(message) == expected
 
 
 def test_one_scoring_opens_its_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

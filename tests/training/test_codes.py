@@ -18,20 +18,25 @@ from t2i.training.codes import encode_codes
 
 
 class Mean:
-    """A tokenizer that says how bright each quarter of a picture is, and how often it was asked."""
+    """A tokenizer whose codes are the brightness of each quarter of an image; it counts the images that it encodes."""
 
     resolution, grid, codebooks, codebook_size = 16, 2, 1, 64
 
     def __init__(self, name: str = "a") -> None:
-        self.name, self.asked = name, 0
+        self.name, self.encoded = name, 0
 
     def encode(self, images_BHWC):
-        self.asked += len(images_BHWC)
+        self.encoded += len(images_BHWC)
         quarters = images_BHWC.reshape(len(images_BHWC), 2, 8, 2, 8, 3).mean(axis=(2, 4, 5))
         return torch.from_numpy(quarters // 4).long().reshape(-1, 4, 1)
 
     def digest(self) -> str:
         return self.name
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -46,7 +51,7 @@ def data(limit: int = 20, split: str = "train"):
 
 def test_codes_are_those_of_the_tokenizer_in_both_views(small_shards, tmp_path: Path) -> None:
     tokenizer, dataset = Mean(), data()
-    found = encode_codes(tokenizer, dataset, mirrored=True, root=tmp_path)  # type: ignore[arg-type]
+    found = encode_codes(tokenizer, dataset, mirrored=True)  # type: ignore[arg-type]
     images = dataset.images(range(20))
     rows = np.array([19, 0, 7, 8, 7])
     for view, pictures in enumerate((images, images[:, :, ::-1])):
@@ -54,7 +59,7 @@ def test_codes_are_those_of_the_tokenizer_in_both_views(small_shards, tmp_path: 
     assert found.hits == 0 and found.misses == 20 and (found.shown(rows) == rows).all()
 
 
-def test_each_shard_is_opened_once(small_shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_shard_is_opened_once(small_shards, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
     def counting(path: Path, *more: Any) -> Any:
@@ -63,14 +68,14 @@ def test_each_shard_is_opened_once(small_shards, tmp_path: Path, monkeypatch: py
 
     read_shard = codes.read_shard
     monkeypatch.setattr(codes, "read_shard", counting)
-    encode_codes(Mean(), data(), root=tmp_path)  # type: ignore[arg-type]
-    encode_codes(Mean(), data(), root=tmp_path)  # type: ignore[arg-type]
+    encode_codes(Mean(), data())  # type: ignore[arg-type]
+    encode_codes(Mean(), data())  # type: ignore[arg-type]
     assert len(opened) == 2 * len(set(opened)) > 2
 
 
-def test_what_is_there_is_not_made_again_and_what_differs_is(small_shards, tmp_path: Path) -> None:
+def test_cached_codes_are_reused_and_others_are_encoded(small_shards, tmp_path: Path) -> None:
     def misses(tokenizer=None, dataset=None, **more) -> int:
-        return encode_codes(tokenizer or Mean(), dataset or data(), root=tmp_path, **more).misses  # type: ignore[arg-type]
+        return encode_codes(tokenizer or Mean(), dataset or data(), **more).misses  # type: ignore[arg-type]
 
     assert misses() == 20 and misses() == 0
     assert misses(Mean("b")) == 20
@@ -79,25 +84,27 @@ def test_what_is_there_is_not_made_again_and_what_differs_is(small_shards, tmp_p
     assert misses() == 0
 
 
-def test_a_killed_run_goes_on_with_the_next_shard_and_a_damaged_one_is_made_again(small_shards, tmp_path: Path) -> None:
+def test_a_killed_run_continues_with_the_next_shard_and_a_damaged_shard_is_written_again(
+    small_shards, tmp_path: Path
+) -> None:
     rows, plain = np.arange(20), np.zeros(20, dtype=np.int64)
-    first = encode_codes(Mean(), data(), root=tmp_path).at(rows, plain).clone()  # type: ignore[arg-type]
+    first = encode_codes(Mean(), data()).at(rows, plain).clone()  # type: ignore[arg-type]
     paths = sorted(tmp_path.rglob("*.safetensors"))
     assert len(paths) == 3
     paths[1].unlink()
-    again = encode_codes(Mean(), data(), root=tmp_path)  # type: ignore[arg-type]
+    again = encode_codes(Mean(), data())  # type: ignore[arg-type]
     assert (again.hits, again.misses) == (12, 8)
     bytes_ = bytearray(paths[2].read_bytes())
     bytes_[-1] ^= 1
     paths[2].write_bytes(bytes_)
     with pytest.warns(UserWarning, match="damaged"):
-        mended = encode_codes(Mean(), data(), root=tmp_path)  # type: ignore[arg-type]
+        mended = encode_codes(Mean(), data())  # type: ignore[arg-type]
     assert mended.misses == 4
     assert torch.equal(first, mended.at(rows, plain))
 
 
 class FirstOfTwo(Ranks):
-    """The first of two processes, whose other does nothing."""
+    """The first of two processes, the second of which does nothing."""
 
     def __init__(self) -> None:
         super().__init__(1, True)
@@ -109,13 +116,13 @@ class FirstOfTwo(Ranks):
 def test_processes_share_the_work(small_shards, tmp_path: Path) -> None:
     tokenizers = [Mean(), Mean()]
     with pytest.raises(InputError, match="cannot be read back"):  # alone, the first process misses the other's shard
-        encode_codes(tokenizers[0], data(), root=tmp_path, ranks=FirstOfTwo())  # type: ignore[arg-type]
-    found = encode_codes(tokenizers[1], data(), root=tmp_path)  # type: ignore[arg-type]
-    assert tokenizers[0].asked == 16 and tokenizers[1].asked == 4 == found.misses
+        encode_codes(tokenizers[0], data(), ranks=FirstOfTwo())  # type: ignore[arg-type]
+    found = encode_codes(tokenizers[1], data())  # type: ignore[arg-type]
+    assert tokenizers[0].encoded == 16 and tokenizers[1].encoded == 4 == found.misses
 
 
 class Damaged:
-    """A data set with a picture that cannot be decoded."""
+    """A data set with an image that cannot be decoded."""
 
     def __init__(self, bad: set[int], count: int = 200) -> None:
         self._inner, self._bad = data(count), bad
@@ -133,23 +140,20 @@ class Damaged:
         return "damaged"
 
 
-def test_a_broken_picture_is_named_and_its_neighbour_stands_in(small_shards, tmp_path: Path) -> None:
-    found = encode_codes(Mean(), Damaged({5}), root=tmp_path)  # type: ignore[arg-type]
+def test_a_broken_image_is_reported_and_replaced_by_the_next_one(small_shards, tmp_path: Path) -> None:
+    found = encode_codes(Mean(), Damaged({5}))  # type: ignore[arg-type]
     assert [entry["row"] for entry in found.broken] == [5]
     rows = np.array([4, 5, 6])
     assert found.shown(rows).tolist() == [4, 6, 6]
     assert torch.equal(found.at(rows, np.zeros(3, dtype=int))[1], found.at(rows, np.zeros(3, dtype=int))[2])
 
 
-def test_too_many_broken_pictures_stop_it(small_shards, tmp_path: Path) -> None:
+def test_too_many_broken_images_end_the_run(small_shards, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="over 1 %"):
-        encode_codes(Mean(), Damaged({1, 2, 3}), root=tmp_path)  # type: ignore[arg-type]
+        encode_codes(Mean(), Damaged({1, 2, 3}))  # type: ignore[arg-type]
 
 
-def test_two_hundred_mutations_miss_and_two_hundred_repeats_hit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
+def test_two_hundred_mutations_miss_and_two_hundred_repeats_hit(tmp_path: Path) -> None:
     rng = random.Random(0)
     (tmp_path / "data/train").mkdir(parents=True)
 
@@ -165,7 +169,7 @@ def test_two_hundred_mutations_miss_and_two_hundred_repeats_hit(
         view = View(state["resolution"], state["fit"], seed=state["seed"])
         dataset = open_dataset(f"folder:{tmp_path / 'data'}", "train", view)
         tokenizer = Mean(state["tokenizer"])
-        found = encode_codes(tokenizer, dataset, state["mirrored"], tmp_path / "codes")  # type: ignore[arg-type]
+        found = encode_codes(tokenizer, dataset, state["mirrored"])  # type: ignore[arg-type]
         images = dataset.images(range(3))
         assert torch.equal(found.at(np.arange(3), np.zeros(3, dtype=int)), tokenizer.encode(images))
         return found.misses

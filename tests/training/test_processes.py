@@ -87,8 +87,9 @@ def test_processes_share_features_and_codes(tmp_path: Path, tokenizer: Path, mon
             return encode_images(batch)
 
         encoder.encode, frozen.encode = count_captions, count_images  # type: ignore[method-assign, assignment]
-        text = encode_cached(encoder, captions, tmp_path / "cache", ranks=ranks)
-        found = encode_codes(frozen, data, root=tmp_path / "cache", ranks=ranks)
+        os.environ["T2I_CACHE"] = str(tmp_path / "cache")
+        text = encode_cached(encoder, captions, ranks=ranks)
+        found = encode_codes(frozen, data, ranks=ranks)
         rows = np.arange(len(data))
         sums = [float(text.rows(range(len(text))).pooled_BP.sum()), int(found.at(rows, 0 * rows).sum())]
         (tmp_path / f"{rank}.json").write_text(json.dumps([seen, sums]))

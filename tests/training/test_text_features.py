@@ -5,6 +5,7 @@ import random
 import signal
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +16,17 @@ from t2i.errors import InputError, TruncationWarning
 from t2i.text import TextConfig, TextEncoder, fit_encoder
 from t2i.text.classical import BagOfWords, Word2Vec
 from t2i.training import text_features
-from t2i.training.text_features import encode_cached
 
 
 @pytest.fixture(scope="module")
 def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_gpt2(tmp_path_factory.mktemp("gpt2"))
+
+
+def encode_cached(encoder: TextEncoder, captions: list[str], cache: Path, **options: Any) -> text_features.CachedText:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("T2I_CACHE", str(cache))
+        return text_features.encode_cached(encoder, captions, **options)
 
 
 def bow(max_tokens: int | None = None) -> BagOfWords:
@@ -264,9 +270,8 @@ def test_features_that_are_not_finite_are_refused(tmp_path, gpt2_folder):
 # ---- the rest of the interface
 
 
-def test_the_folder_is_named_by_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "here"))
-    encode_cached(bow(), CAPTIONS)
+def test_the_environment_names_the_folder(tmp_path):
+    encode_cached(bow(), CAPTIONS, tmp_path / "here")
     assert len(shard_files(tmp_path / "here" / "text")) == 1
 
 

@@ -97,6 +97,11 @@ def open_emoji(place: str, split: str, view: View, options: EmojiOptions) -> Emo
     every, broken = _rows(tables, f"emoji:{place}")
     split_of = _splits(every, tables, view.seed)
     rows = [row for row in every if options.unnamed or captions_of(row.key)]
+    if not rows:
+        raise InputError(
+            f"data emoji:{place}: {counted(len(every), 'drawing')}, and no code point has a name; name a folder of emoji, or set "
+            "the option unnamed=true to train a tokenizer"
+        )
     # in random order, so that the first rows are a fair sample of all
     chosen = sorted(
         (row for row in rows if split in (split_of[row.concept], ALL)),

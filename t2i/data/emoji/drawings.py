@@ -10,9 +10,11 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from xml.parsers import expat
 
 import numpy as np
 from PIL import Image
@@ -35,6 +37,7 @@ SIGNED_SIDE = 64  # side in pixels for signatures, so that they are the same at 
 _FONTS = (".ttf", ".otf", ".ttc")
 _COLOURS = ("CBDT", "sbix", "COLR", "SVG ")
 _NAME = re.compile(r"(?:emoji_)?u?([0-9a-f]{2,6}(?:[-_ ][0-9a-f]{2,6})*)", re.IGNORECASE)
+MOST_NESTED = 200  # elements; the renderer recurses, and at 250 its stack overflows, which ends the program
 _AT_ONCE = 64  # glyphs in one rendering, as each rendering reads the font
 
 
@@ -179,7 +182,7 @@ class FontStyle(Style):
         size = f'width="{3 * side}" height="{len(keys) * side}"'
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(texts)}</svg>'
         try:
-            sheet = _render(svg, 3 * side, font_files=[os.fspath(self._path)])
+            sheet = _render(svg, 3 * side, len(keys) * side, font_files=[os.fspath(self._path)])
         except BrokenImage as error:
             raise InputError(f"font {shown(self._path)} {error}; download it again") from error
         for row, key in enumerate(keys):
@@ -208,19 +211,46 @@ def of_svg(data: bytes, side: int) -> "Image.Image":
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BrokenImage("is not UTF-8") from error
-    image = _render(text, side)
-    if image.height > side:
-        image = _render(text, max(1, round(side * side / image.height)))
+    if not text.strip():
+        raise BrokenImage("is empty")
+    if _nesting(data) > MOST_NESTED:
+        raise BrokenImage(f"may nest more than {MOST_NESTED} elements in each other")
+    # width and height together: the renderer fits the drawing into them, and a tall one cannot exhaust the memory
+    image = _render(text, side, side)
     if image.getchannel("A").getbbox() is None:
         raise BrokenImage("draws nothing")
     return _on_white(image)
 
 
-def _render(svg: str, width: int, **options: Any) -> "Image.Image":
+def _nesting(svg: bytes) -> int:
+    """Returns an upper bound of the depth of nested elements, in which each `use` may nest all others once more.
+
+    Reading ends at the first error, which the renderer reports.
+    """
+    depth = deepest = uses = 0
+
+    def begin(name: str, _: Any) -> None:
+        nonlocal depth, deepest, uses
+        depth += 1
+        deepest = max(deepest, depth)
+        uses += name.endswith("use")
+
+    def end(_: str) -> None:
+        nonlocal depth
+        depth -= 1
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    with suppress(expat.ExpatError, ValueError):
+        parser.Parse(svg, True)
+    return deepest * (1 + uses)
+
+
+def _render(svg: str, width: int, height: int, **options: Any) -> "Image.Image":
     render = need("resvg_py", "resvg-py").svg_to_bytes
     try:
         return Image.open(
-            io.BytesIO(bytes(render(svg_string=svg, width=width, skip_system_fonts=True, **options)))
+            io.BytesIO(bytes(render(svg_string=svg, width=width, height=height, skip_system_fonts=True, **options)))
         ).convert("RGBA")
     except BaseException as error:  # the PanicException of the renderer is not an Exception
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":

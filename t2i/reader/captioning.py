@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL.Image import Image
+
 from t2i import images
 from t2i.data import parse_address
 from t2i.data.encoded import EncodedImages
@@ -99,20 +101,26 @@ def write_captions(
         )
     record = _Record(out, {"reader": reader.digest(), "beams": beams})
     todo = [item for item in uncaptioned if item.name not in record.rows]
-    before, broken = len(uncaptioned) - len(todo), []
+    before, broken = len(uncaptioned) - len(todo), list[tuple[str, str]]()
     tick(before, len(uncaptioned))
     for start in range(0, len(todo), BATCH):
-        batch, decoded = [], []
-        for item in todo[start : start + BATCH]:
-            try:
-                decoded.append(images.decode(item.source(), reader.resolution))
-                batch.append(item)
-            except (images.BrokenImage, OSError) as error:
-                broken.append((item.name, str(error)))
-        if batch:
-            record.add([item.name for item in batch], reader.write(decoded, beams))
+        decoded, failed = _decode(todo[start : start + BATCH], reader.resolution)
+        broken += failed
+        if decoded:
+            record.add(list(decoded), reader.write(list(decoded.values()), beams))
         tick(before + min(start + BATCH, len(todo)), len(uncaptioned))
     return _finish(out, items, keep, minimum, record, before, broken)
+
+
+def _decode(items: Sequence[Item], side: int) -> tuple[dict[str, Image], list[tuple[str, str]]]:
+    """Returns the decoded images, at least `side` pixels per side, by name, and (name, reason) of those that are broken."""
+    decoded, broken = dict[str, Image](), list[tuple[str, str]]()
+    for item in items:
+        try:
+            decoded[item.name] = images.decode(item.source(), side)
+        except (images.BrokenImage, OSError) as error:
+            broken.append((item.name, str(error)))
+    return decoded, broken
 
 
 def _finish(
@@ -196,11 +204,11 @@ def _items(address: str) -> Iterator[Item]:
     parsed = parse_address(address)
     if parsed.kind == "folder":
         index = index_folder(parsed.place, "")
-        entries = further_entries(index.root, list(index.files))
-        for (name, path), own in zip(index.files.items(), entries, strict=True):
+        entries = further_entries(index.root, list(index.entries))
+        for (name, path), own in zip(index.files().items(), entries, strict=True):
             split = (index.parts or {}).get(name)
             more = own | ({"split": split} if split else {})
-            yield Item(path, lambda path=path: index.root / path, index.captions.get(name, ()), more)
+            yield Item(path, lambda path=path: index.root / path, index.captions(name), more)
         return
     for split, dataset in open_splits(address).items():
         for row, (captions, more) in enumerate(zip(dataset.captions, entries_of(dataset), strict=True)):

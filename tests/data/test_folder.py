@@ -1,4 +1,4 @@
-"""Folders of captioned pictures: t2i/data/{folder,folder_index,metadata,captions,verify,check,export}.py."""
+"""Folders of captioned images: captions, splits, images, broken files, export."""
 
 import contextlib
 import csv
@@ -74,7 +74,7 @@ def error_of(call: Callable[[], object]) -> str:
 
 
 def in_the_past(folder: Path) -> None:
-    """Lets files look old enough for the cache to trust their time stamps."""
+    """Makes files look old enough for the cache to trust their time stamps."""
     for path in folder.rglob("*"):
         if path.is_file():
             os.utime(path, ns=(10**18, 10**18))
@@ -456,7 +456,7 @@ def test_columns_of_drawn_splits_are_the_plain_ones(folder: Path, large: None, m
     for data in columns:
         mine = [
             name
-            for name, part in zip(index.files, index.splits(list(index.files), 4), strict=True)
+            for name, part in zip(index.entries, index.splits(list(index.entries), 4), strict=True)
             if part == data.split
         ]
         assert list(data.ids) == mine and [own for (own,) in data.captions] == [f"caption {int(n[:3])}" for n in mine]

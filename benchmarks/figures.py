@@ -4,8 +4,9 @@
 
 `docs/strip.png`: a row of samples by the shipped emoji model, then one by each model of shapes (prior, one-pass
 generator, GAN) for the first held-out captions of shapes-3; seed 0, the first sample of each.
+`docs/edit.png`: a sample of the shipped prior and two edits by words, one after the other.
 `docs/report.png`: the upper part of `t2i eval report cgan prior -n 24 --neighbours 0` in a browser window, if Chromium or
-Chrome is installed. Both take about 35 CPU seconds.
+Chrome is installed. All three take about 45 CPU seconds.
 """
 
 import shutil
@@ -19,6 +20,8 @@ import numpy as np
 from PIL import Image
 
 from t2i.data import View, open_dataset
+from t2i.explain.editing import mask_of_edit
+from t2i.explain.words import edited
 from t2i.images import grid
 from t2i.pipeline import TextToImagePipeline
 from t2i.weights import shipped
@@ -26,6 +29,7 @@ from t2i.weights import shipped
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 MODELS = ("prior", "cvae", "cgan")
 EMOJI = ("a slice of pizza", "a dog", "a red apple", "a rocket", "a penguin", "a house")
+EDITED, EDITS = "a small red star left of a large green ring", ("red -> blue", "ring -> heart")
 COLUMNS = 6
 ENLARGED = 2
 GAP = 6  # between cells of a grid
@@ -41,7 +45,21 @@ def main() -> None:
     for i, row in enumerate(rows):
         sheet.paste(row, (0, sum(above.height - GAP for above in rows[:i])))
     sheet.save(DOCS / "strip.png", optimize=True)
+    edits_in_turn().save(DOCS / "edit.png", optimize=True)
     show_report(("cgan", "prior"))
+
+
+def edits_in_turn() -> Image.Image:
+    """Returns a sample of the shipped prior beside the results of EDITS, each of which edits the image before it."""
+    pipe = TextToImagePipeline.from_pretrained(shipped()["prior"])
+    prompts = [EDITED]
+    images = pipe(EDITED, seed=0).images
+    for edit in EDITS:
+        before, after = edited(prompts[-1], edit)
+        mask = mask_of_edit(pipe, images[-1], before, after)
+        images += pipe(after, seed=0, init_image=images[-1], mask_image=mask).images
+        prompts.append(after)
+    return row_of_images(images, prompts)
 
 
 def show_report(models: tuple[str, ...]) -> None:
@@ -64,9 +82,15 @@ def show_report(models: tuple[str, ...]) -> None:
 
 def row_of(model: str, prompts: Sequence[str], said: bool) -> Image.Image:
     """Returns the first sample of each prompt in a row, with the prompts below if `said` is True."""
-    images = TextToImagePipeline.from_pretrained(shipped()[model])(prompts, seed=0).images
+    return row_of_images(
+        TextToImagePipeline.from_pretrained(shipped()[model])(prompts, seed=0).images, prompts if said else None
+    )
+
+
+def row_of_images(images: Sequence[Image.Image], prompts: Sequence[str] | None) -> Image.Image:
+    """Returns the images in a row, enlarged, with their prompts below."""
     cells = [np.asarray(image.resize((64 * ENLARGED,) * 2, Image.Resampling.BICUBIC)) for image in images]
-    return grid(cells, prompts if said else None, columns=COLUMNS)
+    return grid(cells, prompts, columns=len(cells))
 
 
 if __name__ == "__main__":

@@ -449,7 +449,16 @@ def test_the_shipped_prior_is_adapted_to_an_own_folder_with_its_own_tokenizer_an
         "device=cpu",
     ]
     sets += ["data.resolution=64", "data.limit=null", "validation_n=2", "train_batch_size=4", "mixed_precision=no"]
-    words = ["train", "prior", "--config", "prior-shapes64-random", "--data", str(data), "--run-dir", str(tmp_path / "run")]
+    words = [
+        "train",
+        "prior",
+        "--config",
+        "prior-shapes64-random",
+        "--data",
+        str(data),
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
     assert app.main([*words, *(word for value in sets for word in ("--set", value))]) == 0
     printed = capfd.readouterr().err
     assert re.search(r"model +52 +0 +0 +0\n", printed), printed

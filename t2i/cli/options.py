@@ -93,11 +93,20 @@ def _parameter(options: type[Options], name: str, field: FieldInfo) -> inspect.P
     else:
         information = typer.Option(flag_of(name, field), *filter(None, [extra.get("short")]), **shared)
     kind = str if extra.get("commas") else _plain(field.annotation)
+    if kind in (Path, list[Path]):
+        information.parser = path
     default = (
         inspect.Parameter.empty if field.is_required() else _shown_default(field.default, bool(extra.get("commas")))
     )
     annotation = Annotated[kind | None if default is None else kind, information]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def path(text: str) -> Path:
+    """Returns a path; an empty one would be the current folder."""
+    if not text:
+        raise typer.BadParameter("it is empty; name a file or folder")
+    return Path(text)
 
 
 def _plain(annotation: Any) -> Any:

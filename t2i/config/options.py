@@ -4,13 +4,15 @@
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from t2i.config.section import Section, plain
 from t2i.errors import InputError
+from t2i.files import at_home
 
 REQUIRED = ...
 SEEDS = 2**63  # seeds are smaller: of larger ones the hash would read 64 bits, and two would make the same image
@@ -27,6 +29,12 @@ class Options(Section):
     """
 
     panel: ClassVar[str] = ""
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _at_home(cls, value: Any) -> Any:
+        """Replaces `~` in paths; a shell leaves it in `--out=~/x`."""
+        return at_home(value) if isinstance(value, Path) else value
 
     def __init__(self, **values: Any):
         try:

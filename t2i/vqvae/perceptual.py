@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from t2i.errors import InputError
+from t2i.files import at_home
 from t2i.tensors import read_state_dict
 
 _FILE = "torchvision's vgg16-397923af.pth"
@@ -28,9 +29,7 @@ def load_lpips(path: str | None) -> nn.Module:
 
     if path is None:
         raise InputError(f"loss.lpips needs loss.lpips_path; download {_FILE} and name it, or set loss.lpips=0")
-    weights = read_state_dict(
-        Path(path).expanduser(), "loss.lpips_path", f"download {_FILE} and name it, or set loss.lpips=0"
-    )
+    weights = read_state_dict(at_home(path), "loss.lpips_path", f"download {_FILE} and name it, or set loss.lpips=0")
     with torch.device("meta"):  # initialising VGG16 would take seconds
         network = lpips._LPIPS(pretrained=False, net="vgg", pnet_rand=True)
     network.scaling_layer = lpips.ScalingLayer()

@@ -196,11 +196,11 @@ def _items(address: str) -> Iterator[Item]:
     parsed = parse_address(address)
     if parsed.kind == "folder":
         index = index_folder(parsed.place, "")
-        entries = further_entries(index.root, list(index.files))
-        for (name, path), own in zip(index.files.items(), entries, strict=True):
+        entries = further_entries(index.root, list(index.entries))
+        for (name, path), own in zip(index.files().items(), entries, strict=True):
             split = (index.parts or {}).get(name)
             more = own | ({"split": split} if split else {})
-            yield Item(path, lambda path=path: index.root / path, index.captions.get(name, ()), more)
+            yield Item(path, lambda path=path: index.root / path, index.captions(name), more)
         return
     for split, dataset in open_splits(address).items():
         for row, (captions, more) in enumerate(zip(dataset.captions, entries_of(dataset), strict=True)):

@@ -456,7 +456,7 @@ def test_columns_of_drawn_splits_are_the_plain_ones(folder: Path, large: None, m
     for data in columns:
         mine = [
             name
-            for name, part in zip(index.files, index.splits(list(index.files), 4), strict=True)
+            for name, part in zip(index.entries, index.splits(list(index.entries), 4), strict=True)
             if part == data.split
         ]
         assert list(data.ids) == mine and [own for (own,) in data.captions] == [f"caption {int(n[:3])}" for n in mine]

@@ -114,7 +114,7 @@ class FolderDataset(EncodedImages):
     @property
     def files(self) -> Mapping[str, str]:
         """The path below the root of each id, of all splits."""
-        return self._source.files
+        return self._source.files()
 
     def place(self, i: int) -> str:
         return shown(self.root.absolute() / self._paths[i])
@@ -155,7 +155,7 @@ def open_index(index: FolderIndex, split: str, view: View) -> FolderDataset:
     """Opens one split of the images of an index, like `open_folder`."""
     if not view.bare or index.problems:
         require_captions(index)
-    named = list(index.files if view.bare else index.captions)
+    named = list(index.entries) if view.bare else index.captioned()
     members: dict[str | None, list[str]] = {}
     for name, part in zip(named, index.splits(named, view.seed), strict=True):
         members.setdefault(part, []).append(name)
@@ -164,9 +164,9 @@ def open_index(index: FolderIndex, split: str, view: View) -> FolderDataset:
     _warn_left_out(index, part, view, broken)
     address = f"{index.kind}:{index.root}"
     warn_unverified(address, sum(not known.sha256 for known in good.values()))
-    captions = [index.captions.get(name, (NO_CAPTION,)) for name in good]
+    captions = [index.captions(name) or (NO_CAPTION,) for name in good]
     warn_damaged(address, [caption for several in captions for caption in several if REPLACED in caption])
-    rows = FolderRows(list(good), [index.files[name] for name in good], captions, list(good.values()))
+    rows = FolderRows(list(good), [index.path(name) for name in good], captions, list(good.values()))
     return FolderDataset(address, part, view, index, rows, broken)
 
 
@@ -200,7 +200,7 @@ def _choose_split(
     if index is not None and index.kind != "folder":
         fix = "use one of these, or name the one for training with ?split=NAME"
     if index is not None and index.seeded and split in SPLITS:
-        none = f"none of {counted(len(index.captions), 'image')} was assigned to it by name"
+        none = f"none of {counted(len(index.captioned()), 'image')} was assigned to it by name"
         fix = f"{none}: add images, or use another data.split_seed"
         fix += " or make folders train/, val/ and test/" if index.kind == "folder" else ""
     raise InputError(f"no split '{split}' in {shown(root)}, which has: {known}; {fix}")
@@ -212,10 +212,11 @@ def _verified_rows(
     """Returns the first `limit` good images of `ids`, and the broken ones among them."""
     good: dict[str, Verified] = {}
     broken: list[tuple[str, str]] = []
+    files = index.files()
     start = 0
     while start < len(ids) and (limit is None or len(good) < limit):
         batch = ids[start:] if limit is None else ids[start : start + limit - len(good)]
-        verified = verify(index.root, index.files, batch, VERIFIED_AT_ONCE)
+        verified = verify(index.root, files, batch, VERIFIED_AT_ONCE)
         good |= {name: known for name, known in verified.items() if not known.reason}
         broken += [(name, known.reason) for name, known in verified.items() if known.reason]
         start += len(batch)
@@ -240,18 +241,18 @@ def _warn_left_out(index: FolderIndex, part: str, view: View, broken: Sequence[t
 
     if broken:
         _warn(f"{counted(len(broken), 'image')} in {where} cannot be decoded: {_reasons(broken, 3)}")
-    if not view.bare and (bare := here([name for name in index.files if name not in index.captions])):
+    if not view.bare and (bare := here([name for name, captions in index.entries.items() if not captions])):
         _warn(f"{counted(len(bare), 'image')} in {where} without a caption: {some(bare)}")
     if missing := here(index.missing):
         _warn(f"{counted(len(missing), 'caption')} in {where} without an image: {some(missing)}")
     for notice in filter(None, (inner_folder(index), index.unknown_splits)):
         warnings.warn(notice, stacklevel=3)
     by_folder = not index.seeded and index.parts is None
-    if outside := [name for name in index.files if by_folder and split_folder(name) is None]:
+    if outside := [name for name in index.entries if by_folder and split_folder(name) is None]:
         _warn(f"{counted(len(outside), 'image')} outside the split folders of {shown(index.root)}: {some(outside)}")
 
     if lost := [
-        name for name in index.captions if index.kind == "folder" and index.parts and not index.parts.get(name)
+        name for name in index.captioned() if index.kind == "folder" and index.parts and not index.parts.get(name)
     ]:
         why = "whose row names no known split (train, val, test, heldout)"
         _warn(f"{counted(len(lost), 'image')} of {shown(index.root)} {why}: {some(lost)}")

@@ -24,7 +24,7 @@ def require_captions(index: FolderIndex) -> None:
             index.problems[0]
             + (f" (and {counted(more, 'more captions file')}; `t2i data check` lists all)" if more else "")
         )
-    if index.captions:
+    if any(index.entries.values()):
         return
     if index.missing:
         raise InputError(
@@ -34,7 +34,7 @@ def require_captions(index: FolderIndex) -> None:
     hint = next((hint for kind in kinds if (hint := kind(index))), "")
     tables = [name for name in index.others if name.lower().endswith(_TABLES)]
     raise InputError(
-        f"{counted(len(index.files), 'image')} in {root} but no captions{f', only {some(tables)}' if tables else ''}: "
+        f"{counted(len(index.entries), 'image')} in {root} but no captions{f', only {some(tables)}' if tables else ''}: "
         f"{hint or f'put a metadata.jsonl there with lines such as {EXAMPLE}, or a .txt beside each image'}"
     )
 
@@ -44,13 +44,15 @@ def _lost(index: FolderIndex) -> str:
     first = index.missing[0]
     if first.startswith("/") or first[1:3] in (":/", ":\\"):
         return f"'{shown(first)}' is an absolute path; write file_name relative to the metadata file"
-    if not index.files:
+    if not index.entries:
         return f"not '{shown(first)}'; put the images into that folder"
-    same_case = {nfc(name).casefold(): name for name in index.files}.get(nfc(first).casefold())
+    same_case = {nfc(name).casefold(): name for name in index.entries}.get(nfc(first).casefold())
     if same_case:
         return f"not '{shown(first)}', but '{shown(same_case)}'; write file_name in the same upper and lower case"
     stem = PurePosixPath(first).stem.casefold()
-    near = next((name for name in index.files if PurePosixPath(name).stem.casefold() == stem), next(iter(index.files)))
+    near = next(
+        (name for name in index.entries if PurePosixPath(name).stem.casefold() == stem), next(iter(index.entries))
+    )
     return f"not '{shown(first)}', but '{shown(near)}'; write file_name relative to the metadata file, with its suffix"
 
 
@@ -97,7 +99,7 @@ def _is_jsonl(path: Path) -> bool:
 
 def _other_suffix(index: FolderIndex) -> str:
     """Suggests .txt for captions such as 1.caption or 1.png.txt beside 1.png."""
-    paths = set(index.files.values())
+    paths = set(index.files().values())
     stems = {path.rpartition(".")[0] for path in paths}
     for name in index.others:
         if name.lower().endswith(_CAPTION_SUFFIXES) and name.rpartition(".")[0] in stems:
@@ -112,7 +114,7 @@ def _other_suffix(index: FolderIndex) -> str:
 def _text_folder(index: FolderIndex) -> str:
     """Suggests moving captions that are in another folder than their images, as in text/1.txt and images/1.png."""
     texts = {PurePosixPath(name).stem: name for name in index.others if name.lower().endswith(".txt")}
-    for name, path in index.files.items():
+    for name, path in index.files().items():
         text = texts.get(PurePosixPath(name).stem)
         if text:
             beside = PurePosixPath(path).with_suffix(".txt")
@@ -123,7 +125,7 @@ def _text_folder(index: FolderIndex) -> str:
 
 def _class_folders(index: FolderIndex) -> str:
     """Suggests captions from the names of folders."""
-    names = list(dict.fromkeys(word for name in index.files if (word := class_of(name))))
+    names = list(dict.fromkeys(word for name in index.entries if (word := class_of(name))))
     if len(names) < 2:
         return ""
     return (
@@ -136,11 +138,11 @@ def inner_folder(index: FolderIndex) -> str:
     """Returns a warning if split folders are one or two levels too deep, so images are assigned by name; otherwise ""."""
     if not index.seeded or index.kind != "folder":
         return ""
-    for name in index.files:
+    for name in index.entries:
         folders = PurePosixPath(name).parts[:-1]
         for k, folder in enumerate(folders[1:3], 1):
             above = "/".join(folders[:k])
-            if folder.lower() in SPLIT_FOLDERS and all(other.startswith(f"{above}/") for other in index.files):
+            if folder.lower() in SPLIT_FOLDERS and all(other.startswith(f"{above}/") for other in index.entries):
                 return (
                     f"the folder {folder}/ in {shown(index.root / above)} is ignored as a split, as it is not at the top; "
                     f"name folder:{shown(index.root / above)}"

@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -24,64 +24,17 @@ _NO_CAPTIONS = ("readme", "license", "licence", "classes")  # .txt files that ar
 _NUMBER_OF: Mapping[str | None, int] = {name: number for number, name in enumerate(SPLITS)}
 
 
-class _Entries:
-    """Captions and paths of the images of a folder in one dict; two plain dicts would take 100 MB more per million images."""
-
-    def __init__(self, names: Iterable[str], paths: Mapping[str, str]) -> None:
-        self.joined = dict.fromkeys(names, "")  # id -> captions joined by line ends, which cleaned captions do not have
-        self.paths = paths  # only of ids that differ from their paths
-
-    def add(self, name: str, captions: Sequence[str]) -> None:
-        if self.joined[name]:
-            captions = list(dict.fromkeys([*self.joined[name].split("\n"), *captions]))
-        self.joined[name] = captions[0] if len(captions) == 1 else "\n".join(captions)
-
-
-class _Files(Mapping[str, str]):
-    """id -> path."""
-
-    def __init__(self, entries: _Entries) -> None:
-        self._joined, self._paths = entries.joined, entries.paths
-
-    def __getitem__(self, name: str) -> str:
-        self._joined[name]  # raises KeyError
-        return self._paths.get(name, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._joined)
-
-    def __len__(self) -> int:
-        return len(self._joined)
-
-
-class _Captions(Mapping[str, tuple[str, ...]]):
-    """id -> captions, of the images that have any."""
-
-    def __init__(self, entries: _Entries) -> None:
-        self._joined = entries.joined
-
-    def __getitem__(self, name: str) -> tuple[str, ...]:
-        if not self._joined[name]:
-            raise KeyError(name)
-        return tuple(self._joined[name].split("\n"))
-
-    def __contains__(self, name: object) -> bool:
-        return bool(self._joined.get(name))  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name, captions in self._joined.items() if captions)
-
-    def __len__(self) -> int:
-        return sum(map(bool, self._joined.values()))
-
-
 @dataclass
 class FolderIndex:
     """The images of a folder and their captions. The id of an image is its path below the root, with `/`, in NFC."""
 
     root: Path
-    files: Mapping[str, str] = field(default_factory=dict)  # id -> path below root as on the disk, sorted by id
-    captions: Mapping[str, Sequence[str]] = field(default_factory=dict)  # id -> its captions, at least one
+    # id -> captions joined by line ends, which cleaned captions do not have; "": none. Sorted by id. Lists of captions would
+    # take 100 MB more per million images
+    entries: dict[str, str] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(
+        default_factory=dict
+    )  # id -> path below root as on the disk, if that is not the id
     missing: list[str] = field(default_factory=list)  # images that captions name and that do not exist
     problems: list[str] = field(default_factory=list)  # a message for each captions file that cannot be read
     unsupported: list[str] = field(default_factory=list)  # images in formats that are not read
@@ -94,10 +47,32 @@ class FolderIndex:
     unknown_splits: str = ""  # a warning about a column of splits that has none
     needs_val: bool = False  # `parts` has no split for validation, so a share of train is assigned to it
 
+    def path(self, name: str) -> str:
+        """Returns the path of an image below the root, as on the disk."""
+        return self.paths.get(name, name)
+
+    def files(self) -> dict[str, str]:
+        """Returns id -> path of all images."""
+        return {name: self.path(name) for name in self.entries}
+
+    def captions(self, name: str) -> tuple[str, ...]:
+        """Returns the captions of an image."""
+        return tuple(filter(None, self.entries[name].split("\n")))
+
+    def captioned(self) -> list[str]:
+        """Returns the ids of the images that have captions."""
+        return [name for name, captions in self.entries.items() if captions]
+
+    def add(self, name: str, captions: Iterable[str]) -> None:
+        """Adds captions to those of an image; equal ones are kept once."""
+        if self.entries[name]:
+            captions = dict.fromkeys([*self.captions(name), *captions])
+        self.entries[name] = "\n".join(captions)
+
     @cached_property
     def seeded(self) -> bool:
         """True without lists of splits and without split folders: images are assigned by id."""
-        return self.parts is None and not any(split_folder(name) for name in self.files)
+        return self.parts is None and not any(split_folder(name) for name in self.entries)
 
     def split_numbers(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Returns the index in SPLITS of each id's split; SEEDED if it is assigned by id, NONE outside the split folders."""
@@ -132,15 +107,15 @@ def index_folder(path: str | Path, template: str = "") -> FolderIndex:
     if template and CLASS not in template:
         raise InputError(f"caption={template!r} must contain {CLASS}, as in caption=a photo of a {CLASS}")
     index = FolderIndex(root)
-    entries, texts = _list_files(index)
-    if not index.files:
+    texts = _list_files(index)
+    if not index.entries:
         hint = "name the folder that holds them"
         if index.unsupported:
             hint = f"convert {some(index.unsupported)} to PNG or JPEG"
         kinds = " ".join(images.SUFFIXES)
         count = len(index.unsupported) + len(index.others) + len(index.sources) + len(texts)
         raise InputError(f"no images ({kinds}) among {counted(count, 'file')} in {shown(root)} and below; {hint}")
-    _gather_captions(index, entries, texts, template)
+    _gather_captions(index, texts, template)
     return index
 
 
@@ -149,8 +124,8 @@ def holds_images(root: Path) -> bool:
     return any(name.lower().endswith(images.SUFFIXES) for name in walk(root))
 
 
-def _list_files(index: FolderIndex) -> tuple[_Entries, dict[str, str]]:
-    """Lists the files of the index by kind; returns the images, and the .txt files by their paths without the suffix."""
+def _list_files(index: FolderIndex) -> dict[str, str]:
+    """Lists the files of the index by kind; returns the .txt files by their paths without the suffix."""
     names: list[str] = []
     composed: set[str] = set()
     decomposed: list[str] = []
@@ -180,9 +155,9 @@ def _list_files(index: FolderIndex) -> tuple[_Entries, dict[str, str]]:
     for path in decomposed:
         name = nfc(path)
         odd[path if name in composed or name in odd else name] = path
-    entries = _Entries(sorted([*names, *composed, *odd]) if composed or odd else names, odd)
-    index.files, index.captions = _Files(entries), _Captions(entries)
-    return entries, texts
+    index.entries = dict.fromkeys(sorted([*names, *composed, *odd]) if composed or odd else names, "")
+    index.paths = odd
+    return texts
 
 
 def nfc(name: str) -> str:
@@ -190,7 +165,7 @@ def nfc(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _gather_captions(index: FolderIndex, entries: _Entries, texts: Mapping[str, str], template: str) -> None:
+def _gather_captions(index: FolderIndex, texts: Mapping[str, str], template: str) -> None:
     """Adds the captions of metadata files, of .txt files, and by `template`, in this order of precedence."""
     parts: dict[str, str | None] = {}
     named: set[str] = set()  # splits as written
@@ -200,21 +175,21 @@ def _gather_captions(index: FolderIndex, entries: _Entries, texts: Mapping[str, 
         index.stamps[path] = stamp_of(index.root / path)
         try:
             for row in read_metadata(index.root / path):
-                name = resolve_name(entries.joined, folder, row.file_name)
-                if name not in entries.joined:
+                name = resolve_name(index.entries, folder, row.file_name)
+                if name not in index.entries:
                     missing[name] = None
                     continue
-                entries.add(name, row.captions)
+                index.add(name, row.captions)
                 if row.split:
                     parts[name] = SPLIT_FOLDERS.get(row.split.lower())
                     named.add(row.split)
         except InputError as error:
             index.problems.append(str(error))
-    _gather_txt(index, texts, entries, missing)
+    _gather_txt(index, texts, missing)
     if template:
-        for name in index.files:
-            if name not in index.captions and (word := class_of(name)):
-                entries.add(name, [clean_caption(template.replace(CLASS, word))])
+        for name, captions in index.entries.items():
+            if not captions and (word := class_of(name)):
+                index.add(name, [clean_caption(template.replace(CLASS, word))])
     index.missing = list(missing)
     index.unknown_splits = unknown_splits(named, f"{index.kind}:{shown(index.root)}")
     if any(parts.values()):  # otherwise the column is not about splits
@@ -232,18 +207,18 @@ def resolve_name(names: Container[str], folder: str, file_name: str) -> str:
     return name
 
 
-def _gather_txt(index: FolderIndex, texts: Mapping[str, str], entries: _Entries, missing: dict[str, None]) -> None:
+def _gather_txt(index: FolderIndex, texts: Mapping[str, str], missing: dict[str, None]) -> None:
     """Adds the captions of .txt files beside images that have no captions yet."""
     used: set[str] = set()
-    for name, path in index.files.items() if texts else ():
-        stem = path.rpartition(".")[0]
+    for name, captions in index.entries.items() if texts else ():
+        stem = index.path(name).rpartition(".")[0]
         if stem not in texts:
             continue
         used.add(stem)
-        if name not in index.captions:
+        if not captions:
             index.stamps[texts[stem]] = stamp_of(index.root / texts[stem])
             try:
-                entries.add(name, read_txt(index.root / texts[stem]))
+                index.add(name, read_txt(index.root / texts[stem]))
             except InputError as error:
                 index.problems.append(str(error))
     folders = {stem.rpartition("/")[0] for stem in used}

@@ -49,9 +49,8 @@ class FolderTable(NamedTuple):
     root: Path
     rows: "pa.Table"
 
-    @property
     def files(self) -> dict[str, str]:
-        """The path below the root of each id, of all splits."""
+        """Returns id -> path below the root of the images of all splits."""
         return dict(zip(*(self.rows[name].to_pylist() for name in ("id", "path")), strict=True))
 
     @property
@@ -123,18 +122,24 @@ def _write(root: Path, path: Path) -> None:
     schema = pa.schema([*fields, ("key", pa.int64()), ("part", pa.int8())])
     index = index_folder(root)
     require_captions(index)
-    unread = [name for name in index.captions if not _is_text(name)]
+    unread = [name for name, captions in index.entries.items() if captions and not _is_text(name)]
     facts = {"stamps": list(index.stamps.items()), "left_out": _left_out(index, unread), "drawn_val": index.needs_val}
     facts["unknown_splits"] = index.unknown_splits
-    facts["damaged"] = [caption for own in index.captions.values() for caption in own if REPLACED in caption]
+    facts["damaged"] = [
+        caption
+        for own in index.entries.values()
+        if REPLACED in own
+        for caption in own.split("\n")
+        if REPLACED in caption
+    ]
 
     def batches(_: Keep) -> Iterator["pa.RecordBatch"]:
-        names = filter(_is_text, index.captions)
+        names = (name for name, captions in index.entries.items() if captions and _is_text(name))
         while ids := list(islice(names, _ROWS_AT_ONCE)):
             columns: list[Iterable[Any]] = [
                 ids,
-                [index.files[name] for name in ids],
-                [index.captions[name] for name in ids],
+                [index.path(name) for name in ids],
+                [index.captions(name) for name in ids],
             ]
             columns += [seeding.ids_of(ids), index.split_numbers(ids)]
             arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
@@ -152,7 +157,7 @@ def _is_text(name: str) -> bool:
 
 
 def _left_out(index: FolderIndex, unread: Sequence[str]) -> list[str]:
-    bare = [name for name in index.files if name not in index.captions]
+    bare = [name for name, captions in index.entries.items() if not captions]
     kinds = (
         ("caption", "without an image", index.missing),
         ("image", "without a caption", bare),

@@ -61,8 +61,7 @@ def open_listed(listing: Listing, split: str, view: View, train: str | None = No
     files = _present(listing.root, listing.captions)
     index = FolderIndex(
         listing.root,
-        files={name: name for name in sorted(files)},
-        captions={name: captions[name] for name in sorted(captions) if name in files},
+        entries={name: "\n".join(captions.get(name, ())) for name in sorted(files)},
         missing=[name for name in listing.captions if name not in files],
         kind=listing.kind,
         parts=splits,
@@ -100,9 +99,9 @@ def _require_images(listing: Listing, index: FolderIndex, split: str, seed: int)
     """Raises InputError if the lists name images of the split, or any, and none of them exists or has a caption."""
     names = list(listing.captions)
     own = [name for name, part in zip(names, index.splits(names, seed), strict=True) if part == split]
-    own = own if index.files else names
-    lacking = [name for name in own if name not in index.files]
-    if own and len(lacking) < len(own) and not any(name in index.captions for name in own):
+    own = own if index.entries else names
+    lacking = [name for name in own if name not in index.entries]
+    if own and len(lacking) < len(own) and not any(index.entries.get(name) for name in own):
         raise InputError(
             f"{listing.source} has no caption for the {counted(len(own), 'image')} of split {split}; download it again"
         )

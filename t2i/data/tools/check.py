@@ -152,11 +152,11 @@ def _add(data: CheckedData, split: str, dataset: Dataset) -> None:
 
 def _gather_folder(place: str, options: FolderOptions) -> CheckedData:
     index = index_folder(place, options.caption)
-    ids = list(index.files)
-    verified = verify(index.root, index.files, ids)
+    ids = list(index.entries)
+    verified = verify(index.root, index.files(), ids)
     data = CheckedData(f"folder:{index.root}", Index(index.root.resolve()).folder, index.seeded, verified)
     data.split_of = {name: split for name, split in zip(ids, index.splits(ids, 0), strict=True) if split}
-    data.captions |= index.captions
+    data.captions |= {name: index.captions(name) for name in index.captioned()}
     data.missing, data.problems, data.unsupported = index.missing, index.problems, index.unsupported
     data.outside = [name for name in ids if name not in data.split_of]
     if inner := inner_folder(index):

@@ -84,16 +84,16 @@ def folder_images(folder: str, n: int | None = None, skip_broken: bool = False) 
             f"skipped images of an unsupported format in {shown(index.root)}: {some(index.unsupported)}; convert them to PNG",
             stacklevel=3,
         )
-    generated = read_generated(index.root, index.files)
+    generated = read_generated(index.root, index.entries)
     if index.problems and not generated.prompts:
         warnings.warn(f"captions are not read: {index.problems[0]}", stacklevel=3)
-    every = [name for name in index.files if name not in generated.others]
+    every = [name for name in index.entries if name not in generated.others]
     where = shown(index.root)
     names = [every[k] for k in choose(len(every), len(every) if n is None else n, where)]
-    verified = verify(index.root, index.files, names)
+    verified = verify(index.root, index.files(), names)
     verified = _refuse_broken(where, {name: verified[name] for name in names}, skip_broken)
-    captions = {name: captions[0] for name, captions in index.captions.items()} | generated.prompts
-    opened = _encoded(f"folder:{index.root}", where, verified, captions, lambda name: index.root / index.files[name])
+    captions = {name: index.captions(name)[0] for name in index.captioned()} | generated.prompts
+    opened = _encoded(f"folder:{index.root}", where, verified, captions, lambda name: index.root / index.path(name))
     return replace(opened, chosen=generated.chosen, skipped=len(names) - len(opened), total=len(every))
 
 

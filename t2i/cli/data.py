@@ -113,8 +113,6 @@ def export(options: ExportOptions) -> None:
     from t2i.data.tools.export import export as export_one
     from t2i.data.tools.export import export_splits
 
-    if not options.split:
-        raise InputError("--split names no split; give one or several, e.g. --split train,val")
     print_address_notice(options.address)
     _refuse_inside(options.out, options.address)
     view = View(resolution=options.size, limit=options.n)

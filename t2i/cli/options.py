@@ -12,6 +12,7 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
+from t2i.cli.environment import is_first
 from t2i.config.options import Options, details, flag_of
 from t2i.names import resolve
 
@@ -56,7 +57,11 @@ def as_typer(name: str, command: "Command | typer.Typer") -> typer.Typer:
     options: type[Options] = resolve(command.options)
 
     def run(**values: Any) -> None:
-        resolve(command.program)(options(**{key: value for key, value in values.items() if value is not None}))
+        from t2i.console import warnings_of
+
+        given = options(**{key: value for key, value in values.items() if value is not None})
+        with warnings_of(is_first()):
+            resolve(command.program)(given)
 
     parameters = [_parameter(options, *named) for named in _in_order(options)]
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from t2i.config.section import Section, plain
-from t2i.errors import InputError
+from t2i.config.section import Section
+from t2i.errors import InputError, plain
 from t2i.files import at_home
 
 REQUIRED = ...
@@ -81,8 +81,17 @@ def flag_of(name: str, field: FieldInfo) -> str:
 
 
 def split_commas(text: Any) -> Any:
-    """Splits `a,b` into ("a", "b"), for a field with `commas`; returns values other than text unchanged."""
-    return tuple(word.strip() for word in text.split(",") if word.strip()) if isinstance(text, str) else text
+    """Splits `a,b` into ("a", "b"), for a field with `commas`; returns values other than text unchanged.
+
+    Raises:
+        ValueError: there is no word.
+    """
+    if not isinstance(text, str):
+        return text
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not words:
+        raise ValueError("names nothing; list names with commas, or drop the option")
+    return words
 
 
 def _explain(cls: type[Options], error: ValidationError) -> str:
@@ -96,4 +105,4 @@ def _explain(cls: type[Options], error: ValidationError) -> str:
         return f"{cls.__name__} has no option {name!r}; options: {', '.join(cls.model_fields)}"
     if problem["type"] == "missing":
         return f"{flag_of(name, cls.model_fields[name])} is missing"
-    return f"{flag_of(name, cls.model_fields[name])} {str(problem['input'])[:80]}: {what}"
+    return f"{flag_of(name, cls.model_fields[name])} {str(problem['input'])[:80] or repr('')}: {what}"

@@ -231,7 +231,7 @@ class ClassifyOptions(Options):
     label: str = option(..., "Name of the label: shape, colour, class, annotation, label, ...", metavar="NAME")
     split: Names = option(("val", "heldout"), "Splits to score on.", metavar="A,B", commas=True)
     train_n: int | None = option(5000, "Images of split train to learn from.", metavar="N", ge=2)
-    n: int | None = option(1000, "Images of each split to score on.", metavar="N", short="-n", ge=1)
+    n: int | None = option(1000, "Images of each split to score on.", metavar="N", short="-n", ge=2)
     c: float = option(1.0, "Inverse strength of the penalty on weights, as scikit-learn's C.", gt=0)
     resolution: int | None = option(
         None, "Pixels per side at which images are read; default: the encoder's.", ge=16, le=1024

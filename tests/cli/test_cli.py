@@ -553,7 +553,7 @@ def test_exported_data_passes_the_check(run):
     assert status == 0 and "train 2" in out and "val 2" in out
     Path("bare").mkdir()
     for argv, says in (
-        (("data", "export", "shapes-1", "none", "--split", " ,"), "names no split"),
+        (("data", "export", "shapes-1", "none", "--split", " ,"), "names nothing"),
         (("data", "check", "one", "--sheet", "no/sheet.png"), "there is no folder no"),
         (("data", "check", "x" * 10_000), "is too long for the name of a file or folder"),
         (("eval", "score", "bare"), "bare holds no images and is not a run"),

@@ -48,6 +48,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "--seed 9223372036854775808: must be less than 9223372036854775808",
         ),
         (["export", "shapes-1", "new", "-n", "x"], "invalid value for '--n' / '-n': must be a whole number"),
+        (["export", "shapes-1", "new", "--split", ","], "--split ,: names nothing; list names with commas"),
+        (["export", "shapes-1", "new", "--split", ""], "--split '': names nothing; list names with commas"),
         (["export", "shapes-1", "new", "--size", "2000"], "rendered at 16 to 1024 pixels, not 2000"),
     ],
 )

@@ -1,8 +1,9 @@
-"""Aligners of frozen features on drawn shapes: Recall@1 among 1,000 held-out pairs, by aligner, text encoder and number of pairs.
+"""Compares aligners of frozen features on rendered shapes: Recall@1 among 1,000 held-out pairs.
 
     python benchmarks/aligners.py shapes-2
 
-Features are computed once; each row tells the CPU seconds of its fit. Figures are in LOG.md.
+Prints a row for each aligner, text encoder and number of pairs, with the CPU seconds of the fit; features are computed once.
+LOG.md has the figures.
 """
 
 import sys
@@ -28,7 +29,7 @@ HELD_OUT = ("val", "heldout")
 
 
 class Bench:
-    """Features of one text and one image encoder on all splits, and what is measured of maps between them."""
+    """Features of one text and one image encoder on all splits, and scores of maps between them."""
 
     def __init__(self, data: dict, images: dict[str, np.ndarray], text: str) -> None:
         self.images = images

@@ -1,14 +1,14 @@
-"""Speed of the conditional GAN beside DF-GAN, at 64 px and one number of parameters, in one process: markdown tables.
+"""Measures the speed of the conditional GAN beside DF-GAN, with equal numbers of parameters at 64 px, as markdown tables.
 
     git clone https://github.com/tobran/DF-GAN
     OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/cgan_speed.py DF-GAN
 
-Only the networks of DF-GAN are used (nf 32: 8.4 M parameters), with its objective: hinge, mismatched captions, MA-GP by double
-backward, Adam. Ours is `cgan-small` with its widths set to the same number, its own losses of `t2i.cgan.rules` and all that a
-step of `t2i train cgan` does but reading pictures: gradient norms, the averaged generator, the mean latent. Generator and
-discriminator of both sides count. Rounds go through all cases in turn, so that a slow minute of the machine hits every
-side; a figure is the median of the rounds. FLOPs are torch's count of convolutions and products, and the machine's rate is
-the best float32 one of the probes (a large product, convolutions) on as many threads.
+Of DF-GAN only the networks are used (nf 32: 8.4 M parameters, generator and discriminator), with its objective: hinge loss,
+mismatched captions, MA-GP by double backward, Adam. Ours is `cgan-small` with its widths set to the same number, the losses
+of `t2i.cgan.rules`, and everything that a step of `t2i train cgan` does except reading images: gradient norms, the averaged
+generator, the mean latent. Each round runs all cases, so that slow minutes of the machine affect both sides; a figure is the
+median of the rounds. FLOPs are counted by torch for convolutions and matrix products. The machine's rate is the best float32
+rate of two probes, a large product and convolutions, with the same number of threads.
 """
 
 import argparse
@@ -41,7 +41,7 @@ WIDTHS = ("generator.w_dim=240", "discriminator.feature_dim=224")
 
 
 class Case(NamedTuple):
-    """One thing to time."""
+    """One case to time."""
 
     task: str  # train, sample 64, sample 1
     who: str
@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
 
 def peer_networks(checkout: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Generator, discriminator and the head that reads the caption, from a checkout of tobran/DF-GAN."""
+    """Returns generator, discriminator and conditional head of a checkout of tobran/DF-GAN."""
     path = checkout / "code" / "models" / "GAN.py"
     spec = importlib.util.spec_from_file_location("df_gan", path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -66,7 +66,7 @@ def peer_networks(checkout: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
 
 
 def peer_step(networks: tuple[nn.Module, nn.Module, nn.Module], bf16: bool) -> Callable[[], None]:
-    """One iteration of both players with DF-GAN's objective and learning rates."""
+    """Runs one iteration of both networks with DF-GAN's objective and learning rates."""
     generator, discriminator, head = networks
     players = [*discriminator.parameters(), *head.parameters()]
     g_optimizer = torch.optim.Adam(generator.parameters(), 1e-4, betas=(0.0, 0.9))
@@ -126,7 +126,7 @@ def our_networks(kind: str, channels_last: bool, compiled: bool) -> tuple[Config
 
 
 def our_step(config: Config, generator: nn.Module, discriminator: nn.Module, bf16: bool) -> Callable[[], None]:
-    """One step of train/cgan.py without its data, guidance and journal."""
+    """Runs one step of train/cgan.py without its data, guidance and journal."""
     ema = EMA(generator, config.ema_halflife_images)
     betas = (0.0, config.adam_beta2)
     g_optimizer = torch.optim.Adam(generator.parameters(), config.learning_rate, betas=betas)
@@ -181,7 +181,7 @@ def our_sample(generator: nn.Module, z_dim: int, batch: int, bf16: bool) -> Call
 
 
 def make_cases(checkout: Path, threads: int, bf16: bool, compiled: bool) -> list[Case]:
-    """Every case on all threads; the main ones on one thread too."""
+    """Returns every case with all threads, and the main ones with one thread too."""
     cases: list[Case] = []
 
     def add(
@@ -217,7 +217,7 @@ def make_cases(checkout: Path, threads: int, bf16: bool, compiled: bool) -> list
 
 
 def measure(cases: list[Case], rounds: int) -> dict[Case, float]:
-    """Median seconds of each case that works, after one warm-up; short ones are repeated within a round."""
+    """Returns the median seconds of each case that runs, after one warm-up; short cases are repeated within a round."""
     taken: dict[Case, list[float]] = {}
     for case in cases:
         torch.set_num_threads(case.threads)
@@ -242,7 +242,7 @@ def measure(cases: list[Case], rounds: int) -> dict[Case, float]:
 
 
 class Counter(TorchDispatchMode):
-    """Adds up torch's counts; its own `FlopCounterMode` hooks modules, which a gradient within a loss does not bear."""
+    """Adds up torch's counts. `FlopCounterMode` hooks modules, which does not work with a gradient inside a loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ def flops(run: Callable[[], object]) -> float:
 
 
 def rate(run: Callable[[], object], work: float, rounds: int = 10) -> float:
-    """GFLOP/s, the median of `rounds`."""
+    """Returns GFLOP/s, the median of `rounds`."""
     run()
     taken = []
     for _ in range(rounds):
@@ -273,7 +273,7 @@ def rate(run: Callable[[], object], work: float, rounds: int = 10) -> float:
 
 
 def machine(threads: int) -> dict[str, float]:
-    """GFLOP/s of large products and convolutions."""
+    """Returns the GFLOP/s of large products and of convolutions."""
     torch.set_num_threads(threads)
     a, half = torch.randn(1024, 1024), torch.randn(1024, 1024).bfloat16()
     found = {
@@ -292,7 +292,7 @@ def machine(threads: int) -> dict[str, float]:
 
 
 def where_time_goes(run: Callable[[], object], threads: int) -> list[tuple[str, float]]:
-    """The operators with the most time of their own, and their shares."""
+    """Returns the operators that take the most time themselves, and their shares."""
     torch.set_num_threads(threads)
     run()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -1,10 +1,11 @@
-"""Bad data, counted: pictures, captions, tars and folders that change. Prints a markdown table; exits with 1 where one fails.
+"""Counts how bad data is handled: images, captions, tars, and folders that change. Prints a markdown table.
 
-    python benchmarks/data_fuzz.py                 # 2,000 pictures, 500 captions, 60 tars, 100 changes: some minutes on a core
+    python benchmarks/data_fuzz.py     # 2,000 images, 500 captions, 60 tars, 100 changes: some minutes of one core
 
-What is asserted: each picture is trained on or named with a reason; each caption is trained on, left out with a notice, or
-refused with the file and line; no tar writes, follows or runs anything, and each opens or is refused by name; a file that
-goes, changes or turns into a pipe while training goes on is named, and nothing hangs. Peak memory is of the whole process.
+The exit status is 1 if an assertion fails: each image is trained on, or named with a reason; each caption is trained on, left
+out with a warning, or refused with file and line; no tar writes, follows or runs anything, and each is opened or refused by
+name; a file that is removed, changed or replaced by a pipe during training is named, and nothing hangs. Peak memory is that
+of the whole process.
 """
 
 import argparse
@@ -34,7 +35,7 @@ HANGS_AFTER = 60  # seconds without an answer
 
 @contextmanager
 def in_time() -> Iterator[None]:
-    """Ends the process with an error where something waits without end."""
+    """Ends the process with an error if something waits forever."""
     signal.alarm(HANGS_AFTER)
     try:
         yield
@@ -104,7 +105,7 @@ def open_tars(folder: Path, canary: Path) -> dict[str, int]:
 
 
 def change_folders(folder: Path, count: int) -> dict[str, int]:
-    """Each case: 200 pictures, of which the one shown last is changed while training is at its first batch."""
+    """Trains on 200 images, the last of which is changed while training is at its first batch."""
     picture = hostile.encoded(hostile.Image.fromarray(hostile.pixels(random.Random(0))), "PNG")
     found: Counter[str] = Counter()
     for number in range(count):

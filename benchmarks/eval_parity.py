@@ -1,11 +1,11 @@
-"""The same PNGs and the same weights through t2i and its peers: how far scores of one protocol differ, as a markdown table.
+"""Scores the same PNGs with the same weights by t2i and other packages; prints the differences as a markdown table.
 
     pip install torch-fidelity pytorch-fid clean-fid
     python benchmarks/eval_parity.py --n 200 --sizes 64,256
 
-The Inception has one random state dict for all, so values mean nothing and agreement everything; the CLIP is a tiny random
-one. `same` says whether both promise one protocol. Where they do not, the last column says what differs. FID of few
-pictures is forced on our side: the peers do not ask.
+All use one random state dict of the Inception, so only the agreement of the values means something; the CLIP is a tiny random
+one. `same` is yes if both packages promise the same protocol; otherwise the last column names the difference. On our side,
+FID of few images is forced; the other packages have no such rule.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 def random_weights(seed: int = 0) -> dict[str, Tensor]:
-    """Weights of the FID Inception that keep the activations' size, with batch norms that do something, and 1008 classes."""
+    """Returns weights of the FID Inception, with 1008 classes, that preserve the scale of activations."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for key, tensor in Inception().state_dict().items():
@@ -60,17 +60,17 @@ def random_weights(seed: int = 0) -> dict[str, Tensor]:
     return weights
 
 
-def write_pictures(folder: Path, data: str, n: int, side: int, noise: float) -> np.ndarray:
-    """Drawn shapes with noise as PNGs, and as uint8 [n, side, side, 3] in the order of their names."""
+def write_images(folder: Path, data: str, n: int, side: int, noise: float) -> np.ndarray:
+    """Writes rendered shapes with noise as PNGs; returns them as uint8 [n, side, side, 3] in the order of their names."""
     folder.mkdir(parents=True)
     dataset = open_dataset(data, "val", View(side, limit=n))
     rng = np.random.default_rng(len(data) + side)
-    pictures = []
+    images = []
     for k in range(n):
         clean = dataset.images([k])[0].astype(np.float64)
-        pictures.append((clean + noise * rng.standard_normal(clean.shape)).round().clip(0, 255).astype(np.uint8))
-        Image.fromarray(pictures[-1]).save(folder / f"{k:05d}.png")
-    return np.stack(pictures)
+        images.append((clean + noise * rng.standard_normal(clean.shape)).round().clip(0, 255).astype(np.uint8))
+        Image.fromarray(images[-1]).save(folder / f"{k:05d}.png")
+    return np.stack(images)
 
 
 def nchw(images_NHWC: np.ndarray) -> Tensor:
@@ -108,7 +108,7 @@ def pytorch_fid(fake: Path, real: Path, state: dict[str, Tensor]) -> float:
 
 
 def clean_fid(fake: Path, real: Path, state: dict[str, Tensor], n: int) -> dict[str, float]:
-    """Its reading, resizing and arithmetic; its network is a TorchScript file that holds its weights, so pytorch-fid's."""
+    """Scores with clean-fid; pytorch-fid's network replaces its network, which is a TorchScript file with weights."""
     from cleanfid import fid
 
     network = pytorch_fid_network(state, resize_input=False, normalize_input=False)
@@ -127,7 +127,7 @@ def clean_fid(fake: Path, real: Path, state: dict[str, Tensor], n: int) -> dict[
 
 
 class Given(nn.Module):
-    """Features that were computed before, in the place of a network."""
+    """Replaces a network by features that were computed before."""
 
     num_features = 2048
 
@@ -163,7 +163,7 @@ def torchmetrics(fake: np.ndarray, real: np.ndarray, weights: Path, antialias: b
 
 
 def clip_rows(side: int, images: np.ndarray, captions: list[str], folder: Path) -> Iterator[Row]:
-    """torchmetrics' CLIP score on a tiny random CLIP; its outputs are unwrapped, on which it fails since transformers 5."""
+    """Scores with torchmetrics' CLIP score on a tiny random CLIP; unwraps outputs of transformers 5, on which it fails."""
     from torchmetrics.functional.multimodal.clip_score import _clip_score_update
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor
 
@@ -197,8 +197,8 @@ def clip_rows(side: int, images: np.ndarray, captions: list[str], folder: Path) 
 
 def rows(side: int, n: int, place: Path, state: dict[str, Tensor], weights: Path) -> Iterator[Row]:
     fake_dir, real_dir = place / f"fake-{side}", place / f"real-{side}"
-    fake = write_pictures(fake_dir, "shapes-2", n, side, noise=30)
-    real = write_pictures(real_dir, "shapes-3", n, side, noise=3)
+    fake = write_images(fake_dir, "shapes-2", n, side, noise=30)
+    real = write_images(real_dir, "shapes-3", n, side, noise=3)
     ours: dict[str, dict[str, float]] = {}
     for resize in ("legacy", "torch", "clean"):
         extractor = InceptionExtractor(weights, resize)
@@ -248,11 +248,11 @@ def show(row: Row) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=200, help="pictures on each side")
+    parser.add_argument("--n", type=int, default=200, help="images on each side")
     parser.add_argument("--sizes", default="64,256", help="pixels a side")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
-    print(f"{given.n} generated and real pictures, {torch.get_num_threads()} threads\n")
+    print(f"{given.n} generated and real images, {torch.get_num_threads()} threads\n")
     print("| px | metric | peer | theirs | ours | relative difference | same | what differs |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as place:

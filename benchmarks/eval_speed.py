@@ -1,13 +1,13 @@
-"""Speed and accuracy of evaluation beside its peers, medians of one run, as markdown tables.
+"""Measures speed and accuracy of evaluation beside other packages, medians of one run, as markdown tables.
 
     pip install torch-fidelity pytorch-fid
     OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/eval_speed.py
 
-Two tables. Images a second through the FID Inception at 256 px, from arrays of uint8 to features, with the largest
-difference of a feature from the peer's of the same protocol. The Frechet step at 2,048 dimensions, from what each side
-takes it: features up to 2,048 pictures and statistics above for t2i, whose reference is kept factored; mean and covariance
-for the peers. Its error is against a closed form in long double: y = A x with a symmetric positive A has a distance of
-|mean(x - y)|^2 + tr cov(x - y) from x. Rounds go through all cases in turn.
+The first table has images/s through the FID Inception at 256 px, from uint8 arrays to features, and the largest difference of
+a feature from that of the package with the same protocol. The second has the Frechet step at 2,048 dimensions, from the input
+that each side takes: for t2i features up to 2,048 images and statistics above, with a factored reference; for the others mean
+and covariance. Errors are relative to a closed form in long double: y = A x with a symmetric positive A has a distance of
+|mean(x - y)|^2 + tr cov(x - y) from x. Each round runs all cases.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SLOW = 20.0  # seconds: what takes longer is timed once
 
 
 def medians(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Taken]:
-    """Seconds of each case, which goes through `rounds` rounds with all others."""
+    """Returns the median seconds of each case; each of the `rounds` rounds runs all cases."""
     seconds: dict[str, list[Taken]] = {name: [] for name in cases}
     for name, case in cases.items():
         case()  # the first call allocates
@@ -98,7 +98,7 @@ def extraction(rounds: int, place: Path) -> None:
 
 
 def pairs(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """[n, D] x and y = A x, and their Frechet distance."""
+    """Returns [n, D] x and y = A x, and their Frechet distance."""
     rng = np.random.default_rng(n)
     few = rng.standard_normal((DIM, 32)) / np.sqrt(DIM)
     x = rng.standard_normal((n, DIM)) * np.arange(1, DIM + 1) ** -0.5
@@ -146,7 +146,7 @@ def frechet(sizes: list[int], rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sizes", default="512,1024,2048,4096", help="pictures of the Frechet step")
+    parser.add_argument("--sizes", default="512,1024,2048,4096", help="numbers of images of the Frechet step")
     parser.add_argument("--only", choices=("extraction", "frechet"))
     given = parser.parse_args()
     warnings.filterwarnings("ignore")

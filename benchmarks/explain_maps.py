@@ -1,10 +1,10 @@
-"""Do the maps of words fall on the objects that the words are of?
+"""Measures how often the map of a word is larger at the object that the word describes.
 
     python benchmarks/explain_maps.py prior cgan cvae
 
-60 captions of two objects (val of shapes-2), an image each, a map for each colour and shape: 240 words; and their attention
-where the network attends to words. A word is right if its map is larger in the half of the image where the caption has its
-object than in the other. Chance: the same maps against the halves of the next scene.
+60 captions of two objects (val of shapes-2), an image each, a map for each colour and shape: 240 words; and maps of attention
+if the network attends to words. A word is right if its map is larger in the half of the image where the caption places its
+object than in the other half. Chance: the same maps against the halves of the next scene.
 """
 
 import sys
@@ -26,7 +26,7 @@ KINDS = {
 
 
 def two_objects() -> list[str]:
-    """Captions of two objects whose words each occur once, the colours and shapes being different."""
+    """Returns captions of two objects with different colours and shapes, whose words occur once each."""
     data = open_dataset("shapes-2", "val", View(limit=1000))
     found = []
     for (caption,) in data.captions:
@@ -42,7 +42,7 @@ def two_objects() -> list[str]:
 
 
 def halves(caption: str, rows: int, columns: int) -> np.ndarray:
-    """[2, rows, columns]: where the object that is named first, and second, belongs."""
+    """Returns [2, rows, columns]: the halves where the first and the second object of the caption belong."""
     spec = parse(caption)
     assert spec is not None
     first, axis, _ = spec.relations[0]  # first is left of, or above, the other
@@ -75,7 +75,7 @@ def run(name: str) -> None:
 
 
 def outweighs(found: np.ndarray, i: int, caption: str) -> bool:
-    """True where a map is larger in the half of the object that is named i-th."""
+    """Returns True if a map is larger in the half of object i of the caption."""
     inside = (np.clip(found, 0, None) * halves(caption, *found.shape)).sum(axis=(1, 2))
     return bool(inside[i] > inside[1 - i])
 

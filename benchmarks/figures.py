@@ -63,7 +63,7 @@ def show_report(models: tuple[str, ...]) -> None:
 
 
 def row_of(model: str, prompts: Sequence[str], said: bool) -> Image.Image:
-    """Returns the first sample of each prompt in a row, with the prompts below where they are `said`."""
+    """Returns the first sample of each prompt in a row, with the prompts below if `said` is True."""
     images = TextToImagePipeline.from_pretrained(shipped()[model])(prompts, seed=0).images
     cells = [np.asarray(image.resize((64 * ENLARGED,) * 2, Image.Resampling.BICUBIC)) for image in images]
     return grid(cells, prompts if said else None, columns=COLUMNS)

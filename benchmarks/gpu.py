@@ -1,23 +1,23 @@
-"""One run on a GPU, within ten minutes: speed, utilisation, decoding, exactness and small trainings of every family.
+"""Measures speed, utilisation, decoding, exactness and small trainings of every family on a GPU, within ten minutes.
 
-    python benchmarks/gpu.py --out results                # on a GPU; the same command goes on where a cut run ended
+    python benchmarks/gpu.py --out results                # on a GPU; the same command continues an interrupted run
     python benchmarks/gpu.py --out results --rehearse     # every case at toy size, on a CPU in about two minutes
 
-Each case runs in a process of its own with a time limit, since a failed compilation or a full GPU memory must not end the rest.
-After every case `results.json` and `results.md` are written anew, so a cut run still tells what it measured. No network is
-needed: data is rendered, networks have random or shipped weights, captions are read by `bow`.
+Each case is a separate process with a time limit, so that a failed compilation or a full GPU memory does not end the others.
+After every case `results.json` and `results.md` are written again, so an interrupted run keeps its measurements. No network
+is needed: data is rendered, networks have random or shipped weights, captions are read by `bow`.
 
 Cases, in order:
-- machine: `t2i doctor`, bandwidth of a device copy, rate of a bf16 matrix product: the two limits the rest is read against.
+- machine: `t2i doctor`, bandwidth of a device copy, rate of a bf16 matrix product: the limits for the other figures.
 - train-FAMILY-SIZE[-compile]: 50 steps of a shipped config through the command line: images/s, share of time waiting for data,
-  FLOPs a step (from a run of three steps less one of one) and MFU, and from a profile of ten steps, a step: kernels, host
+  FLOPs per step (from a run of three steps minus one of one) and MFU; and from a profile of ten steps, per step: kernels, host
   synchronisations, share of the time that the device is busy.
-- decode-ORDER-BATCH[-guided][-compile]: codes of a `base` prior of 256 tokens: tokens/s against the bandwidth limit; kernel and
-  graph launches a token (few launches mean that CUDA graphs run).
-- exact-FAMILY: a run stopped and resumed against an undisturbed one, tensor by tensor, and 20 losses on the GPU and the CPU.
+- decode-ORDER-BATCH[-guided][-compile]: codes of a `base` prior of 256 tokens: tokens/s beside the bandwidth limit; kernel and
+  graph launches per token (few launches mean that CUDA graphs run).
+- exact-FAMILY: a run that is stopped and resumed beside an uninterrupted one, tensor by tensor, and 20 losses on GPU and CPU.
 - features: Inception at 299 px and a text tower of MiniLM's size, rows/s.
 - shapes: shapes-3 at 64 px: tokenizer, prior, one-pass generator and GAN trained for a minute or two each and scored; weights
-  stay in OUT/weights.
+  are kept in OUT/weights.
 """
 
 import argparse
@@ -59,7 +59,7 @@ Result = dict[str, Any]
 
 
 def cases(rehearse: bool) -> dict[str, tuple[float, Callable[[], Result]]]:
-    """name -> (time limit in seconds, what to run)."""
+    """Returns name -> (time limit in seconds, command)."""
     found: dict[str, tuple[float, Callable[[], Result]]] = {"machine": (40, lambda: machine(rehearse))}
     for family, size, compiled in (
         ("cgan", "small", False),
@@ -142,7 +142,7 @@ def training(family: str, size: str, compiled: bool, rehearse: bool) -> Result:
 
 
 def profile(family: str, size: str, folder: Path, needs: list[str]) -> Result:
-    """Kernels, synchronisations and busy time of a step: a run of 15 steps less one of 5."""
+    """Returns kernels, synchronisations and busy time per step, from a run of 15 steps minus one of 5."""
     import torch
     from torch.profiler import ProfilerActivity
 
@@ -215,7 +215,7 @@ def decoding(order: str, batch: int, guided: bool, compiled: bool, rehearse: boo
 
 
 def exactness(family: str) -> Result:
-    """Tensors that differ between a run of 20 steps and one resumed at 10; largest relative difference of losses to the CPU's."""
+    """Returns the tensors that differ after a resumption, and the largest relative difference of losses from the CPU's."""
     import torch
 
     from t2i import checkpoint
@@ -266,7 +266,7 @@ def features(rehearse: bool) -> Result:
 
 
 def shapes(rehearse: bool) -> Result:
-    """shapes-3 at 64 px: what a minute or two of this GPU gives."""
+    """Trains every family on shapes-3 at 64 px for a minute or two, and scores it."""
     from t2i.metrics.score import read_scores
 
     minutes = {"vqvae": 1.0, "prior": 2.0, "cvae": 1.0, "cgan": 1.0}
@@ -327,7 +327,7 @@ def place() -> str:
 
 
 def seconds(run: Callable[[], object], rounds: int = 10, warm_up: int = 1) -> float:
-    """Median seconds of a call, the device's work included."""
+    """Returns the median seconds of a call, including the device's work."""
     import torch
 
     def wait() -> None:
@@ -373,7 +373,7 @@ def train(family: str, size: str, run: Path, changes: list[str], rehearse: bool)
 
 
 def prepare(family: str, size: str, folder: Path, rehearse: bool) -> list[str]:
-    """Settings that let a shipped config train on rendered scenes: `bow` as text encoder, a tokenizer of a few steps."""
+    """Returns settings by which a shipped config trains on rendered scenes: `bow` as text encoder, a tokenizer of a few steps."""
     changes = [
         f"data.limit={64 if rehearse else 4000}",
         "validation_n=16",
@@ -403,7 +403,7 @@ def scalars(run: Path, name: str) -> list[float]:
 
 
 def show(results: dict[str, Result]) -> str:
-    """The results as Markdown, with what follows from the machine's limits."""
+    """Returns the results as Markdown, beside the machine's limits."""
     limits = results.get("machine", {})
     lines = ["| case | result |", "|---|---|"]
     for name, result in results.items():

@@ -53,7 +53,7 @@ TEXTS = [
 
 
 class Server:
-    """`t2i web` as a process of its own, in an empty folder."""
+    """`t2i web` as a separate process, in an empty folder."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log"
@@ -77,7 +77,7 @@ class Server:
         return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
 
     def ask(self, name: str, values: list[Any], canvas: Any = None, session: str | None = None) -> tuple[str, Any]:
-        """(kind of the answer, what it holds) of one job."""
+        """Returns (kind of the answer, its content) of one job."""
         waiting = iter(values)
         fill = {"state": lambda: None, "imageeditor": lambda: canvas}
         data = [fill.get(kind, lambda: next(waiting, None))() for kind in self.kinds[name]] + list(waiting)
@@ -86,7 +86,7 @@ class Server:
         return self.post(json.dumps(body), session)
 
     def post(self, body: str, session: str) -> tuple[str, Any]:
-        """The same of any body."""
+        """Returns the same for any body."""
         headers = {"content-type": "application/json"}
         answer = httpx.post(f"{self.url}gradio_api/queue/join", content=body, headers=headers, timeout=60)
         if answer.status_code != 200:
@@ -107,7 +107,7 @@ class Server:
 
 
 def requests_of(chance: random.Random, server: Server) -> Iterator[tuple[str, Any]]:
-    """(kind, function that sends one and returns its answer), without end."""
+    """Yields (kind, function that sends a request and returns its answer) without end."""
     ask = server.ask
 
     def with_value(place: int, value: Any, name: str = "sample", canvas: Any = None) -> Any:
@@ -244,7 +244,7 @@ def attack(server: Server, count: int, chance: random.Random) -> int:
 
 
 def speed(server: Server, when: str, count: int = 5) -> None:
-    """Usual requests one after the other; the first of each model is not counted."""
+    """Sends usual requests one after the other; the first of each model is not counted."""
     for model in ("cgan", "prior"):
         server.ask("sample", [model, *USUAL[1:]])
         began = time.perf_counter()

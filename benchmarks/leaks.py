@@ -1,25 +1,25 @@
-"""How many planted leaks are found, and how many pictures that are none are told of.
+"""Plants leaks, and counts how many are found and how many other images are reported.
 
     python benchmarks/leaks.py [FOLDER OF PHOTOGRAPHS]
 
-A model "was trained on" 1,000 pictures; 100 of the held-out ones are copies: of the caption (other case, spaces, ends), of the
-file, re-encoded (PNG to BMP and to WEBP lossless, JPEG at 90, 75 and 50), resized. Then 1,000 held-out pictures are none.
-Pictures: textures with the spectrum of photographs, drawn shapes (whose scenes are alike by nature: few objects, eight
-colours), and a folder's if one is named.
+A model "was trained on" 1,000 images. Of the held-out ones, 100 are copies: of a caption (other case, spaces, ends), of a
+file, re-encoded (PNG to BMP and to lossless WebP, JPEG at 90, 75 and 50), or resized. Another 1,000 held-out images are no
+copies. Images are textures with the spectrum of photographs, rendered shapes (whose scenes are alike: few objects, eight
+colours), and those of a folder if one is named.
 
-At 64 px, all hundred of each kind:
+At 64 px, 100 of each kind:
 
-| copy | textures | drawn shapes |
+| copy | textures | rendered shapes |
 |---|---|---|
 | caption in other case, with other spaces, quotes or ends | 100 refused | |
-| the same file, BMP, lossless WEBP | 300 of 300 refused | 300 of 300 refused |
+| the same file, BMP, lossless WebP | 300 of 300 refused | 300 of 300 refused |
 | JPEG 90, 75, 50 | 300 of 300 reported | 300 of 300 reported |
 | JPEG 75 of twice the size; PNG of 3/4 of it | 200 of 200 reported | 200 of 200 reported |
 | JPEG 75 of half the size | 100 reported | 94 reported |
 | 1,000 others | 0 refused, 0 reported | 0 refused, 297 reported |
 
-Noting a picture takes 0.3-0.5 ms beside decoding it, on one busy core. Tiles of 64 px cut from 13 photographs: 98 of 100
-JPEG 75 found, the others are flat sky; 3 of 100 flat ones are the same as another tile, and are refused for that.
+Recording an image takes 0.3-0.5 ms in addition to decoding it, on one busy core. Tiles of 64 px cut from 13 photographs: 98
+of 100 JPEG 75 are found, the others are flat sky; 3 of 100 flat tiles equal another tile and are therefore refused.
 """
 
 import io
@@ -40,7 +40,7 @@ SIDE, TRAINED, PLANTED, OTHERS = 64, 1000, 100, 1000
 
 
 def textures(count: int, seed: int) -> ImageArray:
-    """Noise with amplitudes as 1 / frequency, its colours correlated, of many means and contrasts."""
+    """Returns noise with amplitudes of 1 / frequency, correlated colours, and various means and contrasts."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.fftfreq(SIDE)))
     frequency[0, 0] = 1
@@ -56,13 +56,13 @@ def shapes(split: str, count: int) -> ImageArray:
 
 
 def folder(path: str) -> ImageArray:
-    """All pictures of a folder, each cut square."""
+    """Returns all images of a folder, cropped to squares."""
     files = sorted(p for p in Path(path).rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     return np.stack([fit(decode(file), SIDE) for file in files])
 
 
 def through(kind: str, side: int | None = None, **options: int | bool) -> Callable[[ImageArray], ImageArray]:
-    """A picture as it comes back from a file, at the size of the training."""
+    """Returns an image as it is read from a file, at the size of the training."""
 
     def change(image_HWC: ImageArray) -> ImageArray:
         picture = Image.fromarray(image_HWC)
@@ -89,7 +89,7 @@ CHANGES: dict[str, Callable[[ImageArray], ImageArray]] = {
 
 
 def captions() -> None:
-    """Captions in other words are other captions; in other case, spaces and ends they are the same."""
+    """Checks that captions in other words differ, and that captions with another case, spaces and ends are equal."""
     known = [options[0] for options in open_dataset("shapes-3", "train", View(SIDE, limit=TRAINED)).captions]
     others = [options[0] for options in open_dataset("shapes-3", "val", View(SIDE, limit=OTHERS)).captions]
     ways: list[Callable[[str], str]] = [

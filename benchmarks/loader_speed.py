@@ -1,13 +1,14 @@
-"""Speed of reading captioned JPEGs beside webdataset and torchvision's ImageFolder, in one process: a markdown table.
+"""Measures the speed of reading captioned JPEGs beside webdataset and torchvision's ImageFolder, as a markdown table.
 
     pip install t2i[bench]
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/loader_speed.py
 
-Two sets of JPEGs with the statistics of photographs, quality 90: 256 px, which need no scaling, and 1024 x 768, brought to 256
-px by a centre crop. Everybody delivers shuffled batches of 64 uint8 pictures; t2i in its exactly resumable order. Pictures are
-read for the first time (t2i keeps decoded ones, the others do not), files are in the page cache. Rounds go through all cases in
-turn, so that a slow minute of the machine hits every side; wall and CPU time are medians of the rounds, CPU time includes
-workers. "JPEG" is what Pillow alone takes to decode the same bytes fully, as a share of the CPU time.
+There are two sets of JPEGs with the statistics of photographs, quality 90: 256 px, which need no scaling, and 1024 x 768,
+scaled to 256 px and cropped at the centre. All yield shuffled batches of 64 uint8 images; t2i in its exactly resumable order.
+Images are read for the first time (t2i keeps decoded ones, the others do not), and files are in the page cache. Each round
+runs all cases in one process, so that slow minutes of the machine affect every side; wall and CPU time are medians of the
+rounds, and CPU time includes workers. "JPEG" is the time in which Pillow alone decodes the same bytes fully, as a share of
+the CPU time.
 """
 
 import argparse
@@ -37,16 +38,16 @@ SETS = {"256 px": (256, 256), "1024 x 768": (1024, 768)}
 
 
 class Case(NamedTuple):
-    """One thing to time: a fresh iterator of batches for each round."""
+    """One case to time: a new iterator of batches for each round."""
 
-    pictures: str
+    images: str
     who: str
     workers: int
     open: Callable[[], Iterator[Any]]
 
 
 def photograph(key: int, width: int, height: int) -> bytes:
-    """A JPEG whose spectrum falls off as that of photographs does (1/f), so that it compresses and decodes like one."""
+    """Returns a JPEG with the spectrum of photographs (1/f), so that it compresses and decodes like one."""
     rng = np.random.default_rng(key)
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     fall = 1 / np.maximum(np.hypot(fx, fy), 1 / width)
@@ -61,7 +62,7 @@ def photograph(key: int, width: int, height: int) -> bytes:
 
 
 def write(root: Path, width: int, height: int, count: int) -> list[bytes]:
-    """The pictures as a folder of one class with .txt files, and as shards of 250."""
+    """Writes the images as a folder of one class with .txt files, and as shards of 250."""
     (root / "folder" / "train").mkdir(parents=True)
     (root / "shards" / "train").mkdir(parents=True)
     shown = [photograph(key, width, height) for key in range(min(count, 50))]  # made once, each used several times
@@ -78,7 +79,7 @@ def write(root: Path, width: int, height: int, count: int) -> list[bytes]:
 
 
 def to_square(picture: Image.Image) -> torch.Tensor:
-    """What ours does, for the peers: a centre crop and bicubic scaling with antialiasing, uint8 HWC."""
+    """Does for the other packages what ours does: a centre crop and bicubic scaling with antialiasing, uint8 HWC."""
     picture = picture.convert("RGB")
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
@@ -119,7 +120,7 @@ def cpu_seconds() -> float:
 
 
 def measure(case: Case, batches: int) -> tuple[float, float]:
-    """(wall seconds, CPU seconds) a picture; CPU includes the first batch and the workers, neither the opening."""
+    """Returns (wall seconds, CPU seconds) per image; CPU includes the first batch and the workers, neither includes opening."""
     iterator = case.open()
     before = cpu_seconds()
     next(iterator)
@@ -132,7 +133,7 @@ def measure(case: Case, batches: int) -> tuple[float, float]:
 
 
 def decoding_alone(shown: list[bytes]) -> float:
-    """CPU seconds that Pillow takes to decode one of these pictures fully."""
+    """Returns the CPU seconds in which Pillow decodes one of these images fully."""
     before = time.process_time()
     for data in shown:
         Image.open(io.BytesIO(data)).load()
@@ -141,7 +142,7 @@ def decoding_alone(shown: list[bytes]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000, help="pictures of each set")
+    parser.add_argument("--images", type=int, default=2000, help="images of each set")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     options = parser.parse_args()
@@ -163,14 +164,12 @@ def main() -> None:
             for case in every:
                 # ImageFolder drops a last part of a batch, webdataset ends an epoch a worker early
                 found[case].append(measure(case, options.images // BATCH - 3))
-        print("| pictures | who | workers | images/s | CPU ms a picture | JPEG |")
+        print("| images | reader | workers | images/s | CPU ms per image | JPEG |")
         print("|---|---|---|---|---|---|")
         for case, rows in found.items():
             wall, cpu = (statistics.median(column) for column in zip(*rows, strict=True))
-            share = statistics.median(alone[case.pictures]) / cpu
-            print(
-                f"| {case.pictures} | {case.who} | {case.workers} | {1 / wall:,.0f} | {1000 * cpu:.2f} | {share:.0%} |"
-            )
+            share = statistics.median(alone[case.images]) / cpu
+            print(f"| {case.images} | {case.who} | {case.workers} | {1 / wall:,.0f} | {1000 * cpu:.2f} | {share:.0%} |")
 
 
 if __name__ == "__main__":

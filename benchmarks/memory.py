@@ -1,15 +1,15 @@
-"""Memory as steps, scored images and rows grow tenfold: one markdown table, whose last column should stay near 1.
+"""Measures memory while steps, scored images and rows grow tenfold: a markdown table, whose last column should stay near 1.
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/memory.py
 
-Each row is a process of its own. `peak` counts pages of files too (torch's libraries, mapped tables, kept features), which the
-kernel may drop; `own` is the peak of the rest, workers included, and the last column its ratio to the row above with the same
-case. CPU seconds include the start.
+Each row is a separate process. `peak` includes pages of files (torch's libraries, mapped tables, kept features), which the
+kernel may drop; `own` is the peak of all other memory, workers included. The last column is its ratio to the row above with
+the same case. CPU seconds include the start.
 
 Steps: training by the command line, with validation and a checkpoint four times, and batches of a loader. Scored: random
-features of 2,048 numbers, made chunk by chunk as a network would; `kept` are features in a file, as `t2i eval score` keeps them
-where a metric asks for more than moments. Rows: the opening of a folder with `metadata.jsonl` and as many hard links, which
-stay in the scratch folder for the next time; `first` makes its columns, `again` finds them in the cache.
+features of 2,048 numbers, in chunks as a network returns them; `kept` are features in a file, as `t2i eval score` keeps them
+if a metric needs more than moments. Rows: opening a folder with `metadata.jsonl` and as many hard links, which are kept in
+the scratch folder; `first` writes the table, `again` reads it from the cache.
 """
 
 import argparse
@@ -36,7 +36,7 @@ PARTS = ("steps", "scored", "rows")
 
 
 class Own(threading.Thread):
-    """Watches the memory of this process and its children that is of no file; `most` in megabytes."""
+    """Watches the memory of this process and its children that does not belong to files; `most` is in megabytes."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -61,7 +61,7 @@ def anonymous_mb(pid: str) -> float:
 
 
 def training(family: str, n: int, scratch: Path) -> None:
-    """Trains the tiny config of a family for n steps on drawn scenes."""
+    """Trains the tiny config of a family for n steps on rendered scenes."""
     from t2i.cli.app import main
 
     run = scratch / "runs" / f"{family}-{n}"
@@ -96,7 +96,7 @@ def batches(workers: int, n: int, scratch: Path) -> None:
 
 
 def chunks(n: int, seed: int) -> Iterator[np.ndarray]:
-    """Correlated features, a chunk at a time."""
+    """Yields correlated features, a chunk at a time."""
     rng = np.random.default_rng(seed)
     scale = np.geomspace(1.0, 1e-2, DIM).astype(np.float32)
     for start in range(0, n, CHUNK):
@@ -113,19 +113,19 @@ def statistics_of(n: int, seed: int):
 
 
 def moments(n: int, scratch: Path) -> None:
-    """Condenses both sides: what `fid` of a wide extractor asks for."""
+    """Condenses both sides, as `fid` of a wide extractor requires."""
     statistics_of(n, 0), statistics_of(n, 1)
 
 
 def frechet(n: int, scratch: Path) -> None:
-    """Does the same with the distance, which imports torch."""
+    """Also computes the distance, which imports torch."""
     from t2i.metrics.frechet import Gaussian, distance
 
     distance(Gaussian.of(statistics_of(n, 0)), Gaussian.of(statistics_of(n, 1)))
 
 
 def kept(n: int, scratch: Path) -> None:
-    """Keeps features in a file, and reads their moments from there."""
+    """Keeps features in a file and reads their moments from there."""
     from t2i.metrics.statistics import GaussianStats
     from t2i.scoring.images.store import rows_in_memory
 
@@ -199,7 +199,7 @@ def plan(parts: list[str], steps: int, most_rows: int) -> Iterator[tuple[str, in
 
 
 def measured(case: str, n: int, scratch: Path) -> dict[str, float]:
-    """One case in a process of its own."""
+    """Runs one case in a separate process."""
     env = os.environ | {"T2I_CACHE": str(scratch / "cache")}
     command = [sys.executable, "-W", "ignore", __file__, "--scratch", str(scratch), "--case", case, str(n)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)

@@ -1,8 +1,8 @@
-"""Puts a trained run into the package, as a model that samples without training.
+"""Copies a trained run into the package, as a model that samples without training.
 
     python benchmarks/pack_model.py runs/prior prior
 
-A model that was trained with the text encoder of the package reads the one beside it; another one keeps its own.
+A model that was trained with the text encoder of the package reads the one beside it; any other model keeps its own.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""Puts a dual encoder of `t2i train align --config align-scorer` into the package as the embedded scorer.
+"""Copies a dual encoder of `t2i train align --config align-scorer` into the package as the embedded scorer.
 
 python benchmarks/pack_scorer.py runs/scorer
 """

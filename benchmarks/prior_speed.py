@@ -1,13 +1,13 @@
-"""Speed of the prior beside x-transformers and dalle-pytorch, of one size, in one process: a markdown table.
+"""Measures the speed of the prior beside x-transformers and dalle-pytorch at equal size, as a markdown table.
 
     pip install t2i[bench] && pip install --no-deps dalle-pytorch
     OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/prior_speed.py
 
-Width 256, 6 blocks, 8 heads of 32, 1,024 codes, 32 text tokens, float32 unless said. Rounds go through all cases in turn, so
-that a slow minute of the machine hits every side; a cell is the median of the rounds. CPU seconds, over all threads, depend
-less on what else runs than those on the clock. Both peers draw with top-k 100.
-dalle-pytorch's own `generate_images` ignores its cache without guidance, so here its forward is called with one.
-x-transformers has no guidance: its guided rows are twice the batch, the least that two branches cost.
+Width 256, 6 blocks, 8 heads of 32, 1,024 codes, 32 text tokens, float32 unless stated otherwise. Each round runs all cases in
+one process, so that slow minutes of the machine affect every side; a cell is the median of the rounds. CPU seconds, over all
+threads, depend less on other load than wall seconds. Both other packages sample with top-k 100. `generate_images` of
+dalle-pytorch ignores its cache without guidance, so its forward is called with one. x-transformers has no guidance: its
+guided rows are twice the batch, the least cost of two branches.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Case = tuple[str, str, int, Callable[[], object]]  # task, who, image tokens, wh
 
 
 def stub_dalle() -> None:
-    """dalle-pytorch imports downloaders and tokenizers that nothing here calls."""
+    """Stubs the downloaders and tokenizers that dalle-pytorch imports and that are not called here."""
     for name in ("requests", "omegaconf", "taming", "taming.models", "taming.models.vqgan", "youtokentome", "ftfy",
                  "pkg_resources", "dalle_pytorch.tokenizer"):  # fmt: skip
         module = types.ModuleType(name)
@@ -152,7 +152,7 @@ def sampling_cases(side: int, batch: int) -> list[Case]:
 
 
 def measure(cases: list[Case], rounds: int) -> list[Taken]:
-    """Medians of each case, after one warm-up."""
+    """Returns the medians of each case, after one warm-up."""
     taken: list[list[Taken]] = [[] for _ in cases]
     for turn in range(rounds + 1):
         for i, (_, _, _, run) in enumerate(cases):
@@ -168,7 +168,7 @@ def seconds(run: Callable[[], object], rounds: int = 30) -> float:
 
 
 def limits(batches: tuple[int, ...]) -> None:
-    """What one pass over the weights costs, by bandwidth and by matrix products alone."""
+    """Returns the time of one pass over the weights, by bandwidth and by matrix products alone."""
     model = ours("raster", 8)
     weights = [m.weight.detach() for block in model.blocks for m in (block.qkv, block.out, block.gate_up, block.down)]  # type: ignore
     weights.append(model.head.weight.detach())

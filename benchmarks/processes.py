@@ -1,10 +1,10 @@
-"""One global batch on 1, 2 and 4 processes: which samples come when, and the losses of the first steps, by family.
+"""Compares one global batch on 1, 2 and 4 processes: the order of samples, and the losses of the first steps, by family.
 
     python benchmarks/processes.py --steps 20 --batch 16
     python benchmarks/processes.py --families prior --sharded
 
-Small networks on the CPU by gloo, one thread each, float32, without dropout, whose draws belong to a process. Prints a Markdown
-table of losses and the largest difference to one process.
+Trains small networks on the CPU by gloo, one thread each, in float32, without dropout, whose random numbers depend on the
+process. Prints a Markdown table of losses and the largest difference from one process.
 """
 
 import argparse
@@ -36,7 +36,7 @@ KEYS = {
 
 
 def order(batch: int, steps: int) -> dict[int, tuple[list[int], list[int]]]:
-    """Sample ids and rows in the order of training, joined over the processes of each global batch."""
+    """Returns sample ids and rows in the order of training, joined over the processes of each global batch."""
     data = open_dataset("shapes-1", "train", View(16, limit=100))
     found = {}
     for world in WORLDS:

@@ -1,11 +1,11 @@
-"""How long a shipped model takes for an image, from a caption to pixels.
+"""Measures the time in which a shipped model samples an image, from a caption to pixels.
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/sampling_speed.py
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/sampling_speed.py runs/cvae --rounds 9
 
-One image alone, and 64 at once: processor milliseconds an image, the median of all rounds, in which the models take turns.
-Captions are those of `val` of shapes-3, other ones in each round. Loading is not counted. The GAN's own proportions beside
-DF-GAN are in benchmarks/cgan_speed.py.
+Prints CPU milliseconds per image for one image and for 64 at once, the median of all rounds; each round runs all models.
+Captions are those of `val` of shapes-3, others in each round. Loading is not counted. benchmarks/cgan_speed.py compares the
+GAN with DF-GAN.
 """
 
 import argparse

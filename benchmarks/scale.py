@@ -1,9 +1,9 @@
-"""What training takes on 1, 8 and 64 GPUs, by calculation: the tables of docs/scale.md.
+"""Calculates time and cost of training on 1, 8 and 64 GPUs: the tables of docs/scale.md.
 
     python benchmarks/scale.py
 
-FLOPs are counted of the networks themselves by torch's FlopCounterMode: those of a prior on the meta device, those of a tokenizer
-in real steps on the CPU. Everything else is an assumption that is named here; nothing in the tables was measured on a GPU.
+FLOPs are counted by torch's FlopCounterMode: those of a prior on the meta device, those of a tokenizer in real steps on the
+CPU. All other numbers are assumptions that are named here; nothing in the tables was measured on a GPU.
 """
 
 import tempfile
@@ -35,7 +35,7 @@ BATCH = 256  # images of a step on all GPUs together, on 64: 1024
 
 
 def prior_flops(config: Config) -> float:
-    """FLOPs of an image, forward and backward."""
+    """Returns the FLOPs per image, forward and backward."""
     batch = 2
     with torch.device("meta"):
         model = Prior(config.model_copy(update={"activation_checkpointing": False}), GRID, *TEXT)
@@ -53,7 +53,7 @@ def prior_flops(config: Config) -> float:
 
 
 def tokenizer_flops() -> float:
-    """FLOPs of an image of `vqvae-base` with its discriminator, without LPIPS: real steps on the CPU, three less one."""
+    """Returns the FLOPs per image of `vqvae-base` and its discriminator, without LPIPS: three steps on the CPU minus one."""
     counted = []
     with tempfile.TemporaryDirectory() as folder:
         for steps in (1, 3):
@@ -69,7 +69,7 @@ def tokenizer_flops() -> float:
 
 
 def step_seconds(flops: float, parameters: int, world: int, images: int, used: float, sharded: bool) -> float:
-    """Seconds of a step: the longer of products and exchange, which overlap."""
+    """Returns the seconds of a step: the longer of computation and communication, which overlap."""
     products = flops * images / world / (PEAK * used)
     speed = NEAR if world <= 8 else FAR
     share = (world - 1) / world

@@ -1,10 +1,10 @@
-"""Search among a million features of 128 numbers: time and memory of the exact search, and of the graph with its recall.
+"""Measures search among a million features of 128 numbers: time and memory of exact search, and of the graph with its recall.
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/search.py [ROWS]
 
-`random` rows are uniform on the sphere, the hardest case there is, as nothing is near anything; `clustered` rows lie about one of
-ROWS / 100 centres, with noise of the length of the centre. Queries are new rows of the same kind. A process for each kind, so
-that the peak is its own; `recall@10` is against the exact search. Needs the extra `t2i[search]`.
+`random` rows are uniform on the sphere, the hardest case, as no rows are near each other; `clustered` rows are near one of
+ROWS / 100 centres, with noise of the length of the centre. Queries are new rows of the same kind. Each kind is a separate
+process with its own peak of memory; `recall@10` is relative to exact search. Needs the extra `t2i[search]`.
 """
 
 import resource
@@ -24,7 +24,7 @@ KINDS = ("clustered", "random")
 
 
 def features(kind: str, count: int, centres: int, seed: int) -> np.ndarray:
-    """float32 [count, DIM] of unit length, made in parts."""
+    """Returns float32 [count, DIM] of unit length, computed in parts."""
     rng = np.random.default_rng(seed)
     if kind == "random":
         parts = (rng.standard_normal((min(65536, count - s), DIM), np.float32) for s in range(0, count, 65536))
@@ -39,7 +39,7 @@ def features(kind: str, count: int, centres: int, seed: int) -> np.ndarray:
 
 
 def peak() -> float:
-    """Megabytes."""
+    """Returns the peak memory in megabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -1,4 +1,4 @@
-"""Times calls, on the clock and of the CPU, for the other programs here."""
+"""Times calls, in wall and CPU seconds, for the other benchmarks."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Taken(NamedTuple):
-    """Seconds of one call; those of the CPU, over all threads, depend less on what else runs."""
+    """Seconds of one call; CPU seconds, over all threads, depend less on other load."""
 
     wall: float
     cpu: float

@@ -1,13 +1,14 @@
-"""Quality of image tokenizers after equal CPU seconds, beside those of dalle-pytorch, diffusers and muse: markdown tables.
+"""Compares image tokenizers after equal CPU seconds with those of dalle-pytorch, diffusers and muse, as markdown tables.
 
     pip install t2i[bench] && pip install --no-deps dalle-pytorch
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/tokenizer_speed.py
 
-All map 64 px to 8 x 8 tokens of 4,096 codes, see the same images in the same order, and are scored by PSNR on held-out
-images, through their codes. Each trains in one process and one thread, in float32, for slices of CPU time in turn, so that a
-slow minute of the machine hits every side; scoring is not counted. Ours is `vqvae-shapes64` with its own losses and rate. Peers
-have the optimizer, rate and pixel loss of their own training scripts, without perceptual and adversarial terms, which need
-weights from elsewhere: once as wide as published, once narrowed to about our number of parameters.
+All map 64 px to 8 x 8 tokens of 4,096 codes, see the same images in the same order, and are scored by the PSNR of held-out
+images after quantisation. All train in one process and one thread, in float32, in alternating slices of CPU time, so that
+slow minutes of the machine affect every side; scoring is not counted. Ours is `vqvae-shapes64` with its own losses and
+learning rate. The others have the optimizer, learning rate and pixel loss of their training scripts, without perceptual and
+adversarial terms, which need weights from elsewhere: once as wide as published, once narrowed to about our number of
+parameters.
 """
 
 import argparse
@@ -40,7 +41,7 @@ PEERS_BATCH = 8  # as in train_vae.py; larger ones would leave large models few 
 
 
 class Tokenizer(NamedTuple):
-    """One side: `step` trains on images in [-1, 1] after a share of the time, `decoded` brings images through the codes."""
+    """One side: `step` trains on images in [-1, 1] after a share of the time, `decoded` encodes and decodes images."""
 
     name: str
     model: nn.Module
@@ -80,7 +81,7 @@ def ours() -> Tokenizer:
 
 
 def trained(model: nn.Module, rate: float, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor, float], None]:
-    """Returns a step of Adam."""
+    """Returns a function that takes one step of Adam."""
     optimizer = torch.optim.Adam(model.parameters(), rate)
 
     def step(real: Tensor, share: float) -> None:
@@ -93,7 +94,7 @@ def trained(model: nn.Module, rate: float, loss: Callable[[Tensor], Tensor]) -> 
 
 
 def diffusers_vq(name: str, widths: tuple[int, ...]) -> Tokenizer:
-    """A VQGAN without attention; the rate is that of examples/vqgan."""
+    """Returns a VQGAN without attention, with the learning rate of examples/vqgan."""
     from diffusers import VQModel
 
     count = len(widths)
@@ -116,7 +117,7 @@ def diffusers_vq(name: str, widths: tuple[int, ...]) -> Tokenizer:
 
 
 def dalle_vae(name: str, width: int, codebook_dim: int) -> Tokenizer:
-    """A discrete VAE; rate, temperature and residual blocks are those of train_vae.py."""
+    """Returns a discrete VAE, with learning rate, temperature and residual blocks of train_vae.py."""
     stub_dalle()
     from dalle_pytorch.dalle_pytorch import DiscreteVAE
 
@@ -140,7 +141,7 @@ def dalle_vae(name: str, width: int, codebook_dim: int) -> Tokenizer:
 
 
 def muse_vae(name: str, width: int) -> Tokenizer:
-    """A VQGAN with lookup-free codes; the rate is that of its trainer."""
+    """Returns a VQGAN with lookup-free codes, with the learning rate of its trainer."""
     from muse_maskgit_pytorch.vqgan_vae import VQGanVAE
 
     model = VQGanVAE(dim=width, layers=3, codebook_size=CODES, use_vgg_and_gan=False)
@@ -167,14 +168,14 @@ SIDES: dict[str, Callable[[str], Tokenizer]] = {
 
 
 class Course(NamedTuple):
-    """What became of one side."""
+    """The scores of one side over time."""
 
     seconds: list[float]  # CPU seconds of training at each score
     scores: list[float]  # PSNR in dB
     images: int  # seen
 
     def reached(self, score: float) -> float | None:
-        """Returns the CPU seconds after which scores are at least `score`, between two of them by a line; None: never."""
+        """Returns the CPU seconds after which scores reach `score`, interpolated linearly; None: never."""
         before = (0.0, 0.0)
         for t, found in zip(self.seconds, self.scores, strict=True):
             if found >= score:
@@ -195,7 +196,7 @@ def score(side: Tokenizer, held_out: ImageArray) -> float:
 
 
 def train(sides: list[Tokenizer], images: ImageArray, held_out: ImageArray, seconds: float) -> list[Course]:
-    """Trains all sides in turn, a mark at a time."""
+    """Trains all sides in turn, up to one mark after the other."""
     used, seen = [0.0] * len(sides), [0] * len(sides)
     courses = [([], []) for _ in sides]
     for mark in range(1, MARKS + 1):

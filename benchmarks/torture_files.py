@@ -1,12 +1,12 @@
-"""Proof that hostile files execute nothing, reach nothing outside, hang nothing, and never change a result without a word.
+"""Tests that hostile files run nothing, reach nothing outside, never cause a hang, and never change a result silently.
 
-    python benchmarks/torture_files.py                     # 400 trials: about half an hour on a core
+    python benchmarks/torture_files.py                     # 400 trials: about half an hour of one core
     python benchmarks/torture_files.py --share 0.1
 
-Each trial takes one thing that a user may have from a stranger (a run, a saved pipeline, a data set, a model folder, a folder
-of samples, scores, prompts, ...) or that lies in the cache, replaces one file of it by something hostile or broken, and gives
-the real command that reads it. The command must give the result that it gives without the replacement, say what is
-different, or refuse in one line.
+Each trial takes something that a user may get from a stranger (a run, a saved pipeline, a data set, a model folder, a folder
+of samples, scores, prompts, ...) or that is in the cache, replaces one of its files by something hostile or broken, and runs
+the command that reads it. The command must give the same result as without the replacement, report the difference, or refuse
+in one line.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ PROMPTS = ("a small red circle", "a large blue square above a small green star")
 
 
 class Trap:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder if it is unpickled."""
 
     def __init__(self, path: Path):
         self._path = str(path)
@@ -99,7 +99,7 @@ CONTENT = ("words", "deep", "latin", "empty", "zeros", "cut", "noise", "bit", "p
 
 
 def spoil(path: Path, trap: Path, rng: random.Random) -> str:
-    """Replaces a file and says by what."""
+    """Replaces a file; returns a description of the replacement."""
     way = rng.choice([*SPECIAL, *CONTENT, "missing", "json value", "json value"])
     if way == "missing":
         path.unlink()
@@ -118,7 +118,7 @@ def spoil(path: Path, trap: Path, rng: random.Random) -> str:
 
 
 def _changed(tree: Any, rng: random.Random) -> Any:
-    """A JSON tree of which one value has another type or an odd value."""
+    """Returns a JSON tree in which one value has another type or an odd value."""
     if isinstance(tree, dict | list) and tree and rng.random() < 0.85:
         key = rng.choice(list(tree) if isinstance(tree, dict) else range(len(tree)))
         copy: Any = tree.copy()
@@ -152,9 +152,9 @@ class Kind:
     """Something from a stranger, and the command that reads it.
 
     Attributes:
-        make: writes it into a new folder, and returns its own path in there.
-        command: words of the command, of (its path, a folder to write into).
-        result: digest of what the command wrote, of (its path, the folder); None: only what it says counts.
+        make: writes it into a new folder; returns its path there.
+        command: returns the words of the command from (its path, a folder to write into).
+        result: returns the digest of the command's output from (its path, the folder); None: only the messages count.
     """
 
     make: Callable[[Path], Path]
@@ -275,7 +275,7 @@ def data_kinds() -> dict[str, Kind]:
 
 
 def cached(folder: Path) -> Path:
-    """A cache that a training and its data filled."""
+    """Returns a cache that a training and its data have filled."""
     published_layouts.parquet(folder / "data")
     os.environ["T2I_CACHE"] = str(folder / "it")
     assert app.main(_of_cache(folder / "it", folder / "first")) == 0
@@ -387,7 +387,7 @@ def limited(words: Callable[[], Sequence[str]], before: Callable[[], Any] = lamb
 
 
 def _base(name: str, root: Path) -> tuple[Path, str, set[str]]:
-    """(its path in a folder of its own, the result of its command, lines that the command says), without any damage."""
+    """Returns (its path in a new folder, the result of its command, the lines of the command), without damage."""
     base = root / f"base-{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
     kind, note = KINDS[name], base.with_suffix(".json")
     if not note.exists():
@@ -423,7 +423,7 @@ def _lines(said: str, *places: Path) -> set[str]:
 
 
 def hostile_file(folder: Path, rng: random.Random) -> str:
-    """One file of something from a stranger is replaced."""
+    """Replaces one file of something from a stranger."""
     name = rng.choice(list(KINDS))
     kind = KINDS[name]
     try:
@@ -464,7 +464,7 @@ def hostile_file(folder: Path, rng: random.Random) -> str:
 
 
 def _readers() -> dict[str, tuple[Path | Callable[[Path], Path], Callable[[Path], Any]]]:
-    """What reads a file or a folder, and one to read: a path that is copied, or what makes it."""
+    """Returns functions that read a file or a folder, each with a path to copy or a function that makes one."""
     from t2i import checkpoint
     from t2i.align.frozen import load_dual_encoder
     from t2i.cli.fit.record import Step, Timings
@@ -548,7 +548,7 @@ def _readers() -> dict[str, tuple[Path | Callable[[Path], Path], Callable[[Path]
 
 
 def reader(folder: Path, rng: random.Random) -> str:
-    """As `hostile_file`, without the command around the reader: it raises one line, or reads what is there."""
+    """Does the same as `hostile_file` with the reader alone: it must raise an error of one line, or read the content."""
     readers = _readers()
     name = rng.choice(list(readers))
     source, read = readers[name]

@@ -1,7 +1,7 @@
-"""Proof that a launch starts the processes that it asks for, or is refused in one line, by the real launchers.
+"""Tests with the real launchers that a launch starts the requested processes or is refused in one line.
 
-python benchmarks/torture_launches.py              # 25 launches, some of 45 seconds in which a missing rank is waited for
-python benchmarks/torture_launches.py torchrun     # those whose name holds a word
+python benchmarks/torture_launches.py              # 25 launches, some of which wait 45 seconds for a missing rank
+python benchmarks/torture_launches.py torchrun     # launches whose names contain a word
 """
 
 import json
@@ -25,12 +25,12 @@ ALIKE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", 
 
 
 class Launch(NamedTuple):
-    """How a run is started, and what must come of it.
+    """A launch and its expected outcome.
 
     Attributes:
         launcher: words before `-m t2i.cli`.
-        variables: of each process that is started.
-        processes: that train; 0: the launch is refused.
+        variables: environment variables of each process.
+        processes: number of processes that train; 0: the launch is refused.
         says: words of the refusal, or of a warning.
     """
 
@@ -89,7 +89,7 @@ def launches() -> dict[str, Launch]:
 
 
 def launched(launch: Launch, folder: Path) -> str:
-    """Starts it and says what came of it."""
+    """Starts a launch and returns its outcome."""
     sets = [word for value in SETS for word in ("--set", value)]
     train = ["train", "vqvae", "--config", "vqvae-tiny", "--data", "shapes-1", "--run-dir", str(folder / "run"), *sets]
     launcher = ["-m", *launch.launcher] if launch.launcher else []

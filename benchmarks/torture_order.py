@@ -1,4 +1,4 @@
-"""Proofs that neither the number of processes nor the batch nor a full disk changes what comes of a run or a prompt.
+"""Tests that results depend neither on the number of processes, nor on the batch, nor on a full disk.
 
 python benchmarks/torture_order.py
 python benchmarks/torture_order.py disk --share 0.1
@@ -31,7 +31,7 @@ IMAGES, BATCH = 50, 8
 
 
 def order(folder: Path, rng: random.Random) -> str:
-    """A run goes on with another number of processes, several times: each sample comes once, at its place in the order."""
+    """Continues a run with other numbers of processes, several times: each sample must occur once, at its place in the order."""
     run, seen = folder / "run", folder / "seen"
     seen.mkdir()
     steps = 0
@@ -56,7 +56,7 @@ def order(folder: Path, rng: random.Random) -> str:
 
 
 def same(folder: Path, rng: random.Random) -> str:
-    """Two runs of one seed, on one or two processes, end with the same bits; one of another seed does not."""
+    """Compares runs on one or two processes: those of one seed must end with the same bits, one of another seed must not."""
     seed, two = rng.randrange(10**6), rng.random() < 0.3
     for name, own in (("a", seed), ("b", seed), ("c", seed + 1)):
         body = lambda rank=0, n=name, s=own: train(folder / n, config(**SHORT | {"seed": s}))  # noqa: E731
@@ -67,7 +67,7 @@ def same(folder: Path, rng: random.Random) -> str:
 
 
 def batches(folder: Path, rng: random.Random) -> str:
-    """The images of some prompts are the same bits at any batch size, and in any company."""
+    """Samples prompts with several batch sizes and beside other prompts: the images must have the same bits."""
     words = ["small", "large", "red", "blue", "green", "circle", "square", "star", "above", "left of", "é", "two", ","]
     prompts = [" ".join(rng.choices(words, k=rng.randrange(1, 12))) for _ in range(10)]
     name = rng.choice(["cgan", "saved"])
@@ -89,7 +89,7 @@ def batches(folder: Path, rng: random.Random) -> str:
 
 
 def full_disk(folder: Path, rng: random.Random) -> str:
-    """A write fails somewhere as on a full disk: one line, older checkpoints are intact, and the run goes on exactly."""
+    """Lets a write fail as on a full disk: there must be one line, intact older checkpoints, and an exact continuation."""
     run, most = folder / "run", rng.choice([rng.randrange(0, 2_000), rng.randrange(0, 30_000)])
     first = rng.random() < 0.7
 

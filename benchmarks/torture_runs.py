@@ -1,10 +1,10 @@
-"""Proofs that a training run survives what happens to it: kills, damage, signals, broken steps, changed data, odd launches.
+"""Tests that a training run survives kills, damage, signals, broken steps, changed data and odd launches.
 
-    python benchmarks/torture_runs.py                 # all, in full: hours
+    python benchmarks/torture_runs.py                 # everything: hours
     python benchmarks/torture_runs.py kills damage --share 0.1
 
-Each trial is seeded and runs in a forked child on a tiny run. A trial fails when a run does not start again, goes on with
-other weights than an undisturbed one without a word, hangs, or ends with a traceback.
+Each trial is seeded and runs in a forked child on a tiny run. A trial fails if a run does not start again, silently continues
+with other weights than an undisturbed one, hangs, or ends with a traceback.
 """
 
 import argparse
@@ -55,7 +55,7 @@ Trial = Callable[[Path, random.Random], str]
 
 
 def outcome(action: Callable[[], Any], folder: Path, seconds: float = 60.0) -> tuple[int, str]:
-    """(exit status, what was written to the terminal) of a child; -1000 when it hangs."""
+    """Returns (exit status, terminal output) of a child; the status is -1000 if it hangs."""
     log = folder / "stderr"
 
     def body() -> None:
@@ -78,7 +78,7 @@ def outcome(action: Callable[[], Any], folder: Path, seconds: float = 60.0) -> t
 
 
 def judged(status: int, said: str, same: bool) -> str:
-    """What came of a resumption."""
+    """Returns the outcome of a resumption."""
     if status == -1000:
         return "HUNG"
     if "Traceback" in said:
@@ -110,14 +110,14 @@ POINTS = [
 
 
 def undisturbed(root: Path) -> dict[str, str]:
-    """Digests of a run that nothing happened to."""
+    """Returns the digests of a run without any disturbance."""
     if not (root / "whole").exists():
         assert wait(fork(lambda: train(root / "whole", config(**SHORT)))) == 0
     return digests(root / "whole", SHORT["max_train_steps"])
 
 
 def kill(folder: Path, rng: random.Random) -> str:
-    """A run is killed once to four times, at a call of one of POINTS or at a random moment, and then goes on."""
+    """Kills a run one to four times, at a call of one of POINTS or at a random moment, and continues it."""
     run = folder / "run"
 
     def killed() -> None:
@@ -182,7 +182,7 @@ STEPS, FINAL = ("checkpointing_steps=2", "max_train_steps=4"), ("checkpointing_s
 
 
 def base_run(family: str, root: Path) -> tuple[Path, dict[str, str]]:
-    """A run of four steps, and the digests that its fifth step ends with."""
+    """Returns a run of four steps, and the digests after its fifth step."""
     base, whole = root / f"base-{family}", root / f"whole-{family}"
     if family == "prior":
         base_run("vqvae", root)
@@ -198,7 +198,7 @@ def base_run(family: str, root: Path) -> tuple[Path, dict[str, str]]:
 
 
 def damage_file(path: Path, others: list[Path], rng: random.Random) -> str:
-    """Damages one file in one of six ways and returns which."""
+    """Damages one file in one of six ways; returns a description."""
     data = bytearray(path.read_bytes())
     way = rng.choice(["bit", "zeros", "cut", "missing", "swapped", "text"])
     if way == "missing" or not data:
@@ -220,7 +220,7 @@ def damage_file(path: Path, others: list[Path], rng: random.Random) -> str:
 
 
 def damage(folder: Path, rng: random.Random) -> str:
-    """One file of a run is damaged; the run then goes on exactly, from this or an older checkpoint, or is refused."""
+    """Damages one file of a run, which must then continue exactly, from this or an older checkpoint, or be refused."""
     family = rng.choice(["cgan", "cgan", "align", "vqvae", "prior"])
     base, expected = base_run(family, folder.parent)
     run = folder / "run"
@@ -285,7 +285,7 @@ def change_data(root: Path, train_ids: list[str], rng: random.Random) -> None:
 
 
 def changed_data(folder: Path, rng: random.Random) -> str:
-    """Data is changed between a stop and the resumption, which must be refused; nothing of the run is overwritten."""
+    """Changes data between a stop and the resumption, which must be refused; nothing in the run may be overwritten."""
     root, run = write_folder(folder / "data"), folder / "run"
     status, said = outcome(lambda: train(run, config(**SHORT), data=open_dataset(str(root), "train", View(32))), folder)
     if status:
@@ -312,7 +312,7 @@ def stop_at(steps: set[int], number: int) -> Callable[[Run], None]:
 
 
 def resume(folder: Path, rng: random.Random) -> str:
-    """A run on one or two processes is stopped twice, and ends with the bits of one that was not."""
+    """Stops a run on one or two processes twice; it must end with the bits of an uninterrupted one."""
     two = rng.random() < 0.5
     steps = set(rng.sample(range(1, 8), 2))
     whole, run = folder.parent / f"resume-{two}", folder / "run"
@@ -333,7 +333,7 @@ def resume(folder: Path, rng: random.Random) -> str:
 
 
 def signalled(folder: Path, rng: random.Random) -> str:
-    """A signal at a random moment saves within a step; the run then ends with the bits of an undisturbed one."""
+    """Sends a signal at a random moment: the run must save within a step, and then end with the bits of an undisturbed one."""
     number = rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
     run, delay = folder / "run", rng.uniform(0.0, 0.4)
 
@@ -363,7 +363,7 @@ def signalled(folder: Path, rng: random.Random) -> str:
 
 
 def broken_step(folder: Path, rng: random.Random) -> str:
-    """NaN or infinity in losses, on one rank or all, or in a weight: no checkpoint ever holds one."""
+    """Puts NaN or infinity into losses, on one rank or all, or into a weight: no checkpoint may hold one."""
     run, two, in_weight = folder / "run", rng.random() < 0.3, rng.random() < 0.5
     first, length = rng.randrange(0, 7), rng.choice([1, 2, 4, 20])
     value = rng.choice([math.nan, math.inf, -math.inf])
@@ -395,7 +395,7 @@ def broken_step(folder: Path, rng: random.Random) -> str:
 
 
 def worker(folder: Path, rng: random.Random) -> str:
-    """One of two processes is killed, stopped or hangs: the other ends and names it."""
+    """Kills, stops or blocks one of two processes: the other must end and name it."""
     way, victim, at = rng.choice(["kill", "stop", "hang"]), rng.randrange(2), rng.randrange(4, 9)
     run = folder / "run"
 
@@ -423,7 +423,7 @@ def worker(folder: Path, rng: random.Random) -> str:
 
 
 def race(folder: Path, rng: random.Random) -> str:
-    """Several start at once in one directory: one trains, the others are refused."""
+    """Starts several runs at once in one directory: one must train, the others must be refused."""
     run = folder / "run"
     pids = [fork(lambda: _start(run)) for _ in range(rng.randrange(2, 5))]
     found = Counter(wait(pid) for pid in pids)
@@ -461,12 +461,12 @@ def workspace() -> Iterator[Path]:
 
 
 def failed(outcome: str) -> bool:
-    """Outcomes that are failures begin with a word in capitals."""
+    """Returns True for a failure: its outcome begins with a word in capitals."""
     return outcome.split()[0].isupper()
 
 
 def prove(name: str, trials: int, root: Path, seed: int = 0, proofs: Proofs | None = None) -> Counter[str]:
-    """Runs trials of one proof; the count of each outcome."""
+    """Runs the trials of one test; returns the count of each outcome."""
     trial, found = (proofs or PROOFS)[name][2], Counter[str]()
     for number in range(trials):
         folder = root / f"{name}-{number}"

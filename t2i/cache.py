@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from t2i.errors import InputError
+from t2i.errors import InputError, os_errors
 from t2i.files import at_home, new_file, open_regular
 
 if TYPE_CHECKING:
@@ -90,10 +90,8 @@ def prune(max_size: str | None = None, older_than: str | None = None) -> Pruned:
     for path, size, used in files:
         if not (oldest is not None and used < oldest or most is not None and left > most):
             continue
-        try:
+        with os_errors(f"cannot remove {path}", "check its permissions"):
             path.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot remove {path}: {error.strerror or error}; check its permissions") from error
         count, gone, left = count + 1, gone + size, left - size
         with suppress(OSError):  # still holds files
             path.parent.rmdir()

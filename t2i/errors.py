@@ -2,6 +2,8 @@
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +17,15 @@ class InputError(ValueError):
 def reason_of(error: Exception) -> str:
     """Returns the type and the message of an exception in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+@contextmanager
+def os_errors(what: str, fix: str) -> Iterator[None]:
+    """Converts an OSError in the block to an InputError with the message `what: reason; fix`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror or error}; {fix}") from error
 
 
 _KINDS = {

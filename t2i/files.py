@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from t2i.errors import InputError
+from t2i.errors import InputError, os_errors
 from t2i.names import shown, some
 
 MAX_TEXT_BYTES = 1 << 30  # size of a text or JSON file that is read at once
@@ -77,12 +77,10 @@ def check_file(path: Path, limit: int | None = None) -> None:
     Raises:
         InputError: `path` is one of these, or cannot be opened.
     """
-    try:
+    with os_errors(f"cannot read {path}", "replace it by the model's file"):
         with open_regular(path, limit or memory_bytes()) as file:
             if file.read(len(_LFS)) == _LFS:
                 raise InputError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` there")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; replace it by the model's file") from error
 
 
 def text_lines(path: Path) -> Iterator[str]:
@@ -172,13 +170,9 @@ def write_text(out: Path, text: str, durable: bool = False) -> None:
     Raises:
         InputError: the file cannot be written; `out` is unchanged.
     """
-    try:
+    with os_errors(f"cannot write {out}", "free some space or name another folder"):
         with new_file(out, durable) as temporary:
             temporary.write_text(text, "utf-8", errors="replace")
-    except OSError as error:
-        raise InputError(
-            f"cannot write {out}: {error.strerror or error}; free some space or name another folder"
-        ) from error
 
 
 def flush(path: Path) -> None:
@@ -252,7 +246,7 @@ def walk(root: Path, enter: Callable[[str], None] = lambda folder: None) -> Iter
     pending, visited = [""], set()
     while pending:
         folder = pending.pop()
-        try:
+        with os_errors(f"cannot list folder {shown(root / folder)}", "check its permissions"):
             status = os.stat(root / folder)
             if (status.st_dev, status.st_ino) in visited:
                 continue
@@ -266,9 +260,6 @@ def walk(root: Path, enter: Callable[[str], None] = lambda folder: None) -> Iter
                         pending.append(f"{folder}{entry.name}/")
                     elif entry.is_file() or entry.is_symlink():  # dangling links count as broken images
                         yield folder + entry.name
-        except OSError as error:
-            why = f"{error.strerror or error}; check its permissions"
-            raise InputError(f"cannot list folder {shown(root / folder)}: {why}") from error
 
 
 def contents(folder: Path, most: int = 5) -> str:
@@ -288,10 +279,8 @@ def link(source: Path, path: Path) -> None:
 
 def lines_of(path: Path) -> list[str]:
     """Returns the lines of a text file that are not empty; raises InputError if it cannot be read or is not UTF-8."""
-    try:
+    with os_errors(f"cannot read {path}", "check its permissions"):
         return [line for line in text_lines(path) if line.strip()]
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; check its permissions") from error
 
 
 def read_json(path: Path) -> Any:

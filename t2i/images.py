@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
-from t2i.errors import InputError
+from t2i.errors import InputError, os_errors
 from t2i.files import open_regular
 from t2i.fonts import Pen
 
@@ -237,11 +237,8 @@ def save_png(image_HWC: ImageArray, path: Path, text: dict[str, str] | None = No
     info = PngInfo()
     for key, value in (text or {}).items():
         info.add_itxt(key, value)
-    try:
+    with os_errors(f"cannot write {path}", "free some space or name another folder"):
         Image.fromarray(image_HWC).save(path, pnginfo=info)
-    except OSError as error:
-        why = error.strerror or error
-        raise InputError(f"cannot write {path}: {why}; free some space or name another folder") from error
 
 
 def grid(

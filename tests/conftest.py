@@ -1,4 +1,4 @@
-"""Settings that must stand before torch is imported: quiet threads, no network, a cache of its own."""
+"""Settings that are needed before torch is imported: quiet threads, no network, a separate cache."""
 
 import atexit
 import os

@@ -93,7 +93,7 @@ class Module:
         self.tree = ast.parse(source)
 
     def imports(self, at_import_only: bool = False) -> Iterator[str]:
-        """Dotted names imported when the file runs; with `at_import_only`, those that importing this file imports."""
+        """Yields the dotted names that the file imports when it runs, or with `at_import_only` when it is imported."""
         for node in _reached(self.tree, functions=not at_import_only):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
@@ -104,7 +104,7 @@ class Module:
                 yield from (f"{module}.{alias.name}" for alias in node.names)
 
     def named(self) -> Iterator[str]:
-        """Modules that the file imports by a string, as the dicts of swap points do."""
+        """Yields the modules that the file imports by a string, like the dicts of swap points."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found = re.fullmatch(r"(t2i(?:\.\w+)+)(?::\w+)?", node.value)
@@ -118,7 +118,7 @@ class Module:
 
 
 def _reached(node: ast.AST, functions: bool) -> Iterator[ast.AST]:
-    """Nodes below one that can run: no `if TYPE_CHECKING` blocks, and bodies of functions only where asked for."""
+    """Yields the nodes below one that can run: no `if TYPE_CHECKING` blocks, and bodies of functions only on request."""
     for child in ast.iter_child_nodes(node):
         if not functions and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
@@ -138,7 +138,7 @@ def programs() -> tuple[str, ...]:
 
 
 def floor_of(name: str) -> tuple[int, str]:
-    """The line of FLOORS that a module stands on, and its unit; the ground is below all of them."""
+    """Returns the line of FLOORS of a module, and its unit; the ground is below all of them."""
     for number, units in enumerate(FLOORS):
         for unit in units:
             if within(name, unit):
@@ -150,7 +150,7 @@ def floor_of(name: str) -> tuple[int, str]:
 
 
 def imports_run_downwards(module: Module) -> Iterator[str]:
-    """Late imports count. Annotations and strings do not: a dict of swap points names what is above it."""
+    """Late imports count. Annotations and strings do not: a dict of swap points names units above it."""
     floor, unit = floor_of(module.name)
     for name in module.imports():
         if within(name, "t2i"):
@@ -218,7 +218,7 @@ def nothing_is_unpickled_and_no_foreign_code_runs(module: Module) -> Iterator[st
 
 
 def models_of_others_come_through_one_door(module: Module) -> Iterator[str]:
-    """Folders of transformers are checked and loaded by `t2i.pretrained`, which never runs code that lies in them."""
+    """Folders of transformers are checked and loaded by `t2i.pretrained`, which never runs code from them."""
     for name, call in module.calls():
         if name.endswith(".from_pretrained") and name.split(".")[0] not in (
             "TextToImagePipeline",

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, damage is noticed, and state comes back bit for bit."""
+"""Checkpoints are complete or absent, damage is noticed, and state is restored bit for bit."""
 
 import errno
 import json
@@ -129,7 +129,7 @@ def crash_at_line(number: int, action: Callable[[], None]) -> None:
 
 
 def lines_that_change_the_disk(root: Path, action: Callable[[], None]) -> list[int]:
-    """The first line at which each state of the disk stands."""
+    """Returns the first line at which each state of the disk exists."""
     states: list[object] = []
     changed: list[int] = []
 
@@ -152,7 +152,7 @@ def three(tmp_path_factory) -> Path:
 
 
 def assert_survived(root: Path) -> int:
-    """What must hold after a crash in save(4) and rotate(2); returns the newest step."""
+    """Checks the folder after a crash in save(4) and rotate(2); returns the newest step."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a torn folder under a good name would be warned of
         newest = checkpoint.latest(root)
@@ -169,7 +169,7 @@ def assert_survived(root: Path) -> int:
 
 
 def test_a_crash_in_any_state_of_the_disk_leaves_good_checkpoints(three, tmp_path):
-    """Between any two lines of checkpoint.py; all the states that saving and rotating leave on the disk are visited."""
+    """Crashes between any two lines of checkpoint.py, so all states of the disk while saving and rotating are visited."""
     dry = shutil.copytree(three, tmp_path / "dry")
     points = lines_that_change_the_disk(dry, lambda: save_and_rotate(dry))
     assert len(points) >= 12
@@ -231,7 +231,7 @@ def test_kills_at_random_moments_lose_at_most_the_save_that_was_running(tmp_path
 
 
 def test_a_full_disk_gives_one_line_and_leaves_nothing_half_written(three, tmp_path):
-    """RLIMIT_FSIZE fails a write at any offset, as a full disk does."""
+    """RLIMIT_FSIZE fails a write at any offset, like a full disk."""
     size = (three / "step-00000003" / "model.safetensors").stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     root = shutil.copytree(three, tmp_path / "root")

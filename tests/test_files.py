@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders are written completely or not at all."""
 
 import os
 import resource
@@ -77,7 +77,7 @@ def test_a_folder_appears_when_all_went_well(tmp_path):
 
 
 def test_a_disk_that_fills_up_while_tensors_are_written_is_one_line(tmp_path: Path) -> None:
-    """safetensors reports a full disk by an exception of its own; a limit on the size of files stands in for the disk."""
+    """safetensors reports a full disk by its own exception; a limit on the size of files replaces the disk."""
 
     def write() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

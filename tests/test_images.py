@@ -124,7 +124,7 @@ def test_one_pixel() -> None:
 
 
 def big_png(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size; no pixels follow."""
+    """Returns a PNG whose header claims a size, without pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

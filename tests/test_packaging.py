@@ -1,4 +1,4 @@
-"""What `pip install` brings: one name, `t2i`, with every program, config and packaged weight in it."""
+"""Contents of `pip install`: one name, `t2i`, with every program, config and shipped weight."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
 def package_files() -> dict[str, Path]:
-    """Every file that must be installed: path inside the wheel -> path in the checkout."""
+    """Returns every file that must be installed: path inside the wheel -> path in the checkout."""
     found: dict[str, Path] = {}
     for top in ("t2i", *OUTER.values()):
         for path in sorted((ROOT / top).rglob("*")):
@@ -30,7 +30,7 @@ def package_files() -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel built from that sdist, of a copy of the checkout; needs no network."""
+    """Returns a folder with the sdist of a copy of the checkout, and the wheel built from that sdist; needs no network."""
     copy = tmp_path_factory.mktemp("checkout")
     skip = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info")
     for name in ("t2i", *OUTER.values()):

@@ -1,4 +1,4 @@
-"""The pipeline: a picture follows from (seed, prompt, k) alone, and a pipeline from its folder alone."""
+"""The pipeline: an image depends on (seed, prompt, k) alone, and a pipeline on its folder alone."""
 
 import json
 import shutil
@@ -40,13 +40,13 @@ def pipe(run: Path) -> TextToImagePipeline:
 
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
-    """A run to damage."""
+    """Copies a run to damage."""
     return Path(shutil.copytree(run, tmp_path / "run"))
 
 
 @pytest.fixture
 def saved(pipe: TextToImagePipeline, tmp_path: Path) -> Path:
-    """A saved pipeline to damage."""
+    """Copies a saved pipeline to damage."""
     pipe.save_pretrained(tmp_path / "saved", prompts=[])
     return tmp_path / "saved"
 
@@ -56,7 +56,7 @@ def sampled(pipe: TextToImagePipeline, *arguments, **options) -> np.ndarray:
 
 
 def refused(place: Path | str, *words: str) -> None:
-    """Loading fails with one line that holds these words."""
+    """Checks that loading fails with one line that contains these words."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(InputError) as error:
@@ -584,7 +584,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def rewrite_checkpoint(run: Path, parts: tuple[str, ...] = ("ema",), **changes) -> None:
-    """The run's checkpoint anew with another manifest: intact, but of something else."""
+    """Writes the run's checkpoint with another manifest: intact, but of something else."""
     path = run / "checkpoints" / f"step-{STEP:08d}"
     state, manifest = checkpoint.load(path)
     shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Folders and files of weights: whole and finite, or refused in one line; no code of a folder runs; no draw is used up."""
+"""Folders and files of weights are complete and finite, or refused in one line; their code never runs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a run left is read in one place: which checkpoint, which weights, and nothing outside the run."""
+"""Reading trained runs: the checkpoint, the weights, and nothing outside the run."""
 
 import hashlib
 import json
@@ -107,7 +107,7 @@ def leaves(tree: dict, above: tuple = ()) -> Iterator[tuple]:
 
 
 def changed(tree: dict, path: tuple, value: object) -> dict:
-    """A copy with another value at one place; without it where the value is `...`."""
+    """Returns a copy with another value at one place, or without it if the value is `...`."""
     copy = deepcopy(tree)
     node = copy
     for key in path[:-1]:

@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from t2i.cache import cache_dir
 from t2i.data import Dataset, parse_address
 from t2i.data.phash import Signatures, signatures
-from t2i.errors import InputError, reason_of
+from t2i.errors import InputError, os_errors, reason_of
 from t2i.files import new_file, open_regular
 from t2i.images import TRANSFORM, BrokenImage, ImageArray
 
@@ -182,12 +182,10 @@ def write_record(path: Path, record: Record) -> None:
     arrays |= {"hashes": record.looks.hashes_N, "colors": record.looks.colors_ND}
     facts = {"schema": SCHEMA, "shared": record.shared, "data": list(record.data)}
     facts["sha256"] = _digest(json.dumps(facts), arrays)
-    try:
+    with os_errors(f"cannot write {path}", "free some space"):
         with new_file(path, durable=True) as temporary:
             # a single entry, since safetensors writes several in random order, and equal records are equal files
             temporary.write_bytes(save(arrays, {"trained_on": json.dumps(facts)}))
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; free some space") from error
 
 
 def _digest(facts: str, arrays: Mapping[str, NDArray[Any]]) -> str:

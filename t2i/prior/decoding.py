@@ -3,6 +3,15 @@
 Guidance runs both branches as one batch: logits = null + g (caption - null) (Ho & Salimans, 2021). Codes are sampled as the
 argmax of logits plus Gumbel noise, and the noise is a function of an image's seed and the slot alone.
 
+An image's codes do not depend on the other images. Batches of different sizes round logits differently: by up to 1.6e-5 measured,
+for logits with a standard deviation of 5, times 2 g - 1 with guidance g. On a CPU, a batch therefore checks for each code if a
+difference of SLACK, in the same units, could have changed it; if so (one code in 10,000), the image is decoded again alone. A
+batch thus gives the same codes as single images, and 16 images take a fourth to a fifth of the time of decoding them one by one.
+On other devices all images are one batch, whose size may affect rounding.
+
+On a CPU each thread decodes its own batch: the operators of a step take tens of microseconds, as long as synchronising two
+threads. Only a single image of a model with more than LARGE bytes of weights uses all threads.
+
 Axes: B images, S slots, n tokens of a step, K codes.
 """
 
@@ -28,9 +37,11 @@ from t2i.seeding import gumbel
 from t2i.text import TextFeatures
 
 CHUNK = 16  # images of one batch on a CPU
-SLACK = 1e-4  # six times the difference that the size of a batch makes in a logit: see `decode`
+SLACK = 1e-4  # six times the difference that the size of a batch makes in a logit
 NOISE_VALUES = 2**21  # Gumbel noise values computed at a time
 LARGE = 2**25  # size of a model's weights, in bytes, above which one image uses all threads
+
+Report = Callable[[float], None]  # receives the share of the work that is done
 
 
 class Known(NamedTuple):
@@ -116,13 +127,7 @@ def _noise(job: _Job, start: int, grid: Grid, codes: int) -> Iterator[Tensor]:
 
 
 def _decode_job(
-    model: Prior,
-    job: _Job,
-    sampling: SamplingConfig,
-    slack: float,
-    static: bool,
-    on_step: Callable[[float], None],
-    weights: Weights,
+    model: Prior, job: _Job, sampling: SamplingConfig, slack: float, static: bool, on_step: Report, weights: Weights
 ) -> tuple[Tensor, Tensor]:
     """Decodes one job; returns (codes_BS, unsure_B)."""
     slots, raster = model.grid.slots, model.query is None
@@ -200,6 +205,35 @@ class _Request(NamedTuple):
         ranked_BS = self._orders(seeds, given_S).to(device)
         return _Job(features, seeds, self.known.codes_BS[rows].to(device), given_S, ranked_BS)
 
+    def decode_into(self, codes_BS: Tensor, on_step: Report | None, compile: bool) -> None:
+        """Decodes all images, a chunk at a time, and writes their codes to `codes_BS`."""
+        cpu, model, mask_BS = codes_BS.device.type == "cpu", self.model, self.known.mask_BS
+        count = len(self.seeds)
+        chunks = self.chunks(min(CHUNK, -(-count // torch.get_num_threads())) if cpu else count)
+        progress = _Progress(on_step, [len(rows) for rows in chunks])
+        weights = weights_of(model)  # packed once, before the threads need them
+
+        @torch.inference_mode()  # applies to the present thread only
+        def run(number: int) -> None:
+            rows, report = chunks[number], progress.of(number)
+            if mask_BS[rows[0]].all():
+                report(1.0)
+                return
+            slack = SLACK if cpu and len(rows) > 1 else 0.0
+            job, static = self.job(rows), compile and not cpu
+            codes_BS[rows], unsure_B = _decode_job(model, job, self.sampling, slack, static, report, weights)
+            for i in unsure_B.nonzero()[:, 0].tolist():
+                alone = self.job([rows[i]])
+                decoded = _decode_job(model, alone, self.sampling, 0.0, False, lambda share: None, weights)[0]
+                codes_BS[rows[i]] = decoded[0]
+
+        if not cpu or (len(chunks) == 1 and sum(p.nbytes for p in model.parameters()) > LARGE):
+            for number in range(len(chunks)):
+                run(number)
+        else:
+            with one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
+                list(pool.map(run, range(len(chunks))))
+
     def _orders(self, seeds: Sequence[int], given_S: Tensor) -> Tensor:
         """Returns ranked_BS, the decoding order of images that have the same slots given."""
         slots = self.model.grid.slots
@@ -220,19 +254,10 @@ def decode(
     seeds: Sequence[int],
     sampling: SamplingConfig,
     known: Known | None = None,
-    on_step: Callable[[float], None] | None = None,
+    on_step: Report | None = None,
     compile: bool = False,
 ) -> Tensor:
     """Returns indices_BS (int64, on the model's device) of one image per caption and seed; given codes are not changed.
-
-    An image's codes do not depend on the other images. Batches of different sizes round logits differently: by up to 1.6e-5
-    measured, for logits with a standard deviation of 5, times 2 g - 1 with guidance g. On a CPU, a batch therefore checks for
-    each code if a difference of SLACK, in the same units, could have changed it; if so (one code in 10,000), the image is
-    decoded again alone. A batch thus gives the same codes as single images, and 16 images take a fourth to a fifth of the time
-    of decoding them one by one. On other devices all images are one batch, whose size may affect rounding.
-
-    On a CPU each thread decodes its own batch: the operators of a step take tens of microseconds, as long as synchronising two
-    threads. Only a single image of a model with more than LARGE bytes of weights uses all threads.
 
     Args:
         text: features on any device.
@@ -246,47 +271,23 @@ def decode(
     """
     _check(model, sampling, known)
     model.eval()
-    device, count = model.code.device, len(seeds)
-    cpu, shape = device.type == "cpu", (count, model.grid.slots)
+    shape = len(seeds), model.grid.slots
     known = known or Known(torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.long))
     known = Known(known.mask_BS.cpu(), known.codes_BS.cpu() * known.mask_BS.cpu())
-    codes_BS = known.codes_BS.to(device, copy=True)
-    if not count:
-        return codes_BS
-    request = _Request(model, sampling, TextFeatures(*(x.to(device) for x in text)), seeds, known)
-    chunks = request.chunks(min(CHUNK, -(-count // torch.get_num_threads())) if cpu else count)
-    progress = _Progress(on_step, [len(rows) for rows in chunks])
-    weights = weights_of(model)  # packed once, before the threads need them
-
-    @torch.inference_mode()  # applies to the present thread only
-    def run(number: int) -> None:
-        rows, report = chunks[number], progress.of(number)
-        if known.mask_BS[rows[0]].all():
-            report(1.0)
-            return
-        slack = SLACK if cpu and len(rows) > 1 else 0.0
-        job, static = request.job(rows), compile and not cpu
-        codes_BS[rows], unsure_B = _decode_job(model, job, sampling, slack, static, report, weights)
-        for i in unsure_B.nonzero()[:, 0].tolist():
-            alone = request.job([rows[i]])
-            codes_BS[rows[i]] = _decode_job(model, alone, sampling, 0.0, False, lambda share: None, weights)[0][0]
-
-    if not cpu or (len(chunks) == 1 and sum(p.nbytes for p in model.parameters()) > LARGE):
-        for number in range(len(chunks)):
-            run(number)
-    else:
-        with one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
-            list(pool.map(run, range(len(chunks))))
+    codes_BS = known.codes_BS.to(model.code.device, copy=True)
+    if len(seeds):
+        features = TextFeatures(*(x.to(codes_BS.device) for x in text))
+        _Request(model, sampling, features, seeds, known).decode_into(codes_BS, on_step, compile)
     return codes_BS
 
 
 class _Progress:
     """Sums up the shares of work that several threads have done."""
 
-    def __init__(self, on_step: Callable[[float], None] | None, sizes: Sequence[int]) -> None:
+    def __init__(self, on_step: Report | None, sizes: Sequence[int]) -> None:
         self.on_step, self.sizes, self.shares, self.lock = on_step, sizes, [0.0] * len(sizes), Lock()
 
-    def of(self, number: int) -> Callable[[float], None]:
+    def of(self, number: int) -> Report:
         def report(share: float) -> None:
             if self.on_step is not None:
                 with self.lock:

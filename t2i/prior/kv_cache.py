@@ -17,6 +17,8 @@ from t2i.prior.kernels import onednn, onednn_available
 from t2i.prior.transformer import EPS, Prior, PriorPrefix, rotate, rotation
 from t2i.text import TextFeatures
 
+Product = Callable[[Tensor, Tensor], Tensor]  # x, weight -> x @ weight.T
+
 
 class Layer(NamedTuple):
     """Weights, modulation by the caption and cache of one block."""
@@ -39,7 +41,7 @@ class Weights(NamedTuple):
 
     blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]]
     head: Tensor
-    product: Callable[[Tensor, Tensor], Tensor]  # x, weight -> x @ weight.T
+    product: Product
 
 
 _packed: WeakKeyDictionary[Prior, tuple[Tensor, Weights]] = WeakKeyDictionary()
@@ -69,21 +71,12 @@ def weights_of(model: Prior, packed: bool = True) -> Weights:
 
 
 def step(
-    layers: Sequence[Layer],
-    product: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    turn: Tensor,
-    at: int,
-    content: int,
-    bias: Tensor | None,
+    layers: Sequence[Layer], product: Product, x: Tensor, turn: Tensor, at: int, content: int, bias: Tensor | None
 ) -> Tensor:
     """Runs all blocks, and writes keys and values to cache positions from `at` on, over former queries.
 
     Returns x of the queries only, as nothing reads x of codes whose keys and values are cached; x of the codes if there are no
     queries.
-
-    Attention is computed as two batched products: with keys stored as columns, these take 0.6 of the time of torch's fused
-    kernel for one or a few queries.
 
     Args:
         turn: complex, [R, n, 1, head_dim / 2].
@@ -92,26 +85,22 @@ def step(
     """
     rows, n, width = x.shape
     heads, head_dim = layers[0].keys.shape[1], layers[0].keys.shape[3]
-    end, middle = at + n, at + content
-    mixed, last = 0 < content < n, layers[-1].keys
-    shape, scale = (rows, n, 2 * heads, head_dim // 2, 2), 1 / math.sqrt(head_dim)
+    end, mixed, last = at + n, 0 < content < n, layers[-1].keys
     if bias is not None:
         bias = bias[:, 0, :, :end].repeat_interleave(heads, dim=0)
-    turn = turn * turn.new_tensor([scale, 1.0]).repeat_interleave(heads)[:, None]  # also scales the queries
+    turn = (
+        turn * turn.new_tensor([1 / math.sqrt(head_dim), 1.0]).repeat_interleave(heads)[:, None]
+    )  # also scales the queries
     for w_qkv, w_out, w_gate_up, w_down, gain, scale_1, shift_1, scale_2, shift_2, keys, values in layers:
         h = torch.addcmul(shift_1, F.layer_norm(x, (width,), None, None, EPS), scale_1)
-        qkv = product(h, w_qkv)
-        qk = qkv[..., : 2 * width].unflatten(-1, (2 * heads, head_dim))
-        qk = torch.view_as_complex(F.layer_norm(qk, (head_dim,), gain, None, EPS).view(shape)) * turn
-        q, k = torch.view_as_real(qk).view(rows, n, 2, heads, head_dim).permute(2, 0, 3, 1, 4)
-        keys[:, :, at:end] = k
-        values[:, :, at:end] = qkv[..., 2 * width :].unflatten(-1, (heads, head_dim)).transpose(1, 2)
+        q, keys[:, :, at:end], values[:, :, at:end] = _split(product(h, w_qkv), gain, turn, heads)
+        # with keys stored as columns, two batched products take 0.6 of the time of torch's fused kernel for a few queries
         columns = keys.flatten(0, 1).transpose(1, 2)[..., :end]
         scores = torch.bmm(q.reshape(rows * heads, n, head_dim), columns)
         if bias is not None:
             scores += bias
         if mixed:
-            scores[:, :content, middle:] = -math.inf
+            scores[:, :content, at + content :] = -math.inf
         attended = torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1)[:, :end])
         attended = attended.view(rows, heads, n, head_dim).transpose(1, 2)
         if mixed and keys is last:
@@ -121,6 +110,16 @@ def step(
         gate, up = product(h, w_gate_up).chunk(2, dim=-1)
         x = x + product(F.silu(gate).mul_(up), w_down)
     return x
+
+
+def _split(qkv: Tensor, gain: Tensor, turn: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns queries and keys, normalised and turned, and values [R, heads, n, head_dim]."""
+    rows, n, head_dim = *qkv.shape[:2], qkv.shape[2] // (3 * heads)
+    qk, v = qkv.unflatten(-1, (3 * heads, head_dim)).split((2 * heads, heads), dim=2)
+    qk = F.layer_norm(qk, (head_dim,), gain, None, EPS).view(rows, n, 2 * heads, head_dim // 2, 2)
+    qk = torch.view_as_real(torch.view_as_complex(qk) * turn).view(rows, n, 2, heads, head_dim)
+    q, k = qk.permute(2, 0, 3, 1, 4)
+    return q, k, v.transpose(1, 2)
 
 
 def static_step(layers: Sequence[Layer], x: Tensor, turn: Tensor, places: Tensor, bias: Tensor) -> Tensor:
@@ -147,7 +146,7 @@ def static_step(layers: Sequence[Layer], x: Tensor, turn: Tensor, places: Tensor
     return x
 
 
-def _times(product: Callable[[Tensor, Tensor], Tensor], weight: Tensor, x: Tensor) -> Tensor:
+def _times(product: Product, weight: Tensor, x: Tensor) -> Tensor:
     return product(x, weight)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL.Image import Image
+
 from t2i import images
 from t2i.data import parse_address
 from t2i.data.encoded import EncodedImages
@@ -99,20 +101,26 @@ def write_captions(
         )
     record = _Record(out, {"reader": reader.digest(), "beams": beams})
     todo = [item for item in uncaptioned if item.name not in record.rows]
-    before, broken = len(uncaptioned) - len(todo), []
+    before, broken = len(uncaptioned) - len(todo), list[tuple[str, str]]()
     tick(before, len(uncaptioned))
     for start in range(0, len(todo), BATCH):
-        batch, decoded = [], []
-        for item in todo[start : start + BATCH]:
-            try:
-                decoded.append(images.decode(item.source(), reader.resolution))
-                batch.append(item)
-            except (images.BrokenImage, OSError) as error:
-                broken.append((item.name, str(error)))
-        if batch:
-            record.add([item.name for item in batch], reader.write(decoded, beams))
+        decoded, failed = _decode(todo[start : start + BATCH], reader.resolution)
+        broken += failed
+        if decoded:
+            record.add(list(decoded), reader.write(list(decoded.values()), beams))
         tick(before + min(start + BATCH, len(todo)), len(uncaptioned))
     return _finish(out, items, keep, minimum, record, before, broken)
+
+
+def _decode(items: Sequence[Item], side: int) -> tuple[dict[str, Image], list[tuple[str, str]]]:
+    """Returns the decoded images, at least `side` pixels per side, by name, and (name, reason) of those that are broken."""
+    decoded, broken = dict[str, Image](), list[tuple[str, str]]()
+    for item in items:
+        try:
+            decoded[item.name] = images.decode(item.source(), side)
+        except (images.BrokenImage, OSError) as error:
+            broken.append((item.name, str(error)))
+    return decoded, broken
 
 
 def _finish(

@@ -83,8 +83,8 @@ class StoredPipeline:
 
         Args:
             path_or_run: a run directory (its newest intact checkpoint; the best weights if there are any, else the averaged
-                ones), a folder that `save_pretrained` wrote, `prior` or `cgan`, which ship with the package, or
-                `owner/name` on the hub.
+                ones), a folder that `save_pretrained` wrote, the name of a model that ships with the package (`prior`, `cvae`,
+                `cgan`, `emoji`), or `owner/name` on the hub.
             subfolder: the folder of the pipeline inside `path_or_run`.
             options: `cache_dir`, `revision`, `token`, `local_files_only` and `force_download` for the hub; other options
                 of diffusers if they have no effect here, e.g. `torch_dtype=torch.float32`.

@@ -21,7 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t2i import __version__
-from t2i.errors import InputError, first_problem, reason_of
+from t2i.errors import InputError, first_problem, os_errors, reason_of
 from t2i.families import Components, Sampler, sampler_class
 from t2i.families.tokenizers import CONFIG, WEIGHTS
 from t2i.files import memory_bytes, read_regular, write_text
@@ -207,10 +207,8 @@ def _read_index(path: Path) -> _Index:
 
 
 def _read_file(folder: Path, name: str, index: _Index) -> bytes:
-    try:
+    with os_errors(f"cannot read {folder / name}", "save the pipeline again"):
         data = read_regular(folder / name, memory_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {folder / name}: {error.strerror or error}; save the pipeline again") from error
     if hashlib.sha256(data).hexdigest() != index.sha256.get(name):
         raise InputError(f"{folder / name} is damaged: its sha256 is not that in {INDEX}; copy or save it again")
     return data

@@ -18,7 +18,7 @@ from torch import Tensor
 from t2i.data import View, open_dataset
 from t2i.data.questions import Question
 from t2i.data.shapes.captions import parse
-from t2i.errors import InputError
+from t2i.errors import InputError, os_errors
 from t2i.files import read_regular, text_lines
 from t2i.hardware import device
 from t2i.metrics.captions import bleu, cider_d
@@ -40,12 +40,8 @@ def read_pairs(path: Path) -> tuple[list[str], list[list[str]]]:
     Raises:
         InputError: the file does not exist, or a line has another form than `LINE`.
     """
-    try:
+    with os_errors(f"cannot read {path}", f"name a JSONL file of lines like {LINE}"):
         lines = list(text_lines(path))
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror or error}; name a JSONL file of lines like {LINE}"
-        ) from error
     candidates, references = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from t2i.console import plain_console
-from t2i.errors import InputError
+from t2i.errors import os_errors
 from t2i.files import read_regular
 from t2i.names import number
 
@@ -36,10 +36,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (offset of its first byte, record) of every complete line."""
-    try:
+    with os_errors(f"cannot read {path}", "repair or delete it"):
         data = read_regular(path) if path.exists() else b""
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; repair or delete it") from error
     offset = 0
     for line in data.splitlines(keepends=True):
         try:
@@ -108,12 +106,9 @@ class Journal:
     def _append(self, step: int, plain: dict[str, float]) -> None:
         record = {"step": step, "time": round(time.time(), 3)}
         record |= {key: float(f"{v:.6g}") if math.isfinite(v) else None for key, v in plain.items()}
-        try:
+        with os_errors(f"cannot write {self.path}", "free some space, then resume"):
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"cannot write {self.path}: {reason}; free some space, then resume") from error
         if self._track is not None:
             self._track(plain, step)
 

@@ -13,7 +13,7 @@ from torch import nn
 import t2i
 from t2i.config.training import TrainConfig
 from t2i.distributed import PATIENCE, Ranks
-from t2i.errors import InputError
+from t2i.errors import InputError, os_errors
 from t2i.training import directory as papers
 from t2i.training.accelerator import make_accelerator
 from t2i.training.journal import Journal
@@ -77,7 +77,7 @@ class Session:
 
     def _open(self) -> tuple[Path, dict[str, Any]] | None:
         """Locks the directory (main process); returns the checkpoint to resume from and its manifest, None if there is none."""
-        try:
+        with os_errors(f"run directory {self.directory} cannot be written", "name another"):
             self._lock = papers.DirectoryLock(self.directory)
             try:
                 papers.refuse_anothers(self.directory, self.family)
@@ -90,10 +90,6 @@ class Session:
             except BaseException:
                 self._lock.release()
                 raise
-        except OSError as error:
-            raise InputError(
-                f"run directory {self.directory} cannot be written: {error.strerror or error}; name another"
-            ) from error
 
     def describe(self) -> None:
         """Writes config.yaml and command.json (main process)."""

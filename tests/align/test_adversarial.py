@@ -1,4 +1,4 @@
-"""The game of a rotation against its discriminator."""
+"""Adversarial training of a rotation."""
 
 import math
 
@@ -15,7 +15,7 @@ from t2i.errors import InputError
 
 
 def turned(count: int = 600, dims: int = 6) -> Pairing:
-    """Skewed features and a rotation of them: a shape that only one rotation fits."""
+    """Returns skewed features and a rotation of them, which only one rotation reverses."""
     rng = np.random.default_rng(0)
     text = rng.exponential(size=(count, dims)) * np.linspace(3.0, 1.0, dims)
     return Pairing(text, text @ np.linalg.qr(rng.normal(size=(dims, dims)))[0], np.arange(count))

@@ -1,4 +1,4 @@
-"""The dual encoder: its loss against algebra, its tokenizer, and that it learns."""
+"""The dual encoder: loss against algebra, tokenizer, learning."""
 
 import math
 import unicodedata
@@ -100,7 +100,7 @@ def test_tokens_decode_to_the_caption() -> None:
 
 
 def test_a_shorter_limit_is_of_the_encoder_alone(frozen) -> None:
-    """The guide reads through the same dual encoder, with the limit that it was trained with."""
+    """The guide uses the same dual encoder with the limit that it was trained with."""
     short = AlignedEncoder(frozen, 8)
     long = "a small red circle left of a large green square"
     assert short.encode(["a red star"]).mask_BT.shape == (1, 8) and frozen.tokenizer.max_tokens == 32

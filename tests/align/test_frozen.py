@@ -1,4 +1,4 @@
-"""What a dual encoder is on disk: a tokenizer that follows from the captions alone, and damage told in one line."""
+"""Dual encoders on disk: the tokenizer depends on the captions alone, and damage is reported in one line."""
 
 import json
 import os
@@ -34,7 +34,7 @@ TINY = {
 
 
 def test_processes_with_other_hash_seeds_fit_the_same_tokenizer():
-    """Resuming and the digest of every run rest on it."""
+    """Resuming and the digests of runs depend on it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     children = [
         subprocess.Popen(
@@ -52,7 +52,7 @@ def test_processes_with_other_hash_seeds_fit_the_same_tokenizer():
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`saved`, a folder of an encoder, and `run`, what a training leaves of the same one."""
+    """Returns `saved`, the folder of an encoder, and `run`, a run of the same one."""
     root, config = tmp_path_factory.mktemp("places"), Config.model_validate(TINY)
     torch.manual_seed(0)
     tokenizer = CaptionTokenizer.fit(["a red circle", "a blue square"], 300, 16)

@@ -1,4 +1,4 @@
-"""The image decoder of the dual encoder: its loss against algebra, its gradients, that it learns, and its validation."""
+"""The image decoder of the dual encoder: loss against algebra, gradients, learning, validation."""
 
 import math
 

@@ -30,7 +30,7 @@ def of(kind: str) -> Config:
 
 
 def pairs_of(count: int = 300, text: int = 7, image: int = 9, noise: float = 0.3) -> Pairing:
-    """Two views of five hidden causes."""
+    """Returns two views of five hidden variables."""
     rng = np.random.default_rng(1)
     hidden = rng.normal(size=(count, 5))
     text_NP = hidden @ rng.normal(size=(5, text)) + noise * rng.normal(size=(count, text)) + 3
@@ -117,7 +117,7 @@ def test_pairs_that_were_not_fitted_find_each_other_and_shuffled_ones_do_not(kin
 
 
 def test_the_unpaired_product_of_bases_is_at_chance():
-    """The sources' A = Vt' Vs pairs principal axes by their order, whatever they mean."""
+    """A = Vt' Vs pairs principal axes by their order, whatever they mean."""
     pairs = pairs_of(600, noise=0.1)
     text, text_NP, image, image_NQ = pairs.centred()
     maps = LinearMaps(text, principal_axes(text_NP, 5), image, principal_axes(image_NQ, 5))

@@ -1,4 +1,4 @@
-"""A run of an aligner of frozen features, wherever a dual encoder serves."""
+"""Runs of aligners of frozen features, in each place where a dual encoder is used."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The optimizer step of the dual encoder: cut into micro-batches it is the step of the whole batch."""
+"""The optimizer step of the dual encoder: micro-batches give the step of the whole batch."""
 
 import math
 
@@ -34,7 +34,7 @@ def pairs_of(count: int) -> Pairs:
 
 
 def gradient(model: Paired, micros: list[Pairs]) -> tuple[torch.Tensor, float]:
-    """The gradient of a step, backward divided as Accelerate does it, and the contrastive loss."""
+    """Returns the gradient of a step, with the loss divided as by Accelerate, and the contrastive loss."""
     model.zero_grad()
     known = embed_all(model, micros) if len(micros) > 1 else []
     seen = []

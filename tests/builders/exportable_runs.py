@@ -1,4 +1,4 @@
-"""Runs of each family that can be exported, and of each way in which a prior chooses its codes."""
+"""Runs of each family that can be exported, and of each way in which a prior samples its codes."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Children by fork: they start in milliseconds, for the parent has torch imported already, and may be killed."""
+"""Forks children, which start in milliseconds, as the parent has imported torch, and may be killed."""
 
 import os
 import pickle
@@ -27,7 +27,7 @@ def fork(action: Callable[[], Any]) -> int:
 
 
 def wait(pid: int, seconds: float = 60.0) -> int:
-    """Exit status of a child, minus the number of the signal that killed it. One that hangs is killed and fails."""
+    """Returns the exit status of a child, or minus the signal that killed it; kills a child that hangs, and fails."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -40,7 +40,7 @@ def wait(pid: int, seconds: float = 60.0) -> int:
 
 
 def in_child(action: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What `action` returns or raises in a child; the parent stays free of Accelerate's global state."""
+    """Returns or raises the result of `action` in a child; the parent does not get Accelerate's global state."""
     read, write = os.pipe()
 
     def report() -> None:

@@ -1,4 +1,4 @@
-"""Pictures, captions, tars and changing folders as no collection should hold them; benchmarks/data_fuzz.py makes many."""
+"""Bad images, captions, tars and folders that change; benchmarks/data_fuzz.py makes many of them."""
 
 import io
 import json
@@ -117,7 +117,7 @@ PICTURES: tuple[Callable[[random.Random], tuple[bytes, str]], ...] = (
 
 
 def put_pictures(folder: Path, count: int, seed: int = 0) -> list[str]:
-    """Writes fuzzed pictures, each with a caption, and says their names."""
+    """Writes fuzzed images with a caption each; returns their names."""
     rng = random.Random(seed)
     names = []
     with open(folder / "metadata.jsonl", "w") as file:
@@ -166,7 +166,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes = b"", **fields: object
 
 
 def hostile_tars(folder: Path, canary: Path, seed: int = 0) -> dict[Path, str]:
-    """Writes 60 tars, and says of each what is wrong with it. Whatever creates or changes `canary` has been caught."""
+    """Writes 60 tars; returns the fault of each. A reader that creates or changes `canary` has been caught."""
     rng = random.Random(seed)
     picture = encoded(Image.new("RGB", (8, 8), "blue"), "PNG")
     pickled = f"cbuiltins\nexec\n(S'open({str(canary)!r}, \"w\")'\ntR.".encode()
@@ -275,7 +275,7 @@ def loop(path: Path) -> None:
 
 
 def lock(path: Path) -> None:
-    """Unreadable; to the superuser everything is readable, so it then goes."""
+    """Makes a file unreadable, or removes it for the superuser, who can read everything."""
     path.chmod(0)
     if os.access(path, os.R_OK):
         path.unlink()

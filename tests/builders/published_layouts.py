@@ -1,4 +1,4 @@
-"""Tiny data sets in the layouts that their authors publish, written file by file; every oddity here is one of the originals."""
+"""Tiny data sets in the layouts that their authors publish; every oddity here is one of the originals."""
 
 import io
 import json
@@ -18,7 +18,7 @@ def colour(key: int) -> str:
 
 
 def picture(key: int, width: int = 48, height: int = 36) -> bytes:
-    """A JPEG of one colour with some grain, different for each key."""
+    """Returns a JPEG of one colour with some noise, different for each key."""
     grain = np.random.default_rng(key).integers(-20, 20, (height, width, 3))
     pixels = np.clip(np.array(RGB[colour(key)]) + grain, 0, 255).astype(np.uint8)
     sink = io.BytesIO()
@@ -46,7 +46,7 @@ def put(path: Path, content: bytes | str) -> None:
 
 
 def vqa2(root: Path, below: bool = False) -> Path:
-    """Questions and answers of train2014 and val2014, two an image, in the folder itself or in two below."""
+    """Writes questions and answers of train2014 and val2014, two per image, in the folder itself or in two subfolders."""
     for part, keys in (("train", range(20)), ("val", range(100, 104))):
         questions, annotations = [], []
         for key in keys:
@@ -71,7 +71,7 @@ def vqa2(root: Path, below: bool = False) -> Path:
 
 
 def coco(root: Path, year: int = 2017, train: int = 24, val: int = 6) -> Path:
-    """annotations/captions_{train,val}YEAR.json and the folders of pictures; in 2014 file names carry the split."""
+    """Writes annotations/captions_{train,val}YEAR.json and the folders of images; in 2014 file names contain the split."""
     for part, keys in (("train", range(train)), ("val", range(100, 100 + val))):
         prefix = f"COCO_{part}2014_" if year == 2014 else ""
         names = {9 + 7 * key: f"{prefix}{9 + 7 * key:012d}.jpg" for key in keys}
@@ -100,7 +100,7 @@ def coco(root: Path, year: int = 2017, train: int = 24, val: int = 6) -> Path:
 
 
 def karpathy_rows(rows: Sequence[tuple[int, str, str, str | None]]) -> str:
-    """The JSON of (key, file name, split, folder)."""
+    """Returns the JSON for (key, file name, split, folder)."""
     images = []
     for number, (key, name, split, folder) in enumerate(rows):
         sentences = [
@@ -113,7 +113,7 @@ def karpathy_rows(rows: Sequence[tuple[int, str, str, str | None]]) -> str:
 
 
 def karpathy_coco(root: Path) -> Path:
-    """dataset_coco.json over the pictures of 2014: train, restval (from val2014), val and test."""
+    """Writes dataset_coco.json for the images of 2014: train, restval (from val2014), val and test."""
     rows = []
     for key in range(24):
         part, split = (
@@ -134,7 +134,7 @@ def flickr_names(count: int) -> list[str]:
 
 
 def flickr8k(root: Path, lists: bool = True) -> Path:
-    """The authors' two archives, unpacked beside each other; one caption speaks of a picture that was never there."""
+    """Writes the authors' two archives, unpacked side by side; one caption belongs to an image that never existed."""
     names = flickr_names(24)
     for key, name in enumerate(names):
         put(root / "Flicker8k_Dataset" / name, picture(key))
@@ -149,7 +149,7 @@ def flickr8k(root: Path, lists: bool = True) -> Path:
 
 
 def flickr8k_kaggle(root: Path) -> Path:
-    """captions.txt, which is CSV with quotes, and Images/."""
+    """Writes captions.txt, a CSV with quotes, and Images/."""
     lines = ["image,caption"]
     for key, name in enumerate(flickr_names(24)):
         put(root / "Images" / name, picture(key))
@@ -160,7 +160,7 @@ def flickr8k_kaggle(root: Path) -> Path:
 
 
 def flickr30k(root: Path) -> Path:
-    """The token file and the pictures, with no split."""
+    """Writes the token file and the images, without splits."""
     lines = []
     for key in range(40):
         put(root / "flickr30k-images" / f"{1000092795 + key}.jpg", picture(key))
@@ -170,7 +170,7 @@ def flickr30k(root: Path) -> Path:
 
 
 def flickr30k_csv(root: Path) -> Path:
-    """results.csv of Kaggle: bars with blanks, one row without its second bar; pictures in a folder in a folder."""
+    """Writes results.csv of Kaggle: separators with blanks, one row without its second separator; images in a nested folder."""
     lines = ["image_name| comment_number| comment"]
     for key in range(24):
         name = f"{1000092795 + key}.jpg"
@@ -186,7 +186,7 @@ def flickr30k_csv(root: Path) -> Path:
 
 
 def flickr30k_karpathy(root: Path) -> Path:
-    """dataset_flickr30k.json and the pictures."""
+    """Writes dataset_flickr30k.json and the images."""
     rows = []
     for key in range(24):
         name = f"{1000092795 + key}.jpg"
@@ -202,7 +202,7 @@ BIRDS = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatr
 
 
 def cub(root: Path, classes: bool = True) -> Path:
-    """CUB_200_2011/ and the captions of Reed et al. beside it, with or without the lists of classes."""
+    """Writes CUB_200_2011/ and the captions of Reed et al. beside it, with or without the lists of classes."""
     images, flags, number = [], [], 0
     for of_class, bird in enumerate(BIRDS):
         for k in range(8):
@@ -222,7 +222,7 @@ def cub(root: Path, classes: bool = True) -> Path:
 
 
 def flowers(root: Path, classes: bool = True) -> Path:
-    """jpg/ and text_c10/class_NNNNN/image_NNNNN.txt."""
+    """Writes jpg/ and text_c10/class_NNNNN/image_NNNNN.txt."""
     for key in range(40):
         own = f"class_{key % 4 + 1:05d}"
         put(root / "jpg" / f"image_{key + 1:05d}.jpg", picture(key))
@@ -237,7 +237,7 @@ def flowers(root: Path, classes: bool = True) -> Path:
 
 
 def mirflickr(root: Path) -> Path:
-    """mirflickr/im1.jpg with meta/tags/tags1.txt, and annotations/ with the numbers of the images that each word holds for."""
+    """Writes mirflickr/im1.jpg with meta/tags/tags1.txt, and annotations/ with the numbers of the images of each word."""
     numbers: dict[str, list[int]] = {word: [] for word in ("animals", "animals_r1", "sky", "water")}
     for key in range(40):
         number = key + 1
@@ -258,7 +258,7 @@ def mirflickr(root: Path) -> Path:
 
 
 def visual_genome(root: Path, version: float = 1.2) -> Path:
-    """region_descriptions.json and image_data.json, pictures in two folders; boxes reach over the border."""
+    """Writes region_descriptions.json and image_data.json, and images in two folders; boxes extend over the border."""
     entries, data = [], []
     for key in range(40):
         number, folder = 2315353 + key, ("VG_100K", "VG_100K_2")[key % 2]
@@ -292,7 +292,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def shards(root: Path, count: int = 2, each: int = 20, in_tar: bool = True) -> Path:
-    """What `img2dataset --output_format webdataset` leaves: NNNNN.tar, NNNNN.parquet and NNNNN_stats.json."""
+    """Writes the files of `img2dataset --output_format webdataset`: NNNNN.tar, NNNNN.parquet and NNNNN_stats.json."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -335,7 +335,7 @@ def rows(count: int) -> list[dict]:
 
 
 def parquet(root: Path) -> Path:
-    """The files of a data set on the hub: data/train-00000-of-00002.parquet, ..."""
+    """Writes the files of a data set on the hub: data/train-00000-of-00002.parquet, ..."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -352,7 +352,7 @@ def parquet(root: Path) -> Path:
 
 
 def saved_to_disk(root: Path) -> Path:
-    """What `DatasetDict.save_to_disk` writes."""
+    """Writes the files of `DatasetDict.save_to_disk`."""
     import datasets
 
     features = datasets.Features(
@@ -365,7 +365,7 @@ def saved_to_disk(root: Path) -> Path:
 
 
 def folder(root: Path) -> Path:
-    """Pictures with a .txt beside each."""
+    """Writes images with a .txt beside each."""
     for key in range(40):
         put(root / f"{key:03d}.jpg", picture(key))
         put(root / f"{key:03d}.txt", "\n".join(captions(key)) + "\n")

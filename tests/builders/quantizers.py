@@ -8,5 +8,5 @@ CLASSES = {cls.model_fields["kind"].default: cls for cls in get_args(QuantizerCo
 
 
 def settings_of(kind: str, **wanted: Any) -> dict[str, Any]:
-    """Those of the wanted settings that this kind has."""
+    """Returns those of the settings that this kind has."""
     return {"kind": kind} | {key: value for key, value in wanted.items() if key in CLASSES[kind].model_fields}

@@ -1,4 +1,4 @@
-"""Runs of generators and dual encoders that have learned nothing, for scoring."""
+"""Untrained runs of generators and dual encoders, for scoring."""
 
 import json
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ TINY_CGAN = {
 
 
 def save_dual(folder: Path, seed: int) -> str:
-    """A random dual encoder; returns its digest."""
+    """Saves a random dual encoder; returns its digest."""
     config = AlignConfig.model_validate(TINY_ALIGN)
     captions = [options[0] for options in open_dataset("shapes-2", "val", View(SIDE, limit=50)).captions]
     tokenizer = CaptionTokenizer.fit(captions, config.text_tower.vocabulary, config.text_tower.max_tokens)
@@ -53,7 +53,7 @@ def save_dual(folder: Path, seed: int) -> str:
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A tiny random encoder in the place of the one that ships; its digest."""
+    """Replaces the shipped encoder by a tiny random one; returns its digest."""
     folder = tmp_path_factory.mktemp("scorer")
     digest = save_dual(folder, seed=0)
     with pytest.MonkeyPatch.context() as patch:
@@ -62,7 +62,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def save_run(folder: Path, changes: dict[str, Any] | None = None, guide_digest: str | None = None) -> Path:
-    """What `t2i train cgan` leaves, of a generator that has learned nothing."""
+    """Writes a run of `t2i train cgan` with an untrained generator."""
     config = Config.model_validate({**TINY_CGAN, **(changes or {})})
     captions = [options[0] for options in open_dataset("shapes-2", "train", View(SIDE, limit=200)).captions]
     encoder = fit_encoder(config.text, captions)

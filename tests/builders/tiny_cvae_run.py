@@ -1,4 +1,4 @@
-"""A run directory as `t2i train cvae` leaves it, made without training."""
+"""A run directory of `t2i train cvae`, made without training."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ STEP = 7
 
 
 def make_cvae_run(directory: Path, kind: str = "vector", **changes: Any) -> Path:
-    """A run whose generator has weights as if it had been trained: none is zero."""
+    """Writes a run whose generator has no weights that are zero, as if it had been trained."""
     values: dict[str, Any] = {
         "data": {"address": "shapes-1", "resolution": 16},
         "text": {"encoder": "bow"},

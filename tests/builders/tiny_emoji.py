@@ -1,4 +1,4 @@
-"""Tiny emoji: names as the `emoji` package has them, folders of drawings named by code point, colour fonts."""
+"""Tiny emoji: names like those of the `emoji` package, folders of drawings named by code point, colour fonts."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><path fill="{
 
 
 def names(*extra: str) -> SimpleNamespace:
-    """A module such as `emoji`: people in variants, a heart, flags, a pizza, and `extra` letters named `thing A`."""
+    """Returns a module like `emoji`: people in variants, a heart, flags, a pizza, and `extra` letters named `thing A`."""
     rows = {
         "🍕": ("pizza", 2),
         "❤️": ("red_heart", 2),
@@ -40,7 +40,7 @@ def names(*extra: str) -> SimpleNamespace:
 
 
 def picture(key: int, size: int = 24) -> Image.Image:
-    """A block of one colour at a place of its own, on a transparent ground."""
+    """Returns a block of one colour, at a different place for each key, on a transparent background."""
     random = np.random.default_rng(key)
     pixels = np.zeros((size, size, 4), np.uint8)
     left, top = random.integers(0, size // 2, 2)
@@ -49,7 +49,7 @@ def picture(key: int, size: int = 24) -> Image.Image:
 
 
 def folder(root: Path, data: SimpleNamespace, offset: int = 0) -> Path:
-    """A PNG of each name, as Twemoji spells its files: lower case, without variation selectors."""
+    """Writes a PNG for each name, with file names like those of Twemoji: lower case, without variation selectors."""
     root.mkdir(parents=True, exist_ok=True)
     for number, text in enumerate(data.EMOJI_DATA):
         codes = "-".join(f"{ord(letter):x}" for letter in text if letter != "\ufe0f")
@@ -58,7 +58,7 @@ def folder(root: Path, data: SimpleNamespace, offset: int = 0) -> Path:
 
 
 def svg_folder(root: Path, colours: dict[str, str]) -> Path:
-    """A square of a colour for each code."""
+    """Writes a square of one colour for each code."""
     root.mkdir(parents=True, exist_ok=True)
     for code, colour in colours.items():
         (root / f"{code}.svg").write_text(SVG.format(colour, SQUARE))
@@ -88,7 +88,7 @@ def _builder(letters: str):
 
 
 def layered_font(path: Path, letters: str, version: int, color: tuple[float, float, float]) -> Path:
-    """A font whose glyphs are full squares of one colour, as layers (COLR)."""
+    """Writes a font whose glyphs are full squares of one colour, as layers (COLR)."""
     font = _builder(letters)
     glyphs = [f"u{ord(letter):X}" for letter in letters]
     paint = {"Format": 10, "Paint": {"Format": 2, "PaletteIndex": 0, "Alpha": 1.0}, "Glyph": ".notdef"}
@@ -99,7 +99,7 @@ def layered_font(path: Path, letters: str, version: int, color: tuple[float, flo
 
 
 def bitmap_font(path: Path, letters: str, color: tuple[int, int, int]) -> Path:
-    """A font whose glyphs are PNG of one colour (sbix)."""
+    """Writes a font whose glyphs are PNGs of one colour (sbix)."""
     from fontTools.ttLib import newTable
     from fontTools.ttLib.tables.sbixGlyph import Glyph
     from fontTools.ttLib.tables.sbixStrike import Strike
@@ -119,6 +119,6 @@ def bitmap_font(path: Path, letters: str, color: tuple[int, int, int]) -> Path:
 
 
 def plain_font(path: Path, letters: str) -> Path:
-    """A font without colours."""
+    """Writes a font without colours."""
     _builder(letters).save(path)
     return path

@@ -1,4 +1,4 @@
-"""A small prior with random weights, and what to feed it."""
+"""A small prior with random weights, and inputs for it."""
 
 import torch
 
@@ -14,7 +14,7 @@ TOKENS, POOLED, LONGEST = 6, 10, 5
 def make(
     order: str = "raster", grid: Grid = GRIDS["flat"], seed: int = 0, settled: bool = True, **loss: float
 ) -> Prior:
-    """A small prior; `settled` fills what starts at zero, so that every part has an effect."""
+    """Returns a small prior; `settled` fills weights that start at zero, so that every part has an effect."""
     torch.manual_seed(seed)
     model = {"width": 32, "depth": 3, "heads": 2, "mlp_width": 48, "dropout": 0.0}
     quiet = {"label_smoothing": 0.0, "token_dropout": 0.0, "caption_dropout": 0.0} | loss

@@ -1,4 +1,4 @@
-"""A run directory as `t2i train prior` leaves it, made without training."""
+"""A run directory of `t2i train prior`, made without training."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ SIDE, CODES = 4, 32  # cells a side of a picture of 16 pixels
 
 
 def save_random_tokenizer(folder: Path, kind: str = "vector", seed: int = 0) -> FrozenTokenizer:
-    """A tokenizer that no training touched, but whose pictures differ."""
+    """Saves an untrained tokenizer whose images differ."""
     values = {
         "data": {"resolution": 16},
         "autoencoder": {"width": 8, "width_limit": 16, "grid": SIDE},
@@ -40,7 +40,7 @@ def save_random_tokenizer(folder: Path, kind: str = "vector", seed: int = 0) -> 
 
 
 def make_prior_run(directory: Path, order: str = "random", kind: str = "vector", seed: int = 0, **changes: Any) -> Path:
-    """A run whose prior is sure of some codes and unsure of others."""
+    """Writes a run whose prior is sure of some codes and unsure of others."""
     values: dict[str, Any] = {
         "data": {"address": "shapes-1", "resolution": 16},
         "text": {"encoder": "bow"},

@@ -1,4 +1,4 @@
-"""A run directory as `t2i train reader` leaves it, made without training."""
+"""A run directory of `t2i train reader`, made without training."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def tiny_config(**changes: Any) -> Config:
 
 
 def tiny_reader(seed: int = 0, **changes: Any) -> Reader:
-    """A reader with random weights that says more than one thing."""
+    """Returns a reader with random weights that writes more than one caption."""
     config = tiny_config(**changes)
     dataset = open_dataset("shapes-2", "train", View(16, limit=60))
     questions = list(questions_of(dataset))
@@ -55,7 +55,7 @@ def tiny_reader(seed: int = 0, **changes: Any) -> Reader:
 
 
 def make_reader_run(directory: Path, seed: int = 0, **changes: Any) -> Path:
-    """A run of `tiny_reader`."""
+    """Writes a run of `tiny_reader`."""
     config, reader = tiny_config(**changes), tiny_reader(seed, **changes)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(to_yaml(config))

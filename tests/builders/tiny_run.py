@@ -1,4 +1,4 @@
-"""A run directory as `t2i train cgan` leaves it, made without training."""
+"""A run directory of `t2i train cgan`, made without training."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def tiny_config(**changes: Any) -> Config:
 
 
 def make_run(directory: Path, step: int = STEP, seed: int = 0, **changes: Any) -> Path:
-    """A run whose averaged generator has weights as if it had been trained: none is zero."""
+    """Writes a run whose averaged generator has no weights that are zero, as if it had been trained."""
     config = tiny_config(**changes)
     encoder = fit_encoder(TextConfig(encoder="bow"), CAPTIONS)
     encoder.save(directory / "text")

@@ -1,4 +1,4 @@
-"""Tiny random towers with real tokenizers, in folders as transformers' `save_pretrained` writes them."""
+"""Tiny random towers with real tokenizers, in folders like those of transformers' `save_pretrained`."""
 
 import itertools
 import json
@@ -25,8 +25,10 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def _byte_pairs(start: str, end: str, specials: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges that read up to four letters of a known word as one token. By hand: training breaks ties by
-    chance."""
+    """Returns a vocabulary and merges that encode up to four letters of a known word as one token.
+
+    They are not trained, as training breaks ties at random.
+    """
     alphabet = sorted(ByteLevel.alphabet())
     tokens = alphabet + [letter + end for letter in alphabet if end]
     merges = []
@@ -40,7 +42,7 @@ def _byte_pairs(start: str, end: str, specials: list[str]) -> tuple[dict[str, in
 
 
 def save_clip(folder: Path, kind: str) -> Path:
-    """`kind`: "projected" or "plain", a text tower with or without projection, or "whole", text and image towers."""
+    """Saves a CLIP; `kind`: a text tower with projection ("projected") or without ("plain"), or both towers ("whole")."""
     from transformers import (
         CLIPConfig,
         CLIPModel,
@@ -66,7 +68,7 @@ def save_clip(folder: Path, kind: str) -> Path:
 
 
 def save_clip_with_images(folder: Path) -> Path:
-    """A whole CLIP with the preprocessing of its images."""
+    """Saves a whole CLIP with the preprocessing of its images."""
     from transformers import CLIPImageProcessor
 
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
@@ -98,7 +100,7 @@ def save_bert(folder: Path) -> Path:
 
 
 def save_kin(folder: Path, kind: str) -> Path:
-    """A relative of BERT with BERT's tokenizer: roberta, distilbert, mpnet, electra."""
+    """Saves a relative of BERT with BERT's tokenizer: roberta, distilbert, mpnet, electra."""
     import transformers
 
     save_bert(folder)
@@ -113,7 +115,7 @@ def save_kin(folder: Path, kind: str) -> Path:
 
 
 def save_sentences(folder: Path, pooling: str = "mean_tokens", max_tokens: int = 20, **rules: bool) -> Path:
-    """A BERT in the layout of sentence-transformers: its rule of pooling, its limit, its case, unit length."""
+    """Saves a BERT in the layout of sentence-transformers, with its pooling, limit, case and normalisation."""
     save_bert(folder)
     names = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
     switches = {f"pooling_mode_{name}": name == pooling for name in names}
@@ -146,7 +148,7 @@ def save_gpt2(folder: Path) -> Path:
 
 
 def _spread(model: torch.nn.Module) -> torch.nn.Module:
-    """Larger random weights than the usual initialisation, so that attention and position matter in the features."""
+    """Draws larger random weights than usual, so that attention and position matter for the features."""
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.25)

@@ -1,4 +1,4 @@
-"""A tokenizer's run, made without training."""
+"""A run of a tokenizer, made without training."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from t2i.vqvae.config import Config
 
 
 def make_run(directory: Path, kind: str = "vector", seed: int = 0, **changes) -> Path:
-    """A run as `t2i train vqvae` leaves it, made without training."""
+    """Writes a run of `t2i train vqvae`, made without training."""
     values = {
         "autoencoder": {"width": 8, "width_limit": 16},
         "quantizer": settings_of(kind, codebook_size=64, dim=4, levels=[4, 4, 4]),

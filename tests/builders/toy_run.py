@@ -1,4 +1,4 @@
-"""A run of two tiny players, small enough to be killed and resumed many times in a test."""
+"""A run of two tiny networks, small enough to be killed and resumed many times in a test."""
 
 import math
 import os
@@ -38,7 +38,7 @@ def config(**changes: Any) -> Config:
 
 
 def warm_up() -> None:
-    """What is slow the first time (torch's first optimizer imports a compiler) is done once, before any fork."""
+    """Does what is slow the first time (torch's first optimizer imports a compiler), once and before any fork."""
     torch.set_num_threads(1)
     model = nn.Linear(2, 2)
     model(torch.ones(2)).sum().backward()
@@ -56,7 +56,7 @@ def train(
     limit: int = 3,
     data: Dataset | None = None,
 ) -> None:
-    """Two players with an optimizer each, dropout, batch norm, an average, and noise keyed by sample."""
+    """Trains two networks with an optimizer each, dropout, batch norm, an average, and noise by sample."""
     dataset = data or open_dataset("shapes-1", "train", View(resolution=32, limit=50))
     with Run(directory, cfg, family) as run:
         run.identity.keep_data(dataset)
@@ -119,7 +119,7 @@ def kill_at(step: int) -> Callable[[Run], None]:
 
 
 def digests(directory: Path, step: int) -> dict[str, str]:
-    """sha256 of every part of a checkpoint: weights, average and optimizers."""
+    """Returns the sha256 of every part of a checkpoint: weights, average and optimizers."""
     _, manifest = checkpoint.load(directory / "checkpoints" / f"step-{step:08d}")
     return {name: entry["sha256"] for name, entry in manifest["files"].items()}
 
@@ -137,7 +137,7 @@ def free_port() -> str:
 def two_processes(
     action: Callable[[int], Any], port: str | None = None, world: int = 2, seconds: float = 60.0
 ) -> list[int]:
-    """Forks the ranks of a job on the CPU, as torchrun starts them; their exit statuses."""
+    """Forks the ranks of a job on the CPU, like torchrun; returns their exit statuses."""
     port = port or free_port()
 
     def rank(index: int) -> None:

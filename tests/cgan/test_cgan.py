@@ -1,4 +1,4 @@
-"""The conditional GAN: rules against algebra, networks that start and learn as they should."""
+"""The conditional GAN: rules against algebra, initial losses, learning."""
 
 import math
 
@@ -91,7 +91,7 @@ def test_gradients_reach_every_parameter(kind: str) -> None:
 
 
 class LinearCritic(nn.Module):
-    """logit(x, t) = <a, x>: its gradient norm is known."""
+    """logit(x, t) = <a, x>, whose gradient norm is known."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ def test_word_attention_starts_closed_and_never_sees_padding() -> None:
 
 
 def test_eight_pictures_are_learnt_by_their_captions() -> None:
-    """Overfits 8 pictures: each caption draws its own picture, and a caption of another draws another."""
+    """Overfits 8 images: each caption gives its own image, and another caption another one."""
     torch.manual_seed(0)
     data = open_dataset("shapes-1", "train", View(resolution=16, limit=8))
     captions = [c[0] for c in data.captions]

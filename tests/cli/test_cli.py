@@ -1,4 +1,4 @@
-"""The command line: the right exit status and one line for every mistake, without importing what is not needed."""
+"""The command line: exit status and one line for every mistake, without slow imports."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ Fake = Callable[..., ModuleType]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs one command line in an empty folder: (exit status, stdout, stderr)."""
+    """Runs one command line in an empty folder; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def runner(*argv: str) -> tuple[int, str, str]:
@@ -43,7 +43,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def fake_module(monkeypatch: pytest.MonkeyPatch):
-    """Puts a module with the given attributes where an import will find it."""
+    """Makes a module with the given attributes importable."""
 
     def put(name: str, **attributes: Any) -> ModuleType:
         module = types.ModuleType(name)
@@ -57,7 +57,7 @@ def fake_module(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def trained(fake_module: Fake, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
-    """Replaces the training programs by one that notes its arguments and leaves what every run leaves: config.yaml."""
+    """Replaces the training programs by one that records its arguments and writes config.yaml, as every run does."""
     calls: list[tuple[Any, Path]] = []
 
     def main(resolved: Any, run_dir: Path) -> None:
@@ -144,7 +144,7 @@ def test_options_made_in_python_are_checked_too():
 
 
 def test_every_flag_of_0_1_is_still_there():
-    """Flags that users type: none may go or change its kind; new ones are free to come."""
+    """Flags that users type: none may be removed or change its kind; new ones may be added."""
     known = json.loads((Path(__file__).parent / "flags.json").read_text())
 
     def flags(command: Any) -> dict[str, str]:
@@ -161,7 +161,7 @@ def test_every_flag_of_0_1_is_still_there():
 
 
 def test_a_mistake_is_printed_once_under_torchrun(run, monkeypatch, fake_module):
-    """The other processes wait for torchrun to end them; a mistake that one has alone comes out after that."""
+    """The other processes wait for torchrun to end them; a mistake of one process alone is printed after that."""
     slept: list[float] = []
     monkeypatch.setattr(app.time, "sleep", slept.append)
     fake_module("t2i.sample.images", main=raising(InputError("no run there")))
@@ -277,7 +277,7 @@ def test_train_hands_the_resolved_config_and_the_run_directory_over(run, trained
 
 @pytest.fixture
 def steps_measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Stands in for the few steps that a dry run of a new run times."""
+    """Replaces the few steps that a dry run of a new run times."""
     asked: list[tuple[Any, ...]] = []
 
     def measured(family: str, source: str, sets: list[str], command: Any) -> Measured:
@@ -405,7 +405,7 @@ def test_an_unknown_program_names_the_nearest(run, trained):
 
 @pytest.fixture
 def noted(fake_module: Fake, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the programs behind sample, eval and quickstart were called with."""
+    """Records the arguments of the programs behind sample, eval and quickstart."""
     calls: dict[str, Any] = {}
     fake_module("t2i.sample.images", main=lambda options: calls.update(sample=options))
     fake_module("t2i.eval.score", main=lambda options: calls.update(score=options))
@@ -556,7 +556,7 @@ def test_exported_data_passes_the_check(run):
         (("data", "export", "shapes-1", "none", "--split", " ,"), "names nothing"),
         (("data", "check", "one", "--sheet", "no/sheet.png"), "there is no folder no"),
         (("data", "check", "x" * 10_000), "is too long for the name of a file or folder"),
-        (("eval", "tokenizer", "nowhere"), "nowhere does not exist; name a run"),
+        (("eval", "tokenizer", "nowhere"), "nowhere does not exist; train one"),
         (("eval", "tokenizer", "cvae"), "cvae ships with t2i and holds no scores; name a JSON file with --out"),
         (("eval", "tokenizer", "bare", "--lpips", "vgg.pth"), "--lpips vgg.pth not found; download torchvision's"),
         (("eval", "score", "bare"), "bare holds no images and is not a run"),
@@ -643,7 +643,7 @@ def test_doctor_finds_missing_and_old_packages(monkeypatch):
 
 
 def test_doctor_tells_a_mismatched_torchvision(monkeypatch):
-    """What `pip install torch torchvision` from two places does: the compiled operators cannot be loaded."""
+    """`pip install torch torchvision` from two indices gives this: the compiled operators cannot be loaded."""
     assert doctor.operators().ok
     import torch
 

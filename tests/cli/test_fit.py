@@ -1,4 +1,4 @@
-"""`t2i fit`: its plans as tables, what it refuses, and one fit from end to end that is killed on its way and typed again."""
+"""`t2i fit`: plans, refusals, and one complete fit that is killed and started again."""
 
 import io
 import json
@@ -126,7 +126,7 @@ def test_the_folder_is_named_after_the_data(address, name):
 
 
 def folder_of(place: Path, count: int, side: int = 40) -> Path:
-    """Coloured squares on grey, with a .txt each, in three formats."""
+    """Writes coloured squares on grey, with a .txt each, in three formats."""
     colours = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
     place.mkdir(parents=True)
     for i in range(count):
@@ -140,7 +140,7 @@ def folder_of(place: Path, count: int, side: int = 40) -> Path:
 
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty working folder; the machine is not measured and nothing is run."""
+    """Changes to an empty folder; the machine is not measured and nothing is run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(program, "machine_speed", lambda command: pytest.fail("measured"))
     return tmp_path
@@ -228,7 +228,7 @@ def go(data: Path, folder: Path, command: Callable[[list[str]], int], **more: An
 
 
 def killed_in_the_prior(argv: list[str]) -> int:
-    """Runs a command; the process is killed when the prior has its first checkpoint."""
+    """Runs a command, and kills the process when the prior has its first checkpoint."""
     if argv[1] == "prior":
         checkpoints = Path(argv[-1]) / "checkpoints"
 
@@ -243,7 +243,7 @@ def killed_in_the_prior(argv: list[str]) -> int:
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fitted]:
-    """The settings of its plan hold for all tests of the module that read it."""
+    """The settings of its plan are used by all tests of the module that read it."""
     base = tmp_path_factory.mktemp("a b")
     data, folder = folder_of(base / "it's data", 260), base / "out"
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The tour: run once from end to end with models that learn nothing, then resumed, skipped and interrupted."""
+"""The quickstart: run once completely with untrained models, then resumed, skipped and interrupted."""
 
 import io
 import json
@@ -145,7 +145,7 @@ def tour(run: Path) -> Tour:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
-    """Constants for models that train in no time, and a scorer of that kind, which is none of theirs."""
+    """Sets constants for models that train in no time, and a scorer that is none of theirs."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("scorer") / "scorer"
         sets = [word for value in (*TINY_ALIGN, "split=all", "seed=1") for word in ("--set", value)]
@@ -166,7 +166,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def first(tiny, tmp_path_factory: pytest.TempPathFactory) -> Tour:
-    """A folder with a name that needs quotes."""
+    """Returns a folder with a name that needs quotes."""
     return tour(tmp_path_factory.mktemp("a b") / "it's [q]")
 
 
@@ -274,7 +274,7 @@ def test_the_other_families_go_beside_it_on_the_page(first: Tour, tiny):
 
 @pytest.fixture
 def programs(monkeypatch) -> Callable[..., list[str]]:
-    """Stands in for the commands: each leaves its result, and one of them stops with a status."""
+    """Replaces the commands: each writes its result, and one of them ends with a status."""
 
     def fake(stops: dict[str, int] | None = None) -> list[str]:
         ran: list[str] = []

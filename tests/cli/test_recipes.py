@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes, run with stand-ins for the programs of a cluster: torchrun is asked for what works."""
+"""The recipes of docs/recipes, run with replacements for the programs of a cluster."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ CLUSTER = {
 
 
 def asked(script: str, folder: Path, **variables: str) -> list[str]:
-    """The words that torchrun gets."""
+    """Returns the arguments of torchrun."""
     for name, body in STAND_INS.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (folder / name).chmod(0o755)

@@ -1,4 +1,4 @@
-"""Configs: YAML and --set become a frozen model, or every mistake is named at once."""
+"""Configs: YAML and --set become a frozen model, or every mistake is reported at once."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Keys of older configs: kept ones are read, written ones are refused with the reason."""
+"""Keys of older configs: read from old runs, refused with the reason in new ones."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def kept(family: str, **changes: Any) -> dict[str, Any]:
-    """A config as 0.1 kept it: every key it had, of every kind."""
+    """Returns a config of version 0.1 with every key it had, of every kind."""
     values: dict[str, Any] = config_class(family)().model_dump(mode="json")
     for key, value in (FIXED[family] | changes).items():
         *sections, name = key.split(".")

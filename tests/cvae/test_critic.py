@@ -1,4 +1,4 @@
-"""The critic of latents: its losses against theory, and that it learns what it is for."""
+"""The critic of latents: losses against theory, learning."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_the_first_losses_are_their_theory_values() -> None:
 
 
 class Linear(Critic):
-    """Both kinds of logit are <a, x>: the gradient's norm is known."""
+    """Both kinds of logit are <a, x>, so the gradient's norm is known."""
 
     def logits(self, latents_BLC: Tensor, text: TextFeatures) -> Tensor:
         return (latents_BLC.flatten(1) @ self.a)[:, None].expand(-1, 2)

@@ -1,4 +1,4 @@
-"""The conditional VAE over latents: what reads what, the loss against algebra, and that it learns."""
+"""The conditional VAE over latents: dependencies, loss against algebra, learning."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Sampling from a cvae: an image follows from its seed and caption alone, and a pipeline from its folder alone."""
+"""Sampling from a cvae: an image depends on its seed and caption alone, and a pipeline on its folder alone."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One optimizer step: its rate in both phases, what is drawn by sample, and who gets a gradient."""
+"""One optimizer step: its rate in both phases, random numbers by sample, gradients of each network."""
 
 from contextlib import nullcontext
 
@@ -93,7 +93,7 @@ def test_the_critic_plays_only_when_asked_and_neither_player_moves_the_other() -
 
 
 def test_the_lead_may_rest_while_the_critic_plays() -> None:
-    """With `lead` 0 the generator's only gradient is the critic's: it scales with `weight`, and the posterior gets none."""
+    """With `lead` 0 the generator's only gradient is that of the critic: it scales with `weight`, and the posterior gets none."""
     gradients = []
     for weight in (1.0, 0.5):
         torch.manual_seed(0)

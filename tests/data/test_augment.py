@@ -1,4 +1,4 @@
-"""Augmentation of training pictures by name."""
+"""Augmentation of training images by name."""
 
 from typing import get_args
 
@@ -38,7 +38,7 @@ def test_no_name_changes_nothing(pictures):
 
 
 def test_moves_keep_the_background_and_the_level(pictures):
-    """The border is repeated, so no black corner enters a turned picture of a plain background."""
+    """The border is repeated, so no black corner enters a rotated image with a plain background."""
     plain = np.full((40, 32, 32, 3), (200, 30, 90), np.uint8)
     np.testing.assert_array_equal(augment(plain, MOVES, 0, IDS), plain)
 

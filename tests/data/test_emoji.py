@@ -1,4 +1,4 @@
-"""Emoji: t2i/data/emoji."""
+"""Data sets of emoji."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """Stands in for the `emoji` package."""
+    """Replaces the `emoji` package."""
     data = tiny_emoji.names(*LETTERS)
     monkeypatch.setitem(sys.modules, "emoji", data)
     forget()
@@ -55,7 +55,7 @@ def error_of(call: Callable[[], object]) -> str:
 
 
 def rows_of(address: str, view: View = SMALL) -> dict[str, list[str]]:
-    """The ids of each split that there is."""
+    """Returns the ids of each existing split."""
     found = {}
     for split in SPLITS:
         try:
@@ -366,7 +366,7 @@ def test_svg_is_rendered_on_white_and_a_bad_one_is_skipped(named: SimpleNamespac
     ],
 )
 def test_an_svg_that_would_end_the_program_is_refused(content: str, reason: str) -> None:
-    """The renderer recurses over nested elements, until its stack overflows."""
+    """The renderer recurses over nested elements until its stack overflows."""
     pytest.importorskip("resvg_py", reason="needs the extra t2i[emoji]")
     head = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'>"
     with pytest.raises(BrokenImage, match=reason):

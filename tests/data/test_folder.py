@@ -1,4 +1,4 @@
-"""Folders of captioned pictures: t2i/data/{folder,folder_index,metadata,captions,verify,check,export}.py."""
+"""Folders of captioned images: captions, splits, images, broken files, export."""
 
 import contextlib
 import csv
@@ -74,7 +74,7 @@ def error_of(call: Callable[[], object]) -> str:
 
 
 def in_the_past(folder: Path) -> None:
-    """Lets files look old enough for the cache to trust their time stamps."""
+    """Makes files look old enough for the cache to trust their time stamps."""
     for path in folder.rglob("*"):
         if path.is_file():
             os.utime(path, ns=(10**18, 10**18))

@@ -1,4 +1,4 @@
-"""Published layouts and addresses: t2i/data/{address,listed,coco,flickr,cub,flowers,visual_genome,packed,...}.py."""
+"""Published layouts and addresses."""
 
 import hashlib
 import io
@@ -42,7 +42,7 @@ def error_at(address: object, split: str = "train") -> str:
 
 
 def splits_of(address: object, view: View = SMALL) -> dict[str, Dataset]:
-    """The splits that there are."""
+    """Returns the existing splits."""
     found = {}
     for split in ("train", "val", "test"):
         try:
@@ -64,7 +64,7 @@ def warned(call: Callable[[], object]) -> list[str]:
 
 
 def age(folder: Path) -> None:
-    """Lets files look old enough for an index to be kept."""
+    """Makes files look old enough for an index to be kept."""
     for path in folder.rglob("*"):
         os.utime(path, ns=(10**18, 10**18))
 
@@ -309,7 +309,7 @@ def test_the_order_of_shards_is_that_of_any_data_and_needs_no_workers(tmp_path: 
 
 
 def hostile(path: Path) -> Path:
-    """A shard with one good sample among members of every bad sort."""
+    """Writes a shard with one good sample among bad members of every kind."""
     with tarfile.open(path, "w") as tar:
         layouts.add(tar, "good.jpg", layouts.picture(1))
         layouts.add(tar, "good.txt", b"a green field")
@@ -432,7 +432,7 @@ def test_columns_are_chosen_by_name_and_paths_are_not_followed(tmp_path: Path) -
 
 
 def test_a_data_set_of_the_hub_is_fetched_by_the_library_whole_or_streamed(tmp_path: Path, monkeypatch) -> None:
-    """The hub is out of reach: the library reads a folder in its place, through the same calls."""
+    """Without a network, the library reads a folder by the same calls."""
     import datasets
 
     root = layouts.parquet(tmp_path / "rows")
@@ -526,7 +526,7 @@ def test_the_command_line_says_what_a_path_was_taken_for(tmp_path: Path, capsys)
 
 
 def broken_trees(tmp: Path) -> list[tuple[str, str]]:
-    """(address, what its message must say)."""
+    """Returns (address, words of the error message)."""
     found: list[tuple[str, str]] = []
 
     def tree(
@@ -645,7 +645,7 @@ def test_a_large_jpeg_decoded_small_is_the_same_picture(side: int, size: int, fi
 
 
 def test_digest_of_what_is_read_is_that_of_the_file(tmp_path: Path) -> None:
-    """An index must never serve another picture's bytes: rows, offsets and contents agree."""
+    """An index must never return another image's bytes: rows, offsets and contents agree."""
     data = open_dataset(str(layouts.shards(tmp_path / "data")), "train", SMALL)
     for i in range(0, len(data), 5):
         number = int(data.ids[i][-4:]) + 20 * int(data.ids[i][:5])

@@ -1,6 +1,6 @@
-"""Broken pictures, odd captions, hostile tars and folders that change: counted, named, and nothing hangs or runs.
+"""Broken images, odd captions, hostile tars and folders that change: all are counted and named; nothing hangs or runs.
 
-Small versions; benchmarks/data_fuzz.py has the counts of many.
+benchmarks/data_fuzz.py has the counts of many.
 """
 
 import random

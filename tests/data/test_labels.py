@@ -1,4 +1,4 @@
-"""Labels of images: scene facts, classes of published data, class folders and the column `label`."""
+"""Labels of images: facts of scenes, classes of published data, class folders and the column `label`."""
 
 import io
 import json
@@ -107,7 +107,7 @@ def test_classes_must_be_two_and_have_two_images_each():
 
 
 def _rows(count: int) -> list[dict]:
-    """Images of one colour each, with a caption and the number of a class: 0, 1, or -1 for none."""
+    """Returns images of one colour each, with a caption and the number of a class: 0, 1, or -1 for none."""
     rows = []
     for k in range(count):
         file = io.BytesIO()
@@ -197,7 +197,7 @@ def test_a_shard_of_classes_without_captions_is_told_and_may_take_them_for_capti
 
 
 def _labelled_folder(root: Path) -> Path:
-    """A folder with classes, a label, a licence and a column of splits."""
+    """Writes a folder with classes, a label, a licence and a column of splits."""
     rows = []
     for k in range(12):
         place = root / ("red_fox", "dogs")[k % 2] / f"{k}.png"
@@ -216,7 +216,7 @@ def _labelled_folder(root: Path) -> Path:
 
 
 def _facts(address: str) -> dict[str, list[tuple]]:
-    """(caption, class, label) of the images of each split."""
+    """Returns (caption, class, label) of the images of each split."""
     found = {}
     for split in ("train", "val"):
         dataset = open_dataset(address, split, View(16))
@@ -261,7 +261,7 @@ def test_copies_keep_labels_and_splits(tool: str, tmp_path: Path):
 
 
 class Silent:
-    """A reader that is not asked."""
+    """A reader that must not be called."""
 
     writes, resolution, name = True, 16, "silent"
 

@@ -1,4 +1,4 @@
-"""The order of training data: pure, exact on resume, the same for any number of processes and workers."""
+"""The order of training data: exact after resuming, the same for any number of processes and workers."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ from t2i.seeding import permutation
 
 
 class Numbered:
-    """Pictures that show their row number; rows in `broken` cannot be decoded."""
+    """Images that show their row number; rows in `broken` cannot be decoded."""
 
     address, split, resolution = "numbered", "train", 2
 
@@ -101,7 +101,7 @@ def test_processes_share_one_global_order(workers):
 
 
 def test_changing_the_number_of_processes_keeps_the_order():
-    """1 -> 2 -> 1 processes at the same global batch: the rows run on as if nothing had happened."""
+    """1 -> 2 -> 1 processes with the same global batch: the order of rows continues."""
     dataset, seen, consumed = Numbered(25), [], 0
     for processes in (1, 2, 1):
         ranks = [Loader(dataset, 8 // processes, 2, Position(consumed, r, processes)) for r in range(processes)]
@@ -210,7 +210,7 @@ def test_empty_data_is_refused():
 
 
 def test_workers_survive_an_interrupt_and_end_with_their_owner():
-    """Ctrl-C goes to the whole process group; the main process must still get its batches to finish the step."""
+    """Ctrl-C reaches the whole process group, but the main process needs its batches to finish the step."""
     others = multiprocessing.active_children()
     loader = Loader(Numbered(100), 10, 0, num_workers=2)
     take(loader, 2)
@@ -241,7 +241,7 @@ def test_caption_choice_depends_on_seed_and_sample_alone():
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_worker_is_one_line_between_two_batches(victim: int) -> None:
-    """Never in the middle of a step, where torch's own handler would raise."""
+    """The error is never raised in the middle of a step, unlike that of torch's own handler."""
     loader = Loader(open_dataset("shapes-1", "train", View(16, limit=64)), 4, 0, num_workers=2)
     next(loader)
     os.kill(multiprocessing.active_children()[victim].pid or 0, signal.SIGKILL)

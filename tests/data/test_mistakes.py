@@ -1,4 +1,4 @@
-"""Mistakes of users in folders, captions and shards, odd files, and caches that were damaged: right, or refused by name."""
+"""Mistakes of users in folders, captions and shards, odd files, and damaged caches: read correctly, or refused by name."""
 
 import io
 import json

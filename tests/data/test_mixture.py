@@ -1,4 +1,4 @@
-"""Training data of several sources: which sample shows what, and images without captions."""
+"""Training data of several sources, and images without captions."""
 
 import json
 from pathlib import Path

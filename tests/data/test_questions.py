@@ -1,4 +1,4 @@
-"""Questions about scenes: every answer follows from the facts, and the question alone gives it away to nobody."""
+"""Questions about scenes: every answer follows from the facts, and the question alone does not reveal it."""
 
 import re
 from collections import Counter
@@ -24,7 +24,7 @@ def objects(facts: Spec) -> list[tuple[str, str, str]]:
 
 
 def matching(facts: Spec, words: str) -> list[int]:
-    """The objects that `red plus sign`, `red object`, `rings` or `ring` names."""
+    """Returns the objects that `red plus sign`, `red object`, `rings` or `ring` names."""
     found = list(range(len(facts.shapes)))
     for word in sorted(CANONICAL, key=len, reverse=True):
         if re.search(rf"\b{word}\b", words):
@@ -34,7 +34,7 @@ def matching(facts: Spec, words: str) -> list[int]:
 
 
 def answer_of(facts: Spec, question: str) -> str:
-    """The answer by reading the question's words, another way than it was made."""
+    """Returns the answer from the question's words, in another way than it was generated."""
     text = question.rstrip("?").replace("color", "colour")
     if "background" in text:
         shown = BACKGROUNDS[facts.background or 0]

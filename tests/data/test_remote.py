@@ -1,5 +1,4 @@
-"""Shards in object storage and on a web server: those of a local disk in all but their place. A server of this machine stands
-in for the cloud."""
+"""Shards in object storage and on a web server equal those on a local disk. A server on this machine replaces the cloud."""
 
 import json
 import os
@@ -42,7 +41,7 @@ def local(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def memory(local: Path) -> Iterator[str]:
-    """The same shards in the memory of this process."""
+    """Returns the same shards in the memory of this process."""
     system = fsspec.filesystem("memory")
     system.store.clear()
     for path in local.glob("*.tar"):
@@ -52,7 +51,7 @@ def memory(local: Path) -> Iterator[str]:
 
 
 class Unsteady:
-    """A file system whose reads fail as `broken` says; counts what was asked of it."""
+    """A file system whose reads fail as `broken` says; counts its calls."""
 
     def __init__(self, broken: Callable[[int], bytes | Exception | None]) -> None:
         self._system, self._broken, self.asked = fsspec.filesystem("memory"), broken, list[int]()
@@ -167,7 +166,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Ranged(SimpleHTTPRequestHandler):
-    """Serves ranges, as every real web server; that of Python does not."""
+    """Serves ranges, as web servers do, but not Python's."""
 
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
@@ -220,7 +219,7 @@ def test_a_web_server_without_ranges_is_told(tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture
 def s3(local: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A bucket of a server of this machine, and a client of it."""
+    """Returns a bucket of a server on this machine, and a client of it."""
     pytest.importorskip("s3fs", reason="needs the extra remote")
     moto = pytest.importorskip("moto.server", reason="needs moto")
     boto3 = pytest.importorskip("boto3", reason="needs moto")

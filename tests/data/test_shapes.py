@@ -1,4 +1,4 @@
-"""The embedded data: exact from a seed, disjoint splits, captions that can be read, and an oracle that reads pictures."""
+"""The embedded data: exact from a seed, disjoint splits, captions that can be parsed, and an oracle that reads images."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ LEVELS = (1, 2, 3)
 
 
 def spec_of(scenes: s.Scenes, i: int) -> Spec:
-    """What a caption of scene i must ask for, in slot order."""
+    """Returns what a caption of scene i must mention, in slot order."""
     slots = np.flatnonzero(scenes.shape_NM[i] >= 0)
     layout = int(scenes.layout_N[i])
     return Spec(

@@ -1,4 +1,4 @@
-"""`t2i data check|filter|split|pack` and `t2i cache`: reports, links, shards, and what they leave alone."""
+"""`t2i data check|filter|split|pack` and `t2i cache`: reports, links, shards, and unchanged sources."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def photo(key: int, height: int = 40, width: int = 60) -> Image.Image:
-    """Smooth, so that re-encoding hardly changes it."""
+    """Returns a smooth image, which re-encoding hardly changes."""
     rng = np.random.default_rng(key)
     small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
     return small.resize((width, height), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""VQAv2 as published: questions, credit, splits, and what is missing."""
+"""VQAv2 as published: questions, credit, splits, and missing files."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Maps of words, Shapley values, and edits of what a word made."""
+"""Maps of words, Shapley values, and edits by words."""
 
 import json
 from itertools import permutations

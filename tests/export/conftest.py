@@ -1,4 +1,4 @@
-"""Folders that `t2i export --page` wrote, each made once."""
+"""Folders written by `t2i export --page`, each made once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from t2i.export import writing
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
-    """Makes (the run, its export) of a key of RUNS, or of a model that ships with the package."""
+    """Returns (the run, its export) of a key of RUNS, or of a model that ships with the package."""
     for package in writing.NEEDED["onnx"]:
         pytest.importorskip(package)
     done: dict[str, tuple[Path, Path]] = {}

@@ -1,4 +1,4 @@
-"""Exported graphs are the modules they were made of, at any batch size, and make the images of the pipeline."""
+"""Exported graphs equal their modules at any batch size, and sample the images of the pipeline."""
 
 import json
 import re

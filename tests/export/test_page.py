@@ -1,4 +1,4 @@
-"""The page that samples in a browser makes the images of the folder's graphs in Python."""
+"""The page that samples in a browser gives the same images as the folder's graphs in Python."""
 
 import base64
 import io
@@ -116,7 +116,7 @@ def test_numbers_prompts_and_mistakes(browser, served, exported):
     tab = opened(browser, served(exported("cgan")[1]))
 
     def call(name: str, *values) -> list:
-        """A function of the script; integers arrive as its large ones."""
+        """Calls a function of the script; integers become BigInts."""
         return tab.evaluate(
             "async ([name, values]) => { const found = (await import('/page.js'))[name](...values); "
             "return typeof found === 'bigint' ? String(found) : typeof found === 'string' ? found : [...found]; }",

@@ -26,7 +26,7 @@ PYTORCH_FID_GROUPS = [
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
-    """Random weights that keep the activations' size from layer to layer, with batch norms that do something."""
+    """Returns random weights that preserve the scale of activations, with effective batch norms."""
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for key, tensor in Inception().state_dict().items():
@@ -55,7 +55,7 @@ def extractor(weights: Path) -> InceptionExtractor:
 
 
 def pictures(n: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth colours with hard noise on top, so that pictures differ at every scale."""
+    """Returns smooth colours with noise, so that images differ at every scale."""
     rng = np.random.default_rng(seed)
     coarse = np.kron(rng.uniform(0, 200, (n, 4, 4, 3)), np.ones((1, -(-height // 4), -(-width // 4), 1)))
     return (coarse[:, :height, :width] + rng.uniform(0, 55, (n, height, width, 3))).astype(np.uint8)
@@ -171,7 +171,7 @@ STYLEGAN_KINDS = dict(
 
 
 def stylegan_key(key: str) -> str:
-    """The name of one of our weights in StyleGAN's file, written out by hand for each kind of block."""
+    """Returns the name of one of our weights in StyleGAN's file, by hand for each kind of block."""
     if key.startswith("fc."):
         return key.replace("fc.", "output.")
     block, *path, layer, leaf = key.split(".")

@@ -1,4 +1,4 @@
-"""`--inception auto`: the published weights come once, whole and checked, or one line says what to do."""
+"""`--inception auto`: the published weights are downloaded once and verified, or one line names the fix."""
 
 import hashlib
 import http.server
@@ -18,7 +18,7 @@ CONTENT = b"weights" * 1000
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A server of files on this machine, and the paths that were asked of it."""
+    """Serves files on this machine; returns the requested paths."""
     paths: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):

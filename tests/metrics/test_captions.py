@@ -37,7 +37,7 @@ def test_bleu_by_hand() -> None:
 
 
 def test_cider_d_by_hand() -> None:
-    """Two pictures: an n-gram in the references of one weighs log 2, one in those of both nothing."""
+    """Two images: an n-gram in the references of one has the weight log 2, one in those of both has none."""
     exact = cider_d(["red cat", "red dog"], [["red cat"], ["red dog"]])
     # 1-grams `cat` and `dog`, 2-grams `red cat` and `red dog`; no 3- and 4-grams: half of the four cosines are 1.
     assert exact.value == pytest.approx(10 * 2 / 4)

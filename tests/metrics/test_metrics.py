@@ -82,7 +82,7 @@ def test_statistics_refuse_what_they_cannot_add() -> None:
 
 
 def exact_sample(rng: np.random.Generator, n: int, mean: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """[n, D] rows whose sample mean and N-1 covariance are exactly `mean` and factor @ factor.T."""
+    """Returns [n, D] rows whose sample mean and N-1 covariance are exactly `mean` and factor @ factor.T."""
     z = rng.standard_normal((n, factor.shape[1]))
     q, _ = np.linalg.qr(z - z.mean(axis=0))
     return np.sqrt(n - 1) * q @ factor.T + mean
@@ -91,7 +91,7 @@ def exact_sample(rng: np.random.Generator, n: int, mean: np.ndarray, factor: np.
 @few_pictures
 @pytest.mark.parametrize("case", range(50))
 def test_closed_form_gaussians(case: int) -> None:
-    """x -> A x, A symmetric positive, moves N(m, S) onto N(m', A S A): d^2 = |m - m'|^2 + tr((1 - A) S (1 - A))."""
+    """x -> A x, A symmetric positive, maps N(m, S) to N(m', A S A): d^2 = |m - m'|^2 + tr((1 - A) S (1 - A))."""
     rng = np.random.default_rng(case)
     dim = int(rng.integers(2, 49))
     full = case % 2 == 0  # odd: rank deficient, fewer pictures than features
@@ -144,7 +144,7 @@ def test_statistics_of_few_pictures_lose_no_digits() -> None:
 
 @few_pictures
 def test_nearly_equal_sets_keep_their_sign() -> None:
-    """Where the eigenvalues of the product give a negative distance."""
+    """Eigenvalues of the product would give a negative distance here."""
     rng = np.random.default_rng(4)
     factor = rng.standard_normal((40, 40)) * np.arange(1, 41) ** -3.0
     transport = np.eye(40) * (1 + 1e-4)
@@ -169,7 +169,7 @@ def test_sample_size_rules() -> None:
 
 
 def test_an_impossible_distance_raises() -> None:
-    """A factor and a mean that contradict each other stand for any bug upstream; the value is not clipped to 0."""
+    """A factor and a mean that contradict each other represent any earlier bug; the value is not clipped to 0."""
     good = Gaussian.of(np.random.default_rng(6).standard_normal((50, 4)))
 
     class Broken(Gaussian):
@@ -327,7 +327,7 @@ def test_the_training_encoder_is_refused_as_scorer() -> None:
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP of random weights with a byte tokenizer, 12 tokens long, as transformers writes it."""
+    """Saves a tiny CLIP of random weights with a byte tokenizer, 12 tokens long, like transformers."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -363,7 +363,7 @@ def test_clip_score_against_torchmetrics(clip_folder: Path) -> None:
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor
 
     class Unwrapped(CLIPModel):
-        """transformers 5 returns objects, which torchmetrics 1.9 takes for tensors."""
+        """Unwraps the outputs of transformers 5, which torchmetrics 1.9 takes for tensors."""
 
         def get_image_features(self, *args: object, **kwargs: object) -> torch.Tensor:  # type: ignore[override]
             return super().get_image_features(*args, **kwargs).pooler_output

@@ -1,4 +1,4 @@
-"""Every line of `METRICS` on one small scoring, the metrics on features against direct computation, and how they are named."""
+"""Every entry of `METRICS` on one small scoring, the metrics on features against direct computation, and their names."""
 
 from dataclasses import replace
 from itertools import product
@@ -34,7 +34,7 @@ def features(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def given() -> Inputs:
-    """One scoring with all that any metric asks for; its pictures resemble their captions."""
+    """Returns a scoring with everything that any metric needs, in which images resemble their captions."""
     rng = np.random.default_rng(0)
     prompts = [f"a thing of kind {k // 2}" for k in range(N)]
     text = features(N // 2, 1).repeat(2, axis=0)
@@ -84,7 +84,7 @@ def test_every_metric_measures_finitely_under_its_name(name: str, given: Inputs)
 
 
 def test_what_is_not_asked_for_is_not_needed(given: Inputs) -> None:
-    """A metric that says it needs features alone must do with them."""
+    """A metric that declares that it needs features alone must work with them."""
     bare = Inputs(given.fake, given.real, force=True)
     for name in METRICS:
         metric = find_metric(name)
@@ -210,7 +210,7 @@ def test_fid_infinity_takes_the_bias_away() -> None:
 
 
 def test_r_precision_is_the_mean_over_all_draws() -> None:
-    """Against 200 draws of mismatched captions, as others do it; never one of the same meaning."""
+    """Compares with 200 draws of mismatched captions, as others compute it; never one of the same meaning."""
     rng = np.random.default_rng(18)
     meanings = rng.integers(0, 30, 50)
     own = rng.standard_normal((30, 8))[meanings]
@@ -256,7 +256,7 @@ def test_binding_counts_captions_with_an_exchange_and_ties_as_wrong(given: Input
 
 
 class Fake:
-    """An extractor that only names things."""
+    """An extractor with names alone."""
 
     dim, resize = D, "clean"
 
@@ -336,7 +336,7 @@ def test_bare_names_are_for_the_published_inception() -> None:
 
 
 def test_scores_are_those_of_the_metrics_that_were_asked_for() -> None:
-    """Metrics that share their work are measured together, and only those asked for are told."""
+    """Metrics that share their work are measured together, and only the requested ones are reported."""
     chosen = choose_metrics(BASE, [SHAPES], {}, ScoreOptions(target="", metrics=("recall", "coverage")))
     sides = [Evidence(features={"ab" * 32: features(n, seed)}) for n, seed in ((N, 1), (M, 2))]
     scores = compute(chosen, *sides, ScoreOptions(target=""))

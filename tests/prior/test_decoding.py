@@ -1,4 +1,4 @@
-"""Decoding: the cache changes nothing, guidance does what its algebra says, given codes stay, seeds are their own."""
+"""Decoding: the cache changes nothing, guidance equals its formula, given codes are kept, images depend on their own seeds."""
 
 import math
 
@@ -25,7 +25,7 @@ GREEDY = SamplingConfig(guidance=1.0, temperature=0.0)
 
 @pytest.fixture(autouse=True)
 def threads():
-    """One thread, so that chunks are of a known size; gives the function that changes the number."""
+    """Sets one thread, so that the size of chunks is known; returns the function that changes the number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield torch.set_num_threads
@@ -49,7 +49,7 @@ def permutations(prior: Prior, count: int) -> torch.Tensor:
 
 
 def full_logits(prior: Prior, codes: torch.Tensor, text: TextFeatures, order: Order | None, guidance: float):
-    """The definition: the whole sequence again, each branch by itself."""
+    """Computes logits by definition: the whole sequence for each step, each branch separately."""
     caption = prior.logits(codes, text, order)
     null = prior.logits(codes, text, order, torch.ones(len(codes), dtype=torch.bool))
     return null + guidance * (caption - null)
@@ -88,7 +88,7 @@ def test_cached_logits_are_the_uncached_ones(prior: Prior, guidance: float, step
 def slowly(
     prior: Prior, text: TextFeatures, seeds: list[int], guidance: float, known: Known | None = None
 ) -> torch.Tensor:
-    """One token a step in raster order by the definition: no cache, no batch, no parallel groups."""
+    """Decodes one token a step in raster order by definition: no cache, no batch, no parallel groups."""
     result = []
     for i, seed in enumerate(seeds):
         own = TextFeatures(*(x[[i]] for x in text))
@@ -242,7 +242,7 @@ def test_a_sure_code_withstands_every_change_below_the_slack(sampling: SamplingC
 
 
 def reference_kept(logits: np.ndarray, k: int | None, p: float, temperature: float) -> set[int]:
-    """Top-k, then top-p, read from their definitions, one code after the other."""
+    """Applies top-k, then top-p by definition, one code after the other."""
     ranked = sorted(range(len(logits)), key=lambda i: -logits[i])[: k or len(logits)]
     weights = [math.exp((logits[i] - logits[ranked[0]]) / temperature) for i in ranked]
     keep: set[int] = set()

@@ -1,4 +1,4 @@
-"""Low-rank fine-tuning: it starts from the loaded model, trains little, and is sampled from as a plain model."""
+"""Low-rank fine-tuning: it starts from the loaded model, trains few parameters, and gives a plain model."""
 
 import pytest
 import torch

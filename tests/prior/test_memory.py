@@ -1,4 +1,4 @@
-"""The memory of training a prior, estimated on the meta device, against the peak of real steps; activations computed again."""
+"""The memory of training a prior, estimated on the meta device, against the peak of real steps; recomputed activations."""
 
 import weakref
 from collections.abc import Callable
@@ -25,7 +25,7 @@ GRID, TEXT = Grid(8, 8, 1, 512), TextSizes(64, 64, 12)
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of all tensors alive, and the most there were."""
+    """Counts the bytes of all live tensors, and their maximum."""
 
     def __init__(self) -> None:
         super().__init__()

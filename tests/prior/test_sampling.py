@@ -1,4 +1,4 @@
-"""Pictures of a prior: settings, parts that are kept, the best of several candidates; in Python and by `t2i sample`."""
+"""Images of a prior: settings, kept parts, the best of several candidates; in Python and by `t2i sample`."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def pipes(runs) -> dict[str, TextToImagePipeline]:
 
 @pytest.fixture(scope="module")
 def picture() -> Image.Image:
-    """Wide, of many colours."""
+    """Returns a wide image of many colours."""
     levels = np.random.default_rng(0).integers(0, 256, (5, 9, 3), np.uint8)
     return Image.fromarray(levels).resize((90, 50), Image.Resampling.BICUBIC)
 
@@ -56,7 +56,7 @@ def t2i(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 
 class Brightness:
-    """An encoder for which a picture fits any caption the better the brighter it is."""
+    """An encoder for which brighter images fit any caption better."""
 
     name, dim, resize = "bright", 2, "none"
 
@@ -227,7 +227,7 @@ def test_the_picture_is_cut_as_training_pictures_are(pipes, picture):
 @pytest.mark.parametrize("how", ["center", "squash", "pad"])
 @pytest.mark.parametrize("size", [(90, 50), (50, 90), (37, 64), (7, 5)])
 def test_a_cell_is_redrawn_where_a_masked_pixel_shows(how, size):
-    """A bright pixel in the picture shows, if at all, in the cells that a mask of that pixel marks."""
+    """A bright pixel changes, if anything, the cells that a mask of that pixel marks."""
     rng = np.random.default_rng(0)
     for _ in range(12):
         x, y = (int(rng.integers(0, end)) for end in size)

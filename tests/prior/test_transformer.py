@@ -1,4 +1,4 @@
-"""The prior in training: starts at its theory value, learns, reads the caption, sees only what it may."""
+"""The prior in training: loss at step 0, learning, dependence on the caption, causality."""
 
 import math
 

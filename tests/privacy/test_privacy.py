@@ -1,4 +1,4 @@
-"""What a model gives away: values by hand, a model that knows its images by heart, and one that does not."""
+"""Attacks on privacy: values by hand, a model that has memorised its images, and one that has not."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ DATA = {"address": "shapes-1", "resolution": 16, "limit": 200}
 
 @pytest.fixture(scope="module")
 def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in raster order, whose likelihood takes one pass, and not eight."""
+    """Writes a run in raster order, whose likelihood takes one pass instead of eight."""
     return make_prior_run(tmp_path_factory.mktemp("privacy") / "run", order="raster", data=DATA)
 
 
@@ -129,7 +129,7 @@ def test_a_critic_tells_members_of_a_run_that_has_one(tmp_path: Path, monkeypatc
 
 
 def test_images_known_by_heart_are_found(prior: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that samples its training images is given away by distance, whatever else it is."""
+    """A model that samples its training images is revealed by distance."""
     from t2i.pipeline import TextToImagePipeline
     from t2i.privacy import scores as room
     from t2i.privacy.options import PrivacyOptions

@@ -1,4 +1,4 @@
-"""Readers built on networks that exist: image towers, a GPT-2, a frozen encoder of questions; trained, then read."""
+"""Readers built on existing networks: image towers, a GPT-2, a frozen encoder of questions; trained, then used."""
 
 import json
 from pathlib import Path

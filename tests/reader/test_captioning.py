@@ -1,4 +1,4 @@
-"""`t2i data caption`: a folder in, a data set out; resumed, thinned, and the source left as it is."""
+"""`t2i data caption`: output, resuming, the threshold, and the unchanged source."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Six images, of which one is broken, one has a caption of its own and two lie in a folder below."""
+    """Writes six images, one of which is broken, one has a caption, and two are in a subfolder."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for k, image in enumerate(open_dataset("shapes-2", "val", View(24, limit=5)).images(range(5))):

@@ -1,4 +1,4 @@
-"""Greedy and beam search against brute force, by one code for a reader and for the captioner of a dual encoder."""
+"""Greedy and beam search against brute force, with the same code for a reader and for the captioner of a dual encoder."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""A reader as a judge: question files, the two metrics with their bounds, and the choice among candidates."""
+"""A reader as judge: question files, the two metrics with their bounds, and the choice among candidates."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The reader's networks: losses against theory, gradients, what each fusion may depend on, and that it learns."""
+"""The reader's networks: losses against theory, gradients, dependencies of each fusion, learning."""
 
 import math
 
@@ -23,7 +23,7 @@ from t2i.reader.vocabulary import Vocabulary
 
 
 def prepared(**changes) -> tuple[Losses, ReaderMicro, Reader]:
-    """A fresh reader, and a micro-batch of 8 images with all of their questions."""
+    """Returns a new reader, and a micro-batch of 8 images with all of their questions."""
     config = tiny_config(**changes)
     dataset = open_dataset("shapes-2", "train", View(16, limit=8))
     questions = list(questions_of(dataset))
@@ -118,7 +118,7 @@ def test_next_tokens_with_a_past_are_those_of_the_whole_caption() -> None:
 
 
 def test_a_gpt2_folder_starts_the_decoder(tmp_path) -> None:
-    """Without the cells its logits are GPT-2's own."""
+    """Without the cells, its logits are GPT-2's."""
     from transformers import GPT2LMHeadModel
 
     gpt2 = open_gpt2(str(save_gpt2(tmp_path / "gpt2")), 20)

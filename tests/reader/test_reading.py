@@ -1,4 +1,4 @@
-"""A reader on disk, and what the commands and the Python interface make of it."""
+"""A reader on disk, in the commands and in Python."""
 
 import json
 import warnings

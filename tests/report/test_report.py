@@ -1,4 +1,4 @@
-"""The page of runs: it shows what the files say, nothing of them is markup, and nothing comes from elsewhere."""
+"""The page of runs: it shows the contents of the files, escapes all of them, and loads nothing from elsewhere."""
 
 import base64
 import io
@@ -86,7 +86,7 @@ class Page(HTMLParser):
         return [text for (name, _), text in zip(self.elements, self.texts, strict=True) if name == tag]
 
     def path(self, name: str) -> list[list[tuple[float, float]]]:
-        """The unbroken stretches of the curve of a series, from its place in its chart's legend."""
+        """Returns the continuous parts of the curve of a series, by its place in the chart's legend."""
         for figure in re.findall(r'<figure class="chart">.*?</figure>', self.rawdata_all, re.S):
             names = [t.split()[0] for t in re.findall(r"</svg>([^<]+) <b>", figure)]
             names = names or [re.findall(r"<h4>(\S+)", figure)[0]]
@@ -115,7 +115,7 @@ def write_journal(folder: Path, records: list[dict]) -> None:
 
 
 def told(folder: Path, **more: Any) -> ShownRun:
-    """A run as it is read, but for its weights."""
+    """Returns a run as it is read, without its weights."""
     scores, problems = score_files(folder)
     config = {"family": "cgan", "data": DATA, "note": HOSTILE, "learning_rate": 0.1} | more.pop("config", {})
     manifest = {"family": "cgan", "step": 100, "images_seen": 3200, "config": config, "sha256": "c" * 64}
@@ -128,7 +128,7 @@ def pixels(seed: int, side: int = 8) -> np.ndarray:
 
 
 def gallery_of(names: list[str]) -> Gallery:
-    """One of everything; pictures are told apart by their seeds."""
+    """Returns a gallery with one item of each kind; images are distinguished by their seeds."""
     made = {
         name: [Judged(pixels(10 * k + i), f"{i} {HOSTILE}", 50.0 + i, Verdict(i == 0, HOSTILE)) for i in range(2)]
         for k, name in enumerate(names, 1)
@@ -147,7 +147,7 @@ def gallery_of(names: list[str]) -> Gallery:
 
 @pytest.fixture
 def run(tmp_path: Path) -> ShownRun:
-    """A run with everything that a page shows."""
+    """Writes a run with everything that a page shows."""
     folder = tmp_path / "cgan"
     write_journal(folder, [{"step": s, "time": 200 + s, "d_loss": 2 - s / 100, "g_loss": 1.0} for s in (50, 100)])
     (folder / "command.json").write_text(
@@ -536,7 +536,7 @@ def test_pictures_are_judged_by_what_they_show():
 
 @pytest.fixture(scope="module")
 def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Captioned pictures of a user's, one caption as bad as can be."""
+    """Writes a user's captioned images, with one caption as bad as possible."""
     root = tmp_path_factory.mktemp("data")
     for split, count in (("train", 20), ("val", 5)):
         (root / split).mkdir()
@@ -564,7 +564,7 @@ def make_tokenizer_run(folder: Path, address: str) -> Path:
 
 @pytest.fixture(scope="module")
 def three(own_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Runs of three families on a user's pictures."""
+    """Writes runs of three families on a user's images."""
     root = tmp_path_factory.mktemp("runs")
     for name in ("gan", "prior"):
         (root / name).mkdir()

@@ -1,4 +1,4 @@
-"""Search: equal to a sort, features kept by contents, copies folded, and one line for every mistake."""
+"""Search: equal to a sort, features cached by contents, copies combined, and one line for every mistake."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """12 rendered scenes in files, of which one is there three times, two copies without a caption of their own."""
+    """Writes 12 rendered scenes, one of which occurs three times; two of the copies have no caption."""
     from t2i.data import View, open_dataset
     from t2i.data.tools.export import export
 
@@ -51,7 +51,7 @@ def rows(count: int, dim: int, seed: int) -> np.ndarray:
 
 
 def sorted_rows(queries: np.ndarray, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """By a full sort of all cosines in float64, ties by row."""
+    """Returns the rows by a full sort of all cosines in float64, ties by row."""
     exact = np.stack([(items.astype(np.float64) * query.astype(np.float64)).sum(axis=1) for query in queries])
     order = np.stack([np.lexsort((np.arange(len(items)), -row)) for row in exact])[:, :k]
     return order, np.take_along_axis(exact, order, axis=1)

@@ -1,4 +1,4 @@
-"""Prompt files as published sets of prompts, spreadsheets and pandas write them."""
+"""Prompt files of published sets of prompts, spreadsheets and pandas."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ CLEAN = ['"STOP" reads the sign', "a cat, a dog; a fish", "tab here", "two lines
 
 
 def table(rows: list[list[str]], **options) -> str:
-    """As pandas' `to_csv` writes it, which is the csv module with other names for its options."""
+    """Writes a table like pandas' `to_csv`, i.e. the csv module with other names for its options."""
     out = io.StringIO()
     csv.writer(out, **({"lineterminator": "\n"} | options)).writerows(rows)
     return out.getvalue()

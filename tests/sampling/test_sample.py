@@ -1,4 +1,4 @@
-"""`t2i sample`: files that say what they are, written whole or not at all; and the way there from `t2i train`."""
+"""`t2i sample`: files with their description, written whole or not at all; and the way from `t2i train`."""
 
 import io
 import json
@@ -28,14 +28,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of its own for each test, called `run` in the working directory."""
+    """Writes a separate run for each test, called `run`, in the working directory."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(made, tmp_path / "run")).relative_to(tmp_path)
 
 
 @pytest.fixture
 def t2i(capsys: pytest.CaptureFixture[str]):
-    """Runs one command line: (exit status, lines of stdout, lines of stderr)."""
+    """Runs one command line; returns (exit status, lines of stdout, lines of stderr)."""
 
     def call(*argv: object) -> tuple[int, list[str], list[str]]:
         status = app.main([str(word) for word in argv])
@@ -46,7 +46,7 @@ def t2i(capsys: pytest.CaptureFixture[str]):
 
 
 def pixels(folder: Path) -> np.ndarray:
-    """The pictures of a manifest, in its order."""
+    """Returns the images of a manifest, in its order."""
     entries = json.loads((folder / "manifest.json").read_text())["pictures"]
     return np.stack([np.asarray(Image.open(folder / entry["file"])) for entry in entries])
 

@@ -1,4 +1,4 @@
-"""`t2i eval compare`, and prompts and protocols by name: what pairs, what differs, and what chance explains."""
+"""`t2i eval compare`, and prompts and protocols by name: pairs, differences, and what chance explains."""
 
 import shutil
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def t2i(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_interval_covers_the_difference_as_often_as_it_says() -> None:
-    """Means of pictures that differ by 0.3 on average, where prompts differ by far more: the pairing takes that out."""
+    """Images differ by 0.3 on average and prompts by far more; pairing removes the latter."""
     rng = np.random.default_rng(0)
     inside = 0
     for trial in range(60):

@@ -1,4 +1,4 @@
-"""Held-out means held-out: what a run was trained on is found among what it is scored on, and nothing else is."""
+"""Training data of a run is found among the data that it is scored on, and nothing else is."""
 
 import io
 import json
@@ -28,7 +28,7 @@ Change = Callable[[Image.Image], bytes]
 
 
 def textures(count: int, seed: int, side: int = 64) -> ImageArray:
-    """Pictures with the spectrum of photographs: [N, side, side, 3]."""
+    """Returns images with the spectrum of photographs: [N, side, side, 3]."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side)))
     frequency[0, 0] = 1
@@ -58,7 +58,7 @@ def write_split(folder: Path, files: dict[str, bytes], captions: list[str]) -> N
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 training pictures, 30 of val that are others, and 30 of test of which 10 are copies in three ways."""
+    """Writes 60 training images, 30 others of val, and 30 of test, 10 of which are copies in three ways."""
     folder = tmp_path_factory.mktemp("data") / "photos"
     for split, count, seed in (("train", 60, 1), ("val", 30, 2), ("test", 30, 3)):
         files = {f"{split}{k:03}.png": encoded(Image.fromarray(x), "PNG") for k, x in enumerate(textures(count, seed))}

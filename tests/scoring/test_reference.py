@@ -1,4 +1,4 @@
-"""`t2i eval reference`, and pictures from folders, tars and .npz files: equal numbers by every way, and what is refused."""
+"""`t2i eval reference`, and images from folders, tars and .npz files: equal numbers in every way, and refusals."""
 
 import io
 import json
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def t2i(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedded: str) -> Command:  # noqa: F811
-    """Runs `t2i eval ...` in an empty folder: (exit status, stdout, stderr)."""
+    """Runs `t2i eval ...` in an empty folder; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def runner(*argv: object) -> tuple[int, str, str]:
@@ -55,7 +55,7 @@ def t2i(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same 40 pictures as a folder, a tar and two .npz files."""
+    """Writes the same 40 images as a folder, a tar and two .npz files."""
     folder = tmp_path_factory.mktemp("pictures") / "real"
     export(open_dataset("shapes-2", "heldout", View(32, limit=40)), folder)
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
@@ -187,7 +187,7 @@ def embedded_digest() -> str:
 
 
 class Counting:
-    """An extractor of 600 numbers that counts the pictures it has seen."""
+    """An extractor of 600 numbers that counts its images."""
 
     name, dim, resize = "counting", 600, "none"
 
@@ -288,7 +288,7 @@ def test_rows_in_a_file_are_rows_in_memory(tmp_path: Path) -> None:
 
 
 def in_two_processes(action: Callable[[], object], folder: Path) -> None:
-    """Runs `action` in two processes, as torchrun would; what they print lies in `folder` by rank."""
+    """Runs `action` in two processes, like torchrun; their output is in `folder` by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Scoring: what a score says of pictures that are known to be right or wrong, its protocol, and what is refused."""
+"""Scoring: scores of images that are known to be right or wrong, protocols, and refusals."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedded: str):
-    """Runs `t2i eval score` in an empty folder: (exit status, stdout, stderr)."""
+    """Runs `t2i eval score` in an empty folder; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def runner(*argv: str | Path) -> tuple[int, str, str]:
@@ -144,7 +144,7 @@ def test_pictures_without_captions_of_any_size_have_a_fid(command: Command, tmp_
 
 
 def test_features_of_a_folder_stay_in_the_order_of_its_pictures(real: Path, tmp_path: Path, embedded: str) -> None:
-    """Sizes are seen in groups, captions in order: each picture must meet its own."""
+    """Images are read in groups of one size, captions in order: each image must be matched with its own."""
     mixed = Path(shutil.copytree(real, tmp_path / "mixed"))
     for path in sorted(mixed.glob("*.png"))[::3]:
         Image.open(path).resize((64, 64), Image.Resampling.NEAREST).save(path)

@@ -1,4 +1,4 @@
-"""Odd files and folders are scored rightly, or one line says what is wrong with them."""
+"""Odd files and folders are scored correctly, or one line names the fault."""
 
 import json
 import unicodedata
@@ -35,7 +35,7 @@ def save(folder: Path, names: list[str], start: int = 0) -> Path:
 
 
 def sampled(folder: Path, prompts: list[str], start: int = 0, **more: object) -> Path:
-    """A folder as `t2i sample` writes it."""
+    """Writes a folder like `t2i sample`."""
     names = [f"{k:03}.png" for k in range(len(prompts))]
     save(folder, [*names, "grid.png"], start)
     entries = [{"file": name, "prompt": prompt, "seed": 1} for name, prompt in zip(names, prompts, strict=True)]
@@ -45,7 +45,7 @@ def sampled(folder: Path, prompts: list[str], start: int = 0, **more: object) ->
 
 
 def geneval(folder: Path, prompts: list[str]) -> Path:
-    """A folder as GenEval's generators write it."""
+    """Writes a folder like GenEval's generators."""
     for k, prompt in enumerate(prompts):
         save(folder / f"{k:05}" / "samples", ["0000.png", "0001.png"], 2 * k)
         save(folder / f"{k:05}", ["grid.png"])

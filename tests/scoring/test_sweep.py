@@ -1,4 +1,4 @@
-"""`t2i eval sweep`: what is best, what is kept back, and what is written."""
+"""`t2i eval sweep`: the best setting, refused splits, and output."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Folders of sentence-transformers give the vectors that their makers meant; relatives of BERT and T5 are read."""
+"""Folders of sentence-transformers give the vectors of that package; relatives of BERT and T5 are read."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def encoder(folder: Path, name: str = "bert", max_tokens: int | None = None) -> 
 
 
 def raw_states(folder: Path, caption: str, limit: int) -> Tensor:
-    """States [T, D] of one caption without padding, by transformers alone."""
+    """Returns states [T, D] of one caption without padding, by transformers alone."""
     from transformers import AutoModel, AutoTokenizer
 
     ids = AutoTokenizer.from_pretrained(folder)(caption, truncation=True, max_length=limit, return_tensors="pt")
@@ -72,7 +72,7 @@ def test_limit_and_case_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_other_layouts_of_the_same_rules(tmp_path: Path) -> None:
-    """An older one with the tower in a folder of its own, a newer one with one word, one without a list of modules."""
+    """An older one with the tower in a subfolder, a newer one with one word, one without a list of modules."""
     folder = tiny.save_sentences(tmp_path / "model", "cls_token")
     expected = encoder(folder).encode(tiny.CAPTIONS[:3]).pooled_BP
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 32, "pooling_mode": "cls"}))
@@ -164,7 +164,7 @@ def test_a_model_that_no_encoder_reads_is_told_what_they_read(tmp_path: Path) ->
 
 
 def without_google(name: str) -> object:
-    """Finds modules as where `sentencepiece` is installed and no package of Google's is."""
+    """Finds modules as if `sentencepiece` was installed, but no package of Google."""
     if name.startswith("google."):
         raise ModuleNotFoundError("No module named 'google'")
     return object()
@@ -183,7 +183,7 @@ def test_a_vocabulary_of_sentencepiece_asks_for_sentencepiece(tmp_path: Path, mo
 
 @pytest.mark.parametrize("name", ["clip", "t5", "bert", "gpt2"])
 def test_captions_have_the_same_bits_in_any_company(name: str, tmp_path: Path) -> None:
-    """Also where no caption of a batch is padded: attention then must not take another way."""
+    """Also if no caption of a batch is padded, where attention must not use another kernel."""
     save = {"clip": lambda folder: tiny.save_clip(folder, "projected")}.get(name, getattr(tiny, f"save_{name}"))
     found = encoder(save(tmp_path), name, 24)
     captions = [*tiny.CAPTIONS[:40], "", "a", "a star", *(f"{c} and a star" for c in tiny.CAPTIONS[:40:7])]

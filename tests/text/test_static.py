@@ -1,4 +1,4 @@
-"""The table of token vectors that is distilled from a text tower: t2i/text/static.py."""
+"""The table of token vectors that is distilled from a text tower."""
 
 import math
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_principal_components_by_numpy() -> None:
 
 @pytest.mark.parametrize("name", [*TOWERS, "clip"])
 def test_each_token_is_read_alone_by_any_tower(name: str, folders: dict[str, Path]) -> None:
-    """With all components kept, differences of two table rows are those of the tower's own vectors but for a turn."""
+    """With all components, differences of two rows are those of the tower's vectors up to a rotation."""
     encoder = distilled(folders[name], 32)
     tower = fit_encoder(TextConfig(encoder=name, path=str(folders[name])), CAPTIONS)
     words = ["red", "blue", "ring", "star", "q", "x"]

@@ -134,7 +134,7 @@ def test_one_warning_counts_the_truncated_captions(name, folders):
 
 
 def raw_states(name: str, folder: Path, ids: list[int]) -> torch.Tensor:
-    """The last layer's states of one unpadded caption, through transformers alone."""
+    """Returns the last layer's states of one caption without padding, by transformers alone."""
     import transformers
 
     classes = {"clip": "CLIPTextModelWithProjection", "t5": "T5EncoderModel", "bert": "BertModel", "gpt2": "GPT2Model"}
@@ -526,7 +526,7 @@ def test_vocabulary_is_capped_at_the_most_frequent():
 
 
 def test_vocabulary_and_digest_are_those_of_scikit_learn():
-    """Which fitted the encoders of earlier runs; equally frequent words at the limit are its choice too."""
+    """scikit-learn fitted the encoders of earlier runs; its choice among equally frequent words at the limit is kept too."""
     peers = pytest.importorskip("sklearn.feature_extraction.text")
     rng = np.random.default_rng(3)
     words = [f"W{i}'s" if i % 5 == 0 else f"wé{i}" for i in range(7000)]
@@ -582,7 +582,7 @@ def test_word2vec_of_hardly_any_words(captions):
 
 
 def test_word2vec_puts_words_of_the_same_company_together():
-    """Skip-gram factorises shifted pointwise mutual information (Levy & Goldberg, 2014), of which like words have like rows."""
+    """Skip-gram factorises shifted pointwise mutual information (Levy & Goldberg, 2014): similar words have similar rows."""
     from t2i.text.skip_gram import word_vectors
 
     rng = np.random.default_rng(0)

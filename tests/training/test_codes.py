@@ -1,4 +1,4 @@
-"""The cache of codes: hits, misses, damage, kills, broken pictures."""
+"""The cache of codes: hits, misses, damage, kills, broken images."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training on published layouts, as a user starts it: every kind, every family, and the configs made for them."""
+"""Training on published layouts by the command line: every kind, every family, and the configs for them."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A data set of every kind."""
+    """Writes a data set of every kind."""
     root = tmp_path_factory.mktemp("data")
     return {kind: write(root / kind) for kind, write in layouts.LAYOUTS.items()}
 

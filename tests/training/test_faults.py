@@ -1,4 +1,4 @@
-"""What goes wrong around a run: kills inside a save, deleted folders, changed data, other encoders. Nothing is lost silently."""
+"""Faults around a run: kills inside a save, deleted folders, changed data, other encoders. Nothing is lost silently."""
 
 import json
 import multiprocessing
@@ -37,7 +37,7 @@ def refusal(action: Callable[[], Any]) -> str:
 
 
 def write_folder(root: Path, count: int = 24, **captions: str) -> Path:
-    """Images of random colours, each with a caption; `captions` replaces some."""
+    """Writes images of random colours with a caption each; `captions` replaces some."""
     root.mkdir(parents=True)
     rng = np.random.default_rng(0)
     rows = []
@@ -57,7 +57,7 @@ def open_folder(root: Path):
 
 @pytest.mark.parametrize("writes", range(7))
 def test_a_run_killed_inside_its_first_save_starts_again(tmp_path: Path, writes: int) -> None:
-    """The save writes five parts and a manifest: killed before each of them, and before the folder has its name."""
+    """A save writes five parts and a manifest: the run is killed before each of them, and before the folder is renamed."""
 
     def dies() -> None:
         real, left = checkpoint._write, [writes]
@@ -130,7 +130,7 @@ def test_a_lock_that_was_deleted_with_its_directory_is_no_lock(tmp_path: Path) -
 
 
 def test_a_refused_start_removes_its_files_before_it_frees_the_directory(tmp_path: Path) -> None:
-    """A second starter that comes at any moment of the clean-up is refused, or finds nothing of the first."""
+    """A second start during the clean-up is refused, or finds nothing of the first."""
     directory = tmp_path / "run"
     seen: list[str] = []
 
@@ -273,7 +273,7 @@ def test_what_one_process_raises_is_raised_on_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("two", [False, True])
 def test_data_that_vanishes_ends_a_run_with_all_that_is_done(tmp_path: Path, two: bool) -> None:
-    """No image is blamed, the steps are saved, and the run goes on as if nothing had happened once the data is back."""
+    """No image is blamed, the steps are saved, and the run continues once the data is back."""
     root, whole, run = write_folder(tmp_path / "data", 200), tmp_path / "whole", tmp_path / "run"
     cfg = config(checkpointing_steps=100)
 

@@ -1,4 +1,4 @@
-"""Starting from weights: what is taken, what is not, and that a start leaves nothing to chance."""
+"""Starting from weights: tensors that are loaded, tensors that are not, and determinism."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Several processes: launches that are wrong are refused, a process that is killed, stopped or hangs ends the others."""
+"""Several processes: wrong launches are refused; if a process is killed, stopped or hangs, the others end."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def warm() -> None:
 
 @pytest.fixture
 def soon(monkeypatch) -> None:
-    """The watchdog barks after two seconds instead of thirty."""
+    """Lets the watchdog react after two seconds instead of thirty."""
     monkeypatch.setattr(watchdog, "SILENT_SECONDS", 2.0)
     monkeypatch.setattr(watchdog, "HUNG_SECONDS", 2.0)
     monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.2)
@@ -35,7 +35,7 @@ def soon(monkeypatch) -> None:
 
 
 def ends(tmp_path: Path, each_step: Callable[[Run], None], **settings: Any) -> tuple[list[int], float]:
-    """Exit statuses of two processes, and the seconds since the fault."""
+    """Returns the exit statuses of two processes, and the seconds since the fault."""
     began = tmp_path / "began"
 
     def faulty(run: Run) -> None:

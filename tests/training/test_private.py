@@ -1,4 +1,4 @@
-"""Private training: gradients are cut and noised as the account says, draws are secret and resume, leaks are refused."""
+"""Private training: clipping and noise of the accountant, random numbers that are secret and resume, refused leaks."""
 
 import json
 import math
@@ -123,7 +123,7 @@ def test_images_one_by_one_have_the_loss_of_the_batch(order: Any) -> None:
     ],
 )
 def test_epsilon_is_that_of_opacus(noise: float, rate: float, steps: int, delta: float, expected: float) -> None:
-    """Values of `RDPAccountant` of Opacus 1.6.0."""
+    """Compares with values of `RDPAccountant` of Opacus 1.6.0."""
     pytest.importorskip("opacus", reason="the extra t2i[privacy] is not installed")
     account = Accountant(PrivacyConfig(noise_multiplier=noise, delta=delta), rate)
     assert account.epsilon(steps) == pytest.approx(expected, rel=1e-9)
@@ -131,7 +131,7 @@ def test_epsilon_is_that_of_opacus(noise: float, rate: float, steps: int, delta:
 
 
 def test_a_whole_batch_is_the_gaussian_mechanism() -> None:
-    """Of one step that sees all: Renyi divergence alpha / (2 sigma^2), turned into epsilon by Balle et al., 2020."""
+    """One step that sees all images: Renyi divergence alpha / (2 sigma^2), converted to epsilon by Balle et al., 2020."""
     pytest.importorskip("opacus", reason="the extra t2i[privacy] is not installed")
     alpha = np.concatenate([1 + np.arange(1, 100) / 10, np.arange(12, 64)])
     by_hand = alpha / (2 * 4.0**2) - (np.log(1e-5) + np.log(alpha)) / (alpha - 1) + np.log((alpha - 1) / alpha)
@@ -159,7 +159,7 @@ def test_draws_are_independent_of_each_other_and_of_the_step_before() -> None:
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder of images, a tokenizer and a text encoder that have not seen them."""
+    """Writes a folder of images, and a tokenizer and a text encoder that have not seen them."""
     from t2i.data.tools.export import export_splits
 
     root = tmp_path_factory.mktemp("parts")

@@ -1,4 +1,4 @@
-"""One global batch gives the same losses on 1, 2 and 4 processes, and what is computed once is computed by all of them."""
+"""One global batch gives the same losses on 1, 2 and 4 processes, and shared computations are divided among them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The training programs, run as a user runs them: through the command line, on one and on two processes."""
+"""The training programs through the command line, on one and on two processes."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ KEYS = {
 
 @pytest.fixture(autouse=True)
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What a prior or a cvae needs before it can be trained, made once for all tests."""
+    """Writes the tokenizer that a prior or a cvae needs, once for all tests."""
     if not TOKENIZER:
         TOKENIZER.append(tmp_path_factory.mktemp("tokenizer") / "run")
         assert app.main(command("vqvae", TOKENIZER[0], "max_train_steps=3")) == 0

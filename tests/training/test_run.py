@@ -1,4 +1,4 @@
-"""A run stopped anywhere goes on bit for bit; one writer, agreed decisions, clean ends."""
+"""A run that is stopped anywhere continues bit for bit; one writer, common decisions, clean ends."""
 
 import contextlib
 import json
@@ -501,7 +501,7 @@ def test_what_is_wrong_on_one_rank_ends_all(tmp_path):
 
 
 class Clock:
-    """Stands for the module `time`; moves when told."""
+    """Replaces the module `time`; changes only when it is set."""
 
     strftime = staticmethod(time.strftime)
 
@@ -515,7 +515,7 @@ class Clock:
 def steps_of(
     monkeypatch, seconds: float, durations: Callable[[int], float], mean_cost: float = 1.0, most: int = 100_000
 ) -> tuple[int, int]:
-    """(steps that fit, the step at which that was known) when step k takes durations(k)."""
+    """Returns (steps that fit, the step at which that was known) if step k takes durations(k)."""
     clock = Clock()
     monkeypatch.setattr(timing, "time", clock)
     budget = Budget(seconds, mean_cost)
@@ -542,7 +542,7 @@ def test_steps_that_fit_a_time(monkeypatch):
 
 
 def test_the_number_of_steps_is_fixed_once_and_resumed(tmp_path):
-    """The second half runs at a third of the speed and still ends at the same step, with the same learning rates."""
+    """The second half runs at a third of the speed and ends at the same step, with the same learning rates."""
     cfg = config(max_train_steps=100_000, max_train_minutes=10)
 
     def timed(cfg: Config, seconds: float, last: int = -1) -> int:
@@ -626,7 +626,7 @@ def rolled_back(directory: Path) -> list[tuple[int, float]]:
 
 
 def test_steps_that_stay_broken_go_back_once_to_the_last_sound_checkpoint(tmp_path):
-    """Steps 5 to 8 are broken, and the checkpoints of 6 and 8 lie among them."""
+    """Steps 5 to 8 are broken, and the checkpoints of 6 and 8 are among them."""
     drift = []
 
     def body() -> list[bool]:
@@ -745,7 +745,7 @@ LONG = {"d_real": 0.123456, "d_fake": -3.9e-05, "r1": 4.9e-09, "d_loss": 1.00712
 
 
 def shown_on(columns: int, tmp_path: Path) -> str:
-    """What a terminal of so many columns gets, without its control sequences."""
+    """Returns the output of a terminal with so many columns, without control sequences."""
     terminal, stderr = pty.openpty()
 
     def on_terminal() -> None:
@@ -848,7 +848,7 @@ def test_a_users_number_of_threads_stands():
 
 
 class Machine:
-    """Stands for psutil: the share of each core that somebody uses in each window, and the time of this job itself."""
+    """Replaces psutil: the load of each core in each window, and the time of this job."""
 
     def __init__(self, monkeypatch, busy: list[list[float]], own: float = 0.0, quota: int = 99):
         self.busy, self.own, self.windows = busy, own, 0

@@ -1,4 +1,4 @@
-"""A prior that is sharded over processes, or keeps no activations, is the prior of one that is not."""
+"""A prior that is sharded over processes, or recomputes activations, equals one that is not."""
 
 import copy
 import json

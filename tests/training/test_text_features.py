@@ -1,4 +1,4 @@
-"""The feature cache: never stale, survives kills and damage, encodes each caption once."""
+"""The feature cache is never outdated, survives kills and damage, and encodes each caption once."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""A small part of the proofs in `benchmarks/`, which `make torture` runs in full."""
+"""A small part of the tests in `benchmarks/`, which `make torture` runs in full."""
 
 import importlib
 import sys

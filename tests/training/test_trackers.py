@@ -1,4 +1,4 @@
-"""Trackers: what a fake one is told by a real run, the names, and the real ones where they are installed."""
+"""Trackers: the calls that a fake one gets from a real run, names, and real ones if they are installed."""
 
 import importlib.util
 import sys
@@ -27,7 +27,7 @@ GRID_SIZE = (24, 16)
 
 
 def grid_and_scores(run: Run) -> None:
-    """What a validation at step 2 leaves."""
+    """Returns the result of a validation at step 2."""
     if run.step == 2:
         (run.directory / "samples").mkdir(exist_ok=True)
         Image.new("RGB", GRID_SIZE, (255, 0, 0)).save(run.directory / "samples" / f"step-{run.step:08d}.png")
@@ -131,7 +131,7 @@ def test_a_tracker_that_is_not_installed_is_one_line(name: str, monkeypatch: pyt
 
 
 def in_a_child(directory: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trains with a real tracker, all of whose files go below `directory`."""
+    """Trains with a real tracker, all of whose files are below `directory`."""
     if importlib.util.find_spec(TRACKERS[name].module) is None:
         pytest.skip(f"{TRACKERS[name].package} is not installed")
     home = directory / "home"

@@ -1,4 +1,4 @@
-"""Scores on val while a run trains: what they are, that they leave training alone, and that the best weights are kept."""
+"""Scores on val during training: their values, no effect on training, and the best weights."""
 
 import hashlib
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_other_pictures_are_scored_only_by_an_extractor_that_is_named() -> None:
 
 
 class Weights:
-    """One number that a validation finds good or bad, and the run that it is of."""
+    """One number that a validation finds good or bad, and its run."""
 
     def __init__(self) -> None:
         self.run = cast(Run, SimpleNamespace(step=0, extra={}, is_main=True))

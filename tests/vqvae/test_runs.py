@@ -1,4 +1,4 @@
-"""The tokenizer as a program and on disk: `t2i train vqvae`, `load_tokenizer`, and what is refused."""
+"""The tokenizer as a program and on disk: `t2i train vqvae`, `load_tokenizer`, and refusals."""
 
 import json
 from pathlib import Path

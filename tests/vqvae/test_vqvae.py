@@ -1,4 +1,4 @@
-"""The image tokenizer: quantisers against their algebra, networks that start and learn as they should."""
+"""The image tokenizer: quantisers against algebra, initial losses, learning."""
 
 import math
 import warnings
@@ -66,7 +66,7 @@ def test_indices_and_codes_are_one_another_bit_for_bit(kind: str) -> None:
 
 
 def _unbound(quantizer, codes: torch.Tensor) -> torch.Tensor:
-    """Latents that the bound of FSQ takes to these codes."""
+    """Returns latents that the bound of FSQ maps to these codes."""
     levels = quantizer.levels_D.view(1, -1, 1, 1)
     half, offset = (levels - 1) * 1.001 / 2, 0.5 * (levels % 2 == 0)
     return torch.atanh((codes * (levels // 2) + offset) / half) - torch.atanh(offset / half)

@@ -1,4 +1,4 @@
-"""The page itself, served: by `gradio_client`, by a browser, and as the folder of a Space."""
+"""The served page: by `gradio_client`, by a browser, and as the folder of a Space."""
 
 import os
 import shutil

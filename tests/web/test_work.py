@@ -1,4 +1,4 @@
-"""What the page does, without the page: the models it offers, and jobs from values that a stranger sent."""
+"""The work behind the page: the models it offers, and jobs from untrusted values."""
 
 import json
 import shlex
@@ -189,7 +189,7 @@ def test_words_are_explained_as_by_the_command(work):
 
 
 def canvas(side: int = 64, painted: bool = True) -> dict[str, object]:
-    """What the editor sends: an image of 16 pixels, enlarged, and a stroke over its last cell."""
+    """Returns the output of the editor: an enlarged image of 16 pixels, and a stroke over its last cell."""
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     image = Image.fromarray(noise).resize((side, side), Image.Resampling.NEAREST).convert("RGBA")
     layer = np.zeros((side, side, 4), np.uint8)

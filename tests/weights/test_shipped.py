@@ -1,4 +1,4 @@
-"""The models that come with the package: small enough, whole, and able to draw what a caption says without training."""
+"""The shipped models: small enough, complete, and able to sample what a caption says without training."""
 
 import re
 from pathlib import Path

@@ -11,7 +11,7 @@ from t2i.data.packed.remote import Place, beside, opened
 from t2i.data.packed.tables import read_beside
 from t2i.data.packed.tar_samples import CLASS, TarSamples
 from t2i.data.tools.classes import LABELS
-from t2i.errors import InputError
+from t2i.errors import InputError, os_errors
 from t2i.files import open_regular
 from t2i.images import LostConnection
 
@@ -86,7 +86,7 @@ def list_tar(path: Path) -> tuple[dict[str, TarImage], Counter[str]]:
     Raises:
         InputError: the file cannot be read or is not a plain tar, or two images have one key.
     """
-    try:
+    with os_errors(f"cannot read {path}", "name a .tar of images"):
         with open_regular(path) as file:
             tar = TarSamples(path, file)
             images = {
@@ -94,6 +94,4 @@ def list_tar(path: Path) -> tuple[dict[str, TarImage], Counter[str]]:
                 for key, (image, texts) in tar.samples().items()
                 if image is not None
             }
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; name a .tar of images") from error
     return images, tar.skipped

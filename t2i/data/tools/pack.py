@@ -20,7 +20,7 @@ from t2i import images, seeding
 from t2i.data.encoded import EncodedImages
 from t2i.data.tools.classes import LABEL, classes_or_none, entries_of
 from t2i.data.verify import workers
-from t2i.errors import InputError
+from t2i.errors import InputError, os_errors
 from t2i.files import new_file, refuse_used, write_text
 
 FORMAT = 1
@@ -84,7 +84,7 @@ def pack(
     total = sum(map(len, splits.values()))
     written = before = shards = 0
     broken: list[tuple[str, str]] = []
-    try:
+    with os_errors(f"cannot write {out}", "free some space and start again"):
         for stem, split, rows in _shards(splits, out, per_shard):
             shards += 1
             if stem.with_suffix(".parquet").exists() and stem.with_suffix(".tar").exists():
@@ -94,9 +94,6 @@ def pack(
                 broken += _write_shard(stem, source, rows, _Format(size, suffix))
                 written += len(rows)
             on_progress(before + written, total)
-    except OSError as error:
-        why = error.strerror or error
-        raise InputError(f"cannot write {out}: {why}; free some space and start again") from error
     for leftover in out.glob(".*.tmp"):  # of a killed process
         leftover.unlink(missing_ok=True)
     return PackResult(shards, written - len(broken), before, broken)
@@ -125,10 +122,8 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             raise InputError(f"{out} holds shards of other data or settings; name a new folder, or remove it")
         return
     refuse_used(out)
-    try:
+    with os_errors(f"cannot write {out}", "name another folder"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}; name another folder") from error
     write_text(note, json.dumps(settings, indent=1) + "\n")
 
 

@@ -22,7 +22,7 @@ from t2i.data.splits import assign_splits
 from t2i.data.tools.classes import entries_of
 from t2i.data.tools.export import metadata_line
 from t2i.data.tools.opening import open_splits
-from t2i.errors import InputError
+from t2i.errors import InputError, os_errors
 from t2i.files import link, new_folder, text_lines
 from t2i.images import BrokenImage
 from t2i.names import counted, numbered
@@ -139,10 +139,8 @@ def read_words(path: Path) -> list[str]:
     Raises:
         InputError: the file cannot be read or is empty.
     """
-    try:
+    with os_errors(f"cannot read the words of {path}", "name a text file"):
         words = [line.strip() for line in text_lines(path) if line.strip()]
-    except OSError as error:
-        raise InputError(f"cannot read the words of {path}: {error.strerror or error}; name a text file") from error
     if not words:
         raise InputError(f"{path} lists no words; write one per line")
     return words

@@ -14,7 +14,7 @@ import numpy as np
 from filelock import lock_descriptor
 
 from t2i.cache import cache_dir
-from t2i.errors import InputError
+from t2i.errors import InputError, os_errors
 from t2i.extractors import Extractor
 from t2i.files import refuse_unwritable
 from t2i.metrics import Features
@@ -71,14 +71,9 @@ def rows_in_memory(count: int, dim: int) -> FeatureRows:
     """Returns empty rows in memory, or beyond `MEMORY_BYTES` in a temporary file."""
     if 4 * count * dim <= MEMORY_BYTES:
         return FeatureRows(count, dim, None)
-    try:
+    with os_errors(f"cannot write features into {cache_dir()}", "free some space or set T2I_CACHE"):
         cache_dir().mkdir(parents=True, exist_ok=True)
         return FeatureRows(count, dim, tempfile.TemporaryFile(dir=cache_dir(), buffering=0))
-    except OSError as error:
-        why = error.strerror or error
-        raise InputError(
-            f"cannot write features into {cache_dir()}: {why}; free some space or set T2I_CACHE"
-        ) from error
 
 
 class FeatureFile:
@@ -116,11 +111,9 @@ class FeatureFile:
         """
         key, _ = _entry(images, extractor)
         path = self.path.with_name(f".{self.path.name}.{key}-{part.start}-{part.stop}.part")
-        try:
+        with os_errors(f"cannot write {path}", "name another file"):
             file = open(path, "a+b", buffering=0)
             locked = lock_descriptor(file.fileno(), blocking=False)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror or error}; name another file") from error
         if not locked:
             file.close()
             raise InputError(f"another process writes features of these images to {self.path}; name another file")

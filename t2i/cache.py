@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from t2i.errors import InputError, os_errors
-from t2i.files import new_file, open_regular
+from t2i.files import at_home, new_file, open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -204,4 +204,4 @@ def _remove_leftovers(folder: Path) -> None:
 def cache_dir() -> Path:
     """Returns the cache directory: the environment variable T2I_CACHE, or ~/.cache/t2i. It may not exist."""
     named = os.environ.get("T2I_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "t2i"
+    return at_home(named) if named else Path.home() / ".cache" / "t2i"

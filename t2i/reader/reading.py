@@ -31,7 +31,7 @@ from t2i.data.captions import clean_caption
 from t2i.data.questions import normal_answer
 from t2i.errors import InputError, reason_of
 from t2i.extractors import load_image_encoder
-from t2i.files import read_utf8
+from t2i.files import at_home, read_utf8
 from t2i.images import ImageArray, to_model
 from t2i.names import counted, verb
 from t2i.reader.config import Config
@@ -76,7 +76,7 @@ class Reader:
         Raises:
             InputError: the run does not exist, belongs to another family, or is damaged.
         """
-        folder = Path(path).expanduser()
+        folder = at_home(path)
         run = open_run(folder)
         if run.family not in FAMILIES:
             raise InputError(
@@ -237,7 +237,7 @@ class Reader:
     def _fit(self, image: AnyImage) -> ImageArray:
         if isinstance(image, str | Path):
             try:
-                image = images.decode(Path(image).expanduser(), self.resolution)
+                image = images.decode(at_home(image), self.resolution)
             except images.BrokenImage as error:
                 raise InputError(f"{image}: {error}; name an image that can be read") from error
         if isinstance(image, np.ndarray):

@@ -101,7 +101,7 @@ def test_each_setting_changes_pictures(pipes):
     [
         ("random", {"colour": 1}, "a prior has no setting 'colour'; it has compile, decoding_order, group_schedule"),
         ("cgan", {"top_k": 1}, "a GAN has no setting 'top_k'"),
-        ("random", {"temperature": -1.0}, "temperature -1.0: input should be greater than or equal to 0"),
+        ("random", {"temperature": -1.0}, "temperature -1.0: must be greater than or equal to 0"),
         ("random", {"top_k": CODES + 1}, "top_k 33 is more than the 32 codes"),
         ("random", {"guidance_scale": -1.0}, "guidance must be a number from 0 on, got -1.0"),
         ("raster", {"steps": 3}, "steps 3: this prior was trained with order=raster"),

@@ -6,14 +6,12 @@
 Without --resolution, images in a folder, a .tar or an .npz are not resized. docs/scoring.md describes the file.
 """
 
-from pathlib import Path
-
 from t2i.cli import run_program
 from t2i.console import progress_of
 from t2i.data import View
 from t2i.distributed import launched_ranks
 from t2i.errors import InputError
-from t2i.files import refuse_unwritable
+from t2i.files import at_home, refuse_unwritable
 from t2i.hardware import device, prepare_cpu
 from t2i.names import counted
 from t2i.scoring.images.collection import Images, dataset_images
@@ -27,7 +25,7 @@ def images_of(options: ReferenceOptions) -> Images:
     """Opens a data set at a resolution, or the images of a file or folder without resizing them."""
     if options.resolution is not None:
         return dataset_images(options.data, options.split, options.n, View(options.resolution))
-    if not Path(options.data).expanduser().exists():
+    if not at_home(options.data).exists():
         raise InputError(
             f"{options.data} is not a folder, .tar or .npz; for a data set, set the size of its images with --resolution"
         )

@@ -9,17 +9,22 @@ reconstructions that the oracle still reads correctly.
 
 from t2i.cli import run_program
 from t2i.console import shown_progress
+from t2i.errors import InputError
 from t2i.files import refuse_unwritable
 from t2i.hardware import prepare_cpu
 from t2i.metrics.score import write_scores
 from t2i.scoring.options import TokenizerOptions
 from t2i.scoring.tokenizer import score_tokenizer
+from t2i.weights import shipped
 
 
 def main(options: TokenizerOptions) -> None:
     prepare_cpu()
     place = options.out or options.run / f"scores-{options.split}.json"
-    refuse_unwritable(place, "a JSON file")
+    if options.out is not None or options.run.is_dir():
+        refuse_unwritable(place, "a JSON file", "--out" if options.out else "")
+    elif str(options.run) in shipped():
+        raise InputError(f"{options.run} ships with t2i and holds no scores; name a JSON file with --out")
     with shown_progress() as tick:
         scores = score_tokenizer(options, tick)
     for score in scores:

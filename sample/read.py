@@ -7,6 +7,7 @@ t2i read runs/vqa a.png b.png --ask "what colour is the star?" --ask "how many o
 import json
 
 from t2i.cli import run_program
+from t2i.data.questions import label_question
 from t2i.errors import InputError
 from t2i.files import refuse_unwritable, write_text
 from t2i.hardware import device, prepare_cpu
@@ -26,16 +27,19 @@ def main(options: ReadOptions) -> None:
     refuse_unwritable(options.out, "a JSONL file", "--out")
     files = image_files(options.images)
     reader = Reader.from_pretrained(options.run, device())
+    asked = {question: question for question in options.ask}
+    if reader.vocabulary.label and not options.ask:
+        asked = {reader.vocabulary.label: label_question(reader.vocabulary.label)}
 
-    # Answers to each question, or a caption and its likelihood, one line for each image
+    # Answers to each question, or a class, a caption and its likelihood, one line for each image
     rows: list[dict[str, object]] = []
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
         batch_rows: list[dict[str, object]] = [{"file": str(file)} for file in batch]
-        for question in options.ask:
+        for name, question in asked.items():
             for row, answer in zip(batch_rows, reader.answer(batch, [question]), strict=True):
-                row[question] = answer
-        if not options.ask:
+                row[name] = answer
+        if not options.ask and (reader.writes or not asked):
             for row, (text, likelihood) in zip(batch_rows, reader.write(batch, options.beams), strict=True):
                 row |= {"caption": text, "likelihood": round(likelihood, 4)}
         for row in batch_rows:

@@ -81,7 +81,9 @@ def warnings_as_lines(console: Console, merged: bool = True) -> Iterator[None]:
         merged: the warnings about truncated captions of all batches become one at the end; False: each is printed at once.
     """
     cut: list[TruncationWarning] = []
-    messages: set[str] = set()
+    messages: set[str] = getattr(
+        warnings.showwarning, "messages", set()
+    )  # those of the command, if this is a part of it
 
     def show(message: Warning | str, *_: Any) -> None:
         if isinstance(message, TruncationWarning) and merged:
@@ -92,6 +94,7 @@ def warnings_as_lines(console: Console, merged: bool = True) -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
+        show.messages = messages
         warnings.showwarning = show
         yield
         if cut:

@@ -1,5 +1,6 @@
 """The exception for invalid input: the command line prints its message as one line and exits with status 2."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +28,28 @@ def os_errors(what: str, fix: str) -> Iterator[None]:
         raise InputError(f"{what}: {error.strerror or error}; {fix}") from error
 
 
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list",
+    "list": "a list",
+}
+
+
+def plain(kind: str, message: str) -> str:
+    """Returns pydantic's description of a problem in plain words: `must be a whole number`."""
+    expected, _, problem = kind.partition("_")
+    if expected in _KINDS and problem in ("type", "parsing", "parsing_size", "from_float"):
+        return f"must be {_KINDS[expected]}"
+    return re.sub(r"^(Value error|Assertion failed), ", "", message).replace("Input should", "must")
+
+
 def first_problem(error: "ValidationError") -> str:
     """Returns the first problem of a pydantic model as `key: problem`."""
     problem = error.errors()[0]
-    return f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
+    return f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {plain(problem['type'], problem['msg'])}"
 
 
 class TruncationWarning(UserWarning):

@@ -184,6 +184,23 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def at_home(place: str | Path) -> Path:
+    """Returns a path with `~` replaced by the home folder; `~name` of an unknown user is left as it is."""
+    return Path(os.path.expanduser(place))
+
+
+def refuse_inside(out: Path, source: Path) -> None:
+    """Raises InputError if new files would be written into the folder that they are made from.
+
+    Args:
+        source: not a folder: nothing is refused.
+    """
+    if source.is_dir() and source.resolve() in out.resolve().parents:
+        raise InputError(
+            f"{shown(out)} is inside {shown(source)}, which would change the data; name a folder outside of it"
+        )
+
+
 def refuse_unwritable(out: Path | None, kind: str, option: str = "") -> None:
     """Raises InputError if a file cannot be written; call it before the work whose result the file will hold.
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from t2i.errors import InputError, reason_of
-from t2i.files import check_file, open_regular, read_json
+from t2i.files import at_home, check_file, open_regular, read_json
 from t2i.names import installed
 
 HOLDS = "config.json, model.safetensors and the tokenizer's files"
@@ -233,7 +233,7 @@ def _load(folder: ModelFolder, class_name: str, place: Path | None = None, **opt
 
 def find_folder(place: str | Path, label: str) -> Path:
     """Returns the local folder `place`, or a downloaded one of the hub; raises InputError if neither exists."""
-    path = Path(place).expanduser()
+    path = at_home(place)
     if path.is_dir():
         return path
     if path.exists():

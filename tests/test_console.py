@@ -42,3 +42,14 @@ def test_names_are_printed_as_they_are(
     table(["name"], [[name]])
     printed = capsys.readouterr()
     assert printed.err == f"warning: {name}\n" and name in printed.out
+
+
+def test_a_part_of_a_command_does_not_repeat_its_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):  # two commands of one process
+        with warnings_of(True):
+            warnings.warn("the folder has an odd file", stacklevel=1)
+            with warnings_as_lines(plain_console()):
+                warnings.warn("the folder has an odd file", stacklevel=1)
+                warnings.warn("another", stacklevel=1)
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == ["warning: the folder has an odd file", "warning: another"]

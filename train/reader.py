@@ -21,7 +21,7 @@ from t2i.cli import run_program
 from t2i.data import Dataset, open_dataset
 from t2i.data.augment import warn_of_contradictions
 from t2i.data.loader import Batch, Loader, choose_captions
-from t2i.data.questions import Question, questions_of
+from t2i.data.questions import Question, questions_about_label, questions_of
 from t2i.errors import InputError
 from t2i.hardware import prepare_cpu
 from t2i.images import to_model
@@ -30,7 +30,7 @@ from t2i.reader.config import Config, OwnImageConfig
 from t2i.reader.gpt2 import GPT2, open_gpt2
 from t2i.reader.network import ReaderNetwork, Tokens
 from t2i.reader.reading import Reader
-from t2i.reader.scores import answer_scores, caption_scores
+from t2i.reader.scores import answer_scores, caption_scores, known_questions
 from t2i.reader.step import NOISE, Losses, QuestionBatch, ReaderMicro
 from t2i.reader.vocabulary import Vocabulary
 from t2i.sampling.source import open_start
@@ -53,22 +53,29 @@ class TrainingData(NamedTuple):
 
     train: Dataset
     questions: Questions  # of each image; empty if the reader does not learn to answer
+    labels: Questions  # the question about the class of each image; empty if the reader does not learn a label
     reader: Reader
 
 
-def prepare_questions(config: Config, dataset: Dataset) -> Questions:
-    """Returns the questions of each image of a split; empty if the reader does not learn to answer."""
-    return questions_of(dataset) if config.tasks.answer else ()
+def prepare_questions(config: Config, dataset: Dataset) -> tuple[Questions, Questions]:
+    """Returns the questions of each image of a split, and those about its class; () for a task that is not learned."""
+    questions = questions_of(dataset) if config.tasks.answer else ()
+    return questions, questions_about_label(dataset, config.label) if config.label is not None else ()
 
 
-def prepare_vocabulary(config: Config, run: Run, train: Dataset, questions: Questions, gpt2: GPT2 | None) -> Vocabulary:
-    """Returns the tokenizer of captions and questions, and the most frequent answers in alphabetical order."""
+def prepare_vocabulary(
+    config: Config, run: Run, train: Dataset, questions: Questions, labels: Questions, gpt2: GPT2 | None
+) -> Vocabulary:
+    """Returns the tokenizer of captions and questions, and the most frequent answers and all classes in alphabetical order."""
     sample = [question for row in range(min(len(questions), QUESTIONED)) for question in questions[row]]
     counts = Counter(answer for question in sample for answer in question.answers)
-    answers = tuple(sorted(answer for answer, _ in counts.most_common(config.answers)))
-    if config.tasks.answer and len(answers) < 2:
+    classes = {answer for own in labels for question in own for answer in question.answers}
+    answers = tuple(sorted({answer for answer, _ in counts.most_common(config.answers)} | classes))
+    sample += next(filter(None, labels), ())
+    if config.tasks.answers and len(answers) < 2:
         raise InputError(
-            f"the questions of {train.address} have {counted(len(answers), 'answer')}; at least two are needed to choose from"
+            f"the questions or labels of {train.address} have {counted(len(answers), 'answer')}; at least two are "
+            "needed to choose from"
         )
 
     texts = [caption for options in train.captions for caption in options] if config.tasks.caption else []
@@ -85,34 +92,43 @@ def prepare_vocabulary(config: Config, run: Run, train: Dataset, questions: Ques
     else:
         tokenizer, shape = CaptionTokenizer(text, gpt2.shape[0], (gpt2.end, gpt2.end, gpt2.end)), gpt2.shape
     tokenizer.warn_of_cut(texts, "max_tokens")
-    return Vocabulary(tokenizer, answers, shape)
+    return Vocabulary(tokenizer, answers, shape, config.label or "", bool(config.tasks.answer))
 
 
-def prepare_text(config: Config, run: Run, train: Dataset, questions: Questions) -> TextEncoder | None:
+def prepare_text(
+    config: Config, run: Run, train: Dataset, questions: Questions, labels: Questions
+) -> TextEncoder | None:
     """Returns the run's copy of the frozen encoder of questions; None if the reader trains its own."""
     text = config.text
-    if not config.tasks.answer or not isinstance(text, TextConfig):
+    if not config.tasks.answers or not isinstance(text, TextConfig):
         return None
     texts = [question.text for row in range(min(len(questions), QUESTIONED)) for question in questions[row]]
+    texts += [question.text for question in next(filter(None, labels), ())]
     texts += [caption for options in train.captions for caption in options]
     return own_copy(run, "text", text.path, lambda: fit_encoder(text, texts), lambda e, to: e.save(to), load_encoder)
 
 
-def draw_questions(config: Config, data: TrainingData, batch: Batch, run: Run) -> QuestionBatch:
-    """Draws questions about each image among those with a known answer, and the credit of each answer."""
+def draw_questions(
+    config: Config, data: TrainingData, questions: Questions, batch: Batch, run: Run
+) -> QuestionBatch | None:
+    """Draws questions about each image among those with a known answer, and the credit of each answer; None of no questions."""
+    if not questions:
+        return None
     chosen, images, place = [], [], {answer: k for k, answer in enumerate(data.reader.answers)}
     draws = seeding.hash64(config.seed, "questions", batch.sample_ids, 1)[:, 0].tolist()
     for number, (row, start) in enumerate(zip(batch.rows.tolist(), draws, strict=True)):
-        known = [question for question in data.questions[row] if place.keys() & question.answers.keys()]
+        known = [question for question in questions[row] if place.keys() & question.answers.keys()]
         order = seeding.permutation(start, 0, len(known)).tolist()[: config.questions_per_image]
         chosen += [known[k] for k in order]
         images += [number] * len(order)
+    if not chosen:  # no image of the batch has a known answer
+        chosen, images = [Question("?", {})], [0]
     target = torch.zeros(len(chosen), len(place))
     for k, question in enumerate(chosen):
         for answer, credit in question.answers.items():
             if answer in place:
                 target[k, place[answer]] = credit
-    target = target / target.sum(dim=1, keepdim=True)
+    target = target / target.sum(dim=1, keepdim=True).clamp(min=torch.finfo(target.dtype).tiny)
     text = data.reader.words([question.text for question in chosen])
     return QuestionBatch(text, torch.tensor(images, device=run.device), target.to(run.device))
 
@@ -126,7 +142,8 @@ def prepare_micro(config: Config, data: TrainingData, batch: Batch, run: Run) ->
         chosen = choose_captions(data.train, batch.rows, batch.sample_ids, config.seed)
         ids, mask, _ = data.reader.tokenizer([data.train.captions[row][k] for row, k in chosen])
         captions = Tokens(ids.to(run.device), mask.to(run.device))
-    return ReaderMicro(images, captions, draw_questions(config, data, batch, run) if config.tasks.answer else None)
+    asked = (draw_questions(config, data, questions, batch, run) for questions in (data.questions, data.labels))
+    return ReaderMicro(images, captions, *asked)
 
 
 def validate(config: Config, reader: Reader, dataset: Dataset) -> dict[str, float]:
@@ -135,9 +152,8 @@ def validate(config: Config, reader: Reader, dataset: Dataset) -> dict[str, floa
     reader.network.eval()
     if config.tasks.caption:
         scores |= caption_scores(reader, images, [options[0] for options in dataset.captions])
-    if config.tasks.answer:
-        questions = questions_of(dataset)
-        scores |= answer_scores(reader, images, [questions[row] for row in range(len(dataset))])
+    if config.tasks.answers:
+        scores |= answer_scores(reader, images, known_questions(reader, dataset))
     reader.network.train()
     return scores
 
@@ -146,7 +162,7 @@ def score_names(config: Config, held_out: dict[str, Dataset]) -> list[str] | Non
     """Returns the names of the scores on val that the best weights can be chosen by; None if the data has no val."""
     if "val" not in held_out:
         return None
-    return [*["caption_nll", "caption_strict"] * bool(config.tasks.caption), *["answers"] * bool(config.tasks.answer)]
+    return [*["caption_nll", "caption_strict"] * bool(config.tasks.caption), *["answers"] * config.tasks.answers]
 
 
 def main(config: Config, run_dir: Path) -> None:
@@ -159,13 +175,15 @@ def main(config: Config, run_dir: Path) -> None:
         source = open_start(run, config)
         refuse_unseen(source, config.split)
         warn_of_contradictions(config.data, train)
-        questions = prepare_questions(config, train)
+        questions, labels = prepare_questions(config, train)
+        for dataset in held_out.values():  # data that a validation would refuse
+            prepare_questions(config, dataset)
         remember(run, train, config.data, [config.image.path, config.text.path], start=source)
 
         # Vocabulary, and the frozen networks that the reader is built on
         gpt2 = open_gpt2(config.decoder.path, config.max_tokens) if config.decoder.path else None
-        vocabulary = prepare_vocabulary(config, run, train, questions, gpt2)
-        text = prepare_text(config, run, train, questions)
+        vocabulary = prepare_vocabulary(config, run, train, questions, labels, gpt2)
+        text = prepare_text(config, run, train, questions, labels)
         encoder = None if isinstance(config.image, OwnImageConfig) else prepare_images(config.image, run)
 
         # The reader and AdamW
@@ -189,7 +207,7 @@ def main(config: Config, run_dir: Path) -> None:
 
         # The reader wrapped for the run's processes, and a loader that starts at the run's position
         shared = run.prepare(losses_of, config.compile)
-        data = TrainingData(train, questions, reader)
+        data = TrainingData(train, questions, labels, reader)
         reading = config.dataloader_num_workers, run.quarantine, config.data.augment
         loader = Loader(train, config.train_batch_size, config.seed, run.position, *reading)
 

@@ -6,6 +6,7 @@ Exit status: 0 success; 2 invalid input, explained in one line; 85 a run that st
 
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from t2i.cli.options import Command, group
 from t2i.errors import InputError
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_NUMBER = re.compile(r"must be a valid (integer|number)(, unable to parse string as an? \w+)?")
 PATIENCE_SECONDS = 5.0  # torchrun ends the other processes within this time after the first one stops
 
 DATA = group(
@@ -156,5 +158,6 @@ def _usage_error(error: Any) -> str:
         return ""
     message = " ".join(error.format_message().split()).rstrip(".")
     message = message.replace("Input should ", "must ").replace("Value error, ", "")
+    message = _NUMBER.sub(lambda match: f"must be a{' whole' * (match[1] == 'integer')} number", message)
     command = f"{error.ctx.command_path} --help" if getattr(error, "ctx", None) else "t2i --help"
     return f"{message[:1].lower()}{message[1:]}; see {command}"

@@ -9,9 +9,9 @@ import typer
 from pydantic import BeforeValidator, model_validator
 
 from t2i.cli.environment import print_address_notice
-from t2i.config.options import Options, argument, option, split_commas
+from t2i.config.options import SEEDS, Options, argument, option, split_commas
 from t2i.errors import InputError
-from t2i.files import refuse_used
+from t2i.files import at_home, refuse_inside, refuse_unwritable, refuse_used
 from t2i.names import counted, numbered, verb
 
 ADDRESS = "A folder of captioned images, or any data."
@@ -60,6 +60,8 @@ class FilterOptions(Options):
 
     @model_validator(mode="after")
     def _near_by_one_measure(self) -> Self:
+        if self.near is not None and not self.near.strip():
+            raise InputError("--near '' has no words; say what to keep, as in --near 'a beach'")
         if self.near is None:
             for flag, value in {"--min-score": self.min_score, "--top": self.top, "--by": self.by}.items():
                 if value is not None:
@@ -77,7 +79,7 @@ class SplitOptions(Options):
     train: float = option(0.9, "Share of train.", ge=0, le=1)
     val: float = option(0.05, "Share of val.", ge=0, le=1)
     test: float = option(0.05, "Share of test.", ge=0, le=1)
-    seed: int = option(0, "Determines the split, together with the contents of each file.", ge=0)
+    seed: int = option(0, "Determines the split, together with the contents of each file.", ge=0, lt=SEEDS)
 
 
 class PackOptions(Options):
@@ -111,11 +113,11 @@ def export(options: ExportOptions) -> None:
     from t2i.data.tools.export import export as export_one
     from t2i.data.tools.export import export_splits
 
-    if not options.split:
-        raise InputError("--split names no split; give one or several, e.g. --split train,val")
     print_address_notice(options.address)
+    _refuse_inside(options.out, options.address)
     view = View(resolution=options.size, limit=options.n)
-    opened = {name: open_dataset(options.address, name, view) for name in options.split}
+    with _decoding():
+        opened = {name: open_dataset(options.address, name, view) for name in options.split}
     if len(opened) == 1:
         export_one(opened[options.split[0]], options.out)
     else:
@@ -129,8 +131,7 @@ def check(options: CheckOptions) -> None:
     from t2i.files import new_file
 
     sheet = options.sheet
-    if sheet is not None and not sheet.parent.is_dir():
-        raise InputError(f"--sheet {sheet}: there is no folder {sheet.parent}; create it or name another file")
+    refuse_unwritable(sheet, "a PNG file", "--sheet")
     with _decoding():
         data = gather(options.address)
     report = examine(data)
@@ -147,6 +148,7 @@ def check(options: CheckOptions) -> None:
 def filter_data(options: FilterOptions) -> None:
     from t2i.data.tools.rewrite import Rules, filter_captions, read_words
 
+    _refuse_inside(options.out, options.address)
     words = [read_words(path) if path is not None else [] for path in (options.allow, options.deny)]
     rules = Rules(options.min_words, options.max_words, options.unique, *words)
     with _decoding() as tick:
@@ -169,6 +171,7 @@ def filter_data(options: FilterOptions) -> None:
 def split_data(options: SplitOptions) -> None:
     from t2i.data.tools.rewrite import split_images
 
+    _refuse_inside(options.out, options.address)
     shares = {"train": options.train, "val": options.val, "test": options.test}
     with _decoding():
         images = split_images(options.address, options.out, shares, options.seed)
@@ -179,6 +182,7 @@ def pack_data(options: PackOptions) -> None:
     from t2i.data.tools.pack import pack
     from t2i.data.tools.rewrite import open_splits
 
+    _refuse_inside(options.shards, options.address)
     with _decoding() as tick:
         splits = open_splits(options.address)
         done = pack(
@@ -200,6 +204,7 @@ def caption_data(options: CaptionOptions) -> None:
     from t2i.reader.reading import Reader
 
     print_address_notice(options.address)
+    _refuse_inside(options.out, options.address)
     prepare_cpu()
     reader = Reader.from_pretrained(options.by, device())
     with _decoding() as tick:
@@ -212,13 +217,21 @@ def caption_data(options: CaptionOptions) -> None:
             options.beams,
             lambda done, total: tick("captioning", done, total),
         )
-    before = f", {done.before:,} of them in earlier calls" if done.before else ""
+    before = f", {done.before:,} of them in earlier calls," if done.before else ""
     typer.echo(f"wrote captions of {counted(done.written, 'image')}{before} to {options.out}")
     if done.kept:
         typer.echo(f"kept the captions of {counted(done.kept, 'image')}")
     if done.dropped:
         typer.echo(f"skipped {counted(done.dropped, 'image')} with an unlikely caption")
     _echo_broken(done.broken)
+
+
+def _refuse_inside(out: Path, address: str) -> None:
+    from t2i.data import parse_address
+
+    parsed = parse_address(address)
+    if parsed.kind not in ("shapes", "emoji"):
+        refuse_inside(out, at_home(parsed.place))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
+from t2i.cli.environment import is_first
 from t2i.config.options import Options, details, flag_of
 from t2i.names import resolve
 
@@ -56,7 +57,11 @@ def as_typer(name: str, command: "Command | typer.Typer") -> typer.Typer:
     options: type[Options] = resolve(command.options)
 
     def run(**values: Any) -> None:
-        resolve(command.program)(options(**{key: value for key, value in values.items() if value is not None}))
+        from t2i.console import warnings_of
+
+        given = options(**{key: value for key, value in values.items() if value is not None})
+        with warnings_of(is_first()):
+            resolve(command.program)(given)
 
     parameters = [_parameter(options, *named) for named in _in_order(options)]
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
@@ -93,11 +98,20 @@ def _parameter(options: type[Options], name: str, field: FieldInfo) -> inspect.P
     else:
         information = typer.Option(flag_of(name, field), *filter(None, [extra.get("short")]), **shared)
     kind = str if extra.get("commas") else _plain(field.annotation)
+    if kind in (Path, list[Path]):
+        information.parser = path
     default = (
         inspect.Parameter.empty if field.is_required() else _shown_default(field.default, bool(extra.get("commas")))
     )
     annotation = Annotated[kind | None if default is None else kind, information]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def path(text: str) -> Path:
+    """Returns a path; an empty one would be the current folder."""
+    if not text:
+        raise typer.BadParameter("it is empty; name a file or folder")
+    return Path(text)
 
 
 def _plain(annotation: Any) -> Any:

@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 
 import typer
 
-from t2i.cli.environment import is_first, print_address_notice
+from t2i.cli.environment import print_address_notice
 from t2i.config.load import VERIFIED_ON_RESUME, ConfigT, changed_on_resume, load, to_yaml
 from t2i.config.options import Options, argument, option
 from t2i.errors import InputError
@@ -45,17 +45,14 @@ def main(options: TrainOptions) -> None:
     name = program("train", options.family)
     run_dir = options.run or Path("runs") / (Path(options.source).stem if options.source else f"{name}-default")
     config = resolve(config_class(name), options.source, options.overrides(), run_dir)
-    from t2i.console import warnings_of
+    if options.dry_run:
+        from t2i.cli.dry_run import describe
 
-    with warnings_of(is_first()):
-        if options.dry_run:
-            from t2i.cli.dry_run import describe
-
-            lines = [f"# {what:<12}{text}\n" for what, text in describe(config, run_dir)]
-            typer.echo("".join(lines) + to_yaml(config), nl=False)
-            return
-        print_address_notice(config.data.address)  # pyright: ignore[reportAttributeAccessIssue]  # every family has it
-        import_module(f"t2i.train.{name}").main(config, run_dir)
+        lines = [f"# {what:<12}{text}\n" for what, text in describe(config, run_dir)]
+        typer.echo("".join(lines) + to_yaml(config), nl=False)
+        return
+    print_address_notice(config.data.address)  # pyright: ignore[reportAttributeAccessIssue]  # every family has it
+    import_module(f"t2i.train.{name}").main(config, run_dir)
 
 
 def programs(kind: str) -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from t2i.config.section import Stray, plain
+from t2i.config.section import Stray
 from t2i.config.upgrade import FIXED
 from t2i.config.yaml import KeyPath
-from t2i.errors import InputError
+from t2i.errors import InputError, plain
 
 
 class ConfigError(InputError):

@@ -4,13 +4,15 @@
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from t2i.config.section import Section, plain
-from t2i.errors import InputError
+from t2i.config.section import Section
+from t2i.errors import InputError, plain
+from t2i.files import at_home
 
 REQUIRED = ...
 SEEDS = 2**63  # seeds are smaller: of larger ones the hash would read 64 bits, and two would make the same image
@@ -27,6 +29,12 @@ class Options(Section):
     """
 
     panel: ClassVar[str] = ""
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _at_home(cls, value: Any) -> Any:
+        """Replaces `~` in paths; a shell leaves it in `--out=~/x`."""
+        return at_home(value) if isinstance(value, Path) else value
 
     def __init__(self, **values: Any):
         try:
@@ -73,8 +81,17 @@ def flag_of(name: str, field: FieldInfo) -> str:
 
 
 def split_commas(text: Any) -> Any:
-    """Splits `a,b` into ("a", "b"), for a field with `commas`; returns values other than text unchanged."""
-    return tuple(word.strip() for word in text.split(",") if word.strip()) if isinstance(text, str) else text
+    """Splits `a,b` into ("a", "b"), for a field with `commas`; returns values other than text unchanged.
+
+    Raises:
+        ValueError: there is no word.
+    """
+    if not isinstance(text, str):
+        return text
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not words:
+        raise ValueError("names nothing; list names with commas, or drop the option")
+    return words
 
 
 def _explain(cls: type[Options], error: ValidationError) -> str:
@@ -88,4 +105,4 @@ def _explain(cls: type[Options], error: ValidationError) -> str:
         return f"{cls.__name__} has no option {name!r}; options: {', '.join(cls.model_fields)}"
     if problem["type"] == "missing":
         return f"{flag_of(name, cls.model_fields[name])} is missing"
-    return f"{flag_of(name, cls.model_fields[name])} {str(problem['input'])[:80]}: {what}"
+    return f"{flag_of(name, cls.model_fields[name])} {str(problem['input'])[:80] or repr('')}: {what}"

@@ -1,6 +1,5 @@
 """The base class of all parts of a config."""
 
-import re
 from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -46,24 +45,6 @@ class Section(BaseModel):
                 values[key] = {field.discriminator: getattr(field.default, field.discriminator)} | values[key]
         fields = {key: field for key, field in cls.model_fields.items() if not _admits_bool(field.annotation)}
         return {key: _marked(value) if key in fields else value for key, value in values.items()}
-
-
-_KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "string": "text",
-    "tuple": "a list",
-    "list": "a list",
-}
-
-
-def plain(kind: str, message: str) -> str:
-    """Returns pydantic's description of a problem in plain words: `must be a whole number`."""
-    expected, _, problem = kind.partition("_")
-    if expected in _KINDS and problem in ("type", "parsing", "parsing_size", "from_float"):
-        return f"must be {_KINDS[expected]}"
-    return re.sub(r"^(Value error|Assertion failed), ", "", message).replace("Input should", "must")
 
 
 class Stray:

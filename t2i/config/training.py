@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from t2i.config.options import SEEDS
 from t2i.config.section import Section
 from t2i.config.upgrade import upgraded
 
@@ -79,7 +80,7 @@ class TrainConfig(Section):
         description="wall-clock limit; the run times its first steps, fixes the number of steps that fit (at most "
         "max_train_steps) and stores it in its checkpoints; null: no limit",
     )
-    seed: int = Field(default=0, ge=0, description="seed of all random draws of the run")
+    seed: int = Field(default=0, ge=0, lt=SEEDS, description="seed of all random draws of the run")
     mixed_precision: Literal["auto", "no", "bf16"] = Field(
         default="auto",
         description="auto: bf16 on CUDA and on a CPU with bf16 instructions, else no; "

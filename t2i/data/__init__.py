@@ -6,13 +6,14 @@ by its contents.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import Field, field_validator
 
+from t2i.config.options import SEEDS
 from t2i.config.section import Section
 from t2i.errors import InputError
+from t2i.files import at_home
 from t2i.names import resolve
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ class DataConfig(Section):
         description="how images of other sizes and aspect ratios are made square: crop at the centre or at random, squash, pad",
     )
     limit: int | None = Field(default=None, ge=1, description="use the first N training images only; null: all")
-    split_seed: int = Field(default=0, ge=0, description="seed of the split of a folder without train/val/test folders")
+    split_seed: int = Field(
+        default=0, ge=0, lt=SEEDS, description="seed of the split of a folder without train/val/test folders"
+    )
 
     unlabelled: str | None = Field(
         default=None,
@@ -144,7 +147,7 @@ def parse_address(address: str) -> "Address":
     if colon and kind in DATASETS:
         return Address(kind, *split_options(rest))
     place, options = split_options(address)
-    if Path(place).expanduser().exists() or place.endswith(".tar"):
+    if at_home(place).exists() or place.endswith(".tar"):
         kind, notice = recognise(place)
         return Address(kind, place, options, notice)
     if colon and kind.replace("_", "").replace("-", "").isalnum() and not rest.startswith("\\"):

@@ -10,7 +10,7 @@ from t2i.data.folders.index import holds_images
 from t2i.data.folders.metadata import METADATA_NAMES
 from t2i.data.packed.tables import holds_bytes
 from t2i.errors import InputError
-from t2i.files import contents, open_regular, walk
+from t2i.files import at_home, contents, open_regular, walk
 from t2i.images import OTHER_SUFFIXES, SUFFIXES
 from t2i.names import nearest, shown
 
@@ -115,19 +115,19 @@ def recognise(place: str) -> tuple[str, str]:
     Raises:
         InputError: there is no known data; the message lists what was looked for and what was found.
     """
-    path = Path(place).expanduser()
+    path = at_home(place)
     lower = path.name.lower()
     for suffix, kind in _FILES.items():
         if lower.endswith(suffix):
             return kind, f"data {place}: read as {kind}:{place}"
     if lower.endswith(_PACKED):
         raise InputError(f"data {place!r} is a packed file; unpack it and name the folder, or plain .tar shards")
-    if path.is_file():
+    if not path.is_dir():
         hint = ""
         if lower.startswith(("captions_", "dataset_coco")) and lower.endswith(".json"):
             hint = f": coco:{path.parent.parent if path.parent.name == 'annotations' else path.parent}"
         raise InputError(f"data {place!r} is a file, not a folder of captioned images; name the folder above it{hint}")
-    if path.is_dir() and not any(path.iterdir()):
+    if not any(path.iterdir()):
         raise InputError(f"data {place!r} is an empty folder; put images with captions there, or name another")
     if _has_captioned_images(path):
         return "folder", ""

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from t2i.data import Dataset
+from t2i.data.tools.labels import values_of
 from t2i.errors import InputError
 
 
@@ -41,6 +42,22 @@ def vqa_credit(answers: Iterable[str]) -> dict[str, float]:
     for answer in map(normal_answer, answers):
         counts[answer] = counts.get(answer, 0) + 1
     return {answer: min(count / 3, 1.0) for answer, count in counts.items()}
+
+
+def label_question(label: str) -> str:
+    """Returns the question whose answer is a class of the image."""
+    return f"what is the {label}?"
+
+
+def questions_about_label(dataset: Dataset, label: str) -> list[tuple[Question, ...]]:
+    """Returns the question about a label for each image, with each of the image's classes as an answer; () without a class.
+
+    Raises:
+        InputError: the data does not have the label.
+    """
+    text = label_question(label)
+    classes = (tuple(map(normal_answer, own or ())) for own in values_of(dataset, label))
+    return [(Question(text, dict.fromkeys(own, 1.0), label),) if own else () for own in classes]
 
 
 def questions_of(dataset: Dataset) -> Sequence[Sequence[Question]]:

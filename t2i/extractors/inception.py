@@ -16,6 +16,7 @@ from t2i.extractors.batches import (
 from t2i.extractors.inception_network import DIM, IMAGE_SIZE, pack
 from t2i.extractors.inception_weights import load_inception
 from t2i.extractors.published import published_inception
+from t2i.files import at_home
 from t2i.images import ImageArray
 from t2i.metrics import Features
 from t2i.metrics.score import FID_INCEPTION_DIGEST
@@ -36,7 +37,7 @@ class InceptionExtractor:
         self._how: Resize = check_resize(resize)
         self.resize: str = resize
         self._device = device
-        self._network, self.classes, self._digest = load_inception(path.expanduser(), device)
+        self._network, self.classes, self._digest = load_inception(at_home(path), device)
         if torch.device(device).type == "cpu":
             self._network = pack(self._network, batch_size(device))
         self.name = "inception" if self._digest == FID_INCEPTION_DIGEST else f"inception-{self._digest[:8]}"

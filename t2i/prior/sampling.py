@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from t2i import checkpoint, seeding
-from t2i.errors import InputError
+from t2i.errors import InputError, plain
 from t2i.families import Components, ImageTokenizer
 from t2i.families.tokenizers import built_tokenizer, tokenizer_beside
 from t2i.images import ImageArray
@@ -98,7 +98,7 @@ class PriorSampler:
         except ValidationError as error:
             detail = error.errors()[0]
             name = ".".join(map(str, detail["loc"]))
-            raise InputError(f"{name} {settings.get(name)}: {detail['msg'].lower()}") from error
+            raise InputError(f"{name} {settings.get(name)}: {plain(detail['type'], detail['msg'])}") from error
 
     def settings(self) -> dict[str, Any]:
         return {key: value for key, value in self.sampling.model_dump().items() if key != "guidance"}

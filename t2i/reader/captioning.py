@@ -20,7 +20,7 @@ from t2i.data.tools.classes import entries_of
 from t2i.data.tools.export import metadata_line
 from t2i.data.tools.opening import open_splits
 from t2i.errors import InputError
-from t2i.files import link, read_utf8, refuse_used, walk, write_text
+from t2i.files import at_home, link, read_utf8, refuse_used, walk, write_text
 from t2i.images import SUFFIXES
 from t2i.names import counted, shown
 from t2i.reader.reading import BATCH, Reader
@@ -57,7 +57,7 @@ def image_files(places: Sequence[Path]) -> list[Path]:
         InputError: a path does not exist, is not an image, or is a folder without images.
     """
     files: list[Path] = []
-    for place in (place.expanduser() for place in places):
+    for place in (at_home(place) for place in places):
         if place.is_dir():
             inside = sorted(name for name in walk(place) if name.lower().endswith(SUFFIXES))
             if not inside:

@@ -15,6 +15,12 @@ class TasksConfig(Section):
 
     caption: float = Field(default=1.0, ge=0, description="weight of the captions' loss, in nats per token")
     answer: float = Field(default=0.0, ge=0, description="weight of the answers' loss, in nats per question")
+    label: float = Field(default=0.0, ge=0, description="weight of the loss of the images' classes, in nats per image")
+
+    @property
+    def answers(self) -> bool:
+        """True if the reader learns to choose answers: to questions, or classes."""
+        return bool(self.answer or self.label)
 
 
 class OwnImageConfig(Section):
@@ -65,6 +71,10 @@ class Config(StartConfig):
     family: Literal["reader"] = "reader"
     data: DataConfig = DataConfig()
     tasks: TasksConfig = TasksConfig()
+    label: str | None = Field(
+        default=None,
+        description="name of the label that tasks.label learns: class, label, annotation, shape, ...; null: none",
+    )
     image: Annotated[OwnImageConfig | TunableImageConfig, Field(discriminator="encoder")] = OwnImageConfig()
     text: Annotated[OwnTextConfig | TextConfig, Field(discriminator="encoder")] = OwnTextConfig()
     decoder: DecoderConfig = DecoderConfig()
@@ -91,10 +101,13 @@ class Config(StartConfig):
 
     @model_validator(mode="after")
     def _has_something_to_do(self) -> Self:
-        if not self.tasks.caption and not self.tasks.answer:
+        if not self.tasks.caption and not self.tasks.answers:
             raise ValueError(
-                "tasks.caption and tasks.answer are both 0, so there is nothing to learn; raise one of them"
+                "tasks.caption, tasks.answer and tasks.label are all 0, so there is nothing to learn; raise one of them"
             )
+        if (self.label is None) == bool(self.tasks.label):
+            fix = "set tasks.label=1 too, or remove it" if self.label else "name the label, as in label=class"
+            raise ValueError(f"tasks.label is {self.tasks.label:g} and label is {self.label or 'null'}; {fix}")
         if self.replay is not None:
             raise ValueError(
                 f"replay.address {self.replay.address} has no effect on a reader, whose questions are of one data set; remove it"

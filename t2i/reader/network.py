@@ -161,7 +161,7 @@ class ReaderNetwork(nn.Module):
         if config.tasks.caption:
             shape = sizes.decoder or (config.max_tokens, width, config.decoder.depth, config.decoder.heads)
             self.captions = CaptionDecoder(sizes.vocabulary, *shape, memory=width)
-        if config.tasks.answer:
+        if config.tasks.answers:
             self.answers = Answerer(config, cells, sizes)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i import checkpoint, images
 from t2i.align.config import Config as AlignConfig
@@ -31,7 +31,7 @@ from t2i.data.captions import clean_caption
 from t2i.data.questions import normal_answer
 from t2i.errors import InputError, reason_of
 from t2i.extractors import load_image_encoder
-from t2i.files import read_utf8
+from t2i.files import at_home, read_utf8
 from t2i.images import ImageArray, to_model
 from t2i.names import counted, verb
 from t2i.reader.config import Config
@@ -76,7 +76,7 @@ class Reader:
         Raises:
             InputError: the run does not exist, belongs to another family, or is damaged.
         """
-        folder = Path(path).expanduser()
+        folder = at_home(path)
         run = open_run(folder)
         if run.family not in FAMILIES:
             raise InputError(
@@ -114,8 +114,7 @@ class Reader:
         text = self._text.digest() if self._text else None
         head = [self.tokenizer.json_text, self.vocabulary.kept(), self.resolution, text]
         total = hashlib.sha256(json.dumps(head).encode())
-        frozen: list[nn.Module] = getattr(self.network, "_frozen", [])
-        for part in (self.network, *frozen):
+        for part in (self.network, *getattr(self.network, "_frozen", ())):
             hash_values(total, part.state_dict())
         return total.hexdigest()
 
@@ -238,7 +237,7 @@ class Reader:
     def _fit(self, image: AnyImage) -> ImageArray:
         if isinstance(image, str | Path):
             try:
-                image = images.decode(Path(image).expanduser(), self.resolution)
+                image = images.decode(at_home(image), self.resolution)
             except images.BrokenImage as error:
                 raise InputError(f"{image}: {error}; name an image that can be read") from error
         if isinstance(image, np.ndarray):
@@ -248,9 +247,8 @@ class Reader:
 
     def _writer(self) -> Any:
         captions: Any = self.network.captions
-        if isinstance(captions, Captioner):
-            return CaptionerWriter(captions, self.tokenizer)
-        return DecoderWriter(captions, self.tokenizer)
+        kind: Any = CaptionerWriter if isinstance(captions, Captioner) else DecoderWriter
+        return kind(captions, self.tokenizer)
 
     def _warn_of_cut(self, cut: int, count: int, what: str) -> None:
         if cut:

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t2i.data.questions import Question, normal_answer
+from t2i.data import Dataset
+from t2i.data.questions import Question, normal_answer, questions_about_label, questions_of
 from t2i.data.shapes.captions import parse
 from t2i.data.shapes.oracle import ATTRIBUTES, judge, read
 from t2i.images import ImageArray
@@ -28,6 +29,25 @@ def caption_faithfulness(images_BHWC: ImageArray, written: Sequence[str]) -> dic
         for name, flags in judged.items():
             correct[name][known] = flags
     return correct
+
+
+def has_questions(reader: Reader, dataset: Dataset) -> bool:
+    """Returns True if the data has answers to questions, or the label, that the reader has learned."""
+    answered = reader.vocabulary.questions and getattr(dataset, "questions", None) is not None
+    return answered or reader.vocabulary.label in (getattr(dataset, "labels", None) or {})
+
+
+def known_questions(reader: Reader, dataset: Dataset) -> list[list[Question]]:
+    """Returns the questions about each image that the reader has learned, and that about its label, if the data has them.
+
+    Raises:
+        InputError: the data has neither.
+    """
+    learned, labelled = reader.vocabulary.questions, reader.vocabulary.label in (getattr(dataset, "labels", None) or {})
+    labels = questions_about_label(dataset, reader.vocabulary.label) if labelled or not learned else ()
+    answered = learned and getattr(dataset, "questions", None) is not None
+    questions = questions_of(dataset) if answered or not labels else ()
+    return [[question for own in (questions, labels) if own for question in own[row]] for row in range(len(dataset))]
 
 
 class Answered(NamedTuple):

@@ -20,7 +20,7 @@ class QuestionBatch(NamedTuple):
 
     text: Tokens | TextFeatures
     image_Q: Tensor  # index of the image that each question is about
-    target_QA: Tensor  # credit of each answer; rows sum to 1
+    target_QA: Tensor  # credit of each answer; rows sum to 1, or to 0 if no answer is known
 
 
 class ReaderMicro(NamedTuple):
@@ -29,6 +29,7 @@ class ReaderMicro(NamedTuple):
     images_BCHW: Tensor
     captions: Tokens | None
     questions: QuestionBatch | None
+    labels: QuestionBatch | None = None  # one question about each image that has a class
 
 
 class Losses(nn.Module):
@@ -46,8 +47,10 @@ class Losses(nn.Module):
             nll = reader.caption_nll(cells, micro.captions)
             losses["caption_nll"] = nll.sum() / micro.captions.mask_BT[:, 1:].sum()
             total = total + self.tasks.caption * losses["caption_nll"]
-        if micro.questions is not None and reader.answers is not None:
-            logits = reader.answers(cells[micro.questions.image_Q], micro.questions.text)
-            losses["answer_nll"] = F.cross_entropy(logits, micro.questions.target_QA)
-            total = total + self.tasks.answer * losses["answer_nll"]
+        asked = ("answer", micro.questions, self.tasks.answer), ("label", micro.labels, self.tasks.label)
+        for name, batch, weight in asked:
+            if batch is not None and reader.answers is not None:
+                logits = reader.answers(cells[batch.image_Q], batch.text)
+                losses[f"{name}_nll"] = F.cross_entropy(logits, batch.target_QA)
+                total = total + weight * losses[f"{name}_nll"]
         return total, {name: value.detach() for name, value in losses.items()}

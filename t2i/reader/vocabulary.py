@@ -13,12 +13,16 @@ class Vocabulary:
     """The tokens and answers of a reader.
 
     Attributes:
+        label: the name of the label whose classes are among the answers; "": none.
+        questions: False if the answers are those classes alone.
         decoder: shape of a decoder that was initialised with a GPT-2: maximum number of tokens, width, depth, heads.
     """
 
     tokenizer: CaptionTokenizer
     answers: tuple[str, ...] = ()
     decoder: tuple[int, int, int, int] | None = None
+    label: str = ""
+    questions: bool = True
 
     def kept(self) -> dict[str, Any]:
         """Returns the entries of the manifest."""
@@ -30,13 +34,16 @@ class Vocabulary:
             "special": special,
             "decoder": decoder,
             "max_tokens": tokenizer.max_tokens,
+            **({"label": self.label, "questions": self.questions} if self.label else {}),
         }
 
     @classmethod
     def read(cls, json_text: str, kept: dict[str, Any]) -> Self:
         special, decoder = kept["special"], kept["decoder"]
         tokenizer = read_tokenizer(json_text, kept["max_tokens"], tuple(special))
-        return cls(tokenizer, tuple(kept["answers"]), None if decoder is None else tuple(decoder))
+        decoder = None if decoder is None else tuple(decoder)
+        label, questions = kept.get("label", ""), kept.get("questions", True)
+        return cls(tokenizer, tuple(kept["answers"]), decoder, label, questions)
 
     def sizes(self, text: TextEncoder | None) -> Sizes:
         return Sizes(len(self.tokenizer), len(self.answers), text.token_dim if text else 0, self.decoder)

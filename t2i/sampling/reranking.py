@@ -1,13 +1,13 @@
 """Selects the candidate that fits its caption best, by the scores of an image-text encoder or of a reader."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from t2i.errors import InputError
 from t2i.extractors import ImageTextExtractor, open_image_text
 from t2i.families import family_of
+from t2i.files import at_home
 from t2i.images import ImageArray
 from t2i.metrics.statistics import Array, unit_rows
 from t2i.reader.judging import JudgingReader, open_judge
@@ -29,7 +29,7 @@ def open_chooser(address: str | None, device: str) -> Chooser:
     Raises:
         InputError: there is no such scorer, or it is a reader that does not write captions.
     """
-    path = Path(str(address).removeprefix("reader:")).expanduser()
+    path = at_home(str(address).removeprefix("reader:"))
     if address is None or not str(address).startswith("reader:"):
         if address is None or not (path / "config.yaml").is_file() or family_of(path) != "reader":
             return open_image_text(address, device)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from t2i.data import View, open_dataset
-from t2i.data.questions import Question, questions_of
+from t2i.data.questions import Question
 from t2i.data.shapes.captions import parse
 from t2i.errors import InputError, os_errors
 from t2i.files import read_regular, text_lines
@@ -26,7 +26,7 @@ from t2i.metrics.intervals import mean_estimate, wilson
 from t2i.metrics.score import Score, ScoreProtocol
 from t2i.names import counted
 from t2i.reader.reading import Reader
-from t2i.reader.scores import ask, caption_faithfulness
+from t2i.reader.scores import ask, caption_faithfulness, has_questions, known_questions
 from t2i.scoring.images.collection import DEFAULT_N, choose
 from t2i.scoring.options import CaptionsOptions, refuse_ignored
 
@@ -129,8 +129,8 @@ def score_reader(options: CaptionsOptions) -> list[Score]:
         if all(parse(several[0]) for several in references):
             judged = caption_faithfulness(images, captions)
             scores += [_rate(f"caption-{aspect}", flags, base) for aspect, flags in judged.items()]
-    if reader.answers and (getattr(dataset, "questions", None) is not None or not scores):
-        questions = questions_of(dataset)
+    if reader.answers and (has_questions(reader, dataset) or not scores):
+        questions = known_questions(reader, dataset)
         scores += _answers(reader, torch.cat(parts), [questions[row] for row in rows], base)
     return scores
 

@@ -66,6 +66,12 @@ class ScoringOptions(ExtractorOptions):
         """Returns the name of the protocol in `t2i.scoring.protocols`, if any."""
         return None
 
+    @model_validator(mode="after")
+    def _questions_need_a_reader(self) -> Self:
+        if self.questions is not None and self.reader is None:
+            raise InputError(f"--questions {self.questions} has no effect without a reader; name one with --reader")
+        return self
+
 
 class ScoreOptions(ScoringOptions, Sampling):
     """Score a run on held-out captions, or images against others.
@@ -100,8 +106,6 @@ class ScoreOptions(ScoringOptions, Sampling):
 
     @model_validator(mode="after")
     def _refuse_what_has_no_effect(self) -> Self:
-        if self.questions is not None and self.reader is None:
-            raise InputError(f"--questions {self.questions} has no effect without a reader; name one with --reader")
         if self.protocol is not None:
             refuse_ignored({"--against": self.against, "--prompts": self.prompts}, f"with --protocol {self.protocol}")
         if self.against is not None or self.prompts is not None:
@@ -231,7 +235,7 @@ class ClassifyOptions(Options):
     label: str = option(..., "Name of the label: shape, colour, class, annotation, label, ...", metavar="NAME")
     split: Names = option(("val", "heldout"), "Splits to score on.", metavar="A,B", commas=True)
     train_n: int | None = option(5000, "Images of split train to learn from.", metavar="N", ge=2)
-    n: int | None = option(1000, "Images of each split to score on.", metavar="N", short="-n", ge=1)
+    n: int | None = option(1000, "Images of each split to score on.", metavar="N", short="-n", ge=2)
     c: float = option(1.0, "Inverse strength of the penalty on weights, as scikit-learn's C.", gt=0)
     resolution: int | None = option(
         None, "Pixels per side at which images are read; default: the encoder's.", ge=16, le=1024

@@ -1,12 +1,12 @@
 """Opens the two sides of a scoring: the captions to sample or the generated images, and the real images."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from t2i.data import View
 from t2i.data.published.question_files import read_questions
 from t2i.errors import InputError
+from t2i.files import at_home
 from t2i.hardware import device
 from t2i.pipeline import TextToImagePipeline
 from t2i.sampling.prompts import read_prompts
@@ -82,7 +82,7 @@ def training_images(own: dict[str, Any]) -> Images:
 
 def is_run(place: str) -> bool:
     """Returns True if a model is at that place, False for images."""
-    path = Path(place).expanduser()
+    path = at_home(place)
     return (
         place in shipped()
         or path.is_dir()
@@ -92,7 +92,7 @@ def is_run(place: str) -> bool:
 
 def open_real(against: str, options: ScoreOptions, n: int | None = None) -> Images | Reference:
     """Opens statistics, or images in a folder or file; raises InputError if there are neither."""
-    path = Path(against).expanduser()
+    path = at_home(against)
     if path.suffix.lower() in (".safetensors", ".npz"):
         if (reference := open_reference(path)) is not None:
             return reference

@@ -36,13 +36,12 @@ def score_tokenizer(options: TokenizerOptions, tick: Tick) -> list[Score]:
     Raises:
         InputError: there is no such run, data or weights, or the run was trained on the images.
     """
-    run = options.run
+    run, comparisons = options.run, _comparisons(options)
     tokenizer = load_tokenizer(run)
     tokenizer.to(torch.device(device()))
     own = next(iter(tokenizer.components().values()))[0]["data"]
     view = View(tokenizer.resolution, own["fit"], None, own["split_seed"])
     real = dataset_images(options.data or own["address"], options.split, options.n, view)
-    comparisons = _comparisons(options)
     compared: dict[str, list[Values]] = {name: [] for name in comparisons}
     fake = replace(real, name=str(run), chunks=_through(tokenizer, real, comparisons, compared))
 
@@ -63,7 +62,7 @@ def _comparisons(options: TokenizerOptions) -> dict[str, Compare]:
     if options.lpips is not None:
         from t2i.vqvae.perceptual import load_lpips
 
-        comparisons["lpips-vgg"] = partial(perceptual, load_lpips(str(options.lpips)))
+        comparisons["lpips-vgg"] = partial(perceptual, load_lpips(str(options.lpips), "--lpips", "drop the option"))
     return comparisons
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t2i.errors import InputError, warn_truncated
-from t2i.files import open_regular, read_regular
+from t2i.files import at_home, open_regular, read_regular
 from t2i.names import brief
 from t2i.text import SAVED, Saved, TextConfig, TextFeatures, read_saved, writing
 
@@ -57,7 +57,7 @@ class StaticText:
                 "text.encoder=static needs text.path: a text tower of transformers to distil (e.g. BERT or T5), or the folder "
                 "`text` of a run with text.encoder=static"
             )
-        root = Path(config.path).expanduser()
+        root = at_home(config.path)
         if (root / SAVED).is_file():
             saved = cls.load(root)
             if config.width not in (None, saved.token_dim):

@@ -10,16 +10,19 @@ import torch
 from torch import nn
 
 from t2i.errors import InputError
+from t2i.files import at_home
 from t2i.tensors import read_state_dict
 
 _FILE = "torchvision's vgg16-397923af.pth"
 
 
-def load_lpips(path: str | None) -> nn.Module:
+def load_lpips(path: str | None, option: str = "loss.lpips_path", without: str = "set loss.lpips=0") -> nn.Module:
     """Returns the frozen distance, which maps two batches in [-1, 1] to [B, 1, 1, 1].
 
     Args:
-        path: `loss.lpips_path`: torchvision's VGG16 as `.safetensors`, or as `.pth` (loaded without running code).
+        path: torchvision's VGG16 as `.safetensors`, or as `.pth` (loaded without running code).
+        option: the config key or option that names it, for messages.
+        without: what to do without the file, for messages.
 
     Raises:
         InputError: there is no path or file, or the file does not hold the weights of a VGG16.
@@ -27,10 +30,8 @@ def load_lpips(path: str | None) -> nn.Module:
     from torchmetrics.functional.image import lpips
 
     if path is None:
-        raise InputError(f"loss.lpips needs loss.lpips_path; download {_FILE} and name it, or set loss.lpips=0")
-    weights = read_state_dict(
-        Path(path).expanduser(), "loss.lpips_path", f"download {_FILE} and name it, or set loss.lpips=0"
-    )
+        raise InputError(f"loss.lpips needs {option}; download {_FILE} and name it, or {without}")
+    weights = read_state_dict(at_home(path), option, f"download {_FILE} and name it, or {without}")
     with torch.device("meta"):  # initialising VGG16 would take seconds
         network = lpips._LPIPS(pretrained=False, net="vgg", pnet_rand=True)
     network.scaling_layer = lpips.ScalingLayer()
@@ -42,7 +43,7 @@ def load_lpips(path: str | None) -> nn.Module:
         weight = weights.get(source)
         if weight is None or weight.shape != tensor.shape:
             what = "is missing" if weight is None else f"has shape {list(weight.shape)}, not {list(tensor.shape)}"
-            raise InputError(f"loss.lpips_path {path} is not a VGG16: {source} {what}; name {_FILE}")
+            raise InputError(f"{option} {path} is not a VGG16: {source} {what}; name {_FILE}")
         own[name] = weight
     network.net.load_state_dict(own, assign=True)
     return cast(nn.Module, network.eval().requires_grad_(False))

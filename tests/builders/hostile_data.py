@@ -287,3 +287,10 @@ def grow(path: Path) -> None:
 
 
 CHANGES = (remove, damage, cut, replace, folder_instead, pipe_instead, dangle, loop, lock, grow)
+
+
+def in_the_past(folder: Path) -> None:
+    """Makes files look old enough for a cache to trust their time stamps."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.utime(path, ns=(10**18, 10**18))

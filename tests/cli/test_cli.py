@@ -15,6 +15,7 @@ import pytest
 import typer
 import yaml
 
+from builders.commands import command_of
 from builders.tiny_prior_run import save_random_tokenizer
 from t2i import hardware
 from t2i.cli import app, doctor, dry_run, quickstart, train
@@ -32,13 +33,7 @@ Fake = Callable[..., ModuleType]
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs one command line in an empty folder; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-
-    def runner(*argv: str) -> tuple[int, str, str]:
-        status = app.main(argv)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return runner
+    return command_of(capsys)
 
 
 @pytest.fixture
@@ -553,9 +548,13 @@ def test_exported_data_passes_the_check(run):
     assert status == 0 and "train 2" in out and "val 2" in out
     Path("bare").mkdir()
     for argv, says in (
-        (("data", "export", "shapes-1", "none", "--split", " ,"), "names no split"),
+        (("data", "export", "shapes-1", "none", "--split", " ,"), "names nothing"),
         (("data", "check", "one", "--sheet", "no/sheet.png"), "there is no folder no"),
         (("data", "check", "x" * 10_000), "is too long for the name of a file or folder"),
+        (("eval", "tokenizer", "nowhere"), "nowhere does not exist; train one"),
+        (("eval", "tokenizer", "cvae"), "cvae ships with t2i and holds no scores; name a JSON file with --out"),
+        (("eval", "tokenizer", "bare", "--lpips", "vgg.pth"), "--lpips vgg.pth not found; download torchvision's"),
+        (("eval", "tokenizer", "bare", "--questions", "q.csv"), "--questions q.csv has no effect without a reader"),
         (("eval", "score", "bare"), "bare holds no images and is not a run"),
         (("eval", "score", "x" * 10_000), "is too long for the name of a file or folder"),
     ):

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from builders import tiny_emoji
+from builders.commands import error_of
 from t2i.data import View, open_dataset, parse_address
 from t2i.data.emoji import names
 from t2i.data.emoji.dataset import equal_drawings, held_out
@@ -27,11 +28,6 @@ SMALL = View(resolution=16)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """Replaces the `emoji` package."""
@@ -45,13 +41,6 @@ def named(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 def forget() -> None:
     names.names.cache_clear()
     names.owners.cache_clear()
-
-
-def error_of(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as raised:
-        call()
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
 
 
 def rows_of(address: str, view: View = SMALL) -> dict[str, list[str]]:

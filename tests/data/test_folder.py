@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from builders.commands import error_of
+from builders.hostile_data import in_the_past
 from t2i import images
 from t2i.data import View, open_dataset, verified_index
 from t2i.data.captions import MAX_CHARACTERS, clean_caption
@@ -22,18 +23,6 @@ from t2i.data.tools.check import check
 from t2i.data.tools.check_report import format_report
 from t2i.data.tools.export import export, export_splits
 from t2i.errors import InputError
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
 
 
 def picture(key: int, height: int = 12, width: int = 12) -> np.ndarray:
@@ -64,20 +53,6 @@ def all_splits(folder: Path, seed: int = 0) -> dict[str, FolderDataset]:
 def captions_of(folder: Path, split: str = "train") -> dict[str, list[str]]:
     data = open_folder(str(folder), split, View(resolution=12))
     return {name: list(own) for name, own in zip(data.ids, data.captions, strict=True)}
-
-
-def error_of(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as raised:
-        call()
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
-
-
-def in_the_past(folder: Path) -> None:
-    """Makes files look old enough for the cache to trust their time stamps."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            os.utime(path, ns=(10**18, 10**18))
 
 
 # ---- captions ----

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import tarfile
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,8 @@ import pytest
 from PIL import Image
 
 from builders import published_layouts as layouts
+from builders.commands import error_of
+from builders.hostile_data import in_the_past
 from t2i import images
 from t2i.cli import app
 from t2i.data import DATASETS, Dataset, View, open_dataset, parse_address
@@ -22,19 +23,6 @@ from t2i.data.packed.shards import expand_braces
 from t2i.errors import InputError
 
 SMALL = View(resolution=16)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def error_of(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as raised:
-        call()
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
 
 
 def error_at(address: object, split: str = "train") -> str:
@@ -61,12 +49,6 @@ def warned(call: Callable[[], object]) -> list[str]:
         warnings.simplefilter("always")
         call()
     return [str(one.message) for one in caught]
-
-
-def age(folder: Path) -> None:
-    """Makes files look old enough for an index to be kept."""
-    for path in folder.rglob("*"):
-        os.utime(path, ns=(10**18, 10**18))
 
 
 # ---- every kind: what the protocol asks for ----
@@ -277,7 +259,7 @@ def test_captions_of_a_shard_from_txt_json_and_the_parquet_beside_it(tmp_path: P
 
 def test_an_index_is_kept_and_made_anew_when_the_shard_changes(tmp_path: Path, own_cache: Path) -> None:
     root = layouts.shards(tmp_path / "data", count=1)
-    age(root)
+    in_the_past(root)
     before = open_dataset(str(root), "train", SMALL)
     kept = {path: path.stat().st_mtime_ns for path in (own_cache / "shards").iterdir()}
     assert len(kept) == 1

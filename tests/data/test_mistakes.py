@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from builders.hostile_data import in_the_past
 from t2i import images
 from t2i.cli.app import main
 from t2i.data import View, open_dataset, parse_address
@@ -25,18 +26,6 @@ from t2i.errors import InputError
 from t2i.files import open_regular, read_json, text_lines
 
 SMALL = View(16)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
 
 
 def encoded(key: int = 0, kind: str = "PNG") -> bytes:
@@ -535,12 +524,6 @@ def same_size_and_time(path: Path, content: bytes) -> None:
     before = path.stat()
     path.write_bytes(content.ljust(before.st_size, b"\0")[: before.st_size])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def in_the_past(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            os.utime(path, ns=(10**18, 10**18))
 
 
 @pytest.mark.parametrize("kind", ["image", "metadata", "large", "shards", "parquet"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from builders.hostile_data import in_the_past
 from t2i import images
 from t2i.cache import entries, parse_age, parse_size, prune
 from t2i.cli.app import main
@@ -26,18 +27,6 @@ from t2i.data.verified_index import Index
 from t2i.errors import InputError
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
-
-
 def photo(key: int, height: int = 40, width: int = 60) -> Image.Image:
     """Returns a smooth image, which re-encoding hardly changes."""
     rng = np.random.default_rng(key)
@@ -50,12 +39,6 @@ def put(path: Path, captions: list[str], key: int = 0, **options: int) -> Path:
     photo(key, **options).save(path)
     path.with_suffix(".txt").write_text("\n".join(captions))
     return path
-
-
-def in_the_past(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            os.utime(path, ns=(10**18, 10**18))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from builders.commands import lines_of
 from builders.tiny_prior_run import CODES, SIDE, make_prior_run, save_random_tokenizer
 from builders.tiny_run import CAPTIONS, make_run
 from t2i import checkpoint, images
-from t2i.cli import app
 from t2i.errors import InputError
 from t2i.extractors import open_extractor
 from t2i.pipeline import TextToImagePipeline
@@ -46,13 +46,7 @@ def picture() -> Image.Image:
 @pytest.fixture
 def t2i(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-
-    def call(*argv: object) -> tuple[int, list[str], list[str]]:
-        status = app.main([str(word) for word in argv])
-        out, err = capsys.readouterr()
-        return status, out.splitlines(), err.splitlines()
-
-    return call
+    return lines_of(capsys)
 
 
 class Brightness:
@@ -107,7 +101,7 @@ def test_each_setting_changes_pictures(pipes):
     [
         ("random", {"colour": 1}, "a prior has no setting 'colour'; it has compile, decoding_order, group_schedule"),
         ("cgan", {"top_k": 1}, "a GAN has no setting 'top_k'"),
-        ("random", {"temperature": -1.0}, "temperature -1.0: input should be greater than or equal to 0"),
+        ("random", {"temperature": -1.0}, "temperature -1.0: must be greater than or equal to 0"),
         ("random", {"top_k": CODES + 1}, "top_k 33 is more than the 32 codes"),
         ("random", {"guidance_scale": -1.0}, "guidance must be a number from 0 on, got -1.0"),
         ("raster", {"steps": 3}, "steps 3: this prior was trained with order=raster"),

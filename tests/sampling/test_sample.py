@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from builders.commands import lines_of
 from builders.tiny_run import CAPTIONS, STEP, make_run
-from t2i.cli import app
 from t2i.errors import InputError
 from t2i.files import new_folder
 from t2i.pipeline import TextToImagePipeline
@@ -36,13 +36,7 @@ def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def t2i(capsys: pytest.CaptureFixture[str]):
     """Runs one command line; returns (exit status, lines of stdout, lines of stderr)."""
-
-    def call(*argv: object) -> tuple[int, list[str], list[str]]:
-        status = app.main([str(word) for word in argv])
-        out, err = capsys.readouterr()
-        return status, out.splitlines(), err.splitlines()
-
-    return call
+    return lines_of(capsys)
 
 
 def pixels(folder: Path) -> np.ndarray:

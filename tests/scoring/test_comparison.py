@@ -1,31 +1,23 @@
 """`t2i eval compare`, and prompts and protocols by name: pairs, differences, and what chance explains."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from builders.commands import Command, command_of
 from builders.scored_runs import embedded, save_run, values  # noqa: F401  # pytest finds fixtures by name
-from t2i.cli import app
 from t2i.errors import InputError
 from t2i.metrics.score import read_scores, write_scores
 from t2i.scoring.comparison import Samples, beside, compare, paired_difference, read_samples
 from t2i.scoring.protocols import PROTOCOLS, settle
 
-Command = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def t2i(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedded: str) -> Command:  # noqa: F811
     monkeypatch.chdir(tmp_path)
-
-    def runner(*argv: object) -> tuple[int, str, str]:
-        status = app.main(["eval", *map(str, argv)])
-        return status, *capsys.readouterr()
-
-    return runner
+    return command_of(capsys, "eval")
 
 
 # ---------------------------------------------------------------- the test

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from builders.commands import Command, command_of
 from builders.forks import fork, wait
 from builders.scored_runs import SIDE, embedded, save_dual, save_run, values  # noqa: F401  # pytest finds fixtures by name
 from t2i.cli import app
@@ -35,7 +36,6 @@ from t2i.scoring.images.store import FeatureFile, FeatureRows
 from t2i.scoring.options import ScoreOptions
 from t2i.scoring.runs import score_images
 
-Command = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.filterwarnings(
     "ignore:FID of .* is biased upward", "ignore:skipped ", "ignore:pictures differ"
 )
@@ -45,12 +45,7 @@ pytestmark = pytest.mark.filterwarnings(
 def t2i(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedded: str) -> Command:  # noqa: F811
     """Runs `t2i eval ...` in an empty folder; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-
-    def runner(*argv: object) -> tuple[int, str, str]:
-        status = app.main(["eval", *map(str, argv)])
-        return status, *capsys.readouterr()
-
-    return runner
+    return command_of(capsys, "eval")
 
 
 @pytest.fixture(scope="module")

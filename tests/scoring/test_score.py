@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from builders.commands import command_of
 from builders.scored_runs import SIDE, embedded, save_dual, save_run, values  # noqa: F401  # pytest finds fixtures by name
 from t2i import checkpoint, seeding
-from t2i.cli import app
 from t2i.data import View, open_dataset
 from t2i.data.shapes.captions import parse
 from t2i.data.shapes.oracle import ATTRIBUTES
@@ -56,12 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedded: str):
     """Runs `t2i eval score` in an empty folder; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-
-    def runner(*argv: str | Path) -> tuple[int, str, str]:
-        status = app.main(["eval", "score", *map(str, argv)])
-        return status, *capsys.readouterr()
-
-    return runner
+    return command_of(capsys, "eval", "score")
 
 
 # ---------------------------------------------------------------- folders

@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from builders.commands import lines_of
 from builders.tiny_prior_run import make_prior_run
 from builders.tiny_run import make_run
-from t2i.cli import app
 from t2i.errors import InputError
 from t2i.metrics.score import Score, ScoreProtocol
 from t2i.pipeline import TextToImagePipeline
@@ -25,13 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:FID of .* is biased upward")
 @pytest.fixture
 def t2i(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-
-    def call(*argv: object) -> tuple[int, list[str], list[str]]:
-        status = app.main(["eval", "sweep", *(str(word) for word in argv)])
-        out, err = capsys.readouterr()
-        return status, out.splitlines(), err.splitlines()
-
-    return call
+    return lines_of(capsys, "eval", "sweep")
 
 
 @pytest.fixture(scope="module")

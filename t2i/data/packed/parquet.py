@@ -28,7 +28,7 @@ from t2i.data.packed.dataset import (
 from t2i.data.packed.tables import ImageColumns, bad_table, choose_columns, index_rows
 from t2i.data.splits import split_of_name
 from t2i.errors import InputError
-from t2i.files import contents, open_regular
+from t2i.files import at_home, contents, open_regular
 from t2i.images import BrokenImage
 from t2i.names import numbered, shown
 
@@ -69,7 +69,7 @@ def open_parquet(place: str, split: str, view: View, options: PackedOptions) -> 
 
 
 def _find(place: str) -> list[Path]:
-    path = Path(place).expanduser()
+    path = at_home(place)
     if path.is_dir():
         paths = [*path.glob("*.parquet"), *path.glob("*/*.parquet")]
     else:

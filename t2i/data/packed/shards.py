@@ -18,7 +18,7 @@ from t2i.data.packed.remote import Place, RemoteFile, find, is_remote, matching
 from t2i.data.packed.tar import index_tar
 from t2i.data.splits import split_of_name
 from t2i.errors import InputError
-from t2i.files import contents, open_regular
+from t2i.files import at_home, contents, open_regular
 from t2i.images import MAX_BYTES, BrokenImage
 from t2i.names import shown, some, verb
 
@@ -85,7 +85,7 @@ def _find_shards(place: str) -> Sequence[Place]:
         raise InputError(
             f"shards {place!r} cannot be read through a pipe; copy them to a local disk and name them there"
         )
-    path = Path(place).expanduser()
+    path = at_home(place)
     if path.is_dir():
         found = sorted([*path.glob("*.tar"), *path.glob("*/*.tar")])
         if not found:
@@ -96,7 +96,7 @@ def _find_shards(place: str) -> Sequence[Place]:
         if not found:
             raise InputError(f"no shards match {place!r}; name them as /path/{{00000..00099}}.tar or by their folder")
         return found
-    paths = [Path(name).expanduser() for name in expand_braces(place)]
+    paths = [at_home(name) for name in expand_braces(place)]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         near = missing[0].parent

@@ -18,7 +18,7 @@ from t2i.data.folders.dataset import FolderDataset, open_index
 from t2i.data.folders.index import FolderIndex
 from t2i.data.splits import split_of_parts
 from t2i.errors import InputError
-from t2i.files import contents, read_json
+from t2i.files import at_home, contents, read_json
 from t2i.names import counted, shown
 
 OWN_NAMES = {"train": ("train",), "val": ("val",), "test": ("test",)}
@@ -125,7 +125,7 @@ def require_folder(place: str, kind: str) -> Path:
     Raises:
         InputError: it does not exist.
     """
-    root = Path(place).expanduser()
+    root = at_home(place)
     if not root.is_dir():
         what = "is a file" if root.exists() else "is not there"
         raise InputError(f"data {kind}:{shown(place)}: {shown(place)} {what}; name the folder that holds the data set")

@@ -96,6 +96,6 @@ def open_shapes(level: str, split: str, view: View) -> ShapesDataset:
         raise InputError(f"shapes-{level} has no split {split!r}: choose one of {', '.join(DEFAULT_SIZE)}")
     if not 16 <= view.resolution <= 1024:
         raise InputError(
-            f"shapes are rendered at 16 to 1024 pixels, not {view.resolution}; set data.resolution within that"
+            f"shapes are rendered at 16 to 1024 pixels, not {view.resolution}; name a size or data.resolution within that"
         )
     return ShapesDataset(int(level), split, view)

@@ -23,7 +23,7 @@ from t2i.data.folders.index import index_folder
 from t2i.data.packed.tar import list_tar
 from t2i.data.verify import MIN_SIDE, Verified, verify, workers
 from t2i.errors import InputError
-from t2i.files import open_regular
+from t2i.files import at_home, open_regular
 from t2i.images import ImageArray
 from t2i.names import counted, numbered, shown, some
 from t2i.scoring.images.collection import CHUNK, CHUNK_BYTES, Images, ahead, choose
@@ -44,7 +44,7 @@ def open_images(place: str, n: int | None = None, skip_broken: bool = False) -> 
     Raises:
         InputError: there is no such file or folder, it is of another kind, it has fewer than n images, or one is broken.
     """
-    path = Path(place).expanduser()
+    path = at_home(place)
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return npz_images(path, n)

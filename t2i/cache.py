@@ -10,7 +10,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -150,19 +150,21 @@ def write_shard(path: Path, tensors: dict[str, "Tensor"], **facts: str) -> None:
     """
     from safetensors.torch import save
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing_to(path.parent):
         _remove_leftovers(path.parent)
         with new_file(path, durable=True) as temporary:
             temporary.write_bytes(save(tensors, metadata={"crc32": checksum(tensors), **facts}))
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Creates a folder of the cache, and converts errors of writing in the block to InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except (OSError, SafetensorError) as error:
-        raise cache_error(path.parent, error) from error
-
-
-def cache_error(folder: Path, error: Exception) -> InputError:
-    """Returns the error for a folder of the cache that cannot be written."""
-    reason = getattr(error, "strerror", None) or error
-    return InputError(f"cannot write the cache {folder}: {reason}; free some space or set T2I_CACHE")
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write the cache {folder}: {reason}; free some space or set T2I_CACHE") from error
 
 
 def read_shard(

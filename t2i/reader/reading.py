@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i import checkpoint, images
 from t2i.align.config import Config as AlignConfig
@@ -114,8 +114,7 @@ class Reader:
         text = self._text.digest() if self._text else None
         head = [self.tokenizer.json_text, self.vocabulary.kept(), self.resolution, text]
         total = hashlib.sha256(json.dumps(head).encode())
-        frozen: list[nn.Module] = getattr(self.network, "_frozen", [])
-        for part in (self.network, *frozen):
+        for part in (self.network, *getattr(self.network, "_frozen", ())):
             hash_values(total, part.state_dict())
         return total.hexdigest()
 
@@ -248,9 +247,8 @@ class Reader:
 
     def _writer(self) -> Any:
         captions: Any = self.network.captions
-        if isinstance(captions, Captioner):
-            return CaptionerWriter(captions, self.tokenizer)
-        return DecoderWriter(captions, self.tokenizer)
+        kind: Any = CaptionerWriter if isinstance(captions, Captioner) else DecoderWriter
+        return kind(captions, self.tokenizer)
 
     def _warn_of_cut(self, cut: int, count: int, what: str) -> None:
         if cut:

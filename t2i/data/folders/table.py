@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t2i import seeding
-from t2i.cache import cache_dir, cache_error
+from t2i.cache import cache_dir, writing_to
 from t2i.data.cached import Keep, facts_of, read_table, stamp_of, write_table
 from t2i.data.captions import REPLACED
 from t2i.data.folders.hints import require_captions
@@ -107,11 +107,8 @@ def open_table(root: Path) -> FolderTable:
         # the time of a folder changes if a file is added or removed
         if table is not None and all(list(stamp_of(root / at)) == stamp for at, stamp in facts_of(table)["stamps"]):
             return FolderTable(root, table)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with writing_to(path.parent):
             _write(root, path)
-        except OSError as error:
-            raise cache_error(path.parent, error) from error
     raise InputError(f"{root} changes while it is read; start again when it is complete")
 
 

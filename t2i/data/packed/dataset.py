@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t2i import seeding
-from t2i.cache import cache_dir, cache_error
+from t2i.cache import cache_dir, writing_to
 from t2i.data import View
 from t2i.data.cached import ArrowColumn, Keep, facts_of, read_table, stamp_of, write_table
 from t2i.data.captions import REPLACED
@@ -184,12 +184,8 @@ def _roles(published: Sequence[str | None], train: str | None, address: str) -> 
 
 
 def warn_skipped(parts: Sequence[IndexedPart], address: str) -> None:
-    """Warns once about all rows that the indices skip, except members of other kinds, which many shards have, and about a
-    column of splits that has none.
-    """
-    total: dict[str, int] = {}
-    first: dict[str, str] = {}
-    named: set[str] = set()
+    """Warns once about skipped rows (except members of other kinds, which many shards have) and about unknown splits."""
+    total, first, named = dict[str, int](), dict[str, str](), set[str]()
     for part in {file_of(part.index): part for part in reversed(parts)}.values():  # several parts may share a file
         named |= set(part.index["split"].unique().to_pylist()) - {""}
         for what, count in facts_of(part.index).items():
@@ -294,11 +290,8 @@ def _write(path: Path, files: Sequence[Place], stamps: Sequence[Any], columns: "
         if [stamp(file if isinstance(file, Path) else find([file.url])[0]) for file in files] != stamps:
             raise InputError(f"{files[0]} changed while it was indexed; start again when it is complete")
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing_to(path.parent):
         write_table(path, columns, batches, counts)
-    except OSError as error:
-        raise cache_error(path.parent, error) from error
 
 
 def file_of(table: "pa.Table") -> str:

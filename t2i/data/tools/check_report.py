@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from t2i import images, seeding
-from t2i.cache import cache_error
+from t2i.cache import writing_to
 from t2i.data import View
 from t2i.data.tools.check import CheckedData, CheckReport, Spread
 from t2i.data.tools.opening import try_splits
@@ -113,12 +113,8 @@ def save_report(report: CheckReport, data: CheckedData) -> None:
         for name, known in data.verified.items()
     ]
     folder = Path(report.index)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with new_file(folder / "pictures.parquet") as temporary:
-            pq.write_table(pa.Table.from_pylist(rows), temporary)
-    except OSError as error:
-        raise cache_error(folder, error) from error
+    with writing_to(folder), new_file(folder / "pictures.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
     write_text(folder / "report.json", json.dumps(asdict(report), indent=1) + "\n")
 
 

@@ -81,8 +81,7 @@ def pack(
     if any(map(any, entries.values())):
         settings["entries"] = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
     _claim(out, settings)
-    total = sum(map(len, splits.values()))
-    written = before = shards = 0
+    total, written, before, shards = sum(map(len, splits.values())), 0, 0, 0
     broken: list[tuple[str, str]] = []
     with os_errors(f"cannot write {out}", "free some space and start again"):
         for stem, split, rows in _shards(splits, out, per_shard):

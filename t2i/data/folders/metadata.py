@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from t2i.data.captions import captions_of
-from t2i.data.packed.tables import bad_table, class_names, named
+from t2i.data.packed.tables import bad_table, class_names, holds_bytes, named
 from t2i.data.splits import split_column, split_in
 from t2i.errors import InputError, os_errors
 from t2i.files import open_regular, text_lines
@@ -156,19 +156,19 @@ def _rows_parquet(path: Path, every: bool = False) -> Iterator[tuple[int, dict[s
 
     try:
         with open_regular(path) as source, pq.ParquetFile(source) as file:
-            names = file.schema_arrow.names
-            columns = [
-                column for column in names if every or column in ("file_name", *TEXT_COLUMNS, split_column(names))
-            ]
+            schema = file.schema_arrow
+            own = ("file_name", *TEXT_COLUMNS, split_column(schema.names))
+            further = [name for name in schema.names if every and not holds_bytes(schema.field(name).type)]
+            columns = [name for name in schema.names if name in own or name in further]
             if "file_name" not in columns or not any(column in columns for column in TEXT_COLUMNS):
                 try:
-                    _captions_of(dict.fromkeys(names))  # raises, naming the columns
+                    _captions_of(dict.fromkeys(schema.names))  # raises, naming the columns
                 except ValueError as error:
                     raise InputError(f"{path}: {error}") from error
-            classes = {name: names for name in columns if (names := class_names(file.schema_arrow, name))}
+            classes = {name: words for name in columns if (words := class_names(schema, name))}
             batches = file.iter_batches(columns=columns)
             for place, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-                yield place, row | {name: named(row[name], names) for name, names in classes.items()}
+                yield place, row | {name: named(row[name], words) for name, words in classes.items()}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise bad_table(path, "a parquet file", error) from error
 

@@ -32,9 +32,7 @@ _KINDS = (
 
 
 def open_regular(path: Path | str, limit: int | None = None) -> BufferedReader:
-    """Opens a regular file for reading; links are followed.
-
-    Pipes and devices are refused, as reading them could block or never end.
+    """Opens a regular file for reading; links are followed. Pipes and devices are refused, as reading them could block.
 
     Args:
         limit: maximum size in bytes; None: any size.
@@ -189,18 +187,6 @@ def at_home(place: str | Path) -> Path:
     return Path(os.path.expanduser(place))
 
 
-def refuse_inside(out: Path, source: Path) -> None:
-    """Raises InputError if new files would be written into the folder that they are made from.
-
-    Args:
-        source: not a folder: nothing is refused.
-    """
-    if source.is_dir() and source.resolve() in out.resolve().parents:
-        raise InputError(
-            f"{shown(out)} is inside {shown(source)}, which would change the data; name a folder outside of it"
-        )
-
-
 def refuse_unwritable(out: Path | None, kind: str, option: str = "") -> None:
     """Raises InputError if a file cannot be written; call it before the work whose result the file will hold.
 
@@ -218,8 +204,7 @@ def refuse_unwritable(out: Path | None, kind: str, option: str = "") -> None:
         why = f"cannot be written: there is no folder {out.parent}"
     else:
         try:
-            with tempfile.TemporaryFile(dir=out.parent):
-                pass
+            tempfile.TemporaryFile(dir=out.parent).close()
         except OSError as error:
             why = f"cannot be written: {out.parent}: {error.strerror or error}"
     if why:

@@ -170,7 +170,7 @@ def _refuse_other_tokens(tokenizer: Any, tower: Any, label: str) -> None:
     words = ids.keys() - set(tokenizer.all_special_tokens) - tokenizer.get_added_vocab().keys()
     if len(words) < 2 or not hasattr(tokenizer, "backend_tokenizer"):
         raise InputError(f"{label} has no tokenizer; add tokenizer.json and tokenizer_config.json")
-    highest, embedded = max(ids.values()), tower.get_input_embeddings().num_embeddings
+    highest, embedded = max(ids.values()), tower.config.vocab_size
     if highest >= embedded:
         raise InputError(
             f"the tokenizer of {label} has token {highest}, but the model embeds only {embedded}; "

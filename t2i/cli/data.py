@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, model_validator
 from t2i.cli.environment import print_address_notice
 from t2i.config.options import SEEDS, Options, argument, option, split_commas
 from t2i.errors import InputError
-from t2i.files import at_home, refuse_inside, refuse_unwritable, refuse_used
-from t2i.names import counted, numbered, verb
+from t2i.files import at_home, refuse_unwritable, refuse_used
+from t2i.names import counted, numbered, shown, verb
 
 ADDRESS = "A folder of captioned images, or any data."
 OUT = "A new or empty folder."
@@ -60,8 +60,6 @@ class FilterOptions(Options):
 
     @model_validator(mode="after")
     def _near_by_one_measure(self) -> Self:
-        if self.near is not None and not self.near.strip():
-            raise InputError("--near '' has no words; say what to keep, as in --near 'a beach'")
         if self.near is None:
             for flag, value in {"--min-score": self.min_score, "--top": self.top, "--by": self.by}.items():
                 if value is not None:
@@ -227,11 +225,15 @@ def caption_data(options: CaptionOptions) -> None:
 
 
 def _refuse_inside(out: Path, address: str) -> None:
+    """Raises InputError if files would be written into the folder that they are made from."""
     from t2i.data import parse_address
 
     parsed = parse_address(address)
-    if parsed.kind not in ("shapes", "emoji"):
-        refuse_inside(out, at_home(parsed.place))
+    source = at_home(parsed.place)
+    if parsed.kind not in ("shapes", "emoji") and source.is_dir() and source.resolve() in out.resolve().parents:
+        raise InputError(
+            f"{shown(out)} is inside {shown(source)}, which would change the data; name a folder outside of it"
+        )
 
 
 @contextmanager

@@ -19,12 +19,13 @@ from t2i.data.folders.labels import further_entries
 from t2i.data.tools.classes import entries_of
 from t2i.data.tools.export import metadata_line
 from t2i.data.tools.opening import open_splits
-from t2i.errors import InputError
+from t2i.errors import InputError, os_errors
 from t2i.files import at_home, link, read_utf8, refuse_used, walk, write_text
 from t2i.images import SUFFIXES
 from t2i.names import counted, shown
 from t2i.reader.reading import BATCH, Reader
 
+FIX = "free some space and start again"
 NOTES, METADATA = ".captions.jsonl", "metadata.jsonl"
 _SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
 
@@ -191,11 +192,8 @@ class _Record:
         lines = [
             json.dumps([name, text, likelihood]) + "\n" for name, (text, likelihood) in zip(names, written, strict=True)
         ]
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.writelines(lines)
-        except OSError as error:
-            raise InputError(f"cannot write {self._path}: {error.strerror}; free some space and start again") from error
+        with os_errors(f"cannot write {self._path}", FIX), open(self._path, "a", encoding="utf-8") as file:
+            file.writelines(lines)
         self.rows |= dict(zip(names, written, strict=True))
 
 
@@ -232,10 +230,8 @@ def _place(item: Item, path: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     source = item.source()
-    try:
+    with os_errors(f"cannot write {shown(path)}", FIX):
         if isinstance(source, bytes):
             path.write_bytes(source)
         else:
             link(source, path)
-    except OSError as error:
-        raise InputError(f"cannot write {shown(path)}: {error.strerror}; free some space and start again") from error

@@ -11,19 +11,20 @@ Command = Callable[..., tuple[int, str, str]]
 Lines = Callable[..., tuple[int, list[str], list[str]]]
 
 
-def command_of(capsys: pytest.CaptureFixture[str], *words: str) -> Command:
+def command_line(capsys: pytest.CaptureFixture[str], *words: str) -> Command:
     """Returns a function that runs `t2i WORDS ARGV` and returns (exit status, stdout, stderr)."""
 
     def call(*argv: object) -> tuple[int, str, str]:
         status = app.main([*words, *map(str, argv)])
-        return status, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        return status, out, err
 
     return call
 
 
-def lines_of(capsys: pytest.CaptureFixture[str], *words: str) -> Lines:
-    """Returns a function like that of `command_of` that returns lists of lines."""
-    command = command_of(capsys, *words)
+def command_lines(capsys: pytest.CaptureFixture[str], *words: str) -> Lines:
+    """Returns a function like that of `command_line` that returns lists of lines."""
+    command = command_line(capsys, *words)
 
     def call(*argv: object) -> tuple[int, list[str], list[str]]:
         status, out, err = command(*argv)

@@ -15,7 +15,7 @@ import pytest
 import typer
 import yaml
 
-from builders.commands import command_of
+from builders.commands import command_line
 from builders.tiny_prior_run import save_random_tokenizer
 from t2i import hardware
 from t2i.cli import app, doctor, dry_run, quickstart, train
@@ -33,7 +33,7 @@ Fake = Callable[..., ModuleType]
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs one command line in an empty folder; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    return command_of(capsys)
+    return command_line(capsys)
 
 
 @pytest.fixture

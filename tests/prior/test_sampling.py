@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from builders.commands import lines_of
+from builders.commands import command_lines
 from builders.tiny_prior_run import CODES, SIDE, make_prior_run, save_random_tokenizer
 from builders.tiny_run import CAPTIONS, make_run
 from t2i import checkpoint, images
@@ -46,7 +46,7 @@ def picture() -> Image.Image:
 @pytest.fixture
 def t2i(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    return lines_of(capsys)
+    return command_lines(capsys)
 
 
 class Brightness:

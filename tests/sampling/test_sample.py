@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builders.commands import lines_of
+from builders.commands import command_lines
 from builders.tiny_run import CAPTIONS, STEP, make_run
 from t2i.errors import InputError
 from t2i.files import new_folder
@@ -36,7 +36,7 @@ def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def t2i(capsys: pytest.CaptureFixture[str]):
     """Runs one command line; returns (exit status, lines of stdout, lines of stderr)."""
-    return lines_of(capsys)
+    return command_lines(capsys)
 
 
 def pixels(folder: Path) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders.commands import Command, command_of
+from builders.commands import Command, command_line
 from builders.scored_runs import embedded, save_run, values  # noqa: F401  # pytest finds fixtures by name
 from t2i.errors import InputError
 from t2i.metrics.score import read_scores, write_scores
@@ -17,7 +17,7 @@ from t2i.scoring.protocols import PROTOCOLS, settle
 @pytest.fixture
 def t2i(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedded: str) -> Command:  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    return command_of(capsys, "eval")
+    return command_line(capsys, "eval")
 
 
 # ---------------------------------------------------------------- the test

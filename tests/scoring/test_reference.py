@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from builders.commands import Command, command_of
+from builders.commands import Command, command_line
 from builders.forks import fork, wait
 from builders.scored_runs import SIDE, embedded, save_dual, save_run, values  # noqa: F401  # pytest finds fixtures by name
 from t2i.cli import app
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings(
 def t2i(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedded: str) -> Command:  # noqa: F811
     """Runs `t2i eval ...` in an empty folder; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    return command_of(capsys, "eval")
+    return command_line(capsys, "eval")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from builders.commands import command_of
+from builders.commands import command_line
 from builders.scored_runs import SIDE, embedded, save_dual, save_run, values  # noqa: F401  # pytest finds fixtures by name
 from t2i import checkpoint, seeding
 from t2i.data import View, open_dataset
@@ -56,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedded: str):
     """Runs `t2i eval score` in an empty folder; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    return command_of(capsys, "eval", "score")
+    return command_line(capsys, "eval", "score")
 
 
 # ---------------------------------------------------------------- folders
@@ -330,7 +330,7 @@ def test_the_name_fid_is_for_the_inception_of_2015(command: Command, real: Path,
         ("RUN --data REAL --split val -n 100000", "set -n to at most"),
         ("RUN --metrics fid-shape", "did you mean fid-shapes?"),
         ("RUN --metrics fid-clip", "needs a CLIP folder; name it with --clip DIR"),
-        ("RUN --metrics ,", "no metric is named"),
+        ("RUN --metrics ,", "--metrics ,: names nothing; list names with commas"),
         ("RUN --guidance -1", "guidance must be a number from 0 on"),
         ("RUN --inception notes.txt", "notes.txt"),
         ("RUN --inception none.pth", "none.pth not found"),

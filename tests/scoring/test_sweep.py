@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from builders.commands import lines_of
+from builders.commands import command_lines
 from builders.tiny_prior_run import make_prior_run
 from builders.tiny_run import make_run
 from t2i.errors import InputError
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:FID of .* is biased upward")
 @pytest.fixture
 def t2i(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    return lines_of(capsys, "eval", "sweep")
+    return command_lines(capsys, "eval", "sweep")
 
 
 @pytest.fixture(scope="module")

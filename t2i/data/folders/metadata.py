@@ -7,13 +7,14 @@ The columns are those of ImageFolder in the `datasets` library: `file_name`, rel
 import csv
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from t2i.data.captions import captions_of
-from t2i.data.packed.tables import bad_table, class_names, named
+from t2i.data.packed.tables import bad_table, class_names, holds_bytes, named
 from t2i.data.splits import split_column, split_in
-from t2i.errors import InputError
+from t2i.errors import InputError, os_errors
 from t2i.files import open_regular, text_lines
 from t2i.names import counted
 
@@ -38,14 +39,12 @@ def read_metadata(path: Path) -> Iterator[CaptionRow]:
         InputError: the file cannot be read in the format of its suffix, or a row lacks a column or has another type.
     """
     suffix = path.suffix.lower()
-    try:
+    with _reading(path):
         for place, row in _ROWS[suffix](path):
             try:
                 yield _captions_of(row)
             except ValueError as error:
                 raise InputError(f"{path} {'row' if suffix == '.parquet' else 'line'} {place}: {error}") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def read_further(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -57,14 +56,12 @@ def read_further(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
         InputError: the file cannot be read.
     """
     suffix = path.suffix.lower()
-    try:
+    with _reading(path):
         for place, row in _rows_parquet(path, every=True) if suffix == ".parquet" else _ROWS[suffix](path):
             own = {"file_name", *TEXT_COLUMNS, split_column(row)}
             if isinstance(row.get("file_name"), str):
                 further = {key: value for key, value in row.items() if key not in own and value not in (None, "")}
                 yield place, row["file_name"], {key: value for key, value in further.items() if _is_json(value)}
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def _is_json(value: Any) -> bool:
@@ -80,19 +77,16 @@ def read_txt(path: Path) -> list[str]:
     Raises:
         InputError: the file cannot be read or is not UTF-8.
     """
-    try:
+    with _reading(path):
         lines = [part for line in text_lines(path) for part in line.splitlines() if part.strip()]
+    try:
         return captions_of(lines)
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path}: a caption {error}") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(f"cannot read captions file {path}: {error.strerror or error}; check its permissions")
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return os_errors(f"cannot read captions file {path}", "check its permissions")
 
 
 def _captions_of(row: dict[str, Any]) -> CaptionRow:
@@ -162,19 +156,19 @@ def _rows_parquet(path: Path, every: bool = False) -> Iterator[tuple[int, dict[s
 
     try:
         with open_regular(path) as source, pq.ParquetFile(source) as file:
-            names = file.schema_arrow.names
-            columns = [
-                column for column in names if every or column in ("file_name", *TEXT_COLUMNS, split_column(names))
-            ]
+            schema = file.schema_arrow
+            own = ("file_name", *TEXT_COLUMNS, split_column(schema.names))
+            further = [name for name in schema.names if every and not holds_bytes(schema.field(name).type)]
+            columns = [name for name in schema.names if name in own or name in further]
             if "file_name" not in columns or not any(column in columns for column in TEXT_COLUMNS):
                 try:
-                    _captions_of(dict.fromkeys(names))  # raises, naming the columns
+                    _captions_of(dict.fromkeys(schema.names))  # raises, naming the columns
                 except ValueError as error:
                     raise InputError(f"{path}: {error}") from error
-            classes = {name: names for name in columns if (names := class_names(file.schema_arrow, name))}
+            classes = {name: words for name in columns if (words := class_names(schema, name))}
             batches = file.iter_batches(columns=columns)
             for place, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-                yield place, row | {name: named(row[name], names) for name, names in classes.items()}
+                yield place, row | {name: named(row[name], words) for name, words in classes.items()}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise bad_table(path, "a parquet file", error) from error
 

@@ -60,8 +60,6 @@ class FilterOptions(Options):
 
     @model_validator(mode="after")
     def _near_by_one_measure(self) -> Self:
-        if self.near is not None and not self.near.strip():
-            raise InputError("--near '' has no words; say what to keep, as in --near 'a beach'")
         if self.near is None:
             for flag, value in {"--min-score": self.min_score, "--top": self.top, "--by": self.by}.items():
                 if value is not None:

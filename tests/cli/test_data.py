@@ -42,7 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["pack", "data/", "--shards", "data/shards"], INSIDE),
         (["pack", "data", "--shards", ""], "invalid value for '--shards': it is empty; name a file or folder"),
         (["caption", "data", "data/new", "--by", "run"], INSIDE),
-        (["filter", "data", "new", "--near", " ", "--top", "3"], "--near '' has no words"),
+        (["filter", "data", "new", "--near", " ", "--top", "3"], "--near has no words"),
         (
             ["split", "data", "new", "--seed", str(2**63)],
             "--seed 9223372036854775808: must be less than 9223372036854775808",

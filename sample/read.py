@@ -5,13 +5,15 @@ t2i read runs/vqa a.png b.png --ask "what colour is the star?" --ask "how many o
 """
 
 import json
+import warnings
 
 from t2i.cli import run_program
 from t2i.data.questions import label_question
 from t2i.errors import InputError
 from t2i.files import refuse_unwritable, write_text
 from t2i.hardware import device, prepare_cpu
-from t2i.reader.captioning import image_files
+from t2i.names import counted, some
+from t2i.reader.captioning import Item, decode_readable, image_files
 from t2i.reader.options import ReadOptions
 from t2i.reader.reading import BATCH, Reader
 
@@ -32,10 +34,13 @@ def main(options: ReadOptions) -> None:
         asked = {reader.vocabulary.label: label_question(reader.vocabulary.label)}
 
     # Answers to each question, or a class, a caption and its likelihood, one line for each image
-    rows: list[dict[str, object]] = []
-    for start in range(0, len(files), BATCH):
-        batch = files[start : start + BATCH]
-        batch_rows: list[dict[str, object]] = [{"file": str(file)} for file in batch]
+    rows, broken = list[dict[str, object]](), list[tuple[str, str]]()
+    items = [Item(str(file), lambda file=file: file) for file in files]
+    for start in range(0, len(items), BATCH):
+        readable, failed = decode_readable(items[start : start + BATCH], reader.resolution)
+        broken += failed
+        batch = list(readable.values())
+        batch_rows: list[dict[str, object]] = [{"file": file} for file in readable]
         for name, question in asked.items():
             for row, answer in zip(batch_rows, reader.answer(batch, [question]), strict=True):
                 row[name] = answer
@@ -45,6 +50,11 @@ def main(options: ReadOptions) -> None:
         for row in batch_rows:
             print("\t".join(map(str, row.values())))
         rows += batch_rows
+    if not rows:
+        raise InputError(f"{broken[0][0]}: {broken[0][1]}; name an image that can be read")
+    if broken:
+        lost = some([f"{file} ({reason})" for file, reason in broken])
+        warnings.warn(f"{counted(len(broken), 'image')} of {len(files):,} cannot be read: {lost}", stacklevel=2)
 
     # The same as a file
     if options.out is not None:

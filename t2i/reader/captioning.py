@@ -37,8 +37,8 @@ class Item(NamedTuple):
 
     name: str
     source: Source
-    captions: Sequence[str]
-    more: Mapping[str, Any]  # its labels, split, and further entries of metadata
+    captions: Sequence[str] = ()
+    more: Mapping[str, Any] = {}  # its labels, split, and further entries of metadata
 
 
 class Captioned(NamedTuple):
@@ -105,7 +105,7 @@ def write_captions(
     before, broken = len(uncaptioned) - len(todo), list[tuple[str, str]]()
     tick(before, len(uncaptioned))
     for start in range(0, len(todo), BATCH):
-        decoded, failed = _decode(todo[start : start + BATCH], reader.resolution)
+        decoded, failed = decode_readable(todo[start : start + BATCH], reader.resolution)
         broken += failed
         if decoded:
             record.add(list(decoded), reader.write(list(decoded.values()), beams))
@@ -113,7 +113,7 @@ def write_captions(
     return _finish(out, items, keep, minimum, record, before, broken)
 
 
-def _decode(items: Sequence[Item], side: int) -> tuple[dict[str, Image], list[tuple[str, str]]]:
+def decode_readable(items: Sequence[Item], side: int) -> tuple[dict[str, Image], list[tuple[str, str]]]:
     """Returns the decoded images, at least `side` pixels per side, by name, and (name, reason) of those that are broken."""
     decoded, broken = dict[str, Image](), list[tuple[str, str]]()
     for item in items:

@@ -65,6 +65,10 @@ class StaticText:
             return cls(saved.tokenizer, saved._vectors_VD, config.max_tokens or saved.max_tokens)
         tokenizer, states_VP = _read_vocabulary(config)
         tokens = [_ids(tokenizer, caption) for caption in captions]
+        if config.width is not None and config.width > states_VP.shape[1]:
+            raise InputError(
+                f"text.width={config.width}, but the states of {root} have only {states_VP.shape[1]} dimensions; lower it"
+            )
         vectors_VD = principal(states_VP, config.width or DEFAULT_WIDTH) * _rarity(tokens, tokenizer)[:, None]
         longest = min(MOST_TOKENS, max([FEWEST_TOKENS, *map(len, tokens)]))
         return cls(tokenizer, vectors_VD.astype(np.float16), config.max_tokens or longest)

@@ -1,6 +1,7 @@
 """A reader on disk, in the commands and in Python."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -97,6 +98,17 @@ def test_the_captioner_of_an_align_run_is_read(tmp_path: Path, photos: Path, cap
     capsys.readouterr()
     assert app.main(["read", str(place), str(photos), "--ask", QUESTION]) == 2
     assert "writes captions but does not answer questions" in capsys.readouterr().err
+
+
+def test_broken_images_are_named_and_the_others_read(run: Path, photos: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(photos, folder)
+    (folder / "1.png").write_bytes((photos / "1.png").read_bytes()[:40])
+    (folder / "6.png").symlink_to(folder / "none.png")
+    assert app.main(["read", str(run), str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(folder / f"{k}.png") for k in (0, 2, 3, 4)]
+    assert err.count("\n") == 1 and f"warning: 2 images of 6 cannot be read: {folder / '1.png'} (" in err
 
 
 @pytest.mark.parametrize(

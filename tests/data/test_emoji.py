@@ -329,8 +329,11 @@ def test_svg_is_rendered_on_white_and_a_bad_one_is_skipped(named: SimpleNamespac
     wide = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 60 30"><path fill="#00c800" d="M0 0H60V30H0Z"/></svg>'
     (root / "1F680.svg").write_text(wide.replace("0 0 60 30", "0 0 30 60").replace("H60V30", "H30V60"))
     named.EMOJI_DATA["🚀"] = {"en": ":rocket:", "status": 2}
+    named.EMOJI_DATA["🚗"] = {"en": ":automobile:", "status": 2}
+    (root / "1F697.svg").symlink_to(root / "none.svg")
     forget()
-    with pytest.warns(UserWarning, match=r"skipped 2 drawings that cannot be rendered: .*1F355.svg: does not render"):
+    skipped = r"skipped 3 drawings that cannot be rendered: .*1F355.svg: does not render.*1F697.svg cannot be read: No such file"
+    with pytest.warns(UserWarning, match=skipped):
         images = {}
         for split in rows_of(f"emoji:{root}", View(32)):
             data = open_dataset(f"emoji:{root}", split, View(32))

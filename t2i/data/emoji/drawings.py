@@ -120,7 +120,8 @@ class FolderStyle(Style):
                 "name the folder that holds them"
             )
         self.name, self._paths = name, paths
-        self.keys, self.files = list(paths), list(paths.values())
+        self.keys = list(paths)
+        self.files = [path for path in paths.values() if path.exists()]  # dangling links count as broken drawings
         self.renderer = renderer() if any(path.suffix.lower() == ".svg" for path in self.files) else "pillow"
 
     def render(self, keys: Sequence[str], side: int) -> Iterator[Drawing]:

@@ -126,7 +126,7 @@ def test_a_collapsed_generator_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     # Edges are inside: repeated pictures, where a strict comparison gives 0.
     equal = np.ones((20, D), np.float32) / 3
     assert prdc(equal, equal) == PRDC(1, 1, 4, 1)
-    with pytest.raises(InputError, match="do not have 5 neighbours"):
+    with pytest.raises(InputError, match="5 images cannot have 5 neighbours each; score at least 6"):
         prdc(real, real[:5])
 
 

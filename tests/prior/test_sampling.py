@@ -170,7 +170,7 @@ def test_defaults_of_a_run(runs, pipes, tmp_path):
     )
     for text, says in {
         "[": "does not hold valid defaults for sampling",
-        '{"guidance_scale": -1}': "guidance_scale: Input should be greater",
+        '{"guidance_scale": -1}': "guidance_scale: must be greater than or equal to",
         '{"settings": {"colour": 1}}': "a prior has no setting 'colour'",
     }.items():
         (run / "sampling.json").write_text(text)

@@ -1,7 +1,7 @@
 """Runs and a saved pipeline as 0.1.0 wrote them, and the shipped models: later versions open them and make the same images.
 
 The folders beside this file were trained for 12 steps on 96 scenes of `shapes-2`, 16 pixels a side, and are never written
-again. `expected.safetensors` holds what that version made of them, and for shipped models the images when their weights were made.
+again. `expected.safetensors` holds what that version made of them; for shipped models, the images of their present weights.
 """
 
 from pathlib import Path

@@ -159,12 +159,9 @@ def write_shard(path: Path, tensors: dict[str, "Tensor"], **facts: str) -> None:
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
     """Creates a folder of the cache, and converts errors of writing in the block to InputError."""
-    try:
+    with os_errors(f"cannot write the cache {folder}", "free some space or set T2I_CACHE", SafetensorError):
         folder.mkdir(parents=True, exist_ok=True)
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write the cache {folder}: {reason}; free some space or set T2I_CACHE") from error
 
 
 def read_shard(

@@ -80,25 +80,31 @@ def warnings_as_lines(console: Console, merged: bool = True) -> Iterator[None]:
     Args:
         merged: the warnings about truncated captions of all batches become one at the end; False: each is printed at once.
     """
-    cut: list[TruncationWarning] = []
-    messages: set[str] = getattr(
-        warnings.showwarning, "messages", set()
-    )  # those of the command, if this is a part of it
-
-    def show(message: Warning | str, *_: Any) -> None:
-        if isinstance(message, TruncationWarning) and merged:
-            cut.append(message)
-        elif str(message) not in messages:
-            messages.add(str(message))
-            line(console, f"warning: {message}")
-
+    show = _Lines(console, merged)
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        show.messages = messages
         warnings.showwarning = show
         yield
-        if cut:
-            show(str(TruncationWarning(sum(one.count for one in cut), cut[0].name, cut[0].limit)))
+        if show.cut:
+            show(str(TruncationWarning(sum(one.count for one in show.cut), show.cut[0].name, show.cut[0].limit)))
+
+
+class _Lines:
+    """Prints each warning once, as one line, in place of `warnings.showwarning`."""
+
+    def __init__(self, console: Console, merged: bool) -> None:
+        self.console, self.merged = console, merged
+        self.cut: list[TruncationWarning] = []
+        around = warnings.showwarning
+        # a part of a command does not repeat the warnings of the command
+        self.messages: set[str] = around.messages if isinstance(around, _Lines) else set()
+
+    def __call__(self, message: Warning | str, *_: Any) -> None:
+        if isinstance(message, TruncationWarning) and self.merged:
+            self.cut.append(message)
+        elif str(message) not in self.messages:
+            self.messages.add(str(message))
+            line(self.console, f"warning: {message}")
 
 
 def line(console: Console, text: str) -> None:

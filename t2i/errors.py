@@ -20,12 +20,12 @@ def reason_of(error: Exception) -> str:
 
 
 @contextmanager
-def os_errors(what: str, fix: str) -> Iterator[None]:
-    """Converts an OSError in the block to an InputError with the message `what: reason; fix`."""
+def os_errors(what: str, fix: str, *others: type[Exception]) -> Iterator[None]:
+    """Converts an OSError in the block, or another of these errors, to an InputError with the message `what: reason; fix`."""
     try:
         yield
-    except OSError as error:
-        raise InputError(f"{what}: {error.strerror or error}; {fix}") from error
+    except (OSError, *others) as error:
+        raise InputError(f"{what}: {getattr(error, 'strerror', None) or error}; {fix}") from error
 
 
 _KINDS = {

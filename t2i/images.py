@@ -152,9 +152,8 @@ def is_lossless_webp(source: Path | bytes) -> bool:
             kind, size = head[:4], int.from_bytes(head[4:], "little")
             if kind in (b"VP8 ", b"VP8L"):
                 return kind == b"VP8L"
-            file.seek(
-                16 if kind == b"ANMF" else size + size % 2, os.SEEK_CUR
-            )  # chunks are inside a frame of an animation
+            # the chunks of an image are inside the frame of an animation
+            file.seek(16 if kind == b"ANMF" else size + size % 2, os.SEEK_CUR)
     return False
 
 

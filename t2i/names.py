@@ -30,10 +30,11 @@ def some(names: Sequence[str], most: int = 3) -> str:
 def counted(count: float, noun: str) -> str:
     """Returns a count with its noun in singular or plural, e.g. `1 image`, `5,000 images`, `2 classes` or `1.5 minutes`."""
     several = "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
-    return f"{count:{',' if isinstance(count, int) else 'g'}} {noun}{'' if count == 1 else several}"
+    shown_count = f"{int(count):,}" if count == int(count) else f"{count:g}"
+    return f"{shown_count} {noun}{'' if count == 1 else several}"
 
 
-def verb(count: int, one: str = "is", several: str = "are") -> str:
+def verb(count: float, one: str = "is", several: str = "are") -> str:
     """Returns the form of a verb for a count: `1 of 5 images is`, `2 of 5 images are`."""
     return one if count == 1 else several
 

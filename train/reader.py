@@ -63,15 +63,23 @@ def prepare_questions(config: Config, dataset: Dataset) -> tuple[Questions, Ques
     return questions, questions_about_label(dataset, config.label) if config.label is not None else ()
 
 
+def first_questions(questions: Questions) -> list[Question]:
+    """Returns the questions about the first QUESTIONED images."""
+    return [question for row in range(min(len(questions), QUESTIONED)) for question in questions[row]]
+
+
+def texts_of(questions: Questions, labels: Questions) -> list[str]:
+    """Returns the texts of the first questions, and that of the question about a label, which is the same for all images."""
+    return [question.text for question in (*first_questions(questions), *next(filter(None, labels), ()))]
+
+
 def prepare_vocabulary(
     config: Config, run: Run, train: Dataset, questions: Questions, labels: Questions, gpt2: GPT2 | None
 ) -> Vocabulary:
     """Returns the tokenizer of captions and questions, and the most frequent answers and all classes in alphabetical order."""
-    sample = [question for row in range(min(len(questions), QUESTIONED)) for question in questions[row]]
-    counts = Counter(answer for question in sample for answer in question.answers)
+    counts = Counter(answer for question in first_questions(questions) for answer in question.answers)
     classes = {answer for own in labels for question in own for answer in question.answers}
     answers = tuple(sorted({answer for answer, _ in counts.most_common(config.answers)} | classes))
-    sample += next(filter(None, labels), ())
     if config.tasks.answers and len(answers) < 2:
         raise InputError(
             f"the questions or labels of {train.address} have {counted(len(answers), 'answer')}; at least two are "
@@ -79,7 +87,7 @@ def prepare_vocabulary(
         )
 
     texts = [caption for options in train.captions for caption in options] if config.tasks.caption else []
-    texts += [question.text for question in sample]
+    texts += texts_of(questions, labels)
 
     def fit() -> str:
         if gpt2 is not None:
@@ -102,16 +110,14 @@ def prepare_text(
     text = config.text
     if not config.tasks.answers or not isinstance(text, TextConfig):
         return None
-    texts = [question.text for row in range(min(len(questions), QUESTIONED)) for question in questions[row]]
-    texts += [question.text for question in next(filter(None, labels), ())]
-    texts += [caption for options in train.captions for caption in options]
+    texts = [*texts_of(questions, labels), *(caption for options in train.captions for caption in options)]
     return own_copy(run, "text", text.path, lambda: fit_encoder(text, texts), lambda e, to: e.save(to), load_encoder)
 
 
 def draw_questions(
     config: Config, data: TrainingData, questions: Questions, batch: Batch, run: Run
 ) -> QuestionBatch | None:
-    """Draws questions about each image among those with a known answer, and the credit of each answer; None of no questions."""
+    """Draws questions about each image among those with a known answer, and the credit of each answer; None without questions."""
     if not questions:
         return None
     chosen, images, place = [], [], {answer: k for k, answer in enumerate(data.reader.answers)}

@@ -88,9 +88,8 @@ def step(
     end, mixed, last = at + n, 0 < content < n, layers[-1].keys
     if bias is not None:
         bias = bias[:, 0, :, :end].repeat_interleave(heads, dim=0)
-    turn = (
-        turn * turn.new_tensor([1 / math.sqrt(head_dim), 1.0]).repeat_interleave(heads)[:, None]
-    )  # also scales the queries
+    scale = turn.new_tensor([1 / math.sqrt(head_dim), 1.0])  # of queries and keys
+    turn = turn * scale.repeat_interleave(heads)[:, None]
     for w_qkv, w_out, w_gate_up, w_down, gain, scale_1, shift_1, scale_2, shift_2, keys, values in layers:
         h = torch.addcmul(shift_1, F.layer_norm(x, (width,), None, None, EPS), scale_1)
         q, keys[:, :, at:end], values[:, :, at:end] = _split(product(h, w_qkv), gain, turn, heads)

@@ -33,8 +33,7 @@ def caption_faithfulness(images_BHWC: ImageArray, written: Sequence[str]) -> dic
 
 def has_questions(reader: Reader, dataset: Dataset) -> bool:
     """Returns True if the data has answers to questions, or the label, that the reader has learned."""
-    answered = reader.vocabulary.questions and getattr(dataset, "questions", None) is not None
-    return answered or reader.vocabulary.label in (getattr(dataset, "labels", None) or {})
+    return any(_learned_of(reader, dataset))
 
 
 def known_questions(reader: Reader, dataset: Dataset) -> list[list[Question]]:
@@ -43,11 +42,20 @@ def known_questions(reader: Reader, dataset: Dataset) -> list[list[Question]]:
     Raises:
         InputError: the data has neither.
     """
-    learned, labelled = reader.vocabulary.questions, reader.vocabulary.label in (getattr(dataset, "labels", None) or {})
-    labels = questions_about_label(dataset, reader.vocabulary.label) if labelled or not learned else ()
-    answered = learned and getattr(dataset, "questions", None) is not None
+    answered, labelled = _learned_of(reader, dataset)
+    needed = labelled or not reader.vocabulary.questions  # refuses data without the only thing that was learned
+    labels = questions_about_label(dataset, reader.vocabulary.label) if needed else ()
     questions = questions_of(dataset) if answered or not labels else ()
     return [[question for own in (questions, labels) if own for question in own[row]] for row in range(len(dataset))]
+
+
+def _learned_of(reader: Reader, dataset: Dataset) -> tuple[bool, bool]:
+    """Returns True for answers to questions, and for the label, if the reader has learned them and the data has them."""
+    learned, label = reader.vocabulary.questions, reader.vocabulary.label
+    return (
+        learned and getattr(dataset, "questions", None) is not None,
+        label in (getattr(dataset, "labels", None) or {}),
+    )
 
 
 class Answered(NamedTuple):

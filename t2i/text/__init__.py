@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from t2i.config.section import Section
 from t2i.config.towers import TextConfig
-from t2i.errors import InputError, first_problem
+from t2i.errors import InputError, first_problem, os_errors
 from t2i.names import resolve
 
 if TYPE_CHECKING:
@@ -140,9 +140,6 @@ def writing(directory: Path) -> Iterator[None]:
     """Creates `directory` and converts file errors inside the block to InputError."""
     from safetensors import SafetensorError
 
-    try:
+    with os_errors(f"cannot write {directory}", "free some space or name another folder", SafetensorError):
         directory.mkdir(parents=True, exist_ok=True)
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot write {directory}: {reason}; free some space or name another folder") from error

@@ -17,7 +17,6 @@ MODEL = "model"
 APP = f'''"""Samples the model in this folder: a Space, and `python app.py` on any machine."""
 
 from t2i.web.serve import serve_space
-from t2i.names import counted
 
 if __name__ == "__main__":
     serve_space(["{MODEL}"])

@@ -34,7 +34,7 @@ def expectations(chosen: Chosen, timed: Sequence[Timed], speed: float, minutes: 
     least = RECOGNISABLE[chosen.family] / speed
     if minutes < least:
         warnings.append(
-            f"{counted(minutes, 'minute')} {verb(1 if minutes == 1 else 2)} too few for recognisable images on this machine; "
+            f"{counted(minutes, 'minute')} {verb(minutes)} too few for recognisable images on this machine; "
             f"about {least:.0f} are needed for some thousand images; the same command with more --minutes continues"
         )
     if chosen.train < FEW:

@@ -32,9 +32,7 @@ class FolderIndex:
     # id -> captions joined by line ends, which cleaned captions do not have; "": none. Sorted by id. Lists of captions would
     # take 100 MB more per million images
     entries: dict[str, str] = field(default_factory=dict)
-    paths: Mapping[str, str] = field(
-        default_factory=dict
-    )  # id -> path below root as on the disk, if that is not the id
+    paths: Mapping[str, str] = field(default_factory=dict)  # id -> path below root as on the disk, if another
     missing: list[str] = field(default_factory=list)  # images that captions name and that do not exist
     problems: list[str] = field(default_factory=list)  # a message for each captions file that cannot be read
     unsupported: list[str] = field(default_factory=list)  # images in formats that are not read

@@ -49,8 +49,8 @@ def _write(dataset: Dataset, folder: Path) -> None:
 
 def metadata_line(name: str, captions: Sequence[str], more: Mapping[str, object]) -> str:
     """Returns the line of metadata.jsonl for an image, with its captions and further entries."""
-    row = {**more, "file_name": name, "text": captions[0] if len(captions) == 1 else list(captions)}
-    return json.dumps({key: row[key] for key in ("file_name", "text", *more)}, ensure_ascii=False) + "\n"
+    own = {"file_name": name, "text": captions[0] if len(captions) == 1 else list(captions)}
+    return json.dumps(own | {**more, **own}, ensure_ascii=False) + "\n"
 
 
 @contextmanager

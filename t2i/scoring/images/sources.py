@@ -208,7 +208,7 @@ def _formats(verified: Mapping[str, Verified], load: Callable[[str], Path | byte
     for name, found in verified.items():
         kinds.setdefault(FORMATS.get(found.format, "lossless"), []).append(name)
     sample = {kind: names[:: max(1, len(names) // HEADERS)][:HEADERS] for kind, names in kinds.items()}
-    words = dict(zip(kinds, kinds, strict=True))
+    words = {kind: kind for kind in kinds}
     if settings := [found for name in sample.get("JPEG", ()) if (found := images.jpeg_settings(load(name)))]:
         (chroma, _), *_ = Counter(found.chroma for found in settings).most_common(1)
         words["JPEG"] = (
